@@ -1,0 +1,1 @@
+"""What a trace means: spans, and the QMP conversation."""

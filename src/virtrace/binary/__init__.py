@@ -1,0 +1,1 @@
+"""What a file and /proc tell without GDB."""

@@ -1,0 +1,1 @@
+"""The ``virtrace`` command, one module per subcommand."""

@@ -1,0 +1,1 @@
+"""Inside GDB: the only package that imports ``gdb``."""

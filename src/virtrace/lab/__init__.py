@@ -1,0 +1,1 @@
+"""A private, real libvirtd with QEMU guests."""

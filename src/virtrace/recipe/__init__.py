@@ -1,0 +1,1 @@
+"""What to trace: the recipe's model, its YAML, the C paths it captures, the shipped ones."""

@@ -1,0 +1,1 @@
+"""A trace made readable. Formatters yield lines; only the edge prints."""

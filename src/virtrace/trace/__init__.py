@@ -1,0 +1,1 @@
+"""The trace file: its records, written inside GDB and read anywhere."""

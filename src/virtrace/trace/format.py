@@ -1,0 +1,81 @@
+"""Records of the trace file, format version 1.
+
+One JSON object a line: a header, events, a footer. Integers are JSON integers of any
+size, pointers are strings ``"0x.."``; the other shapes a value can take are built by the
+functions below, and only by them.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from typing import Any, Optional
+
+FORMAT = "virtrace-trace"
+VERSION = 1
+
+# A JSON value; typing it exactly would need recursion that mypy's strict mode makes noisy.
+Json = Any
+Record = dict[str, Any]
+
+LEVELS = ("dwarf", "pack", "symbol", "inferred", "usdt", "missing")
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened.
+
+    type: enter, exit, point, line or lost. seq: its place in the file, from 0.
+    t_ns: monotonic nanoseconds since the trace started. tid: the kernel's thread id.
+    name: the probe. span: of enter and exit. parent: the span it happened in.
+    call: the span of the outermost traced API call, None outside of one.
+    """
+
+    type: str
+    seq: int
+    t_ns: int
+    tid: int
+    name: str
+    span: Optional[int]
+    parent: Optional[int]
+    call: Optional[int]
+    values: Record
+
+    def to_record(self) -> Record:
+        return dict(vars(self))
+
+    @classmethod
+    def from_record(cls, record: Record) -> Event:
+        """KeyError where a key of version 1 is absent; keys added later are ignored."""
+        return cls(**{name: record[name] for name in cls.__dataclass_fields__})
+
+
+def pointer(address: int) -> str:
+    return f"{address:#x}"
+
+
+def unavailable(reason: str) -> Record:
+    return {"unavailable": reason}
+
+
+def is_unavailable(value: Json) -> bool:
+    return isinstance(value, dict) and set(value) == {"unavailable"}
+
+
+def text(raw: bytes, length: Optional[int] = None) -> Json:
+    """A C string as it stood in memory, without its NUL.
+
+    length: the whole string's length in bytes, where ``raw`` is only its beginning.
+    Text that is not UTF-8 becomes base64; a cut never splits a character.
+    """
+    if length is None:
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError:
+            return {"bytes": base64.b64encode(raw).decode("ascii")}
+    for cut in range(4):
+        try:
+            return {"text": raw[: len(raw) - cut].decode("utf-8"), "length": length}
+        except UnicodeDecodeError:
+            continue
+    return {"bytes": base64.b64encode(raw).decode("ascii"), "length": length}
