@@ -1,1 +1,1 @@
-"""What a trace means: spans, and the QMP conversation."""
+"""What the events of a trace say together: call trees, QMP commands and their replies."""

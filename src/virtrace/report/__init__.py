@@ -1,1 +1,1 @@
-"""A trace made readable. Formatters yield lines; only the edge prints."""
+"""What a person reads: units, colour, text. Formatters yield lines; they print nothing."""

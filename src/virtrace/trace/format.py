@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 FORMAT = "virtrace-trace"
 VERSION = 1
@@ -36,9 +36,9 @@ class Event:
     t_ns: int
     tid: int
     name: str
-    span: Optional[int]
-    parent: Optional[int]
-    call: Optional[int]
+    span: int | None
+    parent: int | None
+    call: int | None
     values: Record
 
     def to_record(self) -> Record:
@@ -62,7 +62,7 @@ def is_unavailable(value: Json) -> bool:
     return isinstance(value, dict) and set(value) == {"unavailable"}
 
 
-def text(raw: bytes, length: Optional[int] = None) -> Json:
+def text(raw: bytes, length: int | None = None) -> Json:
     """A C string as it stood in memory, without its NUL.
 
     length: the whole string's length in bytes, where ``raw`` is only its beginning.

@@ -1,0 +1,35 @@
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+MAKEFLAGS += --no-print-directory
+
+.PHONY: help setup demo test test-matrix lint clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what is needed: Debian packages (if allowed to), and virtrace in .venv
+	@tools/setup.sh demo
+
+demo: ## set up, then trace virsh domblkinfo on a private libvirtd; the trace goes to out/
+	@tools/demo.sh
+
+test: ## set up, then lint, types and all tests but the slow ones
+	@$(MAKE) lint
+	@echo "test: pytest, all but the slow tests"
+	@$(BIN)/pytest -m "not matrix"
+
+test-matrix: ## the slow tests: libvirt with debug info, built once into a cache
+	@tools/setup.sh matrix
+	@echo "test-matrix: pytest, the slow tests"
+	@$(BIN)/pytest -m matrix
+
+lint: ## ruff and mypy
+	@tools/setup.sh test
+	@echo "lint: ruff check, ruff format --check, mypy --strict"
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+clean: ## remove .venv, out/ and all caches in this checkout
+	rm -rf .venv out dist .mypy_cache .pytest_cache .ruff_cache
+	find src tests gdb_scripts -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,218 @@
+"""Call trees, built event by event, live inside GDB or from a file.
+
+Threads interleave, and a reply comes in on another thread than its command: where an
+event belongs is decided by its ``span``, ``parent`` and ``call`` alone, never by its
+thread or its place in the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Union
+
+from virtrace.analysis.qmp import REPLY, SEND, Exchange, Pairing
+from virtrace.trace.format import Event, Record
+
+ERROR = "error"
+
+
+@dataclass
+class Span:
+    """A function from its entry to its return.
+
+    arguments: what was read at its entry. returned: what was read at its return; None
+    where no return was seen. lost: why not, where the engine knew. children: spans,
+    points and exchanges in order of time.
+    """
+
+    id: int
+    name: str
+    tid: int
+    t_enter_ns: int
+    arguments: Record
+    t_exit_ns: int | None = None
+    returned: Record | None = None
+    lost: str | None = None
+    children: list[Child] = field(default_factory=list)
+
+    @property
+    def duration_ns(self) -> int | None:
+        return None if self.t_exit_ns is None else self.t_exit_ns - self.t_enter_ns
+
+
+@dataclass
+class Point:
+    """Anything else that happened inside a span: a static probe, a watched line, an error."""
+
+    event: Event
+
+
+Child = Union[Span, Point, Exchange]
+
+
+@dataclass
+class Call:
+    """One call of a traced API, with all that happened in it.
+
+    id: ``call`` of its events. problems: what is missing from the tree, in words; known
+    once the tree is handed out.
+    """
+
+    id: int | None
+    root: Span
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Every return in it was seen, and every event of it found its place."""
+        return not self.problems
+
+    def errors(self) -> list[Event]:
+        """The errors that libvirt raised in it, in order of time."""
+        return [
+            node.event
+            for node in self.nodes()
+            if isinstance(node, Point) and node.event.name == ERROR
+        ]
+
+    @property
+    def failed(self) -> bool:
+        """The API says so by what it returned: a negative number, or NULL after an error.
+
+        An error that was raised on the way and got over does not make a call a failed one.
+        """
+        result = (self.root.returned or {}).get("result")
+        if type(result) is int:
+            return result < 0
+        return result == "0x0" and bool(self.errors())
+
+    def nodes(self) -> Iterator[Child]:
+        """Every node of the tree, parents first, children in order of time."""
+        rest: list[Child] = [self.root]
+        while rest:
+            node = rest.pop()
+            yield node
+            if isinstance(node, Span):
+                rest.extend(reversed(node.children))
+
+
+@dataclass
+class Tally:
+    """Calls that were handed out. outside: events that belong to no tree."""
+
+    calls: int = 0
+    failed: int = 0
+    incomplete: int = 0
+    outside: int = 0
+
+
+@dataclass
+class _Tree:
+    call: Call
+    spans: list[Span] = field(default_factory=list)
+    exchanges: list[Exchange] = field(default_factory=list)
+
+
+class CallBuilder:
+    """Feed it every event in the order of the file; it hands out each tree as it ends.
+
+    It holds only what is still open, so that it can run as long as the trace does.
+    """
+
+    def __init__(self) -> None:
+        self.tally = Tally()
+        self._open: dict[int, tuple[Span, _Tree]] = {}
+        self._pairing = Pairing()
+
+    def feed(self, event: Event) -> Call | None:
+        """The whole tree, where this event is the return of its outermost span."""
+        if event.type in ("point", "line"):
+            self._happened(event)
+        elif event.span is None:
+            self.tally.outside += 1
+        elif event.type == "enter":
+            self._enter(event, event.span)
+        else:
+            return self._exit(event, event.span)
+        return None
+
+    def finish(self) -> list[Call]:
+        """The trees that are still open, in the order they began; none of them complete."""
+        trees = {id(tree): tree for _, tree in self._open.values()}
+        return [self._close(tree) for tree in trees.values()]
+
+    def _enter(self, event: Event, id_: int) -> None:
+        if id_ in self._open:
+            self._open[id_][1].call.problems.append(f"span {id_} begins twice")
+            return
+        span = Span(id_, event.name, event.tid, event.t_ns, event.values)
+        home = self._home(event)
+        if home is None:
+            tree = _Tree(Call(event.call, span))
+            if event.parent is not None:
+                tree.call.problems.append(f"the caller of {event.name} is not in the trace")
+        else:
+            parent, tree = home
+            parent.children.append(span)
+        tree.spans.append(span)
+        self._open[id_] = (span, tree)
+
+    def _exit(self, event: Event, id_: int) -> Call | None:
+        if id_ not in self._open:
+            home = self._home(event)
+            if home is None:
+                self.tally.outside += 1
+            else:
+                home[1].call.problems.append(f"the entry of {event.name} is not in the trace")
+            return None
+        span, tree = self._open[id_]
+        if event.type == "exit":
+            span.t_exit_ns, span.returned = event.t_ns, event.values
+        else:
+            span.lost = str(event.values.get("why", "the engine does not say why"))
+        return self._close(tree) if span is tree.call.root else None
+
+    def _happened(self, event: Event) -> None:
+        if event.name == REPLY and self._pairing.reply(event) is not None:
+            return
+        home = self._home(event)
+        if home is None:
+            self.tally.outside += 1
+            return
+        parent, tree = home
+        if event.name == SEND:
+            exchange = self._pairing.send(event)
+            tree.exchanges.append(exchange)
+            parent.children.append(exchange)
+        else:
+            parent.children.append(Point(event))
+
+    def _home(self, event: Event) -> tuple[Span, _Tree] | None:
+        """The open span that an event happened in, and its tree.
+
+        Where that span is not in the trace (its entry was dropped), the call still is:
+        the event hangs at the call's root, and the tree is marked.
+        """
+        if event.parent in self._open:
+            return self._open[event.parent]
+        outermost = self._open.get(event.call) if event.call is not None else None
+        if outermost is None:
+            return None
+        tree = outermost[1]
+        tree.call.problems.append(f"the caller of {event.name} is not in the trace")
+        return tree.call.root, tree
+
+    def _close(self, tree: _Tree) -> Call:
+        call = tree.call
+        for span in tree.spans:
+            del self._open[span.id]
+            if span.returned is None:
+                why = f": {span.lost}" if span.lost else ""
+                call.problems.append(f"the return of {span.name} was not seen{why}")
+        for exchange in tree.exchanges:
+            self._pairing.forget(exchange)
+        self.tally.calls += 1
+        self.tally.failed += call.failed
+        self.tally.incomplete += not call.complete
+        return call

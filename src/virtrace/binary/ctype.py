@@ -1,0 +1,128 @@
+"""C types as far as a trace needs them, and plain values made of raw bytes.
+
+The types come from debug info or from layouts shipped as data; from here on nobody needs
+to know which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Union
+
+
+@dataclass(frozen=True)
+class Integer:
+    """Also an enum, a character or a pointer-sized integer. size: in bytes."""
+
+    size: int
+    signed: bool = False
+
+
+@dataclass(frozen=True)
+class Boolean:
+    size: int = 1
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """target: what it points to, asked for only when a capture goes through it.
+
+    string: ``char *``, which reads as the text it points to.
+    """
+
+    target: Callable[[], CType] | None = None
+    string: bool = False
+    size: int = 8
+
+
+@dataclass(frozen=True)
+class Array:
+    element: CType
+    count: int
+
+    @property
+    def size(self) -> int:
+        return self.element.size * self.count
+
+
+@dataclass(frozen=True)
+class Opaque:
+    """Known by name only, or of a kind that a trace does not decode."""
+
+    name: str
+    size: int = 0
+
+
+@dataclass(frozen=True)
+class Field:
+    name: str
+    offset: int
+    type: CType
+
+
+@dataclass(frozen=True)
+class Check:
+    """What an integer field must hold for the layout to be believed: low <= value <= high."""
+
+    field: str
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
+class Struct:
+    """alternatives: other layouts of the same struct, where none is proven yet.
+
+    A layout of debug info has neither checks nor alternatives. For a layout from data each
+    read must pass its checks, in exactly one of the alternatives.
+    """
+
+    name: str
+    size: int
+    fields: Sequence[Field]
+    checks: Sequence[Check] = ()
+    alternatives: Sequence[Struct] = ()
+
+    def field(self, name: str) -> Field | None:
+        return next((field for field in self.fields if field.name == name), None)
+
+
+CType = Union[Integer, Boolean, Pointer, Array, Opaque, Struct]
+
+
+def integer(raw: bytes, signed: bool = False) -> int:
+    return int.from_bytes(raw, "little", signed=signed)
+
+
+def decode(ctype: CType, raw: bytes) -> Any:
+    """The plain value of ``ctype`` in ``raw``, little-endian, of at least its size.
+
+    Pointers are not followed: strings ``"0x.."``, and ``"0x0"`` for NULL.
+    """
+    if isinstance(ctype, Integer):
+        return integer(raw[: ctype.size], ctype.signed)
+    if isinstance(ctype, Boolean):
+        return any(raw[: ctype.size])
+    if isinstance(ctype, Pointer):
+        return f"{integer(raw[: ctype.size]):#x}"
+    if isinstance(ctype, Array):
+        step = ctype.element.size
+        return [decode(ctype.element, raw[i * step :]) for i in range(ctype.count)]
+    if isinstance(ctype, Struct):
+        return {field.name: decode(field.type, raw[field.offset :]) for field in ctype.fields}
+    return {"unavailable": f"values of {ctype.name} are not decoded"}
+
+
+def matching_layouts(struct: Struct, raw: bytes) -> list[Struct]:
+    """The layouts, of this one and its alternatives, whose every check holds in ``raw``."""
+    found = []
+    for layout in (struct, *struct.alternatives):
+        values = {field.name: decode(field.type, raw[field.offset :]) for field in layout.fields}
+        if all(check.low <= _number(values[check.field]) <= check.high for check in layout.checks):
+            found.append(layout)
+    return found
+
+
+def _number(value: Any) -> int:
+    return int(value, 16) if isinstance(value, str) else int(value)

@@ -1,0 +1,399 @@
+"""What /proc tells of a process, read without touching it.
+
+Every check here comes before GDB is started: a process that fails one is left alone.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Optional
+
+from virtrace.binary.elf import ElfFile
+from virtrace.errors import TargetError
+
+DAEMONS = ("libvirtd", "virtqemud")
+CAP_SYS_PTRACE = 1 << 19
+DELETED = " (deleted)"
+
+_LIBVIRT = re.compile(r"libvirt\.so\.0\.(\d+)\.(\d+)$")
+
+
+@dataclass(frozen=True)
+class Module:
+    """A file that a process has mapped for execution.
+
+    path: as the process itself sees it. file: the same file as it can be opened from here,
+    also across chroots and mount namespaces. start, offset: of its lowest mapping; end: of
+    its highest.
+    deleted: replaced or removed on disk since it was mapped; ``file`` is still the mapped one,
+    but a debugger that opens ``path`` would read another.
+    """
+
+    path: str
+    file: Path
+    start: int
+    end: int
+    offset: int
+    deleted: bool
+
+    @property
+    def name(self) -> str:
+        return os.path.basename(self.path)
+
+    def contains(self, address: int) -> bool:
+        return self.start <= address < self.end
+
+    @cached_property
+    def elf(self) -> ElfFile:
+        """Raises TargetError where the file cannot be read."""
+        return ElfFile(self.file)
+
+    @cached_property
+    def base(self) -> int:
+        """The load bias: add it to an address of the file."""
+        return self.elf.load_bias(self.start, self.offset)
+
+    @cached_property
+    def build_id(self) -> Optional[str]:
+        return self.elf.build_id
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process as it was when it was inspected.
+
+    exe: its program as it sees it. root: where its ``/`` can be reached from here.
+    start_time: clock ticks since boot; with the pid, it tells a process from a later one.
+    """
+
+    pid: int
+    exe: str
+    root: Path
+    start_time: int
+    modules: tuple[Module, ...]
+
+    def module(self, name: str) -> Optional[Module]:
+        """The module of that name or soname: ``libvirt.so.0`` finds libvirt.so.0.9000.0."""
+        for module in self.modules:
+            if module.name == name or module.name.startswith(name + "."):
+                return module
+        return None
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """A running libvirt daemon. What another user's process hides is None."""
+
+    pid: int
+    name: str
+    user: str
+    exe: Optional[str]
+    root: Optional[str]
+    same_mount_namespace: Optional[bool]
+
+    def __str__(self) -> str:
+        elsewhere = ""
+        if self.same_mount_namespace is False:
+            elsewhere = ", in another mount namespace (a container?)"
+        elif self.root not in (None, "/"):
+            elsewhere = f", in the chroot {self.root}"
+        return f"{self.exe or self.name} of user {self.user}{elsewhere}"
+
+
+def inspect(pid: int) -> Process:
+    """Raises TargetError where the process is gone, or is not ours to look into."""
+    proc = Path(f"/proc/{pid}")
+    try:
+        root = os.readlink(proc / "root")
+        exe = os.readlink(proc / "exe")
+        maps = (proc / "maps").read_bytes()
+        start_time = int(_stat_fields(pid)[19])
+    except PermissionError as error:
+        raise _not_ours(pid) from error
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise _no_program(pid) from error
+    return Process(
+        pid=pid,
+        exe=_strip(exe, root)[0],
+        root=proc / "root",
+        start_time=start_time,
+        modules=tuple(_modules(proc, root, os.fsdecode(maps))),
+    )
+
+
+def libvirt_version(process: Process) -> Optional[str]:
+    """Such as ``9.0.0``, from the file name of the mapped libvirt.so.0; None without one."""
+    module = process.module("libvirt.so.0")
+    match = _LIBVIRT.match(module.name) if module is not None else None
+    if match is None:
+        return None
+    major, minor = divmod(int(match[1]), 1000)
+    return f"{major}.{minor}.{int(match[2])}"
+
+
+def check_traceable(pid: int) -> Process:
+    """The process, when nothing that can be known beforehand keeps it from being traced.
+
+    Raises TargetError with the reason otherwise. The process is not touched.
+    """
+    status = read_status(pid)
+    if status is None:
+        raise _no_process(pid)
+    if int(status["Tgid"]) != pid:
+        raise TargetError(f"{pid} is a thread of process {status['Tgid']}", f"-p {status['Tgid']}")
+    if status["State"].startswith(("Z", "X")):
+        raise TargetError(
+            f"process {pid} ({status['Name']}) has ended and only waits for its parent to "
+            "collect it (a zombie)",
+            "name a running daemon: `pgrep -a -r S,R,D 'libvirtd|virtqemud'` lists them",
+        )
+    process = require_libvirt(inspect(pid))
+    tracer = int(status["TracerPid"])
+    if tracer:
+        raise TargetError(
+            f"process {pid} is already traced by {describe(tracer)}",
+            "end that tracer first (in GDB: `detach`, `quit`); a process has one at a time",
+        )
+    for name in ("libvirt.so.0", "libvirt_driver_qemu.so"):
+        module = process.module(name)
+        if module is not None and module.deleted:
+            # GDB would read the new file and put breakpoints into the middle of instructions.
+            raise TargetError(
+                f"{module.path} has been replaced or removed since process {pid} started "
+                "(an upgrade?): its addresses can no longer be told from the file on disk",
+                f"restart the daemon (guests keep running): systemctl restart {status['Name']}",
+            )
+    yama = yama_refusal(yama_scope(), can_trace_all())
+    if yama is not None:
+        raise yama
+    if status["State"].startswith("T"):
+        raise TargetError(
+            f"process {pid} is stopped (state T) and would answer no call",
+            f"let it run again: kill -CONT {pid}",
+        )
+    return process
+
+
+def require_libvirt(process: Process) -> Process:
+    """Raises TargetError for a process that has no libvirt in it."""
+    if process.module("libvirt.so.0") is None:
+        raise TargetError(
+            f"process {process.pid} is {process.exe}, not a libvirt daemon "
+            "(it has no libvirt.so.0 loaded)",
+            "name the pid of libvirtd or virtqemud; `virtrace doctor` lists those that run",
+        )
+    return process
+
+
+def yama_refusal(scope: int, may_trace_all: bool) -> Optional[TargetError]:
+    """Why the kernel's Yama module would not let us attach to a daemon, None if it would."""
+    if scope == 3:
+        return TargetError(
+            "no process can be traced on this system: kernel.yama.ptrace_scope is 3",
+            "set it to 0, 1 or 2 where it is configured (/etc/sysctl.d) and reboot: "
+            "3 cannot be taken back before that",
+        )
+    if scope == 0 or may_trace_all:
+        return None
+    remedy = "run as root (sudo)"
+    if scope == 1:
+        remedy += ", or allow it until the next boot: sudo sysctl kernel.yama.ptrace_scope=0"
+    return TargetError(
+        f"kernel.yama.ptrace_scope is {scope}: only root may attach to a running process", remedy
+    )
+
+
+def yama_scope() -> int:
+    """0 where the kernel has no Yama."""
+    try:
+        return int(Path("/proc/sys/kernel/yama/ptrace_scope").read_text())
+    except FileNotFoundError:
+        return 0
+
+
+def can_trace_all() -> bool:
+    """Whether we hold CAP_SYS_PTRACE (root does, unless a container took it away)."""
+    status = read_status(os.getpid())
+    return status is not None and bool(int(status["CapEff"], 16) & CAP_SYS_PTRACE)
+
+
+def find_daemons(name: Optional[str] = None) -> list[Daemon]:
+    """The running processes of that name, or of any libvirt daemon that drives QEMU; by pid.
+
+    Zombies are left out, and so are a daemon's own children on their way to another program.
+    """
+    names = DAEMONS if name is None else (name,)
+    # The kernel cuts a process's name at 15 bytes.
+    wanted = {candidate[:15] for candidate in names}
+    found = {}
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        status = read_status(int(entry))
+        if status is None or status["State"].startswith(("Z", "X")):
+            continue
+        if status["Name"] in wanted:
+            found[int(entry)] = status
+    return [
+        _daemon(pid, status)
+        for pid, status in sorted(found.items())
+        if int(status["PPid"]) not in found
+    ]
+
+
+def choose_daemon(name: Optional[str] = None) -> int:
+    """The pid of the one daemon there is; TargetError where there is none or several."""
+    daemons = find_daemons(name)
+    if len(daemons) == 1:
+        return daemons[0].pid
+    if not daemons:
+        raise TargetError(
+            f"no {name or ' or '.join(DAEMONS)} is running",
+            "start it; where systemd starts it on demand, `virsh -c qemu:///system list` does",
+        )
+    raise TargetError(
+        f"{len(daemons)} libvirt daemons are running",
+        "name one: " + "; ".join(f"-p {daemon.pid} ({daemon})" for daemon in daemons),
+    )
+
+
+def read_status(pid: int) -> Optional[dict[str, str]]:
+    """The fields of ``/proc/PID/status`` by name; None where we see no such process."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text(errors="surrogateescape")
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return None
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in _lines(text))}
+
+
+def describe(pid: int) -> str:
+    """A process for a message: its name and pid, and what it was started with."""
+    if pid == 0:
+        return "a process outside of this container"
+    status = read_status(pid)
+    if status is None:
+        return f"pid {pid}, which has just ended"
+    try:
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        arguments = []
+    command = " ".join(os.fsdecode(argument) for argument in arguments).strip()
+    return f"{status['Name']} (pid {pid}{': ' + command if command else ''})"
+
+
+def user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _daemon(pid: int, status: dict[str, str]) -> Daemon:
+    exe: Optional[str] = None
+    root: Optional[str] = None
+    same: Optional[bool] = None
+    # Another user's process keeps all three to itself.
+    with suppress(OSError):
+        root = os.readlink(f"/proc/{pid}/root")
+        exe = _strip(os.readlink(f"/proc/{pid}/exe"), root)[0]
+        same = os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt")
+    return Daemon(pid, status["Name"], user_name(int(status["Uid"].split()[1])), exe, root, same)
+
+
+def _modules(proc: Path, root: str, maps: str) -> Iterable[Module]:
+    """One module for each file with an executable mapping, in the order of addresses."""
+    first: dict[str, tuple[str, str]] = {}
+    end: dict[str, int] = {}
+    executable = set()
+    for line in _lines(maps):
+        fields = line.split(maxsplit=5)
+        if len(fields) < 6 or not fields[5].startswith("/"):
+            continue
+        address_range, permissions, offset, _, _, path = fields
+        first.setdefault(path, (address_range, offset))
+        end[path] = int(address_range.split("-")[1], 16)
+        if "x" in permissions:
+            executable.add(path)
+    for path, (address_range, offset) in first.items():
+        if path not in executable:
+            continue
+        inside, deleted = _strip(path.replace("\\012", "\n"), root)
+        # Where the path leads to another file by now, the mapping itself still opens the old one.
+        file = proc / ("map_files/" + address_range if deleted else "root" + inside)
+        start = int(address_range.split("-")[0], 16)
+        yield Module(inside, file, start, end[path], int(offset, 16), deleted)
+
+
+def _strip(path: str, root: str) -> tuple[str, bool]:
+    """A path from /proc as the process itself names it, and whether the file is deleted.
+
+    /proc shows paths from the reader's root: for a process in a chroot they begin with it.
+    """
+    deleted = path.endswith(DELETED)
+    if deleted:
+        path = path[: -len(DELETED)]
+    if root != "/" and path.startswith(root + "/"):
+        path = path[len(root) :]
+    return path, deleted
+
+
+def _stat_fields(pid: int) -> list[str]:
+    """The fields of ``/proc/PID/stat`` from the third on: the second can hold anything."""
+    text = Path(f"/proc/{pid}/stat").read_text(errors="surrogateescape")
+    return text[text.rindex(")") + 1 :].split()
+
+
+def _lines(text: str) -> list[str]:
+    # Not splitlines(): a file name may hold any of the other separators it knows.
+    return text.rstrip("\n").split("\n")
+
+
+def _no_process(pid: int) -> TargetError:
+    if os.path.exists(f"/proc/{pid}"):
+        return TargetError(
+            f"process {pid} is hidden from {user_name(os.geteuid())} (the hidepid of /proc)",
+            "run as root (sudo)",
+        )
+    return TargetError(
+        f"there is no process {pid}",
+        "`virtrace doctor` lists the libvirt daemons that run",
+    )
+
+
+def _no_program(pid: int) -> TargetError:
+    """For a process without an executable: a kernel thread, or one that ended meanwhile."""
+    status = read_status(pid)
+    if status is None:
+        return _no_process(pid)
+    return TargetError(
+        f"process {pid} is {status['Name']}, which runs no program (a kernel thread, or ending)",
+        "name the pid of libvirtd or virtqemud; `virtrace doctor` lists those that run",
+    )
+
+
+def _not_ours(pid: int) -> TargetError:
+    status = read_status(pid)
+    if status is None:
+        return _no_process(pid)
+    us = user_name(os.geteuid())
+    if can_trace_all():
+        why = "a security module (SELinux, AppArmor, Landlock) or a user namespace forbids it"
+        remedy = "run outside of the container or confinement that this shell is in"
+    elif os.geteuid() == 0:
+        why = "CAP_SYS_PTRACE is missing, as it is in most containers"
+        remedy = "run in the host, or start the container with --cap-add SYS_PTRACE"
+    else:
+        why = "only root, or the same user, may"
+        remedy = "run as root (sudo)"
+    owner = user_name(int(status["Uid"].split()[1]))
+    return TargetError(
+        f"process {pid} ({status['Name']}) belongs to {owner}, and {us} may not trace it: {why}",
+        remedy,
+    )

@@ -1,0 +1,434 @@
+"""``virtrace doctor``: will tracing work here, how deep, and what to do for more."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from virtrace.binary.elf import ElfFile, debug_file
+from virtrace.binary.process import (
+    can_trace_all,
+    check_traceable,
+    find_daemons,
+    inspect,
+    libvirt_version,
+    user_name,
+    yama_refusal,
+    yama_scope,
+)
+from virtrace.errors import DONE, NOT_TRACED, TargetError
+
+OLDEST_GDB = (10, 0)
+OLDEST_PYTHON = (3, 9)
+GDB_SECONDS = 60
+LENT = ("yaml", "elftools", "pygments")
+
+LIBRARY = "libvirt.so.0"
+DRIVER = "libvirt_driver_qemu.so"
+# What the blockinfo recipe stands on where there is no debug info.
+LIBRARY_FOLDERS = ("/usr/lib64", "/usr/lib/*-linux-gnu*", "/usr/lib", "/usr/local/lib*")
+
+EXPORTED = {
+    LIBRARY: ("virDomainGetBlockInfo", "virRaiseErrorFull"),
+    DRIVER: ("qemuMonitorGetAllBlockStatsInfo",),
+}
+PROBES = {LIBRARY: (), DRIVER: ("qemu_monitor_send_msg", "qemu_monitor_recv_reply")}
+
+FULL = "full chain (level dwarf)"
+QMP = "API and QMP text (levels symbol and usdt); debug info would give the functions in between"
+API = "API only (level symbol)"
+
+# Run by GDB's own Python. A module that it lacks is tried again from our environment, as the
+# scripts in gdb_scripts/ do.
+ASK_PYTHON = """
+import json, sys
+answer = {"version": sys.version_info[:3], "modules": {}}
+lacking = []
+for name, folder in %r:
+    try:
+        __import__(name)
+        answer["modules"][name] = "own"
+    except ImportError:
+        lacking.append((name, folder))
+for name, folder in lacking:
+    sys.path.append(folder)
+    try:
+        __import__(name)
+        answer["modules"][name] = "lent"
+    except Exception as error:
+        answer["modules"][name] = repr(error)
+print("virtrace-answer " + json.dumps(answer))
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. kind: ``ok``, ``note`` (a trace can do without) or ``problem``."""
+
+    kind: str
+    text: str
+    remedy: Optional[str] = None
+
+    def lines(self) -> Iterator[str]:
+        yield f"  {self.kind:<8} {self.text}"
+        if self.remedy is not None:
+            yield f"  {'':<8} try: {self.remedy}"
+
+
+@dataclass(frozen=True)
+class Section:
+    """Findings about one thing. reach: what a trace would show; None where it cannot tell."""
+
+    title: str
+    findings: Sequence[Finding]
+    reach: Optional[str] = None
+
+    @property
+    def problem(self) -> Optional[Finding]:
+        return next((finding for finding in self.findings if finding.kind == "problem"), None)
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "doctor",
+        help="say whether tracing will work here, how deep, and what to do for more",
+        description="Looks at GDB, permissions, the daemon and its debug info. Touches nothing.",
+    )
+    parser.add_argument(
+        "-p", dest="pid", metavar="PID", type=int, help="the daemon (default: each that runs)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    general = [gdb_section(), permission_section()]
+    pids = [daemon.pid for daemon in find_daemons()] if args.pid is None else [args.pid]
+    daemons = [daemon_section(pid) for pid in pids] or [no_daemon_section()]
+    status, answer = verdict(general, daemons)
+    print(answer)
+    for section in [*general, *daemons]:
+        print(f"{section.title}:")
+        for finding in section.findings:
+            print("\n".join(finding.lines()))
+    return status
+
+
+def verdict(general: Sequence[Section], daemons: Sequence[Section]) -> tuple[int, str]:
+    """Exit status, and the line that says it all."""
+    ready = [section for section in daemons if section.problem is None]
+    first_problem = next((section.problem for section in general if section.problem), None)
+    if first_problem is None and not ready:
+        first_problem = daemons[0].problem
+    if first_problem is not None:
+        return NOT_TRACED, f"Tracing will not work here: {first_problem.text}"
+    if len(ready) > 1:
+        return DONE, f"Tracing works here, on {len(ready)} daemons: name one with -p PID"
+    return DONE, f"Tracing works here ({ready[0].title}): {ready[0].reach}"
+
+
+def gdb_section() -> Section:
+    return Section("GDB", list(_gdb_findings()))
+
+
+def _gdb_findings() -> Iterator[Finding]:
+    gdb = shutil.which("gdb")
+    install = f"{_install_command(Path('/'))} gdb"
+    if gdb is None:
+        yield Finding("problem", "gdb is not on PATH", install)
+        return
+    folders = [(name, _folder_of(name)) for name in LENT]
+    ask = "python exec(" + repr(ASK_PYTHON % (folders,)) + ")"
+    try:
+        result = subprocess.run(
+            [gdb, "-nx", "-batch", "-ex", "show version", "-ex", ask],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=GDB_SECONDS,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        yield Finding("problem", f"{gdb} does not run: {error}", install)
+        return
+    match = re.search(r"(\d+)\.(\d+)\S*$", result.stdout.partition("\n")[0])
+    if match is None:
+        said = (result.stderr or result.stdout).strip() or f"exit status {result.returncode}"
+        yield Finding("problem", f"{gdb} does not run: {said}", install)
+        return
+    version = (int(match[1]), int(match[2]))
+    if version < OLDEST_GDB:
+        yield Finding(
+            "problem",
+            f"{gdb} is version {match[0]}",
+            f"install GDB {OLDEST_GDB[0]} or later and put it first on PATH",
+        )
+    else:
+        yield Finding("ok", f"{gdb}, version {match[0]}")
+    yield from _python_findings(result.stdout, result.stderr)
+
+
+def _python_findings(stdout: str, stderr: str) -> Iterator[Finding]:
+    match = re.search(r"^virtrace-answer (.*)$", stdout, re.MULTILINE)
+    if match is None:
+        said = stderr.strip().partition("\n")[0]
+        yield Finding(
+            "problem",
+            f"this GDB has no usable Python: {said}",
+            "install a GDB built with Python (on Debian and Ubuntu `gdb`, not `gdb-minimal`)",
+        )
+        return
+    answer = json.loads(match[1])
+    version = ".".join(str(part) for part in answer["version"])
+    if tuple(answer["version"]) < OLDEST_PYTHON:
+        oldest = ".".join(str(part) for part in OLDEST_PYTHON)
+        yield Finding(
+            "problem",
+            f"the Python inside this GDB is {version}",
+            f"install a GDB built with Python {oldest} or later",
+        )
+    else:
+        yield Finding("ok", f"Python {version} inside GDB")
+    for name, how in answer["modules"].items():
+        if how == "own":
+            yield Finding("ok", f"{name}: GDB's Python has it")
+        elif how == "lent":
+            yield Finding("ok", f"{name}: lent to GDB's Python from {_folder_of(name)}")
+        else:
+            yield Finding(
+                "problem",
+                f"{name}: GDB's Python cannot import it ({how})",
+                "install virtrace with a Python close to the one inside GDB "
+                f"(python{'.'.join(version.split('.')[:2])} -m venv)",
+            )
+
+
+def permission_section() -> Section:
+    return Section("Permissions", list(_permission_findings()))
+
+
+def _permission_findings() -> Iterator[Finding]:
+    user = user_name(os.geteuid())
+    refusal = yama_refusal(yama_scope(), can_trace_all())
+    if refusal is not None:
+        yield Finding("problem", refusal.what, refusal.remedy)
+    if can_trace_all():
+        yield Finding("ok", f"{user}, with CAP_SYS_PTRACE: may trace the daemons of every user")
+    else:
+        yield Finding(
+            "note",
+            f"{user}, without CAP_SYS_PTRACE: may trace only {user}'s own daemon (qemu:///session)",
+            "run as root (sudo) for the system daemon",
+        )
+
+
+def no_daemon_section() -> Section:
+    """For a host where no daemon runs: what its files promise, for when one does."""
+    findings = [
+        Finding(
+            "problem",
+            "no libvirtd or virtqemud is running",
+            "start it (`virsh -c qemu:///system list` does, where systemd starts it on demand), "
+            "or take a private one: virtrace lab up",
+        )
+    ]
+    places = {LIBRARY: LIBRARY_FOLDERS, DRIVER: _driver_folders()}
+    on_disk = {name: _on_disk(Path("/"), folders, name) for name, folders in places.items()}
+    files = [(name, path, Path(path)) for name, path in on_disk.items() if path is not None]
+    modules, reach = _module_findings(files, Path("/"))
+    if files:
+        findings.append(
+            Finding("note", f"with a daemon of the files below, a trace gives: {reach}")
+        )
+    return Section("Daemon", findings + modules)
+
+
+def daemon_section(pid: int) -> Section:
+    title = f"Daemon {pid}"
+    problem: list[Finding] = []
+    try:
+        check_traceable(pid)
+    except TargetError as error:
+        problem.append(Finding("problem", error.what, error.remedy))
+    try:
+        process = inspect(pid)
+    except TargetError:
+        return Section(title, problem)  # check_traceable has met the same
+    library = process.module(LIBRARY)
+    if library is None:
+        return Section(title, problem)
+    version = libvirt_version(process) or "of unknown version"
+    found = Finding("ok", f"{process.exe}, libvirt {version}")
+    files = [(LIBRARY, library.path, library.file)]
+    driver = process.module(DRIVER)
+    if driver is not None:
+        files.append((DRIVER, driver.path, driver.file))
+    else:
+        path = _on_disk(process.root, _driver_folders(os.path.dirname(library.path)), DRIVER)
+        if path is None:
+            problem.append(
+                Finding(
+                    "problem",
+                    f"{process.exe} has not loaded {DRIVER}, and it is not on disk",
+                    "name the daemon that drives QEMU (libvirtd or virtqemud), or install its "
+                    f"driver: {_install_command(process.root)} libvirt-daemon-driver-qemu",
+                )
+            )
+        else:
+            problem.append(
+                Finding(
+                    "note",
+                    f"{DRIVER} is not loaded by {process.exe} yet; looked at on disk",
+                    "call the daemon once, such as with `virsh list`",
+                )
+            )
+            files.append((DRIVER, path, process.root / path.lstrip("/")))
+    modules, reach = _module_findings(files, process.root)
+    return Section(title, [*problem, found, *modules], reach)
+
+
+def _module_findings(
+    files: Sequence[tuple[str, str, Path]], root: Path
+) -> tuple[list[Finding], str]:
+    """files: (soname, path in the process, path from here). Also says what a trace would reach."""
+    findings = []
+    reach = API
+    for name, path, file in files:
+        try:
+            elf = ElfFile(file)
+            missing = [symbol for symbol in EXPORTED[name] if elf.exported_function(symbol) is None]
+            probes = {probe.name for probe in elf.stap_probes() if probe.provider == "libvirt"}
+            debug = (
+                file
+                if elf.has_debug_info
+                else debug_file(elf.build_id, elf.debuglink, path, root=root)
+            )
+            build_id = elf.build_id
+        except TargetError as error:
+            findings.append(Finding("problem", error.what, error.remedy))
+            continue
+        findings.append(Finding("ok", f"{path}, build-id {build_id or 'none'}"))
+        if missing:
+            findings.append(
+                Finding(
+                    "problem" if name == LIBRARY else "note",
+                    f"{name} does not export {', '.join(missing)}",
+                )
+            )
+        else:
+            findings.append(Finding("ok", f"{name} exports {', '.join(EXPORTED[name])}"))
+        absent = [probe for probe in PROBES[name] if probe not in probes]
+        if absent:
+            findings.append(
+                Finding(
+                    "note",
+                    f"{name} has no USDT probe {', '.join(absent)}: QMP text needs debug info",
+                    "use your distribution's libvirt, built with -Ddtrace=enabled",
+                )
+            )
+        elif PROBES[name]:
+            findings.append(Finding("ok", f"{name} has {len(probes)} USDT probes"))
+            reach = QMP
+        if debug is not None:
+            findings.append(Finding("ok", f"{name} has debug info: {debug}"))
+            if name == DRIVER:
+                reach = FULL
+        else:
+            findings.append(no_debug_info(name, root))
+    return findings, reach
+
+
+def _on_disk(root: Path, folders: Sequence[str], name: str) -> Optional[str]:
+    """Path inside root of the first file of that name; folders are patterns."""
+    for folder in folders:
+        for path in sorted(root.glob(f"{folder}/{name}".lstrip("/"))):
+            return "/" + str(path.relative_to(root))
+    return None
+
+
+def _driver_folders(*libraries: str) -> list[str]:
+    return [f"{folder}/libvirt/connection-driver" for folder in (*libraries, *LIBRARY_FOLDERS)]
+
+
+def _folder_of(name: str) -> str:
+    """Where our own Python has this package."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:  # a dependency of this package
+        raise TargetError(f"the Python package {name} is missing", "install virtrace again")
+    return str(Path(spec.origin).parent.parent)
+
+
+def _distribution(root: Path) -> dict[str, str]:
+    for name in ("etc/os-release", "usr/lib/os-release"):
+        try:
+            text = (root / name).read_text(errors="replace")
+        except OSError:
+            continue
+        pairs = (line.partition("=") for line in text.splitlines())
+        return {key: value.strip("\"'") for key, separator, value in pairs if separator}
+    return {}
+
+
+def _family(release: dict[str, str]) -> str:
+    kin = [release.get("ID", ""), *release.get("ID_LIKE", "").split()]
+    for family in ("ubuntu", "debian", "fedora", "rhel", "suse"):
+        if any(name == family or (family == "suse" and "suse" in name) for name in kin):
+            return family
+    return ""
+
+
+def _install_command(root: Path) -> str:
+    commands = {
+        "debian": "sudo apt install",
+        "ubuntu": "sudo apt install",
+        "fedora": "sudo dnf install",
+        "rhel": "sudo dnf install",
+        "suse": "sudo zypper install",
+    }
+    return commands.get(_family(_distribution(root)), "install the package")
+
+
+def no_debug_info(name: str, root: Path) -> Finding:
+    """How to get debug info on the distribution that the daemon comes from."""
+    release = _distribution(root)
+    family = _family(release)
+    codename = release.get("VERSION_CODENAME", "CODENAME")
+    debian, rpm = {
+        LIBRARY: ("libvirt0", "libvirt-libs"),
+        DRIVER: ("libvirt-daemon-driver-qemu", "libvirt-daemon-driver-qemu"),
+    }[name]
+    if family == "ubuntu":
+        servers = "https://debuginfod.ubuntu.com"
+        packages = f"`sudo apt install {debian}-dbgsym` from http://ddebs.ubuntu.com {codename}"
+    elif family == "debian":
+        servers = "https://debuginfod.debian.net"
+        packages = (
+            f"`sudo apt install {debian}-dbgsym` from "
+            f"http://deb.debian.org/debian-debug {codename}-debug"
+        )
+    elif family == "fedora":
+        servers = "https://debuginfod.fedoraproject.org"
+        packages = f"`sudo dnf debuginfo-install {rpm}`"
+    elif family == "rhel":
+        servers = "https://debuginfod.elfutils.org"
+        packages = f"`sudo dnf debuginfo-install {rpm}`"
+    elif family == "suse":
+        servers = "https://debuginfod.opensuse.org"
+        packages = f"`sudo zypper --plus-content debug install {rpm}-debuginfo`"
+    else:
+        servers = "https://debuginfod.elfutils.org"
+        packages = "your distribution's debug package of libvirt"
+    configured = os.environ.get("DEBUGINFOD_URLS", "").strip()
+    if configured:
+        fetch = f"DEBUGINFOD_URLS names {configured}, which may have it"
+    else:
+        fetch = f"or export DEBUGINFOD_URLS={servers}"
+    return Finding("note", f"{name} has no debug info on disk", f"{packages}; {fetch}")

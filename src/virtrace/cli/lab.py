@@ -1,0 +1,184 @@
+"""`virtrace lab`: a private, real libvirtd to try things on."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Optional
+
+from virtrace.cli.record import record_trace
+from virtrace.errors import ANSWER_IS_NO, DONE, LabError
+from virtrace.lab import processes
+from virtrace.lab.daemon import Lab, default_folder
+from virtrace.lab.guest import LAST_SECTOR_DISK
+from virtrace.lab.scenarios import SCENARIOS, Scenario
+
+RECIPE = "blockinfo"
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    lab = subparsers.add_parser(
+        "lab",
+        help="a private, real libvirtd with a running guest, to trace",
+        description="A private, real libvirtd with a running guest. It runs without root's "
+        "rights in a folder of its own and touches nothing of the host's libvirt.",
+    )
+    actions = lab.add_subparsers(metavar="ACTION", required=True)
+
+    up = actions.add_parser("up", help="start it")
+    _add_dir(up)
+    _add_debug_info(up)
+    up.set_defaults(run=_up)
+
+    down = actions.add_parser("down", help="end it and remove its folder")
+    _add_dir(down)
+    down.set_defaults(run=_down)
+
+    status = actions.add_parser("status", help="say what runs; exit status 1 when it is not up")
+    _add_dir(status)
+    status.set_defaults(run=_status)
+
+    scenarios = "\n".join(f"  {each.name:<13} {each.about}" for each in SCENARIOS.values())
+    run = actions.add_parser(
+        "run",
+        help="start a lab for one scenario, trace it, end the lab",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Start a lab in a temporary folder, trace one scenario, end the lab.",
+        epilog=f"scenarios:\n{scenarios}",
+    )
+    run.add_argument("scenario", metavar="SCENARIO", choices=list(SCENARIOS))
+    run.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        type=Path,
+        help="the trace (default: virtrace-lab-SCENARIO.jsonl)",
+    )
+    _add_debug_info(run)
+    run.set_defaults(run=_run)
+
+
+def _add_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dir",
+        type=Path,
+        default=default_folder(),
+        help="the lab's folder (default: %(default)s); several labs can be up, each in its own",
+    )
+
+
+def _add_debug_info(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--debug-info",
+        action="store_true",
+        help="run libvirt 9.0.0 with debug info; the first time, it is built (minutes)",
+    )
+
+
+def _progress() -> Callable[[str], None]:
+    start = time.monotonic()
+
+    def step(line: str) -> None:
+        print(f"[{time.monotonic() - start:6.1f} s] {line}", flush=True)
+
+    return step
+
+
+def _up(args: argparse.Namespace) -> int:
+    step = _progress()
+    lab = Lab(args.dir, debug_info=args.debug_info, progress=step)
+    step("the lab is up" if lab.up() else "the lab was up already")
+    print("\n".join(_describe(lab)))
+    guest = lab.guests[0].name
+    print("next:")
+    print(f"  virtrace record {RECIPE} -p {lab.pid}")
+    print(f"  {shlex.join(lab.virsh_command('domblkinfo', guest, LAST_SECTOR_DISK))}")
+    print(f"  {shlex.join(_lab_command('down', lab))}")
+    return DONE
+
+
+def _lab_command(action: str, lab: Lab) -> list[str]:
+    other = [] if lab.folder == default_folder() else ["--dir", str(lab.folder)]
+    return ["virtrace", "lab", action, *other]
+
+
+def _down(args: argparse.Namespace) -> int:
+    step = _progress()
+    lab = Lab(args.dir)
+    if lab.down():
+        step(f"the lab is down; {lab.folder} is removed")
+    else:
+        step(f"nothing to do: no lab of this user in {lab.folder}")
+    return DONE
+
+
+def _status(args: argparse.Namespace) -> int:
+    lab = Lab(args.dir)
+    if lab.is_up:
+        print("\n".join(_describe(lab)))
+        return DONE
+    print(f"no lab of this user is up in {lab.folder}")
+    if left := lab.processes:
+        down = shlex.join(_lab_command("down", lab))
+        print(f"its daemon is gone, but {len(left)} of its processes still run: {down} ends them")
+    return ANSWER_IS_NO
+
+
+def _describe(lab: Lab) -> list[str]:
+    lines = [
+        f"daemon   pid {lab.pid}, {processes.executable(lab.pid)}",
+        f"folder   {lab.folder}",
+        f"uri      {lab.uri}",
+    ]
+    for guest in lab.guests:
+        state = lab.virsh("domstate", guest.name)
+        lines.append(f"guest    {guest.name}, {(state.stdout or state.stderr).strip()}")
+        lines += [f"  {disk.target}    {disk.about}" for disk in guest.disks]
+    return lines
+
+
+def _run(args: argparse.Namespace) -> int:
+    scenario = SCENARIOS[args.scenario]
+    output = args.output or Path(f"virtrace-lab-{scenario.name}.jsonl")
+    step = _progress()
+    # Whatever ends this process, but SIGKILL, also ends the lab.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _exit_by_signal)
+    folder = Path(tempfile.mkdtemp(prefix="virtrace-lab-", dir="/var/tmp"))
+    lab = Lab(folder, debug_info=args.debug_info, progress=step)
+    try:
+        lab.up()
+        return _trace(lab, scenario, output, step)
+    finally:
+        lab.down()
+        step(f"the lab is down; {lab.folder} is removed")
+
+
+def _exit_by_signal(number: int, _frame: Optional[FrameType]) -> None:
+    sys.exit(128 + number)
+
+
+def _trace(lab: Lab, scenario: Scenario, output: Path, step: Callable[[str], None]) -> int:
+    for arguments in scenario.setup:
+        done = lab.virsh(*arguments)
+        if done.returncode != 0:
+            raise LabError(
+                f"the scenario {scenario.name} could not be set up: {done.stderr.strip()}",
+                "run it again; if it fails again, report it with this message",
+            )
+    commands = [shlex.join(lab.virsh_command(*arguments)) for arguments in scenario.commands]
+    for command in commands:
+        step(f"tracing: {command}")
+    return record_trace(
+        recipe=RECIPE,
+        pid=lab.pid,
+        output=output,
+        command=["sh", "-c", "; ".join(commands)],
+    )

@@ -1,0 +1,51 @@
+"""Entry point: finds the subcommand, and says in one place what went wrong."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Optional
+
+from virtrace import __version__
+from virtrace.cli import doctor, lab, record, show
+from virtrace.errors import INTERRUPTED, VirtraceError
+
+# Each module has add_parser(subparsers), which sets run=function(args) -> exit status.
+COMMANDS = (record, show, doctor, lab)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="virtrace",
+        description="Trace libvirt from its API down to the QMP text that QEMU answered.",
+    )
+    parser.add_argument("--version", action="version", version=f"virtrace {__version__}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add_parser(subparsers)
+    return parser
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    args = build_parser().parse_args(argv)
+    try:
+        status: int = args.run(args)
+        sys.stdout.flush()
+        return status
+    except VirtraceError as error:
+        if os.environ.get("VIRTRACE_DEBUG") == "1":
+            raise
+        print("\n".join(error.lines()), file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; keep the interpreter from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""``virtrace record``: start GDB, trace by a recipe, and run the command to be traced."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from virtrace.binary.process import check_traceable, choose_daemon
+from virtrace.cli.doctor import gdb_section
+from virtrace.errors import INCOMPLETE, TargetError, UsageError
+from virtrace.recipe import catalogue, selection
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+# Nothing of the user's or of the current folder is executed, nothing is downloaded while the
+# daemon stands still, and only the modules that the recipe names are read.
+_GDB = ("gdb", "-nx", "-nh", "-q", "-batch")
+_SETTINGS = ("set auto-load no", "set auto-solib-add off")
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "record",
+        help="trace a daemon by a recipe",
+        description="Trace a libvirt daemon by a recipe until Ctrl-C, a limit, or the end of "
+        "COMMAND, which is run as soon as every call is traced.",
+        usage="%(prog)s RECIPE [-p PID | --process NAME] [-o FILE] [--where KEY=VALUE]... "
+        "[--calls N] [--seconds S] [-- COMMAND...]",
+    )
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help=f"{', '.join(catalogue.shipped())}, or a recipe's file"
+    )
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument("-p", "--pid", type=int, help="the daemon; without it, the only one there")
+    target.add_argument("--process", metavar="NAME", help="the daemon of this name")
+    parser.add_argument("-o", "--output", metavar="FILE", help="the trace; must not exist")
+    parser.add_argument(
+        "--where", metavar="KEY=VALUE", action="append", default=[], help="only these calls"
+    )
+    parser.add_argument("--calls", metavar="N", help="end after N calls")
+    parser.add_argument("--seconds", metavar="S", help="end after S seconds")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    command: list[str] = args.command
+    if command and command[0] != "--":
+        raise UsageError(f"what is {command[0]!r}?", "write `--` before the command to be traced")
+    return record_trace(
+        args.recipe,
+        args.pid if args.pid is not None else choose_daemon(args.process),
+        output=args.output,
+        where=args.where,
+        calls=args.calls,
+        seconds=args.seconds,
+        command=command[1:],
+    )
+
+
+def record_trace(
+    recipe: str,
+    pid: int,
+    *,
+    output: str | Path | None = None,
+    where: Sequence[str] = (),
+    calls: str | None = None,
+    seconds: str | None = None,
+    command: Sequence[str] = (),
+) -> int:
+    """Trace a daemon, and show it live on standard output. The exit status of errors.py.
+
+    where, calls, seconds: as the options of `virtrace record` have them. command: run once
+    every call is traced; the trace ends when it and the calls it made have ended.
+    """
+    # All that can be wrong is found before the daemon is touched.
+    selection.parse(catalogue.find(recipe), where, calls, seconds)
+    check_traceable(pid)
+    if shutil.which("gdb") is None:
+        raise TargetError("gdb is not installed", "apt-get install gdb, or dnf install gdb")
+    settings = {
+        "PID": str(pid),
+        "OUTPUT": str(output or ""),
+        "WHERE": shlex.join(where),
+        "CALLS": calls or "",
+        "SECONDS": seconds or "",
+        **({"COMMAND": shlex.join(command)} if command else {}),
+    }
+    ready, ready_for_gdb = os.pipe()
+    environment = {f"VIRTRACE_{name}": value for name, value in settings.items()}
+    environment["VIRTRACE_READY_FD"] = str(ready_for_gdb)
+    gdb = subprocess.Popen(
+        _gdb_command(recipe),
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **environment},
+        pass_fds=[ready_for_gdb],
+        preexec_fn=_end_with_us,
+    )
+    os.close(ready_for_gdb)
+    with open(ready, "rb") as ready_file, _signals_passed_to(gdb):
+        # Until every call is traced, or GDB has ended.
+        traced = ready_file.readline() == b"ready\n"
+        if traced and command:
+            _run_traced(command, gdb)
+        status = gdb.wait()
+    if status == 1:
+        # Not one of ours: GDB could not even run the script.
+        problem = gdb_section().problem
+        if problem is not None:
+            raise TargetError(problem.text, problem.remedy or "run `virtrace doctor`")
+    return status if status >= 0 else INCOMPLETE
+
+
+def _gdb_command(recipe: str) -> list[str]:
+    installed = _PACKAGE / "gdb_scripts"
+    scripts = installed if installed.is_dir() else _PACKAGE.parents[1] / "gdb_scripts"
+    # GDB has no quoting of its own for this argument: it is the rest of the line.
+    actions = ("-x", str(scripts / "virtrace.py"), "-ex", f"virtrace start {recipe}")
+    return [*_GDB, *(word for setting in _SETTINGS for word in ("-iex", setting)), *actions]
+
+
+def _run_traced(command: Sequence[str], gdb: subprocess.Popen[bytes]) -> None:
+    try:
+        ended = subprocess.run(command)
+    except OSError as error:
+        print(f"virtrace: cannot run {command[0]}: {error.strerror}", file=sys.stderr)
+    else:
+        if ended.returncode:
+            print(f"virtrace: {command[0]} ended with {ended.returncode}", file=sys.stderr)
+    if gdb.poll() is None:
+        gdb.send_signal(signal.SIGUSR1)
+
+
+@contextmanager
+def _signals_passed_to(gdb: subprocess.Popen[bytes]) -> Iterator[None]:
+    """GDB ends the trace on these and comes clean; we wait for that."""
+
+    def pass_on(number: int, _: object) -> None:
+        if gdb.poll() is None:
+            gdb.send_signal(number)
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, pass_on) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_with_us() -> None:
+    """In GDB's process: end the trace, cleanly, should this one be killed."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

@@ -1,0 +1,54 @@
+"""Which earlier point an answer belongs to, across threads. Does not need gdb."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from virtrace.inferior.tracer import RawEvent
+from virtrace.recipe.model import Point
+from virtrace.trace.format import Json
+
+
+class Answers:
+    """Gives answers the span and the call of what they answer; drops those of other calls."""
+
+    def __init__(self, points: tuple[Point, ...]) -> None:
+        self._points = {point.name: point for point in points}
+        self._keys = {point.answers.point: point.answers.by for point in points if point.answers}
+        self._asked: dict[tuple[str, ...], RawEvent] = {}
+
+    def place(self, event: RawEvent) -> bool:
+        """Parse the event's JSON, and place it. False: it answers nothing that was recorded."""
+        point = self._points.get(event.name)
+        if point is None or event.type != "point":
+            return True
+        if point.json is not None:
+            parsed = _parsed(event.values[point.json])
+            if parsed is not None:
+                event.values["json"] = parsed
+        if point.answers is not None:
+            asked = self._asked.pop((point.answers.point, *_key(event, point.answers.by)), None)
+            if asked is None:
+                return False
+            event.parent, event.call = asked.parent, asked.call
+        elif event.name in self._keys:
+            self._asked[(event.name, *_key(event, self._keys[event.name]))] = event
+        return True
+
+
+def _parsed(text: Json) -> Json:
+    try:
+        return json.loads(text) if isinstance(text, str) else None
+    except ValueError:
+        return None
+
+
+def _key(event: RawEvent, by: tuple[str, ...]) -> tuple[str, ...]:
+    key = []
+    for path in by:
+        value: Json = event.values
+        for member in path.split("."):
+            value = value.get(member) if isinstance(value, Mapping) else None
+        key.append(json.dumps(value, sort_keys=True))
+    return tuple(key)

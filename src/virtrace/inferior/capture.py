@@ -1,0 +1,162 @@
+"""Captures, compiled once: from an argument's value to the plain value that a trace keeps.
+
+Types are settled when a capture is compiled; at a breakpoint it only reads memory: one
+read for a struct, one for each pointer on the way. This module does not need gdb.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from virtrace.binary.ctype import (
+    CType,
+    Opaque,
+    Pointer,
+    Struct,
+    decode,
+    integer,
+    matching_layouts,
+)
+from virtrace.recipe.path import Path
+from virtrace.trace.format import Json, text
+
+PAGE = 4096
+# libvirt itself refuses a QMP reply longer than 10 MiB (QEMU_MONITOR_MAX_RESPONSE).
+MAX_STRING = 16 << 20
+MAX_READ = 1 << 20
+
+_CONVERSION = re.compile(rb"%(?:%|(?:\d+\$)?[-+ #0'*.\dhlLqjzt]*[A-Za-z])")
+
+
+class Unavailable(Exception):
+    """A value that cannot be known; its text is the reason."""
+
+
+class Memory(Protocol):
+    def read(self, address: int, size: int) -> bytes:
+        """Raise Unavailable where not all of it can be read."""
+
+
+# The value of an argument, or of RETURN, by name; raises Unavailable.
+Arguments = Callable[[str], int]
+
+
+def read_string(memory: Memory, address: int) -> bytes:
+    """The C string at ``address`` without its NUL, in few reads and none past its last page."""
+    if address == 0:
+        raise Unavailable("NULL pointer")
+    found = bytearray()
+    size = PAGE - address % PAGE
+    while len(found) < MAX_STRING:
+        try:
+            chunk = memory.read(address + len(found), size)
+        except Unavailable:
+            if size <= PAGE:
+                raise
+            size = PAGE
+            continue
+        end = chunk.find(b"\0")
+        if end >= 0:
+            return bytes(found + chunk[:end])
+        found += chunk
+        size = min(size * 2, MAX_READ) // PAGE * PAGE or PAGE
+    raise Unavailable(f"no end of the string within {MAX_STRING >> 20} MiB")
+
+
+Step = Callable[[Memory, int], int]
+
+
+class Capture:
+    """``run`` gives the plain value, or raises Unavailable."""
+
+    def __init__(self, path: Path, types: Mapping[str, CType]) -> None:
+        """types: of the arguments, and of RETURN. Unavailable where they do not allow the path."""
+        for name in path.arguments:
+            if name not in types:
+                raise Unavailable(f"the function has no argument {name!r} here")
+        self.arguments = path.arguments
+        self._steps: list[Step] = []
+        self._ctype = types[path.name]
+        # Whether the value at hand is the address of one of type self._ctype.
+        self._in_memory = False
+        for member in path.members:
+            self._to_target(path, member)
+            self._to_member(path, member)
+        for _ in range(path.stars):
+            self._to_target(path, None)
+        if isinstance(self._ctype, Opaque):
+            raise Unavailable(f"{path.text}: the layout of {self._ctype.name} is not known")
+
+    def _to_target(self, path: Path, member: str | None) -> None:
+        if member is not None and self._in_memory and isinstance(self._ctype, Struct):
+            return
+        if not isinstance(self._ctype, Pointer) or self._ctype.target is None:
+            raise Unavailable(f"{path.text}: goes through something that is not a pointer")
+        if self._in_memory:
+            size = self._ctype.size
+            self._steps.append(lambda memory, address: integer(memory.read(address, size)))
+        self._steps.append(_not_null)
+        self._ctype = self._ctype.target()
+        self._in_memory = True
+
+    def _to_member(self, path: Path, member: str) -> None:
+        struct = self._ctype
+        if isinstance(struct, Opaque):
+            raise Unavailable(f"{path.text}: the layout of {struct.name} is not known")
+        field = struct.field(member) if isinstance(struct, Struct) else None
+        if not isinstance(struct, Struct) or field is None:
+            raise Unavailable(f"{path.text}: no member {member!r} there")
+        if struct.checks:
+            self._steps.append(lambda memory, address: _proven(struct, memory, address, member))
+        else:
+            self._steps.append(lambda _, address: address + field.offset)
+        self._ctype = field.type
+
+    def run(self, memory: Memory, arguments: Arguments) -> Json:
+        value = arguments(self.arguments[0])
+        for step in self._steps:
+            value = step(memory, value)
+        ctype = self._ctype
+        if self._in_memory:
+            if isinstance(ctype, Struct) and ctype.checks:
+                _proven(ctype, memory, value, None)
+            raw = memory.read(value, ctype.size)
+        else:
+            raw = (value & (1 << 64) - 1).to_bytes(8, "little")
+        if isinstance(ctype, Pointer) and ctype.string:
+            string = read_string(memory, integer(raw[: ctype.size]))
+            if len(self.arguments) > 1:
+                return _filled(string, memory, arguments(self.arguments[1]))
+            return text(string)
+        return decode(ctype, raw)
+
+
+def _not_null(_: Memory, address: int) -> int:
+    if address == 0:
+        raise Unavailable("NULL pointer")
+    return address
+
+
+def _proven(struct: Struct, memory: Memory, address: int, member: str | None) -> int:
+    """Address of ``member`` by the one layout that the memory agrees with."""
+    size = max(layout.size for layout in (struct, *struct.alternatives))
+    layouts = matching_layouts(struct, memory.read(address, size))
+    if len(layouts) != 1:
+        raise Unavailable(
+            f"{len(layouts)} of {1 + len(struct.alternatives)} known layouts of "
+            f"{struct.name} fit what is there"
+        )
+    field = layouts[0].field(member) if member else None
+    return address + (field.offset if field else 0)
+
+
+def _filled(template: bytes, memory: Memory, filler: int) -> Json:
+    """A printf template, filled in. libvirt's errors have one ``%s``, or nothing to fill in."""
+    conversions = [found for found in _CONVERSION.findall(template) if found != b"%%"]
+    if len(conversions) > 1 or not set(conversions) <= {b"%s", b"%1$s"}:
+        shown = template.decode("utf-8", "replace")
+        raise Unavailable(f"the message {shown!r} has more to fill in than one %s")
+    string = read_string(memory, filler) if conversions else b""
+    return text(_CONVERSION.sub(lambda found: b"%" if found[0] == b"%%" else string, template))

@@ -1,0 +1,174 @@
+"""The ``virtrace`` command of GDB, and its parameters.
+
+    set virtrace output FILE          where the trace goes
+    set virtrace where KEY=VALUE ...  only calls with these values
+    set virtrace calls N              end after N calls
+    set virtrace seconds S            end after S seconds
+    virtrace start RECIPE             trace until Ctrl-C, or until one of these ends it
+
+Each parameter begins with the value of its environment variable: VIRTRACE_OUTPUT and so on.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+
+import gdb
+from virtrace.binary.abi import ABIS, Abi
+from virtrace.binary.process import Process, check_traceable, inspect, require_libvirt
+from virtrace.errors import INTERRUPTED, NOT_TRACED, TargetError, UsageError, VirtraceError
+from virtrace.inferior import target
+from virtrace.inferior.resolve import resolve
+from virtrace.inferior.session import Session
+from virtrace.inferior.terminal import TerminalView, terminal_without_gdb
+from virtrace.recipe import catalogue, selection
+from virtrace.recipe.model import Recipe
+from virtrace.trace.writer import Writer
+
+_PARAMETERS = {
+    "output": "File that the trace is written to; it must not exist.",
+    "where": "Trace only calls with these values: KEY=VALUE ..., quoted as in a shell.",
+    "calls": "End the trace after this many calls.",
+    "seconds": "End the trace after this many seconds.",
+}
+
+
+class _Parameter(gdb.Parameter):
+    def __init__(self, name: str, doc: str) -> None:
+        self.__doc__ = self.set_doc = self.show_doc = doc
+        super().__init__(f"virtrace {name}", gdb.COMMAND_DATA, gdb.PARAM_STRING_NOESCAPE)
+        self.value = os.environ.get(f"VIRTRACE_{name.upper()}", "")
+
+    def get_set_string(self) -> str:
+        return ""
+
+    def get_show_string(self, value: str) -> str:
+        return value or "(not set)"
+
+
+class _Start(gdb.Command):
+    """virtrace start RECIPE: trace the process that GDB is attached to, then detach.
+
+    RECIPE is the name of a shipped recipe, or a file. Ctrl-C ends the trace.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("virtrace start", gdb.COMMAND_RUNNING)
+
+    def invoke(self, argument: str, from_tty: bool) -> None:
+        run(argument.strip())
+
+
+def register() -> None:
+    """Make the commands known to GDB; a second time changes nothing."""
+    try:
+        gdb.parameter("virtrace output")
+    except RuntimeError:
+        for prefix in ("set virtrace", "show virtrace", "virtrace"):
+            gdb.Command(prefix, gdb.COMMAND_DATA, prefix=True)
+        for name, doc in _PARAMETERS.items():
+            _Parameter(name, doc)
+        _Start()
+
+
+def run(recipe: str) -> None:
+    """Trace by the recipe. In a batch GDB this also ends GDB, with virtrace's exit status."""
+    try:
+        status = _trace(recipe)
+    except VirtraceError as error:
+        if os.environ.get("VIRTRACE_DEBUG") == "1":
+            raise
+        print("\n".join(error.lines()), file=sys.__stderr__, flush=True)
+        status = error.exit_status
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    except Exception as error:
+        if os.environ.get("VIRTRACE_DEBUG") == "1":
+            raise
+        print(
+            f"virtrace: an error of its own: {type(error).__name__}: {error}\n"
+            "try: VIRTRACE_DEBUG=1 shows where; please report it",
+            file=sys.__stderr__,
+            flush=True,
+        )
+        status = NOT_TRACED
+    finally:
+        target.detach()
+    if _batch():
+        gdb.execute(f"quit {status}")
+
+
+def _trace(name: str) -> int:
+    if not name:
+        raise UsageError("which recipe?", f"virtrace start {catalogue.shipped()[0]}")
+    recipe = catalogue.find(name)
+    chosen = selection.parse(
+        recipe, shlex.split(_parameter("where")), _parameter("calls"), _parameter("seconds")
+    )
+    process = _process()
+    abi = _abi(process)
+    output = Path(_parameter("output") or _default_output(recipe, process.pid))
+    with terminal_without_gdb() as terminal, target.quiet_settings():
+        writer = Writer(output)
+        try:
+            if not target.attached_pid():
+                target.attach(process)
+            target.load_modules(recipe.modules)
+            probes = resolve(recipe, process)
+        except BaseException:
+            writer.discard()
+            raise
+        view = TerminalView(terminal, output, os.environ.get("VIRTRACE_COMMAND"))
+        return Session(recipe, chosen, process, abi, probes, writer, view, _say_ready).run()
+
+
+def _process() -> Process:
+    pid = target.attached_pid()
+    if pid:
+        return require_libvirt(inspect(pid))
+    wanted = os.environ.get("VIRTRACE_PID")
+    if wanted is None:
+        raise TargetError(
+            "GDB is attached to no process",
+            "gdb -x gdb_scripts/trace_blockinfo.py -p $(pidof libvirtd), as root",
+        )
+    return check_traceable(int(wanted))
+
+
+def _abi(process: Process) -> Abi:
+    libvirt = process.module("libvirt.so.0")
+    assert libvirt is not None
+    machine = libvirt.elf.machine
+    if machine not in ABIS:
+        raise TargetError(
+            f"the daemon runs on {machine}, which virtrace cannot trace yet",
+            f"trace a daemon on {', '.join(ABIS)}",
+        )
+    return ABIS[machine]
+
+
+def _default_output(recipe: Recipe, pid: int) -> str:
+    now = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    return f"virtrace-{recipe.name}-{pid}-{now}.jsonl"
+
+
+def _parameter(name: str) -> str:
+    return str(gdb.parameter(f"virtrace {name}") or "")
+
+
+def _say_ready() -> None:
+    """To `virtrace record`, which then runs the command to be traced."""
+    descriptor = os.environ.get("VIRTRACE_READY_FD")
+    if descriptor is not None:
+        os.write(int(descriptor), b"ready\n")
+        os.close(int(descriptor))
+
+
+def _batch() -> bool:
+    """GDB keeps this to itself, so its own command line has to tell."""
+    arguments = Path("/proc/self/cmdline").read_bytes().split(b"\0")
+    return any(argument in (b"-batch", b"--batch") for argument in arguments)

@@ -1,0 +1,200 @@
+"""A recipe on one process: where each probe stands, and by what means that is known.
+
+Means, best first: debug info (``dwarf``), an exported symbol whose declaration the recipe
+gives (``symbol``), a static probe (``usdt``). What none of them finds is ``missing``, with
+the reason; nothing is guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+from virtrace.binary import layouts
+from virtrace.binary.ctype import CType
+from virtrace.binary.process import Process
+from virtrace.errors import TargetError
+from virtrace.inferior.capture import Capture, Unavailable
+from virtrace.inferior.target import DebugFunction, debug_functions, has_debug_info
+from virtrace.inferior.tracer import Captures, PointPlan, SpanPlan
+from virtrace.recipe.model import Point, Recipe, Span
+from virtrace.recipe.path import RETURN, Path
+from virtrace.recipe.prototype import Prototype
+from virtrace.trace.format import Record
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place to stop at.
+
+    location: for GDB's ``break``. at_entry: it is the very first instruction, where the
+    return address lies at the stack pointer.
+    debug: the body that debug info describes; prototype: what the recipe declares.
+    """
+
+    location: str
+    plan: SpanPlan | PointPlan
+    at_entry: bool
+    debug: DebugFunction | None = None
+    prototype: Prototype | None = None
+
+
+@dataclass(frozen=True)
+class ResolvedProbe:
+    """offset: of the first site, in the module's own addresses."""
+
+    name: str
+    kind: str
+    module: str
+    level: str
+    sites: tuple[Site, ...] = ()
+    offset: int | None = None
+    why: str | None = None
+
+    def to_record(self) -> Record:
+        offset = None if self.offset is None else f"{self.offset:#x}"
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "module": self.module,
+            "offset": offset,
+            "level": self.level,
+            "why": self.why,
+        }
+
+
+@dataclass
+class _Found:
+    level: str
+    base: int
+    bodies: list[DebugFunction] = field(default_factory=list)
+    address: int | None = None
+    why: str | None = None
+
+
+def resolve(recipe: Recipe, process: Process) -> list[ResolvedProbe]:
+    """TargetError where none of the recipe's roots can be traced: it would see no call."""
+    resolved = [
+        *(_span(span, process) for span in recipe.spans),
+        *(_point(point, process) for point in recipe.points),
+    ]
+    roots = {span.name for span in recipe.spans if span.root}
+    missing = [probe for probe in resolved if probe.name in roots and not probe.sites]
+    if len(missing) == len(roots):
+        raise TargetError(
+            f"{missing[0].name} cannot be traced: {missing[0].why}",
+            "`virtrace doctor` says what this daemon offers",
+        )
+    return resolved
+
+
+def _span(span: Span, process: Process) -> ResolvedProbe:
+    found = _function(span.name, span.module, span.prototype, process)
+    build = partial(_span_plan, span)
+    return _probe(span.name, "span", span.module, found, span.prototype, build)
+
+
+def _point(point: Point, process: Process) -> ResolvedProbe:
+    if point.usdt is not None:
+        return _static_probe(point, point.usdt, process)
+    found = _function(point.prototype.name, point.module, point.prototype, process)
+    build = partial(_point_plan, point)
+    return _probe(point.name, "point", point.module, found, point.prototype, build)
+
+
+def _function(name: str, module_name: str, prototype: Prototype | None, process: Process) -> _Found:
+    module = process.module(module_name)
+    if module is None:
+        return _Found("missing", 0, why=f"{module_name} is not loaded in this process")
+    bodies, inlined = debug_functions(name)
+    bodies = [body for body in bodies if module.contains(body.entry)]
+    if bodies:
+        also = f"also inlined into {', '.join(inlined)}, not seen there" if inlined else None
+        return _Found("dwarf", module.base, bodies, why=also)
+    address = module.elf.exported_function(name) if prototype else None
+    if address is not None:
+        return _Found("symbol", module.base, address=module.base + address)
+    return _Found(
+        "missing", module.base, why=_why_missing(module_name, prototype, inlined, process)
+    )
+
+
+def _why_missing(
+    module_name: str,
+    prototype: Prototype | None,
+    inlined: list[str],
+    process: Process,
+) -> str:
+    if inlined:
+        return f"the compiler inlined it into {', '.join(inlined)}"
+    if has_debug_info(process, module_name):
+        return f"this build of {module_name} has no such function"
+    if prototype is not None:
+        return f"this build of {module_name} does not export it"
+    return f"static function, and there is no debug info for {module_name}"
+
+
+def _probe(
+    name: str,
+    kind: str,
+    module: str,
+    found: _Found,
+    prototype: Prototype | None,
+    build: partial[SpanPlan] | partial[PointPlan],
+) -> ResolvedProbe:
+    sites = [
+        Site(f"*{body.pc:#x}", build(_debug_types(body)), body.pc == body.entry, body, prototype)
+        for body in found.bodies
+    ]
+    addresses = [body.entry for body in found.bodies]
+    if found.address is not None and prototype is not None:
+        types = {**_declared_types(prototype), RETURN: layouts.named(prototype.returns)}
+        sites.append(Site(f"*{found.address:#x}", build(types), True, None, prototype))
+        addresses.append(found.address)
+    offset = addresses[0] - found.base if addresses else None
+    return ResolvedProbe(name, kind, module, found.level, tuple(sites), offset, found.why)
+
+
+def _declared_types(prototype: Prototype) -> dict[str, CType]:
+    return {parameter.name: layouts.named(parameter.type) for parameter in prototype.parameters}
+
+
+def _debug_types(body: DebugFunction) -> dict[str, CType]:
+    return {**body.arguments, RETURN: body.returns}
+
+
+def _static_probe(point: Point, usdt: str, process: Process) -> ResolvedProbe:
+    module = process.module(point.module)
+    if module is None:
+        why = f"{point.module} is not loaded in this process"
+        return ResolvedProbe(point.name, "point", point.module, "missing", why=why)
+    places = [
+        probe for probe in module.elf.stap_probes() if f"{probe.provider}:{probe.name}" == usdt
+    ]
+    if not places:
+        why = f"this build of {point.module} has no static probe {usdt}"
+        return ResolvedProbe(point.name, "point", point.module, "missing", why=why)
+    types = _declared_types(point.prototype)
+    # GDB itself finds every place of the probe, and raises the semaphore that guards it.
+    site = Site(f"-probe-stap {usdt}", _point_plan(point, types), False, None, point.prototype)
+    return ResolvedProbe(point.name, "point", point.module, "usdt", (site,), places[0].address)
+
+
+def _span_plan(span: Span, types: Mapping[str, CType]) -> SpanPlan:
+    return SpanPlan(span.name, span.root, _compile(span.enter, types), _compile(span.exit, types))
+
+
+def _point_plan(point: Point, types: Mapping[str, CType]) -> PointPlan:
+    anywhere = point.answers is not None
+    return PointPlan(point.name, _compile(point.capture, types), anywhere, point.at_return)
+
+
+def _compile(paths: Mapping[str, Path], types: Mapping[str, CType]) -> Captures:
+    captures: dict[str, Capture | Unavailable] = {}
+    for name, path in paths.items():
+        try:
+            captures[name] = Capture(path, types)
+        except Unavailable as why:
+            captures[name] = why
+    return captures

@@ -1,0 +1,289 @@
+"""One trace of one process, from its first breakpoint to a clean detach."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from functools import partial
+from typing import Protocol
+
+import gdb
+from virtrace import __version__
+from virtrace.binary.abi import Abi
+from virtrace.binary.process import Process, libvirt_version, read_status
+from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, VirtraceError
+from virtrace.inferior import target
+from virtrace.inferior.answers import Answers
+from virtrace.inferior.probes import ReturnProbe, probe
+from virtrace.inferior.resolve import ResolvedProbe
+from virtrace.inferior.tracer import RawEvent, Tracer
+from virtrace.inferior.watch import Watch
+from virtrace.recipe.model import Recipe
+from virtrace.recipe.selection import Selection
+from virtrace.trace.format import FORMAT, VERSION, Event, Record
+from virtrace.trace.writer import Writer
+
+# How long calls that are open may take to return once the traced command is done.
+GRACE_SECONDS = 5.0
+
+_EXIT_STATUS = {"done": DONE, "limit": DONE, "interrupt": INTERRUPTED}
+
+
+class View(Protocol):
+    """What the person at the terminal sees; must not raise."""
+
+    def banner(self, header: Record) -> None: ...
+    def event(self, event: Event) -> None: ...
+    def summary(self, footer: Record) -> None: ...
+
+
+class Session:
+    """Runs once. ready: called when every call from then on is traced."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        selection: Selection,
+        process: Process,
+        abi: Abi,
+        resolved: list[ResolvedProbe],
+        writer: Writer,
+        view: View,
+        ready: Callable[[], None],
+    ) -> None:
+        self.abi = abi
+        self.tracer = Tracer(selection.where, self._record)
+        self.started_ns = time.monotonic_ns()
+        self._recipe = recipe
+        self._selection = selection
+        self._process = process
+        self._resolved = resolved
+        self._writer = writer
+        self._view = view
+        self._ready = ready
+        self._answers = Answers(recipe.points)
+        self._probes: list[gdb.Breakpoint] = []
+        self._returns: set[int] = set()
+        self._returns_wanted: list[int] = []
+        self._queue: list[RawEvent] = []
+        self._events = 0
+        self._hits = {item.name: 0 for item in recipe.probes}
+        # Why the trace ends, once it does; and what broke it, where something did.
+        self._reason: str | None = None
+        self._failure: Exception | None = None
+        # The command is done: the trace ends as soon as no call is open.
+        self._finishing = False
+        self._running = False
+        self._interrupt_sent = False
+        self._last_stop: gdb.Event | None = None
+        self._still_since_ns = self.started_ns
+        self._still_total_ns = 0
+        self._still_max_ns = 0
+
+    def run(self) -> int:
+        """Trace until something ends it, and detach. The exit status, as errors.py has it."""
+        try:
+            header = self._header()
+            self._writer.write([header])
+            self._view.banner(header)
+            with Watch(self._selection.seconds, GRACE_SECONDS, self._ask_end):
+                try:
+                    self._insert()
+                    self._loop()
+                except (gdb.error, VirtraceError) as error:
+                    self._failure = error
+                    self._reason = "error"
+                finally:
+                    self._leave()
+        finally:
+            self._writer.close()
+        if isinstance(self._failure, VirtraceError):
+            raise self._failure
+        return _EXIT_STATUS.get(self._reason or "error", INCOMPLETE)
+
+    # --- Called by probes, while a thread stands at one.
+
+    def hit(self, name: str) -> None:
+        self._hits[name] += 1
+
+    def wants_return_at(self, pc: int) -> bool:
+        if pc in self._returns:
+            return False
+        # GDB's documentation forbids stop() to add a breakpoint: the loop does.
+        self._returns_wanted.append(pc)
+        return True
+
+    def wants_to_end(self) -> bool:
+        if self._interrupt_sent:
+            # Only the interrupt's own stop may end the trace: see _loop.
+            return False
+        calls = self._selection.calls
+        if calls is not None and self.tracer.calls_done >= calls:
+            self._reason = self._reason or "limit"
+        elif self._finishing and not self.tracer.calls_open:
+            self._reason = self._reason or "done"
+        return self._reason is not None
+
+    def stopped(self, since_ns: int, error: Exception | None) -> None:
+        """A thread stood at a probe from since_ns until now; error: what went wrong there."""
+        if error is not None:
+            self._failure = self._failure or error
+            self._reason = "error"
+        self._account(since_ns)
+        self._still_since_ns = time.monotonic_ns()
+
+    def _record(self, event: RawEvent) -> None:
+        self._queue.append(event)
+        if len(self._queue) == 1:
+            # JSON, the file and the terminal can wait until the thread runs again.
+            gdb.post_event(self._drain)
+
+    # --- Called by GDB's event loop, while the process runs.
+
+    def _drain(self) -> None:
+        queue, self._queue = self._queue, []
+        events = []
+        for raw in queue:
+            if self._answers.place(raw):
+                events.append(Event(seq=self._events, **vars(raw)))
+                self._events += 1
+        try:
+            self._writer.write([event.to_record() for event in events])
+        except VirtraceError as error:
+            self._failure = self._failure or error
+            self._end("error")
+        for event in events:
+            self._view.event(event)
+
+    def _ask_end(self, reason: str) -> None:
+        """From the watch's thread: only post_event may be called there."""
+        gdb.post_event(partial(self._end, reason))
+
+    def _end(self, reason: str) -> None:
+        if reason == "done" and not self._finishing and self.tracer.calls_open:
+            self._finishing = True
+            return
+        if self._reason is None:
+            self._reason = reason
+            if self._running:
+                self._interrupt_sent = True
+                gdb.execute("interrupt")
+
+    def _on_stop(self, event: gdb.Event) -> None:
+        self._last_stop = event
+
+    # --- The process stands still.
+
+    def _insert(self) -> None:
+        gdb.events.stop.connect(self._on_stop)
+        gdb.events.exited.connect(self._on_stop)
+        self._probes = [probe(self, site) for item in self._resolved for site in item.sites]
+        self._ready()
+
+    def _loop(self) -> None:
+        resume = "continue"
+        # An interrupt that was sent must be met here: left pending, it would end the daemon.
+        while self._reason is None or self._interrupt_sent:
+            for pc in self._returns_wanted:
+                if pc not in self._returns:
+                    self._returns.add(pc)
+                    self._probes.append(ReturnProbe(self, pc))
+            self._returns_wanted.clear()
+            self._account(self._still_since_ns)
+            self._last_stop = None
+            self._running = True
+            try:
+                gdb.execute(resume)
+            finally:
+                self._running = False
+            resume = "continue"
+            if self._last_stop is None or isinstance(self._last_stop, gdb.ExitedEvent):
+                self._reason = "target-exit"
+                return
+            if isinstance(self._last_stop, gdb.SignalEvent):
+                self._still_since_ns = time.monotonic_ns()
+                if self._last_stop.stop_signal == "SIGINT":
+                    if self._interrupt_sent:
+                        self._interrupt_sent = False
+                    else:
+                        # Somebody ends the daemon; GDB would keep the signal to itself.
+                        resume = "signal SIGINT"
+
+    def _leave(self) -> None:
+        gdb.events.stop.disconnect(self._on_stop)
+        gdb.events.exited.disconnect(self._on_stop)
+        for breakpoint_ in self._probes:
+            breakpoint_.delete()
+        target.detach()
+        self._account(self._still_since_ns)
+        ended_ns = time.monotonic_ns() - self.started_ns
+        self.tracer.finish(ended_ns, "the trace ended before its return")
+        self._drain()
+        footer = self._footer()
+        if self._failure is None or not isinstance(self._failure, VirtraceError):
+            self._writer.write([footer])
+        self._view.summary(footer)
+
+    def _account(self, since_ns: int) -> None:
+        still = time.monotonic_ns() - since_ns
+        self._still_total_ns += still
+        self._still_max_ns = max(self._still_max_ns, still)
+
+    def _header(self) -> Record:
+        process = self._process
+        modules = [module for name in self._recipe.modules if (module := process.module(name))]
+        return {
+            "type": "header",
+            "format": FORMAT,
+            "version": VERSION,
+            "started": datetime.now(timezone.utc).isoformat(),
+            "clock": {"source": "CLOCK_MONOTONIC", "start_ns": self.started_ns},
+            "tool": {
+                "virtrace": __version__,
+                "gdb": gdb.VERSION,
+                "python": platform.python_version(),
+            },
+            "target": {
+                "pid": process.pid,
+                "exe": process.exe,
+                "libvirt_version": libvirt_version(process),
+                "modules": [
+                    {
+                        "path": module.path,
+                        "build_id": module.build_id,
+                        "base": f"{module.base:#x}",
+                    }
+                    for module in modules
+                ],
+            },
+            "host": {
+                "machine": platform.machine(),
+                "kernel": platform.release(),
+                "system": _system_name(),
+            },
+            "recipe": self._recipe.raw,
+            "probes": [item.to_record() for item in self._resolved],
+        }
+
+    def _footer(self) -> Record:
+        status = read_status(self._process.pid)
+        return {
+            "type": "footer",
+            "reason": self._reason,
+            "events": self._events,
+            "dropped": 0,
+            "hits": self._hits,
+            "detached": status is None or status["TracerPid"] != str(os.getpid()),
+            "stopped_ns": {"total": self._still_total_ns, "max": self._still_max_ns},
+        }
+
+
+def _system_name() -> str | None:
+    try:
+        release = platform.freedesktop_os_release()
+    except (OSError, AttributeError):  # AttributeError: Python 3.9
+        return None
+    return release.get("PRETTY_NAME")

@@ -1,0 +1,207 @@
+"""The traced process as GDB has it: settings, memory, registers, types.
+
+What comes from it leaves this module as plain data, and ``gdb.error`` as our own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import gdb
+from virtrace.binary import ctype as c
+from virtrace.binary.process import Process
+from virtrace.errors import TargetError
+from virtrace.inferior.capture import Unavailable
+
+_WORD = (1 << 64) - 1
+
+# As a trace needs them while it runs.
+_SETTINGS = {
+    "confirm": "off",
+    "pagination": "off",
+    "follow-fork-mode": "parent",
+    "detach-on-fork": "on",
+    "breakpoint pending": "off",
+}
+
+
+@contextlib.contextmanager
+def quiet_settings() -> Iterator[None]:
+    """GDB's settings as a trace needs them; put back at the end."""
+    before: dict[str, Any] = {name: gdb.parameter(name) for name in _SETTINGS}
+    try:
+        for name, value in _SETTINGS.items():
+            gdb.execute(f"set {name} {value}")
+        yield
+    finally:
+        for name, was in before.items():
+            # GDB gives auto as None, and on and off as booleans.
+            shown = {None: "auto", True: "on", False: "off"}
+            gdb.execute(f"set {name} {shown.get(was, was)}")
+
+
+def attached_pid() -> int:
+    """0 where GDB is attached to no process."""
+    return gdb.selected_inferior().pid
+
+
+def attach(process: Process) -> None:
+    """Attach, reading only the modules that are named later with load_modules."""
+    try:
+        gdb.execute("set auto-solib-add off")
+        gdb.execute(f"attach {process.pid}")
+    except gdb.error as error:
+        raise TargetError(
+            f"cannot attach to process {process.pid}: {error}", "run `virtrace doctor`"
+        ) from error
+
+
+def load_modules(names: tuple[str, ...]) -> None:
+    """Let GDB read the symbols of these modules, where it has not yet."""
+    pattern = "|".join(re.escape(name) for name in names)
+    gdb.execute(f"sharedlibrary {pattern}")
+
+
+def detach() -> None:
+    """Leave the process running, with no breakpoint in it."""
+    if attached_pid():
+        gdb.execute("detach")
+
+
+class InferiorMemory:
+    """Reads of the process's memory; never a write."""
+
+    def read(self, address: int, size: int) -> bytes:
+        try:
+            return bytes(gdb.selected_inferior().read_memory(address, size))
+        except (gdb.MemoryError, OverflowError, ValueError) as error:
+            raise Unavailable(f"cannot read memory at {address:#x}") from error
+
+
+def register(frame: gdb.Frame, name: str) -> int:
+    return int(frame.read_register(name)) & _WORD
+
+
+def number(value: gdb.Value) -> int:
+    """An integer, pointer or boolean in a register or in memory, as 64 bits."""
+    try:
+        if value.is_optimized_out:
+            raise Unavailable("optimized out")
+        return int(value) & _WORD
+    except gdb.MemoryError as error:
+        raise Unavailable(str(error)) from error
+    except gdb.error as error:
+        raise Unavailable(f"GDB cannot tell: {error}") from error
+
+
+_INTEGERS = (gdb.TYPE_CODE_INT, gdb.TYPE_CODE_CHAR, gdb.TYPE_CODE_ENUM)
+
+
+def c_type(gdb_type: gdb.Type) -> c.CType:
+    """The type as plain data. What a pointer points to is looked up when it is asked for."""
+    stripped = gdb_type.strip_typedefs()
+    code = stripped.code
+    if code == gdb.TYPE_CODE_PTR:
+        target = stripped.target()
+        is_char = target.strip_typedefs().code in _INTEGERS and target.sizeof == 1
+        return c.Pointer(lambda: c_type(target), string=is_char, size=stripped.sizeof)
+    if code == gdb.TYPE_CODE_BOOL:
+        return c.Boolean(stripped.sizeof)
+    if code in _INTEGERS:
+        return c.Integer(stripped.sizeof, _is_signed(stripped))
+    if code == gdb.TYPE_CODE_ARRAY:
+        low, high = stripped.range()
+        assert low is not None
+        assert high is not None
+        return c.Array(c_type(stripped.target()), high - low + 1)
+    if code == gdb.TYPE_CODE_STRUCT and stripped.fields():
+        return _struct(stripped)
+    return c.Opaque(str(stripped), stripped.sizeof)
+
+
+def _is_signed(scalar: gdb.Type) -> bool:
+    # Type.is_signed came with GDB 12.
+    return int(gdb.Value(-1).cast(scalar)) < 0
+
+
+def _struct(struct: gdb.Type) -> c.Struct:
+    fields = []
+    for field in struct.fields():
+        assert field.bitpos is not None
+        assert field.type is not None
+        kind = c.Opaque("bit fields") if field.bitsize else c_type(field.type)
+        fields.append(c.Field(field.name or "", field.bitpos // 8, kind))
+    return c.Struct(struct.name or struct.tag or "struct", struct.sizeof, tuple(fields))
+
+
+def has_debug_info(process: Process, module: str) -> bool:
+    """Whether GDB has DWARF for the module, in it or in a separate file."""
+    loaded = process.module(module)
+    if loaded is None:
+        return False
+    return loaded.elf.has_debug_info or any(
+        objfile.owner is not None
+        and objfile.owner.filename is not None
+        and objfile.owner.filename.endswith(loaded.name)
+        for objfile in gdb.objfiles()
+    )
+
+
+class DebugFunction:
+    """One compiled body of a function, with debug info.
+
+    entry: its first instruction. pc: where its arguments can be read, which is the same in
+    optimized code and behind the prologue in other code.
+    """
+
+    def __init__(self, block: gdb.Block, pc: int) -> None:
+        function = block.function
+        assert function is not None
+        assert function.type is not None
+        self.pc = pc
+        self.entry = int(function.value().address)  # type: ignore[arg-type]
+        self._symbols = {symbol.name: symbol for symbol in block if symbol.is_argument}
+        returned = function.type.target()
+        self.returns: c.CType = c_type(returned)
+
+    @property
+    def arguments(self) -> Mapping[str, c.CType]:
+        return {name: c_type(symbol.type) for name, symbol in self._symbols.items() if symbol.type}
+
+    def argument(self, frame: gdb.Frame, name: str) -> int:
+        try:
+            value = frame.read_var(self._symbols[name])
+        except gdb.error as error:
+            raise Unavailable(f"GDB cannot tell: {error}") from error
+        return number(value)
+
+
+def debug_functions(name: str) -> tuple[list[DebugFunction], list[str]]:
+    """The bodies that debug info has for a C function, and the functions it is inlined into.
+
+    A clone that the compiler made (.constprop, .isra) is a body like any other, with the
+    arguments that it kept.
+    """
+    try:
+        places = gdb.decode_line(name)[1] or ()
+    except gdb.error:
+        return [], []
+    bodies = []
+    inlined = set()
+    for place in places:
+        block = gdb.block_for_pc(place.pc)
+        while block is not None and block.function is None:
+            block = block.superblock
+        if block is None or block.function is None or block.function.name != name:
+            continue
+        outer = block.superblock
+        while outer is not None and outer.function is None:
+            outer = outer.superblock
+        if outer is not None and outer.function is not None:
+            inlined.add(outer.function.name)
+        else:
+            bodies.append(DebugFunction(block, place.pc))
+    return bodies, sorted(inlined)

@@ -1,0 +1,243 @@
+"""Which call is where: from entries and returns on many threads to nested spans.
+
+This module does not need gdb: a probe tells it what it met, and it says what to record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, Union
+
+from virtrace.inferior.capture import Arguments, Capture, Memory, Unavailable
+from virtrace.recipe.path import RETURN
+from virtrace.trace.format import Json, Record, unavailable
+
+
+class Stop(Protocol):
+    """A thread that stands at a probe. t_ns: since the trace started; sp: stack pointer."""
+
+    memory: Memory
+    tid: int
+    t_ns: int
+    sp: int
+
+    def argument(self, name: str) -> int:
+        """At an entry or a static probe. Raise Unavailable where the compiler kept it nowhere."""
+
+    def result(self) -> int:
+        """At a return: what the function returned."""
+
+
+# A capture, or why there can be none.
+Captures = Mapping[str, Union[Capture, Unavailable]]
+
+
+@dataclass(frozen=True)
+class SpanPlan:
+    """A recipe's span as it was resolved. needed: arguments that ``exit`` starts from."""
+
+    name: str
+    root: bool
+    enter: Captures
+    exit: Captures
+
+    @property
+    def needed(self) -> frozenset[str]:
+        return _needed(self.exit)
+
+
+@dataclass(frozen=True)
+class PointPlan:
+    """A recipe's point as it was resolved.
+
+    anywhere: recorded outside of traced calls too (an answer comes on another thread).
+    at_return: recorded when its function returns, with the arguments it was called with.
+    """
+
+    name: str
+    capture: Captures
+    anywhere: bool = False
+    at_return: bool = False
+
+    @property
+    def needed(self) -> frozenset[str]:
+        return _needed(self.capture)
+
+
+def _needed(captures: Captures) -> frozenset[str]:
+    return frozenset(
+        name
+        for capture in captures.values()
+        if isinstance(capture, Capture)
+        for name in capture.arguments
+        if name != RETURN
+    )
+
+
+@dataclass
+class RawEvent:
+    """An event before it has its place in the file."""
+
+    type: str
+    t_ns: int
+    tid: int
+    name: str
+    span: int | None
+    parent: int | None
+    call: int | None
+    values: Record
+
+
+@dataclass
+class _Open:
+    """A function that was entered. Of a point at its return, span is that of its parent."""
+
+    plan: SpanPlan | PointPlan
+    span: int
+    parent: int | None
+    call: int
+    return_pc: int
+    return_sp: int
+    recorded: bool
+    arguments: dict[str, int | Unavailable] = field(default_factory=dict)
+
+    def argument(self, name: str) -> int:
+        value = self.arguments[name]
+        if isinstance(value, Unavailable):
+            raise value
+        return value
+
+
+class Tracer:
+    """where: what a root's values at entry must be, as text, for its call to be recorded."""
+
+    def __init__(self, where: Mapping[str, str], record: Callable[[RawEvent], None]) -> None:
+        self._where = where
+        self._record = record
+        self._threads: dict[int, list[_Open]] = {}
+        self._spans = 0
+        self.calls_done = 0
+
+    @property
+    def calls_open(self) -> int:
+        return sum(1 for spans in self._threads.values() if spans and spans[0].recorded)
+
+    def enter(self, plan: SpanPlan | PointPlan, stop: Stop, return_pc: int, return_sp: int) -> bool:
+        """A function was entered. False: its return is not needed, nothing is traced here."""
+        spans = self._threads.setdefault(stop.tid, [])
+        # Frames at or below the new one are gone, whatever became of their return.
+        self._abandon(spans, stop, lambda gone: gone.return_sp < return_sp)
+        parent = spans[-1] if spans else None
+        if parent is None:
+            if not isinstance(plan, SpanPlan) or not plan.root:
+                return False
+            values = _values(plan.enter, stop.memory, stop.argument)
+            self._spans += 1
+            opened = _Open(
+                plan, self._spans, None, self._spans, return_pc, return_sp, self._wanted(values)
+            )
+        elif isinstance(plan, PointPlan):
+            if not parent.recorded:
+                return False
+            opened = _Open(plan, parent.span, parent.span, parent.call, return_pc, return_sp, True)
+        else:
+            values = _values(plan.enter, stop.memory, stop.argument) if parent.recorded else {}
+            self._spans += 1
+            opened = _Open(
+                plan,
+                self._spans,
+                parent.span,
+                parent.call,
+                return_pc,
+                return_sp,
+                parent.recorded,
+            )
+        if opened.recorded:
+            opened.arguments = {name: _argument(stop, name) for name in plan.needed}
+            if isinstance(plan, SpanPlan):
+                self._emit("enter", stop.t_ns, stop.tid, opened, values)
+        spans.append(opened)
+        return True
+
+    def leave(self, pc: int, stop: Stop) -> None:
+        """A thread came to ``pc``, where functions that are traced return to."""
+        spans = self._threads.get(stop.tid, [])
+        self._abandon(spans, stop, lambda gone: gone.return_sp < stop.sp)
+        # A tail call returns for its caller too: both end here, the inner one first.
+        while spans and spans[-1].return_pc == pc and spans[-1].return_sp == stop.sp:
+            closed = spans.pop()
+            if closed.recorded:
+                self._leave(closed, stop)
+                self.calls_done += not spans
+
+    def _leave(self, closed: _Open, stop: Stop) -> None:
+        def argument(name: str) -> int:
+            return stop.result() if name == RETURN else closed.argument(name)
+
+        if isinstance(closed.plan, PointPlan):
+            values = _values(closed.plan.capture, stop.memory, argument)
+            self._point(closed.plan.name, stop, closed.parent, closed.call, values)
+        else:
+            values = _values(closed.plan.exit, stop.memory, argument)
+            self._emit("exit", stop.t_ns, stop.tid, closed, values)
+
+    def point(self, plan: PointPlan, stop: Stop) -> None:
+        span, call = None, None
+        if not plan.anywhere:
+            spans = self._threads.get(stop.tid, [])
+            # A span whose frame is gone cannot be where we are.
+            inside = next((span for span in reversed(spans) if span.return_sp > stop.sp), None)
+            if inside is None or not inside.recorded:
+                return
+            span, call = inside.span, inside.call
+        values = _values(plan.capture, stop.memory, stop.argument)
+        self._point(plan.name, stop, span, call, values)
+
+    def finish(self, t_ns: int, why: str) -> None:
+        """The trace ends: what is still open never returns as far as it can tell."""
+        for tid, spans in self._threads.items():
+            for opened in reversed(spans):
+                self._lost(t_ns, tid, opened, why)
+        self._threads.clear()
+
+    def _wanted(self, values: Record) -> bool:
+        return all(str(values.get(key)) == wanted for key, wanted in self._where.items())
+
+    def _abandon(self, spans: list[_Open], stop: Stop, gone: Callable[[_Open], bool]) -> None:
+        while spans and gone(spans[-1]):
+            self._lost(stop.t_ns, stop.tid, spans.pop(), "its return was not seen")
+
+    def _lost(self, t_ns: int, tid: int, opened: _Open, why: str) -> None:
+        if opened.recorded and isinstance(opened.plan, SpanPlan):
+            self._emit("lost", t_ns, tid, opened, {"why": why})
+
+    def _emit(self, kind: str, t_ns: int, tid: int, span: _Open, values: Record) -> None:
+        self._record(
+            RawEvent(kind, t_ns, tid, span.plan.name, span.span, span.parent, span.call, values)
+        )
+
+    def _point(
+        self, name: str, stop: Stop, parent: int | None, call: int | None, values: Record
+    ) -> None:
+        self._record(RawEvent("point", stop.t_ns, stop.tid, name, None, parent, call, values))
+
+
+def _argument(stop: Stop, name: str) -> int | Unavailable:
+    try:
+        return stop.argument(name)
+    except Unavailable as why:
+        return why
+
+
+def _values(captures: Captures, memory: Memory, arguments: Arguments) -> Record:
+    return {name: _value(capture, memory, arguments) for name, capture in captures.items()}
+
+
+def _value(capture: Capture | Unavailable, memory: Memory, arguments: Arguments) -> Json:
+    try:
+        if isinstance(capture, Unavailable):
+            raise capture
+        return capture.run(memory, arguments)
+    except Unavailable as why:
+        return unavailable(str(why))

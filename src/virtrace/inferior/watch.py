@@ -1,0 +1,62 @@
+"""What ends a trace from outside: signals and the time limit. Does not need gdb."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+
+# Whoever runs GDB for us sends USR1 when the command to be traced is done.
+_ENDINGS = {
+    signal.SIGINT: "interrupt",
+    signal.SIGTERM: "interrupt",
+    signal.SIGHUP: "interrupt",
+    signal.SIGUSR1: "done",
+}
+# A GDB that dies of one of these, or is stopped by it, leaves the daemon at a breakpoint.
+_HARMFUL = {signal.SIGPIPE, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
+_HELD = {*_ENDINGS, *_HARMFUL}
+
+
+class Watch:
+    """Holds those signals back from GDB, and asks for the end on a thread of its own.
+
+    GDB would turn each Ctrl-C into a SIGINT of the daemon, and one that is still pending
+    there at the detach would end the daemon. ``end`` is called with the footer's reason, on
+    that thread; after ``done`` it is called again once ``grace`` seconds are over.
+    """
+
+    def __init__(self, seconds: float | None, grace: float, end: Callable[[str], None]) -> None:
+        self._seconds = seconds
+        self._grace = grace
+        self._end = end
+        self._closing = False
+        self._thread = threading.Thread(target=self._wait, daemon=True)
+
+    def __enter__(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._closing = True
+        assert self._thread.ident is not None
+        signal.pthread_kill(self._thread.ident, signal.SIGUSR1)
+        self._thread.join()
+        # What came late was meant for the trace, and that has ended.
+        while signal.sigtimedwait(_HELD, 0):
+            pass
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
+
+    def _wait(self) -> None:
+        timeout, at_timeout = self._seconds, "limit"
+        while True:
+            came = (
+                signal.sigwaitinfo(_ENDINGS)
+                if timeout is None
+                else (signal.sigtimedwait(_ENDINGS, timeout))
+            )
+            if self._closing:
+                return
+            reason = _ENDINGS[signal.Signals(came.si_signo)] if came else at_timeout
+            timeout, at_timeout = (self._grace, "done") if reason == "done" and came else (None, "")
+            self._end(reason)

@@ -1,0 +1,35 @@
+"""The recipes that come with virtrace, and how a name finds its recipe."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from virtrace.errors import RecipeError
+from virtrace.recipe.loader import load
+from virtrace.recipe.model import Recipe
+
+
+def shipped_folder() -> Path:
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "recipes"
+    # In a checkout the recipes stand at the top, where a reader looks for them.
+    return installed if installed.is_dir() else package.parents[1] / "recipes"
+
+
+def shipped() -> list[str]:
+    return sorted(file.stem for file in shipped_folder().glob("*.yaml"))
+
+
+def find(name: str) -> Recipe:
+    """A shipped recipe by its name, or any other by its file (with a `/`, or ending in .yaml)."""
+    if "/" in name or name.endswith((".yaml", ".yml")):
+        return load(Path(name))
+    if name not in shipped():
+        close = difflib.get_close_matches(name, shipped(), 1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise RecipeError(
+            f"there is no recipe {name!r}",
+            f"{hint}shipped recipes: {', '.join(shipped())}; a file of your own: ./{name}.yaml",
+        )
+    return load(shipped_folder() / f"{name}.yaml")

@@ -1,0 +1,252 @@
+"""Read a recipe. Every error names file, line and column, what is wrong and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+import stat
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path as FilePath
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+
+from virtrace.errors import RecipeError
+from virtrace.recipe import path, prototype
+from virtrace.recipe.model import Answer, Point, Recipe, Span
+
+VERSION = 1
+MAX_BYTES = 1 << 20
+
+T = TypeVar("T")
+
+
+def load(file: FilePath) -> Recipe:
+    """RecipeError where the file cannot be read or does not say what a recipe must."""
+    try:
+        # Recipes come with bug reports and are read as root: no device, no endless file.
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise RecipeError(f"{file} is not a regular file", "name a recipe's YAML file")
+        with file.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise RecipeError(
+            f"cannot read the recipe {file}: {error.strerror}", "check its name and its mode"
+        ) from error
+    if len(data) > MAX_BYTES:
+        raise RecipeError(f"{file} is larger than 1 MiB", "name a recipe's YAML file")
+    return loads(data, str(file))
+
+
+def loads(data: bytes, file: str) -> Recipe:
+    try:
+        root = yaml.compose(data, yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise RecipeError(
+            f"{file}{where}: not YAML: {error.problem or error.context}", "mend this line"
+        ) from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise RecipeError(f"{file}: not YAML: {error}", "name a recipe's YAML file") from error
+    if root is None:
+        raise RecipeError(f"{file}: the recipe is empty", "start from `virtrace: 1`")
+    return _recipe(_Node(root, file))
+
+
+class _Node:
+    """A YAML node that knows where it stands."""
+
+    def __init__(self, node: yaml.Node, file: str) -> None:
+        self._node = node
+        self._file = file
+
+    def fail(self, what: str, remedy: str) -> NoReturn:
+        mark = self._node.start_mark
+        raise RecipeError(f"{self._file}:{mark.line + 1}:{mark.column + 1}: {what}", remedy)
+
+    def items(self) -> Iterator[tuple[str, _Node, _Node]]:
+        if not isinstance(self._node, yaml.MappingNode):
+            self.fail(f"found {self._kind}", "write `key: value` lines here")
+        seen = set()
+        for key_node, value_node in self._node.value:
+            key = _Node(key_node, self._file)
+            name = key.text()
+            if name in seen:
+                key.fail(f"{name!r} stands here twice", "remove one of them")
+            seen.add(name)
+            yield name, key, _Node(value_node, self._file)
+
+    def mapping(
+        self, required: Collection[str], optional: Collection[str] = ()
+    ) -> dict[str, _Node]:
+        allowed = sorted({*required, *optional})
+        values = {}
+        for name, key, value in self.items():
+            if name not in allowed:
+                close = difflib.get_close_matches(name, allowed, 1)
+                hint = f"did you mean {close[0]!r}? " if close else ""
+                key.fail(f"unknown key {name!r}", f"{hint}allowed here: {', '.join(allowed)}")
+            values[name] = value
+        for name in sorted(set(required) - set(values)):
+            self.fail(f"the key {name!r} is missing", f"add `{name}: ...`")
+        return values
+
+    def sequence(self) -> list[_Node]:
+        if not isinstance(self._node, yaml.SequenceNode):
+            self.fail(f"found {self._kind}", "write a list here (lines that begin with `- `)")
+        return [_Node(child, self._file) for child in self._node.value]
+
+    def text(self) -> str:
+        if not isinstance(self._node, yaml.ScalarNode) or self._node.tag.endswith(":null"):
+            self.fail(f"found {self._kind}", "write text here")
+        return str(self._node.value)
+
+    def flag(self) -> bool:
+        text = self.text()
+        if text not in ("true", "false"):
+            self.fail(f"found {text!r}", "write true or false")
+        return text == "true"
+
+    def parsed(self, parse: Callable[[str], T], remedy: str) -> T:
+        try:
+            return parse(self.text())
+        except ValueError as error:
+            self.fail(str(error), remedy)
+
+    def plain(self) -> Any:
+        """The node as plain data; strings stay strings but for integers and booleans."""
+        if isinstance(self._node, yaml.MappingNode):
+            return {name: value.plain() for name, _, value in self.items()}
+        if isinstance(self._node, yaml.SequenceNode):
+            return [child.plain() for child in self.sequence()]
+        return yaml.SafeLoader("").construct_object(self._node)
+
+    @property
+    def _kind(self) -> str:
+        if isinstance(self._node, yaml.MappingNode):
+            return "a mapping"
+        if isinstance(self._node, yaml.SequenceNode):
+            return "a list"
+        return "nothing" if self._node.tag.endswith(":null") else f"{self._node.value!r}"
+
+
+def _recipe(root: _Node) -> Recipe:
+    keys = root.mapping({"virtrace", "name", "about", "try", "spans"}, {"points"})
+    version = keys["virtrace"]
+    if version.text() != str(VERSION):
+        version.fail(
+            f"this is a recipe of version {version.text()}",
+            f"this virtrace reads version {VERSION}: use a newer virtrace",
+        )
+    spans = [_span(node) for node in keys["spans"].sequence()]
+    if not any(span.root for span in spans):
+        keys["spans"].fail(
+            "no span is a root", "mark the API function that starts a call with `root: true`"
+        )
+    points = [_point(node) for node in keys["points"].sequence()] if "points" in keys else []
+    recipe = Recipe(
+        name=keys["name"].text(),
+        about=keys["about"].text().strip(),
+        try_=keys["try"].text(),
+        spans=tuple(spans),
+        points=tuple(points),
+        raw=root.plain(),
+    )
+    names = [probe.name for probe in recipe.probes]
+    for name in names:
+        if names.count(name) > 1:
+            root.fail(f"two probes are named {name!r}", "give each its own name")
+    asked = [point.name for point in points]
+    for point in points:
+        if point.answers and point.answers.point not in asked:
+            root.fail(
+                f"{point.name!r} answers {point.answers.point!r}, which is no point here",
+                f"name one of: {', '.join(asked)}",
+            )
+    return recipe
+
+
+_DECLARATION = "write it as C declares it, such as `int virDomainGetState(virDomainPtr domain)`"
+
+
+def _captures(node: _Node | None, known: set[str] | None) -> dict[str, path.Path]:
+    """known: the names of the arguments, where the recipe declares them."""
+    captures = {}
+    for name, _, value in node.items() if node else ():
+        captures[name] = parsed = value.parsed(path.parse, "see the recipe reference")
+        for argument in parsed.arguments:
+            if known is not None and argument not in known:
+                value.fail(
+                    f"{argument!r} is not an argument", f"use one of: {', '.join(sorted(known))}"
+                )
+    return captures
+
+
+def _span(node: _Node) -> Span:
+    keys = node.mapping({"module"}, {"function", "prototype", "root", "optional", "enter", "exit"})
+    if ("function" in keys) == ("prototype" in keys):
+        node.fail(
+            "a span names its function once",
+            "write `prototype:` for an exported function, `function:` for any other",
+        )
+    if "prototype" in keys:
+        declared = keys["prototype"].parsed(prototype.parse, _DECLARATION)
+        known = {parameter.name for parameter in declared.parameters}
+        name = declared.name
+    else:
+        declared, known, name = None, None, keys["function"].text()
+    return Span(
+        name=name,
+        module=keys["module"].text(),
+        root="root" in keys and keys["root"].flag(),
+        optional="optional" in keys and keys["optional"].flag(),
+        prototype=declared,
+        enter=_captures(keys.get("enter"), known),
+        exit=_captures(keys.get("exit"), known and known | {path.RETURN}),
+    )
+
+
+def _point(node: _Node) -> Point:
+    keys = node.mapping(
+        {"name", "module"}, {"prototype", "usdt", "arguments", "at", "capture", "json", "answers"}
+    )
+    at_return = False
+    usdt = None
+    if "usdt" in keys:
+        if "arguments" not in keys or "prototype" in keys or "at" in keys:
+            node.fail(
+                "a static probe declares `arguments:`, and nothing else of a function",
+                "such as `arguments: void *mon, char *text`",
+            )
+        usdt = keys["usdt"].text()
+        parameters = keys["arguments"].parsed(prototype.parse_parameters, _DECLARATION)
+        declared = prototype.Prototype(usdt, "void", parameters)
+    elif "prototype" in keys:
+        declared = keys["prototype"].parsed(prototype.parse, _DECLARATION)
+        if "at" in keys:
+            at = keys["at"].text()
+            if at not in ("entry", "return"):
+                keys["at"].fail(f"found {at!r}", "write entry or return")
+            at_return = at == "return"
+    else:
+        node.fail("a point is a static probe or a function", "write `usdt:` or `prototype:`")
+    known = {parameter.name for parameter in declared.parameters}
+    captures = _captures(keys.get("capture"), known | {path.RETURN} if at_return else known)
+    answers = None
+    if "answers" in keys:
+        answer = keys["answers"].mapping({"point", "by"})
+        by = tuple(value.text() for value in answer["by"].sequence())
+        answers = Answer(answer["point"].text(), by)
+    json = keys["json"].text() if "json" in keys else None
+    if json is not None and json not in captures:
+        keys["json"].fail(f"{json!r} is not captured", "name a value of `capture:`")
+    return Point(
+        name=keys["name"].text(),
+        module=keys["module"].text(),
+        prototype=declared,
+        usdt=usdt,
+        at_return=at_return,
+        capture=captures,
+        json=json,
+        answers=answers,
+    )

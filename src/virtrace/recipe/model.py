@@ -1,0 +1,82 @@
+"""What a recipe says, after it was read and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from virtrace.recipe.path import Path
+from virtrace.recipe.prototype import Prototype
+
+
+@dataclass(frozen=True)
+class Span:
+    """A function, from its entry to its return.
+
+    root: a call of it begins a tree of its own; every other probe counts only inside one.
+    prototype: where the function is exported. optional: many versions do not have it.
+    """
+
+    name: str
+    module: str
+    root: bool = False
+    optional: bool = False
+    prototype: Prototype | None = None
+    enter: Mapping[str, Path] = field(default_factory=dict)
+    exit: Mapping[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The point answers an earlier one, on whatever thread, that agrees in all of ``by``.
+
+    by: names of values; ``json.id`` is the member ``id`` of the value ``json``.
+    """
+
+    point: str
+    by: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A static probe (USDT), or the entry of an exported function, or its return.
+
+    usdt: ``provider:name``. prototype: of the function, or of the probe's arguments.
+    at_return: its captures may use what the function returned.
+    json: the captured text that is JSON; the value ``json`` holds it parsed.
+    """
+
+    name: str
+    module: str
+    prototype: Prototype
+    usdt: str | None = None
+    at_return: bool = False
+    capture: Mapping[str, Path] = field(default_factory=dict)
+    json: str | None = None
+    answers: Answer | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """raw: the YAML document as plain data, as it goes into the trace's header."""
+
+    name: str
+    about: str
+    try_: str
+    spans: tuple[Span, ...]
+    points: tuple[Point, ...]
+    raw: Mapping[str, Any]
+
+    @property
+    def probes(self) -> tuple[Span | Point, ...]:
+        return (*self.spans, *self.points)
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(probe.module for probe in self.probes))
+
+    @property
+    def filters(self) -> tuple[str, ...]:
+        """The keys that a filter (``--where KEY=VALUE``) can name."""
+        return tuple(dict.fromkeys(key for span in self.spans if span.root for key in span.enter))

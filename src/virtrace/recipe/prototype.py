@@ -1,0 +1,61 @@
+"""C declarations of exported functions and static probes, as a recipe writes them.
+
+An exported function keeps its arguments where the ABI says, whatever the compiler did to
+its body: the declaration is all that is needed to read them without debug info.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_FUNCTION = re.compile(r"(?P<returns>.+?)(?P<name>[A-Za-z_]\w*)\s*\((?P<parameters>.*)\)", re.S)
+_PARAMETER = re.compile(r"(?P<type>.+?)(?P<name>[A-Za-z_]\w*)", re.S)
+_QUALIFIERS = re.compile(r"\b(?:const|struct|enum)\b")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """name, and type as C spells it without qualifiers: ``char *``, ``unsigned int``."""
+
+    name: str
+    type: str
+
+
+@dataclass(frozen=True)
+class Prototype:
+    name: str
+    returns: str
+    parameters: tuple[Parameter, ...]
+
+
+def normal_type(text: str) -> str:
+    """``const char*`` -> ``char *``; libvirt's ``virDomainPtr`` -> ``virDomain *``."""
+    words = _QUALIFIERS.sub(" ", text).replace("*", " * ").split()
+    name = " ".join(word for word in words if word != "*")
+    stars = words.count("*")
+    if name.startswith("vir") and name.endswith("Ptr"):
+        name, stars = name[: -len("Ptr")], stars + 1
+    return f"{name} {'*' * stars}".strip()
+
+
+def parse_parameters(text: str) -> tuple[Parameter, ...]:
+    """``int a, char *b, ...`` -> the named parameters; an ellipsis adds none."""
+    parts = [part.strip() for part in text.split(",")] if text.strip() else []
+    if parts and parts[-1] == "...":
+        parts.pop()
+    parameters = []
+    for part in [] if parts == ["void"] else parts:
+        match = _PARAMETER.fullmatch(part)
+        if not match:
+            raise ValueError(f"{part!r} is not a parameter: write its type and its name")
+        parameters.append(Parameter(match["name"], normal_type(match["type"])))
+    return tuple(parameters)
+
+
+def parse(text: str) -> Prototype:
+    match = _FUNCTION.fullmatch(text.strip().rstrip(";"))
+    if not match:
+        raise ValueError(f"{text!r} is not the declaration of a C function")
+    parameters = parse_parameters(match["parameters"])
+    return Prototype(match["name"], normal_type(match["returns"]), parameters)

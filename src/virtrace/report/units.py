@@ -1,0 +1,54 @@
+"""Numbers as a person reads them, always beside the exact ones."""
+
+from __future__ import annotations
+
+_BYTES = frozenset({"capacity", "allocation", "physical", "wr_highest_offset", "write_threshold"})
+_BYTES_ENDING = "_bytes"
+_NS_ENDING = "_times"
+
+_BINARY = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+_NS_PER_SECOND = 1_000_000_000
+_UNITS = ((1_000, "us"), (1_000_000, "ms"), (_NS_PER_SECOND, "s"))
+
+
+def reading(field: str, value: int) -> str | None:
+    """``value`` in the unit that the C field of this name has; None for a plain number."""
+    if field in _BYTES or field.endswith(_BYTES_ENDING):
+        return binary(value)
+    if field.endswith(_NS_ENDING) and value:
+        return duration(value)
+    return None
+
+
+def quantity(field: str, value: int) -> str:
+    """``2147483648 (2.000 GiB)``, ``527027278 (527 ms)``, ``712``."""
+    read = reading(field, value)
+    return f"{value} ({read})" if read else str(value)
+
+
+def binary(value: int) -> str | None:
+    """Bytes as ``virsh --human`` writes them; None where the number itself says it best."""
+    if not 1024 <= value < 1 << 64:
+        return None
+    power = min((value.bit_length() - 1) // 10, len(_BINARY))
+    # Rounding may reach the next unit: 1024.000 KiB is 1.000 MiB.
+    if round(value / 1024**power, 3) >= 1024 and power < len(_BINARY):
+        power += 1
+    return f"{value / 1024**power:.3f} {_BINARY[power - 1]}"
+
+
+def duration(ns: int) -> str:
+    """Nanoseconds in two or three digits: ``850 ns``, ``3.2 ms``, ``527 ms``, ``2 min 5 s``."""
+    if ns < 1000:
+        return f"{ns} ns"
+    if ns >= 60 * _NS_PER_SECOND:
+        minutes, seconds = divmod(ns // _NS_PER_SECOND, 60)
+        return f"{minutes} min {seconds} s"
+    unit, name = next((unit, name) for unit, name in _UNITS if ns < 999.5 * unit)
+    value = ns / unit
+    return f"{value:.1f} {name}" if value < 99.95 else f"{value:.0f} {name}"
+
+
+def count(number: int, noun: str) -> str:
+    """``1 call``, ``5,812 bytes``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

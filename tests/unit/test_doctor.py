@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from toolchain import PROBE, build, need
+
+from virtrace.cli.doctor import (
+    Finding,
+    Section,
+    add_parser,
+    gdb_section,
+    no_debug_info,
+    verdict,
+)
+from virtrace.errors import DONE, NOT_TRACED
+
+API = """
+int virDomainGetBlockInfo(void) { return 1; }
+int virRaiseErrorFull(void) { return 2; }
+"""
+DRIVER = "int qemuMonitorGetAllBlockStatsInfo(void) { return 3; }"
+QMP = PROBE % {"name": "qemu_monitor_send_msg"} + PROBE % {"name": "qemu_monitor_recv_reply"}
+PROGRAM = """
+#include <dlfcn.h>
+#include <stdio.h>
+#include <unistd.h>
+int virDomainGetBlockInfo(void);
+int main(int argc, char **argv)
+{
+    if (argc > 1 && !dlopen(argv[1], RTLD_NOW)) { puts(dlerror()); return 1; }
+    puts("running");
+    fflush(stdout);
+    pause();
+    return virDomainGetBlockInfo();
+}
+"""
+
+
+class Daemon:
+    """A process that is to the doctor what a libvirt daemon is."""
+
+    def __init__(self, folder: Path, driver: str, *flags: str, load: bool = True) -> None:
+        library = build(API, folder / "libvirt.so.0.9000.0", "-shared", "-Wl,-soname,libvirt.so.0")
+        (folder / "libvirt.so.0").symlink_to(library.name)
+        plugin = folder / "libvirt/connection-driver/libvirt_driver_qemu.so"
+        build(driver, plugin, "-shared", *flags)
+        program = build(PROGRAM, folder / "daemon", str(library), f"-Wl,-rpath,{folder}", "-ldl")
+        command = [str(program), *([str(plugin)] if load else [])]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "running\n"
+
+    def __enter__(self) -> str:
+        return str(self.process.pid)
+
+    def __exit__(self, *exception: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+Report = Callable[..., tuple[int, list[str]]]
+
+
+@pytest.fixture
+def report(capsys: pytest.CaptureFixture[str]) -> Report:
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+
+    def run(*arguments: str) -> tuple[int, list[str]]:
+        args = parser.parse_args(["doctor", *arguments])
+        return args.run(args), capsys.readouterr().out.splitlines()
+
+    return run
+
+
+def stand_in(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a gdb of ours, which is a shell script, alone on PATH."""
+    folder.mkdir()
+    gdb = folder / "gdb"
+    gdb.write_text(f"#!/bin/sh\n{script}\n")
+    gdb.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+
+
+@pytest.mark.parametrize(
+    ("driver", "flags", "answer"),
+    [
+        (DRIVER + QMP, ["-g"], "full chain (level dwarf)"),
+        (DRIVER + QMP, [], "API and QMP text (levels symbol and usdt)"),
+        (DRIVER, [], "API only (level symbol)"),
+    ],
+)
+def test_the_answer_comes_first(
+    tmp_path: Path, report: Report, driver: str, flags: list[str], answer: str
+) -> None:
+    need("gdb")
+    with Daemon(tmp_path, driver, *flags) as pid:
+        status, lines = report("-p", pid)
+    assert lines[0].startswith(f"Tracing works here (Daemon {pid}): {answer}")
+    assert status == DONE
+    assert not any(line.startswith("  problem") for line in lines)
+    assert f"  ok       {tmp_path}/daemon, libvirt 9.0.0" in lines
+    assert any(
+        line.startswith(f"  ok       {tmp_path}/libvirt.so.0.9000.0, build-id") for line in lines
+    )
+    has_debug_info = any("libvirt_driver_qemu.so has debug info" in line for line in lines)
+    assert has_debug_info == (flags == ["-g"])
+
+
+def test_driver_that_is_not_loaded_is_looked_at_on_disk(tmp_path: Path, report: Report) -> None:
+    need("gdb")
+    with Daemon(tmp_path, DRIVER + QMP, load=False) as pid:
+        status, lines = report("-p", pid)
+    assert status == DONE
+    assert "API and QMP text" in lines[0]
+    assert any("libvirt_driver_qemu.so is not loaded" in line for line in lines)
+
+
+def test_a_stopped_daemon_is_the_answer(tmp_path: Path, report: Report) -> None:
+    need("gdb")
+    with Daemon(tmp_path, DRIVER + QMP) as pid:
+        os.kill(int(pid), signal.SIGSTOP)
+        os.waitid(os.P_PID, int(pid), os.WSTOPPED | os.WNOWAIT)
+        status, lines = report("-p", pid)
+    assert status == NOT_TRACED
+    assert lines[0].startswith(f"Tracing will not work here: process {pid} is stopped")
+    assert any(line.strip() == f"try: let it run again: kill -CONT {pid}" for line in lines)
+    assert any("USDT probes" in line for line in lines), "the rest is still told"
+
+
+def test_a_pid_that_is_not_libvirt(report: Report) -> None:
+    status, lines = report("-p", str(os.getpid()))
+    assert status == NOT_TRACED
+    assert "not a libvirt daemon" in lines[0]
+
+
+def test_real_gdb() -> None:
+    need("gdb")
+    section = gdb_section()
+    assert section.problem is None
+    text = [finding.text for finding in section.findings]
+    assert text[0].startswith(f"{shutil.which('gdb')}, version ")
+    assert text[1].endswith("inside GDB")
+    assert [line.split(":")[0] for line in text[2:]] == ["yaml", "elftools", "pygments"]
+
+
+def test_no_gdb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    problem = gdb_section().problem
+    assert problem is not None
+    assert problem.text == "gdb is not on PATH"
+    assert problem.remedy is not None
+    assert problem.remedy.endswith(" gdb")
+
+
+@pytest.mark.parametrize(
+    ("script", "text"),
+    [
+        ('echo "GNU gdb (GDB) 9.2"', "is version 9.2"),
+        ('echo "GNU gdb (GDB) 13.1"; echo "Python is not supported here" >&2', "no usable Python"),
+        (
+            'echo "GNU gdb (GDB) 13.1"; '
+            """echo 'virtrace-answer {"version": [3, 8, 1], "modules": {}}'""",
+            "the Python inside this GDB is 3.8.1",
+        ),
+        (
+            'echo "GNU gdb (GDB) 13.1"; '
+            """echo 'virtrace-answer {"version": [3, 9, 1], "modules": {"yaml": "no"}}'""",
+            "yaml: GDB's Python cannot import it (no)",
+        ),
+        ("echo libpython3.9.so: cannot open shared object file >&2; exit 127", "does not run: lib"),
+    ],
+)
+def test_gdb_that_will_not_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, text: str
+) -> None:
+    stand_in(tmp_path / "bin", script, monkeypatch)
+    problem = gdb_section().problem
+    assert problem is not None
+    assert text in problem.text
+    assert problem.remedy
+
+
+def test_gdb_version_is_read_from_the_end_of_the_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = 'echo "GNU gdb (GDB) Red Hat Enterprise Linux 10.2-11.el9"'
+    stand_in(tmp_path / "bin", script, monkeypatch)
+    assert gdb_section().findings[0].text.endswith("version 10.2-11.el9")
+
+
+READY = Section("Daemon 1", [Finding("ok", "fine")], "full chain")
+BROKEN = Section("Daemon 2", [Finding("problem", "already traced", "wait")])
+GOOD = Section("GDB", [Finding("ok", "gdb"), Finding("note", "old")])
+BAD = Section("GDB", [Finding("problem", "no gdb", "get it")])
+
+
+@pytest.mark.parametrize(
+    ("general", "daemons", "status", "answer"),
+    [
+        ([GOOD], [READY], DONE, "Tracing works here (Daemon 1): full chain"),
+        ([GOOD], [BROKEN, READY], DONE, "Tracing works here (Daemon 1): full chain"),
+        ([GOOD], [READY, READY], DONE, "Tracing works here, on 2 daemons: name one with -p PID"),
+        ([GOOD], [BROKEN], NOT_TRACED, "Tracing will not work here: already traced"),
+        ([BAD], [READY], NOT_TRACED, "Tracing will not work here: no gdb"),
+    ],
+)
+def test_verdict(general: list[Section], daemons: list[Section], status: int, answer: str) -> None:
+    assert verdict(general, daemons) == (status, answer)
+
+
+@pytest.mark.parametrize(
+    ("release", "parts"),
+    [
+        ("ID=debian\nVERSION_CODENAME=bookworm\n", ["-dbgsym", "bookworm-debug"]),
+        ('ID=linuxmint\nID_LIKE="ubuntu debian"\n', ["-dbgsym", "debuginfod.ubuntu.com"]),
+        ("ID=fedora\n", ["dnf debuginfo-install libvirt-daemon-driver-qemu"]),
+        ('ID="rocky"\nID_LIKE="rhel centos fedora"\n', ["dnf debuginfo-install"]),
+        ('ID="opensuse-leap"\nID_LIKE="suse opensuse"\n', ["zypper", "-debuginfo"]),
+        ("", ["DEBUGINFOD_URLS=https://"]),
+    ],
+)
+def test_how_to_get_debug_info(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, release: str, parts: list[str]
+) -> None:
+    monkeypatch.delenv("DEBUGINFOD_URLS", raising=False)
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/os-release").write_text(release)
+    finding = no_debug_info("libvirt_driver_qemu.so", tmp_path)
+    assert finding.kind == "note"
+    assert finding.remedy is not None
+    for part in parts:
+        assert part in finding.remedy

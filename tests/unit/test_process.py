@@ -1,0 +1,319 @@
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from toolchain import build
+
+from virtrace.binary.process import (
+    Module,
+    Process,
+    check_traceable,
+    choose_daemon,
+    find_daemons,
+    inspect,
+    libvirt_version,
+    yama_refusal,
+)
+from virtrace.errors import NOT_TRACED, TargetError
+
+ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="takes root to set up")
+
+# Says that it runs; with "fork" it leaves a child of its own name, with "thread" a thread.
+PROGRAM = """
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+#include <pthread.h>
+int virLibrary(void);
+static void *wait_here(void *argument) { pause(); return argument; }
+int main(int argc, char **argv)
+{
+    pthread_t thread;
+    if (argc > 1 && strcmp(argv[1], "thread") == 0)
+        pthread_create(&thread, NULL, wait_here, NULL);
+    if (argc > 1 && strcmp(argv[1], "fork") == 0 && fork() == 0)
+        pause();
+    puts("running");
+    fflush(stdout);
+    pause();
+    return VALUE;
+}
+"""
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start a program, wait until it says that it runs, and end it after the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(*command: object, **options: object) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [str(part) for part in command],
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            **options,  # type: ignore[call-overload]
+        )
+        started.append(process)
+        assert process.stdout.readline() == "running\n"
+        return process
+
+    yield run
+    for process in started:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A program of a name of its own, linked with a library named like libvirt's."""
+    folder = tmp_path_factory.mktemp("daemon")
+    library = build(
+        "int virLibrary(void) { return 3; }",
+        folder / "libvirt.so.0.9010.0",
+        "-shared",
+        "-Wl,-soname,libvirt.so.0",
+    )
+    (folder / "libvirt.so.0").symlink_to(library.name)
+    return build(
+        PROGRAM.replace("VALUE", "virLibrary()"),
+        folder / f"virt{os.getpid()}",
+        "-pthread",
+        str(library),
+        f"-Wl,-rpath,{folder}",
+    )
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A program without libvirt, static: it runs in an empty chroot too."""
+    name = f"other{os.getpid()}"
+    output = tmp_path_factory.mktemp("other") / name
+    return build(PROGRAM.replace("VALUE", "0"), output, "-static", "-pthread")
+
+
+@contextmanager
+def acting_as_nobody() -> Iterator[None]:
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def refusal(pid: int) -> TargetError:
+    with pytest.raises(TargetError) as caught:
+        check_traceable(pid)
+    assert caught.value.exit_status == NOT_TRACED
+    assert caught.value.remedy
+    return caught.value
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_what_proc_tells(start: Start, daemon: Path) -> None:
+    running = start(daemon)
+    process = check_traceable(running.pid)
+    assert process.pid == running.pid
+    assert process.exe == str(daemon)
+    assert libvirt_version(process) == "9.10.0"
+    library = process.module("libvirt.so.0")
+    assert library is not None
+    assert library.path == str(daemon.parent / "libvirt.so.0.9010.0")
+    assert library.file.samefile(library.path)
+    assert not library.deleted
+    assert library.contains(library.start)
+    assert not library.contains(library.end)
+    assert library.build_id is not None
+    assert process.module("libvirt.so") is not None
+    assert process.module("libvir") is None
+    uptime = float(Path("/proc/uptime").read_text().split()[0])
+    age = uptime - process.start_time / os.sysconf("SC_CLK_TCK")
+    assert -1 < age < 60
+
+
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [
+        ("libvirt.so.0.9000.0", "9.0.0"),
+        ("libvirt.so.0.12008.0", "12.8.0"),
+        ("libvirt.so.0.7000.0", "7.0.0"),
+        ("libvirt.so.0.5006.0", "5.6.0"),
+        ("libvirt.so.0.10000.1", "10.0.1"),
+        ("libvirt.so.0", None),
+        ("libvirt-qemu.so.0.9000.0", None),
+    ],
+)
+def test_version_from_the_file_name(name: str, version: str | None) -> None:
+    path = f"/usr/lib/{name}"
+    module = Module(path, Path(path), start=0, end=4096, offset=0, deleted=False)
+    assert libvirt_version(Process(1, "/x", Path("/"), 0, (module,))) == version
+
+
+def test_no_such_process() -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    assert f"no process {ended.pid}" in refusal(ended.pid).what
+
+
+def test_zombie(daemon: Path, start: Start) -> None:
+    running = start(daemon)
+    running.send_signal(signal.SIGKILL)
+    os.waitid(os.P_PID, running.pid, os.WEXITED | os.WNOWAIT)
+    assert "zombie" in refusal(running.pid).what
+    assert find_daemons(daemon.name) == []
+
+
+def test_not_libvirt(start: Start, other: Path) -> None:
+    running = start(other)
+    assert f"is {other}, not a libvirt daemon" in refusal(running.pid).what
+
+
+def test_thread_of_a_daemon(start: Start, daemon: Path) -> None:
+    running = start(daemon, "thread")
+    threads = [int(name) for name in os.listdir(f"/proc/{running.pid}/task")]
+    (thread,) = set(threads) - {running.pid}
+    error = refusal(thread)
+    assert f"thread of process {running.pid}" in error.what
+    assert error.remedy == f"-p {running.pid}"
+    assert [found.pid for found in find_daemons(daemon.name)] == [running.pid]
+
+
+def test_stopped(start: Start, daemon: Path) -> None:
+    running = start(daemon)
+    running.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, running.pid, os.WSTOPPED | os.WNOWAIT)
+    error = refusal(running.pid)
+    assert "stopped" in error.what
+    assert error.remedy.endswith(f"kill -CONT {running.pid}")
+    running.send_signal(signal.SIGCONT)
+    until(lambda: Path(f"/proc/{running.pid}/stat").read_text().split()[2] == "S")
+    check_traceable(running.pid)
+
+
+TRACER = """
+import ctypes, subprocess, sys
+child = subprocess.Popen(sys.argv[1:], stdout=subprocess.PIPE, text=True)
+child.stdout.readline()
+PTRACE_SEIZE = 0x4206
+if ctypes.CDLL(None, use_errno=True).ptrace(PTRACE_SEIZE, child.pid, 0, 0):
+    sys.exit(ctypes.get_errno())
+print("running", flush=True)
+child.wait()
+"""
+
+
+def test_another_tracer_is_named(start: Start, daemon: Path) -> None:
+    tracer = start(sys.executable, "-c", TRACER, daemon)
+    (found,) = find_daemons(daemon.name)
+    error = refusal(found.pid)
+    assert "already traced by" in error.what
+    assert f"(pid {tracer.pid}: {sys.executable} -c" in error.what
+
+
+def test_replaced_library(tmp_path: Path, start: Start, daemon: Path) -> None:
+    library = daemon.parent / "libvirt.so.0.9010.0"
+    copy = tmp_path / library.name
+    shutil.copy(library, copy)
+    (tmp_path / "libvirt.so.0").symlink_to(copy.name)
+    running = start(daemon, env={"LD_PRELOAD": str(tmp_path / "libvirt.so.0")})
+    before = check_traceable(running.pid).module("libvirt.so.0")
+    assert before is not None
+    assert before.path == str(copy)
+    build_id = before.build_id
+    copy.unlink()
+    build("int virLibrary(void) { return 4; }", copy, "-shared", "-Wl,-soname,libvirt.so.0")
+    error = refusal(running.pid)
+    assert f"{copy} has been replaced or removed" in error.what
+    assert "restart" in error.remedy
+    after = inspect(running.pid).module("libvirt.so.0")
+    assert after is not None
+    assert after.deleted
+    if os.geteuid() == 0:
+        assert after.build_id == build_id, "the mapped file, not the new one"
+
+
+@ROOT_ONLY
+def test_other_users_process(start: Start, daemon: Path) -> None:
+    running = start(daemon)
+    with acting_as_nobody():
+        error = refusal(running.pid)
+        (found,) = find_daemons(daemon.name)
+    assert f"{daemon.name}) belongs to root" in error.what
+    assert error.remedy == "run as root (sudo)"
+    assert (found.pid, found.user, found.exe) == (running.pid, "root", None)
+    check_traceable(running.pid)
+
+
+@ROOT_ONLY
+def test_chroot(tmp_path: Path, start: Start, other: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    shutil.copy(other, root / other.name)
+    running = start(shutil.which("chroot"), root, f"/{other.name}")
+    process = inspect(running.pid)
+    assert process.exe == f"/{other.name}"
+    module = process.module(other.name)
+    assert module is not None
+    assert module.path == f"/{other.name}"
+    assert module.file.samefile(root / other.name)
+    (found,) = find_daemons(other.name)
+    assert str(found) == f"/{other.name} of user root, in the chroot {root}"
+
+
+@ROOT_ONLY
+def test_another_mount_namespace(start: Start, other: Path) -> None:
+    start(shutil.which("unshare"), "--mount", other)
+    (found,) = find_daemons(other.name)
+    assert found.same_mount_namespace is False
+    assert "another mount namespace" in str(found)
+
+
+def test_choosing_a_daemon(start: Start, daemon: Path) -> None:
+    with pytest.raises(TargetError, match=f"no {daemon.name} is running"):
+        choose_daemon(daemon.name)
+    one = start(daemon, "fork")
+    assert choose_daemon(daemon.name) == one.pid, "a daemon's own child is no daemon"
+    two = start(daemon)
+    with pytest.raises(TargetError) as caught:
+        choose_daemon(daemon.name)
+    for process in (one, two):
+        assert f"-p {process.pid} ({daemon} of user " in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("scope", "may_trace_all", "part"),
+    [
+        (0, False, None),
+        (1, True, None),
+        (1, False, "sysctl kernel.yama.ptrace_scope=0"),
+        (2, True, None),
+        (2, False, "run as root (sudo)"),
+        (3, True, "reboot"),
+    ],
+)
+def test_yama(scope: int, may_trace_all: bool, part: str | None) -> None:
+    error = yama_refusal(scope, may_trace_all)
+    if part is None:
+        assert error is None
+    else:
+        assert error is not None
+        assert str(scope) in error.what
+        assert part in error.remedy

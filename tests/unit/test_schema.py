@@ -1,0 +1,119 @@
+"""The schema says of a trace what the reader reads, and is at least as strict."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import samples
+
+from virtrace.errors import TraceError
+from virtrace.trace import format as trace_format
+from virtrace.trace.reader import read_trace, schema
+
+VALIDATOR = jsonschema.Draft202012Validator(schema())
+
+
+def test_is_a_valid_schema() -> None:
+    jsonschema.Draft202012Validator.check_schema(schema())
+
+
+@pytest.mark.parametrize("error", [None, "no such disk"])
+def test_accepts_the_sample(error: str | None) -> None:
+    for record in samples.records(error=error):
+        VALIDATOR.validate(record)
+
+
+def test_accepts_lost_line_and_every_shape_of_value() -> None:
+    event = samples.records()[1]
+    shapes = {
+        "unavailable": trace_format.unavailable("optimized out"),
+        "bytes": trace_format.text(b"\xff\xfe"),
+        "cut": trace_format.text(b"abc", 10),
+        "cut_bytes": trace_format.text(b"\xff" * 10, 20),
+        "pointer": trace_format.pointer(0x7F00),
+        "struct": {"capacity": 2**64, "inner": trace_format.unavailable("outside of memory")},
+        "null": None,
+        "json": {"bytes": 7},
+    }
+    VALIDATOR.validate({**event, "type": "line", "span": None, "values": shapes})
+    VALIDATOR.validate({**event, "type": "lost", "values": {"why": "its thread ended"}})
+
+
+def test_is_open_to_what_later_versions_add() -> None:
+    for record in samples.records():
+        VALIDATOR.validate({**record, "new": 1})
+    VALIDATOR.validate({"type": "marker"})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"values": {"disk": {"unavailable": 0}}},
+        {"values": {"disk": {"unavailable": ""}}},
+        {"values": {"info": {"capacity": {"unavailable": None}}}},
+        {"values": {"disk": {"bytes": "not base64!"}}},
+        {"values": {"disk": {"text": "abc", "length": -1}}},
+        {"t_ns": -1},
+        {"type": 5},
+    ],
+)
+def test_rejects_wrong_values(change: dict[str, Any]) -> None:
+    assert not VALIDATOR.is_valid({**samples.records()[1], **change})
+
+
+@pytest.mark.parametrize(
+    ("index", "change"),
+    [
+        (0, {"version": 2}),
+        (0, {"format": "other"}),
+        (-1, {"reason": "bored"}),
+    ],
+)
+def test_rejects_wrong_header_and_footer(index: int, change: dict[str, Any]) -> None:
+    assert not VALIDATOR.is_valid({**samples.records()[index], **change})
+
+
+def _mutations(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """(what was done, copy of value) with each key in turn left out, or of a wrong type."""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, inner in list(items):
+        if isinstance(value, dict):
+            without = copy.deepcopy(value)
+            del without[key]
+            yield f"without {(*path, key)}", without
+        for wrong in (None, True, 1.5, [], {}, "text"):
+            changed = copy.deepcopy(value)
+            changed[key] = wrong
+            yield f"{(*path, key)} = {wrong!r}", changed
+        if isinstance(inner, (dict, list)) and key not in ("values", "recipe"):
+            for what, changed_inner in _mutations(inner, (*path, key)):
+                changed = copy.deepcopy(value)
+                changed[key] = changed_inner
+                yield what, changed
+
+
+def test_reader_and_schema_hold_together(tmp_path: Path) -> None:
+    """Whatever the reader refuses, the schema refuses; the schema may know more."""
+    records = samples.records()
+    enter = records[1]
+    point = next(record for record in records if record["type"] == "point")
+    file = tmp_path / "t.jsonl"
+    refused = 0
+    for place, original in ((0, records[0]), (1, enter), (1, point), (2, records[-1])):
+        for what, record in _mutations(original):
+            if record.get("type") != original["type"]:
+                continue  # another type of record, or none that is known
+            lines = [records[0], enter, records[-1]]
+            lines[place] = record
+            samples.write(file, lines)
+            try:
+                read_trace(file)
+            except TraceError:
+                refused += 1
+                assert not VALIDATOR.is_valid(record), what
+    assert refused > 200

@@ -1,0 +1,155 @@
+"""``virtrace show`` as a process of its own: what it prints, where, and its exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import samples
+
+import virtrace
+
+ENVIRONMENT = {
+    "PATH": os.environ["PATH"],
+    "PYTHONPATH": str(Path(virtrace.__file__).parents[1]),
+    "LC_ALL": "C.UTF-8",
+}
+
+
+def show(*arguments: Any, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "virtrace.cli.main", "show", *map(str, arguments)],
+        env={**ENVIRONMENT, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    return samples.write(tmp_path / "t.jsonl", samples.records())
+
+
+def test_shows_heading_tree_and_summary(trace: Path) -> None:
+    done = show(trace)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("virtrace 0.1.0: recipe blockinfo on libvirt 9.0.0")
+    assert "+0.001 s virDomainGetBlockInfo(vm1, vda) = 0 in 2.3 ms" in lines
+    assert lines[-1] == f"  next     virtrace show --full {trace}"
+    assert "\x1b" not in done.stdout
+
+
+def test_full(trace: Path) -> None:
+    assert '"node-name": "libvirt-1-storage"' not in show(trace).stdout
+    assert '"node-name": "libvirt-1-storage"' in show(trace, "--full").stdout
+
+
+def test_cut_trace_is_shown_and_told(trace: Path) -> None:
+    whole = trace.read_bytes()
+    trace.write_bytes(whole[: whole.rindex(b"qemuDomainGetBlockInfo")])
+    done = show(trace)
+    assert done.returncode == 4
+    assert "  incomplete: the return of virDomainGetBlockInfo was not seen" in done.stdout
+    assert "1 call, 1 incomplete, the run was cut short" in done.stdout
+    assert done.stderr.startswith(f"virtrace: {trace}: line 12 is cut short: ")
+    assert "\ntry: " in done.stderr
+
+
+def test_not_a_trace(tmp_path: Path) -> None:
+    file = tmp_path / "other.txt"
+    file.write_text("hello\n")
+    done = show(file)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.splitlines()[0].startswith(f"virtrace: {file} is not a virtrace trace")
+    assert len(done.stderr.splitlines()) == 2
+
+
+def test_json_document(trace: Path) -> None:
+    done = show(trace, "--json")
+    assert done.returncode == 0
+    document = json.loads(done.stdout)
+    assert document["format"] == "virtrace-calls"
+    assert document["version"] == 1
+    assert document["header"] == samples.HEADER
+    assert document["footer"]["reason"] == "interrupt"
+    assert document["problems"] == []
+    (call,) = document["calls"]
+    assert call["complete"]
+    assert not call["failed"]
+    root = call["root"]
+    assert root["returned"]["info"] == samples.INFO
+    (driver,) = root["children"]
+    gather = driver["children"][0]
+    assert gather["returned"]["stats"] == samples.STATS
+    exchange = gather["children"][0]["children"][0]["children"][0]
+    assert exchange["kind"] == "qmp"
+    assert exchange["command"] == "query-blockstats"
+    assert exchange["reply"]["values"]["json"]["return"] == samples.BLOCKSTATS
+    assert exchange["reply"]["tid"] == 99
+    assert exchange["duration_ns"] == 213_000
+
+
+def test_json_of_a_cut_trace(trace: Path) -> None:
+    trace.write_bytes(trace.read_bytes()[:-100])
+    done = show(trace, "--json")
+    assert done.returncode == 4
+    document = json.loads(done.stdout)
+    assert document["footer"] is None
+    assert len(document["problems"]) == 2
+    assert document["calls"][0]["complete"]
+
+
+def test_json_of_a_trace_without_calls(tmp_path: Path) -> None:
+    trace = samples.write(tmp_path / "t.jsonl", [samples.HEADER, samples.footer([])])
+    assert json.loads(show(trace, "--json").stdout)["calls"] == []
+
+
+def test_json_nested_too_deep_is_refused_with_a_way_out(tmp_path: Path) -> None:
+    recorder = samples.Recorder()
+    for span in range(100_000):
+        recorder.add("enter", "f", span=span, parent=span - 1 if span else None, call=0)
+    lines = [samples.HEADER, *(event.to_record() for event in recorder.events)]
+    done = show(samples.write(tmp_path / "t.jsonl", lines), "--json")
+    assert done.returncode == 2
+    assert "nested too deep" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
+    recorder = samples.Recorder()
+    for number in range(300):
+        samples.blockinfo(recorder, number=number)
+    lines = [samples.HEADER, *(event.to_record() for event in recorder.events)]
+    trace = samples.write(tmp_path / "t.jsonl", [*lines, samples.footer(recorder.events)])
+    command = f"{sys.executable} -m virtrace.cli.main show {trace} | head -n 3"
+    done = subprocess.run(
+        ["sh", "-c", command], env=ENVIRONMENT, capture_output=True, text=True, timeout=60
+    )
+    assert len(done.stdout.splitlines()) == 3
+    assert done.stderr == ""
+
+
+def test_names_that_the_locale_cannot_carry(tmp_path: Path) -> None:
+    recorder = samples.Recorder()
+    samples.blockinfo(recorder, domain="测试\x1b[2J\ud800")
+    file = tmp_path / "t.jsonl"
+    lines = [samples.HEADER, *(event.to_record() for event in recorder.events)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for encoding in ("ascii", "gbk", "utf-8"):
+        done = show(file, PYTHONIOENCODING=encoding)
+        assert done.returncode == 4
+        assert r"\u001b[2J\ud800" in done.stdout
+        assert "Traceback" not in done.stderr
+
+
+def test_json_and_full_exclude_each_other(trace: Path) -> None:
+    assert show(trace, "--json", "--full").returncode == 2
