@@ -485,7 +485,8 @@ def test_banner() -> None:
         "      qemuDomainGetBlockInfo, qemuDomainBlocksStatsGather",
         "    not found: this build of libvirt_driver_qemu.so does not export it",
         "      qemuMonitorBlockStatsUpdateCapacity",
-        "  run now  virsh domblkinfo DOMAIN DISK (in another terminal)",
+        "  run now  virsh domblkinfo DOMAIN DISK",
+        "           in another terminal",
         "  to end   Ctrl-C",
         "  trace    out/t.jsonl",
         "",
@@ -503,8 +504,8 @@ def test_summary() -> None:
     footer = {**samples.footer([]), "events": 1234, "dropped": 5, "hits": {"a": 3, "b": 0}}
     shown = text.summary(footer, Style(width=80), tally=tally, output="my trace.jsonl")
     assert list(shown) == [
-        "3 calls, 1 failed, 1 incomplete, 1,234 events, 5 dropped, 2 events outside of",
-        "  any call",
+        "3 calls, 1 failed, 1 incomplete, 1,234 events, 5 dropped,",
+        "2 events outside of any call",
         "  ended    interrupted; detached, nothing is left in the process",
         "  stopped  the process stood still for 12.3 ms in all, 1.2 ms at the longest",
         "  hits     a 3",

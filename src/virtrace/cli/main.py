@@ -29,7 +29,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    args = build_parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    traced: list[str] = []
+    # argparse has no notion of another command's line at the end of its own.
+    if words[:1] == ["record"] and "--" in words:
+        end = words.index("--")
+        words, traced = words[:end], words[end + 1 :]
+    args = build_parser().parse_args(words, argparse.Namespace(traced=traced))
     try:
         status: int = args.run(args)
         sys.stdout.flush()

@@ -17,7 +17,7 @@ from typing import Any
 
 from virtrace.binary.process import check_traceable, choose_daemon
 from virtrace.cli.doctor import gdb_section
-from virtrace.errors import INCOMPLETE, TargetError, UsageError
+from virtrace.errors import INCOMPLETE, TargetError
 from virtrace.recipe import catalogue, selection
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -33,7 +33,7 @@ def add_parser(subparsers: Any) -> None:
         "record",
         help="trace a daemon by a recipe",
         description="Trace a libvirt daemon by a recipe until Ctrl-C, a limit, or the end of "
-        "COMMAND, which is run as soon as every call is traced.",
+        "COMMAND, which is run once every call is traced.",
         usage="%(prog)s RECIPE [-p PID | --process NAME] [-o FILE] [--where KEY=VALUE]... "
         "[--calls N] [--seconds S] [-- COMMAND...]",
     )
@@ -49,14 +49,10 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--calls", metavar="N", help="end after N calls")
     parser.add_argument("--seconds", metavar="S", help="end after S seconds")
-    parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    command: list[str] = args.command
-    if command and command[0] != "--":
-        raise UsageError(f"what is {command[0]!r}?", "write `--` before the command to be traced")
     return record_trace(
         args.recipe,
         args.pid if args.pid is not None else choose_daemon(args.process),
@@ -64,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         where=args.where,
         calls=args.calls,
         seconds=args.seconds,
-        command=command[1:],
+        command=args.traced,
     )
 
 

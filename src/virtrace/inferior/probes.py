@@ -7,6 +7,7 @@ from typing import Protocol
 
 import gdb
 from virtrace.binary.abi import Abi
+from virtrace.errors import TargetError
 from virtrace.inferior.capture import Memory, Unavailable
 from virtrace.inferior.resolve import Site
 from virtrace.inferior.target import InferiorMemory, number, register
@@ -84,6 +85,11 @@ class _Probe(gdb.Breakpoint):
 
     def __init__(self, session: Session, location: str, site: Site | None) -> None:
         super().__init__(location, internal=True)
+        if self.pending:
+            self.delete()
+            raise TargetError(
+                f"GDB found no place for {location}", "`virtrace doctor` says what may be missing"
+            )
         self._session = session
         self._site = site
         self.silent = True

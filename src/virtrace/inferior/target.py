@@ -25,6 +25,8 @@ _SETTINGS = {
     "follow-fork-mode": "parent",
     "detach-on-fork": "on",
     "breakpoint pending": "off",
+    # A stop of GDB's own would otherwise look for the source line to show.
+    "print frame-info": "short-location",
 }
 
 
@@ -61,8 +63,8 @@ def attach(process: Process) -> None:
 
 def load_modules(names: tuple[str, ...]) -> None:
     """Let GDB read the symbols of these modules, where it has not yet."""
-    pattern = "|".join(re.escape(name) for name in names)
-    gdb.execute(f"sharedlibrary {pattern}")
+    for name in names:
+        gdb.execute(f"sharedlibrary {re.escape(name)}")
 
 
 def detach() -> None:
@@ -201,7 +203,9 @@ def debug_functions(name: str) -> tuple[list[DebugFunction], list[str]]:
         while outer is not None and outer.function is None:
             outer = outer.superblock
         if outer is not None and outer.function is not None:
-            inlined.add(outer.function.name)
+            # Of its own body only the part that GCC split off is meant.
+            if outer.function.name != name:
+                inlined.add(outer.function.name)
         else:
             bodies.append(DebugFunction(block, place.pc))
     return bodies, sorted(inlined)

@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from virtrace.errors import LabError
@@ -33,7 +35,6 @@ FILES = (
 # Ninja knows the libraries by their full names only.
 TARGETS = tuple(f"src/{name}.9000.0" if name.endswith(".0") else f"src/{name}" for name in FILES)
 
-STEP = "virtrace-step: "
 STEPS = (
     "a chroot with a compiler",
     "libvirt's build dependencies",
@@ -178,7 +179,9 @@ def _build(output: Path, sources: list[str], log: Path, progress: Callable[[str]
     environment = "DEB_BUILD_OPTIONS=nocheck DEB_BUILD_PROFILES=nocheck"
     for number, script in enumerate(_chroot_scripts(), start=2):
         inner = f"set -eux; export {environment}; {script}"
-        hooks.append(f'echo {STEP}{number} >&2; chroot "$1" sh -c {shlex.quote(inner)}')
+        # Standard output carries the number of the step, and nothing else. Should this process
+        # be gone, that fails, and mmdebstrap tidies up instead of building for nobody.
+        hooks.append(f'echo {number} && chroot "$1" sh -c {shlex.quote(inner)} >&2')
     hooks.append(f"sync-out {OUTPUT} {output}")
     command = ["mmdebstrap", "--variant=minbase", "--format=null"]
     command.append("--mode=root" if os.geteuid() == 0 else "--mode=unshare")
@@ -192,23 +195,26 @@ def _build(output: Path, sources: list[str], log: Path, progress: Callable[[str]
 
     announce(1)
     environ = dict(os.environ, TMPDIR=os.environ.get("TMPDIR", "/var/tmp"))
-    with (
-        log.open("w") as log_file,
-        subprocess.Popen(
+    with log.open("w") as log_file:
+        # Away from the terminal's signals: _end_build ends it, and waits.
+        process = subprocess.Popen(
             command,
             env=environ,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=log_file,
             text=True,
-            errors="replace",
-        ) as process,
-    ):
-        assert process.stdout is not None
-        for line in process.stdout:
-            log_file.write(line)
-            if line.startswith(STEP):
-                announce(int(line[len(STEP) :]))
+            start_new_session=True,
+        )
+    assert process.stdout is not None
+    with process.stdout:
+        try:
+            for line in process.stdout:
+                announce(int(line))
+            process.wait()
+        except BaseException:
+            _end_build(process)
+            raise
     missing = [name for name in FILES if not (output / name).is_file()]
     if process.returncode != 0 or missing:
         raise LabError(
@@ -217,3 +223,10 @@ def _build(output: Path, sources: list[str], log: Path, progress: Callable[[str]
             f"read the end of {log}",
         )
     log.unlink()
+
+
+def _end_build(process: subprocess.Popen[str]) -> None:
+    """Interrupt mmdebstrap and all it runs, and wait until it has removed its chroot."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    process.wait()

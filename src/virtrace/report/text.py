@@ -2,7 +2,8 @@
 
 Made for somebody who needs the answer now: every call begins with what it answered, and
 how that came about stands below. Lines come without their newline and keep to the style's
-width; only the JSON of ``full`` may be wider, so that it can be searched and copied.
+width; only what is there to be copied may be wider: names of files, commands to type, and
+the JSON of ``full``.
 """
 
 from __future__ import annotations
@@ -69,15 +70,14 @@ def banner(
         yield from _fold([("  " + module, "bold"), *_words(_build_id(header, module))], style)
         yield from _probe_table(probes, style)
     if command is not None:
-        yield from _labelled("running", [(command, "bold")], style)
+        yield _copyable("running", command, style)
     else:
         suggestion = header["recipe"].get("try")
         if isinstance(suggestion, str):
-            yield from _labelled(
-                "run now", [(suggestion, "bold"), *_words("in another terminal")], style
-            )
-    yield from _labelled("to end", [("Ctrl-C", "bold")], style)
-    yield from _labelled("trace", [(output, "")], style)
+            yield _copyable("run now", suggestion, style)
+            yield _label("") + "in another terminal"
+    yield _copyable("to end", "Ctrl-C", style)
+    yield _copyable("trace", output, style)
     yield ""
 
 
@@ -158,9 +158,8 @@ def summary(
         if never:
             why = _words("(not found, or never reached)", "dim")
             yield from _labelled("no hits", [*_listed(never), *why], style)
-    yield from _labelled("trace", [(output, "")], style)
-    next_step = next_step or f"virtrace show {shlex.quote(output)}"
-    yield from _labelled("next", [(next_step, "bold")], style)
+    yield _copyable("trace", output, style)
+    yield _copyable("next", next_step or f"virtrace show {shlex.quote(output)}", style)
 
 
 # Lines and their pieces
@@ -177,15 +176,19 @@ def _listed(names: Iterable[str], role: str = "") -> list[Piece]:
 
 
 def _labelled(label: str, pieces: Iterable[Piece], style: Style) -> Iterator[str]:
-    indent = " " * (_LABEL + 2)
-    return _fold(pieces, style, f"  {label:<{_LABEL}}", indent)
+    return _fold(pieces, style, _label(label), _label(""))
+
+
+def _copyable(label: str, text: str, style: Style) -> str:
+    return paint(_label(label), "dim", style) + paint(safe(text, style), "bold", style)
+
+
+def _label(text: str) -> str:
+    return f"  {text:<{_LABEL}}"
 
 
 def _fold(pieces: Iterable[Piece], style: Style, first: str = "", below: str = "") -> Iterator[str]:
-    """Lines of the style's width: ``first`` stands before the first, ``below`` before the rest.
-
-    This is the one place where text of the trace becomes text for the terminal.
-    """
+    """Lines of the style's width: ``first`` stands before the first, ``below`` before the rest."""
     prefix = first
     line: list[Piece] = []
     used = 0
