@@ -26,17 +26,6 @@ NOBODY = pwd.getpwnam("nobody").pw_uid
 LAB_UID = NOBODY if os.geteuid() == 0 else os.geteuid()
 
 
-def bring_up(lab: Lab) -> Lab:
-    try:
-        lab.up()
-    except LabError as error:
-        # In CI, what is missing is a failure.
-        if "not installed" in error.what and not os.environ.get("CI"):
-            pytest.skip(f"{error.what}; try: {error.remedy}")
-        raise
-    return lab
-
-
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """Not pytest's own tmp_path: its parents keep out the user that runs root's lab."""
@@ -46,12 +35,9 @@ def folder() -> Iterator[Path]:
         Lab(path).down()
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    lab = Lab(Path(tempfile.mkdtemp(prefix="virtrace-test-", dir="/var/tmp")))
-    bring_up(lab)
-    yield lab
-    lab.down()
+@pytest.fixture
+def lab(stock_lab: Lab) -> Lab:
+    return stock_lab
 
 
 def block_info(lab: Lab, target: str) -> dict[str, int]:
@@ -163,7 +149,8 @@ def test_scenarios_set_up_and_answer_as_they_say(lab: Lab) -> None:
 
 
 def test_crash_of_the_daemon_beside_another_lab(lab: Lab, folder: Path) -> None:
-    second = bring_up(Lab(folder))
+    second = Lab(folder)
+    assert second.up() is True
     assert not set(second.processes) & set(lab.processes)
 
     # Up again after a crash: the guest that the dead daemon left behind is replaced.
@@ -204,8 +191,9 @@ def crash_daemon(lab: Lab) -> list[int]:
     return lab.processes
 
 
+@pytest.mark.usefixtures("stock_lab")
 def test_context_manager_leaves_nothing_and_stopped_disks_read_as_files(folder: Path) -> None:
-    with bring_up(Lab(folder)) as lab:
+    with Lab(folder) as lab:
         for command in SCENARIOS["stopped"].setup:
             assert lab.virsh(*command).returncode == 0
         status = lab.disk_file("vdd").stat()
@@ -217,6 +205,7 @@ def test_context_manager_leaves_nothing_and_stopped_disks_read_as_files(folder: 
     assert_nothing_left(lab)
 
 
+@pytest.mark.usefixtures("stock_lab")
 def test_failed_up_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lab = Lab(folder)
     # The disks and the daemon are there by then.
@@ -304,9 +293,10 @@ def test_commands_say_when_nothing_is_up(folder: Path, capsys: pytest.CaptureFix
     assert "nothing to do" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
+@pytest.mark.usefixtures("stock_lab")
 def test_daemon_with_debug_info(folder: Path) -> None:
-    with bring_up(Lab(folder, debug_info=True)) as lab:
+    with Lab(folder, debug_info=True) as lab:
         maps = Path(f"/proc/{lab.pid}/maps").read_text()
         build = debug_build.build_folder()
         for name in debug_build.FILES:
@@ -323,7 +313,7 @@ def test_daemon_with_debug_info(folder: Path) -> None:
             Lab(folder).up()
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_failed_build_is_not_taken_for_a_finished_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

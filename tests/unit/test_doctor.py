@@ -92,7 +92,8 @@ def stand_in(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("driver", "flags", "answer"),
     [
-        (DRIVER + QMP, ["-g"], "full chain (level dwarf)"),
+        (DRIVER + QMP, ["-g"], "full chain (levels dwarf and usdt)"),
+        (DRIVER, ["-g"], "full chain but for the QMP text (level dwarf)"),
         (DRIVER + QMP, [], "API and QMP text (levels symbol and usdt)"),
         (DRIVER, [], "API only (level symbol)"),
     ],
@@ -103,7 +104,7 @@ def test_the_answer_comes_first(
     need("gdb")
     with Daemon(tmp_path, driver, *flags) as pid:
         status, lines = report("-p", pid)
-    assert lines[0].startswith(f"Tracing works here (Daemon {pid}): {answer}")
+    assert lines[0].startswith(f"Tracing works here. Daemon {pid}: {answer}")
     assert status == DONE
     assert not any(line.startswith("  problem") for line in lines)
     assert f"  ok       {tmp_path}/daemon, libvirt 9.0.0" in lines
@@ -148,7 +149,7 @@ def test_real_gdb() -> None:
     text = [finding.text for finding in section.findings]
     assert text[0].startswith(f"{shutil.which('gdb')}, version ")
     assert text[1].endswith("inside GDB")
-    assert [line.split(":")[0] for line in text[2:]] == ["yaml", "elftools", "pygments"]
+    assert {line.split(":")[0] for line in text[2:]} == {"yaml", "elftools", "pygments"}
 
 
 def test_no_gdb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +197,12 @@ def test_gdb_version_is_read_from_the_end_of_the_line(
     assert gdb_section().findings[0].text.endswith("version 10.2-11.el9")
 
 
+SEVERAL = (
+    "Tracing works here, on several daemons, so name one with -p. "
+    "Daemon 1: full chain; Daemon 3: API only"
+)
 READY = Section("Daemon 1", [Finding("ok", "fine")], "full chain")
+ALSO_READY = Section("Daemon 3", [Finding("ok", "fine")], "API only")
 BROKEN = Section("Daemon 2", [Finding("problem", "already traced", "wait")])
 GOOD = Section("GDB", [Finding("ok", "gdb"), Finding("note", "old")])
 BAD = Section("GDB", [Finding("problem", "no gdb", "get it")])
@@ -205,9 +211,9 @@ BAD = Section("GDB", [Finding("problem", "no gdb", "get it")])
 @pytest.mark.parametrize(
     ("general", "daemons", "status", "answer"),
     [
-        ([GOOD], [READY], DONE, "Tracing works here (Daemon 1): full chain"),
-        ([GOOD], [BROKEN, READY], DONE, "Tracing works here (Daemon 1): full chain"),
-        ([GOOD], [READY, READY], DONE, "Tracing works here, on 2 daemons: name one with -p PID"),
+        ([GOOD], [READY], DONE, "Tracing works here. Daemon 1: full chain"),
+        ([GOOD], [BROKEN, READY], DONE, "Tracing works here. Daemon 1: full chain"),
+        ([GOOD], [READY, BROKEN, ALSO_READY], DONE, SEVERAL),
         ([GOOD], [BROKEN], NOT_TRACED, "Tracing will not work here: already traced"),
         ([BAD], [READY], NOT_TRACED, "Tracing will not work here: no gdb"),
     ],

@@ -173,7 +173,8 @@ def test_any_damage_is_reported_as_such(library: Path, tmp_path: Path) -> None:
         else:
             # The section headers stand at the end.
             for place in (range(64), range(64, 1000), range(len(data) - 2500, len(data))):
-                data[generator.choice(place)] = generator.randrange(256)
+                start = generator.choice(place) & ~7
+                data[start : start + 8] = generator.choice([b"\xff" * 8, generator.randbytes(8)])
         damaged.write_bytes(data)
         try:
             elf = ElfFile(damaged)

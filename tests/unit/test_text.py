@@ -94,6 +94,13 @@ def test_duration(ns: int, expected: str) -> None:
     assert units.duration(ns) == expected
 
 
+def test_integers_of_any_size_are_no_trouble() -> None:
+    assert units.seconds(12_345_678_901) == "12.345 s"
+    assert units.seconds(10**4000).endswith(".000 s")
+    assert units.duration(10**4000).endswith(" s")
+    assert units.quantity("capacity", 10**4000) == "1" + "0" * 4000
+
+
 # Call tree
 
 
@@ -506,7 +513,7 @@ def test_summary() -> None:
     assert list(shown) == [
         "3 calls, 1 failed, 1 incomplete, 1,234 events, 5 dropped,",
         "2 events outside of any call",
-        "  ended    interrupted; detached, nothing is left in the process",
+        "  ended    interrupted; detached from the process",
         "  stopped  the process stood still for 12.3 ms in all, 1.2 ms at the longest",
         "  hits     a 3",
         "  no hits  b (not found, or never reached)",

@@ -152,7 +152,7 @@ def check_traceable(pid: int) -> Process:
         raise TargetError(
             f"process {pid} ({status['Name']}) has ended and only waits for its parent to "
             "collect it (a zombie)",
-            "name a running daemon: `pgrep -a -r S,R,D 'libvirtd|virtqemud'` lists them",
+            "`virtrace doctor` lists the libvirt daemons that run",
         )
     process = require_libvirt(inspect(pid))
     tracer = int(status["TracerPid"])
@@ -161,15 +161,6 @@ def check_traceable(pid: int) -> Process:
             f"process {pid} is already traced by {describe(tracer)}",
             "end that tracer first (in GDB: `detach`, `quit`); a process has one at a time",
         )
-    for name in ("libvirt.so.0", "libvirt_driver_qemu.so"):
-        module = process.module(name)
-        if module is not None and module.deleted:
-            # GDB would read the new file and put breakpoints into the middle of instructions.
-            raise TargetError(
-                f"{module.path} has been replaced or removed since process {pid} started "
-                "(an upgrade?): its addresses can no longer be told from the file on disk",
-                f"restart the daemon (guests keep running): systemctl restart {status['Name']}",
-            )
     yama = yama_refusal(yama_scope(), can_trace_all())
     if yama is not None:
         raise yama
@@ -182,13 +173,26 @@ def check_traceable(pid: int) -> Process:
 
 
 def require_libvirt(process: Process) -> Process:
-    """Raises TargetError for a process that has no libvirt in it."""
+    """The process itself.
+
+    Raises TargetError where it has no libvirt in it, or another one than is on disk now.
+    """
     if process.module("libvirt.so.0") is None:
         raise TargetError(
             f"process {process.pid} is {process.exe}, not a libvirt daemon "
             "(it has no libvirt.so.0 loaded)",
             "name the pid of libvirtd or virtqemud; `virtrace doctor` lists those that run",
         )
+    for name in ("libvirt.so.0", "libvirt_driver_qemu.so"):
+        module = process.module(name)
+        if module is not None and module.deleted:
+            # GDB would read the new file and put breakpoints into the middle of instructions.
+            raise TargetError(
+                f"{module.path} has been replaced or removed since process {process.pid} started "
+                "(an upgrade?): its addresses can no longer be told from the file on disk",
+                "restart the daemon (guests keep running): "
+                f"systemctl restart {os.path.basename(process.exe)}",
+            )
     return process
 
 

@@ -34,18 +34,22 @@ LENT = ("yaml", "elftools", "pygments")
 
 LIBRARY = "libvirt.so.0"
 DRIVER = "libvirt_driver_qemu.so"
-# What the blockinfo recipe stands on where there is no debug info.
 LIBRARY_FOLDERS = ("/usr/lib64", "/usr/lib/*-linux-gnu*", "/usr/lib", "/usr/local/lib*")
-
+# What the blockinfo recipe stands on where there is no debug info.
 EXPORTED = {
     LIBRARY: ("virDomainGetBlockInfo", "virRaiseErrorFull"),
     DRIVER: ("qemuMonitorGetAllBlockStatsInfo",),
 }
 PROBES = {LIBRARY: (), DRIVER: ("qemu_monitor_send_msg", "qemu_monitor_recv_reply")}
 
-FULL = "full chain (level dwarf)"
-QMP = "API and QMP text (levels symbol and usdt); debug info would give the functions in between"
-API = "API only (level symbol)"
+API_ONLY = "API only (level symbol)"
+# What a trace shows, by whether the driver has (debug info, USDT probes of its monitor).
+REACH = {
+    (True, True): "full chain (levels dwarf and usdt)",
+    (True, False): "full chain but for the QMP text (level dwarf)",
+    (False, True): "API and QMP text (levels symbol and usdt), more with debug info",
+    (False, False): API_ONLY,
+}
 
 # Run by GDB's own Python. A module that it lacks is tried again from our environment, as the
 # scripts in gdb_scripts/ do.
@@ -130,9 +134,9 @@ def verdict(general: Sequence[Section], daemons: Sequence[Section]) -> tuple[int
         first_problem = daemons[0].problem
     if first_problem is not None:
         return NOT_TRACED, f"Tracing will not work here: {first_problem.text}"
-    if len(ready) > 1:
-        return DONE, f"Tracing works here, on {len(ready)} daemons: name one with -p PID"
-    return DONE, f"Tracing works here ({ready[0].title}): {ready[0].reach}"
+    each = "; ".join(f"{section.title}: {section.reach}" for section in ready)
+    which = ", on several daemons, so name one with -p" if len(ready) > 1 else ""
+    return DONE, f"Tracing works here{which}. {each}"
 
 
 def gdb_section() -> Section:
@@ -300,7 +304,7 @@ def _module_findings(
 ) -> tuple[list[Finding], str]:
     """files: (soname, path in the process, path from here). Also says what a trace would reach."""
     findings = []
-    reach = API
+    reach = API_ONLY
     for name, path, file in files:
         try:
             elf = ElfFile(file)
@@ -330,19 +334,19 @@ def _module_findings(
             findings.append(
                 Finding(
                     "note",
-                    f"{name} has no USDT probe {', '.join(absent)}: QMP text needs debug info",
+                    f"{name} has no USDT probe {', '.join(absent)}: no QMP text",
                     "use your distribution's libvirt, built with -Ddtrace=enabled",
                 )
             )
         elif PROBES[name]:
             findings.append(Finding("ok", f"{name} has {len(probes)} USDT probes"))
-            reach = QMP
         if debug is not None:
-            findings.append(Finding("ok", f"{name} has debug info: {debug}"))
-            if name == DRIVER:
-                reach = FULL
+            where = "in the file itself" if debug == file else str(debug)
+            findings.append(Finding("ok", f"{name} has debug info: {where}"))
         else:
             findings.append(no_debug_info(name, root))
+        if name == DRIVER:
+            reach = REACH[debug is not None, not absent]
     return findings, reach
 
 

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Optional
 
 from virtrace.cli.record import record_trace
 from virtrace.errors import ANSWER_IS_NO, DONE, LabError
@@ -55,11 +54,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     run.add_argument("scenario", metavar="SCENARIO", choices=list(SCENARIOS))
     run.add_argument(
-        "-o",
-        "--output",
-        metavar="FILE",
-        type=Path,
-        help="the trace (default: virtrace-lab-SCENARIO.jsonl)",
+        "-o", "--output", metavar="FILE", type=Path, help="the trace (default: as of record)"
     )
     _add_debug_info(run)
     run.set_defaults(run=_run)
@@ -146,7 +141,6 @@ def _describe(lab: Lab) -> list[str]:
 
 def _run(args: argparse.Namespace) -> int:
     scenario = SCENARIOS[args.scenario]
-    output = args.output or Path(f"virtrace-lab-{scenario.name}.jsonl")
     step = _progress()
     # Whatever ends this process, but SIGKILL, also ends the lab.
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -155,17 +149,17 @@ def _run(args: argparse.Namespace) -> int:
     lab = Lab(folder, debug_info=args.debug_info, progress=step)
     try:
         lab.up()
-        return _trace(lab, scenario, output, step)
+        return _trace(lab, scenario, args.output, step)
     finally:
         lab.down()
         step(f"the lab is down; {lab.folder} is removed")
 
 
-def _exit_by_signal(number: int, _frame: Optional[FrameType]) -> None:
+def _exit_by_signal(number: int, _frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def _trace(lab: Lab, scenario: Scenario, output: Path, step: Callable[[str], None]) -> int:
+def _trace(lab: Lab, scenario: Scenario, output: Path | None, step: Callable[[str], None]) -> int:
     for arguments in scenario.setup:
         done = lab.virsh(*arguments)
         if done.returncode != 0:

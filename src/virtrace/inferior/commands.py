@@ -99,7 +99,10 @@ def run(recipe: str) -> None:
     finally:
         target.detach()
     if _batch():
-        gdb.execute(f"quit {status}")
+        # Not `quit`: what is still posted to its event loop makes GDB crash at exit, when its
+        # Python has gone. Nothing is attached any more, and nothing else is left to do.
+        gdb.flush()
+        os._exit(status)
 
 
 def _trace(name: str) -> int:

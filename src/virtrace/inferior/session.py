@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 from functools import partial
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import gdb
 from virtrace import __version__
 from virtrace.binary.abi import Abi
 from virtrace.binary.process import Process, libvirt_version, read_status
-from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, VirtraceError
+from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, IncompleteError, VirtraceError
 from virtrace.inferior import target
 from virtrace.inferior.answers import Answers
 from virtrace.inferior.probes import ReturnProbe, probe
@@ -100,9 +100,18 @@ class Session:
                     self._leave()
         finally:
             self._writer.close()
-        if isinstance(self._failure, VirtraceError):
-            raise self._failure
+        if self._failure is not None:
+            self._raise_incomplete(self._failure)
         return _EXIT_STATUS.get(self._reason or "error", INCOMPLETE)
+
+    @staticmethod
+    def _raise_incomplete(failure: Exception) -> NoReturn:
+        if isinstance(failure, VirtraceError):
+            raise IncompleteError(failure.what, failure.remedy) from failure
+        raise IncompleteError(
+            f"an error of its own ended the trace: {type(failure).__name__}: {failure}",
+            "report it, with what VIRTRACE_DEBUG=1 prints; what was traced until then is whole",
+        ) from failure
 
     # --- Called by probes, while a thread stands at one.
 

@@ -34,15 +34,22 @@ _SETTINGS = {
 def quiet_settings() -> Iterator[None]:
     """GDB's settings as a trace needs them; put back at the end."""
     before: dict[str, Any] = {name: gdb.parameter(name) for name in _SETTINGS}
+    # Any of GDB's worker threads could take a signal that ends the trace, and with it GDB.
+    # There is no way but its text to learn how many it may have.
+    shown = gdb.execute("maintenance show worker-threads", to_string=True)
+    workers = re.search(r" is (\w+)", shown)
     try:
+        gdb.execute("maintenance set worker-threads 0")
         for name, value in _SETTINGS.items():
             gdb.execute(f"set {name} {value}")
         yield
     finally:
+        if workers:
+            gdb.execute(f"maintenance set worker-threads {workers[1]}")
         for name, was in before.items():
             # GDB gives auto as None, and on and off as booleans.
-            shown = {None: "auto", True: "on", False: "off"}
-            gdb.execute(f"set {name} {shown.get(was, was)}")
+            words = {None: "auto", True: "on", False: "off"}
+            gdb.execute(f"set {name} {words[was] if was in words else was}")
 
 
 def attached_pid() -> int:

@@ -57,13 +57,7 @@ class TerminalView:
         for call in self._builder.finish():
             self._print(text.call_tree(call, self._style))
         self._print(
-            text.summary(
-                footer,
-                self._style,
-                tally=self._builder.tally,
-                output=self._output,
-                next_step=f"virtrace show {self._output}",
-            )
+            text.summary(footer, self._style, tally=self._builder.tally, output=self._output)
         )
 
     def _print(self, lines: Iterable[str]) -> None:

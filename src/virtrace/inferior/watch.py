@@ -45,7 +45,8 @@ class Watch:
         # What came late was meant for the trace, and that has ended.
         while signal.sigtimedwait(_HELD, 0):
             pass
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
+        # Not USR1: it may be sent when the trace has just ended, and would end GDB.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD - {signal.SIGUSR1})
 
     def _wait(self) -> None:
         timeout, at_timeout = self._seconds, "limit"

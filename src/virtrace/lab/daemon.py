@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Optional
+from typing import Any
 from urllib.parse import quote
 
 from virtrace.errors import LabError
@@ -102,9 +102,9 @@ class Lab:
 
     def __exit__(
         self,
-        kind: Optional[type[BaseException]],
-        value: Optional[BaseException],
-        traceback: Optional[TracebackType],
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.down()
 
@@ -218,7 +218,7 @@ class Lab:
     def _dir_option(self) -> str:
         return "" if self.folder == default_folder() else f" --dir {self.folder}"
 
-    def _daemon(self) -> Optional[int]:
+    def _daemon(self) -> int | None:
         try:
             pid = int((self.folder / "run" / "libvirtd.pid").read_text())
         except (OSError, ValueError):
@@ -402,7 +402,7 @@ class Lab:
 
     def _run_as_daemon_user(
         self, command: Sequence[str], environment: dict[str, str]
-    ) -> Optional[str]:
+    ) -> str | None:
         """None when it worked, else what it said."""
         as_user: dict[str, Any] = {}
         if self._root:

@@ -35,6 +35,7 @@ FILES = (
 # Ninja knows the libraries by their full names only.
 TARGETS = tuple(f"src/{name}.9000.0" if name.endswith(".0") else f"src/{name}" for name in FILES)
 
+STEP = "virtrace-step: "
 STEPS = (
     "a chroot with a compiler",
     "libvirt's build dependencies",
@@ -179,12 +180,12 @@ def _build(output: Path, sources: list[str], log: Path, progress: Callable[[str]
     environment = "DEB_BUILD_OPTIONS=nocheck DEB_BUILD_PROFILES=nocheck"
     for number, script in enumerate(_chroot_scripts(), start=2):
         inner = f"set -eux; export {environment}; {script}"
-        # Standard output carries the number of the step, and nothing else. Should this process
-        # be gone, that fails, and mmdebstrap tidies up instead of building for nobody.
-        hooks.append(f'echo {number} && chroot "$1" sh -c {shlex.quote(inner)} >&2')
+        hooks.append(f'echo {STEP}{number} >&2; chroot "$1" sh -c {shlex.quote(inner)}')
     hooks.append(f"sync-out {OUTPUT} {output}")
-    command = ["mmdebstrap", "--variant=minbase", "--format=null"]
-    command.append("--mode=root" if os.geteuid() == 0 else "--mode=unshare")
+    # In a mount namespace of its own, which --mode=unshare makes by itself: however the build
+    # ends, no mount is left, and removing the chroot cannot reach through one.
+    own_mounts, mode = (["unshare", "--mount"], "root") if os.geteuid() == 0 else ([], "unshare")
+    command = [*own_mounts, "mmdebstrap", f"--mode={mode}", "--variant=minbase", "--format=null"]
     command += [f"--customize-hook={hook}" for hook in hooks]
     command += [SUITE, "-", *sources]
 
@@ -194,27 +195,36 @@ def _build(output: Path, sources: list[str], log: Path, progress: Callable[[str]
         )
 
     announce(1)
-    environ = dict(os.environ, TMPDIR=os.environ.get("TMPDIR", "/var/tmp"))
-    with log.open("w") as log_file:
-        # Away from the terminal's signals: _end_build ends it, and waits.
-        process = subprocess.Popen(
-            command,
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=log_file,
-            text=True,
-            start_new_session=True,
-        )
+    chroot_parent = tempfile.mkdtemp(
+        prefix="virtrace-build-", dir=os.environ.get("TMPDIR", "/var/tmp")
+    )
+    os.chmod(chroot_parent, 0o755)
+    process = subprocess.Popen(
+        command,
+        env=dict(os.environ, TMPDIR=chroot_parent),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        # A process group of its own, to be interrupted as a whole.
+        start_new_session=True,
+    )
     assert process.stdout is not None
-    with process.stdout:
-        try:
+    try:
+        with log.open("w") as log_file:
             for line in process.stdout:
-                announce(int(line))
-            process.wait()
-        except BaseException:
-            _end_build(process)
-            raise
+                log_file.write(line)
+                if line.startswith(STEP):
+                    announce(int(line[len(STEP) :]))
+    except BaseException:
+        with suppress(ProcessLookupError):
+            # The one signal on which mmdebstrap tidies up while a hook runs.
+            os.killpg(process.pid, signal.SIGINT)
+        raise
+    finally:
+        process.communicate()
+        shutil.rmtree(chroot_parent, ignore_errors=True)
     missing = [name for name in FILES if not (output / name).is_file()]
     if process.returncode != 0 or missing:
         raise LabError(
@@ -223,10 +233,3 @@ def _build(output: Path, sources: list[str], log: Path, progress: Callable[[str]
             f"read the end of {log}",
         )
     log.unlink()
-
-
-def _end_build(process: subprocess.Popen[str]) -> None:
-    """Interrupt mmdebstrap and all it runs, and wait until it has removed its chroot."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-    process.wait()

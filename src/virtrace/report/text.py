@@ -169,10 +169,12 @@ def _words(text: str, role: str = "") -> list[Piece]:
     return [(word, role) for word in text.split(" ")]
 
 
-def _listed(names: Iterable[str], role: str = "") -> list[Piece]:
-    """Names with commas; a line may break after each, but not inside one."""
-    names = list(names)
-    return [(f"{name},", role) for name in names[:-1]] + [(name, role) for name in names[-1:]]
+def _with_commas(pieces: list[Piece]) -> list[Piece]:
+    return [(f"{text},", role) for text, role in pieces[:-1]] + pieces[-1:]
+
+
+def _listed(names: Iterable[str]) -> list[Piece]:
+    return _with_commas([(name, "") for name in names])
 
 
 def _labelled(label: str, pieces: Iterable[Piece], style: Style) -> Iterator[str]:
@@ -309,7 +311,7 @@ def _answer(call: Call, answer: Record, style: Style) -> Iterator[str]:
         if _is_text(value)
     ]
     pieces = [
-        (f"+{root.t_enter_ns / 1e9:.3f} s", "dim"),
+        (f"+{units.seconds(root.t_enter_ns)}", "dim"),
         (f"{root.name}({', '.join(told)})", "bold"),
         *_outcome(root, style),
     ]
@@ -394,7 +396,7 @@ def _function(span: Span, style: Style) -> list[Piece]:
         if not _is_struct(value)
         for text, role in [_value(name, value, style)]
     ]
-    pieces = _listed_pieces(arguments)
+    pieces = _with_commas(arguments)
     if pieces:
         text, role = pieces[0]
         pieces[0] = (f"{span.name}({text}", "call" if role == "c" else role)
@@ -403,10 +405,6 @@ def _function(span: Span, style: Style) -> list[Piece]:
     else:
         pieces = [(f"{span.name}()", "call")]
     return [*pieces, *_outcome(span, style)]
-
-
-def _listed_pieces(pieces: list[Piece]) -> list[Piece]:
-    return [(f"{text},", role) for text, role in pieces[:-1]] + pieces[-1:]
 
 
 def _outcome(span: Span, style: Style) -> list[Piece]:
@@ -631,13 +629,13 @@ def _counts(footer: Record | None, tally: Tally) -> list[Piece]:
             pieces.append((f"{footer['dropped']:,} dropped", "red"))
     if tally.outside:
         pieces.append((f"{units.count(tally.outside, 'event')} outside of any call", ""))
-    return _listed_pieces(pieces)
+    return _with_commas(pieces)
 
 
 def _ending(footer: Record) -> list[Piece]:
     pieces = _words(f"{_REASONS.get(footer['reason'], footer['reason'])};")
     if footer["detached"]:
-        return pieces + _words("detached, nothing is left in the process")
+        return pieces + _words("detached from the process")
     if footer["reason"] == "target-exit":
         return pieces + _words("there is nothing left to detach from")
     return pieces + _words(

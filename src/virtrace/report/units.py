@@ -49,6 +49,12 @@ def duration(ns: int) -> str:
     return f"{value:.1f} {name}" if value < 99.95 else f"{value:.0f} {name}"
 
 
+def seconds(ns: int) -> str:
+    """A moment, to the millisecond: ``12.345 s``."""
+    whole, rest = divmod(ns, _NS_PER_SECOND)
+    return f"{whole}.{rest // 1_000_000:03} s"
+
+
 def count(number: int, noun: str) -> str:
     """``1 call``, ``5,812 bytes``."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -1,0 +1,55 @@
+"""One real libvirtd for all tests of a kind, looked over after each of them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.intact import assert_untraced_and_intact
+from virtrace.errors import LabError
+from virtrace.lab.daemon import Lab
+
+
+def bring_up(debug_info: bool = False) -> Lab:
+    # Not pytest's own tmp_path: its parents keep out the user that runs root's lab.
+    folder = Path(tempfile.mkdtemp(prefix="virtrace-test-", dir="/var/tmp"))
+    lab = Lab(folder, debug_info=debug_info)
+    try:
+        lab.up()
+    except LabError as error:
+        lab.down()
+        if "not installed" in error.what and not os.environ.get("CI"):
+            pytest.skip(f"{error.what}; try: {error.remedy}")
+        raise
+    return lab
+
+
+@pytest.fixture(scope="session")
+def stock_lab() -> Iterator[Lab]:
+    """The distribution's own libvirtd, stripped."""
+    lab = bring_up()
+    yield lab
+    lab.down()
+
+
+@pytest.fixture(scope="session")
+def debug_lab() -> Iterator[Lab]:
+    """Libvirt 9.0.0 with debug info."""
+    lab = bring_up(debug_info=True)
+    yield lab
+    lab.down()
+
+
+@pytest.fixture(autouse=True)
+def _unharmed(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After every test: no tracer, no breakpoint byte, and the daemon answers."""
+    yield
+    for name in ("stock_lab", "debug_lab"):
+        if name in request.fixturenames:
+            lab: Lab = request.getfixturevalue(name)
+            assert_untraced_and_intact(lab.pid)
+            assert lab.virsh("domblkinfo", "vm1", "vda").returncode == 0

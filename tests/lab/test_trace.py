@@ -1,0 +1,377 @@
+"""Traces of the distribution's own libvirtd, compared with what virsh and QEMU say."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pexpect
+import pytest
+
+from support.intact import assert_untraced_and_intact
+from virtrace.analysis.qmp import Exchange
+from virtrace.analysis.spans import Call, Span
+from virtrace.lab.daemon import Lab
+
+from .conftest import bring_up
+from .tracing import (
+    DISKS,
+    SCRIPT,
+    SECONDS,
+    all_disks,
+    calls_of,
+    gdb_environment,
+    printed_info,
+    record,
+    virtrace,
+    whole_trace,
+)
+
+QMP_COMMANDS = ["query-blockstats", "query-blockstats", "query-named-block-nodes"]
+
+
+def exchanges(call: Call) -> list[Exchange]:
+    return [node for node in call.nodes() if isinstance(node, Exchange)]
+
+
+def spans(call: Call) -> list[str]:
+    return [node.name for node in call.nodes() if isinstance(node, Span)]
+
+
+@pytest.fixture
+def linked_script(tmp_path: Path) -> Path:
+    link = tmp_path / "elsewhere" / "trace.py"
+    link.parent.mkdir()
+    link.symlink_to(SCRIPT)
+    return link
+
+
+def test_the_exact_gdb_line(stock_lab: Lab, tmp_path: Path, linked_script: Path) -> None:
+    output = tmp_path / "trace.jsonl"
+    gdb = pexpect.spawn(
+        "gdb",
+        ["-nx", "-x", str(linked_script), "-p", str(stock_lab.pid)],
+        cwd="/",
+        env={**gdb_environment(OUTPUT=str(output)), "NO_COLOR": "1"},
+        encoding="utf-8",
+        timeout=SECONDS,
+        # On 24 lines GDB itself stops its list of threads with a prompt.
+        dimensions=(60, 160),
+    )
+    gdb.expect("to end .*Ctrl-C")
+    gdb.expect(re.escape(str(output)))
+    printed = stock_lab.virsh("domblkinfo", "vm1", "vdd").stdout
+    gdb.expect("virDomainGetBlockInfo.* = 0 in ")
+    gdb.sendintr()
+    gdb.sendintr()
+    gdb.expect("detached")
+    gdb.expect(r"\(gdb\) ")
+    gdb.sendline("maintenance info breakpoints")
+    gdb.expect(r"\(gdb\) ")
+    # GDB has internal ones of other kinds, for events of shared libraries and the like.
+    assert not re.search(r"^-?\d+ +(hw )?breakpoint", gdb.before, re.M)
+    gdb.sendline("info inferiors")
+    gdb.expect("<null>")
+    gdb.sendline("quit")
+    gdb.expect(pexpect.EOF)
+
+    trace = whole_trace(output)
+    assert trace.footer is not None
+    assert trace.footer["reason"] == "interrupt"
+    assert trace.footer["detached"] is True
+    [call] = calls_of(trace)
+    assert call.root.arguments == {"domain": "vm1", "disk": "vdd", "flags": 0}
+    assert call.root.returned == {"result": 0, "info": printed_info(printed)[0]}
+    assert [exchange.command for exchange in exchanges(call)] == QMP_COMMANDS
+
+
+def test_every_disk_with_its_whole_qmp_conversation(stock_lab: Lab, tmp_path: Path) -> None:
+    output = tmp_path / "trace.jsonl"
+    done = record(stock_lab, output, command=all_disks(stock_lab))
+    assert done.returncode == 0, done.stderr
+    trace = whole_trace(output)
+    calls = calls_of(trace)
+    assert [call.root.arguments["disk"] for call in calls] == list(DISKS)
+    assert [call.root.returned["info"] for call in calls if call.root.returned] == printed_info(
+        done.stdout
+    )
+    levels = {probe["name"]: probe["level"] for probe in trace.header["probes"]}
+    assert levels["virDomainGetBlockInfo"] == "symbol"
+    assert levels["qmp.send"] == levels["qmp.reply"] == "usdt"
+    assert levels["qemuDomainGetBlockInfo"] == "missing"
+    for call in calls:
+        assert call.complete
+        assert call.root.arguments["domain"] == "vm1"
+        assert spans(call) == [
+            "virDomainGetBlockInfo",
+            "qemuMonitorGetAllBlockStatsInfo",
+            "qemuMonitorJSONQueryBlockstats",
+            "qemuMonitorJSONQueryBlockstats",
+            "qemuMonitorBlockStatsUpdateCapacityBlockdev",
+        ]
+        assert [exchange.command for exchange in exchanges(call)] == QMP_COMMANDS
+    # Text as it was captured, whole: it parses, and it answers the id that was sent.
+    points = [event for event in trace.events if event.name.startswith("qmp.")]
+    assert len(points) == 6 * len(DISKS)
+    for event in points:
+        assert json.loads(event.values["text"]) == event.values["json"]
+    sent = [event.values["json"]["id"] for event in points if event.name == "qmp.send"]
+    answered = [event.values["json"]["id"] for event in points if event.name == "qmp.reply"]
+    assert sorted(sent) == sorted(answered)
+    assert len(set(sent)) == len(sent)
+
+
+def test_the_last_reply_is_what_qemu_says_when_asked_directly(
+    stock_lab: Lab, tmp_path: Path
+) -> None:
+    output = tmp_path / "trace.jsonl"
+    done = record(stock_lab, output, command=stock_lab.virsh_command("domblkinfo", "vm1", "vda"))
+    assert done.returncode == 0, done.stderr
+    [call] = calls_of(whole_trace(output))
+    traced = exchanges(call)[-1]
+    assert traced.reply is not None
+    direct = stock_lab.qmp({"execute": "query-named-block-nodes", "arguments": {"flat": True}})
+    assert traced.reply.values["json"]["return"] == direct["return"]
+
+
+def test_eight_clients_at_once(stock_lab: Lab, tmp_path: Path) -> None:
+    output = tmp_path / "trace.jsonl"
+    client = "; ".join(["domblkinfo vm1 {disk}"] * 50)
+    clients = [
+        subprocess.list2cmdline(stock_lab.virsh_command(client.format(disk=DISKS[i % 4])))
+        + f" > {tmp_path}/client-{i}"
+        for i in range(8)
+    ]
+    script = " & ".join(clients) + " & wait"
+    done = record(stock_lab, output, command=["sh", "-c", script])
+    assert done.returncode == 0, done.stderr
+    printed = [printed_info((tmp_path / f"client-{i}").read_text()) for i in range(8)]
+    assert [len(answers) for answers in printed] == [50] * 8
+
+    trace = whole_trace(output)
+    calls = calls_of(trace)
+    assert len(calls) == 400
+    assert not [event for event in trace.events if event.type == "lost"]
+    assert trace.footer is not None
+    assert trace.footer["dropped"] == 0
+    ids: set[str] = set()
+    for call in calls:
+        assert call.complete
+        disk = call.root.arguments["disk"]
+        assert call.root.returned == {
+            "result": 0,
+            "info": printed[DISKS.index(disk)][0],
+        }
+        assert len(spans(call)) == 5
+        assert [exchange.command for exchange in exchanges(call)] == QMP_COMMANDS
+        for exchange in exchanges(call):
+            assert exchange.reply is not None
+            ids.add(exchange.id)
+    assert len(ids) == 1200
+    # Every client saw the same numbers throughout, so that each call can be told by its disk.
+    for i, answers in enumerate(printed):
+        assert all(answer == printed[i % 4][0] for answer in answers)
+
+
+def test_a_call_that_fails(stock_lab: Lab, tmp_path: Path) -> None:
+    output = tmp_path / "trace.jsonl"
+    done = record(stock_lab, output, command=stock_lab.virsh_command("domblkinfo", "vm1", "vdz"))
+    assert done.returncode == 0, done.stderr
+    [call] = calls_of(whole_trace(output))
+    assert call.failed
+    assert call.root.returned is not None
+    assert call.root.returned["result"] == -1
+    [error] = call.errors()
+    # VIR_ERR_INVALID_ARG
+    assert error.values["code"] == 8
+    assert f"error: {error.values['message']}\n" in done.stderr
+    assert error.values["message"] in done.stdout
+
+
+def test_filters_and_limits(stock_lab: Lab, tmp_path: Path) -> None:
+    output = tmp_path / "trace.jsonl"
+    filters = ["--where", "domain=vm1", "--where", "disk=vdc"]
+    done = record(stock_lab, output, *filters, command=all_disks(stock_lab))
+    assert done.returncode == 0, done.stderr
+    trace = whole_trace(output)
+    [call] = calls_of(trace)
+    assert call.root.arguments["disk"] == "vdc"
+    assert len(exchanges(call)) == 3
+    # Replies to calls that were left out are left out too.
+    assert {event.call for event in trace.events} == {call.id}
+
+    output = tmp_path / "limited.jsonl"
+    done = record(stock_lab, output, "--calls", "2", command=all_disks(stock_lab))
+    assert done.returncode == 0, done.stderr
+    trace = whole_trace(output)
+    assert len(calls_of(trace)) == 2
+    assert trace.footer is not None
+    assert trace.footer["reason"] == "limit"
+    assert len(printed_info(done.stdout)) == 4
+
+    output = tmp_path / "timed.jsonl"
+    done = record(stock_lab, output, "--seconds", "0.5")
+    assert done.returncode == 0, done.stderr
+    trace = whole_trace(output)
+    assert trace.footer is not None
+    assert (trace.footer["reason"], trace.footer["events"]) == ("limit", 0)
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_ended_by_a_signal(stock_lab: Lab, tmp_path: Path, ending: signal.Signals) -> None:
+    """Sent to `virtrace record` alone; when it is killed, GDB still comes clean."""
+    output = tmp_path / "trace.jsonl"
+    command = [sys.executable, "-m", "virtrace.cli.main", "record", "blockinfo"]
+    with subprocess.Popen(
+        [*command, "-p", str(stock_lab.pid), "-o", str(output)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert any("Ctrl-C" in line for line in process.stdout)
+        assert stock_lab.virsh("domblkinfo", "vm1", "vda").returncode == 0
+        process.send_signal(ending)
+        # To its end: GDB, whose output it is too, has ended when this is.
+        rest = process.stdout.read()
+    assert "detached" in rest
+    assert process.returncode == (-ending if ending == signal.SIGKILL else 130)
+    trace = whole_trace(output)
+    assert trace.footer is not None
+    assert trace.footer["reason"] == "interrupt"
+    assert len(calls_of(trace)) == 1
+
+
+def test_the_daemon_dies_mid_trace(tmp_path: Path) -> None:
+    lab = bring_up()
+    try:
+        output = tmp_path / "trace.jsonl"
+        asked = subprocess.list2cmdline(lab.virsh_command("domblkinfo", "vm1", "vda"))
+        done = record(lab, output, command=["sh", "-c", f"{asked}; kill -KILL {lab.pid}"])
+        assert done.returncode == 4, done.stderr
+        trace = whole_trace(output)
+        assert trace.footer is not None
+        assert trace.footer["reason"] == "target-exit"
+        [call] = calls_of(trace)
+        assert call.root.returned == {"result": 0, "info": printed_info(done.stdout)[0]}
+    finally:
+        lab.down()
+
+
+def test_nothing_that_is_no_libvirt_daemon(tmp_path: Path) -> None:
+    output = tmp_path / "trace.jsonl"
+    with subprocess.Popen(["sleep", "1000"]) as sleep:
+        try:
+            done = virtrace("record", "blockinfo", "-p", str(sleep.pid), "-o", str(output))
+            assert done.returncode == 3
+            assert "not a libvirt daemon" in done.stderr
+            done = subprocess.run(
+                ["gdb", "-nx", "-batch", "-x", str(SCRIPT), "-p", str(sleep.pid)],
+                capture_output=True,
+                text=True,
+                timeout=SECONDS,
+            )
+            assert done.returncode == 3
+            assert "not a libvirt daemon" in done.stderr
+            assert_untraced_and_intact(sleep.pid)
+        finally:
+            sleep.kill()
+    done = virtrace("record", "blockinfo", "-p", str(sleep.pid), "-o", str(output))
+    assert done.returncode == 3
+    assert f"there is no process {sleep.pid}" in done.stderr
+    assert not output.exists()
+
+
+def test_gdb_that_is_attached_to_nothing() -> None:
+    done = subprocess.run(
+        ["gdb", "-nx", "-batch", "-x", str(SCRIPT)], capture_output=True, text=True, timeout=SECONDS
+    )
+    assert done.returncode == 3
+    assert "attached to no process" in done.stderr
+    assert "-p $(pidof libvirtd)" in done.stderr
+
+
+def test_a_second_tracer(stock_lab: Lab, tmp_path: Path) -> None:
+    output = tmp_path / "trace.jsonl"
+    first = pexpect.spawn("gdb", ["-nx", "-q", "-p", str(stock_lab.pid)], timeout=SECONDS)
+    first.expect(r"\(gdb\) ")
+    done = record(stock_lab, output)
+    first.sendline("detach")
+    first.expect("detached")
+    first.sendline("quit")
+    first.expect(pexpect.EOF)
+    assert done.returncode == 3
+    assert f"already traced by gdb (pid {first.pid}" in done.stderr
+    assert not output.exists()
+
+
+def test_without_permission(stock_lab: Lab, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to become a user who may not trace")
+    # `daemon` is a user of every Debian system, and none of the lab's.
+    done = virtrace("doctor", "-p", str(stock_lab.pid), user="daemon", extra_groups=[])
+    assert done.returncode == 3
+    done = record_as_daemon(stock_lab)
+    assert done.returncode == 3
+    assert "belongs to nobody, and daemon may not trace it" in done.stderr
+    assert "run as root" in done.stderr
+
+
+def record_as_daemon(lab: Lab) -> subprocess.CompletedProcess[str]:
+    return virtrace(
+        "record", "blockinfo", "-p", str(lab.pid), user="daemon", extra_groups=[], cwd="/"
+    )
+
+
+def test_recipes_that_are_missing_or_broken(stock_lab: Lab, tmp_path: Path) -> None:
+    output = tmp_path / "trace.jsonl"
+    common = ["-p", str(stock_lab.pid), "-o", str(output)]
+    done = virtrace("record", "blokinfo", *common)
+    assert done.returncode == 2
+    assert "did you mean 'blockinfo'?" in done.stderr
+    done = virtrace("record", "./none.yaml", *common, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "none.yaml: No such file" in done.stderr
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("virtrace: 1\nname: x\nabout: y\ntry: z\nspans:\n  - modul: libvirt.so.0\n")
+    done = virtrace("record", str(broken), *common)
+    assert done.returncode == 2
+    assert f"{broken}:6:5: unknown key 'modul'" in done.stderr
+    assert "did you mean 'module'?" in done.stderr
+    assert not output.exists()
+
+
+def test_an_output_that_cannot_be_written(stock_lab: Lab, tmp_path: Path) -> None:
+    taken = tmp_path / "taken.jsonl"
+    taken.write_text("precious")
+    done = record(stock_lab, taken)
+    assert done.returncode == 2
+    assert "exists already" in done.stderr
+    assert taken.read_text() == "precious"
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(tmp_path / "victim")
+    assert record(stock_lab, link).returncode == 2
+    assert not (tmp_path / "victim").exists()
+    done = record(stock_lab, tmp_path / "no" / "folder.jsonl")
+    assert done.returncode == 2
+    assert "No such file or directory" in done.stderr
+
+
+def test_show_of_a_recorded_and_of_a_truncated_trace(stock_lab: Lab, tmp_path: Path) -> None:
+    output = tmp_path / "trace.jsonl"
+    done = record(stock_lab, output, command=stock_lab.virsh_command("domblkinfo", "vm1", "vdd"))
+    assert done.returncode == 0, done.stderr
+    shown = virtrace("show", str(output))
+    assert shown.returncode == 0
+    [info] = printed_info(done.stdout)
+    for number in info.values():
+        assert str(number) in shown.stdout
+    document = json.loads(virtrace("show", "--json", str(output)).stdout)
+    assert len(document["calls"]) == 1
+    cut = tmp_path / "cut.jsonl"
+    cut.write_bytes(output.read_bytes()[:-200])
+    shown = virtrace("show", str(cut))
+    assert shown.returncode == 4
+    assert "virDomainGetBlockInfo" in shown.stdout

@@ -1,0 +1,63 @@
+"""How the tests of this folder trace, and read what came of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from virtrace.analysis.spans import Call, CallBuilder
+from virtrace.lab.daemon import Lab
+from virtrace.trace.reader import Trace, read_trace
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SCRIPT = REPOSITORY / "gdb_scripts" / "trace_blockinfo.py"
+DISKS = ("vda", "vdb", "vdc", "vdd")
+SECONDS = 60.0
+
+
+def virtrace(*args: str, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "virtrace.cli.main", *args]
+    return subprocess.run(  # type: ignore[call-overload, no-any-return]
+        command, capture_output=True, text=True, timeout=SECONDS, **options
+    )
+
+
+def record(
+    lab: Lab, output: Path, *options: str, command: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    traced = ["--", *command] if command else []
+    return virtrace("record", "blockinfo", "-p", str(lab.pid), "-o", str(output), *options, *traced)
+
+
+def all_disks(lab: Lab) -> list[str]:
+    """One command that asks for every disk in turn."""
+    commands = "\n".join(f"domblkinfo vm1 {disk}" for disk in DISKS)
+    return lab.virsh_command(commands.replace("\n", "; "))
+
+
+def whole_trace(path: Path) -> Trace:
+    trace = read_trace(path)
+    assert trace.problems == []
+    return trace
+
+
+def calls_of(trace: Trace) -> list[Call]:
+    builder = CallBuilder()
+    calls = [call for event in trace.events if (call := builder.feed(event))]
+    assert builder.finish() == []
+    return calls
+
+
+def printed_info(text: str) -> list[dict[str, int]]:
+    """What virsh printed, in its order: one dict a disk."""
+    numbers = re.findall(r"^(Capacity|Allocation|Physical): +(\d+)$", text, re.M)
+    values = [(name.lower(), int(number)) for name, number in numbers]
+    return [dict(values[i : i + 3]) for i in range(0, len(values), 3)]
+
+
+def gdb_environment(**variables: str) -> dict[str, str]:
+    return {**os.environ, **{f"VIRTRACE_{name}": value for name, value in variables.items()}}
