@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, NamedTuple
 
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
@@ -58,7 +58,7 @@ class ElfFile:
     Raises TargetError where the file cannot be read or is not ELF.
     """
 
-    def __init__(self, path: Union[str, os.PathLike[str]]) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         try:
             contents = self.path.read_bytes()
@@ -81,7 +81,7 @@ class ElfFile:
                 "install the package that owns it again",
             ) from error
 
-    def _section(self, name: str) -> Optional[Any]:
+    def _section(self, name: str) -> Any | None:
         """The section, None where there is none or where the file keeps only its header."""
         section = self._elf.get_section_by_name(name)
         return None if section is None or section["sh_type"] == "SHT_NOBITS" else section
@@ -92,7 +92,7 @@ class ElfFile:
         return MACHINES.get(name, name)
 
     @property
-    def build_id(self) -> Optional[str]:
+    def build_id(self) -> str | None:
         """In lower-case hexadecimal; None where the linker left none."""
         with self._parsing():
             for note_type, descriptor in self._notes(".note.gnu.build-id", "GNU"):
@@ -107,7 +107,7 @@ class ElfFile:
             return any(self._section(name) is not None for name in (".debug_info", ".zdebug_info"))
 
     @property
-    def debuglink(self) -> Optional[DebugLink]:
+    def debuglink(self) -> DebugLink | None:
         with self._parsing():
             section = self._section(".gnu_debuglink")
             if section is None:
@@ -116,7 +116,7 @@ class ElfFile:
             (crc,) = struct.unpack_from(self._byte_order + "I", data, len(data) - 4)
             return DebugLink(os.fsdecode(data.split(b"\0", 1)[0]), crc)
 
-    def exported_function(self, name: str) -> Optional[int]:
+    def exported_function(self, name: str) -> int | None:
         """Virtual address of a function that this file defines in ``.dynsym``.
 
         Goes through the hash table: a lookup reads one chain, not the whole table.
@@ -184,12 +184,12 @@ class ElfFile:
 
 
 def debug_file(
-    build_id: Optional[str],
-    debuglink: Optional[DebugLink],
-    path: Union[str, os.PathLike[str]],
+    build_id: str | None,
+    debuglink: DebugLink | None,
+    path: str | os.PathLike[str],
     debug_dirs: Sequence[Path] = DEBUG_DIRS,
     root: Path = Path("/"),
-) -> Optional[Path]:
+) -> Path | None:
     """The separate debug file of a binary, where GDB would look for it.
 
     path: the binary as its process sees it. root: where that process's ``/`` can be reached
@@ -215,8 +215,8 @@ def debug_file(
 
 
 def _debug_candidates(
-    build_id: Optional[str],
-    debuglink: Optional[DebugLink],
+    build_id: str | None,
+    debuglink: DebugLink | None,
     path: Path,
     debug_dirs: Sequence[Path],
     root: Path,

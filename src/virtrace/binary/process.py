@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Optional
 
 from virtrace.binary.elf import ElfFile
 from virtrace.errors import TargetError
@@ -61,7 +60,7 @@ class Module:
         return self.elf.load_bias(self.start, self.offset)
 
     @cached_property
-    def build_id(self) -> Optional[str]:
+    def build_id(self) -> str | None:
         return self.elf.build_id
 
 
@@ -79,7 +78,7 @@ class Process:
     start_time: int
     modules: tuple[Module, ...]
 
-    def module(self, name: str) -> Optional[Module]:
+    def module(self, name: str) -> Module | None:
         """The module of that name or soname: ``libvirt.so.0`` finds libvirt.so.0.9000.0."""
         for module in self.modules:
             if module.name == name or module.name.startswith(name + "."):
@@ -94,9 +93,9 @@ class Daemon:
     pid: int
     name: str
     user: str
-    exe: Optional[str]
-    root: Optional[str]
-    same_mount_namespace: Optional[bool]
+    exe: str | None
+    root: str | None
+    same_mount_namespace: bool | None
 
     def __str__(self) -> str:
         elsewhere = ""
@@ -128,7 +127,7 @@ def inspect(pid: int) -> Process:
     )
 
 
-def libvirt_version(process: Process) -> Optional[str]:
+def libvirt_version(process: Process) -> str | None:
     """Such as ``9.0.0``, from the file name of the mapped libvirt.so.0; None without one."""
     module = process.module("libvirt.so.0")
     match = _LIBVIRT.match(module.name) if module is not None else None
@@ -196,7 +195,7 @@ def require_libvirt(process: Process) -> Process:
     return process
 
 
-def yama_refusal(scope: int, may_trace_all: bool) -> Optional[TargetError]:
+def yama_refusal(scope: int, may_trace_all: bool) -> TargetError | None:
     """Why the kernel's Yama module would not let us attach to a daemon, None if it would."""
     if scope == 3:
         return TargetError(
@@ -228,7 +227,7 @@ def can_trace_all() -> bool:
     return status is not None and bool(int(status["CapEff"], 16) & CAP_SYS_PTRACE)
 
 
-def find_daemons(name: Optional[str] = None) -> list[Daemon]:
+def find_daemons(name: str | None = None) -> list[Daemon]:
     """The running processes of that name, or of any libvirt daemon that drives QEMU; by pid.
 
     Zombies are left out, and so are a daemon's own children on their way to another program.
@@ -252,7 +251,7 @@ def find_daemons(name: Optional[str] = None) -> list[Daemon]:
     ]
 
 
-def choose_daemon(name: Optional[str] = None) -> int:
+def choose_daemon(name: str | None = None) -> int:
     """The pid of the one daemon there is; TargetError where there is none or several."""
     daemons = find_daemons(name)
     if len(daemons) == 1:
@@ -268,7 +267,7 @@ def choose_daemon(name: Optional[str] = None) -> int:
     )
 
 
-def read_status(pid: int) -> Optional[dict[str, str]]:
+def read_status(pid: int) -> dict[str, str] | None:
     """The fields of ``/proc/PID/status`` by name; None where we see no such process."""
     try:
         text = Path(f"/proc/{pid}/status").read_text(errors="surrogateescape")
@@ -300,9 +299,9 @@ def user_name(uid: int) -> str:
 
 
 def _daemon(pid: int, status: dict[str, str]) -> Daemon:
-    exe: Optional[str] = None
-    root: Optional[str] = None
-    same: Optional[bool] = None
+    exe: str | None = None
+    root: str | None = None
+    same: bool | None = None
     # Another user's process keeps all three to itself.
     with suppress(OSError):
         root = os.readlink(f"/proc/{pid}/root")

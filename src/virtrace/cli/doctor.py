@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from virtrace.binary.elf import ElfFile, debug_file
 from virtrace.binary.process import (
@@ -80,7 +80,7 @@ class Finding:
 
     kind: str
     text: str
-    remedy: Optional[str] = None
+    remedy: str | None = None
 
     def lines(self) -> Iterator[str]:
         yield f"  {self.kind:<8} {self.text}"
@@ -94,10 +94,10 @@ class Section:
 
     title: str
     findings: Sequence[Finding]
-    reach: Optional[str] = None
+    reach: str | None = None
 
     @property
-    def problem(self) -> Optional[Finding]:
+    def problem(self) -> Finding | None:
         return next((finding for finding in self.findings if finding.kind == "problem"), None)
 
 
@@ -350,7 +350,7 @@ def _module_findings(
     return findings, reach
 
 
-def _on_disk(root: Path, folders: Sequence[str], name: str) -> Optional[str]:
+def _on_disk(root: Path, folders: Sequence[str], name: str) -> str | None:
     """Path inside root of the first file of that name; folders are patterns."""
     for folder in folders:
         for path in sorted(root.glob(f"{folder}/{name}".lstrip("/"))):

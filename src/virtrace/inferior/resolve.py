@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from virtrace.binary import layouts
-from virtrace.binary.ctype import CType
+from virtrace.binary.ctype import CType, Opaque
 from virtrace.binary.process import Process
 from virtrace.errors import TargetError
 from virtrace.inferior.capture import Capture, Unavailable
@@ -113,7 +113,12 @@ def _function(name: str, module_name: str, prototype: Prototype | None, process:
         also = f"also inlined into {', '.join(inlined)}, not seen there" if inlined else None
         return _Found("dwarf", module.base, bodies, why=also)
     address = module.elf.exported_function(name) if prototype else None
-    if address is not None:
+    if address is not None and prototype is not None:
+        for parameter in prototype.parameters:
+            if isinstance(layouts.named(parameter.type), Opaque):
+                # Not in an integer register, it may be: then all behind it would be misread.
+                why = f"it is not known how {parameter.type} {parameter.name} is passed"
+                return _Found("missing", module.base, why=why)
         return _Found("symbol", module.base, address=module.base + address)
     return _Found(
         "missing", module.base, why=_why_missing(module_name, prototype, inlined, process)

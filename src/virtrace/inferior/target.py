@@ -49,7 +49,7 @@ def quiet_settings() -> Iterator[None]:
         for name, was in before.items():
             # GDB gives auto as None, and on and off as booleans.
             words = {None: "auto", True: "on", False: "off"}
-            gdb.execute(f"set {name} {words[was] if was in words else was}")
+            gdb.execute(f"set {name} {words.get(was, was)}")
 
 
 def attached_pid() -> int:
@@ -194,14 +194,10 @@ def debug_functions(name: str) -> tuple[list[DebugFunction], list[str]]:
     A clone that the compiler made (.constprop, .isra) is a body like any other, with the
     arguments that it kept.
     """
-    try:
-        places = gdb.decode_line(name)[1] or ()
-    except gdb.error:
-        return [], []
     bodies = []
     inlined = set()
-    for place in places:
-        block = gdb.block_for_pc(place.pc)
+    for pc in _breakpoint_addresses(name):
+        block = gdb.block_for_pc(pc)
         while block is not None and block.function is None:
             block = block.superblock
         if block is None or block.function is None or block.function.name != name:
@@ -214,5 +210,27 @@ def debug_functions(name: str) -> tuple[list[DebugFunction], list[str]]:
             if outer.function.name != name:
                 inlined.add(outer.function.name)
         else:
-            bodies.append(DebugFunction(block, place.pc))
+            bodies.append(DebugFunction(block, pc))
     return bodies, sorted(inlined)
+
+
+def _breakpoint_addresses(name: str) -> list[int]:
+    """Where GDB itself would stop in a C function: behind the prologue, but for optimized code.
+
+    There the arguments can be read at the first instruction; which of the two it is, only a
+    breakpoint tells.
+    """
+    assert name.isidentifier()
+    try:
+        gdb.decode_line(name)
+    except gdb.error:
+        return []
+    probe = gdb.Breakpoint(function=name, internal=True)
+    try:
+        if hasattr(probe, "locations"):
+            return [location.address for location in probe.locations]
+        # Before GDB 13 only its text has them.
+        shown = gdb.execute(f"maintenance info breakpoints {probe.number}", to_string=True)
+        return [int(address, 16) for address in re.findall(r"\b0x[0-9a-f]{8,}\b", shown)]
+    finally:
+        probe.delete()

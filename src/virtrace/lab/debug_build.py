@@ -157,7 +157,9 @@ def _codename() -> str:
 def _chroot_scripts() -> list[str]:
     """What is run in the chroot once it stands, one script for each of STEPS[1:]."""
     ninja = ["ninja", "-C", "debian/build", f"-j{len(os.sched_getaffinity(0))}", *TARGETS]
-    built = [f"debian/build/src/{name}" for name in FILES]
+    # The libraries under their full names, which tell the version, and the links to them.
+    built = [f"debian/build/{target}" for target in TARGETS]
+    built += [f"debian/build/src/{name}" for name in FILES if name.endswith(".0")]
     return [
         "apt-get install -y --no-install-recommends build-essential fakeroot; "
         "apt-get build-dep -y --no-install-recommends libvirt",
@@ -170,7 +172,7 @@ def _chroot_scripts() -> list[str]:
         # dtrace compiles by itself, with the flags that dpkg-buildpackage has in the environment.
         f'cd {SOURCE}; eval "$(dpkg-buildflags --export=sh)"; '
         f"{shlex.join(ninja)}; mkdir {OUTPUT}; "
-        f"cp --dereference {shlex.join(built)} {OUTPUT}; "
+        f"cp --no-dereference {shlex.join(built)} {OUTPUT}; "
         f"dpkg-parsechangelog -S Version > {OUTPUT}/version",
     ]
 

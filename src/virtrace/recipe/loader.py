@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import stat
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path as FilePath
@@ -15,7 +16,19 @@ from virtrace.recipe import path, prototype
 from virtrace.recipe.model import Answer, Point, Recipe, Span
 
 VERSION = 1
-MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 18
+# Declarations go through regular expressions, which long text could keep busy for hours.
+MAX_TEXT = 2000
+
+# What reaches GDB, or names a file, is no more than a name.
+_C_NAME = re.compile(r"[A-Za-z_]\w*")
+_FILE_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
+_PROBE_NAME = re.compile(r"[A-Za-z_]\w*:[A-Za-z_]\w*")
+
+_NULL = "tag:yaml.org,2002:null"
+_BOOLEAN = "tag:yaml.org,2002:bool"
+_INTEGER = "tag:yaml.org,2002:int"
+_BOOLEANS = {"true": True, "false": False}
 
 T = TypeVar("T")
 
@@ -33,13 +46,13 @@ def load(file: FilePath) -> Recipe:
             f"cannot read the recipe {file}: {error.strerror}", "check its name and its mode"
         ) from error
     if len(data) > MAX_BYTES:
-        raise RecipeError(f"{file} is larger than 1 MiB", "name a recipe's YAML file")
+        raise RecipeError(f"{file} is larger than 256 KiB", "name a recipe's YAML file")
     return loads(data, str(file))
 
 
 def loads(data: bytes, file: str) -> Recipe:
     try:
-        root = yaml.compose(data, yaml.SafeLoader)
+        root = yaml.compose(data, _Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
@@ -51,6 +64,16 @@ def loads(data: bytes, file: str) -> Recipe:
     if root is None:
         raise RecipeError(f"{file}: the recipe is empty", "start from `virtrace: 1`")
     return _recipe(_Node(root, file))
+
+
+class _Loader(yaml.SafeLoader):
+    """Without aliases: a few lines of them can stand for millions."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem="a recipe has no aliases", problem_mark=mark)
+        return super().compose_node(parent, index)
 
 
 class _Node:
@@ -97,15 +120,24 @@ class _Node:
         return [_Node(child, self._file) for child in self._node.value]
 
     def text(self) -> str:
-        if not isinstance(self._node, yaml.ScalarNode) or self._node.tag.endswith(":null"):
+        if not isinstance(self._node, yaml.ScalarNode) or self._node.tag == _NULL:
             self.fail(f"found {self._kind}", "write text here")
-        return str(self._node.value)
+        text = str(self._node.value)
+        if len(text) > MAX_TEXT:
+            self.fail(f"found {len(text)} characters", f"write at most {MAX_TEXT}")
+        return text
+
+    def name(self, pattern: re.Pattern[str]) -> str:
+        text = self.text()
+        if not pattern.fullmatch(text):
+            self.fail(f"found {text!r}", f"write a name here, which matches {pattern.pattern}")
+        return text
 
     def flag(self) -> bool:
         text = self.text()
-        if text not in ("true", "false"):
+        if text not in _BOOLEANS:
             self.fail(f"found {text!r}", "write true or false")
-        return text == "true"
+        return _BOOLEANS[text]
 
     def parsed(self, parse: Callable[[str], T], remedy: str) -> T:
         try:
@@ -114,12 +146,15 @@ class _Node:
             self.fail(str(error), remedy)
 
     def plain(self) -> Any:
-        """The node as plain data; strings stay strings but for integers and booleans."""
+        """The node as JSON has it: the version an integer, true and false booleans, else text."""
         if isinstance(self._node, yaml.MappingNode):
             return {name: value.plain() for name, _, value in self.items()}
         if isinstance(self._node, yaml.SequenceNode):
             return [child.plain() for child in self.sequence()]
-        return yaml.SafeLoader("").construct_object(self._node)
+        text = self.text()
+        if self._node.tag == _BOOLEAN and text in _BOOLEANS:
+            return _BOOLEANS[text]
+        return VERSION if self._node.tag == _INTEGER and text == str(VERSION) else text
 
     @property
     def _kind(self) -> str:
@@ -127,7 +162,7 @@ class _Node:
             return "a mapping"
         if isinstance(self._node, yaml.SequenceNode):
             return "a list"
-        return "nothing" if self._node.tag.endswith(":null") else f"{self._node.value!r}"
+        return "nothing" if self._node.tag == _NULL else f"{self._node.value!r}"
 
 
 def _recipe(root: _Node) -> Recipe:
@@ -145,7 +180,7 @@ def _recipe(root: _Node) -> Recipe:
         )
     points = [_point(node) for node in keys["points"].sequence()] if "points" in keys else []
     recipe = Recipe(
-        name=keys["name"].text(),
+        name=keys["name"].name(_FILE_NAME),
         about=keys["about"].text().strip(),
         try_=keys["try"].text(),
         spans=tuple(spans),
@@ -194,10 +229,10 @@ def _span(node: _Node) -> Span:
         known = {parameter.name for parameter in declared.parameters}
         name = declared.name
     else:
-        declared, known, name = None, None, keys["function"].text()
+        declared, known, name = None, None, keys["function"].name(_C_NAME)
     return Span(
         name=name,
-        module=keys["module"].text(),
+        module=keys["module"].name(_FILE_NAME),
         root="root" in keys and keys["root"].flag(),
         optional="optional" in keys and keys["optional"].flag(),
         prototype=declared,
@@ -218,7 +253,7 @@ def _point(node: _Node) -> Point:
                 "a static probe declares `arguments:`, and nothing else of a function",
                 "such as `arguments: void *mon, char *text`",
             )
-        usdt = keys["usdt"].text()
+        usdt = keys["usdt"].name(_PROBE_NAME)
         parameters = keys["arguments"].parsed(prototype.parse_parameters, _DECLARATION)
         declared = prototype.Prototype(usdt, "void", parameters)
     elif "prototype" in keys:
@@ -241,8 +276,8 @@ def _point(node: _Node) -> Point:
     if json is not None and json not in captures:
         keys["json"].fail(f"{json!r} is not captured", "name a value of `capture:`")
     return Point(
-        name=keys["name"].text(),
-        module=keys["module"].text(),
+        name=keys["name"].name(_FILE_NAME),
+        module=keys["module"].name(_FILE_NAME),
         prototype=declared,
         usdt=usdt,
         at_return=at_return,

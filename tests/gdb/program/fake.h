@@ -57,11 +57,11 @@ typedef enum { VIR_ERR_OK, VIR_ERR_INVALID_ARG = 8, VIR_ERR_SYSTEM_ERROR = 38 } 
 
 int virDomainGetBlockInfo(virDomainPtr domain, const char *disk, virDomainBlockInfoPtr info,
                           unsigned int flags);
-void virReportErrorHelper(int domain, int code, const char *file, const char *function,
-                          size_t line, const char *fmt, ...);
-void virReportSystemErrorFull(int domain, int error, const char *file, const char *function,
-                              size_t line, const char *fmt, ...);
-const char *virErrorMsg(virErrorNumber code, const char *detail);
+void virReportErrorHelper(int domcode, int errorcode, const char *filename, const char *funcname,
+                          size_t linenr, const char *fmt, ...);
+void virReportSystemErrorFull(int domcode, int theerrno, const char *filename,
+                              const char *funcname, size_t linenr, const char *fmt, ...);
+const char *virErrorMsg(virErrorNumber error, const char *info);
 
 /* libvirt has none of these: the tests trace them with recipes of their own. */
 enum color { RED = -1, GREEN = 0, BLUE = 5 };

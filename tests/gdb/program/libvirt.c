@@ -10,20 +10,20 @@ KEPT int virDomainGetBlockInfo(virDomainPtr domain, const char *disk, virDomainB
     return domain->conn->driver->domainGetBlockInfo(domain, disk, info, flags);
 }
 
-KEPT const char *virErrorMsg(virErrorNumber code, const char *detail)
+KEPT const char *virErrorMsg(virErrorNumber error, const char *info)
 {
-    switch (code) {
+    switch (error) {
     case VIR_ERR_INVALID_ARG:
-        return detail ? "invalid argument: %s" : "invalid argument";
+        return info ? "invalid argument: %s" : "invalid argument";
     case VIR_ERR_SYSTEM_ERROR:
-        return detail ? "%s" : "system error";
+        return info ? "%s" : "system error";
     default:
         return NULL;
     }
 }
 
-KEPT void virReportErrorHelper(int domain, int code, const char *file, const char *function,
-                               size_t line, const char *fmt, ...)
+KEPT void virReportErrorHelper(int domcode, int errorcode, const char *filename,
+                               const char *funcname, size_t linenr, const char *fmt, ...)
 {
     char detail[256];
     va_list arguments;
@@ -31,11 +31,11 @@ KEPT void virReportErrorHelper(int domain, int code, const char *file, const cha
     va_start(arguments, fmt);
     vsnprintf(detail, sizeof(detail), fmt, arguments);
     va_end(arguments);
-    virErrorMsg(code, detail);
+    virErrorMsg(errorcode, detail);
 }
 
-KEPT void virReportSystemErrorFull(int domain, int error, const char *file, const char *function,
-                                   size_t line, const char *fmt, ...)
+KEPT void virReportSystemErrorFull(int domcode, int theerrno, const char *filename,
+                                   const char *funcname, size_t linenr, const char *fmt, ...)
 {
     char detail[256];
     va_list arguments;
