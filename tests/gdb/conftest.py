@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -180,10 +181,12 @@ class Tracing:
 
     def __init__(self, command: list[str], **settings: str) -> None:
         ready, ready_for_gdb = os.pipe()
+        # Not a pipe, which fills up while nobody reads it.
+        self._printed = tempfile.TemporaryFile()
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=self._printed,
             stderr=subprocess.STDOUT,
             pass_fds=[ready_for_gdb],
             env={
@@ -207,11 +210,13 @@ class Tracing:
     def ended(self) -> tuple[int, str]:
         """Exit status and all that it printed."""
         try:
-            output, _ = self.process.communicate(timeout=2 * PATIENCE)
+            status = self.process.wait(timeout=2 * PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.terminate()
             raise
-        return self.process.returncode, output.decode()
+        with self._printed:
+            self._printed.seek(0)
+            return status, self._printed.read().decode()
 
     def finish(self) -> tuple[int, str]:
         """End it as `virtrace record` does when its command is done."""

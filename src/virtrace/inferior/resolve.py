@@ -8,7 +8,7 @@ the reason; nothing is guessed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from virtrace.binary import layouts
@@ -64,12 +64,23 @@ class ResolvedProbe:
         }
 
 
-@dataclass
+@dataclass(frozen=True)
+class _Body:
+    """One body of a function. entry: its first instruction. types: of arguments, and RETURN.
+
+    debug: where debug info has to tell where the arguments are; an exported body keeps them
+    where the ABI says.
+    """
+
+    entry: int
+    types: Mapping[str, CType]
+    debug: DebugFunction | None = None
+
+
+@dataclass(frozen=True)
 class _Found:
     level: str
-    base: int
-    bodies: list[DebugFunction] = field(default_factory=list)
-    address: int | None = None
+    bodies: tuple[_Body, ...] = ()
     why: str | None = None
 
 
@@ -92,7 +103,7 @@ def resolve(recipe: Recipe, process: Process) -> list[ResolvedProbe]:
 def _span(span: Span, process: Process) -> ResolvedProbe:
     found = _function(span.name, span.module, span.prototype, process)
     build = partial(_span_plan, span)
-    return _probe(span.name, "span", span.module, found, span.prototype, build)
+    return _probe(span.name, "span", span.module, found, span.prototype, build, process)
 
 
 def _point(point: Point, process: Process) -> ResolvedProbe:
@@ -100,29 +111,43 @@ def _point(point: Point, process: Process) -> ResolvedProbe:
         return _static_probe(point, point.usdt, process)
     found = _function(point.prototype.name, point.module, point.prototype, process)
     build = partial(_point_plan, point)
-    return _probe(point.name, "point", point.module, found, point.prototype, build)
+    return _probe(point.name, "point", point.module, found, point.prototype, build, process)
 
 
 def _function(name: str, module_name: str, prototype: Prototype | None, process: Process) -> _Found:
     module = process.module(module_name)
     if module is None:
-        return _Found("missing", 0, why=f"{module_name} is not loaded in this process")
+        return _Found("missing", why=f"{module_name} is not loaded in this process")
     bodies, inlined = debug_functions(name)
     bodies = [body for body in bodies if module.contains(body.entry)]
-    if bodies:
-        also = f"also inlined into {', '.join(inlined)}, not seen there" if inlined else None
-        return _Found("dwarf", module.base, bodies, why=also)
     address = module.elf.exported_function(name) if prototype else None
     if address is not None and prototype is not None:
-        for parameter in prototype.parameters:
-            if isinstance(layouts.named(parameter.type), Opaque):
-                # Not in an integer register, it may be: then all behind it would be misread.
-                why = f"it is not known how {parameter.type} {parameter.name} is passed"
-                return _Found("missing", module.base, why=why)
-        return _Found("symbol", module.base, address=module.base + address)
-    return _Found(
-        "missing", module.base, why=_why_missing(module_name, prototype, inlined, process)
-    )
+        return _exported(module.base + address, prototype, bodies)
+    if bodies:
+        also = f"also inlined into {', '.join(inlined)}, not seen there" if inlined else None
+        found = tuple(
+            _Body(body.entry, {**body.arguments, RETURN: body.returns}, body) for body in bodies
+        )
+        return _Found("dwarf", found, also)
+    return _Found("missing", why=_why_missing(module_name, prototype, inlined, process))
+
+
+def _exported(address: int, prototype: Prototype, bodies: list[DebugFunction]) -> _Found:
+    """The names are the declaration's; the types are those of debug info where there is any."""
+    types = {**_declared_types(prototype), RETURN: layouts.named(prototype.returns)}
+    for name, declared in _declared_types(prototype).items():
+        if isinstance(declared, Opaque):
+            # Not in an integer register, it may be: then all behind it would be misread.
+            return _Found("missing", why=f"it is not known how {declared.name} {name} is passed")
+    body = next((body for body in bodies if body.entry == address), None)
+    if body is None:
+        return _Found("symbol", (_Body(address, types),))
+    known = [*body.arguments.values()][: len(prototype.parameters)]
+    for (name, declared), actual in zip(_declared_types(prototype).items(), known):
+        if type(declared) is not type(actual):
+            return _Found("missing", why=f"its argument {name} is not what the recipe declares")
+        types[name] = actual
+    return _Found("dwarf", (_Body(address, {**types, RETURN: body.returns}),))
 
 
 def _why_missing(
@@ -143,30 +168,29 @@ def _why_missing(
 def _probe(
     name: str,
     kind: str,
-    module: str,
+    module_name: str,
     found: _Found,
     prototype: Prototype | None,
     build: partial[SpanPlan] | partial[PointPlan],
+    process: Process,
 ) -> ResolvedProbe:
-    sites = [
-        Site(f"*{body.pc:#x}", build(_debug_types(body)), body.pc == body.entry, body, prototype)
+    sites = tuple(
+        Site(
+            f"*{body.debug.pc if body.debug else body.entry:#x}",
+            build(body.types),
+            body.debug is None or body.debug.pc == body.entry,
+            body.debug,
+            prototype,
+        )
         for body in found.bodies
-    ]
-    addresses = [body.entry for body in found.bodies]
-    if found.address is not None and prototype is not None:
-        types = {**_declared_types(prototype), RETURN: layouts.named(prototype.returns)}
-        sites.append(Site(f"*{found.address:#x}", build(types), True, None, prototype))
-        addresses.append(found.address)
-    offset = addresses[0] - found.base if addresses else None
-    return ResolvedProbe(name, kind, module, found.level, tuple(sites), offset, found.why)
+    )
+    module = process.module(module_name)
+    offset = found.bodies[0].entry - module.base if module and found.bodies else None
+    return ResolvedProbe(name, kind, module_name, found.level, sites, offset, found.why)
 
 
 def _declared_types(prototype: Prototype) -> dict[str, CType]:
     return {parameter.name: layouts.named(parameter.type) for parameter in prototype.parameters}
-
-
-def _debug_types(body: DebugFunction) -> dict[str, CType]:
-    return {**body.arguments, RETURN: body.returns}
 
 
 def _static_probe(point: Point, usdt: str, process: Process) -> ResolvedProbe:

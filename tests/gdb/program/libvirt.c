@@ -73,7 +73,11 @@ KEPT struct triple virTestTriple(int count)
 
 KEPT int virTestRecurse(int depth)
 {
-    return depth ? 1 + virTestRecurse(depth - 1) : 100;
+    int result = depth ? virTestRecurse(depth - 1) + 1 : 100;
+
+    /* Else the compiler makes it a loop. */
+    __asm__ volatile("" : "+r"(result));
+    return result;
 }
 
 KEPT int virTestJumpInner(int number, void (*leave)(void))
