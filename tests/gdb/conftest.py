@@ -7,7 +7,6 @@ import select
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -174,20 +173,20 @@ def mortal(build: Callable[[str], Path]) -> Iterator[Daemon]:
 
 
 class Tracing:
-    """A tracer at work: every call is traced once this is made.
+    """A tracer at work: every call is traced once this is made, where is_on.
 
     command: what starts it. settings: the VIRTRACE_* variables, without that prefix.
+    options: of subprocess.Popen.
     """
 
-    def __init__(self, command: list[str], **settings: str) -> None:
+    def __init__(self, command: list[str], settings: dict[str, str], **options: Any) -> None:
         ready, ready_for_gdb = os.pipe()
         # Not a pipe, which fills up while nobody reads it.
         self._printed = tempfile.TemporaryFile()
+        streams = {"stdin": subprocess.DEVNULL, "stdout": self._printed, "stderr": self._printed}
         self.process = subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
-            stdout=self._printed,
-            stderr=subprocess.STDOUT,
+            **{**streams, **options},
             pass_fds=[ready_for_gdb],
             env={
                 **os.environ,
@@ -231,13 +230,9 @@ def gdb_command(recipe: str) -> list[str]:
     return ["gdb", "-nx", "-nh", "-q", "-batch", *settings, *script]
 
 
-def record_command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "virtrace.cli.main", "record", *map(str, arguments)]
-
-
 def start(daemon: Daemon, output: Path, recipe: str = "blockinfo", **settings: str) -> Tracing:
     tracing = Tracing(
-        gdb_command(recipe), PID=str(daemon.pid), OUTPUT=str(output), **settings
+        gdb_command(recipe), {"PID": str(daemon.pid), "OUTPUT": str(output), **settings}
     )
     if not tracing.is_on:
         pytest.fail(f"tracing did not start: {tracing.ended()}")
@@ -261,10 +256,16 @@ def trace(
     return found, answers
 
 
+def poll(condition: Callable[[], bool], what: str) -> None:
+    """Wait for something that happens outside of our reach."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {PATIENCE} s: {what}"
+        time.sleep(0.01)
+
+
 def events(found: Trace, name: str, kind: Optional[str] = None) -> list[Event]:
-    return [
-        event for event in found.events if event.name == name and kind in (None, event.type)
-    ]
+    return [event for event in found.events if event.name == name and kind in (None, event.type)]
 
 
 def values(found: Trace, name: str, kind: str) -> dict[str, Any]:

@@ -14,7 +14,9 @@ def assert_untraced_and_intact(pid: int) -> None:
     proc = Path(f"/proc/{pid}")
     for task in (proc / "task").iterdir():
         status = dict(
-            line.split(":\t", 1) for line in (task / "status").read_text().splitlines() if ":" in line
+            line.split(":\t", 1)
+            for line in (task / "status").read_text().splitlines()
+            if ":" in line
         )
         assert status["TracerPid"] == "0", f"{task} is traced"
         assert status["State"][0] not in "tTZX", f"{task} is in state {status['State']}"

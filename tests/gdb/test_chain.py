@@ -148,9 +148,7 @@ def test_the_clone_is_one(daemons: Callable[[str], Daemon], tmp_path: Path) -> N
     )
     answers: dict[str, dict[str, Any]] = {}
     for variant in ("cloned", "optimized", "plain"):
-        found, _ = trace(
-            daemons(variant), tmp_path / variant, "call vm1 vda", recipe=str(recipe)
-        )
+        found, _ = trace(daemons(variant), tmp_path / variant, "call vm1 vda", recipe=str(recipe))
         answers[variant] = values(found, GATHER, "enter")
     assert answers["cloned"]["driver"] == {"unavailable": "optimized out"}
     assert answers["optimized"]["driver"].startswith("0x")

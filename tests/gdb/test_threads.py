@@ -65,9 +65,7 @@ def check_tree(tree: list[Event]) -> tuple[str, ...]:
     by_name = {f"{event.type} {event.name}": event for event in tree}
     assert by_name[f"exit {GATHER}"].values == {"result": 0, "stats": stats}
     assert by_name[f"enter {GATHER}"].values == {"disk": first.values["disk"], "capacity": True}
-    replies = {
-        event.values["json"]["id"]: event for event in tree if event.name == "qmp.reply"
-    }
+    replies = {event.values["json"]["id"]: event for event in tree if event.name == "qmp.reply"}
     sent = {event.values["json"]["id"]: event for event in tree if event.name == "qmp.send"}
     assert set(sent) == set(replies)
     for name, send in sent.items():
@@ -121,9 +119,7 @@ def test_a_call_left_by_longjmp_is_lost_and_the_next_is_its_own(
     """The next call of the same line has the same return address and stack pointer."""
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(JUMP)
-    found, [answer] = trace(
-        daemons(variant), tmp_path / "t.jsonl", "jump", recipe=str(recipe)
-    )
+    found, [answer] = trace(daemons(variant), tmp_path / "t.jsonl", "jump", recipe=str(recipe))
     assert answer == ["left", "12", "left", "32"]
     trees = [[(event.type, event.name) for event in tree] for tree in calls(found).values()]
     outer, inner = "virTestJump", "virTestJumpInner"

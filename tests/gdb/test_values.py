@@ -87,9 +87,7 @@ def test_with_debug_info(
     write: Callable[[str], str],
     variant: str,
 ) -> None:
-    found, [answers] = trace(
-        daemons(variant), tmp_path / "t.jsonl", "values", recipe=write(VALUES)
-    )
+    found, [answers] = trace(daemons(variant), tmp_path / "t.jsonl", "values", recipe=write(VALUES))
     assert answers == ["1", "0"]
     first, second = (event.values for event in events(found, "virTestValues", "enter"))
 

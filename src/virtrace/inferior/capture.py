@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from virtrace.binary.ctype import (
+    Array,
     CType,
     Opaque,
     Pointer,
@@ -88,6 +89,8 @@ class Capture:
             self._to_target(path, None)
         if isinstance(self._ctype, Opaque):
             raise Unavailable(f"{path.text}: the layout of {self._ctype.name} is not known")
+        if not self._in_memory and isinstance(self._ctype, (Struct, Array)):
+            raise Unavailable(f"{path.text}: passed by value, which is not decoded")
 
     def _to_target(self, path: Path, member: str | None) -> None:
         if member is not None and self._in_memory and isinstance(self._ctype, Struct):

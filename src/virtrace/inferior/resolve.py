@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from virtrace.binary import layouts
-from virtrace.binary.ctype import CType, Opaque
+from virtrace.binary.ctype import Array, CType, Opaque, Struct
 from virtrace.binary.process import Process
 from virtrace.errors import TargetError
 from virtrace.inferior.capture import Capture, Unavailable
@@ -135,10 +135,11 @@ def _function(name: str, module_name: str, prototype: Prototype | None, process:
 def _exported(address: int, prototype: Prototype, bodies: list[DebugFunction]) -> _Found:
     """The names are the declaration's; the types are those of debug info where there is any."""
     types = {**_declared_types(prototype), RETURN: layouts.named(prototype.returns)}
-    for name, declared in _declared_types(prototype).items():
-        if isinstance(declared, Opaque):
-            # Not in an integer register, it may be: then all behind it would be misread.
-            return _Found("missing", why=f"it is not known how {declared.name} {name} is passed")
+    for name, declared in types.items():
+        # One that is not in an integer register moves all the others.
+        if isinstance(declared, (Opaque, Struct, Array)) and declared != Opaque("void"):
+            what = "its result" if name == RETURN else f"its argument {name}"
+            return _Found("missing", why=f"it is not known how {what} is passed")
     body = next((body for body in bodies if body.entry == address), None)
     if body is None:
         return _Found("symbol", (_Body(address, types),))

@@ -38,6 +38,7 @@ class View(Protocol):
     def banner(self, header: Record) -> None: ...
     def event(self, event: Event) -> None: ...
     def summary(self, footer: Record) -> None: ...
+    def close(self) -> None: ...
 
 
 class Session:
@@ -88,8 +89,8 @@ class Session:
         try:
             header = self._header()
             self._writer.write([header])
-            self._view.banner(header)
             with Watch(self._selection.seconds, GRACE_SECONDS, self._ask_end):
+                self._view.banner(header)
                 try:
                     self._insert()
                     self._loop()
@@ -100,6 +101,7 @@ class Session:
                     self._leave()
         finally:
             self._writer.close()
+        self._view.close()
         if self._failure is not None:
             self._raise_incomplete(self._failure)
         return _EXIT_STATUS.get(self._reason or "error", INCOMPLETE)
@@ -177,7 +179,8 @@ class Session:
             return
         if self._reason is None:
             self._reason = reason
-            if self._running:
+            # GDB ignores it where no thread runs, and then the loop looks at the reason next.
+            if self._running and gdb.selected_inferior().threads()[0].is_running():
                 self._interrupt_sent = True
                 gdb.execute("interrupt")
 
@@ -232,8 +235,10 @@ class Session:
         self.tracer.finish(ended_ns, "the trace ended before its return")
         self._drain()
         footer = self._footer()
-        if self._failure is None or not isinstance(self._failure, VirtraceError):
+        try:
             self._writer.write([footer])
+        except VirtraceError as error:
+            self._failure = self._failure or error
         self._view.summary(footer)
 
     def _account(self, since_ns: int) -> None:

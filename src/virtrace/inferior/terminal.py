@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TextIO
 
 import gdb
-from virtrace.analysis.spans import CallBuilder
+from virtrace.analysis.spans import Call, CallBuilder
 from virtrace.report import text
 from virtrace.report.highlight import style_for
 from virtrace.trace.format import Event, Record
 
+# Calls that may wait to be shown; a terminal that falls further behind misses some.
+_WAITING = 1000
+
 
 @contextlib.contextmanager
-def terminal_without_gdb() -> Iterator[TextIO]:
-    """The terminal, to us alone: what GDB says of stops and threads goes nowhere meanwhile.
+def terminal_without_gdb() -> Iterator[int]:
+    """Descriptor of the terminal; GDB's words about stops and threads go nowhere meanwhile.
 
-    No setting of GDB 10 to 18 keeps all of it back, so its standard output is turned away.
+    No setting of GDB keeps all of them back, so its standard output is turned away.
     """
     gdb.flush()
     terminal = os.dup(1)
@@ -27,8 +31,7 @@ def terminal_without_gdb() -> Iterator[TextIO]:
     os.dup2(nowhere, 1)
     os.close(nowhere)
     try:
-        with open(terminal, "w", errors="backslashreplace", closefd=False) as stream:
-            yield stream
+        yield terminal
     finally:
         gdb.flush()
         os.dup2(terminal, 1)
@@ -36,36 +39,70 @@ def terminal_without_gdb() -> Iterator[TextIO]:
 
 
 class TerminalView:
-    """Banner, each call's tree as it ends, summary. command: what virtrace runs itself."""
+    """Banner, each call's tree as it ends, summary; written by a thread of its own.
 
-    def __init__(self, stream: TextIO, output: Path, command: str | None) -> None:
-        self._stream: TextIO | None = stream
-        self._style = style_for(stream)
+    A terminal that takes no output (Ctrl-S, a pager that nobody scrolls) would otherwise
+    keep GDB from its next breakpoint, and with it the daemon.
+    """
+
+    def __init__(self, terminal: int, output: Path, command: str | None) -> None:
+        """command: what virtrace runs itself."""
+        self._terminal = terminal
+        with open(terminal, "w", closefd=False) as stream:
+            self._style = style_for(stream)
+            self._encoding = stream.encoding
         self._builder = CallBuilder()
         self._output = str(output)
         self._command = command
+        self._not_shown = 0
+        self._waiting: queue.SimpleQueue[Callable[[], Iterable[str]] | None] = queue.SimpleQueue()
+        self._writer = threading.Thread(target=self._write_all, daemon=True)
 
     def banner(self, header: Record) -> None:
-        self._print(text.banner(header, self._style, output=self._output, command=self._command))
+        # Only here the thread begins: signals are held back by now, and so they are in it.
+        self._writer.start()
+        self._waiting.put(
+            lambda: text.banner(header, self._style, output=self._output, command=self._command)
+        )
 
     def event(self, event: Event) -> None:
         call = self._builder.feed(event)
         if call is not None:
-            self._print(text.call_tree(call, self._style))
+            self._show(call)
 
     def summary(self, footer: Record) -> None:
         for call in self._builder.finish():
-            self._print(text.call_tree(call, self._style))
-        self._print(
-            text.summary(footer, self._style, tally=self._builder.tally, output=self._output)
+            self._show(call)
+        if self._not_shown:
+            missed = f"{self._not_shown:,} calls are not shown: the terminal did not keep up\n"
+            self._waiting.put(lambda: [missed])
+        self._waiting.put(
+            lambda: text.summary(
+                footer, self._style, tally=self._builder.tally, output=self._output
+            )
         )
 
-    def _print(self, lines: Iterable[str]) -> None:
-        if self._stream is None:
-            return
-        try:
-            self._stream.write("".join(f"{line}\n" for line in lines))
-            self._stream.flush()
-        except OSError:
-            # The terminal is gone, or its reader is; the trace is not.
-            self._stream = None
+    def close(self) -> None:
+        """Wait until all is written, however long a reader takes: the daemon is free by now."""
+        self._waiting.put(None)
+        while self._writer.is_alive():
+            # In short turns, so that Ctrl-C gets through.
+            self._writer.join(0.1)
+
+    def _show(self, call: Call) -> None:
+        if self._waiting.qsize() < _WAITING:
+            self._waiting.put(lambda: text.call_tree(call, self._style))
+        else:
+            self._not_shown += 1
+
+    def _write_all(self) -> None:
+        for lines in iter(self._waiting.get, None):
+            data = "".join(f"{line}\n" for line in lines()).encode(
+                self._encoding, "backslashreplace"
+            )
+            try:
+                while data:
+                    data = data[os.write(self._terminal, data) :]
+            except OSError:
+                # The terminal is gone, or its reader is; the trace is not.
+                return

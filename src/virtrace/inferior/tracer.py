@@ -128,6 +128,10 @@ class Tracer:
         spans = self._threads.setdefault(stop.tid, [])
         # Frames at or below the new one are gone, whatever became of their return.
         self._abandon(spans, stop, lambda gone: gone.return_sp < return_sp)
+        # Those of the same frame called it as their last act (a tail call); but no function
+        # calls itself so: that one is gone too, by longjmp or with its thread.
+        if any(span.plan is plan and span.return_sp == return_sp for span in spans):
+            self._abandon(spans, stop, lambda gone: gone.return_sp == return_sp)
         parent = spans[-1] if spans else None
         if parent is None:
             if not isinstance(plan, SpanPlan) or not plan.root:

@@ -31,13 +31,17 @@ class Writer:
             ) from error
 
     def write(self, records: Iterable[Record]) -> None:
-        """All of the records in one write. TraceError where the disk does not take them."""
+        """All of the records, or none of them and TraceError where the disk does not take them."""
         encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
         data = "".join(f"{encode(record)}\n" for record in records).encode()
+        whole = os.lseek(self._file, 0, os.SEEK_CUR)
         try:
             while data:
                 data = data[os.write(self._file, data) :]
         except OSError as error:
+            # Half a line in the middle would make the rest unreadable.
+            os.ftruncate(self._file, whole)
+            os.lseek(self._file, whole, os.SEEK_SET)
             raise TraceError(
                 f"cannot write the trace {self.path}: {error.strerror}",
                 "make room, or name a file on another disk; what was written until then is whole",

@@ -1,0 +1,362 @@
+"""Every way that a trace ends, and what it leaves behind."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import PATIENCE, SCRIPTS, Daemon, Tracing, calls, events, gdb_command, poll, start
+from intact import assert_untraced_and_intact
+from test_chain import ROOT
+
+from virtrace.errors import BAD_INPUT, DONE, INCOMPLETE, INTERRUPTED, NOT_TRACED
+from virtrace.trace.reader import Trace, read_trace
+
+INT, TERM, HUP, USR1, CHLD = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGCHLD,
+)
+
+
+def check_ended(output: Path, reason: str) -> Trace:
+    found = read_trace(output)
+    assert found.problems == []
+    assert found.footer is not None
+    assert (found.footer["reason"], found.footer["detached"]) == (reason, True)
+    return found
+
+
+def disks(found: Trace) -> list[str]:
+    return [event.values["disk"] for event in events(found, ROOT, "enter")]
+
+
+@pytest.mark.parametrize(
+    "signals", [[INT], [INT, INT], [TERM], [HUP], [HUP, INT, TERM, INT]], ids=str
+)
+def test_a_signal_ends_the_trace_and_the_program_runs_on(
+    daemon: Daemon, tmp_path: Path, signals: list[int]
+) -> None:
+    output = tmp_path / "t.jsonl"
+    received = daemon.do("signals")
+    tracing = start(daemon, output)
+    daemon.do("call vm1 vda")
+    for number in signals:
+        tracing.signal(number)
+    status, printed = tracing.ended()
+    assert status == INTERRUPTED, printed
+    assert str(output) in printed
+    assert disks(check_ended(output, "interrupt")) == ["vda"]
+    assert_untraced_and_intact(daemon.pid)
+    assert len(daemon.do("call vm1 vda")) == 1
+    # Nothing of what ended the trace was for the program.
+    assert daemon.do("signals") == received
+
+
+def test_only_one_thread_of_gdb_can_take_the_signals_that_end_a_trace(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    """GDB dies of those that reach a thread which has them unblocked, breakpoints inserted."""
+    tracing = start(daemon, tmp_path / "t.jsonl")
+    poll(lambda: takers(tracing.process.pid, USR1) != [], "a thread that waits for signals")
+    open_to = {
+        number.name: takers(tracing.process.pid, number) for number in (USR1, HUP, INT, TERM)
+    }
+    assert tracing.finish()[0] == DONE
+    assert {len(names) for names in open_to.values()} == {1}, open_to
+
+
+def takers(pid: int, number: int) -> list[str]:
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        status = dict(
+            line.split(":\t", 1)
+            for line in (task / "status").read_text().splitlines()
+            if ":" in line
+        )
+        if not int(status["SigBlk"], 16) & 1 << (number - 1):
+            found.append(status["Name"])
+    return found
+
+
+def test_a_trace_can_end_in_the_middle_of_many_calls(daemon: Daemon, tmp_path: Path) -> None:
+    for attempt in range(4):
+        output = tmp_path / f"{attempt}.jsonl"
+        tracing = start(daemon, output)
+        daemon.ask("threads 6 60")
+        poll(lambda output=output: output.stat().st_size > 200_000, "calls in the trace")
+        tracing.signal(INT)
+        status, printed = tracing.ended()
+        assert status == INTERRUPTED, printed
+        logged = daemon.answer()
+        assert len(logged) == 360
+        assert {line.split()[3] for line in logged} == {"0"}
+        assert_untraced_and_intact(daemon.pid)
+        found = check_ended(output, "interrupt")
+        told = {event.values["info"]["capacity"] for event in events(found, ROOT, "exit")}
+        assert 0 < len(told) < 360
+        assert told <= {int(line.split()[4]) for line in logged}
+        for tree in calls(found).values():
+            kinds = {"enter": 0, "exit": 0, "lost": 0, "point": 0}
+            for event in tree:
+                kinds[event.type] += 1
+            assert kinds["enter"] == kinds["exit"] + kinds["lost"]
+
+
+def test_signals_from_outside_reach_the_program_and_the_trace_goes_on(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    def received() -> list[int]:
+        return [int(number) for number in daemon.do("signals")[0].split()]
+
+    before = received()
+    output = tmp_path / "t.jsonl"
+    tracing = start(daemon, output)
+    for i, number in enumerate((USR1, CHLD, INT)):
+        os.kill(daemon.pid, number)
+        poll(lambda i=i: received()[i] > before[i], f"{number.name} in the program")
+        daemon.do(f"call vm1 after-{number.name}")
+    status, printed = tracing.finish()
+    assert status == DONE, printed
+    found = check_ended(output, "done")
+    assert disks(found) == ["after-SIGUSR1", "after-SIGCHLD", "after-SIGINT"]
+    assert received() == [count + 1 for count in before]
+    assert_untraced_and_intact(daemon.pid)
+
+
+def test_the_program_exits_in_a_traced_call(mortal: Daemon, tmp_path: Path) -> None:
+    output = tmp_path / "t.jsonl"
+    tracing = start(mortal, output)
+    mortal.do("call vm1 vda 3")
+    mortal.ask("call vm1 exit")
+    assert mortal.exit_status() == 9
+    status, printed = tracing.ended()
+    assert status == INCOMPLETE, printed
+    found = check_ended(output, "target-exit")
+    assert disks(found) == ["vda", "vda", "vda", "exit"]
+    *whole, last = calls(found).values()
+    assert [tree[-1].type for tree in whole] == ["exit"] * 3
+    assert [event.type for event in last] == ["enter"] * 3 + ["lost"] * 3
+
+
+def test_the_program_is_killed(mortal: Daemon, tmp_path: Path) -> None:
+    output = tmp_path / "t.jsonl"
+    tracing = start(mortal, output)
+    mortal.do("call vm1 vda")
+    os.kill(mortal.pid, signal.SIGKILL)
+    assert mortal.exit_status() == -signal.SIGKILL
+    status, printed = tracing.ended()
+    assert status == INCOMPLETE, printed
+    assert disks(check_ended(output, "target-exit")) == ["vda"]
+
+
+def test_the_trace_ends_after_so_many_calls(daemon: Daemon, tmp_path: Path) -> None:
+    output = tmp_path / "t.jsonl"
+    tracing = start(daemon, output, CALLS="2", WHERE="disk=vdb")
+    for disk in ("vdb", "vda", "vdb"):
+        daemon.do(f"call vm1 {disk}")
+    status, printed = tracing.ended()
+    assert status == DONE, printed
+    found = check_ended(output, "limit")
+    assert disks(found) == ["vdb", "vdb"]
+    assert [event.type for event in found.events if event.name == ROOT] == ["enter", "exit"] * 2
+    assert_untraced_and_intact(daemon.pid)
+    assert len(daemon.do("call vm1 vdb")) == 1
+
+
+def test_the_trace_ends_after_so_many_seconds(daemon: Daemon, tmp_path: Path) -> None:
+    output = tmp_path / "t.jsonl"
+    tracing = start(daemon, output, SECONDS="0.5")
+    daemon.do("call vm1 vda")
+    status, printed = tracing.ended()
+    assert status == DONE, printed
+    assert disks(check_ended(output, "limit")) == ["vda"]
+    assert_untraced_and_intact(daemon.pid)
+
+
+def test_an_output_that_exists_is_kept_and_the_program_left_alone(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    output = tmp_path / "t.jsonl"
+    output.write_text("mine")
+    settings = {"PID": str(daemon.pid), "OUTPUT": str(output)}
+    attached = ["gdb", "-nx", "-batch", "-x", str(SCRIPTS / "trace_blockinfo.py")]
+    for command in (gdb_command("blockinfo"), [*attached, "-p", str(daemon.pid)]):
+        tracing = Tracing(command, settings)
+        status, printed = tracing.ended()
+        assert not tracing.is_on
+        assert (status, f"virtrace: {output} exists already" in printed) == (BAD_INPUT, True)
+        assert output.read_text() == "mine"
+        assert_untraced_and_intact(daemon.pid)
+
+
+def test_a_second_tracer_is_refused_and_the_first_goes_on(daemon: Daemon, tmp_path: Path) -> None:
+    output, other = tmp_path / "t.jsonl", tmp_path / "other.jsonl"
+    first = start(daemon, output)
+    second = Tracing(gdb_command("blockinfo"), {"PID": str(daemon.pid), "OUTPUT": str(other)})
+    status, printed = second.ended()
+    daemon.do("call vm1 vda")
+    assert first.finish()[0] == DONE
+    assert (status, "is already traced by gdb" in printed) == (NOT_TRACED, True)
+    assert not other.exists()
+    assert disks(check_ended(output, "done")) == ["vda"]
+
+
+def test_a_full_disk_ends_the_trace_and_not_the_program(daemon: Daemon, tmp_path: Path) -> None:
+    output = tmp_path / "t.jsonl"
+    room = 40_000
+
+    def little_room() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+
+    settings = {"PID": str(daemon.pid), "OUTPUT": str(output)}
+    tracing = Tracing(
+        gdb_command("blockinfo"), settings, stdout=subprocess.DEVNULL, preexec_fn=little_room
+    )
+    assert len(daemon.do("call vm1 vda 20")) == 20
+    status, printed = tracing.ended()
+    # A trace was written, and it is incomplete.
+    assert status == INCOMPLETE, printed
+    assert f"virtrace: cannot write the trace {output}" in printed
+    assert_untraced_and_intact(daemon.pid)
+    found = read_trace(output)
+    assert output.stat().st_size <= room
+    assert events(found, ROOT, "exit")
+    assert found.footer is None
+
+
+def test_a_terminal_that_nobody_reads_does_not_hold_the_program(
+    mortal: Daemon, tmp_path: Path
+) -> None:
+    """Ctrl-S, or a pager that is left at its first page."""
+    output = tmp_path / "t.jsonl"
+    unread, terminal = os.pipe()
+    settings = {"PID": str(mortal.pid), "OUTPUT": str(output)}
+    tracing = Tracing(gdb_command("blockinfo"), settings, stdout=terminal)
+    os.close(terminal)
+    try:
+        assert len(mortal.do("call vm1 vda 300")) == 300
+        status, printed = tracing.finish()
+    finally:
+        os.close(unread)
+        tracing.process.kill()
+    assert status == DONE, printed
+    assert len(disks(check_ended(output, "done"))) == 300
+    assert_untraced_and_intact(mortal.pid)
+
+
+class TestRecord:
+    """``virtrace record``, which starts GDB itself."""
+
+    @pytest.fixture
+    def record(self, daemon: Daemon, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+        def run(*arguments: str) -> subprocess.Popen[str]:
+            command = ["record", "blockinfo", "-p", str(daemon.pid), *arguments]
+            return subprocess.Popen(
+                [sys.executable, "-m", "virtrace.cli.main", *command],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                cwd=tmp_path,
+                start_new_session=True,
+            )
+
+        return run
+
+    @pytest.fixture
+    def handshake(self, tmp_path: Path) -> tuple[Path, Path, list[str]]:
+        """Two FIFOs, and a command that opens the first and waits for the second."""
+        ready, go = tmp_path / "ready", tmp_path / "go"
+        os.mkfifo(ready)
+        os.mkfifo(go)
+        return ready, go, ["sh", "-c", f"echo on > '{ready}'; read line < '{go}'"]
+
+    def test_the_command_runs_while_traced_and_ends_the_trace(
+        self,
+        daemon: Daemon,
+        tmp_path: Path,
+        record: Callable[..., subprocess.Popen[str]],
+        handshake: tuple[Path, Path, list[str]],
+    ) -> None:
+        ready, go, command = handshake
+        recording = record("-o", "t.jsonl", "--where", "disk=vdb", "--", *command)
+        assert ready.read_text() == "on\n"
+        daemon.do("call vm1 vda")
+        daemon.do("call vm1 vdb")
+        go.write_text("go\n")
+        printed, _ = recording.communicate(timeout=PATIENCE)
+        assert recording.returncode == DONE, printed
+        assert disks(check_ended(tmp_path / "t.jsonl", "done")) == ["vdb"]
+        assert_untraced_and_intact(daemon.pid)
+
+    def test_ctrl_c_twice_on_the_whole_group(
+        self,
+        daemon: Daemon,
+        tmp_path: Path,
+        record: Callable[..., subprocess.Popen[str]],
+        handshake: tuple[Path, Path, list[str]],
+    ) -> None:
+        ready, _, command = handshake
+        recording = record("-o", "t.jsonl", "--", *command)
+        assert ready.read_text() == "on\n"
+        daemon.do("call vm1 vda")
+        os.killpg(recording.pid, INT)
+        os.killpg(recording.pid, INT)
+        printed, _ = recording.communicate(timeout=PATIENCE)
+        assert recording.returncode == INTERRUPTED, printed
+        assert disks(check_ended(tmp_path / "t.jsonl", "interrupt")) == ["vda"]
+        assert_untraced_and_intact(daemon.pid)
+
+    def test_the_limit_is_reached_as_the_command_ends(
+        self,
+        daemon: Daemon,
+        tmp_path: Path,
+        record: Callable[..., subprocess.Popen[str]],
+        handshake: tuple[Path, Path, list[str]],
+    ) -> None:
+        """GDB is told that the command is done when it is about to end by itself."""
+        ready, go, command = handshake
+        for attempt in range(3):
+            output = tmp_path / f"{attempt}.jsonl"
+            recording = record("-o", str(output), "--calls", "1", "--", *command)
+            assert ready.read_text() == "on\n"
+            daemon.do("call vm1 vda")
+            go.write_text("go\n")
+            printed, _ = recording.communicate(timeout=PATIENCE)
+            assert recording.returncode == DONE, printed
+            assert disks(check_ended(output, "limit")) == ["vda"]
+
+    def test_killed_it_takes_gdb_along_in_good_order(
+        self,
+        daemon: Daemon,
+        tmp_path: Path,
+        record: Callable[..., subprocess.Popen[str]],
+        handshake: tuple[Path, Path, list[str]],
+    ) -> None:
+        ready, _, command = handshake
+        recording = record("-o", "t.jsonl", "--", *command)
+        assert ready.read_text() == "on\n"
+        daemon.do("call vm1 vda")
+        recording.kill()
+        poll(lambda: tracer_of(daemon.pid) == 0, "GDB has detached")
+        assert_untraced_and_intact(daemon.pid)
+        poll(lambda: '"footer"' in (tmp_path / "t.jsonl").read_text(), "the footer")
+        assert disks(check_ended(tmp_path / "t.jsonl", "interrupt")) == ["vda"]
+        # The command is nobody's by now.
+        os.killpg(recording.pid, signal.SIGKILL)
+        recording.communicate()
+
+
+def tracer_of(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("TracerPid:")[1].split()[0])
