@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Daemon, calls, events, trace, values
+from harness import Daemon, calls, events, trace, values
 
 from virtrace.trace.format import is_unavailable
 from virtrace.trace.reader import Trace

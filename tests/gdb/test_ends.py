@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE, SCRIPTS, Daemon, Tracing, calls, events, gdb_command, poll, start
-from intact import assert_untraced_and_intact
+from harness import PATIENCE, SCRIPTS, Daemon, Tracing, calls, events, gdb_command, poll, start
 from test_chain import ROOT
 
+from support.intact import assert_untraced_and_intact
 from virtrace.errors import BAD_INPUT, DONE, INCOMPLETE, INTERRUPTED, NOT_TRACED
 from virtrace.trace.reader import Trace, read_trace
 
@@ -235,23 +235,40 @@ def test_a_full_disk_ends_the_trace_and_not_the_program(daemon: Daemon, tmp_path
 
 
 def test_a_terminal_that_nobody_reads_does_not_hold_the_program(
-    mortal: Daemon, tmp_path: Path
+    daemon: Daemon, tmp_path: Path
 ) -> None:
     """Ctrl-S, or a pager that is left at its first page."""
     output = tmp_path / "t.jsonl"
     unread, terminal = os.pipe()
-    settings = {"PID": str(mortal.pid), "OUTPUT": str(output)}
+    settings = {"PID": str(daemon.pid), "OUTPUT": str(output)}
     tracing = Tracing(gdb_command("blockinfo"), settings, stdout=terminal)
     os.close(terminal)
-    try:
-        assert len(mortal.do("call vm1 vda 300")) == 300
-        status, printed = tracing.finish()
-    finally:
-        os.close(unread)
-        tracing.process.kill()
+    assert len(daemon.do("call vm1 vda 200")) == 200
+    tracing.signal(USR1)
+    poll(lambda: tracer_of(daemon.pid) == 0, "GDB has detached")
+    poll(lambda: '"type":"footer"' in output.read_text(), "the footer")
+    assert_untraced_and_intact(daemon.pid)
+    # Now somebody reads, and that is all that it waits for.
+    with open(unread, errors="replace") as stream:
+        shown = stream.read()
+    status, printed = tracing.ended()
     assert status == DONE, printed
-    assert len(disks(check_ended(output, "done"))) == 300
-    assert_untraced_and_intact(mortal.pid)
+    assert len(disks(check_ended(output, "done"))) == 200
+    assert str(output) in shown
+
+
+def test_a_reader_that_is_gone_ends_nothing(daemon: Daemon, tmp_path: Path) -> None:
+    output = tmp_path / "t.jsonl"
+    reader, terminal = os.pipe()
+    settings = {"PID": str(daemon.pid), "OUTPUT": str(output)}
+    tracing = Tracing(gdb_command("blockinfo"), settings, stdout=terminal)
+    os.close(terminal)
+    os.close(reader)
+    daemon.do("call vm1 vda 5")
+    status, printed = tracing.finish()
+    assert status == DONE, printed
+    assert len(disks(check_ended(output, "done"))) == 5
+    assert_untraced_and_intact(daemon.pid)
 
 
 class TestRecord:

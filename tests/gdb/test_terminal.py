@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE, SCRIPTS, Daemon, Tracing
-from intact import assert_untraced_and_intact
+from harness import PATIENCE, SCRIPTS, Daemon, Tracing
 from test_ends import check_ended, disks
 
+from support.intact import assert_untraced_and_intact
 from virtrace.errors import INTERRUPTED
 
 PROMPT = "(gdb) "

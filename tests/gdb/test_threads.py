@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Daemon, calls, events, trace
+from harness import Daemon, calls, events, trace
 from test_chain import FULL, GATHER, ROOT, info_and_stats
 
 from virtrace.trace.format import Event

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Daemon, events, trace, values
+from harness import Daemon, events, trace, values
 
 from virtrace.trace.format import is_unavailable
 from virtrace.trace.reader import Trace
@@ -48,7 +49,7 @@ VALUES = (
 MANY = (
     HEAD
     + """
-- prototype: long virTestMany(int a, int b, int c, int d, int e, int f, int g, size_t h)
+- prototype: long long virTestMany(int a, int b, int c, int d, int e, int f, int g, size_t h)
   module: libvirt.so.0
   root: true
   enter: {a: a, f: f, g: g, h: h}
@@ -159,15 +160,26 @@ def test_stripped(
     ]
 
 
-@pytest.mark.parametrize("variant", ["optimized", "plain", "stripped"])
+@pytest.mark.parametrize(
+    ("variant", "declared"),
+    [
+        ("optimized", False),
+        ("plain", False),
+        ("optimized", True),
+        ("plain", True),
+        ("stripped", True),
+    ],
+)
 def test_arguments_that_are_not_in_the_registers_for_integers(
     daemons: Callable[[str], Daemon],
     tmp_path: Path,
     write: Callable[[str], str],
     variant: str,
+    declared: bool,
 ) -> None:
     """Right, unavailable, or the whole probe missing, but never another register's contents."""
-    found, [answers] = trace(daemons(variant), tmp_path / "t.jsonl", "many", recipe=write(MANY))
+    text = MANY if declared else re.sub(r"prototype: .*?(\w+)\(.*\)", r"function: \1", MANY)
+    found, [answers] = trace(daemons(variant), tmp_path / "t.jsonl", "many", recipe=write(text))
     assert answers == ["8000000014", "105", "3043", "44 45 46"]
     assert values(found, "virTestMany", "enter") == {"a": 1, "f": 6, "g": -7, "h": 8000000000}
 

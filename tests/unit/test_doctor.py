@@ -23,7 +23,7 @@ from virtrace.errors import DONE, NOT_TRACED
 
 API = """
 int virDomainGetBlockInfo(void) { return 1; }
-int virRaiseErrorFull(void) { return 2; }
+int virErrorMsg(void) { return 2; }
 """
 DRIVER = "int qemuMonitorGetAllBlockStatsInfo(void) { return 3; }"
 QMP = PROBE % {"name": "qemu_monitor_send_msg"} + PROBE % {"name": "qemu_monitor_recv_reply"}
@@ -226,11 +226,11 @@ def test_verdict(general: list[Section], daemons: list[Section], status: int, an
     ("release", "parts"),
     [
         ("ID=debian\nVERSION_CODENAME=bookworm\n", ["-dbgsym", "bookworm-debug"]),
-        ('ID=linuxmint\nID_LIKE="ubuntu debian"\n', ["-dbgsym", "debuginfod.ubuntu.com"]),
+        ('ID=linuxmint\nID_LIKE="ubuntu debian"\n', ["-dbgsym", "ddebs"]),
         ("ID=fedora\n", ["dnf debuginfo-install libvirt-daemon-driver-qemu"]),
         ('ID="rocky"\nID_LIKE="rhel centos fedora"\n', ["dnf debuginfo-install"]),
         ('ID="opensuse-leap"\nID_LIKE="suse opensuse"\n', ["zypper", "-debuginfo"]),
-        ("", ["DEBUGINFOD_URLS=https://"]),
+        ("", ["DEBUGINFOD_URLS"]),
     ],
 )
 def test_how_to_get_debug_info(

@@ -37,7 +37,7 @@ DRIVER = "libvirt_driver_qemu.so"
 LIBRARY_FOLDERS = ("/usr/lib64", "/usr/lib/*-linux-gnu*", "/usr/lib", "/usr/local/lib*")
 # What the blockinfo recipe stands on where there is no debug info.
 EXPORTED = {
-    LIBRARY: ("virDomainGetBlockInfo", "virRaiseErrorFull"),
+    LIBRARY: ("virDomainGetBlockInfo", "virErrorMsg"),
     DRIVER: ("qemuMonitorGetAllBlockStatsInfo",),
 }
 PROBES = {LIBRARY: (), DRIVER: ("qemu_monitor_send_msg", "qemu_monitor_recv_reply")}
@@ -409,30 +409,19 @@ def no_debug_info(name: str, root: Path) -> Finding:
         LIBRARY: ("libvirt0", "libvirt-libs"),
         DRIVER: ("libvirt-daemon-driver-qemu", "libvirt-daemon-driver-qemu"),
     }[name]
-    if family == "ubuntu":
-        servers = "https://debuginfod.ubuntu.com"
-        packages = f"`sudo apt install {debian}-dbgsym` from http://ddebs.ubuntu.com {codename}"
-    elif family == "debian":
-        servers = "https://debuginfod.debian.net"
-        packages = (
-            f"`sudo apt install {debian}-dbgsym` from "
-            f"http://deb.debian.org/debian-debug {codename}-debug"
-        )
-    elif family == "fedora":
-        servers = "https://debuginfod.fedoraproject.org"
-        packages = f"`sudo dnf debuginfo-install {rpm}`"
-    elif family == "rhel":
-        servers = "https://debuginfod.elfutils.org"
+    if family in ("debian", "ubuntu"):
+        archive = f"the {codename}-debug suite" if family == "debian" else "the ddebs archive"
+        packages = f"`sudo apt install {debian}-dbgsym`, with {archive} among apt's sources"
+    elif family in ("fedora", "rhel"):
         packages = f"`sudo dnf debuginfo-install {rpm}`"
     elif family == "suse":
-        servers = "https://debuginfod.opensuse.org"
         packages = f"`sudo zypper --plus-content debug install {rpm}-debuginfo`"
     else:
-        servers = "https://debuginfod.elfutils.org"
         packages = "your distribution's debug package of libvirt"
-    configured = os.environ.get("DEBUGINFOD_URLS", "").strip()
-    if configured:
-        fetch = f"DEBUGINFOD_URLS names {configured}, which may have it"
+    if not os.environ.get("DEBUGINFOD_URLS", "").strip():
+        fetch = "or set DEBUGINFOD_URLS to your distribution's debuginfod server"
+    elif shutil.which("debuginfod-find") is None:
+        fetch = "or install debuginfod-find, and `virtrace record` asks the servers you named"
     else:
-        fetch = f"or export DEBUGINFOD_URLS={servers}"
+        fetch = "or nothing: `virtrace record` asks the servers of DEBUGINFOD_URLS"
     return Finding("note", f"{name} has no debug info on disk", f"{packages}; {fetch}")

@@ -13,9 +13,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from virtrace.binary.process import check_traceable, choose_daemon
+from virtrace.binary.elf import debug_file
+from virtrace.binary.process import Process, check_traceable, choose_daemon
 from virtrace.cli.doctor import gdb_section
 from virtrace.errors import INCOMPLETE, TargetError
 from virtrace.recipe import catalogue, selection
@@ -25,6 +27,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 # Nothing of the user's or of the current folder is executed, nothing is downloaded while the
 # daemon stands still, and only the modules that the recipe names are read.
 _GDB = ("gdb", "-nx", "-nh", "-q", "-batch")
+_FETCH_SECONDS = 600
 _SETTINGS = ("set auto-load no", "set auto-solib-add off")
 
 
@@ -80,8 +83,9 @@ def record_trace(
     every call is traced; the trace ends when it and the calls it made have ended.
     """
     # All that can be wrong is found before the daemon is touched.
-    selection.parse(catalogue.find(recipe), where, calls, seconds)
-    check_traceable(pid)
+    loaded = catalogue.find(recipe)
+    selection.parse(loaded, where, calls, seconds)
+    process = check_traceable(pid)
     if shutil.which("gdb") is None:
         raise TargetError("gdb is not installed", "apt-get install gdb, or dnf install gdb")
     settings = {
@@ -92,6 +96,47 @@ def record_trace(
         "SECONDS": seconds or "",
         **({"COMMAND": shlex.join(command)} if command else {}),
     }
+    with TemporaryDirectory(prefix="virtrace-") as folder:
+        if _fetch_debug_info(process, loaded.modules, Path(folder)):
+            settings["DEBUG_DIRECTORY"] = folder
+        return _run_gdb(recipe, settings, command)
+
+
+def _fetch_debug_info(process: Process, modules: Sequence[str], folder: Path) -> bool:
+    """Ask the user's debuginfod servers, if any, for what this host lacks.
+
+    Done before the daemon is touched: GDB would download it while the daemon stands still.
+    Fills folder as GDB expects a debug directory, with links into debuginfod's own cache.
+    """
+    if not os.environ.get("DEBUGINFOD_URLS", "").strip() or not shutil.which("debuginfod-find"):
+        return False
+    found = False
+    for name in modules:
+        module = process.module(name)
+        if module is None or module.build_id is None or module.elf.has_debug_info:
+            continue
+        if debug_file(module.build_id, module.elf.debuglink, module.path, root=process.root):
+            continue
+        print(f"virtrace: asking debuginfod for the debug info of {name}", file=sys.stderr)
+        try:
+            answer = subprocess.run(
+                ["debuginfod-find", "debuginfo", module.build_id],
+                capture_output=True,
+                text=True,
+                timeout=_FETCH_SECONDS,
+            )
+        except subprocess.TimeoutExpired:
+            print(f"virtrace: no answer in {_FETCH_SECONDS} s, going on without", file=sys.stderr)
+            continue
+        if answer.returncode == 0:
+            link = folder / ".build-id" / module.build_id[:2] / f"{module.build_id[2:]}.debug"
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(answer.stdout.strip())
+            found = True
+    return found
+
+
+def _run_gdb(recipe: str, settings: dict[str, str], command: Sequence[str]) -> int:
     ready, ready_for_gdb = os.pipe()
     environment = {f"VIRTRACE_{name}": value for name, value in settings.items()}
     environment["VIRTRACE_READY_FD"] = str(ready_for_gdb)

@@ -120,7 +120,7 @@ def _trace(name: str) -> int:
         try:
             if not target.attached_pid():
                 target.attach(process)
-            target.load_modules(recipe.modules)
+            target.load_modules(recipe.modules, os.environ.get("VIRTRACE_DEBUG_DIRECTORY"))
             probes = resolve(recipe, process)
         except BaseException:
             writer.discard()

@@ -68,8 +68,14 @@ def attach(process: Process) -> None:
         ) from error
 
 
-def load_modules(names: tuple[str, ...]) -> None:
-    """Let GDB read the symbols of these modules, where it has not yet."""
+def load_modules(names: tuple[str, ...], debug_directory: str | None) -> None:
+    """Let GDB read the symbols of these modules, where it has not yet.
+
+    debug_directory: searched for separate debug files before GDB's own places.
+    """
+    if debug_directory is not None:
+        others = gdb.parameter("debug-file-directory")
+        gdb.execute(f"set debug-file-directory {debug_directory}:{others}")
     for name in names:
         gdb.execute(f"sharedlibrary {re.escape(name)}")
 
