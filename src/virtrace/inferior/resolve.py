@@ -163,7 +163,7 @@ def _why_missing(
         return f"this build of {module_name} has no such function"
     if prototype is not None:
         return f"this build of {module_name} does not export it"
-    return f"static function, and there is no debug info for {module_name}"
+    return f"static function, and there is no debug info for {module_name} (see `virtrace doctor`)"
 
 
 def _probe(
