@@ -21,7 +21,7 @@ extras=
 case $purpose in
     demo) ;;
     test) extras='[dev]'; packages+=(gcc libc6-dev) ;;
-    matrix) extras='[dev]'; packages+=(gcc libc6-dev mmdebstrap) ;;
+    matrix) extras='[dev]'; packages+=(gcc libc6-dev mmdebstrap debuginfod) ;;
     *) echo "usage: tools/setup.sh demo|test|matrix" >&2; exit 2 ;;
 esac
 
