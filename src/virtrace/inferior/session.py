@@ -71,6 +71,7 @@ class Session:
         self._returns_wanted: list[int] = []
         self._queue: list[RawEvent] = []
         self._events = 0
+        self._dropped = 0
         self._hits = {item.name: 0 for item in recipe.probes}
         # Why the trace ends, once it does; and what broke it, where something did.
         self._reason: str | None = None
@@ -94,7 +95,7 @@ class Session:
                 try:
                     self._insert()
                     self._loop()
-                except (gdb.error, VirtraceError) as error:
+                except Exception as error:
                     self._failure = error
                     self._reason = "error"
                 finally:
@@ -164,6 +165,8 @@ class Session:
         try:
             self._writer.write([event.to_record() for event in events])
         except VirtraceError as error:
+            self._events -= len(events)
+            self._dropped += len(events)
             self._failure = self._failure or error
             self._end("error")
         for event in events:
@@ -214,6 +217,7 @@ class Session:
             resume = "continue"
             if self._last_stop is None or isinstance(self._last_stop, gdb.ExitedEvent):
                 self._reason = "target-exit"
+                self._still_since_ns = time.monotonic_ns()
                 return
             if isinstance(self._last_stop, gdb.SignalEvent):
                 self._still_since_ns = time.monotonic_ns()
@@ -227,9 +231,12 @@ class Session:
     def _leave(self) -> None:
         gdb.events.stop.disconnect(self._on_stop)
         gdb.events.exited.disconnect(self._on_stop)
-        for breakpoint_ in self._probes:
-            breakpoint_.delete()
-        target.detach()
+        try:
+            for breakpoint_ in self._probes:
+                breakpoint_.delete()
+            target.detach()
+        except gdb.error as error:
+            self._failure = self._failure or error
         self._account(self._still_since_ns)
         ended_ns = time.monotonic_ns() - self.started_ns
         self.tracer.finish(ended_ns, "the trace ended before its return")
@@ -288,7 +295,7 @@ class Session:
             "type": "footer",
             "reason": self._reason,
             "events": self._events,
-            "dropped": 0,
+            "dropped": self._dropped,
             "hits": self._hits,
             "detached": status is None or status["TracerPid"] != str(os.getpid()),
             "stopped_ns": {"total": self._still_total_ns, "max": self._still_max_ns},
