@@ -34,6 +34,7 @@ tools/setup.sh demo
 status=$?
 if [[ $status == 0 ]]; then
     mkdir -p out
+    rm -f "$trace" # of the demo before; virtrace itself never overwrites one
     echo "demo: a private libvirtd with a guest; virsh domblkinfo of each disk, traced"
     .venv/bin/virtrace lab run disks -o "$trace"
     status=$?

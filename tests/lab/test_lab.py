@@ -300,7 +300,7 @@ def test_daemon_with_debug_info(folder: Path) -> None:
         maps = Path(f"/proc/{lab.pid}/maps").read_text()
         build = debug_build.build_folder()
         for name in debug_build.FILES:
-            assert f"{build / name}\n" in maps, name
+            assert f"{(build / name).resolve()}\n" in maps, name
         loaded = {line.split()[-1] for line in maps.splitlines() if "libvirt" in line}
         assert all(path.startswith(str(build)) for path in loaded)
         sections = subprocess.check_output(

@@ -340,6 +340,9 @@ def test_recipes_that_are_missing_or_broken(stock_lab: Lab, tmp_path: Path) -> N
     assert done.returncode == 2
     assert f"{broken}:6:5: unknown key 'modul'" in done.stderr
     assert "did you mean 'module'?" in done.stderr
+    done = record(stock_lab, output, command=["no-such-command"])
+    assert done.returncode == 2
+    assert "there is no command no-such-command" in done.stderr
     assert not output.exists()
 
 

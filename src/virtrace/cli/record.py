@@ -19,7 +19,7 @@ from typing import Any
 from virtrace.binary.elf import debug_file
 from virtrace.binary.process import Process, check_traceable, choose_daemon
 from virtrace.cli.doctor import gdb_section
-from virtrace.errors import INCOMPLETE, TargetError
+from virtrace.errors import INCOMPLETE, TargetError, UsageError
 from virtrace.recipe import catalogue, selection
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -85,6 +85,8 @@ def record_trace(
     # All that can be wrong is found before the daemon is touched.
     loaded = catalogue.find(recipe)
     selection.parse(loaded, where, calls, seconds)
+    if command and shutil.which(command[0]) is None:
+        raise UsageError(f"there is no command {command[0]}", "write the command after `--`")
     process = check_traceable(pid)
     if shutil.which("gdb") is None:
         raise TargetError("gdb is not installed", "apt-get install gdb, or dnf install gdb")
@@ -174,7 +176,7 @@ def _run_traced(command: Sequence[str], gdb: subprocess.Popen[bytes]) -> None:
     try:
         ended = subprocess.run(command)
     except OSError as error:
-        print(f"virtrace: cannot run {command[0]}: {error.strerror}", file=sys.stderr)
+        print(f"virtrace: {command[0]} cannot be run: {error.strerror}", file=sys.stderr)
     else:
         if ended.returncode:
             print(f"virtrace: {command[0]} ended with {ended.returncode}", file=sys.stderr)

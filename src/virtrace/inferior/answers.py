@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 
 from virtrace.inferior.tracer import RawEvent
@@ -38,10 +39,24 @@ class Answers:
 
 
 def _parsed(text: Json) -> Json:
-    try:
-        return json.loads(text) if isinstance(text, str) else None
-    except ValueError:
+    """None where the text is no JSON, or is JSON that a trace could not hold."""
+    if not isinstance(text, str):
         return None
+    try:
+        parsed = json.loads(text, parse_constant=_finite, parse_float=_finite)
+        # Nested too deep, or half of a surrogate pair: known only by writing it. The trace puts
+        # it a few levels deeper.
+        json.dumps([[[[parsed]]]], ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        return None
+    return parsed
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no number of JSON")
+    return number
 
 
 def _key(event: RawEvent, by: tuple[str, ...]) -> tuple[str, ...]:

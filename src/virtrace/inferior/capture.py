@@ -24,6 +24,8 @@ from virtrace.recipe.path import Path
 from virtrace.trace.format import Json, text
 
 PAGE = 4096
+# Bytes of the registers that arguments and results come in.
+REGISTER = 8
 # libvirt itself refuses a QMP reply longer than 10 MiB (QEMU_MONITOR_MAX_RESPONSE).
 MAX_STRING = 16 << 20
 MAX_READ = 1 << 20
@@ -89,7 +91,8 @@ class Capture:
             self._to_target(path, None)
         if isinstance(self._ctype, Opaque):
             raise Unavailable(f"{path.text}: the layout of {self._ctype.name} is not known")
-        if not self._in_memory and isinstance(self._ctype, (Struct, Array)):
+        wide = self._ctype.size > REGISTER
+        if not self._in_memory and (wide or isinstance(self._ctype, (Struct, Array))):
             raise Unavailable(f"{path.text}: passed by value, which is not decoded")
 
     def _to_target(self, path: Path, member: str | None) -> None:
@@ -127,7 +130,7 @@ class Capture:
                 _proven(ctype, memory, value, None)
             raw = memory.read(value, ctype.size)
         else:
-            raw = (value & (1 << 64) - 1).to_bytes(8, "little")
+            raw = (value & (1 << 64) - 1).to_bytes(REGISTER, "little")
         if isinstance(ctype, Pointer) and ctype.string:
             string = read_string(memory, integer(raw[: ctype.size]))
             if len(self.arguments) > 1:

@@ -157,18 +157,19 @@ class Session:
 
     def _drain(self) -> None:
         queue, self._queue = self._queue, []
-        events = []
-        for raw in queue:
-            if self._answers.place(raw):
-                events.append(Event(seq=self._events, **vars(raw)))
-                self._events += 1
         try:
+            placed = [raw for raw in queue if self._answers.place(raw)]
+            events = [
+                Event(seq=seq, **vars(raw)) for seq, raw in enumerate(placed, start=self._events)
+            ]
             self._writer.write([event.to_record() for event in events])
-        except VirtraceError as error:
-            self._events -= len(events)
-            self._dropped += len(events)
+        except Exception as error:
+            # GDB's event loop would only print it.
+            self._dropped += len(queue)
             self._failure = self._failure or error
             self._end("error")
+            return
+        self._events += len(events)
         for event in events:
             self._view.event(event)
 

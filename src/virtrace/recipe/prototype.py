@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_FUNCTION = re.compile(r"(?P<returns>.+?)(?P<name>[A-Za-z_]\w*)\s*\((?P<parameters>.*)\)", re.S)
-_PARAMETER = re.compile(r"(?P<type>.+?)(?P<name>[A-Za-z_]\w*)", re.S)
+_FUNCTION = re.compile(
+    r"(?P<returns>[\w\s*]+[\s*])(?P<name>[A-Za-z_]\w*)\s*\((?P<parameters>.*)\)", re.S
+)
+_PARAMETER = re.compile(r"(?P<type>[\w\s*]+[\s*])(?P<name>[A-Za-z_]\w*)", re.S)
 _QUALIFIERS = re.compile(r"\b(?:const|struct|enum)\b")
 
 
@@ -44,11 +46,13 @@ def parse_parameters(text: str) -> tuple[Parameter, ...]:
     parts = [part.strip() for part in text.split(",")] if text.strip() else []
     if parts and parts[-1] == "...":
         parts.pop()
-    parameters = []
+    parameters: list[Parameter] = []
     for part in [] if parts == ["void"] else parts:
         match = _PARAMETER.fullmatch(part)
         if not match:
             raise ValueError(f"{part!r} is not a parameter: write its type and its name")
+        if any(match["name"] == earlier.name for earlier in parameters):
+            raise ValueError(f"{match['name']!r} stands here twice")
         parameters.append(Parameter(match["name"], normal_type(match["type"])))
     return tuple(parameters)
 

@@ -28,12 +28,18 @@ _SCALARS: dict[str, CType] = {
     "bool": Boolean(),
     "char": Integer(1, True),
     "unsigned char": Integer(1),
+    "short": Integer(2, True),
+    "unsigned short": Integer(2),
     "int": Integer(4, True),
+    "unsigned": Integer(4),
     "unsigned int": Integer(4),
-    "virErrorNumber": Integer(4, True),
+    "long": Integer(8, True),
+    "unsigned long": Integer(8),
     "long long": Integer(8, True),
     "unsigned long long": Integer(8),
     "size_t": Integer(8),
+    "ssize_t": Integer(8, True),
+    "virErrorNumber": Integer(4, True),
 }
 _ARRAY = re.compile(r"(?P<element>.+?)\s*\[(?P<count>\d+)\]")
 

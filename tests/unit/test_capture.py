@@ -1,0 +1,236 @@
+"""Captures on memory that the test lays out byte by byte."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from virtrace.binary import layouts
+from virtrace.binary.ctype import Array, Boolean, CType, Field, Integer, Opaque, Pointer, Struct
+from virtrace.inferior.capture import MAX_STRING, PAGE, Capture, Unavailable, read_string
+from virtrace.recipe.path import parse
+
+INT = Integer(4, True)
+LONG = Integer(8)
+TEXT = Pointer(lambda: Integer(1, True), string=True)
+NODE = Struct(
+    "node",
+    40,
+    (
+        Field("number", 0, INT),
+        Field("flag", 4, Boolean()),
+        Field("text", 8, TEXT),
+        Field("inner", 16, Struct("inner", 8, (Field("low", 0, INT), Field("high", 4, INT)))),
+        Field("next", 24, Pointer(lambda: NODE)),
+        Field("odd", 32, Opaque("bit fields")),
+    ),
+)
+TYPES: Mapping[str, CType] = {
+    "number": INT,
+    "flag": Boolean(),
+    "text": TEXT,
+    "node": Pointer(lambda: NODE),
+    "nodes": Pointer(lambda: Pointer(lambda: NODE)),
+    "numbers": Pointer(lambda: Array(INT, 3)),
+    "plain": Pointer(lambda: Opaque("void")),
+    "value": NODE,
+    "domain": layouts.named("virDomain *"),
+    "return": INT,
+}
+
+
+class Pages:
+    """What is mapped, by address; every read is counted."""
+
+    def __init__(self, mapped: Mapping[int, bytes]) -> None:
+        self._mapped = mapped
+        self.reads: list[tuple[int, int]] = []
+
+    def read(self, address: int, size: int) -> bytes:
+        self.reads.append((address, size))
+        for start, contents in self._mapped.items():
+            if start <= address and address + size <= start + len(contents):
+                return contents[address - start : address - start + size]
+        raise Unavailable(f"cannot read memory at {address:#x}")
+
+
+def node(number: int, text: int = 0, following: int = 0) -> bytes:
+    return struct.pack("<iBxxxQiiQQ", number, 1, text, -1, 2, following, 0x55)
+
+
+MEMORY = {
+    0x1000: node(-5, 0x2000, 0x1100).ljust(0x100) + node(6, 0, 0),
+    0x2000: b"first\0caf\xe9\0gr\xc3\xbc\xc3\x9fe\0".ljust(PAGE, b"\0"),
+    0x3000: struct.pack("<Qiii", 0x1000, 1, -2, 3),
+}
+
+
+def run(path: str, memory: Pages | None = None, **arguments: int) -> Any:
+    return Capture(parse(path), TYPES).run(memory or Pages(MEMORY), arguments.__getitem__)
+
+
+def reason(path: str, **arguments: int) -> str:
+    with pytest.raises(Unavailable) as caught:
+        run(path, **arguments)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "arguments", "expected"),
+    [
+        ("number", {"number": 0xFFFFFFFF}, -1),
+        # What stands above the 32 bits of an argument is nobody's.
+        ("number", {"number": 0xABCD00000007}, 7),
+        ("return", {"return": (1 << 64) - 1}, -1),
+        ("flag", {"flag": 0}, False),
+        ("flag", {"flag": 0xAB00}, False),
+        ("flag", {"flag": 0xAB01}, True),
+        ("text", {"text": 0x2000}, "first"),
+        ("text", {"text": 0x2006}, {"bytes": "Y2Fm6Q=="}),
+        ("text", {"text": 0x200B}, "grüße"),
+        ("node", {"node": 0x1000}, "0x1000"),
+        ("node", {"node": 0}, "0x0"),
+        ("node->number", {"node": 0x1000}, -5),
+        ("node.number", {"node": 0x1000}, -5),
+        ("node->flag", {"node": 0x1000}, True),
+        ("node->text", {"node": 0x1000}, "first"),
+        ("node->inner.high", {"node": 0x1000}, 2),
+        ("node->inner", {"node": 0x1000}, {"low": -1, "high": 2}),
+        ("node->next->number", {"node": 0x1000}, 6),
+        ("*numbers", {"numbers": 0x3008}, [1, -2, 3]),
+        ("*node->next", {"node": 0x1000}, "node 6"),
+        ("**nodes", {"nodes": 0x3000}, "node -5"),
+        ("*nodes", {"nodes": 0x3000}, "0x1000"),
+    ],
+)
+def test_values(path: str, arguments: dict[str, int], expected: Any) -> None:
+    if expected in ("node 6", "node -5"):
+        number = int(expected[5:])
+        found = run(path, **arguments)
+        assert (found["number"], found["inner"]) == (number, {"low": -1, "high": 2})
+        assert found["text"] == ("0x2000" if number == -5 else "0x0")
+        assert found["odd"] == {"unavailable": "values of bit fields are not decoded"}
+    else:
+        assert run(path, **arguments) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "arguments", "why"),
+    [
+        ("text", {"text": 0}, "NULL pointer"),
+        ("text", {"text": 0x10}, "cannot read memory at 0x10"),
+        ("node->number", {"node": 0}, "NULL pointer"),
+        ("node->next->next->number", {"node": 0x1000}, "NULL pointer"),
+        ("node->number", {"node": 0x9000}, "cannot read memory at 0x9000"),
+        # Not all of the struct is mapped: nothing of it is shown.
+        ("*node", {"node": 0x1120}, "cannot read memory at 0x1120"),
+        ("**nodes", {"nodes": 0}, "NULL pointer"),
+    ],
+)
+def test_what_cannot_be_read(path: str, arguments: dict[str, int], why: str) -> None:
+    assert reason(path, **arguments) == why
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("absent", "the function has no argument 'absent' here"),
+        ("node->absent", "node->absent: no member 'absent' there"),
+        ("number->x", "number->x: goes through something that is not a pointer"),
+        ("*number", "*number: goes through something that is not a pointer"),
+        ("***nodes", "***nodes: goes through something that is not a pointer"),
+        ("*plain", "*plain: the layout of void is not known"),
+        ("plain->x", "plain->x: the layout of void is not known"),
+        ("node->odd", "node->odd: the layout of bit fields is not known"),
+        ("value", "value: passed by value, which is not decoded"),
+    ],
+)
+def test_what_the_types_do_not_allow_is_known_at_once(path: str, why: str) -> None:
+    with pytest.raises(Unavailable) as caught:
+        Capture(parse(path), TYPES)
+    assert str(caught.value) == why
+
+
+def test_a_value_wider_than_its_register_is_not_cut() -> None:
+    with pytest.raises(Unavailable):
+        Capture(parse("return"), {"return": Integer(16)}).run(Pages({}), lambda _: 7)
+
+
+def test_a_struct_is_one_read() -> None:
+    memory = Pages(MEMORY)
+    run("*node", memory, node=0x1000)
+    assert memory.reads == [(0x1000, 40)]
+
+
+def test_a_domain_by_whichever_layout_fits() -> None:
+    name = 0x20000
+    new = struct.pack("<QIxxxxQQQi16sxxxx", 0x30000, 1, 0, 0x40000, name, 3, b"u" * 16)
+    old = struct.pack("<IiQQQi16sxxxx", 0xCAFE0001, 1, 0x30000, 0x40000, name, 3, b"u" * 16)
+    mapped = {
+        0x50000: new,
+        0x60000: old.ljust(64, b"\0"),
+        0x70000: bytes(64),
+        name: b"vm1\0".ljust(PAGE),
+    }
+    assert run("domain->name", Pages(mapped), domain=0x50000) == "vm1"
+    assert run("domain->name", Pages(mapped), domain=0x60000) == "vm1"
+    assert run("*domain", Pages(mapped), domain=0x50000)["id"] == 3
+    for path in ("domain->name", "*domain"):
+        with pytest.raises(Unavailable, match=r"^0 of 2 known layouts of virDomain fit"):
+            run(path, Pages(mapped), domain=0x70000)
+
+
+@pytest.mark.parametrize(
+    ("template", "filler", "expected"),
+    [
+        (b"invalid argument: %s", b"vda", "invalid argument: vda"),
+        (b"%1$s", b"vda", "vda"),
+        (b"100%% of %s", b"%s", "100% of %s"),
+        (b"nothing to fill in", None, "nothing to fill in"),
+        (b"%s", b"\xff", {"bytes": "/w=="}),
+    ],
+)
+def test_a_format_is_filled_in(template: bytes, filler: bytes | None, expected: Any) -> None:
+    capture = Capture(parse("format(return, info)"), {"return": TEXT, "info": TEXT})
+    mapped = {0x1000: (template + b"\0").ljust(PAGE), 0x2000: ((filler or b"") + b"\0").ljust(PAGE)}
+    values = {"return": 0x1000, "info": 0x2000 if filler is not None else 0}
+    assert capture.run(Pages(mapped), values.__getitem__) == expected
+
+
+@pytest.mark.parametrize("template", [b"%s and %s", b"%d", b"%2$s", b"%n", b"%.*s", b"%5s"])
+def test_a_format_with_more_to_it_is_not_guessed(template: bytes) -> None:
+    capture = Capture(parse("format(return, info)"), {"return": TEXT, "info": TEXT})
+    mapped = {0x1000: (template + b"\0").ljust(PAGE), 0x2000: b"x\0".ljust(PAGE)}
+    with pytest.raises(Unavailable, match="more to fill in than one %s"):
+        capture.run(Pages(mapped), {"return": 0x1000, "info": 0x2000}.__getitem__)
+
+
+class TestStrings:
+    def test_it_ends_at_the_end_of_what_is_mapped(self) -> None:
+        memory = Pages({0x10000: bytes(PAGE - 4) + b"end\0"})
+        assert read_string(memory, 0x10000 + PAGE - 4) == b"end"
+        assert memory.reads == [(0x10000 + PAGE - 4, 4)]
+
+    def test_it_goes_on_in_the_next_page_only(self) -> None:
+        """The next read would take two pages, of which only one is there."""
+        contents = b"x" * (2 * PAGE - 1) + b"\0"
+        assert read_string(Pages({0x10000: contents}), 0x10000) == contents[:-1]
+        contents = b"x" * (4 * PAGE - 1) + b"\0"
+        assert read_string(Pages({0x10000: contents}), 0x10001) == contents[1:-1]
+
+    def test_without_an_end_it_is_unavailable(self) -> None:
+        with pytest.raises(Unavailable, match="cannot read memory at 0x11000"):
+            read_string(Pages({0x10000: b"x" * PAGE}), 0x10100)
+
+    def test_10_mib_in_few_reads(self) -> None:
+        contents = b"x" * (10 << 20) + b"\0"
+        memory = Pages({0x100000: contents.ljust(11 << 20)})
+        assert read_string(memory, 0x100000) == contents[:-1]
+        assert len(memory.reads) < 30
+
+    def test_it_is_given_up_at_a_limit(self) -> None:
+        with pytest.raises(Unavailable, match="no end of the string within 16 MiB"):
+            read_string(Pages({0x100000: b"x" * (MAX_STRING + (2 << 20))}), 0x100000)

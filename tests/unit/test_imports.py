@@ -1,0 +1,87 @@
+"""Imports run one way, and only ``virtrace.inferior`` knows GDB; read from the source itself."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import virtrace
+
+PACKAGE = Path(virtrace.__file__).parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# A part imports itself, and what is named here. virtrace itself holds the version alone.
+ALLOWED = {
+    "": set(),
+    "errors": set(),
+    "recipe": {"errors"},
+    "trace": {"errors"},
+    "binary": {"errors"},
+    "analysis": {"errors", "recipe", "trace"},
+    "report": {"errors", "recipe", "trace", "analysis"},
+    "lab": {"errors"},
+    "inferior": {"errors", "recipe", "trace", "binary", "analysis", "report"},
+    # It reaches inferior only by starting GDB.
+    "cli": {"errors", "recipe", "trace", "binary", "analysis", "report", "lab"},
+}
+
+
+def imported(file: Path) -> Iterator[str]:
+    """Absolute names; of ``from a import b`` also ``a.b``, which may be a module."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: relative"
+            assert node.module is not None
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def part_of(name: str) -> str:
+    """The part of virtrace that an imported name belongs to; "" for virtrace itself."""
+    part = name.split(".")[1] if "." in name else ""
+    return part if part in ALLOWED else ""
+
+
+def name_of(file: Path) -> str:
+    names = file.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(("virtrace", *names)).replace(".__init__", "")
+
+
+@pytest.mark.parametrize("file", MODULES, ids=name_of)
+def test_imports_run_one_way(file: Path) -> None:
+    own = part_of(name_of(file))
+    used = {part_of(name) for name in imported(file) if name.split(".")[0] == "virtrace"}
+    assert used <= ALLOWED[own] | {own, ""}
+
+
+@pytest.mark.parametrize("file", MODULES, ids=name_of)
+def test_only_the_engine_imports_gdb(file: Path) -> None:
+    if file.parent.name != "inferior":
+        assert "gdb" not in {name.split(".")[0] for name in imported(file)}
+
+
+def test_every_part_has_its_rule() -> None:
+    parts = {child.stem for child in PACKAGE.iterdir() if child.suffix == ".py" or child.is_dir()}
+    assert parts - {"__init__", "__pycache__", "recipes", "gdb_scripts"} <= set(ALLOWED)
+
+
+def test_what_says_that_it_needs_no_gdb_needs_none() -> None:
+    free = [file for file in MODULES if "not need gdb" in file.read_text(encoding="utf-8")]
+    assert {file.stem for file in free} >= {"answers", "capture", "tracer"}
+    by_name = {name_of(file): file for file in MODULES}
+    for start in free:
+        seen: set[str] = set()
+        waiting = [name_of(start)]
+        while waiting:
+            name = waiting.pop()
+            if name in seen or name not in by_name:
+                continue
+            seen.add(name)
+            names = set(imported(by_name[name]))
+            assert "gdb" not in names, f"{start.name} needs {name}, which imports gdb"
+            waiting += names

@@ -1,0 +1,368 @@
+"""Recipes: what is read, what is refused, and how it is said."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from virtrace.errors import RecipeError, UsageError
+from virtrace.recipe import catalogue, loader, path, prototype, selection
+from virtrace.recipe.loader import loads
+from virtrace.recipe.path import Path as CapturePath
+from virtrace.recipe.prototype import Parameter
+
+GOOD = """\
+virtrace: 1
+name: states
+about: |
+  What it is about.
+try: virsh domstate DOMAIN
+spans:
+  - prototype: int virDomainGetState(virDomainPtr domain, int *state, unsigned int flags)
+    module: libvirt.so.0
+    root: true
+    enter: {domain: domain->name, flags: flags}
+    exit: {result: return, state: '*state'}
+  - function: qemuDomainGetState
+    module: libvirt_driver_qemu.so
+    optional: true
+    enter: {flags: flags}
+points:
+  - name: qmp.send
+    usdt: libvirt:qemu_monitor_send_msg
+    module: libvirt_driver_qemu.so
+    arguments: void *mon, const char *text
+    capture: {mon: mon, text: text}
+    json: text
+  - name: qmp.reply
+    usdt: libvirt:qemu_monitor_recv_reply
+    module: libvirt_driver_qemu.so
+    arguments: void *mon, const char *text
+    capture: {mon: mon, text: text}
+    json: text
+    answers: {point: qmp.send, by: [mon, json.id]}
+  - name: error
+    module: libvirt.so.0
+    prototype: const char *virErrorMsg(virErrorNumber code, const char *detail)
+    at: return
+    capture: {code: code, message: 'format(return, detail)'}
+"""
+
+
+def load(text: str) -> Any:
+    return loads(text.encode(), "r.yaml")
+
+
+def error(text: str) -> RecipeError:
+    with pytest.raises(RecipeError) as caught:
+        load(text)
+    return caught.value
+
+
+def changed(old: str, new: str) -> str:
+    assert GOOD.count(old) == 1, old
+    return GOOD.replace(old, new)
+
+
+def test_what_a_recipe_says() -> None:
+    recipe = load(GOOD)
+    assert (recipe.name, recipe.about) == ("states", "What it is about.")
+    assert recipe.try_ == "virsh domstate DOMAIN"
+    state, method = recipe.spans
+    assert (state.name, state.module, state.root) == ("virDomainGetState", "libvirt.so.0", True)
+    assert state.prototype.parameters[1] == Parameter("state", "int *")
+    assert state.enter["domain"] == CapturePath("domain->name", "domain", ("name",))
+    assert state.exit["state"] == CapturePath("*state", "state", stars=1)
+    assert (method.name, method.root, method.optional, method.prototype) == (
+        *("qemuDomainGetState", False, True),
+        None,
+    )
+    send, reply, failed = recipe.points
+    assert (send.usdt, send.json, send.answers) == ("libvirt:qemu_monitor_send_msg", "text", None)
+    assert (reply.answers.point, reply.answers.by) == ("qmp.send", ("mon", "json.id"))
+    assert (failed.at_return, failed.capture["message"].filler) == (True, "detail")
+    assert recipe.modules == ("libvirt.so.0", "libvirt_driver_qemu.so")
+    assert recipe.filters == ("domain", "flags")
+    assert recipe.raw["virtrace"] == 1
+    assert recipe.raw["spans"][0]["root"] is True
+    assert recipe.raw["points"][1]["answers"]["by"] == ["mon", "json.id"]
+
+
+def test_every_shipped_recipe_loads_and_fits_into_a_header() -> None:
+    assert "blockinfo" in catalogue.shipped()
+    for name in catalogue.shipped():
+        recipe = catalogue.find(name)
+        assert recipe.name == name
+        assert json.loads(json.dumps(recipe.raw)) == recipe.raw
+        assert any(span.root for span in recipe.spans)
+
+
+def test_blockinfo_is_found_with_its_roots_and_filters() -> None:
+    recipe = catalogue.find("blockinfo")
+    assert [span.name for span in recipe.spans if span.root] == ["virDomainGetBlockInfo"]
+    assert recipe.filters == ("domain", "disk", "flags")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "where", "what", "remedy"),
+    [
+        ("virtrace: 1", "virtrace: 2", "1:11", "version 2", "reads version 1"),
+        ("virtrace: 1", "virtrac: 1", "1:1", "unknown key 'virtrac'", "'virtrace'?"),
+        ("name: states\n", "", "1:1", "the key 'name' is missing", "`name: ...`"),
+        ("    root: true", "    rot: true", "9:5", "unknown key 'rot'", "did you mean 'root'?"),
+        ("    root: true", "    root: yes", "9:11", "found 'yes'", "true or false"),
+        ("    root: true\n", "", "7:3", "no span is a root", "`root: true`"),
+        ("name: states", "name: a\nname: b", "3:1", "'name' stands here twice", "remove one"),
+        (": flags}\n    exit", ": flag}\n    exit", "10:42", "'flag' is not an arg", "domain,"),
+        ("domain: domain->name", "domain: domain->name()", "10:21", "is not a capture", "recipe"),
+        ("'*state'", "'&state'", "11:35", "is not a capture", "recipe"),
+        ("result: return", "result: back", "11:20", "'back' is not an argument", "return"),
+        ("domain: domain->name", "domain: return", "10:21", "'return' is not an arg", "domain"),
+        ("function: qemuDomainGetState", "function: [a]", "12:15", "found a list", "text"),
+        ("function: qemuDomainGetState\n    ", "", "12:5", "names its function once", "prototype"),
+        ("    at: return", "    at: exit", "33:9", "found 'exit'", "entry or return"),
+        ("by: [mon, json.id]", "by: mon", "29:36", "found 'mon'", "a list"),
+        ("answers: {point: qmp.send", "answers: {point: x", "1:1", "no point here", "qmp.send"),
+        ("  - name: error", "  - name: qmp.send", "1:1", "two probes are named", "its own name"),
+        ("about: |\n  What it is about.", "about:", "3:7", "found nothing", "write text"),
+        (": int virDomain", ": int(virDomain", "7:16", "declaration", "as C declares"),
+        ("optional: true", "optional: true: 1", "14:19", "not YAML", "mend this line"),
+    ],
+)  # fmt: skip
+def test_errors_name_the_place_and_the_remedy(
+    old: str, new: str, where: str, what: str, remedy: str
+) -> None:
+    found = error(changed(old, new))
+    assert found.what.startswith(f"r.yaml:{where}: ")
+    assert what in found.what
+    assert remedy in found.remedy
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "text", "- 1", "\0", "a: b: c", "%", "{"])
+def test_what_is_no_recipe_at_all(text: str) -> None:
+    assert error(text).what.startswith("r.yaml")
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfe\xfd", b"name: \xe9", b"\x00" * 100])
+def test_what_is_no_text(data: bytes) -> None:
+    with pytest.raises(RecipeError):
+        loads(data, "r.yaml")
+
+
+class TestHostile:
+    """A recipe comes with a stranger's bug report, and is read as root."""
+
+    @pytest.mark.parametrize(
+        ("old", "new"),
+        [
+            # GDB's linespec evaluates what stands behind an asterisk, calls included.
+            ("function: qemuDomainGetState", "function: '*(int)raise(9)'"),
+            ("function: qemuDomainGetState", "function: 'file.c:12'"),
+            ("function: qemuDomainGetState", "function: 'f if system(\"id\")'"),
+            ("function: qemuDomainGetState", "function: '-probe x'"),
+            ('function: qemuDomainGetState', 'function: "f\\n!id"'),
+            ('function: qemuDomainGetState', 'function: "f\\n"'),
+            ("module: libvirt_driver_qemu.so\n    optional", 'module: "m\\n!id"\n    optional'),
+            ("module: libvirt_driver_qemu.so\n    optional", "module: ../../x\n    optional"),
+            ("module: libvirt_driver_qemu.so\n    optional", "module: ''\n    optional"),
+            ("usdt: libvirt:qemu_monitor_send_msg", "usdt: 'a:b if x()'"),
+            ("usdt: libvirt:qemu_monitor_send_msg", "usdt: '*'"),
+            ("name: states", "name: ../../etc/cron.d/x"),
+            ("name: states", "name: -x"),
+            ("name: states", "name: \"a\\e[2J\""),
+            ("name: qmp.reply", "name: \"a\\nb\""),
+            ("domain: domain->name", "domain: 'domain->name, x()'"),
+            ("domain: domain->name", "domain: '(int)domain'"),
+            ("domain: domain->name", "domain: domain[0]"),
+            ("domain: domain->name", "domain: $rip"),
+            ("domain: domain->name", "domain: 'domain = 0'"),
+        ],
+    )  # fmt: skip
+    def test_nothing_but_a_name_passes_for_one(self, old: str, new: str) -> None:
+        assert error(changed(old, new)).what.startswith("r.yaml:")
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            "!!python/object/apply:os.system ['true']",
+            "!!python/name:os.system ''",
+            "!!python/object:x y",
+            "!!binary aGk=",
+            "!!set {a}",
+            "!unknown x",
+            "!!int x",
+            "2026-11-22",
+            "9" * 1900,
+            ".nan",
+            "0x10",
+            "1_000",
+            "1:30:00",
+        ],
+    )
+    def test_a_scalar_is_text_or_is_refused(self, value: str) -> None:
+        """Never an object, and never what JSON cannot say."""
+        text = changed("try: virsh domstate DOMAIN", f"try: {value}")
+        try:
+            recipe = load(text)
+        except RecipeError:
+            return
+        assert isinstance(recipe.raw["try"], str)
+        assert json.loads(json.dumps(recipe.raw)) == recipe.raw
+
+    def test_aliases_do_not_multiply(self) -> None:
+        keys = ", ".join(f"k{i}: a" for i in range(3000))
+        spans = "".join(f"- {{function: f{i}, module: m, enter: *e}}\n" for i in range(3000))
+        bomb = "virtrace: 1\nname: n\nabout: a\ntry: t\nspans:\n"
+        bomb += f"- {{function: f, module: m, root: true, enter: &e {{{keys}}}}}\n{spans}"
+        found = error(bomb)
+        assert found.what.startswith("r.yaml:7:")
+        assert "aliases" in found.what
+
+    def test_nested_aliases_do_not_multiply(self) -> None:
+        lines = ["a0: &a0 [x, x]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 60))]
+        assert error("\n".join(lines)).what.startswith("r.yaml:")
+
+    @pytest.mark.parametrize("opening", ["[", "{a: ", "- "])
+    def test_deep_nesting_is_refused(self, opening: str) -> None:
+        assert error(opening * 20_000).what.startswith("r.yaml")
+
+    @pytest.mark.parametrize(
+        ("old", "new"),
+        [
+            ("prototype: int virDomainGetState(", "prototype: {}("),
+            ("arguments: void *mon, const char *text\n    capture: {mon: mon, text: text}\n"
+             "    json: text\n  - name: qmp.reply", "arguments: {}\n  - name: qmp.reply"),
+            ("domain: domain->name", "domain: {}->"),
+        ],
+    )  # fmt: skip
+    def test_long_text_is_refused_before_it_is_matched(self, old: str, new: str) -> None:
+        assert error(changed(old, new.format("a" * 200_000))).what.startswith("r.yaml:")
+
+    def test_10_mib_are_not_read(self, tmp_path: Path) -> None:
+        file = tmp_path / "big.yaml"
+        with file.open("wb") as stream:
+            stream.write(GOOD.encode())
+            stream.truncate(10 << 20)
+        with pytest.raises(RecipeError, match=r"big.yaml is larger than \d+ KiB"):
+            loader.load(file)
+
+    def test_only_a_regular_file_is_read(self, tmp_path: Path) -> None:
+        fifo = tmp_path / "fifo.yaml"
+        os.mkfifo(fifo)
+        for name in (fifo, tmp_path, Path("/dev/zero")):
+            with pytest.raises(RecipeError, match="is not a regular file"):
+                loader.load(name)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"cannot read the recipe .*: No such file"):
+        catalogue.find(str(tmp_path / "none.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("blokinfo", "did you mean 'blockinfo'? "), ("zzz", "shipped recipes: ")],
+)
+def test_a_name_that_is_not_shipped(name: str, hint: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        catalogue.find(name)
+    assert caught.value.what == f"there is no recipe {name!r}"
+    assert caught.value.remedy.startswith(hint)
+    assert "blockinfo" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("disk", CapturePath("disk", "disk")),
+        (" return ", CapturePath("return", "return")),
+        ("a->b->c", CapturePath("a->b->c", "a", ("b", "c"))),
+        ("a.b->c", CapturePath("a.b->c", "a", ("b", "c"))),
+        ("**retstats", CapturePath("**retstats", "retstats", stars=2)),
+        ("*a->b", CapturePath("*a->b", "a", ("b",), 1)),
+        ("format(return, info)", CapturePath("format(return, info)", "return", filler="info")),
+    ],
+)
+def test_capture_paths(text: str, expected: CapturePath) -> None:
+    assert path.parse(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "*", "1a", "a->", "a b", "a->b()", "&a", "a[0]", "a+1", "(a)", "a; b", "$sp", "format(a)",
+     "format(a, b, c)", "format(*a, b)", "a->*b", "a\n->b!"],
+)  # fmt: skip
+def test_what_is_no_capture_path(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a capture"):
+        path.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "returns", "parameters"),
+    [
+        ("int f(void)", "f", "int", []),
+        ("int f()", "f", "int", []),
+        ("void f(int a);", "f", "void", [("a", "int")]),
+        ("const char *f(const char *a, ...)", "f", "char *", [("a", "char *")]),
+        ("virDomainPtr f(virDomainPtr a)", "f", "virDomain *", [("a", "virDomain *")]),
+        ("int f(struct s **a, enum e b)", "f", "int", [("a", "s **"), ("b", "e")]),
+        ("unsigned  long\nlong f(char*a)", "f", "unsigned long long", [("a", "char *")]),
+    ],
+)
+def test_declarations(
+    text: str, name: str, returns: str, parameters: list[tuple[str, str]]
+) -> None:
+    found = prototype.parse(text)
+    assert (found.name, found.returns) == (name, returns)
+    assert [(one.name, one.type) for one in found.parameters] == parameters
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "int f",
+        "foo(int a)",
+        "int f(int)",
+        "int f(int a",
+        "int f(char *)",
+        "int f(int a, , int b)",
+        "int f(int a[2])",
+        "int f(int (*a)(void))",
+        "int (*f)(int a)",
+        "int f(int a, int a)",
+        "int f(..., int a)",
+    ],
+)
+def test_what_is_no_declaration(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is not|twice"):
+        prototype.parse(text)
+
+
+class TestSelection:
+    def test_what_is_asked_for(self) -> None:
+        recipe = load(GOOD)
+        found = selection.parse(recipe, ["domain=vm1=x", "flags=0"], "3", "0.5")
+        assert found.where == {"domain": "vm1=x", "flags": "0"}
+        assert (found.calls, found.seconds) == (3, 0.5)
+        assert selection.parse(recipe, [], None, "") == selection.Selection()
+
+    @pytest.mark.parametrize("where", ["domain", "=x", "disk=vda", "result=0", ""])
+    def test_no_filter(self, where: str) -> None:
+        with pytest.raises(UsageError) as caught:
+            selection.parse(load(GOOD), [where], None, None)
+        assert "domain, flags" in caught.value.remedy
+
+    @pytest.mark.parametrize("text", ["0", "-1", "x", "nan", "inf", "1e99", "1.5", " "])
+    def test_no_number_of_calls(self, text: str) -> None:
+        with pytest.raises(UsageError, match="is no number of calls"):
+            selection.parse(load(GOOD), [], text, None)
+
+    @pytest.mark.parametrize("text", ["0", "-1", "x", "nan", "inf", "1e99"])
+    def test_no_number_of_seconds(self, text: str) -> None:
+        with pytest.raises(UsageError, match="is no number of seconds"):
+            selection.parse(load(GOOD), [], None, text)

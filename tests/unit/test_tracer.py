@@ -1,0 +1,306 @@
+"""Entries and returns, as a thread meets them, become nested spans."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from virtrace.binary.ctype import Integer
+from virtrace.inferior.capture import Capture, Unavailable
+from virtrace.inferior.tracer import PointPlan, RawEvent, SpanPlan, Tracer
+from virtrace.recipe.path import RETURN, parse
+
+LONG = {"n": Integer(8, True), RETURN: Integer(8, True)}
+N = {"n": Capture(parse("n"), LONG)}
+RESULT = {"result": Capture(parse("return"), LONG), **N}
+
+ROOT = SpanPlan("root", True, N, RESULT)
+INNER = SpanPlan("inner", False, N, RESULT)
+INNERMOST = SpanPlan("innermost", False, N, RESULT)
+POINT = PointPlan("point", N)
+ANSWER = PointPlan("answer", N, anywhere=True)
+ERROR = PointPlan("error", RESULT, at_return=True)
+
+# Addresses that calls return to. The stack grows down: a callee's stack pointer is lower.
+CALLER, IN_ROOT, IN_INNER = 0x100, 0x200, 0x300
+
+
+class NoMemory:
+    def read(self, address: int, size: int) -> bytes:
+        raise Unavailable(f"cannot read memory at {address:#x}")
+
+
+class At:
+    """A thread at a probe (tracer.Stop)."""
+
+    def __init__(self, sp: int, n: int | None = 0, result: int = 0, tid: int = 1) -> None:
+        self.memory = NoMemory()
+        self.tid = tid
+        self.t_ns = 0
+        self.sp = sp
+        self._n = n
+        self._result = result
+
+    def argument(self, name: str) -> int:
+        assert name == "n"
+        if self._n is None:
+            raise Unavailable("optimized out")
+        return self._n
+
+    def result(self) -> int:
+        return self._result
+
+
+class Traced:
+    """A tracer, and what it recorded."""
+
+    def __init__(self, **where: str) -> None:
+        self.events: list[RawEvent] = []
+        self.tracer = Tracer(where, self.events.append)
+
+    def enter(self, plan: Any, pc: int, sp: int, **stop: Any) -> bool:
+        """sp: the stack pointer once the function has returned."""
+        return self.tracer.enter(plan, At(sp - 8, **stop), pc, sp)
+
+    def leave(self, pc: int, sp: int, **stop: Any) -> None:
+        self.tracer.leave(pc, At(sp, **stop))
+
+    @property
+    def told(self) -> list[str]:
+        return [f"{event.type} {event.name}" for event in self.events]
+
+    def of(self, kind: str, name: str) -> RawEvent:
+        (event,) = (event for event in self.events if (event.type, event.name) == (kind, name))
+        return event
+
+
+def test_a_call_within_a_call() -> None:
+    traced = Traced()
+    assert traced.enter(ROOT, CALLER, 1000, n=1)
+    assert traced.enter(INNER, IN_ROOT, 900, n=2)
+    assert traced.tracer.calls_open == 1
+    traced.leave(IN_ROOT, 900, result=20)
+    traced.leave(CALLER, 1000, result=-10)
+    assert traced.told == ["enter root", "enter inner", "exit inner", "exit root"]
+    root, inner = traced.events[0], traced.events[1]
+    assert (root.span, root.parent, root.call) == (1, None, 1)
+    assert (inner.span, inner.parent, inner.call) == (2, 1, 1)
+    assert traced.of("exit", "inner").values == {"result": 20, "n": 2}
+    # At the return, an argument is what it was at the entry.
+    assert traced.of("exit", "root").values == {"result": -10, "n": 1}
+    assert traced.of("exit", "root").span == 1
+    assert (traced.tracer.calls_done, traced.tracer.calls_open) == (1, 0)
+
+
+def test_outside_of_a_root_nothing_is_traced() -> None:
+    traced = Traced()
+    assert not traced.enter(INNER, IN_ROOT, 900)
+    assert not traced.enter(ERROR, IN_ROOT, 900)
+    traced.tracer.point(POINT, At(800))
+    traced.leave(IN_ROOT, 900)
+    assert traced.events == []
+
+
+def test_a_tail_call_returns_for_its_caller_too() -> None:
+    traced = Traced()
+    traced.enter(ROOT, CALLER, 1000, n=1)
+    traced.enter(INNER, CALLER, 1000, n=2)
+    traced.enter(INNERMOST, CALLER, 1000, n=3)
+    traced.leave(CALLER, 1000, result=5)
+    assert traced.told[3:] == ["exit innermost", "exit inner", "exit root"]
+    assert [event.values["result"] for event in traced.events[3:]] == [5, 5, 5]
+    assert [event.values["n"] for event in traced.events[3:]] == [3, 2, 1]
+    assert traced.tracer.calls_done == 1
+
+
+def test_recursion_from_one_line() -> None:
+    traced = Traced()
+    for depth in range(5):
+        traced.enter(ROOT, CALLER, 1000 - 100 * depth, n=depth)
+    for depth in reversed(range(5)):
+        traced.leave(CALLER, 1000 - 100 * depth, result=depth)
+    assert [event.parent for event in traced.events[:5]] == [None, 1, 2, 3, 4]
+    assert {event.call for event in traced.events} == {1}
+    assert [event.span for event in traced.events[5:]] == [5, 4, 3, 2, 1]
+    assert traced.tracer.calls_done == 1
+
+
+def test_another_thread_is_another_call() -> None:
+    traced = Traced()
+    traced.enter(ROOT, CALLER, 1000, tid=1)
+    traced.enter(ROOT, CALLER, 1000, tid=2)
+    traced.enter(INNER, IN_ROOT, 900, tid=2)
+    traced.enter(INNER, IN_ROOT, 900, tid=1)
+    assert traced.tracer.calls_open == 2
+    traced.leave(IN_ROOT, 900, tid=1)
+    traced.leave(CALLER, 1000, tid=1)
+    assert traced.tracer.calls_open == 1
+    by_thread = {
+        tid: [(e.type, e.name, e.call) for e in traced.events if e.tid == tid] for tid in (1, 2)
+    }
+    assert by_thread[1] == [
+        ("enter", "root", 1),
+        ("enter", "inner", 1),
+        ("exit", "inner", 1),
+        ("exit", "root", 1),
+    ]
+    assert by_thread[2] == [("enter", "root", 2), ("enter", "inner", 2)]
+
+
+def test_a_return_of_somebody_else_at_the_same_place_is_passed_over() -> None:
+    traced = Traced()
+    traced.enter(ROOT, CALLER, 1000)
+    traced.leave(CALLER, 900)
+    traced.leave(IN_ROOT, 1000)
+    traced.leave(CALLER, 1000, tid=2)
+    assert traced.told == ["enter root"]
+    traced.leave(CALLER, 1000)
+    assert traced.told == ["enter root", "exit root"]
+
+
+class TestLongjmp:
+    def test_out_of_an_inner_function(self) -> None:
+        traced = Traced()
+        traced.enter(ROOT, CALLER, 1000)
+        traced.enter(INNER, IN_ROOT, 900)
+        traced.enter(INNERMOST, IN_INNER, 800)
+        traced.leave(CALLER, 1000)
+        assert traced.told[3:] == ["lost innermost", "lost inner", "exit root"]
+        assert traced.of("lost", "inner").values == {"why": "its return was not seen"}
+
+    def test_out_of_the_root_and_in_again_from_another_frame(self) -> None:
+        traced = Traced()
+        traced.enter(ROOT, CALLER, 1000, n=1)
+        traced.enter(ROOT, CALLER, 1200, n=2)
+        traced.leave(CALLER, 1200)
+        assert traced.told == ["enter root", "lost root", "enter root", "exit root"]
+        assert [event.call for event in traced.events] == [1, 1, 2, 2]
+        assert traced.tracer.calls_done == 1
+
+    def test_out_of_the_root_and_in_again_from_the_same_line(self) -> None:
+        traced = Traced()
+        traced.enter(ROOT, CALLER, 1000, n=1)
+        traced.enter(INNER, IN_ROOT, 900)
+        traced.enter(ROOT, CALLER, 1000, n=2)
+        traced.leave(CALLER, 1000, result=2)
+        assert traced.told == [
+            *("enter root", "enter inner", "lost inner", "lost root"),
+            *("enter root", "exit root"),
+        ]
+        assert [event.call for event in traced.events] == [1, 1, 1, 1, 3, 3]
+        assert traced.of("exit", "root").values == {"result": 2, "n": 2}
+
+    def test_an_inner_call_again_after_it_jumped_to_the_root(self) -> None:
+        traced = Traced()
+        traced.enter(ROOT, CALLER, 1000)
+        traced.enter(INNER, IN_ROOT, 900, n=1)
+        traced.enter(INNER, IN_ROOT, 900, n=2)
+        traced.leave(IN_ROOT, 900)
+        traced.leave(CALLER, 1000)
+        assert traced.told == [
+            *("enter root", "enter inner", "lost inner"),
+            *("enter inner", "exit inner", "exit root"),
+        ]
+        assert {event.parent for event in traced.events if event.name == "inner"} == {1}
+
+
+class TestPoints:
+    def test_inside_it_belongs_to_the_innermost_span(self) -> None:
+        traced = Traced()
+        traced.enter(ROOT, CALLER, 1000)
+        traced.enter(INNER, IN_ROOT, 900)
+        traced.tracer.point(POINT, At(850, n=7))
+        point = traced.of("point", "point")
+        assert (point.span, point.parent, point.call) == (None, 2, 1)
+        assert point.values == {"n": 7}
+
+    def test_after_a_longjmp_it_belongs_to_what_is_left(self) -> None:
+        traced = Traced()
+        traced.enter(ROOT, CALLER, 1000)
+        traced.enter(INNER, IN_ROOT, 900)
+        traced.tracer.point(POINT, At(950))
+        assert traced.of("point", "point").parent == 1
+
+    def test_an_answer_is_recorded_anywhere(self) -> None:
+        traced = Traced()
+        traced.enter(ROOT, CALLER, 1000, tid=1)
+        traced.tracer.point(ANSWER, At(500, n=3, tid=2))
+        answer = traced.of("point", "answer")
+        assert (answer.parent, answer.call, answer.values) == (None, None, {"n": 3})
+
+    def test_at_the_return_it_has_arguments_and_result(self) -> None:
+        traced = Traced()
+        traced.enter(ROOT, CALLER, 1000)
+        assert traced.enter(ERROR, IN_ROOT, 900, n=4)
+        traced.leave(IN_ROOT, 900, result=44)
+        point = traced.of("point", "error")
+        assert (point.parent, point.call) == (1, 1)
+        assert point.values == {"result": 44, "n": 4}
+        # It is no call of its own.
+        assert traced.tracer.calls_done == 0
+        traced.tracer.finish(9, "the end")
+        assert traced.told == ["enter root", "point error", "lost root"]
+
+
+class TestFilters:
+    def test_a_call_that_is_not_wanted_is_silent_with_all_that_is_in_it(self) -> None:
+        traced = Traced(n="2")
+        for n in (1, 2):
+            traced.enter(ROOT, CALLER, 1000, n=n)
+            traced.enter(INNER, IN_ROOT, 900, n=n)
+            traced.tracer.point(POINT, At(850, n=n))
+            traced.enter(ERROR, IN_INNER, 840, n=n)
+            traced.leave(IN_INNER, 840)
+            traced.leave(IN_ROOT, 900)
+            traced.leave(CALLER, 1000)
+        assert len(traced.events) == 6
+        assert {event.values["n"] for event in traced.events} == {2}
+        assert len({event.call for event in traced.events}) == 1
+        assert traced.tracer.calls_done == 1
+
+    def test_it_is_not_open_either(self) -> None:
+        traced = Traced(n="2")
+        traced.enter(ROOT, CALLER, 1000, n=1)
+        assert traced.tracer.calls_open == 0
+        traced.tracer.finish(9, "the end")
+        assert traced.events == []
+
+    def test_a_value_that_is_unknown_fits_no_filter(self) -> None:
+        traced = Traced(n="2")
+        traced.enter(ROOT, CALLER, 1000, n=None)
+        assert traced.events == []
+
+
+def test_values_that_are_unavailable_say_why() -> None:
+    missing = {"x": Unavailable("the function has no argument 'x' here"), **N}
+    plan = SpanPlan("root", True, missing, RESULT)
+    traced = Traced()
+    traced.enter(plan, CALLER, 1000, n=None)
+    traced.leave(CALLER, 1000, result=3)
+    assert traced.of("enter", "root").values == {
+        "x": {"unavailable": "the function has no argument 'x' here"},
+        "n": {"unavailable": "optimized out"},
+    }
+    assert traced.of("exit", "root").values == {
+        "result": 3,
+        "n": {"unavailable": "optimized out"},
+    }
+
+
+def test_what_is_open_at_the_end_is_lost_innermost_first() -> None:
+    traced = Traced()
+    traced.enter(ROOT, CALLER, 1000)
+    traced.enter(INNER, IN_ROOT, 900)
+    traced.tracer.finish(9, "the trace ended")
+    assert traced.told[2:] == ["lost inner", "lost root"]
+    assert [(event.t_ns, event.values) for event in traced.events[2:]] == [
+        (9, {"why": "the trace ended"})
+    ] * 2
+    assert traced.tracer.calls_open == 0
+    assert traced.tracer.calls_done == 0
+
+
+@pytest.mark.parametrize("plan", [ROOT, POINT, ERROR])
+def test_what_is_needed_of_the_entry(plan: SpanPlan | PointPlan) -> None:
+    assert plan.needed == {"n"}
