@@ -235,8 +235,9 @@ def _breakpoint_addresses(name: str) -> list[int]:
     try:
         if hasattr(probe, "locations"):
             return [location.address for location in probe.locations]
-        # Before GDB 13 only its text has them.
+        # Before GDB 13 only its text has them, and some twice: the breakpoint's, its locations'.
         shown = gdb.execute(f"maintenance info breakpoints {probe.number}", to_string=True)
-        return [int(address, 16) for address in re.findall(r"\b0x[0-9a-f]{8,}\b", shown)]
+        addresses = re.findall(r"\b0x[0-9a-f]{8,}\b", shown)
+        return [int(address, 16) for address in dict.fromkeys(addresses)]
     finally:
         probe.delete()
