@@ -37,7 +37,7 @@ def quiet_settings() -> Iterator[None]:
     # Any of GDB's worker threads could take a signal that ends the trace, and with it GDB.
     # There is no way but its text to learn how many it may have.
     shown = gdb.execute("maintenance show worker-threads", to_string=True)
-    workers = re.search(r" is (\w+)", shown)
+    workers = re.search(r" is (?:the )?(\w+)", shown)
     try:
         gdb.execute("maintenance set worker-threads 0")
         for name, value in _SETTINGS.items():
