@@ -35,17 +35,18 @@ def quiet_settings() -> Iterator[None]:
     """GDB's settings as a trace needs them; put back at the end."""
     before: dict[str, Any] = {name: gdb.parameter(name) for name in _SETTINGS}
     # Any of GDB's worker threads could take a signal that ends the trace, and with it GDB.
-    # There is no way but its text to learn how many it may have.
+    # There is no way but its text to learn how many it may have: a number, "unlimited", or in
+    # newer versions "the default", which is what `unlimited` sets.
     shown = gdb.execute("maintenance show worker-threads", to_string=True)
-    workers = re.search(r" is (?:the )?(\w+)", shown)
+    workers = re.search(r" is (\d+)", shown)
     try:
         gdb.execute("maintenance set worker-threads 0")
         for name, value in _SETTINGS.items():
             gdb.execute(f"set {name} {value}")
         yield
     finally:
-        if workers:
-            gdb.execute(f"maintenance set worker-threads {workers[1]}")
+        number = workers[1] if workers else "unlimited"
+        gdb.execute(f"maintenance set worker-threads {number}")
         for name, was in before.items():
             # GDB gives auto as None, and on and off as booleans.
             words = {None: "auto", True: "on", False: "off"}
