@@ -208,7 +208,7 @@ def _captures(node: _Node | None, known: set[str] | None) -> dict[str, path.Path
     """known: the names of the arguments, where the recipe declares them."""
     captures = {}
     for name, _, value in node.items() if node else ():
-        captures[name] = parsed = value.parsed(path.parse, "see the recipe reference")
+        captures[name] = parsed = value.parsed(path.parse, "such as: disk")
         for argument in parsed.arguments:
             if known is not None and argument not in known:
                 value.fail(
