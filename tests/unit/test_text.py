@@ -514,7 +514,7 @@ def test_summary() -> None:
         "3 calls, 1 failed, 1 incomplete, 1,234 events, 5 dropped,",
         "2 events outside of any call",
         "  ended    interrupted; detached from the process",
-        "  stopped  the process stood still for 12.3 ms in all, 1.2 ms at the longest",
+        "  stopped  12.3 ms in all, 1.2 ms at the longest, GDB's own share not counted",
         "  hits     a 3",
         "  no hits  b (not found, or never reached)",
         "  trace    my trace.jsonl",

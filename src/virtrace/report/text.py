@@ -145,8 +145,8 @@ def summary(
         yield from _labelled(
             "stopped",
             _words(
-                f"the process stood still for {units.duration(stopped['total'])} in all, "
-                f"{units.duration(stopped['max'])} at the longest"
+                f"{units.duration(stopped['total'])} in all, "
+                f"{units.duration(stopped['max'])} at the longest, GDB's own share not counted"
             ),
             style,
         )
