@@ -1,0 +1,216 @@
+"""Root file systems of Debian releases, made by mmdebstrap and kept in a cache.
+
+The host gets none of their packages. Every package is checked by apt against the host's
+keyring of Debian's archive.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from virtrace.errors import LabError
+
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+
+# What the lab runs, what traces it, and what builds the tests' own programs.
+PACKAGES = (
+    *("libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-clients"),
+    *("qemu-system-x86", "qemu-utils"),
+    *("gdb", "python3", "python3-venv", "gcc", "libc6-dev"),
+)
+
+
+def cache_folder() -> Path:
+    """Where builds and roots are kept; everybody may pass, as root's lab is run by nobody."""
+    if os.geteuid() == 0:
+        return Path("/var/cache/virtrace")
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "virtrace"
+
+
+def root_folder(suite: str) -> Path:
+    """The root of a release with PACKAGES; the folder exists only once it is whole."""
+    contents = hashlib.sha256(" ".join(PACKAGES).encode()).hexdigest()[:8]
+    return cache_folder() / "roots" / f"{suite}-{contents}"
+
+
+def ensure_root(suite: str, progress: Callable[[str], None]) -> Path:
+    """The root of a Debian release, by its code name, made now if the cache does not have it.
+
+    Takes under a minute and 1 GB. A root of sid stays the sid of the day it was made.
+    LabError where the user is not root, a tool is missing or it cannot be made; the log is
+    then kept in the cache.
+    """
+    if os.geteuid() != 0:
+        raise LabError(
+            f"only root can make and enter a root file system of Debian's {suite}",
+            "run this as root",
+        )
+    finished = root_folder(suite)
+    if finished.is_dir():
+        return finished
+    require_tools(f"a root of Debian's {suite} cannot be made")
+    sources = apt_sources(suite)
+    if not sources:
+        raise LabError(
+            f"a root of Debian's {suite} comes from Debian's archive, "
+            "and none is configured for apt here",
+            "run on Debian",
+        )
+    progress(f"making a root of Debian's {suite} with libvirt, QEMU and GDB")
+    with new_in_cache(finished) as work:
+        # Nobody but root passes here: the roots' set-user-ID programs get no updates.
+        finished.parent.chmod(0o700)
+        log = finished.parent / f"{finished.name}.log"
+        # A mirror that is a snapshot serves sid beyond the week that its Release file is valid
+        # for. An old sid is as good here, and the signature is checked all the same.
+        status = run_mmdebstrap(
+            [
+                *("--variant=minbase", f"--include={','.join(PACKAGES)}"),
+                '--aptopt=Acquire::Check-Valid-Until "false"',
+                *(suite, str(work), *sources),
+            ],
+            log,
+        )
+        if status != 0:
+            raise LabError(
+                f"a root of Debian's {suite} could not be made (mmdebstrap ended with {status})",
+                f"read the end of {log}",
+            )
+        log.unlink()
+    return finished
+
+
+@contextmanager
+def new_in_cache(finished: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `finished` when the block ends well, else is removed.
+
+    LabError when the cache cannot be written.
+    """
+    try:
+        finished.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix="building-", dir=finished.parent))
+    except OSError as error:
+        raise LabError(
+            f"the cache {finished.parent} cannot be written: {error.strerror}",
+            "make the folder writable, or point XDG_CACHE_HOME at one that is",
+        ) from error
+    try:
+        yield work
+        work.chmod(0o755)
+        try:
+            work.rename(finished)
+        except OSError:
+            # Somebody else was faster: theirs is as good.
+            if not finished.is_dir():
+                raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def require_tools(failure: str) -> None:
+    """LabError, which begins with `failure`, where mmdebstrap or what it needs is missing."""
+    missing = [] if shutil.which("mmdebstrap") else ["mmdebstrap"]
+    if os.geteuid() != 0 and not shutil.which("newuidmap"):
+        missing.append("uidmap")
+    if not KEYRING.exists():
+        missing.append("debian-archive-keyring")
+    if missing:
+        raise LabError(
+            f"{failure}: missing {', '.join(missing)}",
+            f"apt-get install {' '.join(missing)}",
+        )
+
+
+def apt_sources(suite: str, kinds: Sequence[str] = ("deb",)) -> list[str]:
+    """One-line apt entries of a release, on the mirrors that this host is configured for.
+
+    Empty where apt is not here, or no archive of this host's own Debian release.
+    """
+    try:
+        listed = subprocess.run(
+            [
+                *("apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)"),
+                *("Created-By: Packages", "Component: main"),
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        ).stdout
+        host_suite = _codename()
+    except (OSError, subprocess.SubprocessError):
+        return []
+    # Archives besides Debian's (a vendor's) do not carry Debian's suite names.
+    parts = ("",) if suite == "sid" else ("", "-updates", "-security")
+    wanted = {host_suite + part: suite + part for part in parts}
+    entries = []
+    for line in dict.fromkeys(listed.splitlines()):
+        uri, _, release = line.rpartition(" ")
+        if release in wanted:
+            entries += [
+                f"{kind} [signed-by={KEYRING}] {uri} {wanted[release]} main" for kind in kinds
+            ]
+    return entries
+
+
+def _codename() -> str:
+    """The host's Debian release; empty on what is not Debian."""
+    fields = dict(
+        line.split("=", 1)
+        for line in Path("/etc/os-release").read_text().splitlines()
+        if "=" in line
+    )
+    return fields.get("VERSION_CODENAME", "").strip('"')
+
+
+def _ignore(_line: str) -> None:
+    pass
+
+
+def run_mmdebstrap(
+    arguments: Sequence[str], log: Path, on_line: Callable[[str], None] = _ignore
+) -> int:
+    """Run mmdebstrap; its exit status. Its output goes to the log, each line to `on_line` too.
+
+    However it ends, no mount and nothing of its own temporary files is left.
+    """
+    # In a mount namespace of its own, which --mode=unshare makes by itself: removing the
+    # chroot cannot reach through a mount.
+    own_mounts, mode = (["unshare", "--mount"], "root") if os.geteuid() == 0 else ([], "unshare")
+    temporary = tempfile.mkdtemp(prefix="virtrace-build-", dir=os.environ.get("TMPDIR", "/var/tmp"))
+    os.chmod(temporary, 0o755)
+    process = subprocess.Popen(
+        [*own_mounts, "mmdebstrap", f"--mode={mode}", *arguments],
+        env=dict(os.environ, TMPDIR=temporary),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        # A process group of its own, to be interrupted as a whole.
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    try:
+        with log.open("w") as log_file:
+            for line in process.stdout:
+                log_file.write(line)
+                on_line(line)
+    except BaseException:
+        with suppress(ProcessLookupError):
+            # The one signal on which mmdebstrap tidies up while a hook runs.
+            os.killpg(process.pid, signal.SIGINT)
+        raise
+    finally:
+        process.communicate()
+        shutil.rmtree(temporary, ignore_errors=True)
+    return process.returncode

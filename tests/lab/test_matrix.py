@@ -1,0 +1,182 @@
+"""The tests of the engine and of whole traces again, on other versions of everything they meet.
+
+Each inside a root of another Debian release: its libvirt, QEMU, GDB, Python and compiler.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from virtrace.errors import LabError
+from virtrace.lab import roots
+from virtrace.lab.roots import ensure_root, new_in_cache
+
+from .tracing import REPOSITORY
+
+pytestmark = pytest.mark.matrix
+
+TESTS = (
+    "tests/gdb",
+    "tests/lab/test_trace.py",
+    "tests/lab/test_stripped.py",
+    "tests/lab/test_lab.py",
+)
+TESTS_NEED = ("pytest", "pexpect", "jsonschema")
+
+# Seconds.
+INSTALL_TIMEOUT = 300.0
+TESTS_TIMEOUT = 900.0
+
+# Arguments: the root, and what is to be its /mnt (the checkout), /mnt/.venv and /tmp; then the
+# command. The root itself stays as it was made. The shell is the first process of a namespace:
+# it reaps, as tests of ended daemons need, and takes every process and mount along when it ends.
+INSIDE = """
+set -eu
+root=$1 checkout=$2 venv=$3 scratch=$4
+shift 4
+mount --bind "$root" "$root"
+mount -o remount,bind,ro "$root"
+mount --rbind /dev "$root/dev"
+mount --rbind /sys "$root/sys"
+mount -t proc proc "$root/proc"
+mount -t tmpfs tmpfs "$root/run"
+mount --bind "$checkout" "$root/mnt"
+mount --bind "$venv" "$root/mnt/.venv"
+mount --bind "$scratch" "$root/tmp"
+mount --bind "$scratch" "$root/var/tmp"
+for file in /etc/resolv.conf /etc/hosts; do
+    [ ! -e "$root$file" ] || mount --bind "$(realpath "$file")" "$root$file"
+done
+chroot "$root" env --chdir=/mnt "$@"
+"""
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A folder on a file system like the one that the lab is used on, which /tmp may not be."""
+    folder = Path(tempfile.mkdtemp(prefix="virtrace-test-", dir="/var/tmp"))
+    folder.chmod(0o1777)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    copy = tmp_path / "checkout"
+    ignored = shutil.ignore_patterns(".git", ".venv", "out", "*_cache", "__pycache__")
+    shutil.copytree(REPOSITORY, copy, ignore=ignored, symlinks=True)
+    (copy / ".venv").mkdir()
+    return copy
+
+
+@dataclass(frozen=True)
+class Inside:
+    """A root with a checkout in /mnt. scratch: its /tmp and /var/tmp."""
+
+    root: Path
+    checkout: Path
+    scratch: Path
+
+    def run(self, venv: Path, timeout: float, *command: str, **variables: str) -> None:
+        """Run a command in the checkout, with `venv` as its .venv; the test fails with it."""
+        environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/tmp", "LC_ALL": "C.UTF-8"}
+        environment.update(variables)
+        private = ["unshare", *("--mount", "--pid", "--fork", "--kill-child")]
+        private += ["sh", "-c", INSIDE, "sh"]
+        try:
+            done = subprocess.run(
+                [*private, self.root, self.checkout, venv, self.scratch, *command],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                timeout=timeout,
+            )
+            output, ending = done.stdout, f"ended with {done.returncode}"
+        except subprocess.TimeoutExpired as error:
+            output = error.stdout.decode(errors="replace") if error.stdout else ""
+            ending = f"had not ended after {timeout:.0f} s"
+        else:
+            if done.returncode == 0:
+                print(output)
+                return
+        pytest.fail(f"{' '.join(command)}\nin {self.root} {ending}:\n{output}", pytrace=False)
+
+
+def network_settings(scratch: Path) -> dict[str, str]:
+    """What pip needs to reach the index that this host is configured for."""
+    settings = {
+        name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")
+    }
+    authorities = Path("/etc/ssl/certs/ca-certificates.crt")
+    if authorities.exists():
+        shutil.copy(authorities, scratch)
+        settings["PIP_CERT"] = f"/tmp/{authorities.name}"
+    listed = subprocess.check_output([sys.executable, "-m", "pip", "config", "list"], text=True)
+    for line in listed.splitlines():
+        name, _, value = line.partition("=")
+        option = name.rpartition(".")[2]
+        if option in ("index-url", "extra-index-url", "trusted-host", "proxy"):
+            settings[f"PIP_{option.upper().replace('-', '_')}"] = ast.literal_eval(value)
+    return settings
+
+
+def ensure_venv(inside: Inside) -> Path:
+    """The root's virtual environment of this pyproject.toml, kept beside the root."""
+    wanted = hashlib.sha256((inside.checkout / "pyproject.toml").read_bytes()).hexdigest()[:16]
+    made = f"{inside.root.name}-venv-"
+    finished = inside.root.with_name(made + wanted)
+    if finished.is_dir():
+        return finished
+    with new_in_cache(finished) as venv:
+        python = "/mnt/.venv/bin/python"
+        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        network = network_settings(inside.scratch)
+        inside.run(venv, INSTALL_TIMEOUT, "python3", "-m", "venv", "/mnt/.venv")
+        # Bullseye's own is too old to know today's wheels.
+        inside.run(venv, INSTALL_TIMEOUT, *pip, "--upgrade", "pip", **network)
+        install = [*pip, "--editable", "/mnt", *TESTS_NEED]
+        inside.run(venv, INSTALL_TIMEOUT, *install, **network)
+    for outdated in finished.parent.glob(made + "*"):
+        if outdated != finished:
+            shutil.rmtree(outdated)
+    return finished
+
+
+@pytest.fixture(autouse=True)
+def _as_root() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can make and enter another root")
+
+
+@pytest.mark.parametrize("suite", ["bullseye", "sid"])
+def test_the_same_inside_another_release(suite: str, checkout: Path, scratch: Path) -> None:
+    inside = Inside(ensure_root(suite, print), checkout, scratch)
+    venv = ensure_venv(inside)
+    ci = {"CI": os.environ["CI"]} if "CI" in os.environ else {}
+    pytest_ = ("/mnt/.venv/bin/python", "-m", "pytest", "-m", "not matrix", *TESTS)
+    inside.run(venv, TESTS_TIMEOUT, *pytest_, **ci)
+
+
+def test_failed_root_is_not_taken_for_a_finished_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roots, "cache_folder", lambda: tmp_path)
+    with pytest.raises(LabError, match="could not be made") as caught:
+        ensure_root("no-such-suite", print)
+    [log] = (tmp_path / "roots").iterdir()
+    assert str(log) in caught.value.remedy
+    assert "no-such-suite" in log.read_text()
