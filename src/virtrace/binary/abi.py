@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -17,6 +18,8 @@ class Abi:
     argument_registers: tuple[str, ...]
     result_register: str
     stack_pointer: str
+    # Instructions that read an `int` result: one right behind a call shows that it returns one.
+    reads_result: re.Pattern[bytes]
     word: int = 8
 
     def stack_argument(self, index: int, sp: int) -> int:
@@ -28,6 +31,13 @@ class Abi:
 
 
 # System V Application Binary Interface, AMD64 Architecture Processor Supplement, 3.2.
-X86_64 = Abi("x86_64", ("rdi", "rsi", "rdx", "rcx", "r8", "r9"), "rax", "rsp")
+X86_64 = Abi(
+    "x86_64",
+    ("rdi", "rsi", "rdx", "rcx", "r8", "r9"),
+    "rax",
+    "rsp",
+    # test %eax,%eax; mov %eax,%REGISTER; cmp $BYTE,%eax
+    re.compile(rb"\x85\xc0|\x41?\x89[\xc0-\xc7]|\x83\xf8", re.S),
+)
 
 ABIS = {abi.machine: abi for abi in (X86_64,)}

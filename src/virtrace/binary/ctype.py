@@ -6,8 +6,8 @@ to know which.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Union
 
 
@@ -70,12 +70,17 @@ class Check:
     high: int
 
 
+# For a QMP command, where an element of its reply has the value of each field: path by field.
+QmpSource = Mapping[str, Mapping[str, str]]
+
+
 @dataclass(frozen=True)
 class Struct:
     """alternatives: other layouts of the same struct, where none is proven yet.
 
     A layout of debug info has neither checks nor alternatives. For a layout from data each
-    read must pass its checks, in exactly one of the alternatives.
+    read must pass its checks, in exactly one of the alternatives; where QEMU names the same
+    numbers (qmp), in exactly one that agrees with it.
     """
 
     name: str
@@ -83,8 +88,9 @@ class Struct:
     fields: Sequence[Field]
     checks: Sequence[Check] = ()
     alternatives: Sequence[Struct] = ()
+    qmp: QmpSource = field(default_factory=dict)
 
-    def field(self, name: str) -> Field | None:
+    def member(self, name: str) -> Field | None:
         return next((field for field in self.fields if field.name == name), None)
 
 

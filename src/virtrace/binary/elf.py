@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from elftools.common.exceptions import ELFError
+from elftools.elf.constants import SH_FLAGS
 from elftools.elf.elffile import ELFFile
 
 from virtrace.errors import TargetError
@@ -52,6 +53,18 @@ class DebugLink(NamedTuple):
     crc: int
 
 
+class Section(NamedTuple):
+    """A section that a process has in memory. address: virtual, in the file."""
+
+    address: int
+    data: bytes
+    entry_size: int
+    executable: bool
+
+    def __contains__(self, address: object) -> bool:
+        return isinstance(address, int) and 0 <= address - self.address < len(self.data)
+
+
 class ElfFile:
     """An ELF file, held in memory: no file stays open, and none can shrink under us.
 
@@ -85,6 +98,20 @@ class ElfFile:
         """The section, None where there is none or where the file keeps only its header."""
         section = self._elf.get_section_by_name(name)
         return None if section is None or section["sh_type"] == "SHT_NOBITS" else section
+
+    def loaded_sections(self) -> dict[str, Section]:
+        """Those that are loaded with contents from the file, by name."""
+        with self._parsing():
+            return {
+                section.name: Section(
+                    section["sh_addr"],
+                    section.data(),
+                    section["sh_entsize"],
+                    bool(section["sh_flags"] & SH_FLAGS.SHF_EXECINSTR),
+                )
+                for section in self._elf.iter_sections()
+                if section["sh_flags"] & SH_FLAGS.SHF_ALLOC and section["sh_type"] != "SHT_NOBITS"
+            }
 
     @property
     def machine(self) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from virtrace.binary.elf import ElfFile, debug_file
+from virtrace.binary.functions import Functions
 from virtrace.binary.process import (
     can_trace_all,
     check_traceable,
@@ -43,12 +44,16 @@ EXPORTED = {
 PROBES = {LIBRARY: (), DRIVER: ("qemu_monitor_send_msg", "qemu_monitor_recv_reply")}
 
 API_ONLY = "API only (level symbol)"
-# What a trace shows, by whether the driver has (debug info, USDT probes of its monitor).
+# What a trace shows, by how the driver's static functions are found, and whether the driver
+# has the USDT probes of its monitor.
 REACH = {
-    (True, True): "full chain (levels dwarf and usdt)",
-    (True, False): "full chain but for the QMP text (level dwarf)",
-    (False, True): "API and QMP text (levels symbol and usdt), more with debug info",
-    (False, False): API_ONLY,
+    ("dwarf", True): "full chain (levels dwarf and usdt)",
+    ("dwarf", False): "full chain but for the QMP text (level dwarf)",
+    ("inferred", True): "full chain but for what cannot be proven without debug info "
+    "(levels inferred, symbol and usdt)",
+    ("inferred", False): "functions and the API's values (levels inferred and symbol)",
+    ("missing", True): "API and QMP text (levels symbol and usdt), more with debug info",
+    ("missing", False): API_ONLY,
 }
 
 # Run by GDB's own Python. A module that it lacks is tried again from our environment, as the
@@ -340,14 +345,30 @@ def _module_findings(
             )
         elif PROBES[name]:
             findings.append(Finding("ok", f"{name} has {len(probes)} USDT probes"))
+        level = "missing"
         if debug is not None:
+            level = "dwarf"
             where = "in the file itself" if debug == file else str(debug)
             findings.append(Finding("ok", f"{name} has debug info: {where}"))
         else:
             findings.append(no_debug_info(name, root))
+            if name == DRIVER and (finding := _inference(elf)):
+                level = "inferred"
+                findings.append(finding)
         if name == DRIVER:
-            reach = REACH[debug is not None, not absent]
+            reach = REACH[level, not absent]
     return findings, reach
+
+
+def _inference(driver: ElfFile) -> Finding | None:
+    api = EXPORTED[LIBRARY][0]
+    try:
+        found = Functions(driver).driver_methods(api)
+    except TargetError:
+        return None
+    if len(found) != 1:
+        return None
+    return Finding("ok", f"what {api} calls in {DRIVER} is found without debug info")
 
 
 def _on_disk(root: Path, folders: Sequence[str], name: str) -> str | None:

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 
+from virtrace.inferior.confirm import Exchange, settle
 from virtrace.inferior.tracer import RawEvent
 from virtrace.recipe.model import Point
 from virtrace.trace.format import Json
@@ -18,11 +19,17 @@ class Answers:
         self._points = {point.name: point for point in points}
         self._keys = {point.answers.point: point.answers.by for point in points if point.answers}
         self._asked: dict[tuple[str, ...], RawEvent] = {}
+        # Of the calls that are open: what was asked and answered.
+        self._exchanges: dict[int, list[Exchange]] = {}
 
     def place(self, event: RawEvent) -> bool:
         """Parse the event's JSON, and place it. False: it answers nothing that was recorded."""
         point = self._points.get(event.name)
         if point is None or event.type != "point":
+            if event.call is not None:
+                event.values = settle(event.values, self._exchanges.get(event.call, ()))
+                if event.type != "enter" and event.span == event.call:
+                    self._exchanges.pop(event.call, None)
             return True
         if point.json is not None:
             parsed = _parsed(event.values[point.json])
@@ -33,6 +40,9 @@ class Answers:
             if asked is None:
                 return False
             event.parent, event.call = asked.parent, asked.call
+            if asked.call is not None:
+                exchange = (_member(asked, "json.execute"), _member(event, "json.return"))
+                self._exchanges.setdefault(asked.call, []).append(exchange)
         elif event.name in self._keys:
             self._asked[(event.name, *_key(event, self._keys[event.name]))] = event
         return True
@@ -60,10 +70,11 @@ def _finite(text: str) -> float:
 
 
 def _key(event: RawEvent, by: tuple[str, ...]) -> tuple[str, ...]:
-    key = []
-    for path in by:
-        value: Json = event.values
-        for member in path.split("."):
-            value = value.get(member) if isinstance(value, Mapping) else None
-        key.append(json.dumps(value, sort_keys=True))
-    return tuple(key)
+    return tuple(json.dumps(_member(event, path), sort_keys=True) for path in by)
+
+
+def _member(event: RawEvent, path: str) -> Json:
+    value: Json = event.values
+    for member in path.split("."):
+        value = value.get(member) if isinstance(value, Mapping) else None
+    return value

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from virtrace.binary.ctype import (
@@ -111,7 +112,7 @@ class Capture:
         struct = self._ctype
         if isinstance(struct, Opaque):
             raise Unavailable(f"{path.text}: the layout of {struct.name} is not known")
-        field = struct.field(member) if isinstance(struct, Struct) else None
+        field = struct.member(member) if isinstance(struct, Struct) else None
         if not isinstance(struct, Struct) or field is None:
             raise Unavailable(f"{path.text}: no member {member!r} there")
         if struct.checks:
@@ -126,6 +127,8 @@ class Capture:
             value = step(memory, value)
         ctype = self._ctype
         if self._in_memory:
+            if isinstance(ctype, Struct) and ctype.qmp:
+                return Unconfirmed(ctype, memory.read(value, _largest(ctype)))
             if isinstance(ctype, Struct) and ctype.checks:
                 _proven(ctype, memory, value, None)
             raw = memory.read(value, ctype.size)
@@ -139,6 +142,18 @@ class Capture:
         return decode(ctype, raw)
 
 
+@dataclass(frozen=True)
+class Unconfirmed:
+    """A struct as it was read, of which QEMU's own answers are to say which layout it has."""
+
+    struct: Struct
+    raw: bytes
+
+
+def _largest(struct: Struct) -> int:
+    return max(layout.size for layout in (struct, *struct.alternatives))
+
+
 def _not_null(_: Memory, address: int) -> int:
     if address == 0:
         raise Unavailable("NULL pointer")
@@ -147,14 +162,13 @@ def _not_null(_: Memory, address: int) -> int:
 
 def _proven(struct: Struct, memory: Memory, address: int, member: str | None) -> int:
     """Address of ``member`` by the one layout that the memory agrees with."""
-    size = max(layout.size for layout in (struct, *struct.alternatives))
-    layouts = matching_layouts(struct, memory.read(address, size))
+    layouts = matching_layouts(struct, memory.read(address, _largest(struct)))
     if len(layouts) != 1:
         raise Unavailable(
             f"{len(layouts)} of {1 + len(struct.alternatives)} known layouts of "
             f"{struct.name} fit what is there"
         )
-    field = layouts[0].field(member) if member else None
+    field = layouts[0].member(member) if member else None
     return address + (field.offset if field else 0)
 
 

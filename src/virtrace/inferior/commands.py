@@ -22,6 +22,7 @@ from virtrace.binary.abi import ABIS, Abi
 from virtrace.binary.process import Process, check_traceable, inspect, require_libvirt
 from virtrace.errors import INTERRUPTED, NOT_TRACED, TargetError, UsageError, VirtraceError
 from virtrace.inferior import target
+from virtrace.inferior.infer import infer
 from virtrace.inferior.resolve import resolve
 from virtrace.inferior.session import Session
 from virtrace.inferior.terminal import TerminalView, terminal_without_gdb
@@ -118,10 +119,11 @@ def _trace(name: str) -> int:
     with terminal_without_gdb() as terminal, target.quiet_settings():
         writer = Writer(output)
         try:
+            inferred = infer(recipe, process)
             if not target.attached_pid():
                 target.attach(process)
             target.load_modules(recipe.modules, os.environ.get("VIRTRACE_DEBUG_DIRECTORY"))
-            probes = resolve(recipe, process)
+            probes = resolve(recipe, process, inferred)
         except BaseException:
             writer.discard()
             raise

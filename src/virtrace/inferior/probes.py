@@ -9,9 +9,16 @@ import gdb
 from virtrace.binary.abi import Abi
 from virtrace.errors import TargetError
 from virtrace.inferior.capture import Memory, Unavailable
+from virtrace.inferior.proof import (
+    Caller,
+    Proven,
+    of_driver_method,
+    of_static_function,
+)
 from virtrace.inferior.resolve import Site
-from virtrace.inferior.target import InferiorMemory, number, register
+from virtrace.inferior.target import DebugFunction, InferiorMemory, number, register
 from virtrace.inferior.tracer import PointPlan, Tracer
+from virtrace.recipe.model import DriverMethod
 
 
 class Session(Protocol):
@@ -41,6 +48,7 @@ class StoppedThread:
         self.frame = gdb.newest_frame()
         self._abi = session.abi
         self._site = site
+        self._proven: Proven | None = None
         self.sp = register(self.frame, self._abi.stack_pointer)
 
     def argument(self, name: str) -> int:
@@ -50,12 +58,45 @@ class StoppedThread:
             return site.debug.argument(self.frame, name)
         assert site.prototype is not None
         names = [parameter.name for parameter in site.prototype.parameters]
+        index = names.index(name)
         if isinstance(site.plan, PointPlan) and not site.at_entry:
             try:
-                return number(gdb.parse_and_eval(f"$_probe_arg{names.index(name)}"))
+                return number(gdb.parse_and_eval(f"$_probe_arg{index}"))
             except gdb.error as error:
                 raise Unavailable(f"GDB cannot tell: {error}") from error
-        return self._abi_argument(names.index(name))
+        if site.find is None:
+            return self._abi_argument(index)
+        proven = self._proven[index] if self._proven and index < len(self._proven) else None
+        if proven is None:
+            raise Unavailable("without debug info its register cannot be proven")
+        return proven
+
+    def arguments(self, caller: Caller | None) -> Proven:
+        site = self._site
+        assert site is not None
+        assert site.prototype is not None
+        parameters = site.prototype.parameters
+        if site.debug is not None:
+            self._proven = tuple(self._or_none(site.debug, one.name) for one in parameters)
+        elif site.find is None:
+            self._proven = tuple(self._abi_argument(index) for index in range(len(parameters)))
+        elif caller is not None:
+            registers = [register(self.frame, name) for name in self._abi.argument_registers]
+            if isinstance(site.find, DriverMethod):
+                self._proven = of_driver_method(registers, parameters, caller)
+            else:
+                self._proven = of_static_function(
+                    registers, parameters, caller, self.sp, self._word
+                )
+        else:
+            self._proven = ()
+        return self._proven
+
+    def _or_none(self, body: DebugFunction, name: str) -> int | None:
+        try:
+            return body.argument(self.frame, name)
+        except Unavailable:
+            return None
 
     def _abi_argument(self, index: int) -> int:
         registers = self._abi.argument_registers
@@ -68,6 +109,10 @@ class StoppedThread:
 
     def result(self) -> int:
         return register(self.frame, self._abi.result_register)
+
+    def result_is_used(self) -> bool:
+        code = self.memory.read(self.frame.pc(), 3)
+        return self._abi.reads_result.match(code) is not None
 
     def return_to(self) -> tuple[int, int]:
         """Where the function at whose entry we are returns to: pc, and sp once it has."""

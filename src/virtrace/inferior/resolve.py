@@ -7,20 +7,21 @@ the reason; nothing is guessed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 from virtrace.binary import layouts
 from virtrace.binary.ctype import Array, CType, Opaque, Struct
-from virtrace.binary.process import Process
+from virtrace.binary.process import Module, Process
 from virtrace.errors import TargetError
 from virtrace.inferior.capture import Capture, Unavailable
+from virtrace.inferior.infer import Inferred
 from virtrace.inferior.target import DebugFunction, debug_functions, has_debug_info
 from virtrace.inferior.tracer import Captures, PointPlan, SpanPlan
-from virtrace.recipe.model import Point, Recipe, Span
+from virtrace.recipe.model import CalledBy, DriverMethod, Point, Recipe, Span
 from virtrace.recipe.path import RETURN, Path
-from virtrace.recipe.prototype import Prototype
+from virtrace.recipe.prototype import Parameter, Prototype
 from virtrace.trace.format import Record
 
 
@@ -30,7 +31,8 @@ class Site:
 
     location: for GDB's ``break``. at_entry: it is the very first instruction, where the
     return address lies at the stack pointer.
-    debug: the body that debug info describes; prototype: what the recipe declares.
+    debug: the body that debug info describes; prototype: what the recipe declares; find: how
+    it was found, where that alone tells where the arguments are.
     """
 
     location: str
@@ -38,6 +40,7 @@ class Site:
     at_entry: bool
     debug: DebugFunction | None = None
     prototype: Prototype | None = None
+    find: DriverMethod | CalledBy | None = None
 
 
 @dataclass(frozen=True)
@@ -84,10 +87,25 @@ class _Found:
     why: str | None = None
 
 
-def resolve(recipe: Recipe, process: Process) -> list[ResolvedProbe]:
-    """TargetError where none of the recipe's roots can be traced: it would see no call."""
+def resolve(
+    recipe: Recipe, process: Process, inferred: Mapping[str, Inferred]
+) -> list[ResolvedProbe]:
+    """inferred: what infer() found where there is no debug info.
+
+    TargetError where none of the recipe's roots can be traced: it would see no call.
+    """
+    usable = {
+        span.name: inferred[span.name]
+        for span in recipe.spans
+        # Debug info has the last word, also where it says that there is no such function.
+        if span.name in inferred and not has_debug_info(process, span.module)
+    }
+    callers = {_caller(span.find) for span in recipe.spans if span.find and span.name in usable}
     resolved = [
-        *(_span(span, process) for span in recipe.spans),
+        *(
+            _span(span, process, usable.get(span.name), span.name in callers)
+            for span in recipe.spans
+        ),
         *(_point(point, process) for point in recipe.points),
     ]
     roots = {span.name for span in recipe.spans if span.root}
@@ -100,10 +118,38 @@ def resolve(recipe: Recipe, process: Process) -> list[ResolvedProbe]:
     return resolved
 
 
-def _span(span: Span, process: Process) -> ResolvedProbe:
-    found = _function(span.name, span.module, span.prototype, process)
-    build = partial(_span_plan, span)
-    return _probe(span.name, "span", span.module, found, span.prototype, build, process)
+def _caller(find: DriverMethod | CalledBy) -> str:
+    return find.api if isinstance(find, DriverMethod) else find.caller
+
+
+def _span(
+    span: Span, process: Process, inferable: Inferred | None, is_caller: bool
+) -> ResolvedProbe:
+    """is_caller: the arguments of another are proven by those of this one."""
+    # A static function is not exported: its prototype only says what its source declares.
+    exported = None if span.find else span.prototype
+    found = _function(span.name, span.module, exported, process)
+    module = process.module(span.module)
+    if inferable and span.prototype and module and found.level == "missing":
+        found = _inferred(inferable, span.prototype, module, found)
+    inferred = found.level == "inferred"
+    parameters = span.prototype.parameters if span.prototype else ()
+    build = partial(
+        _span_plan,
+        span,
+        parameters=parameters if is_caller or inferred else (),
+        moved=inferred and isinstance(span.find, CalledBy),
+    )
+    find = span.find if inferred else None
+    return _probe(span.name, "span", span.module, found, span.prototype, build, process, find)
+
+
+def _inferred(inferred: Inferred, prototype: Prototype, module: Module, without: _Found) -> _Found:
+    """without: what was found by all other means."""
+    if inferred.offset is None:
+        return replace(without, why=f"{without.why}; {inferred.how}")
+    types = {**_declared_types(prototype), RETURN: layouts.named(prototype.returns)}
+    return _Found("inferred", (_Body(module.base + inferred.offset, types),), inferred.how)
 
 
 def _point(point: Point, process: Process) -> ResolvedProbe:
@@ -114,7 +160,9 @@ def _point(point: Point, process: Process) -> ResolvedProbe:
     return _probe(point.name, "point", point.module, found, point.prototype, build, process)
 
 
-def _function(name: str, module_name: str, prototype: Prototype | None, process: Process) -> _Found:
+def _function(
+    name: str, module_name: str, prototype: Prototype | None, process: Process, static: bool = False
+) -> _Found:
     module = process.module(module_name)
     if module is None:
         return _Found("missing", why=f"{module_name} is not loaded in this process")
@@ -129,7 +177,10 @@ def _function(name: str, module_name: str, prototype: Prototype | None, process:
             _Body(body.entry, {**body.arguments, RETURN: body.returns}, body) for body in bodies
         )
         return _Found("dwarf", found, also)
-    return _Found("missing", why=_why_missing(module_name, prototype, inlined, process))
+    return _Found(
+        "missing",
+        why=_why_missing(module_name, prototype, inlined, process),
+    )
 
 
 def _exported(address: int, prototype: Prototype, bodies: list[DebugFunction]) -> _Found:
@@ -174,6 +225,7 @@ def _probe(
     prototype: Prototype | None,
     build: partial[SpanPlan] | partial[PointPlan],
     process: Process,
+    find: DriverMethod | CalledBy | None = None,
 ) -> ResolvedProbe:
     sites = tuple(
         Site(
@@ -182,6 +234,7 @@ def _probe(
             body.debug is None or body.debug.pc == body.entry,
             body.debug,
             prototype,
+            find,
         )
         for body in found.bodies
     )
@@ -211,8 +264,11 @@ def _static_probe(point: Point, usdt: str, process: Process) -> ResolvedProbe:
     return ResolvedProbe(point.name, "point", point.module, "usdt", (site,), places[0].address)
 
 
-def _span_plan(span: Span, types: Mapping[str, CType]) -> SpanPlan:
-    return SpanPlan(span.name, span.root, _compile(span.enter, types), _compile(span.exit, types))
+def _span_plan(
+    span: Span, types: Mapping[str, CType], *, parameters: Sequence[Parameter], moved: bool
+) -> SpanPlan:
+    enter, exit_ = _compile(span.enter, types), _compile(span.exit, types)
+    return SpanPlan(span.name, span.root, enter, exit_, parameters, moved)
 
 
 def _point_plan(point: Point, types: Mapping[str, CType]) -> PointPlan:

@@ -5,12 +5,14 @@ This module does not need gdb: a probe tells it what it met, and it says what to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, Union
 
 from virtrace.inferior.capture import Arguments, Capture, Memory, Unavailable
+from virtrace.inferior.proof import Caller, Proven
 from virtrace.recipe.path import RETURN
+from virtrace.recipe.prototype import Parameter
 from virtrace.trace.format import Json, Record, unavailable
 
 
@@ -23,10 +25,16 @@ class Stop(Protocol):
     sp: int
 
     def argument(self, name: str) -> int:
-        """At an entry or a static probe. Raise Unavailable where the compiler kept it nowhere."""
+        """At an entry or a static probe. Raise Unavailable where it is not known."""
+
+    def arguments(self, caller: Caller | None) -> Proven:
+        """At an entry: all of the declared arguments. caller: the traced one, if there is any."""
 
     def result(self) -> int:
         """At a return: what the function returned."""
+
+    def result_is_used(self) -> bool:
+        """At a return: whether the caller goes on by looking at it."""
 
 
 # A capture, or why there can be none.
@@ -35,12 +43,18 @@ Captures = Mapping[str, Union[Capture, Unavailable]]
 
 @dataclass(frozen=True)
 class SpanPlan:
-    """A recipe's span as it was resolved. needed: arguments that ``exit`` starts from."""
+    """A recipe's span as it was resolved. needed: arguments that ``exit`` starts from.
+
+    parameters: as they are declared, where others' arguments are proven by those of this one,
+    or its own by its caller's. moved: the compiler may have moved them and its result.
+    """
 
     name: str
     root: bool
     enter: Captures
     exit: Captures
+    parameters: Sequence[Parameter] = ()
+    moved: bool = False
 
     @property
     def needed(self) -> frozenset[str]:
@@ -100,6 +114,7 @@ class _Open:
     return_pc: int
     return_sp: int
     recorded: bool
+    caller: Caller | None = None
     arguments: dict[str, int | Unavailable] = field(default_factory=dict)
 
     def argument(self, name: str) -> int:
@@ -133,6 +148,10 @@ class Tracer:
         if any(span.plan is plan and span.return_sp == return_sp for span in spans):
             self._abandon(spans, stop, lambda gone: gone.return_sp == return_sp)
         parent = spans[-1] if spans else None
+        caller: Caller | None = None
+        if isinstance(plan, SpanPlan) and plan.parameters and (parent is None or parent.recorded):
+            proven = stop.arguments(parent.caller if parent else None)
+            caller = Caller(plan.parameters, proven, return_sp)
         if parent is None:
             if not isinstance(plan, SpanPlan) or not plan.root:
                 return False
@@ -157,6 +176,7 @@ class Tracer:
                 return_sp,
                 parent.recorded,
             )
+        opened.caller = caller
         if opened.recorded:
             opened.arguments = {name: _argument(stop, name) for name in plan.needed}
             if isinstance(plan, SpanPlan):
@@ -177,7 +197,12 @@ class Tracer:
 
     def _leave(self, closed: _Open, stop: Stop) -> None:
         def argument(name: str) -> int:
-            return stop.result() if name == RETURN else closed.argument(name)
+            if name != RETURN:
+                return closed.argument(name)
+            moved = isinstance(closed.plan, SpanPlan) and closed.plan.moved
+            if moved and not stop.result_is_used():
+                raise Unavailable("without debug info it is not known to return one")
+            return stop.result()
 
         if isinstance(closed.plan, PointPlan):
             values = _values(closed.plan.capture, stop.memory, argument)

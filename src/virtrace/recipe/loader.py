@@ -13,7 +13,7 @@ import yaml
 
 from virtrace.errors import RecipeError
 from virtrace.recipe import path, prototype
-from virtrace.recipe.model import Answer, Point, Recipe, Span
+from virtrace.recipe.model import Answer, CalledBy, DriverMethod, Point, Recipe, Span
 
 VERSION = 1
 MAX_BYTES = 1 << 18
@@ -218,7 +218,9 @@ def _captures(node: _Node | None, known: set[str] | None) -> dict[str, path.Path
 
 
 def _span(node: _Node) -> Span:
-    keys = node.mapping({"module"}, {"function", "prototype", "root", "optional", "enter", "exit"})
+    keys = node.mapping(
+        {"module"}, {"function", "prototype", "find", "root", "optional", "enter", "exit"}
+    )
     if ("function" in keys) == ("prototype" in keys):
         node.fail(
             "a span names its function once",
@@ -236,8 +238,22 @@ def _span(node: _Node) -> Span:
         root="root" in keys and keys["root"].flag(),
         optional="optional" in keys and keys["optional"].flag(),
         prototype=declared,
+        find=_find(keys["find"]) if "find" in keys else None,
         enter=_captures(keys.get("enter"), known),
         exit=_captures(keys.get("exit"), known and known | {path.RETURN}),
+    )
+
+
+def _find(node: _Node) -> DriverMethod | CalledBy:
+    keys = node.mapping((), {"driver_method", "called_by", "calls"})
+    names = {key: value.name(_C_NAME) for key, value in keys.items()}
+    if set(names) == {"driver_method"}:
+        return DriverMethod(names["driver_method"])
+    if set(names) == {"called_by", "calls"}:
+        return CalledBy(names["called_by"], names["calls"])
+    node.fail(
+        "a function is found by `driver_method:`, or by `called_by:` and `calls:`",
+        "such as `find: {driver_method: virDomainGetBlockInfo}`",
     )
 
 

@@ -11,11 +11,28 @@ from virtrace.recipe.prototype import Prototype
 
 
 @dataclass(frozen=True)
+class DriverMethod:
+    """The driver's function behind a public API: the one that calls the API's access check."""
+
+    api: str
+
+
+@dataclass(frozen=True)
+class CalledBy:
+    """The one function that ``caller``, a span of the recipe, calls and that calls ``calls``."""
+
+    caller: str
+    calls: str
+
+
+@dataclass(frozen=True)
 class Span:
     """A function, from its entry to its return.
 
     root: a call of it begins a tree of its own; every other probe counts only inside one.
-    prototype: where the function is exported. optional: many versions do not have it.
+    prototype: as the source declares it; where it is exported, and where it was found by
+    ``find`` alone, this tells the arguments. find: how to find a static function in a file
+    without symbols. optional: many versions do not have it.
     """
 
     name: str
@@ -23,6 +40,7 @@ class Span:
     root: bool = False
     optional: bool = False
     prototype: Prototype | None = None
+    find: DriverMethod | CalledBy | None = None
     enter: Mapping[str, Path] = field(default_factory=dict)
     exit: Mapping[str, Path] = field(default_factory=dict)
 

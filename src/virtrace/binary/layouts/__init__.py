@@ -63,7 +63,8 @@ def _struct(name: str) -> CType:
     document = yaml.safe_load(file.read_text(encoding="utf-8"))
     layouts = [_layout(name, layout) for layout in document["layouts"]]
     first, *others = layouts
-    return Struct(first.name, first.size, first.fields, first.checks, tuple(others))
+    qmp = document.get("qmp", {})
+    return Struct(first.name, first.size, first.fields, first.checks, tuple(others), qmp)
 
 
 def _layout(name: str, layout: dict[str, Any]) -> Struct:

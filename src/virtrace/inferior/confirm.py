@@ -1,0 +1,62 @@
+"""Structs without debug info, believed only where QEMU's answer of the same call agrees.
+
+This module does not need gdb.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from virtrace.binary.ctype import QmpSource, decode, matching_layouts
+from virtrace.inferior.capture import Unconfirmed
+from virtrace.trace.format import Json, Record, unavailable
+
+# A command that was sent in the call, and what its reply returned.
+Exchange = tuple[str, Json]
+
+
+def settle(values: Record, exchanges: Sequence[Exchange]) -> Record:
+    """The values with every unconfirmed struct decoded, or unavailable."""
+    return {
+        name: _settled(value, exchanges) if isinstance(value, Unconfirmed) else value
+        for name, value in values.items()
+    }
+
+
+def _settled(value: Unconfirmed, exchanges: Sequence[Exchange]) -> Json:
+    struct = value.struct
+    candidates = [decode(layout, value.raw) for layout in matching_layouts(struct, value.raw)]
+    agreeing = [one for one in candidates if _agrees(one, struct.qmp, exchanges)]
+    if len(agreeing) == 1:
+        return agreeing[0]
+    return unavailable(
+        f"{len(agreeing)} of {len(candidates)} known layouts of {struct.name} agree with what "
+        "QEMU answered in this call"
+    )
+
+
+def _agrees(values: Mapping[str, Any], sources: QmpSource, exchanges: Sequence[Exchange]) -> bool:
+    """Whether for each command some element of its replies has all of the fields' values."""
+    return all(
+        any(
+            all(_same(values[field], element, path) for field, path in fields.items())
+            for element in _elements(command, exchanges)
+        )
+        for command, fields in sources.items()
+    )
+
+
+def _elements(command: str, exchanges: Iterable[Exchange]) -> Iterable[Json]:
+    for sent, returned in exchanges:
+        if sent == command and isinstance(returned, list):
+            yield from returned
+
+
+def _same(value: Any, element: Json, path: str) -> bool:
+    for key in path.split("."):
+        element = element.get(key) if isinstance(element, Mapping) else None
+    if isinstance(value, bool):
+        return value == (element is not None)
+    # libvirt leaves at 0 what QEMU does not say.
+    return bool(value == (0 if element is None else element))

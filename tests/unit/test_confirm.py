@@ -1,0 +1,95 @@
+"""Structs that QEMU's own answers must confirm; one that they do not is unavailable."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import pytest
+
+from virtrace.binary.ctype import Struct
+from virtrace.binary.layouts import named
+from virtrace.inferior.capture import Unconfirmed
+from virtrace.inferior.confirm import settle
+
+COUNTERS = (712, 17435136, 130, 418816, 527027278, 86798718, 20, 94396427)
+CAPACITY, PHYSICAL, HIGHEST = 2147483648, 1717986918, 32870912
+PLAIN = struct.pack("<11Q?7xQ", *COUNTERS, CAPACITY, PHYSICAL, HIGHEST, True, 0)
+GOBJECT = struct.pack("<QQQ", 0x7F0000001000, 1, 0) + PLAIN
+STATS = {
+    **dict(
+        zip(
+            (
+                *("rd_req", "rd_bytes", "wr_req", "wr_bytes"),
+                *("rd_total_times", "wr_total_times", "flush_req", "flush_total_times"),
+            ),
+            COUNTERS,
+        )
+    ),
+    "capacity": CAPACITY,
+    "physical": PHYSICAL,
+    "wr_highest_offset": HIGHEST,
+    "wr_highest_offset_valid": True,
+    "write_threshold": 0,
+}
+
+
+def exchanges(**changes: Any) -> list[tuple[str, Any]]:
+    """What QEMU answers of two disks, the second of which is the one meant."""
+    names = (
+        *("rd_operations", "rd_bytes", "wr_operations", "wr_bytes"),
+        *("rd_total_time_ns", "wr_total_time_ns", "flush_operations", "flush_total_time_ns"),
+    )
+    device: dict[str, Any] = {"stats": dict(zip(names, COUNTERS))}
+    device["parent"] = {"stats": {"wr_highest_offset": HIGHEST}}
+    device.update(changes)
+    other = {"stats": dict.fromkeys(names, 0), "parent": {"stats": {"wr_highest_offset": 0}}}
+    nodes = [
+        {"image": {"virtual-size": 5, "actual-size": 5}, "write_threshold": 0},
+        {"image": {"virtual-size": CAPACITY, "actual-size": PHYSICAL}, "write_threshold": 0},
+    ]
+    return [("query-blockstats", [other, device]), ("query-named-block-nodes", nodes)]
+
+
+def settled(raw: bytes, said: list[tuple[str, Any]]) -> Any:
+    layout = named("qemuBlockStats")
+    assert isinstance(layout, Struct)
+    # As it is read: as much as the largest layout takes.
+    value = Unconfirmed(layout, raw.ljust(128, b"\x5a"))
+    return settle({"stats": value, "result": 0}, said)["stats"]
+
+
+@pytest.mark.parametrize("raw", [PLAIN, GOBJECT], ids=["plain", "gobject"])
+def test_the_layout_that_qemu_agrees_with(raw: bytes) -> None:
+    assert settled(raw, exchanges()) == STATS
+
+
+@pytest.mark.parametrize("shift", [8, 16, 32, 40])
+def test_a_layout_of_the_future_is_unavailable(shift: int) -> None:
+    value = settled(bytes(shift) + PLAIN, exchanges())
+    assert set(value) == {"unavailable"}
+    assert value["unavailable"].startswith("0 of 2 known layouts of qemuBlockStats agree")
+
+
+def test_one_number_that_differs_is_enough() -> None:
+    for at in range(0, 88, 8):
+        raw = bytearray(PLAIN)
+        raw[at] ^= 1
+        assert set(settled(bytes(raw), exchanges())) == {"unavailable"}
+
+
+def test_a_boolean_says_whether_the_key_is_there() -> None:
+    without = exchanges(parent=None)
+    assert set(settled(PLAIN, without)) == {"unavailable"}
+    never = struct.pack("<11Q?7xQ", *COUNTERS, CAPACITY, PHYSICAL, 0, False, 0)
+    assert settled(never, without)["wr_highest_offset_valid"] is False
+
+
+def test_without_an_answer_there_is_no_value() -> None:
+    assert set(settled(PLAIN, [])) == {"unavailable"}
+    assert set(settled(PLAIN, exchanges()[:1])) == {"unavailable"}
+    assert set(settled(PLAIN, [("query-blockstats", {"class": "GenericError"})])) == {"unavailable"}
+
+
+def test_other_values_stay() -> None:
+    assert settle({"result": -1, "disk": "vda"}, []) == {"result": -1, "disk": "vda"}

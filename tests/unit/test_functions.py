@@ -1,0 +1,501 @@
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import pytest
+from toolchain import build, need
+
+from virtrace.binary.elf import ElfFile
+from virtrace.binary.functions import Functions, _instructions
+from virtrace.errors import TargetError
+
+pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="builds x86-64 code")
+
+API = "virDomainGetThing"
+CALLS = "qemuMonitorGetThing"
+BUILD_ID = "0123456789abcdef0123456789abcdef01234567"
+
+# A driver as libvirt's are: methods in a table of pointers, an access check first.
+DRIVER = """
+#define STATIC static __attribute__((noinline, noclone))
+#define EXPORT __attribute__((visibility("default")))
+extern int virDomainGetThingEnsureACL(void *conn);
+extern int virDomainGetOtherEnsureACL(void *conn);
+extern void virReportError(int code) __attribute__((cold));
+extern int work(int n);
+
+EXPORT int qemuMonitorGetThing(int n) { return work(n) + 1; }
+STATIC int gather(int n, int *out) { *out = qemuMonitorGetThing(n); return work(*out) - n; }
+STATIC int decoy(int n) { return work(n) * 3; }
+STATIC int getThing(void *conn, int n)
+{
+    int out = 0;
+    if (virDomainGetThingEnsureACL(conn) < 0)
+        return -1;
+    if (gather(n, &out) < 0 || decoy(n) == 5)
+        return -2;
+    return out + 1;
+}
+STATIC int getOther(void *conn, int n)
+{
+    int out = 0;
+    if (virDomainGetOtherEnsureACL(conn) < 0)
+        return -1;
+    return gather(n, &out) + out;
+}
+EXTRA
+typedef int (*method)(void *, int);
+EXPORT const method table[] = { getThing, getOther, MORE };
+"""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache/virtrace/functions"
+
+
+class Driver:
+    """A library with the symbols of its unstripped twin to compare with."""
+
+    def __init__(self, folder: Path, *flags: str, extra: str = "", more: str = "") -> None:
+        need("nm", "strip")
+        source = DRIVER.replace("EXTRA", extra).replace("MORE", more)
+        library = build(
+            source,
+            folder / "driver.so",
+            *("-shared", "-O2", "-fvisibility=hidden", f"-Wl,--build-id=0x{BUILD_ID}", *flags),
+        )
+        listing = subprocess.run(
+            ["nm", "--defined-only", library], capture_output=True, text=True, check=True
+        ).stdout
+        self.addresses = {
+            name: int(address, 16) for address, _, name in map(str.split, listing.splitlines())
+        }
+        self.path = folder / "stripped.so"
+        subprocess.run(["strip", "-o", self.path, library], check=True)
+
+    @property
+    def functions(self) -> Functions:
+        return Functions(ElfFile(self.path))
+
+    def named(self, *names: str) -> list[int]:
+        return sorted(self.addresses[name] for name in names)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["-O2"],
+        ["-O0"],
+        ["-Wl,-z,lazy"],
+        ["-fcf-protection=full", "-Wl,-z,ibtplt"],
+        ["-fno-plt", "-Wl,-z,now"],
+        ["-fno-plt", "-Wl,-z,now", "-fcf-protection=full"],
+        ["-Wl,-z,norelro", "-Wl,--no-relax"],
+        ["-mavx2", "-O3"],
+        ["-Wl,-Bsymbolic"],
+    ],
+    ids=" ".join,
+)
+def test_finds_the_method_and_what_it_calls(tmp_path: Path, flags: list[str]) -> None:
+    driver = Driver(tmp_path, *flags)
+    assert driver.functions.driver_methods(API) == driver.named("getThing")
+    assert driver.functions.driver_methods("virDomainGetOther") == driver.named("getOther")
+    for caller in driver.named("getThing", "getOther"):
+        assert driver.functions.called_by(caller, CALLS) == driver.named("gather")
+    [get_thing] = driver.named("getThing")
+    assert driver.functions.called_by(get_thing, "work") == driver.named("gather", "decoy")
+
+
+def test_packed_relocations(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, "-Wl,-z,pack-relative-relocs")
+    if ".relr.dyn" not in ElfFile(driver.path).loaded_sections():
+        pytest.skip("this linker does not pack relocations")
+    assert driver.functions.driver_methods(API) == driver.named("getThing")
+
+
+INSTRUCTIONS = """
+push %rbp; mov %rsp,%rbp; sub $0x18,%rsp; sub $0x12345,%rsp; endbr64; nopw 0(%rax,%rax,1)
+mov $1,%eax; mov $1,%ax; mov $1,%al; movabs $0x1122334455667788,%r10; mov $-1,%rax
+mov %fs:0x28,%rax; xor %fs:0x28,%rcx; movabs 0x1122334455667788,%eax; lea 8(%rip),%rdi
+mov (%rsp),%eax; mov (%r12),%eax; mov (%r13),%eax; mov (%rbp),%eax; mov 0x1000(%rsp),%eax
+mov (,%rax,8),%ecx; mov 4(%rax,%rbx,2),%ecx; mov 0x400(%r8,%r9,4),%ecx; mov (%r13,%r9,4),%ecx
+movb $1,(%rax); movw $1,2(%rax); movl $1,4(%rax); movq $1,0x100(%rax); movl $1,8(%rip)
+add $1,%al; add $0x100,%ax; add $0x100,%eax; add $0x100,%rax; cmpw $0x100,8(%rip); cmpl $1,(%rcx)
+test $1,%al; test $1,%cl; testw $0x100,(%rcx); testl $0x100,(%rcx); testq $0x100,(%rcx); not %ecx
+neg %cl; mul %rcx; idivl (%rsp); imul $3,%eax,%ecx; imul $0x300,%eax,%ecx; imul $0x300,%ax,%cx
+imul %eax,%ecx; shl %eax; shl $3,%rax; sar %cl,%eax; shld $3,%eax,%ecx; bt $3,%eax; bts %eax,%ecx
+push $1; push $0x100; pushw $0x100; pop %rax; popq 8(%rax); push 8(%rip); ret; ret $8; leave
+call *%rax; call *8(%rip); notrack jmp *%rax; jmp *8(,%rax,8); movzbl %al,%eax; movslq %eax,%rdx
+movsbl 4(%rax),%edx; sete %al; setne 8(%rip); cmovne %eax,%ecx; cmovg 8(%rsp),%r9; bswap %rax
+rep stosq; repne scasb; rep movsb; lock cmpxchg %ecx,(%rdx); lock xadd %eax,(%rdx); xchg %rax,(%rdx)
+lock incl 4(%rdx); cqto; cltq; cltd; cpuid; rdtsc; syscall; ud2; hlt; int3; int $3; mfence; pause
+movaps %xmm0,(%rsp); movups 8(%rax),%xmm1; movdqa 8(%rip),%xmm2; movq %xmm0,%rax; movd %eax,%xmm1
+pshufd $3,%xmm0,%xmm1; shufps $3,%xmm0,%xmm1; pinsrw $1,%eax,%xmm0; cmpltps %xmm0,%xmm1
+psrldq $8,%xmm0; psllq $3,%xmm1; cvtsi2sd %rax,%xmm0; ucomisd 8(%rip),%xmm0; pshufb %xmm0,%xmm1
+pcmpeqb %xmm0,%xmm1; palignr $3,%xmm0,%xmm1; pextrq $1,%xmm0,%rax; crc32b %al,%ecx; popcnt %eax,%ecx
+flds (%rsp); fldt 16(%rsp); fxch; fstpt (%rsp); fildll 8(%rsp); tzcnt %eax,%ecx; prefetcht0 (%rax)
+vmovdqu (%rax),%ymm0; vmovdqu %ymm8,(%r9); vpaddd %ymm8,%ymm9,%ymm10; vzeroupper; vzeroall
+vpshufd $3,%ymm0,%ymm1; vpermq $3,%ymm8,%ymm1; vpbroadcastb %xmm0,%ymm1
+vinserti128 $1,%xmm0,%ymm1,%ymm2
+andn %eax,%ecx,%edx; shlx %eax,%ecx,%edx; rorx $3,%eax,%ecx; vpsrldq $3,%ymm9,%ymm8
+vcmpltps %ymm0,%ymm1,%ymm2
+vmovdqu64 64(%rax),%zmm0; vpaddd %zmm16,%zmm17,%zmm18; vpternlogd $3,%zmm0,%zmm1,%zmm2
+vpermb %zmm0,%zmm1,%zmm2; vpsrlq $3,%zmm16,%zmm17; vmovdqu8 (%rax,%rbx,2),%ymm16; kmovw %k1,%eax
+vpcmpeqb (%rax),%zmm1,%k1; nopw %cs:0(%rax,%rax,1); cmpxchg16b (%rdi)
+"""
+
+
+def test_instructions_are_told_apart(tmp_path: Path) -> None:
+    """A label before each: where they stand is the assembler's word."""
+    need("nm", "gcc")
+    instructions = INSTRUCTIONS.replace("\n", ";").strip("; ").split(";")
+    source = "".join(f"at{n}: {text.strip()}\n" for n, text in enumerate(instructions))
+    library = tmp_path / "library.so"
+    command = ["gcc", "-shared", "-nostdlib", "-x", "assembler", "-", "-o", str(library)]
+    subprocess.run(command, input=source + "end: nop\n", text=True, check=True)
+    listing = subprocess.run(["nm", library], capture_output=True, text=True, check=True).stdout
+    labels = {name: int(at, 16) for at, _, name in map(str.split, listing.splitlines())}
+    text = ElfFile(library).loaded_sections()[".text"]
+    start = text.address
+    boundaries = {labels[f"at{n}"] - start for n in range(len(instructions))}
+    end = labels["end"] - start
+    assert _instructions().fullmatch(text.data, 0, end)
+    prefixes = {
+        0x26,
+        0x2E,
+        0x36,
+        0x3E,
+        0x64,
+        0x65,
+        0x66,
+        0x67,
+        0xF0,
+        0xF2,
+        0xF3,
+        *range(0x40, 0x50),
+    }
+    after_prefix = set()
+    for at in range(end):
+        if (at in boundaries or at in after_prefix) and text.data[at] in prefixes:
+            after_prefix.add(at + 1)
+        is_one = _instructions().fullmatch(text.data, 0, at) is not None
+        assert is_one == (at in boundaries or at in after_prefix), hex(at)
+
+
+def test_a_second_caller_of_the_access_check_gives_two(tmp_path: Path) -> None:
+    second = "STATIC int again(void *c, int n) { return virDomainGetThingEnsureACL(c) + n; }"
+    driver = Driver(tmp_path, extra=second, more="again")
+    assert driver.functions.driver_methods(API) == driver.named("getThing", "again")
+
+
+def test_what_is_not_imported_gives_none(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
+    assert driver.functions.driver_methods("virDomainGetNothing") == []
+    [get_thing] = driver.named("getThing")
+    assert driver.functions.called_by(get_thing, "qemuMonitorGetNothing") == []
+    assert driver.functions.called_by(driver.addresses["decoy"], CALLS) == []
+
+
+def test_a_tail_call_is_a_call(tmp_path: Path) -> None:
+    extra = """
+    extern int virDomainTailEnsureACL(void *conn);
+    STATIC int last(int n) { return work(n) + qemuMonitorGetThing(n); }
+    STATIC int tail(void *c, int n) { return virDomainTailEnsureACL(c) ? -1 : last(n); }
+    STATIC int tail2(void *c, int n) { return c ? 7 : last(n + 1); }
+    STATIC int check(void *c, int n) { return n == 3 ? 1 : virDomainTailEnsureACL(c); }
+    """
+    driver = Driver(tmp_path, extra=extra, more="tail, tail2, check")
+    assert driver.functions.driver_methods("virDomainTail") == driver.named("tail", "check")
+    for caller in driver.named("tail", "tail2"):
+        assert driver.functions.called_by(caller, CALLS) == driver.named("last")
+
+
+def test_an_exported_function_between_them(tmp_path: Path) -> None:
+    extra = """
+    EXPORT int between(int n) { return qemuMonitorGetThing(n) * 2; }
+    STATIC int outer(void *c, int n) { return c ? -1 : between(n) + 1; }
+    """
+    driver = Driver(tmp_path, extra=extra, more="outer")
+    [outer] = driver.named("outer")
+    assert driver.functions.called_by(outer, CALLS) == driver.named("between")
+
+
+def test_an_address_that_is_only_handed_on_is_no_sure_call(tmp_path: Path) -> None:
+    extra = """
+    extern int each(int (*function)(int), int n);
+    EXPORT int handed(int n) { return qemuMonitorGetThing(n) * 2; }
+    STATIC int outer(void *c, int n) { return c ? -1 : each(handed, n) + 1; }
+    STATIC int both(void *c, int n) { return outer(c, n) + gather(n, &n) + each(handed, n); }
+    """
+    driver = Driver(tmp_path, "-fsemantic-interposition", extra=extra, more="outer, both")
+    with pytest.raises(TargetError, match="not sure"):
+        driver.functions.called_by(driver.addresses["outer"], CALLS)
+    [both] = driver.named("both")
+    assert driver.functions.called_by(both, CALLS) == driver.named("gather", "handed")
+
+
+COLD = """
+STATIC int unlucky(int n, int *out)
+{
+    int kept[4] = { work(n), work(n + 1), work(n + 2), work(n + 3) };
+    if (__builtin_expect(kept[0] < kept[3], 0)) {
+        virReportError(n);
+        *out = qemuMonitorGetThing(kept[1]);
+        virReportError(*out);
+    }
+    return kept[0] + kept[1] + kept[2] + *out;
+}
+STATIC int careful(void *c, int n) { int out = 0; return (c ? -1 : unlucky(n, &out)) + out; }
+"""
+
+
+def test_a_call_in_a_split_off_fragment_is_its_functions(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, extra=COLD, more="careful")
+    assert "unlucky.cold" in driver.addresses, "the compiler split nothing off"
+    [careful] = driver.named("careful")
+    assert driver.functions.called_by(careful, CALLS) == driver.named("unlucky")
+
+
+def test_a_fragment_of_the_caller_is_not_taken_for_a_function(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, extra=COLD, more="careful")
+    with pytest.raises(TargetError, match="inlined"):
+        driver.functions.called_by(driver.addresses["unlucky"], CALLS)
+
+
+def test_what_may_be_function_or_fragment_is_refused(tmp_path: Path) -> None:
+    extra = """
+    STATIC int lonely(int n) { return qemuMonitorGetThing(n) + 1; }
+    STATIC int outer(void *c, int n) { return c ? -1 : lonely(n); }
+    """
+    driver = Driver(tmp_path, extra=extra, more="outer")
+    with pytest.raises(TargetError, match="may be a function or a fragment"):
+        driver.functions.called_by(driver.addresses["outer"], CALLS)
+
+
+def test_a_helper_that_checks_access_is_not_the_method(tmp_path: Path) -> None:
+    extra = """
+    extern int virDomainHelpedEnsureACL(void *conn);
+    STATIC int helper(void *c) { return virDomainHelpedEnsureACL(c) + 1; }
+    STATIC int helped(void *c, int n) { return helper(c) + n; }
+    """
+    driver = Driver(tmp_path, extra=extra, more="helped")
+    with pytest.raises(TargetError, match="not the driver's method itself"):
+        driver.functions.driver_methods("virDomainHelped")
+
+
+def bytes_and_call(folder: Path, before: str, after: str) -> Driver:
+    """A driver whose method has the bytes of a call of the check between others."""
+    method = f"""
+    STATIC int bytes(void *c, int n)
+    {{
+        __asm__ volatile(".byte {before}0xe8\\n"
+                         ".reloc ., R_X86_64_PLT32, virDomainBytesEnsureACL - 4\\n"
+                         ".byte 0, 0, 0, 0{after}" ::: "rax");
+        return work(n);
+    }}
+    """
+    return Driver(folder, "-Wl,--build-id=none", extra=method, more="bytes")
+
+
+def test_bytes_that_look_like_a_call_are_none(tmp_path: Path) -> None:
+    real = bytes_and_call(tmp_path / "real", "", "")
+    assert real.functions.driver_methods("virDomainBytes") == real.named("bytes")
+    # mov $0x....e890, %rax
+    immediate = bytes_and_call(tmp_path / "immediate", "0x48, 0xb8, 0x90, ", ", 0, 0")
+    assert immediate.functions.driver_methods("virDomainBytes") == []
+
+
+def test_an_instruction_that_is_not_known_is_refused(tmp_path: Path) -> None:
+    driver = bytes_and_call(tmp_path, "0x06, ", "")
+    with pytest.raises(TargetError, match="unknown instructions"):
+        driver.functions.driver_methods("virDomainBytes")
+
+
+def test_other_processors_and_files_without_the_table_are_refused(tmp_path: Path) -> None:
+    need("objcopy")
+    driver = Driver(tmp_path)
+    without = tmp_path / "without.so"
+    subprocess.run(
+        ["objcopy", "--remove-section", ".eh_frame_hdr", driver.path, without], check=True
+    )
+    with pytest.raises(TargetError, match=r"no table of its functions"):
+        Functions(ElfFile(without)).driver_methods(API)
+    foreign = bytearray(driver.path.read_bytes())
+    foreign[18:20] = (183).to_bytes(2, "little")  # e_machine: EM_AARCH64
+    without.write_bytes(foreign)
+    with pytest.raises(TargetError, match="code for aarch64 is not understood"):
+        Functions(ElfFile(without))
+
+
+def test_answers_are_kept_and_used(tmp_path: Path, cache: Path) -> None:
+    driver = Driver(tmp_path)
+    [get_thing] = driver.functions.driver_methods(API)
+    gather = driver.functions.called_by(get_thing, CALLS)
+    [kept] = cache.iterdir()
+    assert kept.name == f"{BUILD_ID}.json"
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert cache.stat().st_mode & 0o777 == 0o700
+    # Another file that claims the build-id: what it answers can only come from the cache.
+    other = build("int nothing;", tmp_path / "o.so", "-shared", f"-Wl,--build-id=0x{BUILD_ID}")
+    functions = Functions(ElfFile(other))
+    assert functions.driver_methods(API) == [get_thing]
+    assert functions.called_by(get_thing, CALLS) == gather
+
+
+WRONG = 0x1234
+
+
+def wrong_answer(**changes: object) -> str:
+    answers = {f"driver_method {API}": [WRONG]}
+    return json.dumps({"format": 1, "build_id": BUILD_ID, "answers": answers, **changes})
+
+
+def test_the_cache_is_read_at_all(tmp_path: Path, cache: Path) -> None:
+    """Without it the tests below would hold for a cache that is never read."""
+    driver = Driver(tmp_path)
+    cache.mkdir(mode=0o700, parents=True)
+    (cache / f"{BUILD_ID}.json").write_text(wrong_answer())
+    assert driver.functions.driver_methods(API) == [WRONG]
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        "",
+        "{",
+        "[]",
+        "[" * 100_000,
+        '"\\ud800',
+        wrong_answer(format=2),
+        wrong_answer(build_id="00" * 20),
+        wrong_answer(answers=[]),
+        wrong_answer(answers={f"driver_method {API}": WRONG}),
+        wrong_answer(answers={f"driver_method {API}": [str(WRONG)]}),
+        wrong_answer(answers={f"driver_method {API}": [True]}),
+    ],
+    ids=lambda contents: str(contents)[:60] or "empty",
+)
+def test_a_broken_cache_is_made_again(tmp_path: Path, cache: Path, contents: str) -> None:
+    driver = Driver(tmp_path)
+    cache.mkdir(mode=0o700, parents=True)
+    kept = cache / f"{BUILD_ID}.json"
+    kept.write_text(contents)
+    assert driver.functions.driver_methods(API) == driver.named("getThing")
+    assert json.loads(kept.read_text())["answers"] == {
+        f"driver_method {API}": driver.named("getThing")
+    }
+
+
+def planted_symlink(cache: Path) -> None:
+    cache.mkdir(mode=0o700, parents=True)
+    target = cache.parent / "elsewhere.json"
+    target.write_text(wrong_answer())
+    (cache / f"{BUILD_ID}.json").symlink_to(target)
+
+
+def planted_folder_symlink(cache: Path) -> None:
+    target = cache.parent / "elsewhere"
+    target.mkdir(mode=0o700, parents=True)
+    (target / f"{BUILD_ID}.json").write_text(wrong_answer())
+    cache.symlink_to(target)
+
+
+def planted_in_an_open_folder(cache: Path) -> None:
+    cache.mkdir(parents=True)
+    cache.chmod(0o777)
+    (cache / f"{BUILD_ID}.json").write_text(wrong_answer())
+
+
+def planted_fifo(cache: Path) -> None:
+    cache.mkdir(mode=0o700, parents=True)
+    os.mkfifo(cache / f"{BUILD_ID}.json")
+
+
+def planted_by_another_user(cache: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    cache.mkdir(mode=0o700, parents=True)
+    kept = cache / f"{BUILD_ID}.json"
+    kept.write_text(wrong_answer())
+    os.chown(kept, 65534, 65534)
+
+
+def planted_in_anothers_folder(cache: Path) -> None:
+    planted_by_another_user(cache)
+    os.chown(cache / f"{BUILD_ID}.json", 0, 0)
+    os.chown(cache, 65534, 65534)
+
+
+def planted_file_for_folder(cache: Path) -> None:
+    cache.parent.mkdir(parents=True)
+    cache.write_text("")
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        planted_symlink,
+        planted_folder_symlink,
+        planted_in_an_open_folder,
+        planted_fifo,
+        planted_by_another_user,
+        planted_in_anothers_folder,
+        planted_file_for_folder,
+    ],
+)
+def test_a_cache_that_is_not_ours_alone_is_not_believed(
+    tmp_path: Path, cache: Path, plant: object
+) -> None:
+    driver = Driver(tmp_path)
+    assert callable(plant)
+    plant(cache)
+    assert driver.functions.driver_methods(API) == driver.named("getThing")
+    for elsewhere in cache.parent.rglob("elsewhere*.json"):
+        assert elsewhere.read_text() == wrong_answer(), "written through the link"
+
+
+def test_without_a_build_id_there_is_no_cache(tmp_path: Path, cache: Path) -> None:
+    driver = Driver(tmp_path, "-Wl,--build-id=none")
+    assert driver.functions.driver_methods(API) == driver.named("getThing")
+    assert not cache.exists()
+
+
+# What debug info of the same code says (Debian 12, libvirt 9.0.0-4+deb12u2).
+INSTALLED = Path("/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so")
+KNOWN = "3bf74c7e45cdb1958dafc1912cd8567d96f1194c"
+
+
+def test_the_installed_driver() -> None:
+    if not INSTALLED.exists():
+        pytest.skip("no libvirt daemon is installed")
+    elf = ElfFile(INSTALLED)
+    if elf.build_id != KNOWN:
+        pytest.skip("another build of libvirt is installed")
+    functions = Functions(elf)
+    assert functions.driver_methods("virDomainGetBlockInfo") == [0xE0C30]
+    assert functions.called_by(0xE0C30, "qemuMonitorGetAllBlockStatsInfo") == [0xD8B30]
+
+
+def test_every_method_of_the_installed_driver_is_found() -> None:
+    if not INSTALLED.exists():
+        pytest.skip("no libvirt daemon is installed")
+    need("nm")
+    elf = ElfFile(INSTALLED)
+    if elf.build_id != KNOWN:
+        pytest.skip("another build of libvirt is installed")
+    listing = subprocess.run(
+        ["nm", "-D", "--undefined-only", INSTALLED], capture_output=True, text=True, check=True
+    ).stdout
+    imports = [line.split()[-1].split("@")[0] for line in listing.splitlines()]
+    apis = [name[: -len("EnsureACL")] for name in imports if name.endswith("EnsureACL")]
+    functions = Functions(elf)
+    methods = [functions.driver_methods(api) for api in apis]
+    assert len(apis) == 217
+    assert all(len(found) == 1 for found in methods)
+    assert len({found[0] for found in methods}) == len(apis), "one method for two"
