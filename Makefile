@@ -18,7 +18,7 @@ test: ## set up, then lint, types and all tests but the slow ones
 	@echo "test: pytest, all but the slow tests"
 	@$(BIN)/pytest -m "not matrix"
 
-test-matrix: ## the slow tests: libvirt with debug info, built once into a cache
+test-matrix: ## the slow tests: libvirt with debug info, and other releases of everything, cached
 	@tools/setup.sh matrix
 	@echo "test-matrix: pytest, the slow tests"
 	@$(BIN)/pytest -m matrix

@@ -174,8 +174,8 @@ def test_the_last_reply_is_what_qemu_says_when_asked_directly(
     [call] = calls_of(whole_trace(output))
     traced = exchanges(call)[-1]
     assert traced.reply is not None
-    # The very command that libvirt sent: up to 7.0 without flat, the option to leave out the
-    # images below.
+    # The very command that libvirt sent: 7.0.0 does so without flat, the option that leaves out
+    # the images below.
     command = {key: value for key, value in traced.send.values["json"].items() if key != "id"}
     assert command["execute"] == "query-named-block-nodes"
     assert traced.reply.values["json"]["return"] == stock_lab.qmp(command)["return"]

@@ -289,6 +289,21 @@ def test_another_mount_namespace(start: Start, other: Path) -> None:
     assert "another mount namespace" in str(found)
 
 
+@ROOT_ONLY
+def test_other_files_under_the_same_names(tmp_path: Path, start: Start, daemon: Path) -> None:
+    """As in a container: GDB would read the files of this root for those of the process."""
+    unshare = [shutil.which("unshare"), "--mount", "--propagation", "private"]
+    if subprocess.run([*unshare, "true"]).returncode != 0:
+        pytest.skip("this root may not make a mount namespace (a container without CAP_SYS_ADMIN)")
+    other = tmp_path / "other"
+    shutil.copytree(daemon.parent, other, symlinks=True)
+    script = f'mount --bind {other} {daemon.parent} && exec {daemon} "$@"'
+    running = start(*unshare, "sh", "-c", script)
+    error = refusal(running.pid)
+    assert "lives in another root" in error.what
+    assert "libvirt.so.0" in error.what
+
+
 def test_choosing_a_daemon(start: Start, daemon: Path) -> None:
     with pytest.raises(TargetError, match=f"no {daemon.name} is running"):
         choose_daemon(daemon.name)

@@ -174,7 +174,7 @@ def check_traceable(pid: int) -> Process:
 def require_libvirt(process: Process) -> Process:
     """The process itself.
 
-    Raises TargetError where it has no libvirt in it, or another one than is on disk now.
+    Raises TargetError where it has no libvirt in it, or another one than GDB would read here.
     """
     if process.module("libvirt.so.0") is None:
         raise TargetError(
@@ -192,7 +192,20 @@ def require_libvirt(process: Process) -> Process:
                 "restart the daemon (guests keep running): "
                 f"systemctl restart {os.path.basename(process.exe)}",
             )
+        if module is not None and not _is_here(module):
+            raise TargetError(
+                f"process {process.pid} lives in another root (a container or chroot): what is "
+                f"{module.path} there is not that file here, and GDB would read the wrong one",
+                "run virtrace in there, where its own GDB reads the right files",
+            )
     return process
+
+
+def _is_here(module: Module) -> bool:
+    try:
+        return os.path.samefile(module.path, module.file)
+    except OSError:
+        return False
 
 
 def yama_refusal(scope: int, may_trace_all: bool) -> TargetError | None:
