@@ -15,6 +15,7 @@ from virtrace.analysis.spans import Call, Span
 from virtrace.lab.daemon import Lab
 
 from .tracing import (
+    COUNTERS,
     DISKS,
     SCRIPT,
     SECONDS,
@@ -23,6 +24,7 @@ from .tracing import (
     gdb_environment,
     printed_info,
     record,
+    span,
     whole_trace,
 )
 
@@ -53,21 +55,6 @@ STATS = [
     "wr_highest_offset_valid",
     "write_threshold",
 ]
-# QMP's name of each counter, in the `stats` of query-blockstats.
-COUNTERS = {
-    "rd_req": "rd_operations",
-    "rd_bytes": "rd_bytes",
-    "wr_req": "wr_operations",
-    "wr_bytes": "wr_bytes",
-    "rd_total_times": "rd_total_time_ns",
-    "wr_total_times": "wr_total_time_ns",
-    "flush_req": "flush_operations",
-    "flush_total_times": "flush_total_time_ns",
-}
-
-
-def span(call: Call, name: str) -> Span:
-    return next(node for node in call.nodes() if isinstance(node, Span) and node.name == name)
 
 
 def returned(call: Call, name: str) -> dict[str, Any]:

@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from virtrace.analysis.spans import Call, Span
 from virtrace.lab.daemon import Lab
 from virtrace.trace.format import is_unavailable
 
-from .tracing import DISKS, all_disks, calls_of, printed_info, record, whole_trace
+from .tracing import COUNTERS, DISKS, all_disks, calls_of, printed_info, record, span, whole_trace
 
 API, METHOD, GATHER = (
     "virDomainGetBlockInfo",
@@ -23,20 +22,6 @@ GET_ALL = "qemuMonitorGetAllBlockStatsInfo"
 ROUNDS = 20
 # What cannot be proven of a function that the compiler was free to change.
 UNPROVEN = {(GATHER, "capacity")}
-COUNTERS = {
-    "rd_req": "rd_operations",
-    "rd_bytes": "rd_bytes",
-    "wr_req": "wr_operations",
-    "wr_bytes": "wr_bytes",
-    "rd_total_times": "rd_total_time_ns",
-    "wr_total_times": "wr_total_time_ns",
-    "flush_req": "flush_operations",
-    "flush_total_times": "flush_total_time_ns",
-}
-
-
-def span(call: Call, name: str) -> Span:
-    return next(node for node in call.nodes() if isinstance(node, Span) and node.name == name)
 
 
 def stats_of(device: dict[str, Any], image: dict[str, Any]) -> dict[str, Any]:

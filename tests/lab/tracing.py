@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from virtrace.analysis.spans import Call, CallBuilder
+from virtrace.analysis.spans import Call, CallBuilder, Span
 from virtrace.lab.daemon import Lab
 from virtrace.trace.reader import Trace, read_trace
 
@@ -17,6 +17,17 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = REPOSITORY / "gdb_scripts" / "trace_blockinfo.py"
 DISKS = ("vda", "vdb", "vdc", "vdd")
 SECONDS = 60.0
+# QMP's name of each counter of qemuBlockStats, in the `stats` of query-blockstats.
+COUNTERS = {
+    "rd_req": "rd_operations",
+    "rd_bytes": "rd_bytes",
+    "wr_req": "wr_operations",
+    "wr_bytes": "wr_bytes",
+    "rd_total_times": "rd_total_time_ns",
+    "wr_total_times": "wr_total_time_ns",
+    "flush_req": "flush_operations",
+    "flush_total_times": "flush_total_time_ns",
+}
 
 
 def virtrace(*args: str, **options: object) -> subprocess.CompletedProcess[str]:
@@ -50,6 +61,10 @@ def calls_of(trace: Trace) -> list[Call]:
     calls = [call for event in trace.events if (call := builder.feed(event))]
     assert builder.finish() == []
     return calls
+
+
+def span(call: Call, name: str) -> Span:
+    return next(node for node in call.nodes() if isinstance(node, Span) and node.name == name)
 
 
 def printed_info(text: str) -> list[dict[str, int]]:
