@@ -93,7 +93,7 @@ class Daemon:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._process = subprocess.Popen(
-            [folder / NAME, folder / "libvirt_driver_qemu.so"],
+            self.command(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
@@ -102,6 +102,9 @@ class Daemon:
         self._lines = Lines(self._process.stdout.fileno())
         self.pid = self._process.pid
         self.answer()
+
+    def command(self) -> list[str | Path]:
+        return [self.folder / NAME, self.folder / "libvirt_driver_qemu.so"]
 
     def ask(self, command: str) -> None:
         assert self._process.stdin is not None
