@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,29 +15,34 @@ from harness import NAME, PATIENCE, SCRIPTS, Daemon
 
 from support.intact import assert_untraced_and_intact
 
-# A mount namespace in which the folder has what stands in another; then the program.
-INSIDE = 'mount --bind "$1" "$2" && cd / && exec "$2/$3" "$2/libvirt_driver_qemu.so"'
-
 
 class Contained(Daemon):
-    """Runs the files of ``inside`` under the paths of ``outside``."""
+    """Runs in a root of its own, where its folder's path leads to other files."""
 
-    def __init__(self, outside: Path, inside: Path) -> None:
-        self._inside = inside
-        super().__init__(outside)
+    def __init__(self, folder: Path, root: Path) -> None:
+        self._root = root
+        super().__init__(folder)
 
     def command(self) -> list[str | Path]:
-        unshare = ["unshare", "--mount", "--propagation", "private"]
-        return [*unshare, "sh", "-c", INSIDE, "sh", self._inside, self.folder, NAME]
+        # Without /proc in there, $ORIGIN leads nowhere.
+        return ["env", f"LD_LIBRARY_PATH={self.folder}", "chroot", self._root, *super().command()]
 
 
 @pytest.fixture
 def contained(build: Callable[[str], Path], tmp_path: Path) -> Iterator[Contained]:
     if os.geteuid() != 0:
-        pytest.skip("only root can make a mount namespace")
-    outside = tmp_path / "outside"
-    shutil.copytree(build("plain"), outside, symlinks=True)
-    daemon = Contained(outside, build("optimized"))
+        pytest.skip("only root can change a process's root")
+    folder, root = tmp_path / "program", tmp_path / "root"
+    shutil.copytree(build("plain"), folder, symlinks=True)
+    inside = root / folder.relative_to("/")
+    shutil.copytree(build("optimized"), inside, symlinks=True)
+    listed = subprocess.check_output(["ldd", inside / NAME], text=True)
+    for library in re.findall(r"(/\S+) \(0x", listed):
+        if not Path(library).is_relative_to(inside):
+            copy = root / library.lstrip("/")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(library, copy)
+    daemon = Contained(folder, root)
     yield daemon
     daemon.end()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from virtrace.binary.process import inspect, read_status
@@ -16,7 +17,9 @@ def assert_untraced_and_intact(pid: int) -> None:
         assert status["TracerPid"] == "0", f"thread {task.name} is traced"
         assert not status["State"].startswith(("t", "T")), f"thread {task.name} is stopped"
     compared = 0
-    files = {module.path: module.file for module in inspect(pid).modules}
+    # maps names files from our root, modules from that of the process.
+    root = os.readlink(f"/proc/{pid}/root").rstrip("/")
+    files = {root + module.path: module.file for module in inspect(pid).modules}
     with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
         for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
             fields = line.split(maxsplit=5)
