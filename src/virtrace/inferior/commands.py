@@ -18,6 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import gdb
+
 from virtrace.binary.abi import ABIS, Abi
 from virtrace.binary.process import Process, check_traceable, inspect, require_libvirt
 from virtrace.errors import INTERRUPTED, NOT_TRACED, TargetError, UsageError, VirtraceError

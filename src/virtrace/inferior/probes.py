@@ -6,6 +6,7 @@ import time
 from typing import Protocol
 
 import gdb
+
 from virtrace.binary.abi import Abi
 from virtrace.errors import TargetError
 from virtrace.inferior.capture import Memory, Unavailable

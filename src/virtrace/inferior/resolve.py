@@ -1,8 +1,8 @@
 """A recipe on one process: where each probe stands, and by what means that is known.
 
 Means, best first: debug info (``dwarf``), an exported symbol whose declaration the recipe
-gives (``symbol``), a static probe (``usdt``). What none of them finds is ``missing``, with
-the reason; nothing is guessed.
+gives (``symbol``), who calls whom in a stripped file (``inferred``), a static probe
+(``usdt``). What none of them finds is ``missing``, with the reason; nothing is guessed.
 """
 
 from __future__ import annotations
@@ -185,7 +185,8 @@ def _function(
 
 def _exported(address: int, prototype: Prototype, bodies: list[DebugFunction]) -> _Found:
     """The names are the declaration's; the types are those of debug info where there is any."""
-    types = {**_declared_types(prototype), RETURN: layouts.named(prototype.returns)}
+    parameters = _declared_types(prototype)
+    types = {**parameters, RETURN: layouts.named(prototype.returns)}
     for name, declared in types.items():
         # One that is not in an integer register moves all the others.
         if isinstance(declared, (Opaque, Struct, Array)) and declared != Opaque("void"):
@@ -194,8 +195,7 @@ def _exported(address: int, prototype: Prototype, bodies: list[DebugFunction]) -
     body = next((body for body in bodies if body.entry == address), None)
     if body is None:
         return _Found("symbol", (_Body(address, types),))
-    known = [*body.arguments.values()][: len(prototype.parameters)]
-    for (name, declared), actual in zip(_declared_types(prototype).items(), known):
+    for (name, declared), actual in zip(parameters.items(), body.arguments.values()):
         if type(declared) is not type(actual):
             return _Found("missing", why=f"its argument {name} is not what the recipe declares")
         types[name] = actual

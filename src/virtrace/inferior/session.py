@@ -11,6 +11,7 @@ from functools import partial
 from typing import NoReturn, Protocol
 
 import gdb
+
 from virtrace import __version__
 from virtrace.binary.abi import Abi
 from virtrace.binary.process import Process, libvirt_version, read_status

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import gdb
+
 from virtrace.binary import ctype as c
 from virtrace.binary.process import Process
 from virtrace.errors import TargetError

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import gdb
+
 from virtrace.analysis.spans import Call, CallBuilder
 from virtrace.report import text
 from virtrace.report.highlight import style_for

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol, Union
 
 from virtrace.inferior.capture import Arguments, Capture, Memory, Unavailable
@@ -56,7 +57,7 @@ class SpanPlan:
     parameters: Sequence[Parameter] = ()
     moved: bool = False
 
-    @property
+    @cached_property
     def needed(self) -> frozenset[str]:
         return _needed(self.exit)
 
@@ -74,7 +75,7 @@ class PointPlan:
     anywhere: bool = False
     at_return: bool = False
 
-    @property
+    @cached_property
     def needed(self) -> frozenset[str]:
         return _needed(self.capture)
 
@@ -148,41 +149,39 @@ class Tracer:
         if any(span.plan is plan and span.return_sp == return_sp for span in spans):
             self._abandon(spans, stop, lambda gone: gone.return_sp == return_sp)
         parent = spans[-1] if spans else None
-        caller: Caller | None = None
-        if isinstance(plan, SpanPlan) and plan.parameters and (parent is None or parent.recorded):
-            proven = stop.arguments(parent.caller if parent else None)
-            caller = Caller(plan.parameters, proven, return_sp)
-        if parent is None:
-            if not isinstance(plan, SpanPlan) or not plan.root:
-                return False
-            values = _values(plan.enter, stop.memory, stop.argument)
-            self._spans += 1
-            opened = _Open(
-                plan, self._spans, None, self._spans, return_pc, return_sp, self._wanted(values)
-            )
-        elif isinstance(plan, PointPlan):
-            if not parent.recorded:
+        if isinstance(plan, PointPlan):
+            if parent is None or not parent.recorded:
                 return False
             opened = _Open(plan, parent.span, parent.span, parent.call, return_pc, return_sp, True)
+        elif parent is None and not plan.root:
+            return False
         else:
-            values = _values(plan.enter, stop.memory, stop.argument) if parent.recorded else {}
-            self._spans += 1
-            opened = _Open(
-                plan,
-                self._spans,
-                parent.span,
-                parent.call,
-                return_pc,
-                return_sp,
-                parent.recorded,
-            )
-        opened.caller = caller
+            opened = self._open(plan, stop, parent, return_pc, return_sp)
         if opened.recorded:
             opened.arguments = {name: _argument(stop, name) for name in plan.needed}
-            if isinstance(plan, SpanPlan):
-                self._emit("enter", stop.t_ns, stop.tid, opened, values)
         spans.append(opened)
         return True
+
+    def _open(
+        self, plan: SpanPlan, stop: Stop, parent: _Open | None, return_pc: int, return_sp: int
+    ) -> _Open:
+        """A new span; recorded like its parent, or, of a root, where the filters want it."""
+        self._spans += 1
+        span = self._spans
+        if parent is None:
+            opened = _Open(plan, span, None, span, return_pc, return_sp, True)
+        else:
+            recorded = parent.recorded
+            opened = _Open(plan, span, parent.span, parent.call, return_pc, return_sp, recorded)
+        if opened.recorded:
+            if plan.parameters:
+                proven = stop.arguments(parent.caller if parent else None)
+                opened.caller = Caller(plan.parameters, proven, return_sp)
+            values = _values(plan.enter, stop.memory, stop.argument)
+            opened.recorded = parent is not None or self._wanted(values)
+            if opened.recorded:
+                self._emit("enter", stop.t_ns, stop.tid, opened, values)
+        return opened
 
     def leave(self, pc: int, stop: Stop) -> None:
         """A thread came to ``pc``, where functions that are traced return to."""
