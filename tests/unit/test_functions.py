@@ -10,7 +10,8 @@ import pytest
 from toolchain import build, need
 
 from virtrace.binary.elf import ElfFile
-from virtrace.binary.functions import Functions, _instructions
+from virtrace.binary.functions import Functions
+from virtrace.binary.x86_64 import instructions
 from virtrace.errors import TargetError
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="builds x86-64 code")
@@ -154,8 +155,8 @@ vpcmpeqb (%rax),%zmm1,%k1; nopw %cs:0(%rax,%rax,1); cmpxchg16b (%rdi)
 def test_instructions_are_told_apart(tmp_path: Path) -> None:
     """A label before each: where they stand is the assembler's word."""
     need("nm", "gcc")
-    instructions = INSTRUCTIONS.replace("\n", ";").strip("; ").split(";")
-    source = "".join(f"at{n}: {text.strip()}\n" for n, text in enumerate(instructions))
+    listed = INSTRUCTIONS.replace("\n", ";").strip("; ").split(";")
+    source = "".join(f"at{n}: {text.strip()}\n" for n, text in enumerate(listed))
     library = tmp_path / "library.so"
     command = ["gcc", "-shared", "-nostdlib", "-x", "assembler", "-", "-o", str(library)]
     subprocess.run(command, input=source + "end: nop\n", text=True, check=True)
@@ -163,9 +164,9 @@ def test_instructions_are_told_apart(tmp_path: Path) -> None:
     labels = {name: int(at, 16) for at, _, name in map(str.split, listing.splitlines())}
     text = ElfFile(library).loaded_sections()[".text"]
     start = text.address
-    boundaries = {labels[f"at{n}"] - start for n in range(len(instructions))}
+    boundaries = {labels[f"at{n}"] - start for n in range(len(listed))}
     end = labels["end"] - start
-    assert _instructions().fullmatch(text.data, 0, end)
+    assert instructions().fullmatch(text.data, 0, end)
     prefixes = {
         0x26,
         0x2E,
@@ -184,7 +185,7 @@ def test_instructions_are_told_apart(tmp_path: Path) -> None:
     for at in range(end):
         if (at in boundaries or at in after_prefix) and text.data[at] in prefixes:
             after_prefix.add(at + 1)
-        is_one = _instructions().fullmatch(text.data, 0, at) is not None
+        is_one = instructions().fullmatch(text.data, 0, at) is not None
         assert is_one == (at in boundaries or at in after_prefix), hex(at)
 
 

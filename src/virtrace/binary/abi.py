@@ -1,4 +1,4 @@
-"""What is particular to a processor: where calls keep arguments, results and return addresses."""
+"""Where calls keep arguments, results and return addresses, as one processor has it."""
 
 from __future__ import annotations
 
@@ -8,18 +8,24 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Abi:
-    """A calling convention for integer and pointer arguments. word: bytes of a register.
+    """A calling convention for integer and pointer arguments, by GDB's register names.
 
-    Names are GDB's register names. At a function's entry the return address lies at the
-    stack pointer, and the arguments that found no register begin one word above it.
+    A machine whose convention is not known has no argument registers and no result register:
+    then only what GDB itself can tell is read.
+    return_address_on_stack: at a function's entry it lies at the stack pointer, and the
+    arguments that found no register begin one word above it.
+    reads_result: instructions that read an `int` result: one right behind a call shows that it
+    returns one. dwarf_registers: by DWARF's numbers. word: bytes of a register.
     """
 
     machine: str
-    argument_registers: tuple[str, ...]
-    result_register: str
-    stack_pointer: str
-    # Instructions that read an `int` result: one right behind a call shows that it returns one.
-    reads_result: re.Pattern[bytes]
+    argument_registers: tuple[str, ...] = ()
+    result_register: str | None = None
+    return_address_on_stack: bool = False
+    reads_result: re.Pattern[bytes] | None = None
+    dwarf_registers: tuple[str, ...] = ()
+    # GDB's name for it on every machine.
+    stack_pointer: str = "sp"
     word: int = 8
 
     def stack_argument(self, index: int, sp: int) -> int:
@@ -28,16 +34,3 @@ class Abi:
 
     def sp_after_return(self, sp_at_entry: int) -> int:
         return sp_at_entry + self.word
-
-
-# System V Application Binary Interface, AMD64 Architecture Processor Supplement, 3.2.
-X86_64 = Abi(
-    "x86_64",
-    ("rdi", "rsi", "rdx", "rcx", "r8", "r9"),
-    "rax",
-    "rsp",
-    # test %eax,%eax; mov %eax,%REGISTER; cmp $BYTE,%eax
-    re.compile(rb"\x85\xc0|\x41?\x89[\xc0-\xc7]|\x83\xf8", re.S),
-)
-
-ABIS = {abi.machine: abi for abi in (X86_64,)}

@@ -119,6 +119,10 @@ class ElfFile:
         return MACHINES.get(name, name)
 
     @property
+    def is_little_endian_64(self) -> bool:
+        return bool(self._elf.little_endian) and self._elf.elfclass == 64
+
+    @property
     def build_id(self) -> str | None:
         """In lower-case hexadecimal; None where the linker left none."""
         with self._parsing():

@@ -14,8 +14,9 @@ import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache, cached_property
+from functools import cached_property
 
+from virtrace.binary import x86_64
 from virtrace.binary.elf import ElfFile, Section
 from virtrace.errors import TargetError
 
@@ -31,7 +32,7 @@ class Functions:
     """
 
     def __init__(self, elf: ElfFile) -> None:
-        if elf.machine != "x86_64":
+        if elf.machine != x86_64.ABI.machine:
             raise _unknown(elf, f"code for {elf.machine} is not understood, only for x86_64")
         self._elf = elf
         self._build_id = elf.build_id
@@ -87,7 +88,7 @@ class _Code:
             self._read_symbols()
         except (struct.error, IndexError, ValueError) as error:
             raise _unknown(elf, f"its tables are broken ({error})") from error
-        self._calls = _References(self._text, _CALLS)
+        self._calls = _References(self._text, x86_64.CALLS)
 
     def driver_methods(self, api: str) -> list[int]:
         # Some methods hand the check to a common function instead of calling it.
@@ -146,17 +147,17 @@ class _Code:
         slots: dict[int, int] = {}
         for name in (".rela.dyn", ".rela.plt"):
             for place, kind, symbol, addend in _RELA.iter_unpack(data.get(name, b"")):
-                if kind == _RELATIVE:
+                if kind == x86_64.RELATIVE:
                     self._pointers.add(addend)
-                elif kind == _ABSOLUTE:
+                elif kind == x86_64.ABSOLUTE:
                     self._pointers.add(symbols[symbol][4] + addend)
-                elif kind in (_GLOB_DAT, _JUMP_SLOT):
+                elif kind in (x86_64.GLOB_DAT, x86_64.JUMP_SLOT):
                     slots[place] = symbol
         ways: dict[int, set[int]] = {}
         for place, symbol in slots.items():
             ways.setdefault(symbol, set()).add(place)
         for name in _STUB_SECTIONS:
-            for stub, slot in _stubs(self._sections.get(name)):
+            for stub, slot in self._stubs(name):
                 if slot in slots:
                     ways[slots[slot]].add(stub)
         # What a call of a symbol can name: its slot, the stubs that jump through that, itself.
@@ -171,6 +172,16 @@ class _Code:
                 targets = targets | {address}
                 self._exports.setdefault(address, []).append(symbol_name)
             self._targets.setdefault(symbol_name, set()).update(targets)
+
+    def _stubs(self, table: str) -> Iterator[tuple[int, int]]:
+        """Each stub of a procedure linkage table, and the slot that it jumps through."""
+        section = self._sections.get(table)
+        if section is None:
+            return
+        # Some linkers leave the size of an entry out.
+        size = section.entry_size or x86_64.STUB_SIZE
+        for at, slot in x86_64.jumps_through_slots(section.data):
+            yield section.address + at - at % size, section.address + slot
 
     def _relative_pointers(self, bitmaps: bytes) -> Iterator[int]:
         """What lies, unrelocated, at the places that ``.relr.dyn`` (generic ABI) lists."""
@@ -207,8 +218,7 @@ class _Code:
 
     def _is_load(self, site: int) -> bool:
         section = self._section(site)
-        at = site - section.address
-        return section.data[at] == _MOV or section.data[at : at + 2] == _PUSH
+        return x86_64.is_load(section.data, site - section.address)
 
     def _function(self, part: int) -> int:
         """The function that a part belongs to.
@@ -219,7 +229,7 @@ class _Code:
         if part in self._pointers or part in self._exports:
             return part
         to_start = [*self._proven(self._calls_to(part, part + 1))]
-        if any(self._byte(site) == _CALL for site, _ in to_start):
+        if any(self._byte(site) == x86_64.CALL for site, _ in to_start):
             return part
         end, has_frame = self._unwind(part)
         outside = [site for site in self._calls_to(part + 1, end) if not part <= site < end]
@@ -238,7 +248,7 @@ class _Code:
 
     @cached_property
     def _addresses(self) -> _References:
-        return _References(self._text, _LOADS_OF_ADDRESSES)
+        return _References(self._text, x86_64.LOADS_OF_ADDRESSES)
 
     def _proven(self, sites: Iterable[int]) -> Iterator[tuple[int, int]]:
         """Site and part of each reference that is one, not bytes that look so."""
@@ -260,19 +270,15 @@ class _Code:
         """What looks like a jump to [low, high) with a displacement of one byte."""
         for section in self._text:
             if low in section:
-                first = max(low - section.address - _SHORT_REACH, 0)
-                last = high - section.address + _SHORT_REACH
-                for match in _SHORT_JUMP.finditer(section.data, first, last):
-                    site = section.address + match.start()
-                    (displacement,) = _I8.unpack(match[1])
-                    if low <= site + 2 + displacement < high:
-                        yield site
+                first, last = low - section.address, high - section.address
+                for site in x86_64.short_jumps(section.data, first, last):
+                    yield section.address + site
 
     def _decodes(self, start: int, end: int) -> bool:
         """Whether the bytes are whole instructions; of one more, the prefixes may be there."""
         section = self._section(start)
         at = section.address
-        return _instructions().fullmatch(section.data, start - at, end - at) is not None
+        return x86_64.instructions().fullmatch(section.data, start - at, end - at) is not None
 
     def _unwind(self, part: int) -> tuple[int, bool]:
         """The first address behind a part, and whether a frame is there when it is entered."""
@@ -311,9 +317,9 @@ class _References:
         # One number of target and site sorts several times faster than a pair.
         self._sorted: list[int] = []
         for section in text:
-            data, displacement = section.data, _I32.unpack_from
+            data, displacement = section.data, x86_64.I32.unpack_from
             for pattern, size in forms:
-                behind = section.address + size + _I32.size
+                behind = section.address + size + x86_64.I32.size
                 self._sorted += [
                     (behind + at + displacement(data, at + size)[0] << _SITE_BITS)
                     + section.address
@@ -327,18 +333,6 @@ class _References:
         first = bisect_left(self._sorted, low << _SITE_BITS)
         last = bisect_left(self._sorted, high << _SITE_BITS)
         return [reference & (1 << _SITE_BITS) - 1 for reference in self._sorted[first:last]]
-
-
-def _stubs(section: Section | None) -> Iterator[tuple[int, int]]:
-    """Each stub of a procedure linkage table, and the slot that it jumps through."""
-    if section is None:
-        return
-    # Some linkers leave the size of an entry out.
-    size = section.entry_size or 16
-    for match in _JUMP_THROUGH_SLOT.finditer(section.data):
-        (displacement,) = _I32.unpack_from(section.data, match.end())
-        at = match.start()
-        yield section.address + at - at % size, section.address + match.end() + 4 + displacement
 
 
 def _is_later(instruction: int) -> bool:
@@ -409,153 +403,12 @@ def _cache_folder() -> Iterator[int]:
         os.close(folder)
 
 
-# ELF-64 Object File Format, and the AMD64 supplement's types of relocations.
+# ELF-64 Object File Format.
 _RELA = struct.Struct("<QIIq")  # place, type, symbol, addend
 _SYMBOL = struct.Struct("<IBBHQQ")  # name, info, visibility, section, value, size
-_ABSOLUTE, _GLOB_DAT, _JUMP_SLOT, _RELATIVE = 1, 6, 7, 8
 _FUNCTION = 2
 # LSB Core, 10.6.1.2: the distance to the common entry, start and size, as GCC encodes them.
 _UNWIND_ENTRY = struct.Struct("<IiI")
 _STUB_SECTIONS = (".plt", ".plt.sec", ".plt.got")
-_I8, _I32 = struct.Struct("<b"), struct.Struct("<i")
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 _SITE_BITS = 48
-
-# Instructions by the Intel 64 manual, volume 2, appendix A. A form: the opcode in front of a
-# displacement of four bytes, and the opcode's size.
-_CALL, _MOV, _PUSH = 0xE8, 0x8B, b"\xff\x35"
-_AT_PC = rb"[\x05\x0d\x15\x1d\x25\x2d\x35\x3d]"  # the ModRM bytes of disp32(%rip)
-_CALLS = (
-    (re.compile(rb"[\xe8\xe9](?=.{4})", re.DOTALL), 1),  # call, jmp
-    # jcc; call, jmp through a slot, push of one; mov of one into a register
-    (
-        re.compile(
-            rb"(?:\x0f[\x80-\x8f]|\xff[\x15\x25\x35]|\x8b" + _AT_PC + rb")(?=.{4})", re.DOTALL
-        ),
-        2,
-    ),
-)
-_LOADS_OF_ADDRESSES = ((re.compile(rb"\x8d" + _AT_PC + rb"(?=.{4})", re.DOTALL), 2),)  # lea
-_SHORT_JUMP = re.compile(rb"[\x70-\x7f\xeb](?=(.))", re.DOTALL)
-_SHORT_REACH = 130  # bytes, either way and with the jump itself
-_JUMP_THROUGH_SLOT = re.compile(rb"\xff\x25(?=.{4})", re.DOTALL)
-
-
-@cache
-def _instructions() -> re.Pattern[bytes]:
-    """Any number of whole instructions of 64-bit mode, then maybe the prefixes of one more.
-
-    No instruction is the beginning of another, so that there is one way to match at most.
-    """
-    # Columns of the one-byte opcodes 00 to 3F: eight arithmetic operations.
-    arithmetic = range(0, 0x40, 8)
-    # Two-byte opcodes that VEX and EVEX have too: the others in that map have no ModRM byte.
-    map1 = _one_of(
-        range(0x00, 0x04), [0x0D], range(0x10, 0x30), range(0x40, 0x70), range(0x74, 0x77),
-        range(0x78, 0x80), range(0x90, 0xA0), [0xA3, 0xA5, 0xAB], range(0xAD, 0xBA),
-        range(0xBB, 0xC2), [0xC3, 0xC7], range(0xD0, 0x100),
-    )  # fmt: skip
-    map1_imm8 = _one_of(range(0x70, 0x74), [0xA4, 0xAC, 0xBA, 0xC2], range(0xC4, 0xC7))
-    vex, evex = (
-        {
-            number: first + _one_of(n for n in range(256) if n & bits == number)
-            for number in (1, 2, 3, 5, 6)
-        }
-        for first, bits in ((rb"\xc4", 0x1F), (rb"\x62", 0x0F))
-    )
-    modes = _either(rb"\x0f", rb"\xc5.", vex[1] + b".", evex[1] + b"..")
-    with_operand = _either(
-        _one_of(
-            [n + column for n in arithmetic for column in range(4)],
-            [0x63], range(0x84, 0x8F), range(0xD0, 0xD4), range(0xD8, 0xE0), [0xFE, 0xFF],
-        ),
-        modes + map1,
-        rb"\x0f\x38.",
-        vex[2] + b"..",
-        *(evex[number] + b"..." for number in (2, 5, 6)),
-    )  # fmt: skip
-    with_operand_imm8 = _either(
-        _one_of([0x6B, 0x80, 0x83, 0xC0, 0xC1, 0xC6]),
-        modes + map1_imm8,
-        rb"\x0f\x3a.",
-        vex[3] + b"..",
-        evex[3] + b"...",
-    )
-    plain = _either(
-        with_operand + _operand(),
-        with_operand_imm8 + _operand() + b".",
-        rb"\x8f" + _operand(0),
-        # test, or not, neg, mul, div
-        rb"\xf6" + _either(_operand(0, 1) + b".", _operand(*range(2, 8))),
-        rb"\xf7" + _operand(*range(2, 8)),
-        _one_of(
-            range(0x50, 0x60), range(0x6C, 0x70), range(0x90, 0x9A), range(0x9B, 0xA0),
-            range(0xA4, 0xA8), range(0xAA, 0xB0),
-            [0xC3, 0xC9, 0xCB, 0xCC, 0xCF, 0xD7, 0xF1, 0xF4, 0xF5],
-            range(0xEC, 0xF0), range(0xF8, 0xFE),
-        ),
-        _one_of(
-            [n + 4 for n in arithmetic], [0x6A, 0xA8, 0xCD, 0xEB],
-            range(0x70, 0x80), range(0xB0, 0xB8), range(0xE0, 0xE8),
-        ) + b".",
-        rb"[\xc2\xca]..",
-        rb"\xc8...",
-        rb"[\xe8\xe9].{4}",
-        rb"[\xa0-\xa3].{8}",
-        rb"\x0f" + _either(
-            rb"[\x80-\x8f].{4}",
-            _one_of(
-                range(0x05, 0x0A), [0x0B, 0x77], range(0x30, 0x38), range(0xA0, 0xA3),
-                range(0xA8, 0xAB), range(0xC8, 0xD0),
-            ),
-        ),
-        rb"(?:\xc5|%s).\x77" % vex[1],  # vzeroupper
-    )  # fmt: skip
-    # An immediate of the operand's size follows, of four bytes at most.
-    sized = _either(
-        _one_of([n + 5 for n in arithmetic], [0x68, 0xA9]),
-        rb"[\x69\x81\xc7]" + _operand(),
-        rb"\xf7" + _operand(0, 1),
-    )
-    # The only immediate that can have eight.
-    move = rb"[\xb8-\xbf]"
-    not_66 = rb"[\x26\x2e\x36\x3e\x64\x65\x67\xf0\xf2\xf3]*"
-    prefixes = rb"[\x26\x2e\x36\x3e\x64-\x67\xf0\xf2\xf3]*"
-    rex_w = rb"[\x48-\x4f]"
-    no_rex_w = rb"[\x40-\x47]?"
-    instruction = _either(
-        prefixes + rb"[\x40-\x4f]?" + plain,
-        prefixes + rex_w + _either(sized + b".{4}", move + b".{8}"),
-        not_66 + no_rex_w + _either(sized, move) + b".{4}",
-        not_66 + rb"\x66" + prefixes + no_rex_w + _either(sized, move) + b"..",
-    )
-    return re.compile(instruction + b"*" + prefixes + rb"[\x40-\x4f]?", re.DOTALL)
-
-
-def _operand(*registers: int) -> bytes:
-    """ModRM, with one of these in its reg field if any are given, SIB and displacement."""
-
-    def modrm(mod: int, *rms: int) -> bytes:
-        return _one_of(mod << 6 | reg << 3 | rm for rm in rms for reg in registers or range(8))
-
-    return _either(
-        modrm(3, *range(8)),
-        modrm(0, 0, 1, 2, 3, 6, 7),
-        modrm(0, 5) + b".{4}",
-        modrm(0, 4) + _either(_NO_BASE + b".{4}", b"(?!%s)." % _NO_BASE),
-        modrm(1, 0, 1, 2, 3, 5, 6, 7) + b".",
-        modrm(1, 4) + b"..",
-        modrm(2, 0, 1, 2, 3, 5, 6, 7) + b".{4}",
-        modrm(2, 4) + b".{5}",
-    )
-
-
-def _one_of(*bytes_: Iterable[int]) -> bytes:
-    return b"[%s]" % b"".join(rb"\x%02x" % byte for part in bytes_ for byte in part)
-
-
-def _either(*alternatives: bytes) -> bytes:
-    return b"(?:%s)" % b"|".join(alternatives)
-
-
-_NO_BASE = _one_of(range(5, 256, 8))

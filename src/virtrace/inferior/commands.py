@@ -19,7 +19,8 @@ from pathlib import Path
 
 import gdb
 
-from virtrace.binary.abi import ABIS, Abi
+from virtrace.binary import x86_64
+from virtrace.binary.abi import Abi
 from virtrace.binary.process import Process, check_traceable, inspect, require_libvirt
 from virtrace.errors import INTERRUPTED, NOT_TRACED, TargetError, UsageError, VirtraceError
 from virtrace.inferior import target
@@ -149,12 +150,12 @@ def _abi(process: Process) -> Abi:
     libvirt = process.module("libvirt.so.0")
     assert libvirt is not None
     machine = libvirt.elf.machine
-    if machine not in ABIS:
+    if not libvirt.elf.is_little_endian_64:
         raise TargetError(
-            f"the daemon runs on {machine}, which virtrace cannot trace yet",
-            f"trace a daemon on {', '.join(ABIS)}",
+            f"the daemon runs on {machine}, and virtrace reads 64-bit little-endian values only",
+            "trace a daemon of such a machine: x86_64, aarch64, ppc64le, riscv64",
         )
-    return ABIS[machine]
+    return x86_64.ABI if machine == x86_64.ABI.machine else Abi(machine)
 
 
 def _default_output(recipe: Recipe, pid: int) -> str:

@@ -101,6 +101,8 @@ class StoppedThread:
 
     def _abi_argument(self, index: int) -> int:
         registers = self._abi.argument_registers
+        if not registers:
+            raise Unavailable(f"how calls on {self._abi.machine} hand it over is not known")
         if index < len(registers):
             return register(self.frame, registers[index])
         return self._word(self._abi.stack_argument(index, self.sp))
@@ -109,16 +111,18 @@ class StoppedThread:
         return int.from_bytes(self.memory.read(address, self._abi.word), "little")
 
     def result(self) -> int:
+        if self._abi.result_register is None:
+            raise Unavailable(f"how calls on {self._abi.machine} return it is not known")
         return register(self.frame, self._abi.result_register)
 
     def result_is_used(self) -> bool:
-        code = self.memory.read(self.frame.pc(), 3)
-        return self._abi.reads_result.match(code) is not None
+        pattern = self._abi.reads_result
+        return pattern is not None and bool(pattern.match(self.memory.read(self.frame.pc(), 3)))
 
     def return_to(self) -> tuple[int, int]:
         """Where the function at whose entry we are returns to: pc, and sp once it has."""
         assert self._site is not None
-        if self._site.at_entry:
+        if self._site.at_entry and self._abi.return_address_on_stack:
             return self._word(self.sp), self._abi.sp_after_return(self.sp)
         caller = self.frame.older()
         if caller is None:

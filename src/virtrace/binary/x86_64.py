@@ -1,0 +1,190 @@
+"""What is particular to x86-64: its calling convention, relocations and instructions.
+
+Facts of the System V Application Binary Interface, AMD64 Architecture Processor Supplement
+(calls: 3.2, DWARF register numbers: 3.6.2, relocations: 4.4.1), and of the Intel 64 manual,
+volume 2, appendix A (opcodes).
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterable, Iterator
+from functools import cache
+
+from virtrace.binary.abi import Abi
+
+ABI = Abi(
+    machine="x86_64",
+    argument_registers=("rdi", "rsi", "rdx", "rcx", "r8", "r9"),
+    result_register="rax",
+    return_address_on_stack=True,
+    # test %eax,%eax; mov %eax,%REGISTER; cmp $BYTE,%eax
+    reads_result=re.compile(rb"\x85\xc0|\x41?\x89[\xc0-\xc7]|\x83\xf8", re.S),
+    dwarf_registers=(
+        *("rax", "rdx", "rcx", "rbx", "rsi", "rdi", "rbp", "rsp"),
+        *("r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"),
+    ),
+)
+
+ABSOLUTE, GLOB_DAT, JUMP_SLOT, RELATIVE = 1, 6, 7, 8  # R_X86_64_...
+STUB_SIZE = 16  # of an entry of the procedure linkage table
+I32 = struct.Struct("<i")
+
+# A form: the opcode in front of a displacement of four bytes, and the opcode's size.
+CALL, _MOV, _PUSH = 0xE8, 0x8B, b"\xff\x35"
+_AT_PC = rb"[\x05\x0d\x15\x1d\x25\x2d\x35\x3d]"  # the ModRM bytes of disp32(%rip)
+CALLS = (
+    (re.compile(rb"[\xe8\xe9](?=.{4})", re.DOTALL), 1),  # call, jmp
+    # jcc; call, jmp through a slot, push of one; mov of one into a register
+    (
+        re.compile(
+            rb"(?:\x0f[\x80-\x8f]|\xff[\x15\x25\x35]|\x8b" + _AT_PC + rb")(?=.{4})", re.DOTALL
+        ),
+        2,
+    ),
+)
+LOADS_OF_ADDRESSES = ((re.compile(rb"\x8d" + _AT_PC + rb"(?=.{4})", re.DOTALL), 2),)  # lea
+
+
+def is_load(code: bytes, at: int) -> bool:
+    """Whether what CALLS found there reads the slot's address instead of going to it."""
+    return code[at] == _MOV or code[at : at + 2] == _PUSH
+
+
+def short_jumps(code: bytes, low: int, high: int) -> Iterator[int]:
+    """Where in the code something looks like a jump into [low, high) by one byte."""
+    reach = 130  # either way and with the jump itself
+    for match in re.compile(rb"[\x70-\x7f\xeb](?=(.))", re.DOTALL).finditer(
+        code, max(low - reach, 0), high + reach
+    ):
+        displacement = match[1][0] - (match[1][0] >> 7 << 8)
+        if low <= match.start() + 2 + displacement < high:
+            yield match.start()
+
+
+def jumps_through_slots(code: bytes) -> Iterator[tuple[int, int]]:
+    """Where something looks like an indirect jump, and its slot, both from the code's start."""
+    for match in re.compile(rb"\xff\x25(?=.{4})", re.DOTALL).finditer(code):
+        (displacement,) = I32.unpack_from(code, match.end())
+        yield match.start(), match.end() + 4 + displacement
+
+
+@cache
+def instructions() -> re.Pattern[bytes]:
+    """Any number of whole instructions of 64-bit mode, then maybe the prefixes of one more.
+
+    No instruction is the beginning of another, so that there is one way to match at most.
+    """
+    # Columns of the one-byte opcodes 00 to 3F: eight arithmetic operations.
+    arithmetic = range(0, 0x40, 8)
+    # Two-byte opcodes that VEX and EVEX have too: the others in that map have no ModRM byte.
+    map1 = _one_of(
+        range(0x00, 0x04), [0x0D], range(0x10, 0x30), range(0x40, 0x70), range(0x74, 0x77),
+        range(0x78, 0x80), range(0x90, 0xA0), [0xA3, 0xA5, 0xAB], range(0xAD, 0xBA),
+        range(0xBB, 0xC2), [0xC3, 0xC7], range(0xD0, 0x100),
+    )  # fmt: skip
+    map1_imm8 = _one_of(range(0x70, 0x74), [0xA4, 0xAC, 0xBA, 0xC2], range(0xC4, 0xC7))
+    vex, evex = (
+        {
+            number: first + _one_of(n for n in range(256) if n & bits == number)
+            for number in (1, 2, 3, 5, 6)
+        }
+        for first, bits in ((rb"\xc4", 0x1F), (rb"\x62", 0x0F))
+    )
+    modes = _either(rb"\x0f", rb"\xc5.", vex[1] + b".", evex[1] + b"..")
+    with_operand = _either(
+        _one_of(
+            [n + column for n in arithmetic for column in range(4)],
+            [0x63], range(0x84, 0x8F), range(0xD0, 0xD4), range(0xD8, 0xE0), [0xFE, 0xFF],
+        ),
+        modes + map1,
+        rb"\x0f\x38.",
+        vex[2] + b"..",
+        *(evex[number] + b"..." for number in (2, 5, 6)),
+    )  # fmt: skip
+    with_operand_imm8 = _either(
+        _one_of([0x6B, 0x80, 0x83, 0xC0, 0xC1, 0xC6]),
+        modes + map1_imm8,
+        rb"\x0f\x3a.",
+        vex[3] + b"..",
+        evex[3] + b"...",
+    )
+    plain = _either(
+        with_operand + _operand(),
+        with_operand_imm8 + _operand() + b".",
+        rb"\x8f" + _operand(0),
+        # test, or not, neg, mul, div
+        rb"\xf6" + _either(_operand(0, 1) + b".", _operand(*range(2, 8))),
+        rb"\xf7" + _operand(*range(2, 8)),
+        _one_of(
+            range(0x50, 0x60), range(0x6C, 0x70), range(0x90, 0x9A), range(0x9B, 0xA0),
+            range(0xA4, 0xA8), range(0xAA, 0xB0),
+            [0xC3, 0xC9, 0xCB, 0xCC, 0xCF, 0xD7, 0xF1, 0xF4, 0xF5],
+            range(0xEC, 0xF0), range(0xF8, 0xFE),
+        ),
+        _one_of(
+            [n + 4 for n in arithmetic], [0x6A, 0xA8, 0xCD, 0xEB],
+            range(0x70, 0x80), range(0xB0, 0xB8), range(0xE0, 0xE8),
+        ) + b".",
+        rb"[\xc2\xca]..",
+        rb"\xc8...",
+        rb"[\xe8\xe9].{4}",
+        rb"[\xa0-\xa3].{8}",
+        rb"\x0f" + _either(
+            rb"[\x80-\x8f].{4}",
+            _one_of(
+                range(0x05, 0x0A), [0x0B, 0x77], range(0x30, 0x38), range(0xA0, 0xA3),
+                range(0xA8, 0xAB), range(0xC8, 0xD0),
+            ),
+        ),
+        rb"(?:\xc5|%s).\x77" % vex[1],  # vzeroupper
+    )  # fmt: skip
+    # An immediate of the operand's size follows, of four bytes at most.
+    sized = _either(
+        _one_of([n + 5 for n in arithmetic], [0x68, 0xA9]),
+        rb"[\x69\x81\xc7]" + _operand(),
+        rb"\xf7" + _operand(0, 1),
+    )
+    # The only immediate that can have eight.
+    move = rb"[\xb8-\xbf]"
+    not_66 = rb"[\x26\x2e\x36\x3e\x64\x65\x67\xf0\xf2\xf3]*"
+    prefixes = rb"[\x26\x2e\x36\x3e\x64-\x67\xf0\xf2\xf3]*"
+    rex_w = rb"[\x48-\x4f]"
+    no_rex_w = rb"[\x40-\x47]?"
+    instruction = _either(
+        prefixes + rb"[\x40-\x4f]?" + plain,
+        prefixes + rex_w + _either(sized + b".{4}", move + b".{8}"),
+        not_66 + no_rex_w + _either(sized, move) + b".{4}",
+        not_66 + rb"\x66" + prefixes + no_rex_w + _either(sized, move) + b"..",
+    )
+    return re.compile(instruction + b"*" + prefixes + rb"[\x40-\x4f]?", re.DOTALL)
+
+
+def _operand(*registers: int) -> bytes:
+    """ModRM, with one of these in its reg field if any are given, SIB and displacement."""
+
+    def modrm(mod: int, *rms: int) -> bytes:
+        return _one_of(mod << 6 | reg << 3 | rm for rm in rms for reg in registers or range(8))
+
+    return _either(
+        modrm(3, *range(8)),
+        modrm(0, 0, 1, 2, 3, 6, 7),
+        modrm(0, 5) + b".{4}",
+        modrm(0, 4) + _either(_NO_BASE + b".{4}", b"(?!%s)." % _NO_BASE),
+        modrm(1, 0, 1, 2, 3, 5, 6, 7) + b".",
+        modrm(1, 4) + b"..",
+        modrm(2, 0, 1, 2, 3, 5, 6, 7) + b".{4}",
+        modrm(2, 4) + b".{5}",
+    )
+
+
+def _one_of(*bytes_: Iterable[int]) -> bytes:
+    return b"[%s]" % b"".join(rb"\x%02x" % byte for part in bytes_ for byte in part)
+
+
+def _either(*alternatives: bytes) -> bytes:
+    return b"(?:%s)" % b"|".join(alternatives)
+
+
+_NO_BASE = _one_of(range(5, 256, 8))
