@@ -7,20 +7,19 @@ Bytes that only look like a call are told from one by decoding the function up t
 from __future__ import annotations
 
 import json
-import os
 import re
-import stat
 import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cached_property
 
-from virtrace.binary import x86_64
+from virtrace.binary import private, x86_64
 from virtrace.binary.elf import ElfFile, Section
 from virtrace.errors import TargetError
 
 CACHE_FORMAT = 1
+CACHE_BYTES = 1 << 20
 
 
 class Functions:
@@ -350,14 +349,8 @@ def _unknown(elf: ElfFile, why: str) -> TargetError:
 def _load(build_id: str) -> dict[str, list[int]]:
     """The answers kept for a build; none where the cache is not ours alone, or broken."""
     try:
-        with _cache_folder() as folder:
-            # Not to be kept waiting by a FIFO of that name.
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            with open(os.open(f"{build_id}.json", flags, dir_fd=folder), "rb") as file:
-                status = os.fstat(file.fileno())
-                if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
-                    return {}
-                kept = json.load(file)
+        with private.cache_folder("functions") as folder:
+            kept = json.loads(private.read(folder, f"{build_id}.json", CACHE_BYTES))
     except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(kept, dict):
@@ -373,34 +366,9 @@ def _load(build_id: str) -> dict[str, list[int]]:
 
 def _save(build_id: str, answers: dict[str, list[int]]) -> None:
     """Best effort: without a cache the work is done again, that is all."""
-    kept = json.dumps({"format": CACHE_FORMAT, "build_id": build_id, "answers": answers})
-    unfinished = f".{build_id}.{os.urandom(8).hex()}"
-    with suppress(OSError), _cache_folder() as folder:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            with open(os.open(unfinished, flags, 0o600, dir_fd=folder), "w") as file:
-                file.write(kept)
-            os.replace(unfinished, f"{build_id}.json", src_dir_fd=folder, dst_dir_fd=folder)
-        except OSError:
-            os.unlink(unfinished, dir_fd=folder)
-
-
-@contextmanager
-def _cache_folder() -> Iterator[int]:
-    """The folder, opened and made if need be; OSError where it is not ours alone."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    path = os.path.join(
-        base if os.path.isabs(base) else os.path.expanduser("~/.cache"), "virtrace", "functions"
-    )
-    os.makedirs(path, mode=0o700, exist_ok=True)
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        status = os.fstat(folder)
-        if status.st_uid != os.geteuid() or status.st_mode & 0o077:
-            raise PermissionError(f"{path} is not the user's alone")
-        yield folder
-    finally:
-        os.close(folder)
+    kept = {"format": CACHE_FORMAT, "build_id": build_id, "answers": answers}
+    with suppress(OSError), private.cache_folder("functions") as folder:
+        private.write(folder, f"{build_id}.json", json.dumps(kept).encode())
 
 
 # ELF-64 Object File Format.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,34 +45,41 @@ _SCALARS: dict[str, CType] = {
 _ARRAY = re.compile(r"(?P<element>.+?)\s*\[(?P<count>\d+)\]")
 
 
-def named(name: str) -> CType:
-    """The type that C spells ``name``; Opaque where no layout of it is shipped."""
+def named(name: str, structs: Callable[[str], CType] | None = None) -> CType:
+    """The type that C spells ``name``.
+
+    structs: gives the layout of a struct, those that are shipped by default; Opaque where it
+    has none.
+    """
+    structs = structs or _shipped
     if name.endswith("*"):
         target = name[:-1].strip()
-        return Pointer(lambda: named(target), string=target == "char")
+        return Pointer(lambda: named(target, structs), string=target == "char")
     if match := _ARRAY.fullmatch(name):
-        return Array(named(match["element"]), int(match["count"]))
-    return _SCALARS.get(name) or _struct(name)
+        return Array(named(match["element"], structs), int(match["count"]))
+    return _SCALARS.get(name) or structs(name)
+
+
+def layout(
+    name: str, about: Mapping[str, Any], structs: Callable[[str], CType] | None = None
+) -> Struct:
+    """A struct from data: ``size`` and, by name, ``offset`` and ``type`` of each of ``fields``."""
+    fields = []
+    checks = []
+    for field, where in about["fields"].items():
+        fields.append(Field(field, where["offset"], named(where["type"], structs)))
+        if "check" in where:
+            checks.append(Check(field, *where["check"]))
+    return Struct(name, about["size"], tuple(fields), tuple(checks))
 
 
 @cache
-def _struct(name: str) -> CType:
+def _shipped(name: str) -> CType:
     file = _FOLDER / f"{name}.yaml"
     # A name comes from a recipe: it must not lead out of the folder.
     if not name.isidentifier() or not file.is_file():
         return Opaque(name)
     document = yaml.safe_load(file.read_text(encoding="utf-8"))
-    layouts = [_layout(name, layout) for layout in document["layouts"]]
-    first, *others = layouts
+    first, *others = (layout(name, about) for about in document["layouts"])
     qmp = document.get("qmp", {})
     return Struct(first.name, first.size, first.fields, first.checks, tuple(others), qmp)
-
-
-def _layout(name: str, layout: dict[str, Any]) -> Struct:
-    fields = []
-    checks = []
-    for field, about in layout["fields"].items():
-        fields.append(Field(field, about["offset"], named(about["type"])))
-        if "check" in about:
-            checks.append(Check(field, *about["check"]))
-    return Struct(name, layout["size"], tuple(fields), tuple(checks))
