@@ -10,7 +10,7 @@ import json
 import re
 import struct
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property
 
@@ -83,7 +83,7 @@ class _Code:
             if section.executable and name not in _STUB_SECTIONS
         ]
         try:
-            self._read_parts()
+            self._starts, self._unwind_entries = _unwind_table(elf, self._sections)
             self._read_symbols()
         except (struct.error, IndexError, ValueError) as error:
             raise _unknown(elf, f"its tables are broken ({error})") from error
@@ -123,19 +123,6 @@ class _Code:
                 "an address is taken, maybe not for a call",
             )
         return found
-
-    def _read_parts(self) -> None:
-        header = self._sections.get(".eh_frame_hdr")
-        # Linux Standard Base Core, 10.6.2: version 1, an offset and an unsigned count of four
-        # bytes each, and pairs of signed offsets of four bytes from the header's start.
-        if header is None or header.data[:4] != b"\x01\x1b\x03\x3b":
-            raise _unknown(self._elf, "it has no table of its functions (.eh_frame_hdr)")
-        (count,) = _U32.unpack_from(header.data, 8)
-        offsets = struct.unpack_from(f"<{2 * count}i", header.data, 12)
-        self._starts = [header.address + offset for offset in offsets[::2]]
-        self._unwind_entries = [header.address + offset for offset in offsets[1::2]]
-        if not self._starts or self._starts != sorted(self._starts):
-            raise _unknown(self._elf, "the table of its functions is empty or not sorted")
 
     def _read_symbols(self) -> None:
         data = {name: section.data for name, section in self._sections.items()}
@@ -307,6 +294,32 @@ class _Code:
             if address in section:
                 return section
         raise _unknown(self._elf, f"a function at {address:#x} is not in its code")
+
+
+def function_starts(elf: ElfFile) -> list[int]:
+    """Where functions, and fragments of functions, begin: sorted, as the file counts.
+
+    TargetError where the file does not tell.
+    """
+    try:
+        return _unwind_table(elf, elf.loaded_sections())[0]
+    except (struct.error, IndexError) as error:
+        raise _unknown(elf, f"its tables are broken ({error})") from error
+
+
+def _unwind_table(elf: ElfFile, sections: Mapping[str, Section]) -> tuple[list[int], list[int]]:
+    """The starts, and for each of them where its unwind entry is."""
+    header = sections.get(".eh_frame_hdr")
+    # Linux Standard Base Core, 10.6.2: version 1, an offset and an unsigned count of four
+    # bytes each, and pairs of signed offsets of four bytes from the header's start.
+    if header is None or header.data[:4] != b"\x01\x1b\x03\x3b":
+        raise _unknown(elf, "it has no table of its functions (.eh_frame_hdr)")
+    (count,) = _U32.unpack_from(header.data, 8)
+    offsets = struct.unpack_from(f"<{2 * count}i", header.data, 12)
+    starts = [header.address + offset for offset in offsets[::2]]
+    if not starts or starts != sorted(starts):
+        raise _unknown(elf, "the table of its functions is empty or not sorted")
+    return starts, [header.address + offset for offset in offsets[1::2]]
 
 
 class _References:

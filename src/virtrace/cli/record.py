@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from virtrace.binary.debuginfo import fetch
 from virtrace.binary.elf import debug_file
 from virtrace.binary.process import Process, check_traceable, choose_daemon
 from virtrace.cli.doctor import gdb_section
@@ -27,7 +28,6 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 # Nothing of the user's or of the current folder is executed, nothing is downloaded while the
 # daemon stands still, and only the modules that the recipe names are read.
 _GDB = ("gdb", "-nx", "-nh", "-q", "-batch")
-_FETCH_SECONDS = 600
 _SETTINGS = ("set auto-load no", "set auto-solib-add off")
 
 
@@ -110,8 +110,6 @@ def _fetch_debug_info(process: Process, modules: Sequence[str], folder: Path) ->
     Done before the daemon is touched: GDB would download it while the daemon stands still.
     Fills folder as GDB expects a debug directory, with links into debuginfod's own cache.
     """
-    if not os.environ.get("DEBUGINFOD_URLS", "").strip() or not shutil.which("debuginfod-find"):
-        return False
     found = False
     for name in modules:
         module = process.module(name)
@@ -119,21 +117,11 @@ def _fetch_debug_info(process: Process, modules: Sequence[str], folder: Path) ->
             continue
         if debug_file(module.build_id, module.elf.debuglink, module.path, root=process.root):
             continue
-        print(f"virtrace: asking debuginfod for the debug info of {name}", file=sys.stderr)
-        try:
-            answer = subprocess.run(
-                ["debuginfod-find", "debuginfo", module.build_id],
-                capture_output=True,
-                text=True,
-                timeout=_FETCH_SECONDS,
-            )
-        except subprocess.TimeoutExpired:
-            print(f"virtrace: no answer in {_FETCH_SECONDS} s, going on without", file=sys.stderr)
-            continue
-        if answer.returncode == 0:
+        fetched = fetch(module.build_id, name)
+        if fetched is not None:
             link = folder / ".build-id" / module.build_id[:2] / f"{module.build_id[2:]}.debug"
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(answer.stdout.strip())
+            link.symlink_to(fetched)
             found = True
     return found
 

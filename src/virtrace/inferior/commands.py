@@ -21,6 +21,8 @@ import gdb
 
 from virtrace.binary import x86_64
 from virtrace.binary.abi import Abi
+from virtrace.binary.pack import Pack
+from virtrace.binary.pack import find as find_pack
 from virtrace.binary.process import Process, check_traceable, inspect, require_libvirt
 from virtrace.errors import INTERRUPTED, NOT_TRACED, TargetError, UsageError, VirtraceError
 from virtrace.inferior import target
@@ -122,10 +124,11 @@ def _trace(name: str) -> int:
         writer = Writer(output)
         try:
             inferred = infer(recipe, process)
+            packs = _packs(recipe, process, catalogue.file_of(name).parent)
             if not target.attached_pid():
                 target.attach(process)
             target.load_modules(recipe.modules, os.environ.get("VIRTRACE_DEBUG_DIRECTORY"))
-            probes = resolve(recipe, process, inferred)
+            probes = resolve(recipe, process, abi, inferred, packs)
         except BaseException:
             writer.discard()
             raise
@@ -156,6 +159,18 @@ def _abi(process: Process) -> Abi:
             "trace a daemon of such a machine: x86_64, aarch64, ppc64le, riscv64",
         )
     return x86_64.ABI if machine == x86_64.ABI.machine else Abi(machine)
+
+
+def _packs(recipe: Recipe, process: Process, beside: Path) -> dict[str, Pack]:
+    """By the name of the module; beside: the folder of the recipe."""
+    found = {}
+    for name in recipe.modules:
+        module = process.module(name)
+        if module is not None and not module.elf.has_debug_info:
+            pack = find_pack(module.elf, [beside])
+            if pack is not None:
+                found[name] = pack
+    return found
 
 
 def _default_output(recipe: Recipe, pid: int) -> str:

@@ -17,7 +17,7 @@ from virtrace.inferior.proof import (
     of_static_function,
 )
 from virtrace.inferior.resolve import Site
-from virtrace.inferior.target import DebugFunction, InferiorMemory, number, register
+from virtrace.inferior.target import InferiorMemory, KnownFunction, number, register
 from virtrace.inferior.tracer import PointPlan, Tracer
 from virtrace.recipe.model import DriverMethod
 
@@ -55,8 +55,8 @@ class StoppedThread:
     def argument(self, name: str) -> int:
         site = self._site
         assert site is not None
-        if site.debug is not None:
-            return site.debug.argument(self.frame, name)
+        if site.known is not None:
+            return site.known.argument(self.frame, name)
         assert site.prototype is not None
         names = [parameter.name for parameter in site.prototype.parameters]
         index = names.index(name)
@@ -77,8 +77,8 @@ class StoppedThread:
         assert site is not None
         assert site.prototype is not None
         parameters = site.prototype.parameters
-        if site.debug is not None:
-            self._proven = tuple(self._or_none(site.debug, one.name) for one in parameters)
+        if site.known is not None:
+            self._proven = tuple(self._or_none(site.known, one.name) for one in parameters)
         elif site.find is None:
             self._proven = tuple(self._abi_argument(index) for index in range(len(parameters)))
         elif caller is not None:
@@ -93,7 +93,7 @@ class StoppedThread:
             self._proven = ()
         return self._proven
 
-    def _or_none(self, body: DebugFunction, name: str) -> int | None:
+    def _or_none(self, body: KnownFunction, name: str) -> int | None:
         try:
             return body.argument(self.frame, name)
         except Unavailable:

@@ -1,8 +1,8 @@
 """A recipe on one process: where each probe stands, and by what means that is known.
 
-Means, best first: debug info (``dwarf``), an exported symbol whose declaration the recipe
-gives (``symbol``), who calls whom in a stripped file (``inferred``), a static probe
-(``usdt``). What none of them finds is ``missing``, with the reason; nothing is guessed.
+Means, best first: debug info (``dwarf``), a symbol pack (``pack``), an exported symbol whose
+declaration the recipe gives (``symbol``), who calls whom in a stripped file (``inferred``), a
+static probe (``usdt``). What none of them finds is ``missing``, with the reason: no guesses.
 """
 
 from __future__ import annotations
@@ -12,12 +12,19 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from virtrace.binary import layouts
+from virtrace.binary.abi import Abi
 from virtrace.binary.ctype import Array, CType, Opaque, Struct
+from virtrace.binary.pack import Pack
 from virtrace.binary.process import Module, Process
 from virtrace.errors import TargetError
 from virtrace.inferior.capture import Capture, Unavailable
 from virtrace.inferior.infer import Inferred
-from virtrace.inferior.target import DebugFunction, debug_functions, has_debug_info
+from virtrace.inferior.target import (
+    KnownFunction,
+    PackedFunction,
+    debug_functions,
+    has_debug_info,
+)
 from virtrace.inferior.tracer import Captures, PointPlan, SpanPlan
 from virtrace.recipe.model import CalledBy, DriverMethod, Point, Recipe, Span
 from virtrace.recipe.path import RETURN, Path
@@ -31,14 +38,14 @@ class Site:
 
     location: for GDB's ``break``. at_entry: it is the very first instruction, where the
     return address lies at the stack pointer.
-    debug: the body that debug info describes; prototype: what the recipe declares; find: how
-    it was found, where that alone tells where the arguments are.
+    known: the body that debug info or a pack describes; prototype: what the recipe declares;
+    find: how it was found, where that alone tells where the arguments are.
     """
 
     location: str
     plan: SpanPlan | PointPlan
     at_entry: bool
-    debug: DebugFunction | None = None
+    known: KnownFunction | None = None
     prototype: Prototype | None = None
     find: DriverMethod | CalledBy | None = None
 
@@ -71,13 +78,13 @@ class ResolvedProbe:
 class _Body:
     """One body of a function. entry: its first instruction. types: of arguments, and RETURN.
 
-    debug: where debug info has to tell where the arguments are; an exported body keeps them
-    where the ABI says.
+    known: where debug info or a pack has to tell where the arguments are; an exported body
+    keeps them where the ABI says.
     """
 
     entry: int
     types: Mapping[str, CType]
-    debug: DebugFunction | None = None
+    known: KnownFunction | None = None
 
 
 @dataclass(frozen=True)
@@ -88,25 +95,32 @@ class _Found:
 
 
 def resolve(
-    recipe: Recipe, process: Process, inferred: Mapping[str, Inferred]
+    recipe: Recipe,
+    process: Process,
+    abi: Abi,
+    inferred: Mapping[str, Inferred],
+    packs: Mapping[str, Pack],
 ) -> list[ResolvedProbe]:
-    """inferred: what infer() found where there is no debug info.
+    """inferred: what infer() found where there is no debug info; packs: by name of the module.
 
     TargetError where none of the recipe's roots can be traced: it would see no call.
     """
+    resolver = _Resolver(process, abi, packs)
+    # Debug info and packs have the last word, also where they say that a function is inlined.
     usable = {
         span.name: inferred[span.name]
         for span in recipe.spans
-        # Debug info has the last word, also where it says that there is no such function.
-        if span.name in inferred and not has_debug_info(process, span.module)
+        if span.name in inferred
+        and not has_debug_info(process, span.module)
+        and not (span.module in packs and span.name in packs[span.module].functions)
     }
     callers = {_caller(span.find) for span in recipe.spans if span.find and span.name in usable}
     resolved = [
         *(
-            _span(span, process, usable.get(span.name), span.name in callers)
+            resolver.span(span, usable.get(span.name), span.name in callers)
             for span in recipe.spans
         ),
-        *(_point(point, process) for point in recipe.points),
+        *(resolver.point(point) for point in recipe.points),
     ]
     roots = {span.name for span in recipe.spans if span.root}
     missing = [probe for probe in resolved if probe.name in roots and not probe.sites]
@@ -122,26 +136,150 @@ def _caller(find: DriverMethod | CalledBy) -> str:
     return find.api if isinstance(find, DriverMethod) else find.caller
 
 
-def _span(
-    span: Span, process: Process, inferable: Inferred | None, is_caller: bool
-) -> ResolvedProbe:
-    """is_caller: the arguments of another are proven by those of this one."""
-    # A static function is not exported: its prototype only says what its source declares.
-    exported = None if span.find else span.prototype
-    found = _function(span.name, span.module, exported, process)
-    module = process.module(span.module)
-    if inferable and span.prototype and module and found.level == "missing":
-        found = _inferred(inferable, span.prototype, module, found)
-    inferred = found.level == "inferred"
-    parameters = span.prototype.parameters if span.prototype else ()
-    build = partial(
-        _span_plan,
-        span,
-        parameters=parameters if is_caller or inferred else (),
-        moved=inferred and isinstance(span.find, CalledBy),
-    )
-    find = span.find if inferred else None
-    return _probe(span.name, "span", span.module, found, span.prototype, build, process, find)
+class _Resolver:
+    def __init__(self, process: Process, abi: Abi, packs: Mapping[str, Pack]) -> None:
+        self._process = process
+        self._abi = abi
+        self._packs = packs
+
+    def span(self, span: Span, inferable: Inferred | None, is_caller: bool) -> ResolvedProbe:
+        """is_caller: the arguments of another are proven by those of this one."""
+        # A static function is not exported: its prototype only says what its source declares.
+        exported = None if span.find else span.prototype
+        found = self._function(span.name, span.module, exported)
+        module = self._process.module(span.module)
+        if inferable and span.prototype and module and found.level == "missing":
+            found = _inferred(inferable, span.prototype, module, found)
+        inferred = found.level == "inferred"
+        parameters = span.prototype.parameters if span.prototype else ()
+        build = partial(
+            _span_plan,
+            span,
+            parameters=parameters if is_caller or inferred else (),
+            moved=inferred and isinstance(span.find, CalledBy),
+        )
+        find = span.find if inferred else None
+        return self._probe(span.name, "span", span.module, found, span.prototype, build, find)
+
+    def point(self, point: Point) -> ResolvedProbe:
+        if point.usdt is not None:
+            return self._static_probe(point, point.usdt)
+        found = self._function(point.prototype.name, point.module, point.prototype)
+        build = partial(_point_plan, point)
+        return self._probe(point.name, "point", point.module, found, point.prototype, build)
+
+    def _function(self, name: str, module_name: str, prototype: Prototype | None) -> _Found:
+        module = self._process.module(module_name)
+        if module is None:
+            return _Found("missing", why=f"{module_name} is not loaded in this process")
+        level, bodies, inlined = self._known(name, module_name, module)
+        address = module.elf.exported_function(name) if prototype else None
+        if address is not None and prototype is not None:
+            return self._exported(module.base + address, prototype, level, bodies)
+        if bodies:
+            also = f"also inlined into {', '.join(inlined)}, not seen there" if inlined else None
+            found = tuple(
+                _Body(body.entry, {**body.arguments, RETURN: body.returns}, body) for body in bodies
+            )
+            return _Found(level, found, also)
+        return _Found("missing", why=self._why_missing(module_name, prototype, inlined))
+
+    def _known(
+        self, name: str, module_name: str, module: Module
+    ) -> tuple[str, Sequence[KnownFunction], Sequence[str]]:
+        """The bodies that debug info tells all of, else a pack, and where it is inlined."""
+        packed = self._packs.get(module_name)
+        if packed is not None and not has_debug_info(self._process, module_name):
+            function = packed.functions.get(name)
+            if function is None:
+                return "pack", [], []
+            bodies = [
+                PackedFunction(body, function.returns, module.base, self._abi)
+                for body in function.bodies
+            ]
+            return "pack", bodies, function.inlined_into
+        described, inlined = debug_functions(name)
+        return "dwarf", [body for body in described if module.contains(body.entry)], inlined
+
+    def _exported(
+        self, address: int, prototype: Prototype, level: str, bodies: Sequence[KnownFunction]
+    ) -> _Found:
+        """The names are the declaration's; the types are the known ones where there are any."""
+        parameters = _declared_types(prototype)
+        types = {**parameters, RETURN: layouts.named(prototype.returns)}
+        for name, declared in types.items():
+            # One that is not in an integer register moves all the others.
+            if isinstance(declared, (Opaque, Struct, Array)) and declared != Opaque("void"):
+                what = "its result" if name == RETURN else f"its argument {name}"
+                return _Found("missing", why=f"it is not known how {what} is passed")
+        body = next((body for body in bodies if body.entry == address), None)
+        if body is None:
+            return _Found("symbol", (_Body(address, types),))
+        for (name, declared), actual in zip(parameters.items(), body.arguments.values()):
+            if type(declared) is not type(actual):
+                why = f"its argument {name} is not what the recipe declares"
+                return _Found("missing", why=why)
+            types[name] = actual
+        # Where the processor's convention is not known, debug info has to tell.
+        known = None if self._abi.argument_registers else body.renamed(parameters)
+        return _Found(level, (_Body(address, {**types, RETURN: body.returns}, known),))
+
+    def _why_missing(
+        self, module_name: str, prototype: Prototype | None, inlined: Sequence[str]
+    ) -> str:
+        if inlined:
+            return f"the compiler inlined it into {', '.join(inlined)}"
+        if has_debug_info(self._process, module_name):
+            return f"this build of {module_name} has no such function"
+        if prototype is not None:
+            return f"this build of {module_name} does not export it"
+        if module_name in self._packs:
+            return f"the symbol pack of {module_name} does not have it"
+        return (
+            f"static function, and there is no debug info for {module_name} (see `virtrace doctor`)"
+        )
+
+    def _probe(
+        self,
+        name: str,
+        kind: str,
+        module_name: str,
+        found: _Found,
+        prototype: Prototype | None,
+        build: partial[SpanPlan] | partial[PointPlan],
+        find: DriverMethod | CalledBy | None = None,
+    ) -> ResolvedProbe:
+        sites = tuple(
+            Site(
+                f"*{body.known.pc if body.known else body.entry:#x}",
+                build(body.types),
+                body.known is None or body.known.pc == body.entry,
+                body.known,
+                prototype,
+                find,
+            )
+            for body in found.bodies
+        )
+        module = self._process.module(module_name)
+        offset = found.bodies[0].entry - module.base if module and found.bodies else None
+        return ResolvedProbe(name, kind, module_name, found.level, sites, offset, found.why)
+
+    def _static_probe(self, point: Point, usdt: str) -> ResolvedProbe:
+        module = self._process.module(point.module)
+        if module is None:
+            why = f"{point.module} is not loaded in this process"
+            return ResolvedProbe(point.name, "point", point.module, "missing", why=why)
+        places = [
+            probe for probe in module.elf.stap_probes() if f"{probe.provider}:{probe.name}" == usdt
+        ]
+        if not places:
+            why = f"this build of {point.module} has no static probe {usdt}"
+            return ResolvedProbe(point.name, "point", point.module, "missing", why=why)
+        types = _declared_types(point.prototype)
+        # GDB itself finds every place of the probe, and raises the semaphore that guards it.
+        plan = _point_plan(point, types)
+        site = Site(f"-probe-stap {usdt}", plan, False, None, point.prototype)
+        return ResolvedProbe(point.name, "point", point.module, "usdt", (site,), places[0].address)
 
 
 def _inferred(inferred: Inferred, prototype: Prototype, module: Module, without: _Found) -> _Found:
@@ -152,116 +290,8 @@ def _inferred(inferred: Inferred, prototype: Prototype, module: Module, without:
     return _Found("inferred", (_Body(module.base + inferred.offset, types),), inferred.how)
 
 
-def _point(point: Point, process: Process) -> ResolvedProbe:
-    if point.usdt is not None:
-        return _static_probe(point, point.usdt, process)
-    found = _function(point.prototype.name, point.module, point.prototype, process)
-    build = partial(_point_plan, point)
-    return _probe(point.name, "point", point.module, found, point.prototype, build, process)
-
-
-def _function(
-    name: str, module_name: str, prototype: Prototype | None, process: Process, static: bool = False
-) -> _Found:
-    module = process.module(module_name)
-    if module is None:
-        return _Found("missing", why=f"{module_name} is not loaded in this process")
-    bodies, inlined = debug_functions(name)
-    bodies = [body for body in bodies if module.contains(body.entry)]
-    address = module.elf.exported_function(name) if prototype else None
-    if address is not None and prototype is not None:
-        return _exported(module.base + address, prototype, bodies)
-    if bodies:
-        also = f"also inlined into {', '.join(inlined)}, not seen there" if inlined else None
-        found = tuple(
-            _Body(body.entry, {**body.arguments, RETURN: body.returns}, body) for body in bodies
-        )
-        return _Found("dwarf", found, also)
-    return _Found(
-        "missing",
-        why=_why_missing(module_name, prototype, inlined, process),
-    )
-
-
-def _exported(address: int, prototype: Prototype, bodies: list[DebugFunction]) -> _Found:
-    """The names are the declaration's; the types are those of debug info where there is any."""
-    parameters = _declared_types(prototype)
-    types = {**parameters, RETURN: layouts.named(prototype.returns)}
-    for name, declared in types.items():
-        # One that is not in an integer register moves all the others.
-        if isinstance(declared, (Opaque, Struct, Array)) and declared != Opaque("void"):
-            what = "its result" if name == RETURN else f"its argument {name}"
-            return _Found("missing", why=f"it is not known how {what} is passed")
-    body = next((body for body in bodies if body.entry == address), None)
-    if body is None:
-        return _Found("symbol", (_Body(address, types),))
-    for (name, declared), actual in zip(parameters.items(), body.arguments.values()):
-        if type(declared) is not type(actual):
-            return _Found("missing", why=f"its argument {name} is not what the recipe declares")
-        types[name] = actual
-    return _Found("dwarf", (_Body(address, {**types, RETURN: body.returns}),))
-
-
-def _why_missing(
-    module_name: str,
-    prototype: Prototype | None,
-    inlined: list[str],
-    process: Process,
-) -> str:
-    if inlined:
-        return f"the compiler inlined it into {', '.join(inlined)}"
-    if has_debug_info(process, module_name):
-        return f"this build of {module_name} has no such function"
-    if prototype is not None:
-        return f"this build of {module_name} does not export it"
-    return f"static function, and there is no debug info for {module_name} (see `virtrace doctor`)"
-
-
-def _probe(
-    name: str,
-    kind: str,
-    module_name: str,
-    found: _Found,
-    prototype: Prototype | None,
-    build: partial[SpanPlan] | partial[PointPlan],
-    process: Process,
-    find: DriverMethod | CalledBy | None = None,
-) -> ResolvedProbe:
-    sites = tuple(
-        Site(
-            f"*{body.debug.pc if body.debug else body.entry:#x}",
-            build(body.types),
-            body.debug is None or body.debug.pc == body.entry,
-            body.debug,
-            prototype,
-            find,
-        )
-        for body in found.bodies
-    )
-    module = process.module(module_name)
-    offset = found.bodies[0].entry - module.base if module and found.bodies else None
-    return ResolvedProbe(name, kind, module_name, found.level, sites, offset, found.why)
-
-
 def _declared_types(prototype: Prototype) -> dict[str, CType]:
     return {parameter.name: layouts.named(parameter.type) for parameter in prototype.parameters}
-
-
-def _static_probe(point: Point, usdt: str, process: Process) -> ResolvedProbe:
-    module = process.module(point.module)
-    if module is None:
-        why = f"{point.module} is not loaded in this process"
-        return ResolvedProbe(point.name, "point", point.module, "missing", why=why)
-    places = [
-        probe for probe in module.elf.stap_probes() if f"{probe.provider}:{probe.name}" == usdt
-    ]
-    if not places:
-        why = f"this build of {point.module} has no static probe {usdt}"
-        return ResolvedProbe(point.name, "point", point.module, "missing", why=why)
-    types = _declared_types(point.prototype)
-    # GDB itself finds every place of the probe, and raises the semaphore that guards it.
-    site = Site(f"-probe-stap {usdt}", _point_plan(point, types), False, None, point.prototype)
-    return ResolvedProbe(point.name, "point", point.module, "usdt", (site,), places[0].address)
 
 
 def _span_plan(

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from copy import copy
+from typing import Any, Protocol
 
 import gdb
 
 from virtrace.binary import ctype as c
+from virtrace.binary import pack
+from virtrace.binary.abi import Abi
 from virtrace.binary.process import Process
 from virtrace.errors import TargetError
 from virtrace.inferior.capture import Unavailable
 
 _WORD = (1 << 64) - 1
+_NO_SUCH_ARGUMENT = "the function has no such argument here"
 
 # As a trace needs them while it runs.
 _SETTINGS = {
@@ -123,7 +127,8 @@ def c_type(gdb_type: gdb.Type) -> c.CType:
     code = stripped.code
     if code == gdb.TYPE_CODE_PTR:
         target = stripped.target()
-        is_char = target.strip_typedefs().code in _INTEGERS and target.sizeof == 1
+        # Not of other types of a byte: those are numbers, in no string's order.
+        is_char = target.strip_typedefs().unqualified().name == "char"
         return c.Pointer(lambda: c_type(target), string=is_char, size=stripped.sizeof)
     if code == gdb.TYPE_CODE_BOOL:
         return c.Boolean(stripped.sizeof)
@@ -167,12 +172,58 @@ def has_debug_info(process: Process, module: str) -> bool:
     )
 
 
-class DebugFunction:
-    """One compiled body of a function, with debug info.
+class KnownFunction(Protocol):
+    """One compiled body of a function, of which debug info or a symbol pack tells all.
 
     entry: its first instruction. pc: where its arguments can be read, which is the same in
     optimized code and behind the prologue in other code.
     """
+
+    entry: int
+    pc: int
+    returns: c.CType
+
+    @property
+    def arguments(self) -> Mapping[str, c.CType]:
+        """In the order of the declaration."""
+
+    def argument(self, frame: gdb.Frame, name: str) -> int:
+        """Unavailable where it cannot be known."""
+
+    def renamed(self, names: Iterable[str]) -> KnownFunction:
+        """The same with other names for the arguments, in their order."""
+
+
+class PackedFunction:
+    """A body that a symbol pack describes."""
+
+    def __init__(self, body: pack.Body, returns: c.CType, base: int, abi: Abi) -> None:
+        self.entry = self.pc = base + body.entry
+        self.returns = returns
+        self._abi = abi
+        self._places = {name: place for name, (_, place) in body.arguments.items()}
+        self.arguments = {name: ctype for name, (ctype, _) in body.arguments.items()}
+
+    def argument(self, frame: gdb.Frame, name: str) -> int:
+        place = self._places.get(name, pack.Nowhere(_NO_SUCH_ARGUMENT))
+        if isinstance(place, pack.InRegister):
+            return register(frame, place.name)
+        if isinstance(place, pack.OnStack):
+            end = self._abi.sp_after_return(register(frame, self._abi.stack_pointer))
+            return c.integer(InferiorMemory().read(end + place.offset, self._abi.word))
+        if isinstance(place, pack.Constant):
+            return place.value & _WORD
+        raise Unavailable(place.why)
+
+    def renamed(self, names: Iterable[str]) -> PackedFunction:
+        other = copy(self)
+        other._places = dict(zip(names, self._places.values()))
+        other.arguments = dict(zip(names, self.arguments.values()))
+        return other
+
+
+class DebugFunction:
+    """A body that debug info describes."""
 
     def __init__(self, block: gdb.Block, pc: int) -> None:
         function = block.function
@@ -189,11 +240,18 @@ class DebugFunction:
         return {name: c_type(symbol.type) for name, symbol in self._symbols.items() if symbol.type}
 
     def argument(self, frame: gdb.Frame, name: str) -> int:
+        if name not in self._symbols:
+            raise Unavailable(_NO_SUCH_ARGUMENT)
         try:
             value = frame.read_var(self._symbols[name])
         except gdb.error as error:
             raise Unavailable(f"GDB cannot tell: {error}") from error
         return number(value)
+
+    def renamed(self, names: Iterable[str]) -> DebugFunction:
+        other = copy(self)
+        other._symbols = dict(zip(names, self._symbols.values()))
+        return other
 
 
 def debug_functions(name: str) -> tuple[list[DebugFunction], list[str]]:

@@ -23,8 +23,12 @@ def shipped() -> list[str]:
 
 def find(name: str) -> Recipe:
     """A shipped recipe by its name, or any other by its file (with a `/`, or ending in .yaml)."""
+    return load(file_of(name))
+
+
+def file_of(name: str) -> Path:
     if "/" in name or name.endswith((".yaml", ".yml")):
-        return load(Path(name))
+        return Path(name)
     if name not in shipped():
         close = difflib.get_close_matches(name, shipped(), 1)
         hint = f"did you mean {close[0]!r}? " if close else ""
@@ -32,4 +36,4 @@ def find(name: str) -> Recipe:
             f"there is no recipe {name!r}",
             f"{hint}shipped recipes: {', '.join(shipped())}; a file of your own: ./{name}.yaml",
         )
-    return load(shipped_folder() / f"{name}.yaml")
+    return shipped_folder() / f"{name}.yaml"

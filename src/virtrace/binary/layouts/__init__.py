@@ -28,6 +28,7 @@ _FOLDER = Path(__file__).parent
 _SCALARS: dict[str, CType] = {
     "bool": Boolean(),
     "char": Integer(1, True),
+    "signed char": Integer(1, True),
     "unsigned char": Integer(1),
     "short": Integer(2, True),
     "unsigned short": Integer(2),
@@ -42,6 +43,8 @@ _SCALARS: dict[str, CType] = {
     "ssize_t": Integer(8, True),
     "virErrorNumber": Integer(4, True),
 }
+# Of elements: a layout may come from a stranger.
+_MAX_COUNT = 1 << 16
 _ARRAY = re.compile(r"(?P<element>.+?)\s*\[(?P<count>\d+)\]")
 
 
@@ -56,7 +59,10 @@ def named(name: str, structs: Callable[[str], CType] | None = None) -> CType:
         target = name[:-1].strip()
         return Pointer(lambda: named(target, structs), string=target == "char")
     if match := _ARRAY.fullmatch(name):
-        return Array(named(match["element"], structs), int(match["count"]))
+        count = int(match["count"])
+        if count > _MAX_COUNT:
+            return Opaque(name)
+        return Array(named(match["element"], structs), count)
     return _SCALARS.get(name) or structs(name)
 
 

@@ -1,0 +1,452 @@
+"""What a trace needs of DWARF debug info, read without GDB, as the data of a symbol pack.
+
+Facts of the DWARF 5 standard: locations 2.6, subroutines 3.3, types 5. GCC writes bodies that
+it cloned or split as entries of their own, with an abstract origin that has the name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from elftools.common.exceptions import DWARFError, ELFError
+from elftools.dwarf.descriptions import describe_form_class
+from elftools.dwarf.die import DIE
+from elftools.dwarf.dwarf_expr import DWARFExprParser
+from elftools.dwarf.locationlists import BaseAddressEntry, LocationEntry, LocationParser
+from elftools.dwarf.ranges import BaseAddressEntry as RangeBase
+from elftools.elf.elffile import ELFFile
+
+from virtrace.binary.abi import Abi
+from virtrace.errors import TargetError
+
+# Types that a pack names and does not describe.
+VOID, BIT_FIELD = "void", "bit fields"
+
+Data = dict[str, Any]
+
+
+class Walk(Protocol):
+    """A capture's way through memory: an argument (or RETURN), its members, dereferences."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def members(self) -> tuple[str, ...]: ...
+    @property
+    def stars(self) -> int: ...
+
+
+def describe(
+    file: Path,
+    wanted: Mapping[str, Iterable[Walk]],
+    abi: Abi,
+    returned: str,
+    progress: Callable[[str], None],
+) -> tuple[Data, Data]:
+    """The functions of these names, and the structs that these walks meet, as JSON has them.
+
+    returned: what a walk calls the result. progress: called with one line now and then.
+    TargetError where the file has no debug info, or broken one.
+    """
+    try:
+        # The whole path: a supplementary file of dwz is found beside it.
+        elf = ELFFile.load_from_path(str(file))
+        try:
+            if not elf.has_dwarf_info(strict=True):
+                raise TargetError(
+                    f"{file} has no debug info", "name its separate .debug file, or a folder"
+                )
+            reader = _Reader(elf.get_dwarf_info(), abi)
+            return reader.read(wanted, returned, progress)
+        finally:
+            elf.close()
+    except OSError as error:
+        raise TargetError(f"cannot read {file}: {error.strerror}", "check its name") from error
+    except (ELFError, DWARFError, KeyError, IndexError, ValueError, AssertionError) as error:
+        raise TargetError(
+            f"the debug info of {file} cannot be read: {type(error).__name__}: {error}",
+            "install the debug package again; if it stays so, report it",
+        ) from error
+
+
+class _Reader:
+    def __init__(self, dwarf: Any, abi: Abi) -> None:
+        self._dwarf = dwarf
+        self._abi = abi
+        self._structs: Data = {}
+
+    def read(
+        self, wanted: Mapping[str, Iterable[Walk]], returned: str, progress: Callable[[str], None]
+    ) -> tuple[Data, Data]:
+        functions: Data = {}
+        units = list(self._dwarf.iter_CUs())
+        for number, unit in enumerate(units, start=1):
+            if number % 20 == 1:
+                progress(f"reading debug info: unit {number} of {len(units)}")
+            found = list(self._functions(unit, wanted))
+            inlined = self._inlined(unit, {die.offset for _, _, die in found}) if found else {}
+            for name, body, origin in found:
+                function = functions.setdefault(
+                    name, {"returns": self._type(origin), "bodies": [], "inlined_into": []}
+                )
+                function["inlined_into"] += inlined.get(origin.offset, [])
+                if body is not None:
+                    function["bodies"].append(self._body(body))
+                for walk in wanted[name]:
+                    self._walk(origin, walk, returned)
+        for function in functions.values():
+            function["inlined_into"] = sorted({*function["inlined_into"]})
+        return functions, {name: layout for name, layout in self._structs.items() if layout}
+
+    def _functions(
+        self, unit: Any, wanted: Mapping[str, object]
+    ) -> Iterator[tuple[str, DIE | None, DIE]]:
+        """Name, body and the entry that has the name; without a body where it only is inlined."""
+        for die in unit.get_top_DIE().iter_children():
+            if die.tag != "DW_TAG_subprogram":
+                continue
+            origin = _origin(die)
+            name = _name(origin)
+            if name is None or name not in wanted:
+                continue
+            if "DW_AT_low_pc" in die.attributes or "DW_AT_ranges" in die.attributes:
+                yield name, die, origin
+            elif "DW_AT_inline" in die.attributes:
+                yield name, None, die
+
+    def _inlined(self, unit: Any, origins: set[int]) -> dict[int, list[str]]:
+        """The functions that others were inlined into, by the offset of the other's origin."""
+        into: dict[int, list[str]] = {}
+        for function in unit.get_top_DIE().iter_children():
+            if function.tag != "DW_TAG_subprogram" or not function.has_children:
+                continue
+            for die in _below(function):
+                if die.tag == "DW_TAG_inlined_subroutine":
+                    origin = _origin(die)
+                    outer = _name(_origin(function))
+                    # Of its own body only the part that GCC split off is meant.
+                    if origin.offset in origins and outer and outer != _name(origin):
+                        into.setdefault(origin.offset, []).append(outer)
+        return into
+
+    def _body(self, die: DIE) -> Data:
+        ranges = self._ranges(die)
+        entry = ranges[0][0]
+        arguments: Data = {}
+        for child in die.iter_children():
+            if child.tag == "DW_TAG_formal_parameter":
+                origin = _origin(child)
+                name = _name(origin)
+                if name:
+                    where = self._location(child, entry)
+                    arguments[name] = {"type": self._type(origin), **where}
+        return {
+            "entry": f"{entry:#x}",
+            "arguments": arguments,
+            "lines": self._lines(die.cu, ranges),
+        }
+
+    def _ranges(self, die: DIE) -> list[tuple[int, int]]:
+        """First and one-past-last addresses; the function is entered at the first of all."""
+        low = die.attributes.get("DW_AT_low_pc")
+        if "DW_AT_ranges" not in die.attributes:
+            assert low is not None
+            high = die.attributes["DW_AT_high_pc"]
+            is_size = describe_form_class(high.form) == "constant"
+            return [(low.value, low.value + high.value if is_size else high.value)]
+        base = _unit_base(die.cu)
+        ranges = []
+        lists = self._dwarf.range_lists()
+        for entry in lists.get_range_list_at_offset(
+            die.attributes["DW_AT_ranges"].value, cu=die.cu
+        ):
+            if isinstance(entry, RangeBase):
+                base = entry.base_address
+            else:
+                offset = 0 if entry.is_absolute else base
+                ranges.append((entry.begin_offset + offset, entry.end_offset + offset))
+        return ranges
+
+    def _location(self, parameter: DIE, entry: int) -> Data:
+        """Where an argument is at the function's first instruction."""
+        attribute = parameter.attributes.get("DW_AT_location")
+        constant = parameter.attributes.get("DW_AT_const_value")
+        if constant is not None and isinstance(constant.value, int):
+            return {"constant": constant.value}
+        if attribute is None:
+            return _nowhere("optimized out")
+        parsed = self._locations.parse_from_attribute(
+            attribute, parameter.cu["version"], die=parameter
+        )
+        if not isinstance(parsed, list):
+            return self._place(parsed.loc_expr, parameter.cu)
+        base = _unit_base(parameter.cu)
+        for place in parsed:
+            if isinstance(place, BaseAddressEntry):
+                base = place.base_address
+            elif isinstance(place, LocationEntry):
+                offset = 0 if place.is_absolute else base
+                if place.begin_offset + offset <= entry < place.end_offset + offset:
+                    return self._place(place.loc_expr, parameter.cu)
+        return _nowhere("optimized out")
+
+    @cached_property
+    def _locations(self) -> LocationParser:
+        return LocationParser(self._dwarf.location_lists())
+
+    def _place(self, expression: list[int], unit: Any) -> Data:
+        operations = DWARFExprParser(unit.structs).parse_expr(expression)
+        names = [operation.op_name for operation in operations]
+        first, values = operations[0], operations[0].args
+        registers = self._abi.dwarf_registers
+        if names[0] in ("DW_OP_entry_value", "DW_OP_GNU_entry_value") and names[1:] == [
+            "DW_OP_stack_value"
+        ]:
+            # At the entry itself it is what is there.
+            names, first = names[:1], values[0][0]
+        if len(names) == 1 and first.op_name.startswith("DW_OP_reg"):
+            number = values[0] if first.op_name == "DW_OP_regx" else first.op - _DW_OP_REG0
+            if number < len(registers):
+                return {"register": registers[number]}
+        if names == ["DW_OP_fbreg"] and values[0] >= 0:
+            # GCC's frame base is the frame's end, where the caller's frame begins.
+            return {"stack": values[0]}
+        if names[1:] == ["DW_OP_stack_value"]:
+            if first.op_name.startswith("DW_OP_lit"):
+                return {"constant": first.op - _DW_OP_LIT0}
+            if first.op_name.startswith("DW_OP_const"):
+                return {"constant": values[0]}
+        if names == ["DW_OP_fbreg"]:
+            return _nowhere("the function puts it into memory later")
+        return _nowhere(f"where it is takes more than a pack can say ({', '.join(names)})")
+
+    def _lines(self, unit: Any, ranges: list[tuple[int, int]]) -> Data:
+        """Where statements begin, by the line table: its files, and address, file, line."""
+        program = self._dwarf.line_program_for_CU(unit)
+        if program is None:
+            return {"files": [], "rows": []}
+        files: dict[str, int] = {}
+        rows: dict[int, tuple[str, int]] = {}
+        for entry in program.get_entries():
+            state = entry.state
+            if (
+                state is not None
+                and state.is_stmt
+                and not state.end_sequence
+                and any(low <= state.address < high for low, high in ranges)
+            ):
+                # Of several at an address the last one counts.
+                rows[state.address] = (_file_name(program, state.file), state.line)
+        table = [
+            [f"{address:#x}", files.setdefault(file, len(files)), line]
+            for address, (file, line) in sorted(rows.items())
+        ]
+        return {"files": list(files), "rows": table}
+
+    def _walk(self, function: DIE, walk: Walk, returned: str) -> None:
+        """Keep the layouts of the structs that a capture meets."""
+        die = _target(function) if walk.name == returned else _parameter(function, walk.name)
+        for member in walk.members:
+            struct = _pointed(_plain(die))
+            self._keep(struct)
+            die = None if struct is None else _member(struct, member)
+        for _ in range(walk.stars):
+            die = _pointed(_plain(die))
+        self._keep(die)
+
+    def _keep(self, die: DIE | None) -> None:
+        """The struct's layout, and those of the structs inside of it."""
+        name = self._spelled(die)
+        struct = _plain(die)
+        if struct is None or struct.tag != "DW_TAG_structure_type":
+            return
+        if "DW_AT_byte_size" not in struct.attributes:
+            return  # declared only
+        inner: list[DIE | None] = []
+        fields = {
+            member: self._field(child, inner)
+            for child in struct.iter_children()
+            if child.tag == "DW_TAG_member" and (member := _name(child))
+        }
+        layout = {"size": struct.attributes["DW_AT_byte_size"].value, "fields": fields}
+        known = self._structs.setdefault(name, layout)
+        if known is layout:
+            for target in inner:
+                self._keep(target)
+        elif known != layout:
+            # Two units have different structs of one name: no capture may go through it.
+            self._structs[name] = {}
+
+    def _field(self, member: DIE, inner: list[DIE | None]) -> Data:
+        """inner: is given the type of what lies in the struct itself."""
+        at = member.attributes.get("DW_AT_data_member_location")
+        target = _target(member)
+        if "DW_AT_bit_size" in member.attributes:
+            return {"offset": 0, "type": BIT_FIELD}
+        element = target
+        while (plain := _plain(element)) is not None and plain.tag == "DW_TAG_array_type":
+            element = _target(plain)
+        inner.append(element)
+        return {"offset": 0 if at is None else at.value, "type": self._spelled(target)}
+
+    def _type(self, die: DIE) -> str:
+        return self._spelled(_target(die))
+
+    def _spelled(self, die: DIE | None) -> str:
+        """The type as layouts.named() reads it: structs by typedef or tag, scalars plainly."""
+        if die is None:
+            return VOID
+        if die.tag in _QUALIFIERS:
+            return self._spelled(_target(die))
+        if die.tag == "DW_TAG_typedef":
+            plain = _plain(die)
+            is_struct = plain is not None and plain.tag == "DW_TAG_structure_type"
+            return _name(die) or VOID if is_struct else self._spelled(_target(die))
+        if die.tag == "DW_TAG_pointer_type":
+            target = self._spelled(_target(die))
+            return f"{target}*" if target.endswith("*") else f"{target} *"
+        if die.tag == "DW_TAG_array_type":
+            name = self._spelled(_target(die))
+            for dimension in reversed([*die.iter_children()]):
+                name += f"[{_count(dimension)}]"
+            return name
+        if die.tag == "DW_TAG_base_type":
+            return _base_type(die)
+        if die.tag == "DW_TAG_enumeration_type":
+            return _enumeration(die)
+        return _name(die) or f"unnamed at {die.offset:#x}"
+
+
+_DW_OP_REG0, _DW_OP_LIT0 = 0x50, 0x30
+_QUALIFIERS = (
+    "DW_TAG_const_type",
+    "DW_TAG_volatile_type",
+    "DW_TAG_restrict_type",
+    "DW_TAG_atomic_type",
+)
+_INTEGERS = {
+    (True, 1): "signed char",
+    (True, 2): "short",
+    (True, 4): "int",
+    (True, 8): "long long",
+    (False, 1): "unsigned char",
+    (False, 2): "unsigned short",
+    (False, 4): "unsigned int",
+    (False, 8): "unsigned long long",
+}
+# DW_ATE_...
+_BOOLEAN, _SIGNED, _SIGNED_CHAR, _UNSIGNED, _UNSIGNED_CHAR = 2, 5, 6, 7, 8
+
+
+def _nowhere(why: str) -> Data:
+    return {"unavailable": why}
+
+
+def _origin(die: DIE) -> DIE:
+    """The entry that has what this one leaves out: its name, its type."""
+    for reference in ("DW_AT_abstract_origin", "DW_AT_specification"):
+        while reference in die.attributes:
+            die = die.get_DIE_from_attribute(reference)
+    return die
+
+
+def _name(die: DIE) -> str | None:
+    attribute = die.attributes.get("DW_AT_name")
+    return None if attribute is None else attribute.value.decode("utf-8", "replace")
+
+
+def _target(die: DIE) -> DIE | None:
+    """The type that an entry refers to; None for void."""
+    return die.get_DIE_from_attribute("DW_AT_type") if "DW_AT_type" in die.attributes else None
+
+
+def _plain(die: DIE | None) -> DIE | None:
+    """The type without typedefs and qualifiers."""
+    while die is not None and die.tag in ("DW_TAG_typedef", *_QUALIFIERS):
+        die = _target(die)
+    return die
+
+
+def _pointed(die: DIE | None) -> DIE | None:
+    """What a pointer points to; anything else is itself."""
+    return _target(die) if die is not None and die.tag == "DW_TAG_pointer_type" else die
+
+
+def _parameter(function: DIE, name: str) -> DIE | None:
+    for child in function.iter_children():
+        if child.tag == "DW_TAG_formal_parameter" and _name(child) == name:
+            return _target(child)
+    return None
+
+
+def _member(struct: DIE, name: str) -> DIE | None:
+    plain = _plain(struct)
+    for child in plain.iter_children() if plain is not None else ():
+        if child.tag == "DW_TAG_member" and _name(child) == name:
+            return _target(child)
+    return None
+
+
+def _below(die: DIE) -> Iterator[DIE]:
+    rest = [die]
+    while rest:
+        for child in rest.pop().iter_children():
+            yield child
+            if child.has_children:
+                rest.append(child)
+
+
+def _unit_base(unit: Any) -> int:
+    low = unit.get_top_DIE().attributes.get("DW_AT_low_pc")
+    return 0 if low is None else int(low.value)
+
+
+def _count(dimension: DIE) -> int:
+    for attribute, more in (("DW_AT_count", 0), ("DW_AT_upper_bound", 1)):
+        if attribute in dimension.attributes:
+            return int(dimension.attributes[attribute].value) + more
+    return 0
+
+
+def _base_type(die: DIE) -> str:
+    name = _name(die) or VOID
+    size = die.attributes["DW_AT_byte_size"].value
+    encoding = die.attributes["DW_AT_encoding"].value
+    if encoding == _BOOLEAN and size == 1:
+        return "bool"
+    if name == "char":
+        return "char"
+    if encoding in (_SIGNED, _SIGNED_CHAR, _UNSIGNED, _UNSIGNED_CHAR):
+        return _INTEGERS.get((encoding in (_SIGNED, _SIGNED_CHAR), size), name)
+    return name
+
+
+def _enumeration(die: DIE) -> str:
+    underlying = _plain(_target(die))
+    if underlying is not None:
+        return _base_type(underlying)
+    negative = any(
+        child.attributes["DW_AT_const_value"].value < 0
+        for child in die.iter_children()
+        if child.tag == "DW_TAG_enumerator"
+    )
+    return _INTEGERS[negative, die.attributes["DW_AT_byte_size"].value]
+
+
+def _file_name(program: Any, index: int) -> str:
+    header = program.header
+    version5 = header.version >= 5
+    file = header.file_entry[index if version5 else index - 1]
+    name: str = file.name.decode("utf-8", "replace")
+    if name.startswith("/"):
+        return name
+    directories = header.include_directory
+    if version5:
+        directory = directories[file.dir_index]
+    else:
+        directory = directories[file.dir_index - 1] if file.dir_index else b""
+    folder = directory.decode("utf-8", "replace")
+    return f"{folder}/{name}" if folder else name

@@ -1,0 +1,253 @@
+"""Symbol packs: what traces need of the debug info of one build of one file, in a few KB.
+
+A pack is a JSON file, BUILD-ID.pack.json, and holds for the functions of some recipes where
+they are, where their arguments are at the entry, their types, and their line tables. Beside a
+recipe or in the user's cache it serves a host that has no debug info. It may come from a
+stranger: nothing in it is believed that could make a trace write to a wrong place.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Union
+
+from virtrace.binary import layouts, private, x86_64
+from virtrace.binary.ctype import CType, Opaque, Struct
+from virtrace.binary.elf import ElfFile
+from virtrace.binary.functions import function_starts
+from virtrace.errors import TargetError
+
+FORMAT = "virtrace-pack"
+VERSION = 1
+MAX_BYTES = 1 << 20
+MAX_STRUCT = 1 << 16
+CACHE = "packs"
+
+
+@dataclass(frozen=True)
+class InRegister:
+    name: str
+
+
+@dataclass(frozen=True)
+class OnStack:
+    """offset: from the end of the function's frame, where its caller's begins."""
+
+    offset: int
+
+
+@dataclass(frozen=True)
+class Constant:
+    value: int
+
+
+@dataclass(frozen=True)
+class Nowhere:
+    why: str
+
+
+Place = Union[InRegister, OnStack, Constant, Nowhere]
+
+
+@dataclass(frozen=True)
+class Line:
+    """Where a statement begins. address: as the file counts."""
+
+    address: int
+    file: str
+    number: int
+
+
+@dataclass(frozen=True)
+class Body:
+    """One compiled body. entry: as the file counts. arguments: type and place at the entry."""
+
+    entry: int
+    arguments: Mapping[str, tuple[CType, Place]]
+    lines: Sequence[Line]
+
+
+@dataclass(frozen=True)
+class Function:
+    returns: CType
+    bodies: Sequence[Body]
+    inlined_into: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Pack:
+    """origin: the debug info it was made of, in words."""
+
+    build_id: str
+    machine: str
+    origin: str
+    functions: Mapping[str, Function]
+
+
+def file_name(build_id: str) -> str:
+    return f"{build_id}.pack.json"
+
+
+def write(
+    build_id: str, machine: str, origin: str, functions: Mapping[str, Any], structs: Any
+) -> bytes:
+    """The file's contents, of what dwarf.describe() gives."""
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "build_id": build_id,
+        "machine": machine,
+        "origin": origin,
+        "functions": functions,
+        "structs": structs,
+    }
+    data = json.dumps(document, separators=(",", ":")).encode() + b"\n"
+    parse(data, "the new pack")
+    return data
+
+
+def parse(data: bytes, file: str) -> Pack:
+    """TargetError where the contents are not those of a pack; file: its name, for that."""
+    try:
+        document = json.loads(data)
+        if document["format"] != FORMAT:
+            raise ValueError("not a symbol pack")
+        if document["version"] != VERSION:
+            raise ValueError(f"a pack of version {document['version']}, not {VERSION}")
+        named = partial(layouts.named, structs=_structs(document["structs"]))
+        return Pack(
+            _text(document["build_id"]),
+            _text(document["machine"]),
+            _text(document["origin"]),
+            {
+                name: Function(
+                    named(_text(function["returns"])),
+                    [_body(body, named) for body in function["bodies"]],
+                    [_text(name) for name in function["inlined_into"]],
+                )
+                for name, function in document["functions"].items()
+            },
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        said = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise TargetError(
+            f"the symbol pack {file} cannot be used: {said}",
+            "remove it, or make it again: virtrace pack make",
+        ) from error
+
+
+def find(elf: ElfFile, folders: Sequence[Path]) -> Pack | None:
+    """The pack of a file's build: in the first of the folders that has one, or in the cache.
+
+    TargetError where there is one that cannot be used: written by somebody else, broken, for
+    another build, or with functions where the file has none.
+    """
+    build_id = elf.build_id
+    if build_id is None:
+        return None
+    name = file_name(build_id)
+    for folder in folders:
+        if (folder / name).exists():
+            return load(folder / name, elf)
+    with suppress(OSError), private.cache_folder(CACHE) as cached:
+        return _checked(parse(private.read(cached, name, MAX_BYTES), name), elf, name)
+    return None
+
+
+def load(path: Path, elf: ElfFile | None = None) -> Pack:
+    """The pack in a file; elf: the file that it has to be for."""
+    try:
+        with private.opened_folder(path.parent.resolve()) as folder:
+            data = private.read(folder, path.name, MAX_BYTES)
+    except OSError as error:
+        raise TargetError(
+            f"the symbol pack {path} cannot be read: {error.strerror or error}",
+            "make it yours alone to write (chown, chmod go-w), or remove it",
+        ) from error
+    pack = parse(data, str(path))
+    return pack if elf is None else _checked(pack, elf, str(path))
+
+
+def _checked(pack: Pack, elf: ElfFile, file: str) -> Pack:
+    """A breakpoint inside of an instruction would break the process: entries must be entries."""
+    wrong = ""
+    if elf.machine != x86_64.ABI.machine:
+        wrong = f"packs are understood for {x86_64.ABI.machine} only, not for {elf.machine}"
+    elif pack.build_id != elf.build_id or pack.machine != elf.machine:
+        wrong = f"it is for build-id {pack.build_id} on {pack.machine}"
+    else:
+        starts = frozenset(function_starts(elf))
+        for name, function in pack.functions.items():
+            for body in function.bodies:
+                if body.entry not in starts:
+                    wrong = f"no function of {elf.path.name} begins at {body.entry:#x} ({name})"
+    if wrong:
+        raise TargetError(
+            f"the symbol pack {file} cannot be used: {wrong}",
+            "remove it, or make it again: virtrace pack make",
+        )
+    return pack
+
+
+def _structs(about: Mapping[str, Any]) -> Any:
+    @cache
+    def struct(name: str) -> CType:
+        # A struct that holds itself has no end.
+        if name in building or name not in about:
+            return Opaque(name)
+        building.add(name)
+        try:
+            return _sound(layouts.layout(name, about[name], struct))
+        finally:
+            building.remove(name)
+
+    building: set[str] = set()
+    for name in about:
+        struct(name)
+    return struct
+
+
+def _sound(struct: Struct) -> Struct:
+    """ValueError where it would take long to read: it is too large, or its fields overlap."""
+    end = 0
+    for field in struct.fields:
+        if field.offset < end and field.type.size:
+            raise ValueError(f"{struct.name}.{field.name} overlaps another field")
+        end = max(end, field.offset + field.type.size)
+    if not end <= struct.size <= MAX_STRUCT:
+        raise ValueError(f"{struct.name} has {struct.size} bytes and fields up to {end}")
+    return struct
+
+
+def _body(about: Mapping[str, Any], named: Any) -> Body:
+    lines = about["lines"]
+    files = [_text(file) for file in lines["files"]]
+    return Body(
+        int(about["entry"], 16),
+        {
+            name: (named(_text(argument["type"])), _place(argument))
+            for name, argument in about["arguments"].items()
+        },
+        [Line(int(address, 16), files[file], int(line)) for address, file, line in lines["rows"]],
+    )
+
+
+def _place(about: Mapping[str, Any]) -> Place:
+    if "register" in about:
+        return InRegister(_text(about["register"]))
+    if "stack" in about:
+        return OnStack(int(about["stack"]))
+    if "constant" in about:
+        return Constant(int(about["constant"]))
+    return Nowhere(_text(about["unavailable"]))
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"found {value!r} where text belongs")
+    return value

@@ -1,0 +1,250 @@
+"""``virtrace pack``: what traces need of debug info, for hosts that have none."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from virtrace import __version__
+from virtrace.binary import private, x86_64
+from virtrace.binary.debuginfo import fetch
+from virtrace.binary.dwarf import describe
+from virtrace.binary.elf import ElfFile, debug_file
+from virtrace.binary.pack import (
+    CACHE,
+    Constant,
+    Function,
+    InRegister,
+    OnStack,
+    Pack,
+    Place,
+    file_name,
+    load,
+    write,
+)
+from virtrace.errors import DONE, TargetError, UsageError
+from virtrace.recipe import catalogue
+from virtrace.recipe.model import Recipe
+from virtrace.recipe.path import RETURN
+from virtrace.recipe.path import Path as Capture
+
+_ELF_MAGIC = b"\x7fELF"
+
+
+def add_parser(subparsers: Any) -> None:
+    pack = subparsers.add_parser(
+        "pack",
+        help="make a symbol pack: a few KB of debug info for hosts that have none",
+        description="A symbol pack holds what recipes need of the debug info of one build. A "
+        "trace uses the one that it finds beside its recipe or in the cache.",
+    )
+    actions = pack.add_subparsers(metavar="ACTION", required=True)
+    make = actions.add_parser(
+        "make",
+        help="make packs of debug info",
+        description="Make packs of debug info: of a binary that has it, of a separate .debug "
+        "file, of a binary whose debug info is installed or on a debuginfod server, or of all "
+        "in a folder (a debug package, unpacked).",
+    )
+    make.add_argument("sources", metavar="SOURCE", type=Path, nargs="+")
+    make.add_argument(
+        "--recipe",
+        metavar="RECIPE",
+        action="append",
+        help="for this recipe's functions (default: those of every shipped recipe)",
+    )
+    make.add_argument(
+        "--for",
+        metavar="FILE",
+        dest="other",
+        type=Path,
+        help="for this other build of the same code: SOURCE's code must be the same, byte by byte",
+    )
+    make.add_argument(
+        "-o", "--output", metavar="FOLDER", type=Path, help="folder (default: the user's cache)"
+    )
+    make.set_defaults(run=_make)
+    show = actions.add_parser("show", help="say what a pack holds")
+    show.add_argument("file", metavar="PACK", type=Path)
+    show.set_defaults(run=_show)
+
+
+def _make(args: argparse.Namespace) -> int:
+    recipes = [catalogue.find(name) for name in args.recipe or catalogue.shipped()]
+    wanted = _wanted(recipes)
+    files = [file for source in args.sources for file in _files(source)]
+    if args.other is not None and len(files) != 1:
+        raise UsageError("--for takes one SOURCE", "name the one binary with the same code")
+    made = [_make_one(file, wanted, args.other, args.output) for file in files]
+    if not any(made):
+        raise TargetError(
+            f"no function of {', '.join(recipe.name for recipe in recipes)} is in the debug info",
+            "name the debug info of libvirt.so.0 or libvirt_driver_qemu.so, or other recipes",
+        )
+    return DONE
+
+
+def _wanted(recipes: Iterable[Recipe]) -> dict[str, list[Capture]]:
+    """The captures of each function, by its name."""
+    wanted: dict[str, list[Capture]] = {}
+    for recipe in recipes:
+        for span in recipe.spans:
+            captures = wanted.setdefault(span.name, [])
+            captures += [*span.enter.values(), *span.exit.values()]
+        for point in recipe.points:
+            if point.usdt is None:
+                wanted.setdefault(point.prototype.name, []).extend(point.capture.values())
+    return wanted
+
+
+def _files(source: Path) -> Iterator[Path]:
+    """The file itself; of a folder every file in it that has debug info."""
+    if not source.is_dir():
+        yield source
+        return
+    for folder, _, names in os.walk(source):
+        for file in sorted(Path(folder, name) for name in names):
+            if file.is_file() and not file.is_symlink() and _has_debug_info(file):
+                yield file
+
+
+def _has_debug_info(file: Path) -> bool:
+    with file.open("rb") as stream:
+        if stream.read(len(_ELF_MAGIC)) != _ELF_MAGIC:
+            return False
+    return ElfFile(file).has_debug_info
+
+
+def _make_one(
+    file: Path, wanted: Mapping[str, Sequence[Capture]], other: Path | None, output: Path | None
+) -> bool:
+    """False where the file has none of the functions."""
+    elf = ElfFile(file)
+    if elf.machine != x86_64.ABI.machine:
+        raise TargetError(
+            f"{file} is code for {elf.machine}, and packs are made for {x86_64.ABI.machine} only",
+            "on other processors install the debug info itself",
+        )
+    target = elf if other is None else ElfFile(other)
+    if other is not None:
+        _require_same_code(elf, target)
+    if target.build_id is None:
+        raise TargetError(
+            f"{target.path} has no build-id, by which a pack is found", "link it with --build-id"
+        )
+    debug = _debug_info(elf)
+    with _Progress(debug) as progress:
+        functions, structs = describe(debug, wanted, x86_64.ABI, RETURN, progress.show)
+    if not functions:
+        print(f"{debug}: no function of the recipes")
+        return False
+    origin = f"{debug.name}, build-id {elf.build_id}, by virtrace {__version__}"
+    data = write(target.build_id, target.machine, origin, functions, structs)
+    place = _keep(output, file_name(target.build_id), data)
+    print(f"{place}: {len(functions)} functions, {len(structs)} structs, {len(data)} bytes")
+    return True
+
+
+def _require_same_code(elf: ElfFile, other: ElfFile) -> None:
+    code, others = (
+        {name: section for name, section in each.loaded_sections().items() if section.executable}
+        for each in (elf, other)
+    )
+    if not code:
+        raise TargetError(
+            f"{elf.path} has no code to compare with that of {other.path}",
+            "name the binary that belongs to it: its debug info is found by itself",
+        )
+    for name in sorted({*code, *others}):
+        if code.get(name) != others.get(name):
+            raise TargetError(
+                f"{elf.path} and {other.path} are not the same code: they differ in {name}",
+                f"make the pack of the debug info of {other.path} itself",
+            )
+
+
+def _debug_info(elf: ElfFile) -> Path:
+    """The file that has the DWARF of this one: itself, one that is installed, or a server's."""
+    if elf.has_debug_info:
+        return elf.path
+    installed = debug_file(elf.build_id, elf.debuglink, elf.path.resolve())
+    if installed is not None:
+        return installed
+    if elf.build_id is not None:
+        fetched = fetch(elf.build_id, str(elf.path))
+        if fetched is not None:
+            return fetched
+    raise TargetError(
+        f"{elf.path} has no debug info, and none of it is installed",
+        "name its separate .debug file or a folder with it, or set DEBUGINFOD_URLS",
+    )
+
+
+def _keep(output: Path | None, name: str, data: bytes) -> str:
+    try:
+        if output is not None:
+            output.mkdir(parents=True, exist_ok=True)
+            with private.opened_folder(output.resolve()) as folder:
+                private.write(folder, name, data)
+            return str(output / name)
+        with private.cache_folder(CACHE) as folder:
+            private.write(folder, name, data)
+            return os.path.join(os.readlink(f"/proc/self/fd/{folder}"), name)
+    except OSError as error:
+        raise UsageError(
+            f"the pack cannot be written: {error.strerror or error}", "name a folder with -o"
+        ) from error
+
+
+class _Progress:
+    """One line that changes, on a terminal only."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._is_terminal = sys.stderr.isatty()
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def show(self, line: str) -> None:
+        if self._is_terminal:
+            print(f"\r\x1b[K{self._file.name}: {line}", end="", file=sys.stderr, flush=True)
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_terminal:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _show(args: argparse.Namespace) -> int:
+    print("\n".join(_described(load(args.file))))
+    return DONE
+
+
+def _described(pack: Pack) -> Iterator[str]:
+    yield f"for      build-id {pack.build_id}, {pack.machine}"
+    yield f"made of  {pack.origin}"
+    for name, function in sorted(pack.functions.items()):
+        yield from _described_function(name, function)
+
+
+def _described_function(name: str, function: Function) -> Iterator[str]:
+    if not function.bodies:
+        yield f"{name}: only inlined, into {', '.join(function.inlined_into)}"
+    for body in function.bodies:
+        yield f"{name} +{body.entry:#x}, {len(body.lines)} lines"
+        for argument, (_, place) in body.arguments.items():
+            yield f"  {argument:<16} {_place(place)}"
+
+
+def _place(place: Place) -> str:
+    if isinstance(place, InRegister):
+        return place.name
+    if isinstance(place, OnStack):
+        return f"on the stack, {place.offset} bytes from the caller's frame"
+    if isinstance(place, Constant):
+        return f"always {place.value}"
+    return f"unavailable: {place.why}"
