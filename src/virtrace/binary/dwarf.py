@@ -77,6 +77,8 @@ class _Reader:
         self._dwarf = dwarf
         self._abi = abi
         self._structs: Data = {}
+        self._lines_of: int | None = None
+        self._rows: list[tuple[int, tuple[str, int]]] = []
 
     def read(
         self, wanted: Mapping[str, Iterable[Walk]], returned: str, progress: Callable[[str], None]
@@ -225,26 +227,27 @@ class _Reader:
 
     def _lines(self, unit: Any, ranges: list[tuple[int, int]]) -> Data:
         """Where statements begin, by the line table: its files, and address, file, line."""
-        program = self._dwarf.line_program_for_CU(unit)
-        if program is None:
-            return {"files": [], "rows": []}
         files: dict[str, int] = {}
-        rows: dict[int, tuple[str, int]] = {}
-        for entry in program.get_entries():
-            state = entry.state
-            if (
-                state is not None
-                and state.is_stmt
-                and not state.end_sequence
-                and any(low <= state.address < high for low, high in ranges)
-            ):
-                # Of several at an address the last one counts.
-                rows[state.address] = (_file_name(program, state.file), state.line)
         table = [
             [f"{address:#x}", files.setdefault(file, len(files)), line]
-            for address, (file, line) in sorted(rows.items())
+            for address, (file, line) in self._statements(unit)
+            if any(low <= address < high for low, high in ranges)
         ]
         return {"files": list(files), "rows": table}
+
+    def _statements(self, unit: Any) -> list[tuple[int, tuple[str, int]]]:
+        """Address, file and line of every statement of a unit; read once for all of its bodies."""
+        if unit.cu_offset != self._lines_of:
+            program = self._dwarf.line_program_for_CU(unit)
+            states = [entry.state for entry in program.get_entries()] if program else []
+            # Of several at an address the last one counts.
+            rows = {
+                state.address: (_file_name(program, state.file), state.line)
+                for state in states
+                if state is not None and state.is_stmt and not state.end_sequence
+            }
+            self._lines_of, self._rows = unit.cu_offset, sorted(rows.items())
+        return self._rows
 
     def _walk(self, function: DIE, walk: Walk, returned: str) -> None:
         """Keep the layouts of the structs that a capture meets."""

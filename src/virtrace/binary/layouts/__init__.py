@@ -59,10 +59,8 @@ def named(name: str, structs: Callable[[str], CType] | None = None) -> CType:
         target = name[:-1].strip()
         return Pointer(lambda: named(target, structs), string=target == "char")
     if match := _ARRAY.fullmatch(name):
-        count = int(match["count"])
-        if count > _MAX_COUNT:
-            return Opaque(name)
-        return Array(named(match["element"], structs), count)
+        element, count = named(match["element"], structs), int(match["count"])
+        return Opaque(name) if element.size == 0 or count > _MAX_COUNT else Array(element, count)
     return _SCALARS.get(name) or structs(name)
 
 
