@@ -1,4 +1,4 @@
-"""Debug info that is not in the file itself: from the user's debuginfod servers."""
+"""Debug info that is not in the file itself: from debuginfod servers, and how to get it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ import sys
 from pathlib import Path
 
 _FETCH_SECONDS = 600
+_MAX_RELEASE = 1 << 16
+# Of Debian and its kin, and of those with RPM.
+_PACKAGES = {
+    "libvirt.so.0": ("libvirt0", "libvirt-libs"),
+    "libvirt_driver_qemu.so": ("libvirt-daemon-driver-qemu", "libvirt-daemon-driver-qemu"),
+}
 
 
 def fetch(build_id: str, name: str) -> Path | None:
@@ -30,3 +36,59 @@ def fetch(build_id: str, name: str) -> Path | None:
         print(f"virtrace: no answer in {_FETCH_SECONDS} s, going on without", file=sys.stderr)
         return None
     return Path(answer.stdout.strip()) if answer.returncode == 0 else None
+
+
+def how_to_get(name: str, root: Path) -> str:
+    """The command that gets the debug info of a module, on the distribution that lives in root."""
+    release = _distribution(root)
+    family = _family(release)
+    codename = release.get("VERSION_CODENAME", "CODENAME")
+    debian, rpm = _PACKAGES.get(name, ("libvirt-daemon", "libvirt-daemon"))
+    if family in ("debian", "ubuntu"):
+        archive = f"the {codename}-debug suite" if family == "debian" else "the ddebs archive"
+        packages = f"`sudo apt install {debian}-dbgsym`, with {archive} among apt's sources"
+    elif family in ("fedora", "rhel"):
+        packages = f"`sudo dnf debuginfo-install {rpm}`"
+    elif family == "suse":
+        packages = f"`sudo zypper --plus-content debug install {rpm}-debuginfo`"
+    else:
+        packages = "your distribution's debug package of libvirt"
+    if not os.environ.get("DEBUGINFOD_URLS", "").strip():
+        server = "or set DEBUGINFOD_URLS to your distribution's debuginfod server"
+    elif shutil.which("debuginfod-find") is None:
+        server = "or install debuginfod-find, and `virtrace record` asks the servers you named"
+    else:
+        server = "or nothing: `virtrace record` asks the servers of DEBUGINFOD_URLS"
+    return f"{packages}; {server}"
+
+
+def _distribution(root: Path) -> dict[str, str]:
+    for name in ("etc/os-release", "usr/lib/os-release"):
+        # In a stranger's container it may be anything.
+        if not (root / name).is_file():
+            continue
+        with (root / name).open(errors="replace") as file:
+            text = file.read(_MAX_RELEASE)
+        pairs = (line.partition("=") for line in text.splitlines())
+        return {key: value.strip("\"'") for key, separator, value in pairs if separator}
+    return {}
+
+
+def _family(release: dict[str, str]) -> str:
+    kin = [release.get("ID", ""), *release.get("ID_LIKE", "").split()]
+    for family in ("ubuntu", "debian", "fedora", "rhel", "suse"):
+        if any(name == family or (family == "suse" and "suse" in name) for name in kin):
+            return family
+    return ""
+
+
+def install_command(root: Path) -> str:
+    """How a package is installed on the distribution that lives in root."""
+    commands = {
+        "debian": "sudo apt install",
+        "ubuntu": "sudo apt install",
+        "fedora": "sudo dnf install",
+        "rhel": "sudo dnf install",
+        "suse": "sudo zypper install",
+    }
+    return commands.get(_family(_distribution(root)), "install the package")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from virtrace.binary.debuginfo import how_to_get, install_command
 from virtrace.binary.elf import ElfFile, debug_file
 from virtrace.binary.functions import Functions
 from virtrace.binary.process import (
@@ -150,7 +151,7 @@ def gdb_section() -> Section:
 
 def _gdb_findings() -> Iterator[Finding]:
     gdb = shutil.which("gdb")
-    install = f"{_install_command(Path('/'))} gdb"
+    install = f"{install_command(Path('/'))} gdb"
     if gdb is None:
         yield Finding("problem", "gdb is not on PATH", install)
         return
@@ -288,7 +289,7 @@ def daemon_section(pid: int) -> Section:
                     "problem",
                     f"{process.exe} has not loaded {DRIVER}, and it is not on disk",
                     "name the daemon that drives QEMU (libvirtd or virtqemud), or install its "
-                    f"driver: {_install_command(process.root)} libvirt-daemon-driver-qemu",
+                    f"driver: {install_command(process.root)} libvirt-daemon-driver-qemu",
                 )
             )
         else:
@@ -391,58 +392,5 @@ def _folder_of(name: str) -> str:
     return str(Path(spec.origin).parent.parent)
 
 
-def _distribution(root: Path) -> dict[str, str]:
-    for name in ("etc/os-release", "usr/lib/os-release"):
-        try:
-            text = (root / name).read_text(errors="replace")
-        except OSError:
-            continue
-        pairs = (line.partition("=") for line in text.splitlines())
-        return {key: value.strip("\"'") for key, separator, value in pairs if separator}
-    return {}
-
-
-def _family(release: dict[str, str]) -> str:
-    kin = [release.get("ID", ""), *release.get("ID_LIKE", "").split()]
-    for family in ("ubuntu", "debian", "fedora", "rhel", "suse"):
-        if any(name == family or (family == "suse" and "suse" in name) for name in kin):
-            return family
-    return ""
-
-
-def _install_command(root: Path) -> str:
-    commands = {
-        "debian": "sudo apt install",
-        "ubuntu": "sudo apt install",
-        "fedora": "sudo dnf install",
-        "rhel": "sudo dnf install",
-        "suse": "sudo zypper install",
-    }
-    return commands.get(_family(_distribution(root)), "install the package")
-
-
 def no_debug_info(name: str, root: Path) -> Finding:
-    """How to get debug info on the distribution that the daemon comes from."""
-    release = _distribution(root)
-    family = _family(release)
-    codename = release.get("VERSION_CODENAME", "CODENAME")
-    debian, rpm = {
-        LIBRARY: ("libvirt0", "libvirt-libs"),
-        DRIVER: ("libvirt-daemon-driver-qemu", "libvirt-daemon-driver-qemu"),
-    }[name]
-    if family in ("debian", "ubuntu"):
-        archive = f"the {codename}-debug suite" if family == "debian" else "the ddebs archive"
-        packages = f"`sudo apt install {debian}-dbgsym`, with {archive} among apt's sources"
-    elif family in ("fedora", "rhel"):
-        packages = f"`sudo dnf debuginfo-install {rpm}`"
-    elif family == "suse":
-        packages = f"`sudo zypper --plus-content debug install {rpm}-debuginfo`"
-    else:
-        packages = "your distribution's debug package of libvirt"
-    if not os.environ.get("DEBUGINFOD_URLS", "").strip():
-        fetch = "or set DEBUGINFOD_URLS to your distribution's debuginfod server"
-    elif shutil.which("debuginfod-find") is None:
-        fetch = "or install debuginfod-find, and `virtrace record` asks the servers you named"
-    else:
-        fetch = "or nothing: `virtrace record` asks the servers of DEBUGINFOD_URLS"
-    return Finding("note", f"{name} has no debug info on disk", f"{packages}; {fetch}")
+    return Finding("note", f"{name} has no debug info on disk", how_to_get(name, root))

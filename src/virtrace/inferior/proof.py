@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from virtrace.binary import layouts
-from virtrace.recipe.prototype import Parameter
+from virtrace.recipe.path import RETURN
+from virtrace.recipe.prototype import Parameter, Prototype
 
 # By position: the value, or None where it is not proven.
 Proven = tuple["int | None", ...]
@@ -23,6 +24,12 @@ class Caller:
     parameters: Sequence[Parameter]
     arguments: Proven
     return_sp: int
+
+
+def is_provable(prototype: Prototype, argument: str) -> bool:
+    """Whether of_static_function() may know this argument, or the result (RETURN)."""
+    types = {parameter.name: parameter.type for parameter in prototype.parameters}
+    return argument == RETURN or types[argument].endswith("*")
 
 
 def of_driver_method(

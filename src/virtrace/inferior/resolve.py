@@ -7,7 +7,7 @@ static probe (``usdt``). What none of them finds is ``missing``, with the reason
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -19,6 +19,7 @@ from virtrace.binary.process import Module, Process
 from virtrace.errors import TargetError
 from virtrace.inferior.capture import Capture, Unavailable
 from virtrace.inferior.infer import Inferred
+from virtrace.inferior.proof import is_provable
 from virtrace.inferior.target import (
     KnownFunction,
     PackedFunction,
@@ -52,7 +53,10 @@ class Site:
 
 @dataclass(frozen=True)
 class ResolvedProbe:
-    """offset: of the first site, in the module's own addresses."""
+    """offset: of the first site, in the module's own addresses.
+
+    lacks: the values that cannot be had at this level.
+    """
 
     name: str
     kind: str
@@ -61,6 +65,7 @@ class ResolvedProbe:
     sites: tuple[Site, ...] = ()
     offset: int | None = None
     why: str | None = None
+    lacks: tuple[str, ...] = ()
 
     def to_record(self) -> Record:
         offset = None if self.offset is None else f"{self.offset:#x}"
@@ -71,6 +76,7 @@ class ResolvedProbe:
             "offset": offset,
             "level": self.level,
             "why": self.why,
+            "lacks": list(self.lacks),
         }
 
 
@@ -262,7 +268,8 @@ class _Resolver:
         )
         module = self._process.module(module_name)
         offset = found.bodies[0].entry - module.base if module and found.bodies else None
-        return ResolvedProbe(name, kind, module_name, found.level, sites, offset, found.why)
+        lacks = tuple(_lacking(sites[0])) if sites else ()
+        return ResolvedProbe(name, kind, module_name, found.level, sites, offset, found.why, lacks)
 
     def _static_probe(self, point: Point, usdt: str) -> ResolvedProbe:
         module = self._process.module(point.module)
@@ -280,6 +287,19 @@ class _Resolver:
         plan = _point_plan(point, types)
         site = Site(f"-probe-stap {usdt}", plan, False, None, point.prototype)
         return ResolvedProbe(point.name, "point", point.module, "usdt", (site,), places[0].address)
+
+
+def _lacking(site: Site) -> Iterator[str]:
+    """The captures that cannot give a value, whatever the call."""
+    plan = site.plan
+    captures = plan.capture if isinstance(plan, PointPlan) else {**plan.enter, **plan.exit}
+    for name, capture in captures.items():
+        if isinstance(capture, Unavailable) or (
+            isinstance(site.find, CalledBy)
+            and site.prototype is not None
+            and not all(is_provable(site.prototype, argument) for argument in capture.arguments)
+        ):
+            yield name
 
 
 def _inferred(inferred: Inferred, prototype: Prototype, module: Module, without: _Found) -> _Found:

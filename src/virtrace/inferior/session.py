@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from functools import partial
 from typing import NoReturn, Protocol
@@ -14,7 +14,8 @@ import gdb
 
 from virtrace import __version__
 from virtrace.binary.abi import Abi
-from virtrace.binary.process import Process, libvirt_version, read_status
+from virtrace.binary.debuginfo import how_to_get
+from virtrace.binary.process import Module, Process, libvirt_version, read_status
 from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, IncompleteError, VirtraceError
 from virtrace.inferior import target
 from virtrace.inferior.answers import Answers
@@ -257,7 +258,6 @@ class Session:
 
     def _header(self) -> Record:
         process = self._process
-        modules = [module for name in self._recipe.modules if (module := process.module(name))]
         return {
             "type": "header",
             "format": FORMAT,
@@ -278,8 +278,9 @@ class Session:
                         "path": module.path,
                         "build_id": module.build_id,
                         "base": f"{module.base:#x}",
+                        "remedy": remedy,
                     }
-                    for module in modules
+                    for module, remedy in self._modules()
                 ],
             },
             "host": {
@@ -290,6 +291,17 @@ class Session:
             "recipe": self._recipe.raw,
             "probes": [item.to_record() for item in self._resolved],
         }
+
+    def _modules(self) -> Iterator[tuple[Module, str | None]]:
+        """The modules of the recipe, and what would give their probes more, where they lack any."""
+        for name in self._recipe.modules:
+            module = self._process.module(name)
+            probes = [probe for probe in self._resolved if probe.module == name]
+            known = any(probe.level in ("dwarf", "pack") for probe in probes)
+            lacking = any(probe.level == "missing" or probe.lacks for probe in probes)
+            if module is not None:
+                needed = lacking and not known
+                yield module, how_to_get(name, self._process.root) if needed else None
 
     def _footer(self) -> Record:
         status = read_status(self._process.pid)
