@@ -38,7 +38,7 @@ def add_parser(subparsers: Any) -> None:
         description="Trace a libvirt daemon by a recipe until Ctrl-C, a limit, or the end of "
         "COMMAND, which is run once every call is traced.",
         usage="%(prog)s RECIPE [-p PID | --process NAME] [-o FILE] [--where KEY=VALUE]... "
-        "[--calls N] [--seconds S] [-- COMMAND...]",
+        "[--calls N] [--seconds S] [--source FOLDER] [-- COMMAND...]",
     )
     parser.add_argument(
         "recipe", metavar="RECIPE", help=f"{', '.join(catalogue.shipped())}, or a recipe's file"
@@ -51,6 +51,9 @@ def add_parser(subparsers: Any) -> None:
         "--where", metavar="KEY=VALUE", action="append", default=[], help="only these calls"
     )
     parser.add_argument("--calls", metavar="N", help="end after N calls")
+    parser.add_argument(
+        "--source", metavar="FOLDER", help="libvirt's source, for the text of its lines"
+    )
     parser.add_argument("--seconds", metavar="S", help="end after S seconds")
     parser.set_defaults(run=run)
 
@@ -63,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
         where=args.where,
         calls=args.calls,
         seconds=args.seconds,
+        source=args.source,
         command=args.traced,
     )
 
@@ -75,6 +79,7 @@ def record_trace(
     where: Sequence[str] = (),
     calls: str | None = None,
     seconds: str | None = None,
+    source: str | None = None,
     command: Sequence[str] = (),
 ) -> int:
     """Trace a daemon, and show it live on standard output. The exit status of errors.py.
@@ -96,6 +101,7 @@ def record_trace(
         "WHERE": shlex.join(where),
         "CALLS": calls or "",
         "SECONDS": seconds or "",
+        **({"SOURCE": os.path.abspath(source)} if source else {}),
         **({"COMMAND": shlex.join(command)} if command else {}),
     }
     with TemporaryDirectory(prefix="virtrace-") as folder:

@@ -4,6 +4,7 @@
     set virtrace where KEY=VALUE ...  only calls with these values
     set virtrace calls N              end after N calls
     set virtrace seconds S            end after S seconds
+    set virtrace source FOLDER        where libvirt's source is, for the text of its lines
     virtrace start RECIPE             trace until Ctrl-C, or until one of these ends it
 
 Each parameter begins with the value of its environment variable: VIRTRACE_OUTPUT and so on.
@@ -24,6 +25,7 @@ from virtrace.binary.abi import Abi
 from virtrace.binary.pack import Pack
 from virtrace.binary.pack import find as find_pack
 from virtrace.binary.process import Process, check_traceable, inspect, require_libvirt
+from virtrace.binary.source import Sources
 from virtrace.errors import INTERRUPTED, NOT_TRACED, TargetError, UsageError, VirtraceError
 from virtrace.inferior import target
 from virtrace.inferior.infer import infer
@@ -39,6 +41,7 @@ _PARAMETERS = {
     "where": "Trace only calls with these values: KEY=VALUE ..., quoted as in a shell.",
     "calls": "End the trace after this many calls.",
     "seconds": "End the trace after this many seconds.",
+    "source": "Folders of libvirt's source, for the text of the lines, with : between them.",
 }
 
 
@@ -133,7 +136,9 @@ def _trace(name: str) -> int:
             writer.discard()
             raise
         view = TerminalView(terminal, output, os.environ.get("VIRTRACE_COMMAND"))
-        return Session(recipe, chosen, process, abi, probes, writer, view, _say_ready).run()
+        sources = Sources([Path(folder) for folder in _parameter("source").split(os.pathsep)])
+        session = Session(recipe, chosen, process, abi, probes, sources, writer, view, _say_ready)
+        return session.run()
 
 
 def _process() -> Process:

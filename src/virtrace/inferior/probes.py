@@ -18,7 +18,7 @@ from virtrace.inferior.proof import (
 )
 from virtrace.inferior.resolve import Site
 from virtrace.inferior.target import InferiorMemory, KnownFunction, number, register
-from virtrace.inferior.tracer import PointPlan, Tracer
+from virtrace.inferior.tracer import LinePlan, PointPlan, Tracer
 from virtrace.recipe.model import DriverMethod
 
 
@@ -164,6 +164,7 @@ class EntryProbe(_Probe):
     def met(self, thread: StoppedThread) -> bool:
         assert self._site is not None
         plan = self._site.plan
+        assert not isinstance(plan, LinePlan)
         self._session.hit(plan.name)
         pc, sp = thread.return_to()
         if not self._session.tracer.enter(plan, thread, pc, sp):
@@ -193,7 +194,22 @@ class PointProbe(_Probe):
         return False
 
 
+class LineProbe(_Probe):
+    def __init__(self, session: Session, site: Site) -> None:
+        super().__init__(session, site.location, site)
+        self._pc = int(site.location[1:], 16)
+
+    def met(self, thread: StoppedThread) -> bool:
+        assert self._site is not None
+        plan = self._site.plan
+        assert isinstance(plan, LinePlan)
+        self._session.tracer.line(plan, self._pc, thread)
+        return False
+
+
 def probe(session: Session, site: Site) -> gdb.Breakpoint:
+    if isinstance(site.plan, LinePlan):
+        return LineProbe(session, site)
     if isinstance(site.plan, PointPlan) and not site.plan.at_return:
         return PointProbe(session, site.location, site)
     return EntryProbe(session, site.location, site)

@@ -26,11 +26,14 @@ from virtrace.inferior.target import (
     debug_functions,
     has_debug_info,
 )
-from virtrace.inferior.tracer import Captures, PointPlan, SpanPlan
+from virtrace.inferior.tracer import Captures, LinePlan, PointPlan, SpanPlan
 from virtrace.recipe.model import CalledBy, DriverMethod, Point, Recipe, Span
 from virtrace.recipe.path import RETURN, Path
 from virtrace.recipe.prototype import Parameter, Prototype
 from virtrace.trace.format import Record
+
+# What a span lacks whose lines were asked for and are not known.
+LINES = "lines"
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Site:
     """
 
     location: str
-    plan: SpanPlan | PointPlan
+    plan: SpanPlan | PointPlan | LinePlan
     at_entry: bool
     known: KnownFunction | None = None
     prototype: Prototype | None = None
@@ -165,7 +168,22 @@ class _Resolver:
             moved=inferred and isinstance(span.find, CalledBy),
         )
         find = span.find if inferred else None
-        return self._probe(span.name, "span", span.module, found, span.prototype, build, find)
+        probe = self._probe(span.name, "span", span.module, found, span.prototype, build, find)
+        if span.lines is None or not probe.sites:
+            return probe
+        lines = [site for body in found.bodies for site in self._lines(span, body)]
+        if not lines:
+            return replace(probe, lacks=(*probe.lacks, LINES))
+        return replace(probe, sites=(*probe.sites, *lines))
+
+    def _lines(self, span: Span, body: _Body) -> Iterator[Site]:
+        """A site for each statement of the function, where debug info tells them."""
+        assert span.lines is not None
+        for statement in body.known.statements() if body.known else ():
+            here = statement.known
+            watch = _compile(span.lines, here.arguments)
+            plan = LinePlan(span.name, statement.file, statement.line, statement.declared, watch)
+            yield Site(f"*{here.pc:#x}", plan, False, here)
 
     def point(self, point: Point) -> ResolvedProbe:
         if point.usdt is not None:
@@ -292,6 +310,7 @@ class _Resolver:
 def _lacking(site: Site) -> Iterator[str]:
     """The captures that cannot give a value, whatever the call."""
     plan = site.plan
+    assert not isinstance(plan, LinePlan)
     captures = plan.capture if isinstance(plan, PointPlan) else {**plan.enter, **plan.exit}
     for name, capture in captures.items():
         if isinstance(capture, Unavailable) or (

@@ -16,12 +16,13 @@ from virtrace import __version__
 from virtrace.binary.abi import Abi
 from virtrace.binary.debuginfo import how_to_get
 from virtrace.binary.process import Module, Process, libvirt_version, read_status
+from virtrace.binary.source import Sources
 from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, IncompleteError, VirtraceError
 from virtrace.inferior import target
 from virtrace.inferior.answers import Answers
 from virtrace.inferior.probes import ReturnProbe, probe
 from virtrace.inferior.resolve import ResolvedProbe
-from virtrace.inferior.tracer import RawEvent, Tracer
+from virtrace.inferior.tracer import LinePlan, RawEvent, Tracer
 from virtrace.inferior.watch import Watch
 from virtrace.recipe.model import Recipe
 from virtrace.recipe.selection import Selection
@@ -53,6 +54,7 @@ class Session:
         process: Process,
         abi: Abi,
         resolved: list[ResolvedProbe],
+        sources: Sources,
         writer: Writer,
         view: View,
         ready: Callable[[], None],
@@ -68,6 +70,14 @@ class Session:
         self._view = view
         self._ready = ready
         self._answers = Answers(recipe.points)
+        self._sources = sources
+        # Of the functions whose lines are traced: the line of the declaration.
+        self._declared = {
+            site.plan.name: site.plan.declared
+            for item in resolved
+            for site in item.sites
+            if isinstance(site.plan, LinePlan)
+        }
         self._probes: list[gdb.Breakpoint] = []
         self._returns: set[int] = set()
         self._returns_wanted: list[int] = []
@@ -161,6 +171,8 @@ class Session:
         queue, self._queue = self._queue, []
         try:
             placed = [raw for raw in queue if self._answers.place(raw)]
+            for raw in placed:
+                self._add_source(raw)
             events = [
                 Event(seq=seq, **vars(raw)) for seq, raw in enumerate(placed, start=self._events)
             ]
@@ -174,6 +186,13 @@ class Session:
         self._events += len(events)
         for event in events:
             self._view.event(event)
+
+    def _add_source(self, event: RawEvent) -> None:
+        if event.type == "line":
+            file, line = event.values["file"], event.values["line"]
+            text = self._sources.text(file, line, event.name, self._declared[event.name])
+            if text is not None:
+                event.values["text"] = text
 
     def _ask_end(self, reason: str) -> None:
         """From the watch's thread: only post_event may be called there."""

@@ -9,6 +9,7 @@ import contextlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import gdb
@@ -17,6 +18,7 @@ from virtrace.binary import ctype as c
 from virtrace.binary import pack
 from virtrace.binary.abi import Abi
 from virtrace.binary.process import Process
+from virtrace.binary.source import source_name
 from virtrace.errors import TargetError
 from virtrace.inferior.capture import Unavailable
 
@@ -193,6 +195,22 @@ class KnownFunction(Protocol):
     def renamed(self, names: Iterable[str]) -> KnownFunction:
         """The same with other names for the arguments, in their order."""
 
+    def statements(self) -> Iterable[Statement]:
+        """Those that a debugger walks through with `next`, functions inlined there apart."""
+
+
+@dataclass(frozen=True)
+class Statement:
+    """declared: the line of the function's declaration.
+
+    known: the function as it is there, with the local variables among its arguments.
+    """
+
+    file: str
+    line: int
+    declared: int
+    known: KnownFunction
+
 
 class PackedFunction:
     """A body that a symbol pack describes."""
@@ -221,11 +239,15 @@ class PackedFunction:
         other.arguments = dict(zip(names, self.arguments.values()))
         return other
 
+    def statements(self) -> Iterable[Statement]:
+        return ()
+
 
 class DebugFunction:
     """A body that debug info describes."""
 
     def __init__(self, block: gdb.Block, pc: int) -> None:
+        self._block = block
         function = block.function
         assert function is not None
         assert function.type is not None
@@ -252,6 +274,93 @@ class DebugFunction:
         other = copy(self)
         other._symbols = dict(zip(names, self._symbols.values()))
         return other
+
+    def statements(self) -> Iterator[Statement]:
+        function = self._block.function
+        assert function is not None
+        own = _statements_of_file(function.symtab.filename)
+        for pc in self._where_lines_begin(own):
+            blocks = _outward(pc)
+            inlined = [block for block in blocks if block.function is not None][:-1]
+            file, line = function.symtab.filename, own.get(pc)
+            if inlined:
+                # At its beginning a debugger shows where it is called; the rest is not ours.
+                outermost = inlined[-1]
+                if _identity(outermost) in map(_identity, _outward(pc - 1)):
+                    continue
+                assert outermost.function is not None
+                file, line = outermost.function.symtab.filename, outermost.function.line
+                blocks = blocks[blocks.index(outermost) + 1 :]
+            if line is not None:
+                here = copy(self)
+                here.pc = pc
+                # Variables of inner blocks hide those of outer ones.
+                here._symbols = {
+                    symbol.name: symbol
+                    for block in reversed(blocks)
+                    for symbol in block
+                    if symbol.is_argument or symbol.is_variable
+                }
+                yield Statement(source_name(file), line, function.line, here)
+
+    def _where_lines_begin(self, own: Mapping[int, int]) -> list[int]:
+        """Every address in this function where its line table has a row.
+
+        own: the statements of its file.
+        """
+        found = {*self._rows_from(self.entry), *self._rows_from(self._block.start)}
+        last = max((own[pc] for pc in found if pc in own), default=0)
+        assert self._block.function is not None
+        lines = range(self._block.function.line, last + 1)
+        # What is split off lies elsewhere, with rows of the same lines.
+        for pc, line in own.items():
+            if line in lines and pc not in found:
+                found.update(self._rows_from(pc))
+        return sorted(found)
+
+    def _rows_from(self, pc: int) -> Iterator[int]:
+        while (blocks := _outward(pc)) and _identity(blocks[-1]) == _identity(self._block):
+            yield pc
+            last = gdb.find_pc_line(pc).last
+            if last is None:
+                return
+            pc = last + 1
+
+
+def _outward(pc: int) -> list[gdb.Block]:
+    """The blocks around an address, from the innermost to that of its function."""
+    blocks = []
+    block = gdb.block_for_pc(pc)
+    while block is not None and not block.is_static and not block.is_global:
+        blocks.append(block)
+        block = block.superblock
+    return blocks
+
+
+def _identity(block: gdb.Block) -> tuple[int, int, str]:
+    """Blocks of older GDBs do not compare."""
+    return block.start, block.end, block.function.name if block.function else ""
+
+
+# Index, line and address.
+_ROW = re.compile(r"\d+ +(\d+) +(0x[0-9a-f]+)")
+
+
+def _statements_of_file(file: str) -> dict[int, int]:
+    """The line of each statement, by its address: those rows of GDB's table that begin one.
+
+    GDB's Python gives every row, and does not tell them apart.
+    """
+    statements = {}
+    column = 0
+    pattern = re.sub(r"([.*^$\[\]\\])", r"\\\1", file)
+    for row in gdb.execute(f"maintenance info line-table {pattern}$", to_string=True).split("\n"):
+        if row.startswith("INDEX"):
+            column = row.index("IS-STMT")
+        elif row[column : column + 1] == "Y" and (found := _ROW.match(row)):
+            # Of several at an address the last one counts.
+            statements[int(found[2], 16)] = int(found[1])
+    return statements
 
 
 def debug_functions(name: str) -> tuple[list[DebugFunction], list[str]]:

@@ -14,7 +14,7 @@ from virtrace.inferior.capture import Arguments, Capture, Memory, Unavailable
 from virtrace.inferior.proof import Caller, Proven
 from virtrace.recipe.path import RETURN
 from virtrace.recipe.prototype import Parameter
-from virtrace.trace.format import Json, Record, unavailable
+from virtrace.trace.format import Json, Record, is_unavailable, unavailable
 
 
 class Stop(Protocol):
@@ -80,6 +80,20 @@ class PointPlan:
         return _needed(self.capture)
 
 
+@dataclass(frozen=True)
+class LinePlan:
+    """A statement of a recipe's span. watch: what may have changed since the last one.
+
+    declared: the line of the function's declaration.
+    """
+
+    name: str
+    file: str
+    line: int
+    declared: int
+    watch: Captures
+
+
 def _needed(captures: Captures) -> frozenset[str]:
     return frozenset(
         name
@@ -117,6 +131,9 @@ class _Open:
     recorded: bool
     caller: Caller | None = None
     arguments: dict[str, int | Unavailable] = field(default_factory=dict)
+    # Of the last line that was recorded, and the watched values as they were last known.
+    line: tuple[str, int] | None = None
+    watched: Record = field(default_factory=dict)
 
     def argument(self, name: str) -> int:
         value = self.arguments[name]
@@ -221,6 +238,30 @@ class Tracer:
             span, call = inside.span, inside.call
         values = _values(plan.capture, stop.memory, stop.argument)
         self._point(plan.name, stop, span, call, values)
+
+    def line(self, plan: LinePlan, pc: int, stop: Stop) -> None:
+        """A thread came to a statement of a function."""
+        # Which may be where a traced function returned to.
+        self.leave(pc, stop)
+        spans = self._threads.get(stop.tid, [])
+        inside = next((span for span in reversed(spans) if span.return_sp > stop.sp), None)
+        if inside is None or not inside.recorded or inside.plan.name != plan.name:
+            return
+        # One line has many statements: it is one line, as long as no other comes between.
+        if inside.line == (plan.file, plan.line):
+            return
+        inside.line = (plan.file, plan.line)
+        changed: Record = {}
+        for name, value in _values(plan.watch, stop.memory, stop.argument).items():
+            known = inside.watched.get(name)
+            if not is_unavailable(value) and value != known:
+                changed[name] = {"to": value} if known is None else {"from": known, "to": value}
+                inside.watched[name] = value
+        values: Record = {"file": plan.file, "line": plan.line, "changed": changed}
+        event = RawEvent(
+            "line", stop.t_ns, stop.tid, plan.name, None, inside.span, inside.call, values
+        )
+        self._record(event)
 
     def finish(self, t_ns: int, why: str) -> None:
         """The trace ends: what is still open never returns as far as it can tell."""

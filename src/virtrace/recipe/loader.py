@@ -219,7 +219,7 @@ def _captures(node: _Node | None, known: set[str] | None) -> dict[str, path.Path
 
 def _span(node: _Node) -> Span:
     keys = node.mapping(
-        {"module"}, {"function", "prototype", "find", "root", "optional", "enter", "exit"}
+        {"module"}, {"function", "prototype", "find", "root", "optional", "enter", "exit", "lines"}
     )
     if ("function" in keys) == ("prototype" in keys):
         node.fail(
@@ -241,6 +241,8 @@ def _span(node: _Node) -> Span:
         find=_find(keys["find"]) if "find" in keys else None,
         enter=_captures(keys.get("enter"), known),
         exit=_captures(keys.get("exit"), known and known | {path.RETURN}),
+        # Debug info has the local variables; nothing else that is known here does.
+        lines=_captures(keys["lines"], None) if "lines" in keys else None,
     )
 
 

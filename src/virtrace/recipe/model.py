@@ -33,6 +33,8 @@ class Span:
     prototype: as the source declares it; where it is exported, and where it was found by
     ``find`` alone, this tells the arguments. find: how to find a static function in a file
     without symbols. optional: many versions do not have it.
+    lines: the captures to watch from source line to source line; None where lines are not
+    wanted. They may start from local variables too.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Span:
     find: DriverMethod | CalledBy | None = None
     enter: Mapping[str, Path] = field(default_factory=dict)
     exit: Mapping[str, Path] = field(default_factory=dict)
+    lines: Mapping[str, Path] | None = None
 
 
 @dataclass(frozen=True)
