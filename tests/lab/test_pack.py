@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from virtrace.binary import pack, x86_64
-from virtrace.binary.dwarf import describe
+from virtrace.binary.dwarf import Wanted, describe
 from virtrace.binary.elf import ElfFile
 from virtrace.lab import debug_build
 from virtrace.lab.daemon import QEMU_DRIVER, Lab
@@ -70,7 +70,7 @@ def test_gdb_says_the_same_of_every_function_of_the_driver(debug_driver: Path) -
     listed = subprocess.check_output(["nm", "--defined-only", debug_driver], text=True)
     names = sorted({name.split(".")[0] for name in re.findall(r" [tT] (qemu\w+)", listed)})
     functions, _ = describe(
-        debug_driver, {name: [] for name in names}, x86_64.ABI, RETURN, lambda _: None
+        debug_driver, {name: Wanted([]) for name in names}, x86_64.ABI, RETURN, lambda _: None
     )
     bodies = {
         int(body["entry"], 16): (name, body["arguments"])
@@ -187,6 +187,14 @@ def test_debug_info_pack_and_inference_agree(
     assert len(described) == len(DISKS) * (7 + 7 + 16)
     assert not any(is_unavailable(value) for *_, value in described)
     assert packed == described
+    # The lines it went through, and what changed from each to the next.
+    lines = {
+        level: [event.values for event in trace.events if event.type == "line"]
+        for level, trace in traces.items()
+    }
+    assert len(lines["dwarf"]) > len(DISKS) * 15
+    assert lines["pack"] == lines["dwarf"]
+    assert lines["inferred"] == []
     # Without either, one value is kept back, as the README says; no other differs.
     assert [one for one, other in zip(inferred, described) if one != other] == [
         (GATHER, "enter", "capacity", {"unavailable": why})

@@ -14,23 +14,26 @@ from toolchain import build
 
 from virtrace.binary import pack, x86_64
 from virtrace.binary.ctype import Array, Opaque, Struct
-from virtrace.binary.dwarf import describe
+from virtrace.binary.dwarf import Wanted, describe
 from virtrace.binary.elf import ElfFile
 from virtrace.errors import TargetError
 from virtrace.recipe import path
 
 BUILD_ID = "-Wl,--build-id=0x" + "ab" * 20
-SOURCE = """
-struct inner { short two; };
-typedef struct _outer {
+DECLARATION = (
+    "int traced(const outer *first, int a, int b, int c, int d, int e, outer seventh, long eighth)"
+)
+SOURCE = f"""
+struct inner {{ short two; }};
+typedef struct _outer {{
     int number; const char *text; struct inner inside[3]; unsigned char bytes[4];
-    struct _outer *next; union { int a; long b; } either; int (*call)(int);
-    enum { MINUS = -1, PLUS } sign; enum { ONE, TWO } kind; _Bool yes; int bits : 3;
-} outer;
-int traced(const outer *first, int a, int b, int c, int d, int e, outer seventh, long eighth)
-{
+    struct _outer *next; union {{ int a; long b; }} either; int (*call)(int);
+    enum {{ MINUS = -1, PLUS }} sign; enum {{ ONE, TWO }} kind; _Bool yes; int bits : 3;
+}} outer;
+{DECLARATION}
+{{
     return first->number + a + b + c + d + e + seventh.number + (int)eighth;
-}
+}}
 """
 
 
@@ -42,9 +45,8 @@ def library(tmp_path: Path) -> Path:
 @pytest.fixture
 def document(library: Path) -> dict[str, Any]:
     walks = [path.parse("first->inside"), path.parse("*first")]
-    functions, structs = describe(
-        library, {"traced": walks}, x86_64.ABI, path.RETURN, lambda _: None
-    )
+    wanted = {"traced": Wanted(walks, [path.parse("first->number")])}
+    functions, structs = describe(library, wanted, x86_64.ABI, path.RETURN, lambda _: None)
     made = pack.write("ab" * 20, "x86_64", "a test", functions, structs)
     parsed: dict[str, Any] = json.loads(made)
     return parsed
@@ -63,7 +65,11 @@ def test_what_a_pack_says(document: dict[str, Any]) -> None:
         "seventh": pack.OnStack(0),
         "eighth": pack.OnStack(72),
     }  # fmt: skip
-    assert [line.file.rpartition("/")[2] for line in body.lines[:1]] == ["<stdin>"]
+    assert body.file.endswith("<stdin>")
+    assert body.declared == SOURCE.split("\n").index(DECLARATION) + 1
+    # The one statement; where the argument is, as long as it is needed.
+    assert {line.number - body.declared for line in body.lines} == {1, 2, 3}
+    assert body.lines[0].variables["first"][1] == pack.InRegister("rdi")
     first = body.arguments["first"][0]
     outer = first.target()  # type: ignore[union-attr,misc]
     assert isinstance(outer, Struct)
@@ -97,6 +103,7 @@ def change(*keys: Any, to: Any) -> Callable[[Any], None]:
         (change("origin", to=7), "text belongs"),
         (change("functions", "traced", "bodies", 0, "entry", to=7), "cannot be used"),
         (change("functions", "traced", "bodies", 0, "lines", to=[]), "cannot be used"),
+        (change("functions", "traced", "bodies", 0, "lines", "rows", to=[[1]]), "cannot be used"),
         (change("structs", "outer", "size", to=1 << 40), "bytes and fields"),
         (change("structs", "outer", "size", to=20), "bytes and fields"),
         (change("structs", "outer", "fields", "text", "offset", to=1), "overlaps"),
@@ -199,7 +206,15 @@ def test_an_entry_must_be_one(library: Path, document: dict[str, Any]) -> None:
         pack.find(ElfFile(library), [library.parent])
 
 
+def test_a_line_must_begin_with_an_instruction(library: Path, document: dict[str, Any]) -> None:
+    rows = document["functions"]["traced"]["bodies"][0]["lines"]["rows"]
+    rows[-1][0] = f"{int(rows[-1][0], 16) - 1:#x}"
+    keep(library, document)
+    with pytest.raises(TargetError, match="not every line of traced begins with an instruction"):
+        pack.find(ElfFile(library), [library.parent])
+
+
 def test_without_debug_info_there_is_no_pack(library: Path) -> None:
     subprocess.run(["strip", library], check=True)
     with pytest.raises(TargetError, match="has no debug info"):
-        describe(library, {"traced": []}, x86_64.ABI, path.RETURN, lambda _: None)
+        describe(library, {"traced": Wanted([])}, x86_64.ABI, path.RETURN, lambda _: None)

@@ -6,7 +6,8 @@ it cloned or split as entries of their own, with an abstract origin that has the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ from elftools.dwarf.ranges import BaseAddressEntry as RangeBase
 from elftools.elf.elffile import ELFFile
 
 from virtrace.binary.abi import Abi
+from virtrace.binary.source import source_name
 from virtrace.errors import TargetError
 
 # Types that a pack names and does not describe.
@@ -39,9 +41,20 @@ class Walk(Protocol):
     def stars(self) -> int: ...
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What recipes want of a function.
+
+    captures: at its entry and return. lines: from line to line; None where they are not wanted.
+    """
+
+    captures: Sequence[Walk]
+    lines: Sequence[Walk] | None = None
+
+
 def describe(
     file: Path,
-    wanted: Mapping[str, Iterable[Walk]],
+    wanted: Mapping[str, Wanted],
     abi: Abi,
     returned: str,
     progress: Callable[[str], None],
@@ -77,11 +90,11 @@ class _Reader:
         self._dwarf = dwarf
         self._abi = abi
         self._structs: Data = {}
-        self._lines_of: int | None = None
-        self._rows: list[tuple[int, tuple[str, int]]] = []
+        self._statements_of: int | None = None
+        self._rows: list[tuple[int, int, int]] = []
 
     def read(
-        self, wanted: Mapping[str, Iterable[Walk]], returned: str, progress: Callable[[str], None]
+        self, wanted: Mapping[str, Wanted], returned: str, progress: Callable[[str], None]
     ) -> tuple[Data, Data]:
         functions: Data = {}
         units = list(self._dwarf.iter_CUs())
@@ -96,15 +109,15 @@ class _Reader:
                 )
                 function["inlined_into"] += inlined.get(origin.offset, [])
                 if body is not None:
-                    function["bodies"].append(self._body(body))
-                for walk in wanted[name]:
+                    function["bodies"].append(self._body(body, origin, wanted[name].lines))
+                for walk in wanted[name].captures:
                     self._walk(origin, walk, returned)
         for function in functions.values():
             function["inlined_into"] = sorted({*function["inlined_into"]})
         return functions, {name: layout for name, layout in self._structs.items() if layout}
 
     def _functions(
-        self, unit: Any, wanted: Mapping[str, object]
+        self, unit: Any, wanted: Mapping[str, Wanted]
     ) -> Iterator[tuple[str, DIE | None, DIE]]:
         """Name, body and the entry that has the name; without a body where it only is inlined."""
         for die in unit.get_top_DIE().iter_children():
@@ -134,22 +147,22 @@ class _Reader:
                         into.setdefault(origin.offset, []).append(outer)
         return into
 
-    def _body(self, die: DIE) -> Data:
-        ranges = self._ranges(die)
-        entry = ranges[0][0]
+    def _body(self, die: DIE, origin: DIE, watched: Sequence[Walk] | None) -> Data:
+        entry = self._ranges(die)[0][0]
         arguments: Data = {}
         for child in die.iter_children():
             if child.tag == "DW_TAG_formal_parameter":
-                origin = _origin(child)
-                name = _name(origin)
+                parameter = _origin(child)
+                name = _name(parameter)
                 if name:
-                    where = self._location(child, entry)
-                    arguments[name] = {"type": self._type(origin), **where}
-        return {
-            "entry": f"{entry:#x}",
-            "arguments": arguments,
-            "lines": self._lines(die.cu, ranges),
-        }
+                    where = self._at(child, entry, at_entry=True)
+                    arguments[name] = {"type": self._type(parameter), **where}
+        body = {"entry": f"{entry:#x}", "arguments": arguments}
+        if watched is not None:
+            body["lines"] = self._lines(die, origin, {walk.name for walk in watched})
+            for walk in watched:
+                self._walk(die, walk, None)
+        return body
 
     def _ranges(self, die: DIE) -> list[tuple[int, int]]:
         """First and one-past-last addresses; the function is entered at the first of all."""
@@ -172,34 +185,34 @@ class _Reader:
                 ranges.append((entry.begin_offset + offset, entry.end_offset + offset))
         return ranges
 
-    def _location(self, parameter: DIE, entry: int) -> Data:
-        """Where an argument is at the function's first instruction."""
-        attribute = parameter.attributes.get("DW_AT_location")
-        constant = parameter.attributes.get("DW_AT_const_value")
+    def _at(self, variable: DIE, pc: int, *, at_entry: bool = False) -> Data:
+        """Where an argument or a variable is at an address of its function."""
+        attribute = variable.attributes.get("DW_AT_location")
+        constant = variable.attributes.get("DW_AT_const_value")
         if constant is not None and isinstance(constant.value, int):
             return {"constant": constant.value}
         if attribute is None:
             return _nowhere("optimized out")
         parsed = self._locations.parse_from_attribute(
-            attribute, parameter.cu["version"], die=parameter
+            attribute, variable.cu["version"], die=variable
         )
         if not isinstance(parsed, list):
-            return self._place(parsed.loc_expr, parameter.cu)
-        base = _unit_base(parameter.cu)
+            return self._place(parsed.loc_expr, variable.cu, at_entry)
+        base = _unit_base(variable.cu)
         for place in parsed:
             if isinstance(place, BaseAddressEntry):
                 base = place.base_address
             elif isinstance(place, LocationEntry):
                 offset = 0 if place.is_absolute else base
-                if place.begin_offset + offset <= entry < place.end_offset + offset:
-                    return self._place(place.loc_expr, parameter.cu)
+                if place.begin_offset + offset <= pc < place.end_offset + offset:
+                    return self._place(place.loc_expr, variable.cu, at_entry)
         return _nowhere("optimized out")
 
     @cached_property
     def _locations(self) -> LocationParser:
         return LocationParser(self._dwarf.location_lists())
 
-    def _place(self, expression: list[int], unit: Any) -> Data:
+    def _place(self, expression: list[int], unit: Any, at_entry: bool) -> Data:
         operations = DWARFExprParser(unit.structs).parse_expr(expression)
         names = [operation.op_name for operation in operations]
         first, values = operations[0], operations[0].args
@@ -207,13 +220,15 @@ class _Reader:
         if names[0] in ("DW_OP_entry_value", "DW_OP_GNU_entry_value") and names[1:] == [
             "DW_OP_stack_value"
         ]:
-            # At the entry itself it is what is there.
-            names, first = names[:1], values[0][0]
+            inner = values[0][0]
+            if inner.op_name.startswith("DW_OP_reg") and inner.op - _DW_OP_REG0 < len(registers):
+                name = registers[inner.op - _DW_OP_REG0]
+                return {"register" if at_entry else "entry_register": name}
         if len(names) == 1 and first.op_name.startswith("DW_OP_reg"):
             number = values[0] if first.op_name == "DW_OP_regx" else first.op - _DW_OP_REG0
             if number < len(registers):
                 return {"register": registers[number]}
-        if names == ["DW_OP_fbreg"] and values[0] >= 0:
+        if names == ["DW_OP_fbreg"] and (values[0] >= 0 or not at_entry):
             # GCC's frame base is the frame's end, where the caller's frame begins.
             return {"stack": values[0]}
         if names[1:] == ["DW_OP_stack_value"]:
@@ -225,33 +240,67 @@ class _Reader:
             return _nowhere("the function puts it into memory later")
         return _nowhere(f"where it is takes more than a pack can say ({', '.join(names)})")
 
-    def _lines(self, unit: Any, ranges: list[tuple[int, int]]) -> Data:
-        """Where statements begin, by the line table: its files, and address, file, line."""
-        files: dict[str, int] = {}
-        table = [
-            [f"{address:#x}", files.setdefault(file, len(files)), line]
-            for address, (file, line) in self._statements(unit)
-            if any(low <= address < high for low, high in ranges)
-        ]
-        return {"files": list(files), "rows": table}
-
-    def _statements(self, unit: Any) -> list[tuple[int, tuple[str, int]]]:
-        """Address, file and line of every statement of a unit; read once for all of its bodies."""
-        if unit.cu_offset != self._lines_of:
-            program = self._dwarf.line_program_for_CU(unit)
-            states = [entry.state for entry in program.get_entries()] if program else []
-            # Of several at an address the last one counts.
+    def _lines(self, die: DIE, origin: DIE, watched: set[str]) -> Data:
+        """The statements that a debugger walks through, and where the watched variables are."""
+        ranges = self._ranges(die)
+        index = origin.attributes["DW_AT_decl_file"].value
+        rows = {
+            address: line
+            for address, file, line in self._statements(die.cu)
+            if file == index and any(low <= address < high for low, high in ranges)
+        }
+        for inlined in _inlined_at_the_top(die):
+            within = self._ranges(inlined)
             rows = {
-                state.address: (_file_name(program, state.file), state.line)
+                address: line
+                for address, line in rows.items()
+                if not any(low <= address < high for low, high in within)
+            }
+            # At its beginning a debugger shows where it is called; the rest is another's.
+            if inlined.attributes["DW_AT_call_file"].value == index:
+                call_line = inlined.attributes["DW_AT_call_line"].value
+                behind = {high for _, high in within}
+                rows.update({low: call_line for low, _ in within if low not in behind})
+        variables = list(_variables(die, watched))
+        return {
+            "file": source_name(_file_name(self._program(die.cu), index)),
+            "declared": origin.attributes["DW_AT_decl_line"].value,
+            "variables": {name: self._type(_origin(variable)) for name, variable in variables},
+            "rows": [
+                [f"{address:#x}", line, self._known_at(variables, address)]
+                for address, line in sorted(rows.items())
+            ],
+        }
+
+    def _known_at(self, variables: list[tuple[str, DIE]], address: int) -> Data:
+        places = ((name, self._at(variable, address)) for name, variable in variables)
+        return {name: place for name, place in places if "unavailable" not in place}
+
+    def _statements(self, unit: Any) -> list[tuple[int, int, int]]:
+        """Address, file and line of every statement of a unit; read once for all of its bodies."""
+        if unit.cu_offset != self._statements_of:
+            states = [entry.state for entry in self._program(unit).get_entries()]
+            self._statements_of = unit.cu_offset
+            self._rows = [
+                (state.address, state.file, state.line)
                 for state in states
                 if state is not None and state.is_stmt and not state.end_sequence
-            }
-            self._lines_of, self._rows = unit.cu_offset, sorted(rows.items())
+            ]
         return self._rows
 
-    def _walk(self, function: DIE, walk: Walk, returned: str) -> None:
+    def _program(self, unit: Any) -> Any:
+        program = self._dwarf.line_program_for_CU(unit)
+        if program is None:
+            raise ValueError("a unit has no line table")
+        return program
+
+    def _walk(self, function: DIE, walk: Walk, returned: str | None) -> None:
         """Keep the layouts of the structs that a capture meets."""
-        die = _target(function) if walk.name == returned else _parameter(function, walk.name)
+        if walk.name == returned:
+            die = _target(function)
+        else:
+            found = dict(_variables(function, {walk.name}, arguments_only=returned is not None))
+            die = _target(_origin(found[walk.name])) if found else None
         for member in walk.members:
             struct = _pointed(_plain(die))
             self._keep(struct)
@@ -378,11 +427,28 @@ def _pointed(die: DIE | None) -> DIE | None:
     return _target(die) if die is not None and die.tag == "DW_TAG_pointer_type" else die
 
 
-def _parameter(function: DIE, name: str) -> DIE | None:
-    for child in function.iter_children():
-        if child.tag == "DW_TAG_formal_parameter" and _name(child) == name:
-            return _target(child)
-    return None
+def _variables(
+    function: DIE, names: Collection[str], *, arguments_only: bool = False
+) -> Iterator[tuple[str, DIE]]:
+    """The arguments and local variables of these names; none of several that hide each other."""
+    if arguments_only:
+        among = [die for die in function.iter_children() if die.tag == "DW_TAG_formal_parameter"]
+    else:
+        tags = ("DW_TAG_formal_parameter", "DW_TAG_variable")
+        among = [die for die in _below(function, inside_inlined=False) if die.tag in tags]
+    named = [(_name(_origin(die)), die) for die in among]
+    for name in names:
+        found = [die for its, die in named if its == name]
+        if len(found) == 1:
+            yield name, found[0]
+
+
+def _inlined_at_the_top(function: DIE) -> Iterator[DIE]:
+    for die in _below(function, inside_inlined=False):
+        if die.tag == "DW_TAG_inlined_subroutine" and (
+            "DW_AT_low_pc" in die.attributes or "DW_AT_ranges" in die.attributes
+        ):
+            yield die
 
 
 def _member(struct: DIE, name: str) -> DIE | None:
@@ -393,12 +459,12 @@ def _member(struct: DIE, name: str) -> DIE | None:
     return None
 
 
-def _below(die: DIE) -> Iterator[DIE]:
+def _below(die: DIE, *, inside_inlined: bool = True) -> Iterator[DIE]:
     rest = [die]
     while rest:
-        for child in rest.pop().iter_children():
+        for child in rest.pop(0).iter_children():
             yield child
-            if child.has_children:
+            if child.has_children and (inside_inlined or child.tag != "DW_TAG_inlined_subroutine"):
                 rest.append(child)
 
 

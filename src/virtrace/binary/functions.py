@@ -307,6 +307,22 @@ def function_starts(elf: ElfFile) -> list[int]:
         raise _unknown(elf, f"its tables are broken ({error})") from error
 
 
+def begin_instructions(elf: ElfFile, addresses: Iterable[int]) -> bool:
+    """Whether each of these addresses is that of an instruction, by decoding up to it."""
+    sections = elf.loaded_sections()
+    starts = _unwind_table(elf, sections)[0]
+    for address in addresses:
+        code = next((s for s in sections.values() if s.executable and address in s), None)
+        start = starts[max(bisect_right(starts, address) - 1, 0)]
+        if code is None or start not in code:
+            return False
+        at = code.address
+        found = x86_64.instructions().fullmatch(code.data, start - at, address - at)
+        if found is None or found[1]:
+            return False
+    return True
+
+
 def _unwind_table(elf: ElfFile, sections: Mapping[str, Section]) -> tuple[list[int], list[int]]:
     """The starts, and for each of them where its unwind entry is."""
     header = sections.get(".eh_frame_hdr")

@@ -9,7 +9,7 @@ stranger: nothing in it is believed that could make a trace write to a wrong pla
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
@@ -19,7 +19,7 @@ from typing import Any, Union
 from virtrace.binary import layouts, private, x86_64
 from virtrace.binary.ctype import CType, Opaque, Struct
 from virtrace.binary.elf import ElfFile
-from virtrace.binary.functions import function_starts
+from virtrace.binary.functions import begin_instructions, function_starts
 from virtrace.errors import TargetError
 
 FORMAT = "virtrace-pack"
@@ -31,6 +31,13 @@ CACHE = "packs"
 
 @dataclass(frozen=True)
 class InRegister:
+    name: str
+
+
+@dataclass(frozen=True)
+class AtEntry:
+    """What the register held when the function was entered."""
+
     name: str
 
 
@@ -51,25 +58,33 @@ class Nowhere:
     why: str
 
 
-Place = Union[InRegister, OnStack, Constant, Nowhere]
+Place = Union[InRegister, AtEntry, OnStack, Constant, Nowhere]
+
+
+Variables = Mapping[str, "tuple[CType, Place]"]
 
 
 @dataclass(frozen=True)
 class Line:
-    """Where a statement begins. address: as the file counts."""
+    """Where a statement begins. address: as the file counts. variables: those known there."""
 
     address: int
-    file: str
     number: int
+    variables: Variables
 
 
 @dataclass(frozen=True)
 class Body:
-    """One compiled body. entry: as the file counts. arguments: type and place at the entry."""
+    """One compiled body. entry: as the file counts. arguments: at the entry.
+
+    file: the name of its source, and declared, the line of its declaration, where it has lines.
+    """
 
     entry: int
-    arguments: Mapping[str, tuple[CType, Place]]
-    lines: Sequence[Line]
+    arguments: Variables
+    file: str = ""
+    declared: int = 0
+    lines: Sequence[Line] = ()
 
 
 @dataclass(frozen=True)
@@ -174,7 +189,7 @@ def load(path: Path, elf: ElfFile | None = None) -> Pack:
 
 
 def _checked(pack: Pack, elf: ElfFile, file: str) -> Pack:
-    """A breakpoint inside of an instruction would break the process: entries must be entries."""
+    """A breakpoint inside of an instruction would break the process: none may get there."""
     wrong = ""
     if elf.machine != x86_64.ABI.machine:
         wrong = f"packs are understood for {x86_64.ABI.machine} only, not for {elf.machine}"
@@ -186,6 +201,8 @@ def _checked(pack: Pack, elf: ElfFile, file: str) -> Pack:
             for body in function.bodies:
                 if body.entry not in starts:
                     wrong = f"no function of {elf.path.name} begins at {body.entry:#x} ({name})"
+                elif not begin_instructions(elf, (line.address for line in body.lines)):
+                    wrong = f"not every line of {name} begins with an instruction"
     if wrong:
         raise TargetError(
             f"the symbol pack {file} cannot be used: {wrong}",
@@ -224,22 +241,32 @@ def _sound(struct: Struct) -> Struct:
     return struct
 
 
-def _body(about: Mapping[str, Any], named: Any) -> Body:
+def _body(about: Mapping[str, Any], named: Callable[[str], CType]) -> Body:
+    arguments = {
+        name: (named(_text(argument["type"])), _place(argument))
+        for name, argument in about["arguments"].items()
+    }
+    entry = int(about["entry"], 16)
+    if "lines" not in about:
+        return Body(entry, arguments)
     lines = about["lines"]
-    files = [_text(file) for file in lines["files"]]
-    return Body(
-        int(about["entry"], 16),
-        {
-            name: (named(_text(argument["type"])), _place(argument))
-            for name, argument in about["arguments"].items()
-        },
-        [Line(int(address, 16), files[file], int(line)) for address, file, line in lines["rows"]],
-    )
+    types = {name: named(_text(type_)) for name, type_ in lines["variables"].items()}
+    rows = [
+        Line(
+            int(address, 16),
+            int(line),
+            {name: (types[name], _place(place)) for name, place in places.items()},
+        )
+        for address, line, places in lines["rows"]
+    ]
+    return Body(entry, arguments, _text(lines["file"]), int(lines["declared"]), rows)
 
 
 def _place(about: Mapping[str, Any]) -> Place:
     if "register" in about:
         return InRegister(_text(about["register"]))
+    if "entry_register" in about:
+        return AtEntry(_text(about["entry_register"]))
     if "stack" in about:
         return OnStack(int(about["stack"]))
     if "constant" in about:

@@ -72,7 +72,7 @@ def jumps_through_slots(code: bytes) -> Iterator[tuple[int, int]]:
 
 @cache
 def instructions() -> re.Pattern[bytes]:
-    """Any number of whole instructions of 64-bit mode, then maybe the prefixes of one more.
+    """Any number of whole instructions of 64-bit mode; group 1 is the prefixes of one more.
 
     No instruction is the beginning of another, so that there is one way to match at most.
     """
@@ -158,7 +158,7 @@ def instructions() -> re.Pattern[bytes]:
         not_66 + no_rex_w + _either(sized, move) + b".{4}",
         not_66 + rb"\x66" + prefixes + no_rex_w + _either(sized, move) + b"..",
     )
-    return re.compile(instruction + b"*" + prefixes + rb"[\x40-\x4f]?", re.DOTALL)
+    return re.compile(instruction + b"*(" + prefixes + rb"[\x40-\x4f]?)", re.DOTALL)
 
 
 def _operand(*registers: int) -> bytes:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from virtrace import __version__
 from virtrace.binary import private, x86_64
 from virtrace.binary.debuginfo import fetch
-from virtrace.binary.dwarf import describe
+from virtrace.binary.dwarf import Wanted, describe
 from virtrace.binary.elf import ElfFile, debug_file
 from virtrace.binary.pack import (
     CACHE,
+    AtEntry,
     Constant,
     Function,
     InRegister,
@@ -88,17 +89,19 @@ def _make(args: argparse.Namespace) -> int:
     return DONE
 
 
-def _wanted(recipes: Iterable[Recipe]) -> dict[str, list[Capture]]:
-    """The captures of each function, by its name."""
-    wanted: dict[str, list[Capture]] = {}
+def _wanted(recipes: Iterable[Recipe]) -> dict[str, Wanted]:
+    """By the name of the function."""
+    captures: dict[str, list[Capture]] = {}
+    lines: dict[str, list[Capture]] = {}
     for recipe in recipes:
         for span in recipe.spans:
-            captures = wanted.setdefault(span.name, [])
-            captures += [*span.enter.values(), *span.exit.values()]
+            captures.setdefault(span.name, []).extend([*span.enter.values(), *span.exit.values()])
+            if span.lines is not None:
+                lines.setdefault(span.name, []).extend(span.lines.values())
         for point in recipe.points:
             if point.usdt is None:
-                wanted.setdefault(point.prototype.name, []).extend(point.capture.values())
-    return wanted
+                captures.setdefault(point.prototype.name, []).extend(point.capture.values())
+    return {name: Wanted(walks, lines.get(name)) for name, walks in captures.items()}
 
 
 def _files(source: Path) -> Iterator[Path]:
@@ -120,7 +123,7 @@ def _has_debug_info(file: Path) -> bool:
 
 
 def _make_one(
-    file: Path, wanted: Mapping[str, Sequence[Capture]], other: Path | None, output: Path | None
+    file: Path, wanted: Mapping[str, Wanted], other: Path | None, output: Path | None
 ) -> bool:
     """False where the file has none of the functions."""
     elf = ElfFile(file)
@@ -235,7 +238,8 @@ def _described_function(name: str, function: Function) -> Iterator[str]:
     if not function.bodies:
         yield f"{name}: only inlined, into {', '.join(function.inlined_into)}"
     for body in function.bodies:
-        yield f"{name} +{body.entry:#x}, {len(body.lines)} lines"
+        lines = f", {len(body.lines)} lines of {body.file}" if body.lines else ""
+        yield f"{name} +{body.entry:#x}{lines}"
         for argument, (_, place) in body.arguments.items():
             yield f"  {argument:<16} {_place(place)}"
 
@@ -243,6 +247,8 @@ def _described_function(name: str, function: Function) -> Iterator[str]:
 def _place(place: Place) -> str:
     if isinstance(place, InRegister):
         return place.name
+    if isinstance(place, AtEntry):
+        return f"{place.name} at the entry"
     if isinstance(place, OnStack):
         return f"on the stack, {place.offset} bytes from the caller's frame"
     if isinstance(place, Constant):

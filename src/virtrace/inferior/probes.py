@@ -18,7 +18,7 @@ from virtrace.inferior.proof import (
 )
 from virtrace.inferior.resolve import Site
 from virtrace.inferior.target import InferiorMemory, KnownFunction, number, register
-from virtrace.inferior.tracer import LinePlan, PointPlan, Tracer
+from virtrace.inferior.tracer import Entered, LinePlan, PointPlan, Tracer
 from virtrace.recipe.model import DriverMethod
 
 
@@ -49,6 +49,7 @@ class StoppedThread:
         self.frame = gdb.newest_frame()
         self._abi = session.abi
         self._site = site
+        self.entered: Entered | None = None
         self._proven: Proven | None = None
         self.sp = register(self.frame, self._abi.stack_pointer)
 
@@ -56,7 +57,7 @@ class StoppedThread:
         site = self._site
         assert site is not None
         if site.known is not None:
-            return site.known.argument(self.frame, name)
+            return site.known.argument(self.frame, name, self.entered)
         assert site.prototype is not None
         names = [parameter.name for parameter in site.prototype.parameters]
         index = names.index(name)
@@ -82,7 +83,7 @@ class StoppedThread:
         elif site.find is None:
             self._proven = tuple(self._abi_argument(index) for index in range(len(parameters)))
         elif caller is not None:
-            registers = [register(self.frame, name) for name in self._abi.argument_registers]
+            registers = [*self.argument_registers().values()]
             if isinstance(site.find, DriverMethod):
                 self._proven = of_driver_method(registers, parameters, caller)
             else:
@@ -92,6 +93,9 @@ class StoppedThread:
         else:
             self._proven = ()
         return self._proven
+
+    def argument_registers(self) -> dict[str, int]:
+        return {name: register(self.frame, name) for name in self._abi.argument_registers}
 
     def _or_none(self, body: KnownFunction, name: str) -> int | None:
         try:

@@ -337,7 +337,8 @@ def _span_plan(
     span: Span, types: Mapping[str, CType], *, parameters: Sequence[Parameter], moved: bool
 ) -> SpanPlan:
     enter, exit_ = _compile(span.enter, types), _compile(span.exit, types)
-    return SpanPlan(span.name, span.root, enter, exit_, parameters, moved)
+    has_lines = span.lines is not None
+    return SpanPlan(span.name, span.root, enter, exit_, parameters, moved, has_lines)
 
 
 def _point_plan(point: Point, types: Mapping[str, CType]) -> PointPlan:

@@ -21,6 +21,7 @@ from virtrace.binary.process import Process
 from virtrace.binary.source import source_name
 from virtrace.errors import TargetError
 from virtrace.inferior.capture import Unavailable
+from virtrace.inferior.tracer import Entered
 
 _WORD = (1 << 64) - 1
 _NO_SUCH_ARGUMENT = "the function has no such argument here"
@@ -189,8 +190,8 @@ class KnownFunction(Protocol):
     def arguments(self) -> Mapping[str, c.CType]:
         """In the order of the declaration."""
 
-    def argument(self, frame: gdb.Frame, name: str) -> int:
-        """Unavailable where it cannot be known."""
+    def argument(self, frame: gdb.Frame, name: str, entered: Entered | None = None) -> int:
+        """Unavailable where it cannot be known. entered: behind the entry, what was there."""
 
     def renamed(self, names: Iterable[str]) -> KnownFunction:
         """The same with other names for the arguments, in their order."""
@@ -218,29 +219,45 @@ class PackedFunction:
     def __init__(self, body: pack.Body, returns: c.CType, base: int, abi: Abi) -> None:
         self.entry = self.pc = base + body.entry
         self.returns = returns
+        self._body = body
+        self._base = base
         self._abi = abi
-        self._places = {name: place for name, (_, place) in body.arguments.items()}
-        self.arguments = {name: ctype for name, (ctype, _) in body.arguments.items()}
+        self._know(body.arguments)
 
-    def argument(self, frame: gdb.Frame, name: str) -> int:
+    def _know(self, variables: pack.Variables) -> None:
+        self._places = {name: place for name, (_, place) in variables.items()}
+        self.arguments = {name: ctype for name, (ctype, _) in variables.items()}
+
+    def argument(self, frame: gdb.Frame, name: str, entered: Entered | None = None) -> int:
         place = self._places.get(name, pack.Nowhere(_NO_SUCH_ARGUMENT))
         if isinstance(place, pack.InRegister):
             return register(frame, place.name)
         if isinstance(place, pack.OnStack):
-            end = self._abi.sp_after_return(register(frame, self._abi.stack_pointer))
+            end = (
+                entered.frame_end
+                if entered
+                else self._abi.sp_after_return(register(frame, self._abi.stack_pointer))
+            )
             return c.integer(InferiorMemory().read(end + place.offset, self._abi.word))
         if isinstance(place, pack.Constant):
             return place.value & _WORD
+        if isinstance(place, pack.AtEntry):
+            if entered is None or place.name not in entered.registers:
+                raise Unavailable(f"what {place.name} held at the entry is not known")
+            return entered.registers[place.name]
         raise Unavailable(place.why)
 
     def renamed(self, names: Iterable[str]) -> PackedFunction:
         other = copy(self)
-        other._places = dict(zip(names, self._places.values()))
-        other.arguments = dict(zip(names, self.arguments.values()))
+        other._know(dict(zip(names, self._body.arguments.values())))
         return other
 
-    def statements(self) -> Iterable[Statement]:
-        return ()
+    def statements(self) -> Iterator[Statement]:
+        for line in self._body.lines:
+            here = copy(self)
+            here.pc = self._base + line.address
+            here._know(line.variables)
+            yield Statement(self._body.file, line.number, self._body.declared, here)
 
 
 class DebugFunction:
@@ -261,7 +278,7 @@ class DebugFunction:
     def arguments(self) -> Mapping[str, c.CType]:
         return {name: c_type(symbol.type) for name, symbol in self._symbols.items() if symbol.type}
 
-    def argument(self, frame: gdb.Frame, name: str) -> int:
+    def argument(self, frame: gdb.Frame, name: str, entered: Entered | None = None) -> int:
         if name not in self._symbols:
             raise Unavailable(_NO_SUCH_ARGUMENT)
         try:

@@ -17,13 +17,27 @@ from virtrace.recipe.prototype import Parameter
 from virtrace.trace.format import Json, Record, is_unavailable, unavailable
 
 
+@dataclass(frozen=True)
+class Entered:
+    """What was when a function was entered: registers by name, and where its frame ends."""
+
+    registers: Mapping[str, int]
+    frame_end: int
+
+
 class Stop(Protocol):
-    """A thread that stands at a probe. t_ns: since the trace started; sp: stack pointer."""
+    """A thread that stands at a probe. t_ns: since the trace started; sp: stack pointer.
+
+    entered: at a line, what was when its function was entered.
+    """
 
     memory: Memory
     tid: int
     t_ns: int
     sp: int
+    entered: Entered | None
+
+    def argument_registers(self) -> Mapping[str, int]: ...
 
     def argument(self, name: str) -> int:
         """At an entry or a static probe. Raise Unavailable where it is not known."""
@@ -48,6 +62,7 @@ class SpanPlan:
 
     parameters: as they are declared, where others' arguments are proven by those of this one,
     or its own by its caller's. moved: the compiler may have moved them and its result.
+    has_lines: its lines are traced.
     """
 
     name: str
@@ -56,6 +71,7 @@ class SpanPlan:
     exit: Captures
     parameters: Sequence[Parameter] = ()
     moved: bool = False
+    has_lines: bool = False
 
     @cached_property
     def needed(self) -> frozenset[str]:
@@ -130,6 +146,7 @@ class _Open:
     return_sp: int
     recorded: bool
     caller: Caller | None = None
+    entered: Entered | None = None
     arguments: dict[str, int | Unavailable] = field(default_factory=dict)
     # Of the last line that was recorded, and the watched values as they were last known.
     line: tuple[str, int] | None = None
@@ -175,6 +192,8 @@ class Tracer:
         else:
             opened = self._open(plan, stop, parent, return_pc, return_sp)
         if opened.recorded:
+            if isinstance(plan, SpanPlan) and plan.has_lines:
+                opened.entered = Entered(stop.argument_registers(), return_sp)
             opened.arguments = {name: _argument(stop, name) for name in plan.needed}
         spans.append(opened)
         return True
@@ -251,6 +270,7 @@ class Tracer:
         if inside.line == (plan.file, plan.line):
             return
         inside.line = (plan.file, plan.line)
+        stop.entered = inside.entered
         changed: Record = {}
         for name, value in _values(plan.watch, stop.memory, stop.argument).items():
             known = inside.watched.get(name)
