@@ -190,6 +190,8 @@ class Lab:
         raw: the file or device that is to hold it at the same offset; LabError where it does not.
         """
         self.qemu_io(guest, disk, f"write -P 5 {offset} {length}")
+        # Until then a file system may count blocks that it has yet to give away.
+        self.qemu_io(guest, disk, "flush")
         # QEMU says how it went in its own log only; the file tells it too.
         if raw is None:
             return

@@ -95,7 +95,7 @@ def inside(root: Path, binds: Mapping[str, Path], command: Sequence[str]) -> lis
 
     In a mount namespace of its own, that ends with the last process in it. The root is read-only
     there, with the host's devices; /run and /tmp are empty. binds: what is to be under each path
-    inside. LabError for a path that cannot be made there.
+    inside, in this order. LabError for a path that cannot be made there.
     """
     top = str(root)
     steps = [
@@ -105,12 +105,14 @@ def inside(root: Path, binds: Mapping[str, Path], command: Sequence[str]) -> lis
         ("mount", "-t", "proc", "proc", f"{top}/proc"),
         *(("mount", "-t", "tmpfs", "tmpfs", f"{top}/{name}") for name in ("run", "tmp")),
     ]
+    bound: list[str] = []
     for path, source in binds.items():
         place = root / path.lstrip("/")
-        if not place.exists():
+        if not path.startswith(tuple(bound)) and not place.exists():
             steps.append(("mount", "-t", "tmpfs", "tmpfs", str(_to_be_covered(root, path))))
             steps.append(("mkdir", "-p", str(place)))
         steps.append(("mount", "--bind", str(source), str(place)))
+        bound.append(f"{path}/")
     script = " && ".join(map(shlex.join, [*steps, ("exec", "chroot", top, *command)]))
     return ["unshare", "--mount", "sh", "-c", script]
 

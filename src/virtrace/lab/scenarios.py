@@ -49,7 +49,10 @@ class Scenario:
         return [("domblkinfo", guest, disk) for guest, disk in self.disks]
 
     def set_up(self, lab: Lab) -> Stage:
-        """Prepare it in a lab that is up; LabError where this libvirt does not have it."""
+        """Prepare it in a lab that is up, which it takes to itself until the stage is cleared.
+
+        LabError where this libvirt does not have it, or it takes root.
+        """
         if self.until and lab.libvirt_version >= self.until:
             first, running = (".".join(map(str, v)) for v in (self.until, lab.libvirt_version))
             raise LabError(
@@ -57,7 +60,11 @@ class Scenario:
                 "add --release bullseye, which has libvirt 7.0.0",
             )
         stage = Stage(lab)
-        self.prepare(stage)
+        try:
+            self.prepare(stage)
+        except BaseException:
+            stage.clear()
+            raise
         return stage
 
 

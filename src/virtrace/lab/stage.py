@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from virtrace.errors import LabError
-from virtrace.lab import loop
+from virtrace.lab import loop, processes
 from virtrace.lab.daemon import Lab
 
 # Domain and disk of the second guest.
@@ -34,7 +34,7 @@ class Stage:
         return file
 
     def qemu_img(self, *args: str) -> None:
-        self._run("qemu-img", *args, as_daemon=True)
+        self._run("qemu-img", *args)
 
     def block_device(self, size: int) -> Path:
         """A loop device, under a node of its own that the daemon's user may open."""
@@ -53,11 +53,10 @@ class Stage:
         return node
 
     def serve(self, file: Path) -> Path:
-        """Serve a raw file over NBD until its first client leaves; the socket."""
+        """Serve a raw file over NBD; the socket."""
         socket = self.folder / "nbd.sock"
-        self._run(
-            "qemu-nbd", "--fork", "-f", "raw", f"--socket={socket}", str(file), as_daemon=True
-        )
+        serving = ("--fork", "--persistent", "-f", "raw", f"--socket={socket}")
+        self._run("qemu-nbd", *serving, str(file))
         return socket
 
     def start(self, disk: str, more: str = "") -> None:
@@ -82,15 +81,17 @@ class Stage:
         """End and remove all of it; the lab stands as it did before."""
         self.lab.virsh("destroy", GUEST_NAME)
         self.lab.virsh("undefine", GUEST_NAME, "--snapshots-metadata")
+        processes.end_all(self.folder, self.lab.system.uid)
         loop.detach_all(self.folder)
         shutil.rmtree(self.folder)
 
     def _own(self, path: Path) -> None:
         os.chown(path, self.lab.system.uid, self.lab.system.gid)
 
-    def _run(self, *command: str, as_daemon: bool = False) -> None:
+    def _run(self, *command: str) -> None:
         self._say(*command)
-        self.lab.system.run(*command, as_daemon=as_daemon)
+        # By this folder in its environment `clear` knows what goes on running.
+        self.lab.system.run(*command, as_daemon=True, TMPDIR=str(self.folder))
 
     def _say(self, *command: str) -> None:
         self.lab.progress(shlex.join(command).replace(f"{self.folder}/", ""))

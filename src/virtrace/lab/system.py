@@ -114,9 +114,9 @@ class System:
             output.seek(0)
             return subprocess.CompletedProcess(argv, status, stdout=output.read())
 
-    def run(self, *command: str, as_daemon: bool = False) -> str:
+    def run(self, *command: str, as_daemon: bool = False, **variables: str) -> str:
         """What a program printed; LabError where it fails."""
-        done = self.attempt(*command, as_daemon=as_daemon)
+        done = self.attempt(*command, as_daemon=as_daemon, **variables)
         if done.returncode != 0:
             said = done.stdout.strip() or f"exit status {done.returncode}"
             raise LabError(
