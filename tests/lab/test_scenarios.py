@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from virtrace.lab.scenarios import SCENARIOS, Scenario
 from virtrace.lab.stage import Stage
 
 from .conftest import bring_up
+from .test_lab import assert_nothing_left, crash_daemon
 from .tracing import as_measured, calls_of, exchanges, printed_info, record, span, whole_trace
 
 # A number of bytes, or what a file says of itself: `occupied` on the host, its `size`.
@@ -124,8 +127,13 @@ def lab(request: pytest.FixtureRequest, scenario: Scenario) -> Iterator[Lab]:
 
 @pytest.fixture
 def stage(lab: Lab, scenario: Scenario) -> Iterator[Stage]:
+    refusal = None
     if scenario.until and lab.libvirt_version >= scenario.until:
-        with pytest.raises(LabError, match=r"is gone since libvirt 7\.9") as caught:
+        refusal = "is gone since libvirt"
+    elif "(takes root)" in scenario.about and os.geteuid() != 0:
+        refusal = "which takes root"
+    if refusal:
+        with pytest.raises(LabError, match=refusal) as caught:
             scenario.set_up(lab)
         pytest.skip(caught.value.what)
     stage = scenario.set_up(lab)
@@ -203,6 +211,8 @@ def test_scenario(scenario: Scenario, lab: Lab, stage: Stage, tmp_path: Path) ->
             assert entry["parent"]["stats"]["wr_highest_offset"] == mark
         assert node["virtual-size"] == expected.capacity
         assert node.get("actual-size") == actual_size
+        asked_last = "query-block" if scenario.name == "legacy-drive" else "query-named-block-nodes"
+        assert exchanges(call)[-1].command == asked_last
         returned = span(call, "qemuDomainBlocksStatsGather").returned
         assert returned is not None
         stats = returned["stats"]
@@ -212,3 +222,42 @@ def test_scenario(scenario: Scenario, lab: Lab, stage: Stage, tmp_path: Path) ->
         assert stats["wr_highest_offset"] == (mark or 0)
         assert stats["wr_highest_offset_valid"] == (mark is not None)
     assert list(printed) == []
+
+
+@pytest.mark.parametrize("scenario", [SCENARIOS["legacy-drive"]], ids=["legacy-drive"])
+def test_threshold_on_the_legacy_path(lab: Lab, stage: Stage, tmp_path: Path) -> None:
+    """What query-block says of it, libvirt leaves aside."""
+    [drive] = lab.qmp({"execute": "query-block"}, "vm2")["return"]
+    arguments = {"node-name": drive["inserted"]["node-name"], "write-threshold": MIB}
+    lab.qmp({"execute": "block-set-write-threshold", "arguments": arguments}, "vm2")
+    output = tmp_path / "trace.jsonl"
+    done = record(lab, output, command=lab.virsh_command("domblkinfo", "vm2", "vda"))
+    assert done.returncode == 0, done.stderr
+    [call] = calls_of(whole_trace(output))
+    reply = exchanges(call)[-1].reply
+    assert reply is not None
+    assert reply.values["json"]["return"][0]["inserted"]["write_threshold"] == MIB
+    returned = span(call, "qemuDomainBlocksStatsGather").returned
+    assert returned is not None
+    assert returned["stats"]["write_threshold"] == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="loop devices take root")
+@pytest.mark.usefixtures("stock_lab")
+def test_loop_devices_of_a_crashed_lab_are_found() -> None:
+    """By a fresh `up` in its folder, and by `down` even when the folder is gone."""
+    crashed = bring_up()
+    SCENARIOS["device-end"].set_up(crashed)
+    again = Lab(crashed.folder)
+    try:
+        crash_daemon(crashed)
+        assert len(list(loop.of_lab(again.folder))) == 1
+        again.up()
+        assert list(loop.of_lab(again.folder)) == []
+        SCENARIOS["stopped-device"].set_up(again)
+        shutil.rmtree(again.folder)
+        assert len(list(loop.of_lab(again.folder))) == 1
+    finally:
+        assert again.down()
+    assert list(loop.of_lab(again.folder)) == []
+    assert_nothing_left(again)
