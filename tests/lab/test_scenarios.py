@@ -150,7 +150,7 @@ def image_of(lab: Lab, stage: Stage, guest: str, disk: str) -> Path | None:
             (lab.disk_file(each.target) for each in GUEST.disks if each.target == disk), None
         )
     names = ("overlay.qcow2", "vda.qcow2", "vda.raw")
-    return next((stage.folder / name for name in names if (stage.folder / name).exists()), None)
+    return next((stage.images / name for name in names if (stage.images / name).exists()), None)
 
 
 def in_bytes(size: Size, image: Path | None) -> int | None:

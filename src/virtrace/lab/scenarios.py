@@ -111,7 +111,7 @@ def _external_snapshot(stage: Stage) -> None:
     file = stage.image("vda.qcow2", SIZE, "qcow2")
     stage.start(disk_xml("file", file_source(file), TARGET, "type='qcow2'"))
     stage.write(0, 16 * MIB)
-    overlay = f"{TARGET},file={stage.folder / 'overlay.qcow2'}"
+    overlay = f"{TARGET},file={stage.images / 'overlay.qcow2'}"
     snapshot = ("snapshot-create-as", GUEST_NAME, "--disk-only", "--no-metadata")
     stage.virsh(*snapshot, "--diskspec", overlay)
 
