@@ -51,7 +51,7 @@ def mark_decides(capacity: int) -> Outcomes:
     """Raw, written at its end: since libvirt left out the `raw` node, nobody knows the mark."""
     return {
         (7, 0, 0): Answer(capacity, capacity, OCCUPIED, mark=capacity, actual_size=OCCUPIED),
-        (12, 8, 0): Answer(capacity, OCCUPIED, FILE_SIZE, mark=None, actual_size=OCCUPIED),
+        (11, 3, 0): Answer(capacity, OCCUPIED, FILE_SIZE, mark=None, actual_size=OCCUPIED),
     }
 
 
@@ -59,7 +59,7 @@ def mark_is_nought(capacity: int) -> Outcomes:
     """Raw, not written since QEMU started: the same numbers with a `raw` node and without."""
     return {
         (7, 0, 0): Answer(capacity, OCCUPIED, FILE_SIZE, mark=0, actual_size=OCCUPIED),
-        (12, 8, 0): Answer(capacity, OCCUPIED, FILE_SIZE, mark=None, actual_size=OCCUPIED),
+        (11, 3, 0): Answer(capacity, OCCUPIED, FILE_SIZE, mark=None, actual_size=OCCUPIED),
     }
 
 
@@ -86,7 +86,7 @@ EXPECTED: dict[str, list[Outcomes]] = {
     "device-end": [
         {
             (7, 0, 0): Answer(DEVICE, DEVICE, DEVICE, mark=DEVICE, actual_size=0),
-            (12, 8, 0): Answer(DEVICE, 0, DEVICE, mark=None, actual_size=0),
+            (11, 3, 0): Answer(DEVICE, 0, DEVICE, mark=None, actual_size=0),
         }
     ],
     "stopped-device": [{(7, 0, 0): Answer(DEVICE, DEVICE, DEVICE)}],
@@ -99,7 +99,7 @@ EXPECTED: dict[str, list[Outcomes]] = {
     "network": [
         {
             (7, 0, 0): Answer(64 * MIB, 64 * MIB, 64 * MIB, mark=0, actual_size=None),
-            (12, 8, 0): Answer(64 * MIB, 64 * MIB, 64 * MIB, mark=None, actual_size=None),
+            (11, 3, 0): Answer(64 * MIB, 64 * MIB, 64 * MIB, mark=None, actual_size=None),
         }
     ],
     "empty-cdrom": [{(7, 0, 0): "disk 'hda' does not currently have a source assigned"}],
