@@ -19,6 +19,7 @@ from virtrace.binary.ctype import (
     Integer,
     Opaque,
     Pointer,
+    QmpSources,
     Struct,
 )
 
@@ -85,5 +86,14 @@ def _shipped(name: str) -> CType:
         return Opaque(name)
     document = yaml.safe_load(file.read_text(encoding="utf-8"))
     first, *others = (layout(name, about) for about in document["layouts"])
-    qmp = document.get("qmp", {})
+    qmp = [_sources(commands) for commands in document.get("qmp", ())]
     return Struct(first.name, first.size, first.fields, first.checks, tuple(others), qmp)
+
+
+def _sources(commands: dict[str, dict[str, str | list[str]]]) -> QmpSources:
+    return {
+        command: {
+            field: [paths] if isinstance(paths, str) else paths for field, paths in fields.items()
+        }
+        for command, fields in commands.items()
+    }
