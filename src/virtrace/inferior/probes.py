@@ -17,7 +17,7 @@ from virtrace.inferior.proof import (
     of_static_function,
 )
 from virtrace.inferior.resolve import Site
-from virtrace.inferior.target import InferiorMemory, KnownFunction, number, register
+from virtrace.inferior.target import InferiorMemory, number, register
 from virtrace.inferior.tracer import Entered, LinePlan, PointPlan, Tracer
 from virtrace.recipe.model import DriverMethod
 
@@ -78,10 +78,8 @@ class StoppedThread:
         assert site is not None
         assert site.prototype is not None
         parameters = site.prototype.parameters
-        if site.known is not None:
-            self._proven = tuple(self._or_none(site.known, one.name) for one in parameters)
-        elif site.find is None:
-            self._proven = tuple(self._abi_argument(index) for index in range(len(parameters)))
+        if site.find is None:
+            self._proven = tuple(self._or_none(parameter.name) for parameter in parameters)
         elif caller is not None:
             registers = [*self.argument_registers().values()]
             if isinstance(site.find, DriverMethod):
@@ -97,9 +95,9 @@ class StoppedThread:
     def argument_registers(self) -> dict[str, int]:
         return {name: register(self.frame, name) for name in self._abi.argument_registers}
 
-    def _or_none(self, body: KnownFunction, name: str) -> int | None:
+    def _or_none(self, name: str) -> int | None:
         try:
-            return body.argument(self.frame, name)
+            return self.argument(name)
         except Unavailable:
             return None
 
