@@ -250,9 +250,10 @@ def values(found: Trace, name: str, kind: str) -> dict[str, Any]:
 
 
 def calls(found: Trace) -> dict[int, list[Event]]:
-    """The events of each call, by its number, in the file's order."""
+    """The events of each call, by its number, in the file's order; without its source lines."""
     trees: dict[int, list[Event]] = {}
     for event in found.events:
         assert event.call is not None
-        trees.setdefault(event.call, []).append(event)
+        if event.type != "line":
+            trees.setdefault(event.call, []).append(event)
     return trees

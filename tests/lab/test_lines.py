@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from support import intact
 from virtrace.lab.daemon import Lab
 from virtrace.trace.format import Event
 
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.matrix
 # Every disk, and one that the guest does not have.
 ASKED = (*DISKS, "vdz")
 METHOD = "qemuDomainGetBlockInfo"
+NEXT = Path(intact.__file__).with_name("gdb_next.py")
 
 
 def lines_of(path: Path) -> list[list[Event]]:
@@ -34,7 +36,7 @@ def walked_by_gdb(lab: Lab, folder: Path) -> list[list[int]]:
     written = folder / "lines"
     ready, ready_for_gdb = os.pipe()
     with subprocess.Popen(
-        ["gdb", "-nx", "-batch", "-p", str(lab.pid), "-x", Path(__file__).with_name("gdb_next.py")],
+        ["gdb", "-nx", "-batch", "-p", str(lab.pid), "-x", NEXT],
         env={
             **os.environ,
             "GDB_LINES": str(written),

@@ -195,6 +195,8 @@ def test_debug_info_pack_and_inference_agree(
     assert len(lines["dwarf"]) > len(DISKS) * 15
     assert lines["pack"] == lines["dwarf"]
     assert lines["inferred"] == []
+    lacking = {probe["name"]: probe["lacks"] for probe in traces["inferred"].header["probes"]}
+    assert (lacking[METHOD], lacking[GATHER]) == (["lines"], ["capacity"])
     # Without either, one value is kept back, as the README says; no other differs.
     assert [one for one, other in zip(inferred, described) if one != other] == [
         (GATHER, "enter", "capacity", {"unavailable": why})
