@@ -120,10 +120,11 @@ def test_debug_file_is_found_and_proven(
     target = root / place
     target.parent.mkdir(parents=True)
 
-    def find() -> object:
-        return debug_file(
+    def find() -> Path | None:
+        found = debug_file(
             build_id, elf.debuglink, "/usr/lib/libsample.so", [Path("/debug")], root=root
         )
+        return None if found is None else found.path
 
     assert find() is None
     other = "00" * 20

@@ -28,11 +28,10 @@ _LIBVIRT = re.compile(r"libvirt\.so\.0\.(\d+)\.(\d+)$")
 class Module:
     """A file that a process has mapped for execution.
 
-    path: as the process itself sees it. file: the same file as it can be opened from here,
-    also across chroots and mount namespaces. start, offset: of its lowest mapping; end: of
-    its highest.
-    deleted: replaced or removed on disk since it was mapped; ``file`` is still the mapped one,
-    but a debugger that opens ``path`` would read another.
+    path: as the process itself sees it. file: where it can be opened from here: the very file
+    that is mapped, whatever its path leads to by now, where the kernel lets us (root on the
+    host); else that path in the process's root. start, offset: of its lowest mapping; end: of
+    its highest. deleted: replaced or removed on disk since it was mapped.
     """
 
     path: str
@@ -52,7 +51,7 @@ class Module:
     @cached_property
     def elf(self) -> ElfFile:
         """Raises TargetError where the file cannot be read."""
-        return ElfFile(self.file)
+        return ElfFile(self.file, self.path)
 
     @cached_property
     def base(self) -> int:
@@ -174,7 +173,7 @@ def check_traceable(pid: int) -> Process:
 def require_libvirt(process: Process) -> Process:
     """The process itself.
 
-    Raises TargetError where it has no libvirt in it, or another one than GDB would read here.
+    Raises TargetError where it has no libvirt in it, or one that can no longer be read.
     """
     if process.module("libvirt.so.0") is None:
         raise TargetError(
@@ -184,28 +183,14 @@ def require_libvirt(process: Process) -> Process:
         )
     for name in ("libvirt.so.0", "libvirt_driver_qemu.so"):
         module = process.module(name)
-        if module is not None and module.deleted:
-            # GDB would read the new file and put breakpoints into the middle of instructions.
+        if module is not None and module.deleted and not os.access(module.file, os.R_OK):
             raise TargetError(
                 f"{module.path} has been replaced or removed since process {process.pid} started "
-                "(an upgrade?): its addresses can no longer be told from the file on disk",
-                "restart the daemon (guests keep running): "
+                "(an upgrade?), and only root can still read the old file",
+                "run as root (sudo), or restart the daemon (guests keep running): "
                 f"systemctl restart {os.path.basename(process.exe)}",
             )
-        if module is not None and not _is_here(module):
-            raise TargetError(
-                f"process {process.pid} lives in another root (a container or chroot): what is "
-                f"{module.path} there is not that file here, and GDB would read the wrong one",
-                "run virtrace in there, where its own GDB reads the right files",
-            )
     return process
-
-
-def _is_here(module: Module) -> bool:
-    try:
-        return os.path.samefile(module.path, module.file)
-    except OSError:
-        return False
 
 
 def yama_refusal(scope: int, may_trace_all: bool) -> TargetError | None:
@@ -341,8 +326,8 @@ def _modules(proc: Path, root: str, maps: str) -> Iterable[Module]:
         if path not in executable:
             continue
         inside, deleted = _strip(path.replace("\\012", "\n"), root)
-        # Where the path leads to another file by now, the mapping itself still opens the old one.
-        file = proc / ("map_files/" + address_range if deleted else "root" + inside)
+        mapped = proc / "map_files" / address_range
+        file = mapped if deleted or os.access(mapped, os.R_OK) else proc / f"root{inside}"
         start = int(address_range.split("-")[0], 16)
         yield Module(inside, file, start, end[path], int(offset, 16), deleted)
 

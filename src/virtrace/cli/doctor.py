@@ -316,7 +316,7 @@ def _module_findings(
             missing = [symbol for symbol in EXPORTED[name] if elf.exported_function(symbol) is None]
             probes = {probe.name for probe in elf.stap_probes() if probe.provider == "libvirt"}
             debug = (
-                file
+                elf
                 if elf.has_debug_info
                 else debug_file(elf.build_id, elf.debuglink, path, root=root)
             )
@@ -348,7 +348,7 @@ def _module_findings(
         level = "missing"
         if debug is not None:
             level = "dwarf"
-            where = "in the file itself" if debug == file else str(debug)
+            where = "in the file itself" if debug is elf else str(debug.path)
             findings.append(Finding("ok", f"{name} has debug info: {where}"))
         else:
             findings.append(no_debug_info(name, root))

@@ -117,19 +117,18 @@ def _trace(name: str) -> int:
     process = _process()
     abi = _abi(process)
     output = Path(_parameter("output") or _default_output(recipe, process.pid))
-    with terminal_without_gdb() as terminal, target.quiet_settings():
+    debug_directory = os.environ.get("VIRTRACE_DEBUG_DIRECTORY")
+    with terminal_without_gdb() as terminal, target.quiet_settings(), target.no_files():
         writer = Writer(output)
-        try:
-            inferred = infer(recipe, process)
-            if not target.attached_pid():
-                target.attach(process)
-            target.load_modules(recipe.modules, os.environ.get("VIRTRACE_DEBUG_DIRECTORY"))
-            probes = resolve(recipe, process, inferred)
-        except BaseException:
-            writer.discard()
-            raise
-        view = TerminalView(terminal, output, os.environ.get("VIRTRACE_COMMAND"))
-        return Session(recipe, chosen, process, abi, probes, writer, view, _say_ready).run()
+        with target.symbols(process, recipe.modules, debug_directory):
+            try:
+                probes = resolve(recipe, process, infer(recipe, process))
+                target.attach(process, recipe.modules)
+            except BaseException:
+                writer.discard()
+                raise
+            view = TerminalView(terminal, output, os.environ.get("VIRTRACE_COMMAND"))
+            return Session(recipe, chosen, process, abi, probes, writer, view, _say_ready).run()
 
 
 def _process() -> Process:

@@ -17,7 +17,12 @@ from virtrace.binary.process import Module, Process
 from virtrace.errors import TargetError
 from virtrace.inferior.capture import Capture, Unavailable
 from virtrace.inferior.infer import Inferred
-from virtrace.inferior.target import DebugFunction, debug_functions, has_debug_info
+from virtrace.inferior.target import (
+    DebugFunction,
+    breakpoint_addresses,
+    debug_functions,
+    has_debug_info,
+)
 from virtrace.inferior.tracer import Captures, PointPlan, SpanPlan
 from virtrace.recipe.model import CalledBy, DriverMethod, Point, Recipe, Span
 from virtrace.recipe.path import RETURN, Path
@@ -259,9 +264,23 @@ def _static_probe(point: Point, usdt: str, process: Process) -> ResolvedProbe:
         why = f"this build of {point.module} has no static probe {usdt}"
         return ResolvedProbe(point.name, "point", point.module, "missing", why=why)
     types = _declared_types(point.prototype)
-    # GDB itself finds every place of the probe, and raises the semaphore that guards it.
-    site = Site(f"-probe-stap {usdt}", _point_plan(point, types), False, None, point.prototype)
+    # GDB itself finds every place of the probe, and raises the semaphore that guards it: it
+    # writes to where it takes the module to be.
+    location = f"-probe-stap {usdt}"
+    addresses = [module.base + place.address for place in places]
+    found = breakpoint_addresses(location)
+    if sorted(found) != sorted(addresses):
+        raise TargetError(
+            f"GDB has the probe {usdt} at {_hexadecimal(found)}, "
+            f"{module.path} at {_hexadecimal(addresses)}",
+            "report it, with what VIRTRACE_DEBUG=1 prints",
+        )
+    site = Site(location, _point_plan(point, types), False, None, point.prototype)
     return ResolvedProbe(point.name, "point", point.module, "usdt", (site,), places[0].address)
+
+
+def _hexadecimal(addresses: Sequence[int]) -> str:
+    return ", ".join(f"{address:#x}" for address in addresses) or "no place"
 
 
 def _span_plan(
