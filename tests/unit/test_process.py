@@ -19,9 +19,11 @@ from virtrace.binary.process import (
     Process,
     check_traceable,
     choose_daemon,
+    container_name,
     find_daemons,
     inspect,
     libvirt_version,
+    user_name,
     yama_refusal,
 )
 from virtrace.errors import NOT_TRACED, TargetError
@@ -293,8 +295,25 @@ def test_another_mount_namespace(start: Start, other: Path) -> None:
         pytest.skip("this root may not make a mount namespace (a container without CAP_SYS_ADMIN)")
     start(*unshare, other)
     (found,) = find_daemons(other.name)
-    assert found.same_mount_namespace is False
-    assert "another mount namespace" in str(found)
+    assert str(found).endswith(" of user root, in another mount namespace (a container?)")
+
+
+CONTAINER = "3f" * 32
+POD = "kubepods-burstable-pod1c0ffee1_2f4b_4f8e_9f0e_1d2c3b4a5f60.slice"
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "name"),
+    [
+        (f"0::/kubepods.slice/{POD}/cri-containerd-{CONTAINER}.scope\n", "container 3f3f3f3f3f3f"),
+        (f"0::/machine.slice/libpod-{CONTAINER}.scope/container\n", "container 3f3f3f3f3f3f"),
+        (f"4:memory:/docker/{CONTAINER}\n0::/\n", "container 3f3f3f3f3f3f"),
+        (f"0::/docker/{'00' * 32}/docker/{CONTAINER}\n", "container 3f3f3f3f3f3f"),
+        ("0::/system.slice/libvirtd.service\n", "another mount namespace (a container?)"),
+    ],
+)
+def test_container_by_the_name_that_its_runtime_shows(cgroup: str, name: str) -> None:
+    assert container_name(cgroup) == name
 
 
 @ROOT_ONLY
@@ -324,8 +343,13 @@ def test_choosing_a_daemon(start: Start, daemon: Path) -> None:
     two = start(daemon)
     with pytest.raises(TargetError) as caught:
         choose_daemon(daemon.name)
-    for process in (one, two):
-        assert f"-p {process.pid} ({daemon} of user " in caught.value.remedy
+    user = user_name(os.geteuid())
+    assert caught.value.lines() == [
+        "virtrace: 2 libvirt daemons are running",
+        "try: one of\n"
+        f"     -p {one.pid}  {daemon} of user {user}\n"
+        f"     -p {two.pid}  {daemon} of user {user}",
+    ]
 
 
 @pytest.mark.parametrize(

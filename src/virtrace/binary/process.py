@@ -21,6 +21,7 @@ DAEMONS = ("libvirtd", "virtqemud")
 CAP_SYS_PTRACE = 1 << 19
 DELETED = " (deleted)"
 
+_CONTAINER = re.compile(r"\b[0-9a-f]{64}\b")
 _LIBVIRT = re.compile(r"libvirt\.so\.0\.(\d+)\.(\d+)$")
 
 
@@ -87,22 +88,20 @@ class Process:
 
 @dataclass(frozen=True)
 class Daemon:
-    """A running libvirt daemon. What another user's process hides is None."""
+    """A running libvirt daemon. What another user's process hides is None.
+
+    place: of one that lives in another root, in words.
+    """
 
     pid: int
     name: str
     user: str
     exe: str | None
-    root: str | None
-    same_mount_namespace: bool | None
+    place: str | None
 
     def __str__(self) -> str:
-        elsewhere = ""
-        if self.same_mount_namespace is False:
-            elsewhere = ", in another mount namespace (a container?)"
-        elif self.root not in (None, "/"):
-            elsewhere = f", in the chroot {self.root}"
-        return f"{self.exe or self.name} of user {self.user}{elsewhere}"
+        place = f", in {self.place}" if self.place else ""
+        return f"{self.exe or self.name} of user {self.user}{place}"
 
 
 def inspect(pid: int) -> Process:
@@ -259,10 +258,28 @@ def choose_daemon(name: str | None = None) -> int:
             f"no {name or ' or '.join(DAEMONS)} is running",
             "start it; where systemd starts it on demand, `virsh -c qemu:///system list` does",
         )
-    raise TargetError(
-        f"{len(daemons)} libvirt daemons are running",
-        "name one: " + "; ".join(f"-p {daemon.pid} ({daemon})" for daemon in daemons),
-    )
+    choices = (f"\n     -p {daemon.pid}  {daemon}" for daemon in daemons)
+    raise TargetError(f"{len(daemons)} libvirt daemons are running", "one of" + "".join(choices))
+
+
+def place_of(pid: int) -> str | None:
+    """The other root that a process lives in, in words; None where it lives in ours.
+
+    A container has the short id that `docker ps`, `podman ps` and `crictl ps` show, where the
+    kernel tells it: the name of its control group. OSError where the process is not ours to see.
+    """
+    if os.readlink(f"/proc/{pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt"):
+        return container_name(Path(f"/proc/{pid}/cgroup").read_text(errors="replace"))
+    root = os.readlink(f"/proc/{pid}/root")
+    return None if root == "/" else f"the chroot {root}"
+
+
+def container_name(cgroup: str) -> str:
+    """cgroup: the contents of ``/proc/PID/cgroup``."""
+    identifiers = _CONTAINER.findall(cgroup)
+    if not identifiers:
+        return "another mount namespace (a container?)"
+    return f"container {identifiers[-1][:12]}"
 
 
 def read_status(pid: int) -> dict[str, str] | None:
@@ -298,14 +315,12 @@ def user_name(uid: int) -> str:
 
 def _daemon(pid: int, status: dict[str, str]) -> Daemon:
     exe: str | None = None
-    root: str | None = None
-    same: bool | None = None
-    # Another user's process keeps all three to itself.
+    place: str | None = None
+    # Another user's process keeps both to itself.
     with suppress(OSError):
-        root = os.readlink(f"/proc/{pid}/root")
-        exe = _strip(os.readlink(f"/proc/{pid}/exe"), root)[0]
-        same = os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt")
-    return Daemon(pid, status["Name"], user_name(int(status["Uid"].split()[1])), exe, root, same)
+        exe = _strip(os.readlink(f"/proc/{pid}/exe"), os.readlink(f"/proc/{pid}/root"))[0]
+        place = place_of(pid)
+    return Daemon(pid, status["Name"], user_name(int(status["Uid"].split()[1])), exe, place)
 
 
 def _modules(proc: Path, root: str, maps: str) -> Iterable[Module]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from virtrace.binary.elf import ElfFile, debug_file
+from virtrace.binary.elf import ElfFile, debug_file, read_file
 from virtrace.binary.functions import Functions
 from virtrace.binary.process import (
     can_trace_all,
@@ -22,6 +22,7 @@ from virtrace.binary.process import (
     find_daemons,
     inspect,
     libvirt_version,
+    place_of,
     user_name,
     yama_refusal,
     yama_scope,
@@ -275,7 +276,15 @@ def daemon_section(pid: int) -> Section:
     if library is None:
         return Section(title, problem)
     version = libvirt_version(process) or "of unknown version"
-    found = Finding("ok", f"{process.exe}, libvirt {version}")
+    place = place_of(pid)
+    found = [
+        Finding("ok", f"{process.exe}, libvirt {version}{f', in {place}' if place else ''}"),
+        *(
+            Finding("ok", f"{module.path} has been replaced since: what is mapped can be read")
+            for name in (LIBRARY, DRIVER)
+            if (module := process.module(name)) and module.deleted and not problem
+        ),
+    ]
     files = [(LIBRARY, library.path, library.file)]
     driver = process.module(DRIVER)
     if driver is not None:
@@ -301,7 +310,7 @@ def daemon_section(pid: int) -> Section:
             )
             files.append((DRIVER, path, process.root / path.lstrip("/")))
     modules, reach = _module_findings(files, process.root)
-    return Section(title, [*problem, found, *modules], reach)
+    return Section(title, [*problem, *found, *modules], reach)
 
 
 def _module_findings(
@@ -394,7 +403,7 @@ def _folder_of(name: str) -> str:
 def _distribution(root: Path) -> dict[str, str]:
     for name in ("etc/os-release", "usr/lib/os-release"):
         try:
-            text = (root / name).read_text(errors="replace")
+            text = read_file(root / name, 1 << 16).decode(errors="replace")
         except OSError:
             continue
         pairs = (line.partition("=") for line in text.splitlines())
