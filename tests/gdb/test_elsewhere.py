@@ -231,8 +231,11 @@ def covered(build: Callable[[str], Path], tmp_path: Path) -> Iterator[Callable[[
         shutil.copytree(build("optimized"), tmp_path / "program", symlinks=True)
         daemon = Apart(tmp_path / "program")
         started.append(daemon)
+        enter = ["nsenter", "--mount", "--root", f"--target={daemon.pid}"]
         mount = ["mount", "--bind", str(cover), str(daemon.folder / LIBRARY)]
-        subprocess.run(["nsenter", "--mount", f"--target={daemon.pid}", *mount], check=True)
+        subprocess.run(
+            ["nsenter", "--mount", "--root", f"--target={daemon.pid}", *mount], check=True
+        )
         return daemon
 
     yield start

@@ -139,6 +139,10 @@ def test_debug_file_is_found_and_proven(
     target.write_bytes(debug.read_bytes())
     by_id_only = ".build-id" in place and not with_build_id
     assert find() == (None if by_id_only else target)
+    if with_build_id:
+        shared = ["--add-section", f".gnu_debugaltlink={debug}"]
+        subprocess.run(["objcopy", *shared, debug, target], check=True)
+        assert find() is None, "what dwz moved out of it would be looked for in this root"
 
 
 PROGRAM = """

@@ -154,6 +154,12 @@ class ElfFile:
             return any(self._section(name) is not None for name in (".debug_info", ".zdebug_info"))
 
     @property
+    def shares_debug_info(self) -> bool:
+        """Whether a part of its DWARF is in another file, where dwz has put it."""
+        with self._parsing():
+            return self._section(".gnu_debugaltlink") is not None
+
+    @property
     def debuglink(self) -> DebugLink | None:
         with self._parsing():
             section = self._section(".gnu_debuglink")
@@ -261,12 +267,14 @@ def debug_file(
     path: the binary as its process sees it. root: where that process's ``/`` can be reached
     from here (``/proc/PID/root``); the debug directories are tried inside it and in our own
     ``/``. A candidate counts when its build-id is the same, or, for a binary without one,
-    when its contents have the CRC of the debug link. None where there is no such file.
+    when its contents have the CRC of the debug link. None where there is no such file. One
+    inside another root counts only when it is whole: GDB would look for the rest of it here.
     """
     for candidate in _debug_candidates(build_id, debuglink, Path(path), debug_dirs, root):
         try:
             found = ElfFile(candidate)
-            if not found.has_debug_info:
+            elsewhere = root != Path("/") and candidate.is_relative_to(root)
+            if not found.has_debug_info or (elsewhere and found.shares_debug_info):
                 continue
             if build_id is not None:
                 if found.build_id == build_id:

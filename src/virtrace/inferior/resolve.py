@@ -19,9 +19,9 @@ from virtrace.inferior.capture import Capture, Unavailable
 from virtrace.inferior.infer import Inferred
 from virtrace.inferior.target import (
     DebugFunction,
-    breakpoint_addresses,
     debug_functions,
     has_debug_info,
+    static_probe_addresses,
 )
 from virtrace.inferior.tracer import Captures, PointPlan, SpanPlan
 from virtrace.recipe.model import CalledBy, DriverMethod, Point, Recipe, Span
@@ -266,16 +266,15 @@ def _static_probe(point: Point, usdt: str, process: Process) -> ResolvedProbe:
     types = _declared_types(point.prototype)
     # GDB itself finds every place of the probe, and raises the semaphore that guards it: it
     # writes to where it takes the module to be.
-    location = f"-probe-stap {usdt}"
     addresses = [module.base + place.address for place in places]
-    found = breakpoint_addresses(location)
+    found = static_probe_addresses(usdt)
     if sorted(found) != sorted(addresses):
         raise TargetError(
             f"GDB has the probe {usdt} at {_hexadecimal(found)}, "
             f"{module.path} at {_hexadecimal(addresses)}",
             "report it, with what VIRTRACE_DEBUG=1 prints",
         )
-    site = Site(location, _point_plan(point, types), False, None, point.prototype)
+    site = Site(f"-probe-stap {usdt}", _point_plan(point, types), False, None, point.prototype)
     return ResolvedProbe(point.name, "point", point.module, "usdt", (site,), places[0].address)
 
 

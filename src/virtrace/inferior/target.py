@@ -120,10 +120,11 @@ def symbols(process: Process, names: Iterable[str], debug_directory: str | None)
                 module.build_id, module.elf.debuglink, module.path, root=process.root
             )
             if debug is not None:
-                path_of_debug = copies.enter_context(_copy(debug, module))
+                inside = debug.path.is_relative_to(process.root)
+                its_path = copies.enter_context(_copy(debug, module)) if inside else debug.path
                 objfile = gdb.lookup_objfile(path)
                 assert objfile is not None
-                objfile.add_separate_debug_file(path_of_debug)
+                objfile.add_separate_debug_file(str(its_path))
         yield
 
 
@@ -302,7 +303,7 @@ def debug_functions(name: str) -> tuple[list[DebugFunction], list[str]]:
     """
     bodies = []
     inlined = set()
-    for pc in _function_addresses(name):
+    for pc in _breakpoint_addresses(name):
         block = gdb.block_for_pc(pc)
         while block is not None and block.function is None:
             block = block.superblock
@@ -320,7 +321,7 @@ def debug_functions(name: str) -> tuple[list[DebugFunction], list[str]]:
     return bodies, sorted(inlined)
 
 
-def _function_addresses(name: str) -> list[int]:
+def _breakpoint_addresses(name: str) -> list[int]:
     """Where GDB itself would stop in a C function: behind the prologue, but for optimized code.
 
     There the arguments can be read at the first instruction; which of the two it is, only a
@@ -331,18 +332,20 @@ def _function_addresses(name: str) -> list[int]:
         gdb.decode_line(name)
     except gdb.error:
         return []
-    return breakpoint_addresses(f"-function {name}")
-
-
-def breakpoint_addresses(location: str) -> list[int]:
-    """Where GDB would put a breakpoint; nothing is put there."""
-    probe = gdb.Breakpoint(location, internal=True)
+    probe = gdb.Breakpoint(function=name, internal=True)
     try:
         if hasattr(probe, "locations"):
-            return [place.address for place in probe.locations]
+            return [location.address for location in probe.locations]
         # Before GDB 13 only its text has them, and some twice: the breakpoint's, its locations'.
         shown = gdb.execute(f"maintenance info breakpoints {probe.number}", to_string=True)
         addresses = re.findall(r"\b0x[0-9a-f]{8,}\b", shown)
         return [int(address, 16) for address in dict.fromkeys(addresses)]
     finally:
         probe.delete()
+
+
+def static_probe_addresses(usdt: str) -> list[int]:
+    """Every place that GDB has for a static probe, given as PROVIDER:NAME."""
+    provider, name = map(re.escape, usdt.split(":"))
+    shown = gdb.execute(f"info probes stap ^{provider}$ ^{name}$", to_string=True)
+    return [int(address, 16) for address in re.findall(r"^stap\s.*?\s(0x[0-9a-f]+)", shown, re.M)]
