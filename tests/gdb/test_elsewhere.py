@@ -187,6 +187,9 @@ def test_replaced_on_disk_since_it_started(
             (tmp_path / name).rename(folder / name)
         way(daemon, tmp_path / "t.jsonl")
         assert_true(read_trace(tmp_path / "t.jsonl"), daemon, build("optimized"))
+        doctor = [sys.executable, "-m", "virtrace.cli.main", "doctor", "-p", str(daemon.pid)]
+        said = subprocess.run(doctor, stdout=subprocess.PIPE, text=True).stdout
+        assert f"{folder / DRIVER} has been replaced since: what is mapped can be read" in said
     finally:
         daemon.end()
 
@@ -233,9 +236,7 @@ def covered(build: Callable[[str], Path], tmp_path: Path) -> Iterator[Callable[[
         started.append(daemon)
         enter = ["nsenter", "--mount", "--root", f"--target={daemon.pid}"]
         mount = ["mount", "--bind", str(cover), str(daemon.folder / LIBRARY)]
-        subprocess.run(
-            ["nsenter", "--mount", "--root", f"--target={daemon.pid}", *mount], check=True
-        )
+        subprocess.run([*enter, *mount], check=True)
         return daemon
 
     yield start
@@ -276,17 +277,18 @@ def test_another_file_is_never_taken_for_its_own(
     assert daemon.do("call vm1 vda")
 
 
+@pytest.mark.parametrize("name", [LIBRARY, DRIVER])
 def test_what_is_too_large_is_not_read(
-    contain_in: Callable[[str], Contained], root: Path, tmp_path: Path
+    contain_in: Callable[[str], Contained], root: Path, tmp_path: Path, name: str
 ) -> None:
-    os.truncate(in_root(root, tmp_path / "program" / LIBRARY), 1 << 40)
+    os.truncate(in_root(root, tmp_path / "program" / name), 1 << 40)
     daemon = contain_in("mount namespace")
     for command in (exact_line(daemon), gdb_command("blockinfo")):
         tracing = Tracing(command, {"PID": str(daemon.pid), "OUTPUT": str(tmp_path / "t.jsonl")})
         assert not tracing.is_on
         status, printed = tracing.ended()
         assert status == NOT_TRACED
-        assert f"{LIBRARY}: it is larger than {LARGEST >> 20} MiB" in printed
+        assert f"{name}: it is larger than {LARGEST >> 20} MiB" in printed
         assert not (tmp_path / "t.jsonl").exists()
         assert_untraced_and_intact(daemon.pid)
     assert daemon.do("call vm1 vda")

@@ -263,15 +263,17 @@ def choose_daemon(name: str | None = None) -> int:
 
 
 def place_of(pid: int) -> str | None:
-    """The other root that a process lives in, in words; None where it lives in ours.
+    """The other root that a process lives in, in words.
 
-    A container has the short id that `docker ps`, `podman ps` and `crictl ps` show, where the
-    kernel tells it: the name of its control group. OSError where the process is not ours to see.
+    None where it lives in ours, or is not ours to see. A container has the short id that
+    `docker ps`, `podman ps` and `crictl ps` show, where the name of its control group tells it.
     """
-    if os.readlink(f"/proc/{pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt"):
-        return container_name(Path(f"/proc/{pid}/cgroup").read_text(errors="replace"))
-    root = os.readlink(f"/proc/{pid}/root")
-    return None if root == "/" else f"the chroot {root}"
+    with suppress(OSError):
+        if os.readlink(f"/proc/{pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt"):
+            return container_name(Path(f"/proc/{pid}/cgroup").read_text(errors="replace"))
+        root = os.readlink(f"/proc/{pid}/root")
+        return None if root == "/" else f"the chroot {root}"
+    return None
 
 
 def container_name(cgroup: str) -> str:
@@ -315,12 +317,11 @@ def user_name(uid: int) -> str:
 
 def _daemon(pid: int, status: dict[str, str]) -> Daemon:
     exe: str | None = None
-    place: str | None = None
-    # Another user's process keeps both to itself.
+    # Another user's process keeps it to itself.
     with suppress(OSError):
         exe = _strip(os.readlink(f"/proc/{pid}/exe"), os.readlink(f"/proc/{pid}/root"))[0]
-        place = place_of(pid)
-    return Daemon(pid, status["Name"], user_name(int(status["Uid"].split()[1])), exe, place)
+    user = user_name(int(status["Uid"].split()[1]))
+    return Daemon(pid, status["Name"], user, exe, place_of(pid))
 
 
 def _modules(proc: Path, root: str, maps: str) -> Iterable[Module]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -120,9 +121,11 @@ def _trace(name: str) -> int:
     debug_directory = os.environ.get("VIRTRACE_DEBUG_DIRECTORY")
     with terminal_without_gdb() as terminal, target.quiet_settings(), target.no_files():
         writer = Writer(output)
-        with target.symbols(process, recipe.modules, debug_directory):
+        with ExitStack() as symbols:
             try:
-                probes = resolve(recipe, process, infer(recipe, process))
+                inferred = infer(recipe, process)
+                symbols.enter_context(target.symbols(process, recipe.modules, debug_directory))
+                probes = resolve(recipe, process, inferred)
                 target.attach(process, recipe.modules)
             except BaseException:
                 writer.discard()

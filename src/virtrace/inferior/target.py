@@ -108,24 +108,32 @@ def symbols(process: Process, names: Iterable[str], debug_directory: str | None)
         _quietly(f"set debug-file-directory {debug_directory}:{others}")
     with contextlib.ExitStack() as copies:
         for module in filter(None, map(process.module, names)):
-            path = copies.enter_context(_copy(module.elf, module))
-            # As long as there is no process, GDB reads code from files only beside a program:
-            # without the code it takes a function's entry for the end of its prologue.
-            _quietly(f"exec-file {path}")
-            _quietly(f"add-symbol-file {path} -o {module.base:#x}")
-            if has_debug_info(process, module.name):
-                continue
-            # Where GDB does not look: in the root of the process.
-            debug = debug_file(
-                module.build_id, module.elf.debuglink, module.path, root=process.root
-            )
-            if debug is not None:
-                inside = debug.path.is_relative_to(process.root)
-                its_path = copies.enter_context(_copy(debug, module)) if inside else debug.path
-                objfile = gdb.lookup_objfile(path)
-                assert objfile is not None
-                objfile.add_separate_debug_file(str(its_path))
+            try:
+                _add_symbols(process, module, copies)
+            except gdb.error as error:
+                raise TargetError(
+                    f"GDB cannot read {module.path}: {error}",
+                    "install the package that owns it again",
+                ) from error
         yield
+
+
+def _add_symbols(process: Process, module: Module, copies: contextlib.ExitStack) -> None:
+    path = copies.enter_context(_copy(module.elf, module))
+    # As long as there is no process, GDB reads code from files only beside a program: without
+    # the code it takes a function's entry for the end of its prologue.
+    _quietly(f"exec-file {path}")
+    _quietly(f"add-symbol-file {path} -o {module.base:#x}")
+    if has_debug_info(process, module.name):
+        return
+    # Where GDB does not look: in the root of the process.
+    debug = debug_file(module.build_id, module.elf.debuglink, module.path, root=process.root)
+    if debug is not None:
+        inside = debug.path.is_relative_to(process.root)
+        its_path = copies.enter_context(_copy(debug, module)) if inside else debug.path
+        objfile = gdb.lookup_objfile(path)
+        assert objfile is not None
+        objfile.add_separate_debug_file(str(its_path))
 
 
 @contextlib.contextmanager
@@ -145,6 +153,7 @@ def attach(process: Process, names: Iterable[str]) -> None:
 
     Nothing has been written to the process when this raises TargetError.
     """
+    marks = [(module, *module.elf.mark) for module in filter(None, map(process.module, names))]
     # What stood for the program is none.
     _quietly("exec-file")
     try:
@@ -154,13 +163,12 @@ def attach(process: Process, names: Iterable[str]) -> None:
             f"cannot attach to process {process.pid}: {error}", "run `virtrace doctor`"
         ) from error
     memory = InferiorMemory()
-    for module in filter(None, map(process.module, names)):
-        address, expected = module.elf.mark
+    for module, address, mark in marks:
         try:
-            found = memory.read(module.base + address, len(expected))
+            found = memory.read(module.base + address, len(mark))
         except Unavailable:
             found = b""
-        if found != expected:
+        if found != mark:
             raise TargetError(
                 f"the file {module.path} that can be read is not the one that process "
                 f"{process.pid} has in memory",
