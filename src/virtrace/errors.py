@@ -48,7 +48,7 @@ class LabError(VirtraceError):
 
 
 class TargetError(VirtraceError):
-    """The process cannot be traced; it has not been touched."""
+    """The process cannot be traced; nothing has been written to it."""
 
     exit_status = NOT_TRACED
 

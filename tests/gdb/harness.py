@@ -200,9 +200,8 @@ class Tracing:
 
 def gdb_command(recipe: str) -> list[str]:
     """GDB as `virtrace record` starts it."""
-    settings = ("-iex", "set auto-load no", "-iex", "set auto-solib-add off")
     script = ("-x", str(SCRIPTS / "virtrace.py"), "-ex", f"virtrace start {recipe}")
-    return ["gdb", "-nx", "-nh", "-q", "-batch", *settings, *script]
+    return ["gdb", "-nx", "-nh", "-q", "-batch", "-iex", "set auto-load no", *script]
 
 
 def start(daemon: Daemon, output: Path, recipe: str = "blockinfo", **settings: str) -> Tracing:

@@ -15,13 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import PATIENCE, SCRIPTS, Daemon, Tracing
+from harness import NAME, PATIENCE, SCRIPTS, Daemon, Tracing
 from test_ends import check_ended, disks
 
 from support.intact import assert_untraced_and_intact
 from virtrace.errors import INTERRUPTED
 
 PROMPT = "(gdb) "
+PROGRAM = "python print(gdb.current_progspace().filename)"
 
 
 class Terminal:
@@ -95,6 +96,8 @@ def test_ctrl_c_gives_the_prompt_back_and_leaves_nothing_of_ours(
     terminal.do(f"set virtrace output {output}")
     before = settings(terminal, tmp_path / "before")
     internal = breakpoints(terminal)
+    program = terminal.do(PROGRAM)
+    assert NAME in program
     terminal.type("virtrace start blockinfo\n")
     terminal.until(f"trace    {output}")
     terminal.until("\n")
@@ -115,6 +118,7 @@ def test_ctrl_c_gives_the_prompt_back_and_leaves_nothing_of_ours(
     after = settings(terminal, tmp_path / "after")
     assert len(after) > 200
     assert after == before
+    assert terminal.do(PROGRAM) == program
     # The process can be traced again from the same GDB.
     terminal.do(f"attach {daemon.pid}")
     assert "virDomainGetBlockInfo" in terminal.do("info symbol virDomainGetBlockInfo")

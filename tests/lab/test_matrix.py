@@ -12,17 +12,32 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from support.intact import assert_untraced_and_intact
+from virtrace.binary.process import find_daemons
 from virtrace.errors import LabError
 from virtrace.lab import roots
 from virtrace.lab.roots import ensure_root, inside, new_in_cache
 
-from .tracing import REPOSITORY
+from .test_trace import EXPECTED, spans
+from .tracing import (
+    DISKS,
+    REPOSITORY,
+    SCRIPT,
+    SECONDS,
+    calls_of,
+    exchanges,
+    gdb_environment,
+    printed_info,
+    virtrace,
+    whole_trace,
+)
 
 pytestmark = pytest.mark.matrix
 
@@ -35,7 +50,10 @@ TESTS = (
 )
 TESTS_NEED = ("pytest", "pexpect", "jsonschema")
 
+ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/tmp", "LC_ALL": "C.UTF-8"}
+
 # Seconds.
+LAB_TIMEOUT = 120.0
 INSTALL_TIMEOUT = 300.0
 TESTS_TIMEOUT = 900.0
 
@@ -75,20 +93,21 @@ class Inside:
     checkout: Path
     scratch: Path
 
-    def run(self, venv: Path, timeout: float, *command: str, **variables: str) -> None:
-        """Run a command in the checkout, with `venv` as its .venv; the test fails with it."""
-        environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/tmp", "LC_ALL": "C.UTF-8"}
-        environment.update(variables)
+    def command(self, venv: Path, *command: str) -> list[str | Path]:
+        """For the host: it runs the command in the checkout, with `venv` as its .venv."""
         binds = {"/mnt": self.checkout, "/mnt/.venv": venv}
         binds |= {"/tmp": self.scratch, "/var/tmp": self.scratch}
         for file in ("/etc/resolv.conf", "/etc/hosts"):
             if (self.root / file[1:]).exists():
                 binds[file] = Path(file).resolve()
-        in_checkout = inside(self.root, binds, ["env", "--chdir=/mnt", *command])
+        return [*PRIVATE, *inside(self.root, binds, ["env", "--chdir=/mnt", *command])]
+
+    def run(self, venv: Path, timeout: float, *command: str, **variables: str) -> None:
+        """Run a command there; the test fails with it."""
         try:
             done = subprocess.run(
-                [*PRIVATE, *in_checkout],
-                env=environment,
+                self.command(venv, *command),
+                env={**ENVIRONMENT, **variables},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -160,6 +179,89 @@ def test_the_same_inside_another_release(suite: str, checkout: Path, scratch: Pa
     ci = {"CI": os.environ["CI"]} if "CI" in os.environ else {}
     pytest_ = ("/mnt/.venv/bin/python", "-m", "pytest", "-m", "not matrix", *TESTS)
     root.run(venv, TESTS_TIMEOUT, *pytest_, **ci)
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A lab in a root, PID and mount namespace of its own. pid, uri: as the host has them."""
+
+    pid: int
+    uri: str
+
+    def domblkinfo(self, disk: str) -> list[str]:
+        return ["virsh", "-c", self.uri, "domblkinfo", "vm1", disk]
+
+
+@pytest.fixture
+def elsewhere(request: pytest.FixtureRequest, checkout: Path, scratch: Path) -> Iterator[Elsewhere]:
+    root = Inside(ensure_root(request.param, print), checkout, scratch)
+    up = "/mnt/.venv/bin/virtrace lab up --dir /tmp/lab && touch /tmp/up && exec sleep infinity"
+    command = root.command(ensure_venv(root), "sh", "-c", up)
+    with (scratch / "log").open("w+") as log:
+        running = subprocess.Popen(command, env=ENVIRONMENT, stdout=log, stderr=log)
+        try:
+            deadline = time.monotonic() + LAB_TIMEOUT
+            while not (scratch / "up").exists():
+                assert running.poll() is None, (scratch / "log").read_text()
+                assert time.monotonic() < deadline, (scratch / "log").read_text()
+                time.sleep(0.1)
+            [pid] = [
+                daemon.pid
+                for daemon in find_daemons("libvirtd")
+                if os.path.samefile(f"/proc/{daemon.pid}/root/tmp", scratch)
+            ]
+            socket = scratch / "lab/run/libvirt/libvirt-sock"
+            yield Elsewhere(pid, f"qemu+unix:///session?socket={socket}")
+        finally:
+            running.kill()
+            running.wait()
+
+
+def by_record(elsewhere: Elsewhere, disk: str, output: Path) -> str:
+    options = ["-p", str(elsewhere.pid), "-o", str(output)]
+    done = virtrace("record", "blockinfo", *options, "--", *elsewhere.domblkinfo(disk))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def by_gdb(elsewhere: Elsewhere, disk: str, output: Path) -> str:
+    ready, ready_for_gdb = os.pipe()
+    line = ["gdb", "-nx", "-batch", "-x", str(SCRIPT), "-p", str(elsewhere.pid)]
+    gdb = subprocess.Popen(
+        ["timeout", str(SECONDS), *line],
+        env=gdb_environment(OUTPUT=str(output), CALLS="1", READY_FD=str(ready_for_gdb)),
+        stdout=subprocess.DEVNULL,
+        pass_fds=[ready_for_gdb],
+    )
+    os.close(ready_for_gdb)
+    with open(ready) as ready_file:
+        assert ready_file.readline() == "ready\n"
+    asked = subprocess.run(elsewhere.domblkinfo(disk), capture_output=True, text=True)
+    assert gdb.wait() == 0
+    return asked.stdout
+
+
+@pytest.mark.parametrize("way", [by_record, by_gdb])
+@pytest.mark.parametrize("elsewhere", ["bullseye", "sid"], indirect=True)
+def test_another_release_from_outside(
+    elsewhere: Elsewhere, way: Callable[[Elsewhere, str, Path], str], tmp_path: Path
+) -> None:
+    """Whose libvirt is another than the host's, under the same paths."""
+    for disk in DISKS:
+        printed = way(elsewhere, disk, tmp_path / disk)
+        trace = whole_trace(tmp_path / disk)
+        [call] = calls_of(trace)
+        assert call.root.returned == {"result": 0, "info": printed_info(printed)[0]}
+        assert trace.header is not None
+        version = tuple(map(int, trace.header["target"]["libvirt_version"].split(".")))
+        assert spans(call) == EXPECTED[version].spans
+        assert [one.command for one in exchanges(call)] == EXPECTED[version].commands
+        assert_untraced_and_intact(elsewhere.pid)
+        assert subprocess.run(elsewhere.domblkinfo(disk), capture_output=True).returncode == 0
+    doctor = virtrace("doctor", "-p", str(elsewhere.pid))
+    assert doctor.returncode == 0, doctor.stdout
+    assert ", in another mount namespace (a container?)" in doctor.stdout
 
 
 def test_failed_root_is_not_taken_for_a_finished_one(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import platform
 import random
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from toolchain import PROBE, build, need
 
-from virtrace.binary.elf import ElfFile, debug_file
+from virtrace.binary.elf import LARGEST, ElfFile, debug_file
 from virtrace.binary.process import inspect
 from virtrace.errors import TargetError
 
@@ -120,12 +121,16 @@ def test_debug_file_is_found_and_proven(
     target = root / place
     target.parent.mkdir(parents=True)
 
-    def find() -> object:
-        return debug_file(
+    def find() -> Path | None:
+        found = debug_file(
             build_id, elf.debuglink, "/usr/lib/libsample.so", [Path("/debug")], root=root
         )
+        return None if found is None else found.path
 
     assert find() is None
+    os.mkfifo(target)
+    assert find() is None, "a FIFO"
+    target.unlink()
     other = "00" * 20
     build(LIBRARY, target, "-shared", "-g", f"-Wl,--build-id=0x{other}")
     assert find() is None, "another binary's debug info"
@@ -134,6 +139,10 @@ def test_debug_file_is_found_and_proven(
     target.write_bytes(debug.read_bytes())
     by_id_only = ".build-id" in place and not with_build_id
     assert find() == (None if by_id_only else target)
+    if with_build_id:
+        shared = ["--add-section", f".gnu_debugaltlink={debug}"]
+        subprocess.run(["objcopy", *shared, debug, target], check=True)
+        assert find() is None, "what dwz moved out of it would be looked for in this root"
 
 
 PROGRAM = """
@@ -186,6 +195,19 @@ def test_any_damage_is_reported_as_such(library: Path, tmp_path: Path) -> None:
             refused.append(error.what)
     assert len(refused) > 30
     assert all("damaged.so" in what for what in refused)
+
+
+def test_nothing_but_a_regular_file_is_opened(tmp_path: Path) -> None:
+    """In a container a stranger chooses what a path leads to: a FIFO would wait for a writer."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    for path in (tmp_path / "fifo", tmp_path / "device", tmp_path):
+        with pytest.raises(TargetError, match=f"{path}: it is no regular file"):
+            ElfFile(path)
+    with (tmp_path / "huge").open("wb") as huge:
+        huge.truncate(LARGEST + 1)
+    with pytest.raises(TargetError, match="huge: it is larger than 256 MiB"):
+        ElfFile(tmp_path / "huge")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"#!/bin/sh\n"])

@@ -13,14 +13,17 @@ from pathlib import Path
 import pytest
 from toolchain import build
 
+from virtrace.binary.elf import ElfFile
 from virtrace.binary.process import (
     Module,
     Process,
     check_traceable,
     choose_daemon,
+    container_name,
     find_daemons,
     inspect,
     libvirt_version,
+    user_name,
     yama_refusal,
 )
 from virtrace.errors import NOT_TRACED, TargetError
@@ -240,14 +243,21 @@ def test_replaced_library(tmp_path: Path, start: Start, daemon: Path) -> None:
     build_id = before.build_id
     copy.unlink()
     build("int virLibrary(void) { return 4; }", copy, "-shared", "-Wl,-soname,libvirt.so.0")
-    error = refusal(running.pid)
-    assert f"{copy} has been replaced or removed" in error.what
-    assert "restart" in error.remedy
     after = inspect(running.pid).module("libvirt.so.0")
     assert after is not None
     assert after.deleted
     if os.geteuid() == 0:
         assert after.build_id == build_id, "the mapped file, not the new one"
+        check_traceable(running.pid)
+    # Root that may not look behind the paths, and any other user.
+    little = ["setpriv", "--bounding-set=-all,+sys_ptrace"] if os.geteuid() == 0 else []
+    record = [sys.executable, "-m", "virtrace.cli.main", "record", "blockinfo"]
+    done = subprocess.run(
+        [*little, *record, "-p", str(running.pid)], capture_output=True, text=True
+    )
+    assert done.returncode == NOT_TRACED
+    assert f"{copy} has been replaced or removed" in done.stderr
+    assert "run as root (sudo), or restart the daemon" in done.stderr
 
 
 @ROOT_ONLY
@@ -285,23 +295,44 @@ def test_another_mount_namespace(start: Start, other: Path) -> None:
         pytest.skip("this root may not make a mount namespace (a container without CAP_SYS_ADMIN)")
     start(*unshare, other)
     (found,) = find_daemons(other.name)
-    assert found.same_mount_namespace is False
-    assert "another mount namespace" in str(found)
+    assert str(found).endswith(" of user root, in another mount namespace (a container?)")
+
+
+CONTAINER = "3f" * 32
+POD = "kubepods-burstable-pod1c0ffee1_2f4b_4f8e_9f0e_1d2c3b4a5f60.slice"
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "name"),
+    [
+        (f"0::/kubepods.slice/{POD}/cri-containerd-{CONTAINER}.scope\n", "container 3f3f3f3f3f3f"),
+        (f"0::/machine.slice/libpod-{CONTAINER}.scope/container\n", "container 3f3f3f3f3f3f"),
+        (f"4:memory:/docker/{CONTAINER}\n0::/\n", "container 3f3f3f3f3f3f"),
+        (f"0::/docker/{'00' * 32}/docker/{CONTAINER}\n", "container 3f3f3f3f3f3f"),
+        ("0::/system.slice/libvirtd.service\n", "another mount namespace (a container?)"),
+    ],
+)
+def test_container_by_the_name_that_its_runtime_shows(cgroup: str, name: str) -> None:
+    assert container_name(cgroup) == name
 
 
 @ROOT_ONLY
 def test_other_files_under_the_same_names(tmp_path: Path, start: Start, daemon: Path) -> None:
-    """As in a container: GDB would read the files of this root for those of the process."""
+    """As in a container: the path leads to one file here, and to another in there."""
     unshare = [shutil.which("unshare"), "--mount", "--propagation", "private"]
     if subprocess.run([*unshare, "true"]).returncode != 0:
         pytest.skip("this root may not make a mount namespace (a container without CAP_SYS_ADMIN)")
     other = tmp_path / "other"
     shutil.copytree(daemon.parent, other, symlinks=True)
+    library = other / "libvirt.so.0.9010.0"
+    build("int virLibrary(void) { return 5; }", library, "-shared", "-Wl,-soname,libvirt.so.0")
     script = f'mount --bind {other} {daemon.parent} && exec {daemon} "$@"'
     running = start(*unshare, "sh", "-c", script)
-    error = refusal(running.pid)
-    assert "lives in another root" in error.what
-    assert "libvirt.so.0" in error.what
+    module = check_traceable(running.pid).module("libvirt.so.0")
+    assert module is not None
+    assert module.path == str(daemon.parent / library.name)
+    assert module.file.samefile(library)
+    assert module.build_id == ElfFile(library).build_id != ElfFile(module.path).build_id
 
 
 def test_choosing_a_daemon(start: Start, daemon: Path) -> None:
@@ -312,8 +343,13 @@ def test_choosing_a_daemon(start: Start, daemon: Path) -> None:
     two = start(daemon)
     with pytest.raises(TargetError) as caught:
         choose_daemon(daemon.name)
-    for process in (one, two):
-        assert f"-p {process.pid} ({daemon} of user " in caught.value.remedy
+    user = user_name(os.geteuid())
+    assert caught.value.lines() == [
+        "virtrace: 2 libvirt daemons are running",
+        "try: one of\n"
+        f"     -p {one.pid}  {daemon} of user {user}\n"
+        f"     -p {two.pid}  {daemon} of user {user}",
+    ]
 
 
 @pytest.mark.parametrize(

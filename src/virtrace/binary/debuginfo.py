@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from virtrace.binary.elf import read_file
+
 _FETCH_SECONDS = 600
 _MAX_RELEASE = 1 << 16
 # Of Debian and its kin, and of those with RPM.
@@ -64,11 +66,10 @@ def how_to_get(name: str, root: Path) -> str:
 
 def _distribution(root: Path) -> dict[str, str]:
     for name in ("etc/os-release", "usr/lib/os-release"):
-        # In a stranger's container it may be anything.
-        if not (root / name).is_file():
+        try:
+            text = read_file(root / name, _MAX_RELEASE).decode(errors="replace")
+        except OSError:
             continue
-        with (root / name).open(errors="replace") as file:
-            text = file.read(_MAX_RELEASE)
         pairs = (line.partition("=") for line in text.splitlines())
         return {key: value.strip("\"'") for key, separator, value in pairs if separator}
     return {}

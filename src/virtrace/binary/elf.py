@@ -5,8 +5,10 @@ Addresses are the file's own virtual addresses: add the load bias for those of a
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,6 +32,8 @@ MACHINES = {
     "EM_X86_64": "x86_64",
 }
 DEBUG_DIRS = (Path("/usr/lib/debug"),)
+# Far above the largest library or debug file of libvirt; it is held in memory.
+LARGEST = 1 << 28
 
 
 class StapProbe(NamedTuple):
@@ -68,20 +72,24 @@ class Section(NamedTuple):
 class ElfFile:
     """An ELF file, held in memory: no file stays open, and none can shrink under us.
 
-    Raises TargetError where the file cannot be read or is not ELF.
+    contents: the whole of it. Raises TargetError where the file cannot be read or is not ELF.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], name: str | os.PathLike[str] | None = None
+    ) -> None:
+        """name: for messages, where path tells a person little."""
         self.path = Path(path)
+        self.name = name or path
         try:
-            contents = self.path.read_bytes()
+            self.contents = read_file(self.path, LARGEST)
         except OSError as error:
             raise TargetError(
-                f"cannot read {self.path}: {error.strerror}",
+                f"cannot read {self.name}: {error.strerror}",
                 "run as root, or as the user whose file it is",
             ) from error
         with self._parsing():
-            self._elf = ELFFile(io.BytesIO(contents))
+            self._elf = ELFFile(io.BytesIO(self.contents))
 
     @contextmanager
     def _parsing(self) -> Iterator[None]:
@@ -90,7 +98,7 @@ class ElfFile:
         except (ELFError, struct.error, ValueError, OverflowError) as error:
             # The last three come from sizes and offsets that point out of the file.
             raise TargetError(
-                f"{self.path} is not an intact ELF file: {error or type(error).__name__}",
+                f"{self.name} is not an intact ELF file: {error or type(error).__name__}",
                 "install the package that owns it again",
             ) from error
 
@@ -132,10 +140,28 @@ class ElfFile:
         return None
 
     @property
+    def mark(self) -> tuple[int, bytes]:
+        """Virtual address and bytes of what tells this file from all others, once it is loaded.
+
+        The build-id's note; of a file without one, the code.
+        """
+        sections = self.loaded_sections()
+        for name in (".note.gnu.build-id", ".text"):
+            if name in sections:
+                return sections[name].address, sections[name].data
+        raise TargetError(f"{self.name} has no code", "install the package that owns it again")
+
+    @property
     def has_debug_info(self) -> bool:
         """Whether this very file carries DWARF, not whether some other file has it."""
         with self._parsing():
             return any(self._section(name) is not None for name in (".debug_info", ".zdebug_info"))
+
+    @property
+    def shares_debug_info(self) -> bool:
+        """Whether a part of its DWARF is in another file, where dwz has put it."""
+        with self._parsing():
+            return self._section(".gnu_debugaltlink") is not None
 
     @property
     def debuglink(self) -> DebugLink | None:
@@ -191,7 +217,7 @@ class ElfFile:
                     bias: int = start - offset + segment["p_offset"] - segment["p_vaddr"]
                     return bias
         raise TargetError(
-            f"{self.path} has no loadable segment", "install the package that owns it again"
+            f"{self.name} has no loadable segment", "install the package that owns it again"
         )
 
     @property
@@ -214,34 +240,53 @@ class ElfFile:
                 yield note_type, data[descriptor_at : descriptor_at + size]
 
 
+def read_file(path: Path, largest: int) -> bytes:
+    """A file that may be a stranger's: nothing but a regular file of bounded size is opened.
+
+    Raises OSError. The symbolic links of a path through ``/proc/PID/root`` can lead anywhere.
+    """
+    # Opening a FIFO waits for its writer, and opening a device can set it to work; this does not.
+    found = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        status = os.fstat(found)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        if status.st_size > largest:
+            raise OSError(errno.EFBIG, f"it is larger than {largest >> 20} MiB", str(path))
+        with open(f"/proc/self/fd/{found}", "rb") as file:
+            return file.read(largest)
+    finally:
+        os.close(found)
+
+
 def debug_file(
     build_id: str | None,
     debuglink: DebugLink | None,
     path: str | os.PathLike[str],
     debug_dirs: Sequence[Path] = DEBUG_DIRS,
     root: Path = Path("/"),
-) -> Path | None:
+) -> ElfFile | None:
     """The separate debug file of a binary, where GDB would look for it.
 
     path: the binary as its process sees it. root: where that process's ``/`` can be reached
     from here (``/proc/PID/root``); the debug directories are tried inside it and in our own
     ``/``. A candidate counts when its build-id is the same, or, for a binary without one,
-    when its contents have the CRC of the debug link. None where there is no such file.
+    when its contents have the CRC of the debug link. None where there is no such file. One
+    inside another root counts only when it is whole: GDB would look for the rest of it here.
     """
     for candidate in _debug_candidates(build_id, debuglink, Path(path), debug_dirs, root):
-        if not candidate.is_file():
-            continue
         try:
             found = ElfFile(candidate)
-            if not found.has_debug_info:
+            elsewhere = root != Path("/") and candidate.is_relative_to(root)
+            if not found.has_debug_info or (elsewhere and found.shares_debug_info):
                 continue
             if build_id is not None:
                 if found.build_id == build_id:
-                    return candidate
-            elif debuglink is not None and zlib.crc32(candidate.read_bytes()) == debuglink.crc:
-                return candidate
+                    return found
+            elif debuglink is not None and zlib.crc32(found.contents) == debuglink.crc:
+                return found
         except TargetError:
-            continue  # unreadable or broken: the next one may do
+            continue  # none there, unreadable or broken: the next one may do
     return None
 
 

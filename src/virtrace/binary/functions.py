@@ -7,6 +7,7 @@ Bytes that only look like a call are told from one by decoding the function up t
 from __future__ import annotations
 
 import json
+import os
 import re
 import struct
 from bisect import bisect_left, bisect_right
@@ -370,8 +371,8 @@ def _is_later(instruction: int) -> bool:
 
 def _unknown(elf: ElfFile, why: str) -> TargetError:
     return TargetError(
-        f"static functions of {elf.path.name} cannot be found: {why}",
-        f"install debug info for {elf.path.name}",
+        f"static functions of {os.path.basename(elf.name)} cannot be found: {why}",
+        f"install debug info for {os.path.basename(elf.name)}",
     )
 
 

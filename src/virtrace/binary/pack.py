@@ -9,6 +9,7 @@ stranger: nothing in it is believed that could make a trace write to a wrong pla
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -200,7 +201,8 @@ def _checked(pack: Pack, elf: ElfFile, file: str) -> Pack:
         for name, function in pack.functions.items():
             for body in function.bodies:
                 if body.entry not in starts:
-                    wrong = f"no function of {elf.path.name} begins at {body.entry:#x} ({name})"
+                    binary = os.path.basename(elf.name)
+                    wrong = f"no function of {binary} begins at {body.entry:#x} ({name})"
                 elif not begin_instructions(elf, (line.address for line in body.lines)):
                     wrong = f"not every line of {name} begins with an instruction"
     if wrong:

@@ -21,6 +21,7 @@ DAEMONS = ("libvirtd", "virtqemud")
 CAP_SYS_PTRACE = 1 << 19
 DELETED = " (deleted)"
 
+_CONTAINER = re.compile(r"\b[0-9a-f]{64}\b")
 _LIBVIRT = re.compile(r"libvirt\.so\.0\.(\d+)\.(\d+)$")
 
 
@@ -28,11 +29,10 @@ _LIBVIRT = re.compile(r"libvirt\.so\.0\.(\d+)\.(\d+)$")
 class Module:
     """A file that a process has mapped for execution.
 
-    path: as the process itself sees it. file: the same file as it can be opened from here,
-    also across chroots and mount namespaces. start, offset: of its lowest mapping; end: of
-    its highest.
-    deleted: replaced or removed on disk since it was mapped; ``file`` is still the mapped one,
-    but a debugger that opens ``path`` would read another.
+    path: as the process itself sees it. file: where it can be opened from here: the very file
+    that is mapped, whatever its path leads to by now, where the kernel lets us (root on the
+    host); else that path in the process's root. start, offset: of its lowest mapping; end: of
+    its highest. deleted: replaced or removed on disk since it was mapped.
     """
 
     path: str
@@ -52,7 +52,7 @@ class Module:
     @cached_property
     def elf(self) -> ElfFile:
         """Raises TargetError where the file cannot be read."""
-        return ElfFile(self.file)
+        return ElfFile(self.file, self.path)
 
     @cached_property
     def base(self) -> int:
@@ -88,22 +88,20 @@ class Process:
 
 @dataclass(frozen=True)
 class Daemon:
-    """A running libvirt daemon. What another user's process hides is None."""
+    """A running libvirt daemon. What another user's process hides is None.
+
+    place: of one that lives in another root, in words.
+    """
 
     pid: int
     name: str
     user: str
     exe: str | None
-    root: str | None
-    same_mount_namespace: bool | None
+    place: str | None
 
     def __str__(self) -> str:
-        elsewhere = ""
-        if self.same_mount_namespace is False:
-            elsewhere = ", in another mount namespace (a container?)"
-        elif self.root not in (None, "/"):
-            elsewhere = f", in the chroot {self.root}"
-        return f"{self.exe or self.name} of user {self.user}{elsewhere}"
+        place = f", in {self.place}" if self.place else ""
+        return f"{self.exe or self.name} of user {self.user}{place}"
 
 
 def inspect(pid: int) -> Process:
@@ -174,7 +172,7 @@ def check_traceable(pid: int) -> Process:
 def require_libvirt(process: Process) -> Process:
     """The process itself.
 
-    Raises TargetError where it has no libvirt in it, or another one than GDB would read here.
+    Raises TargetError where it has no libvirt in it, or one that can no longer be read.
     """
     if process.module("libvirt.so.0") is None:
         raise TargetError(
@@ -184,28 +182,14 @@ def require_libvirt(process: Process) -> Process:
         )
     for name in ("libvirt.so.0", "libvirt_driver_qemu.so"):
         module = process.module(name)
-        if module is not None and module.deleted:
-            # GDB would read the new file and put breakpoints into the middle of instructions.
+        if module is not None and module.deleted and not os.access(module.file, os.R_OK):
             raise TargetError(
                 f"{module.path} has been replaced or removed since process {process.pid} started "
-                "(an upgrade?): its addresses can no longer be told from the file on disk",
-                "restart the daemon (guests keep running): "
+                "(an upgrade?), and only root can still read the old file",
+                "run as root (sudo), or restart the daemon (guests keep running): "
                 f"systemctl restart {os.path.basename(process.exe)}",
             )
-        if module is not None and not _is_here(module):
-            raise TargetError(
-                f"process {process.pid} lives in another root (a container or chroot): what is "
-                f"{module.path} there is not that file here, and GDB would read the wrong one",
-                "run virtrace in there, where its own GDB reads the right files",
-            )
     return process
-
-
-def _is_here(module: Module) -> bool:
-    try:
-        return os.path.samefile(module.path, module.file)
-    except OSError:
-        return False
 
 
 def yama_refusal(scope: int, may_trace_all: bool) -> TargetError | None:
@@ -274,10 +258,30 @@ def choose_daemon(name: str | None = None) -> int:
             f"no {name or ' or '.join(DAEMONS)} is running",
             "start it; where systemd starts it on demand, `virsh -c qemu:///system list` does",
         )
-    raise TargetError(
-        f"{len(daemons)} libvirt daemons are running",
-        "name one: " + "; ".join(f"-p {daemon.pid} ({daemon})" for daemon in daemons),
-    )
+    choices = (f"\n     -p {daemon.pid}  {daemon}" for daemon in daemons)
+    raise TargetError(f"{len(daemons)} libvirt daemons are running", "one of" + "".join(choices))
+
+
+def place_of(pid: int) -> str | None:
+    """The other root that a process lives in, in words.
+
+    None where it lives in ours, or is not ours to see. A container has the short id that
+    `docker ps`, `podman ps` and `crictl ps` show, where the name of its control group tells it.
+    """
+    with suppress(OSError):
+        if os.readlink(f"/proc/{pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt"):
+            return container_name(Path(f"/proc/{pid}/cgroup").read_text(errors="replace"))
+        root = os.readlink(f"/proc/{pid}/root")
+        return None if root == "/" else f"the chroot {root}"
+    return None
+
+
+def container_name(cgroup: str) -> str:
+    """cgroup: the contents of ``/proc/PID/cgroup``."""
+    identifiers = _CONTAINER.findall(cgroup)
+    if not identifiers:
+        return "another mount namespace (a container?)"
+    return f"container {identifiers[-1][:12]}"
 
 
 def read_status(pid: int) -> dict[str, str] | None:
@@ -313,14 +317,11 @@ def user_name(uid: int) -> str:
 
 def _daemon(pid: int, status: dict[str, str]) -> Daemon:
     exe: str | None = None
-    root: str | None = None
-    same: bool | None = None
-    # Another user's process keeps all three to itself.
+    # Another user's process keeps it to itself.
     with suppress(OSError):
-        root = os.readlink(f"/proc/{pid}/root")
-        exe = _strip(os.readlink(f"/proc/{pid}/exe"), root)[0]
-        same = os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt")
-    return Daemon(pid, status["Name"], user_name(int(status["Uid"].split()[1])), exe, root, same)
+        exe = _strip(os.readlink(f"/proc/{pid}/exe"), os.readlink(f"/proc/{pid}/root"))[0]
+    user = user_name(int(status["Uid"].split()[1]))
+    return Daemon(pid, status["Name"], user, exe, place_of(pid))
 
 
 def _modules(proc: Path, root: str, maps: str) -> Iterable[Module]:
@@ -341,8 +342,8 @@ def _modules(proc: Path, root: str, maps: str) -> Iterable[Module]:
         if path not in executable:
             continue
         inside, deleted = _strip(path.replace("\\012", "\n"), root)
-        # Where the path leads to another file by now, the mapping itself still opens the old one.
-        file = proc / ("map_files/" + address_range if deleted else "root" + inside)
+        mapped = proc / "map_files" / address_range
+        file = mapped if deleted or os.access(mapped, os.R_OK) else proc / f"root{inside}"
         start = int(address_range.split("-")[0], 16)
         yield Module(inside, file, start, end[path], int(offset, 16), deleted)
 

@@ -23,6 +23,7 @@ from virtrace.binary.process import (
     find_daemons,
     inspect,
     libvirt_version,
+    place_of,
     user_name,
     yama_refusal,
     yama_scope,
@@ -276,7 +277,15 @@ def daemon_section(pid: int) -> Section:
     if library is None:
         return Section(title, problem)
     version = libvirt_version(process) or "of unknown version"
-    found = Finding("ok", f"{process.exe}, libvirt {version}")
+    place = place_of(pid)
+    found = [
+        Finding("ok", f"{process.exe}, libvirt {version}{f', in {place}' if place else ''}"),
+        *(
+            Finding("ok", f"{module.path} has been replaced since: what is mapped can be read")
+            for name in (LIBRARY, DRIVER)
+            if (module := process.module(name)) and module.deleted and not problem
+        ),
+    ]
     files = [(LIBRARY, library.path, library.file)]
     driver = process.module(DRIVER)
     if driver is not None:
@@ -302,7 +311,7 @@ def daemon_section(pid: int) -> Section:
             )
             files.append((DRIVER, path, process.root / path.lstrip("/")))
     modules, reach = _module_findings(files, process.root)
-    return Section(title, [*problem, found, *modules], reach)
+    return Section(title, [*problem, *found, *modules], reach)
 
 
 def _module_findings(
@@ -317,7 +326,7 @@ def _module_findings(
             missing = [symbol for symbol in EXPORTED[name] if elf.exported_function(symbol) is None]
             probes = {probe.name for probe in elf.stap_probes() if probe.provider == "libvirt"}
             debug = (
-                file
+                elf
                 if elf.has_debug_info
                 else debug_file(elf.build_id, elf.debuglink, path, root=root)
             )
@@ -349,7 +358,7 @@ def _module_findings(
         level = "missing"
         if debug is not None:
             level = "dwarf"
-            where = "in the file itself" if debug == file else str(debug)
+            where = "in the file itself" if debug is elf else str(debug.path)
             findings.append(Finding("ok", f"{name} has debug info: {where}"))
         else:
             findings.append(no_debug_info(name, root))

@@ -176,7 +176,7 @@ def _debug_info(elf: ElfFile) -> Path:
         return elf.path
     installed = debug_file(elf.build_id, elf.debuglink, elf.path.resolve())
     if installed is not None:
-        return installed
+        return installed.path
     if elf.build_id is not None:
         fetched = fetch(elf.build_id, str(elf.path))
         if fetched is not None:

@@ -25,10 +25,8 @@ from virtrace.recipe import catalogue, selection
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
-# Nothing of the user's or of the current folder is executed, nothing is downloaded while the
-# daemon stands still, and only the modules that the recipe names are read.
-_GDB = ("gdb", "-nx", "-nh", "-q", "-batch")
-_SETTINGS = ("set auto-load no", "set auto-solib-add off")
+# Nothing of the user's, of the current folder or of a traced file is executed.
+_GDB = ("gdb", "-nx", "-nh", "-q", "-batch", "-iex", "set auto-load no")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -113,7 +111,7 @@ def record_trace(
 def _fetch_debug_info(process: Process, modules: Sequence[str], folder: Path) -> bool:
     """Ask the user's debuginfod servers, if any, for what this host lacks.
 
-    Done before the daemon is touched: GDB would download it while the daemon stands still.
+    A GDB that can ask them by itself does so without a bound and without a word.
     Fills folder as GDB expects a debug directory, with links into debuginfod's own cache.
     """
     found = False
@@ -163,7 +161,7 @@ def _gdb_command(recipe: str) -> list[str]:
     scripts = installed if installed.is_dir() else _PACKAGE.parents[1] / "gdb_scripts"
     # GDB has no quoting of its own for this argument: it is the rest of the line.
     actions = ("-x", str(scripts / "virtrace.py"), "-ex", f"virtrace start {recipe}")
-    return [*_GDB, *(word for setting in _SETTINGS for word in ("-iex", setting)), *actions]
+    return [*_GDB, *actions]
 
 
 def _run_traced(command: Sequence[str], gdb: subprocess.Popen[bytes]) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -123,22 +124,25 @@ def _trace(name: str) -> int:
     process = _process()
     abi = _abi(process)
     output = Path(_parameter("output") or _default_output(recipe, process.pid))
-    with terminal_without_gdb() as terminal, target.quiet_settings():
+    debug_directory = os.environ.get("VIRTRACE_DEBUG_DIRECTORY")
+    with terminal_without_gdb() as terminal, target.quiet_settings(), target.no_files():
         writer = Writer(output)
-        try:
-            inferred = infer(recipe, process)
-            packs = _packs(recipe, process, catalogue.file_of(name).parent)
-            if not target.attached_pid():
-                target.attach(process)
-            target.load_modules(recipe.modules, os.environ.get("VIRTRACE_DEBUG_DIRECTORY"))
-            probes = resolve(recipe, process, abi, inferred, packs)
-        except BaseException:
-            writer.discard()
-            raise
-        view = TerminalView(terminal, output, os.environ.get("VIRTRACE_COMMAND"))
-        sources = Sources([Path(folder) for folder in _parameter("source").split(os.pathsep)])
-        session = Session(recipe, chosen, process, abi, probes, sources, writer, view, _say_ready)
-        return session.run()
+        with ExitStack() as symbols:
+            try:
+                inferred = infer(recipe, process)
+                packs = _packs(recipe, process, catalogue.file_of(name).parent)
+                symbols.enter_context(target.symbols(process, recipe.modules, debug_directory))
+                probes = resolve(recipe, process, abi, inferred, packs)
+                target.attach(process, recipe.modules)
+            except BaseException:
+                writer.discard()
+                raise
+            view = TerminalView(terminal, output, os.environ.get("VIRTRACE_COMMAND"))
+            sources = Sources([Path(folder) for folder in _parameter("source").split(os.pathsep)])
+            session = Session(
+                recipe, chosen, process, abi, probes, sources, writer, view, _say_ready
+            )
+            return session.run()
 
 
 def _process() -> Process:

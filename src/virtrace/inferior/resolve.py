@@ -25,6 +25,7 @@ from virtrace.inferior.target import (
     PackedFunction,
     debug_functions,
     has_debug_info,
+    static_probe_addresses,
 )
 from virtrace.inferior.tracer import Captures, LinePlan, PointPlan, SpanPlan
 from virtrace.recipe.model import CalledBy, DriverMethod, Point, Recipe, Span
@@ -301,7 +302,16 @@ class _Resolver:
             why = f"this build of {point.module} has no static probe {usdt}"
             return ResolvedProbe(point.name, "point", point.module, "missing", why=why)
         types = _declared_types(point.prototype)
-        # GDB itself finds every place of the probe, and raises the semaphore that guards it.
+        # GDB itself finds every place of the probe, and raises the semaphore that guards it: it
+        # writes to where it takes the module to be.
+        addresses = [module.base + place.address for place in places]
+        found = static_probe_addresses(usdt)
+        if sorted(found) != sorted(addresses):
+            raise TargetError(
+                f"GDB has the probe {usdt} at {_hexadecimal(found)}, "
+                f"{module.path} at {_hexadecimal(addresses)}",
+                "report it, with what VIRTRACE_DEBUG=1 prints",
+            )
         plan = _point_plan(point, types)
         site = Site(f"-probe-stap {usdt}", plan, False, None, point.prototype)
         return ResolvedProbe(point.name, "point", point.module, "usdt", (site,), places[0].address)
@@ -331,6 +341,10 @@ def _inferred(inferred: Inferred, prototype: Prototype, module: Module, without:
 
 def _declared_types(prototype: Prototype) -> dict[str, CType]:
     return {parameter.name: layouts.named(parameter.type) for parameter in prototype.parameters}
+
+
+def _hexadecimal(addresses: Sequence[int]) -> str:
+    return ", ".join(f"{address:#x}" for address in addresses) or "no place"
 
 
 def _span_plan(

@@ -1,11 +1,18 @@
-"""The traced process as GDB has it: settings, memory, registers, types.
+"""The traced process as GDB has it: settings, symbols, memory, registers, types.
 
 What comes from it leaves this module as plain data, and ``gdb.error`` as our own.
+
+GDB finds the files of a process by their names, in its own root or with the help of a process
+that it sends into the other: where the daemon lives in a container, or was upgraded since it
+started, that can be another file, and breakpoints then go to wrong addresses. So GDB is given
+no name at all. It gets copies, in memory, of just the modules that the recipe needs, as they
+were read from the mapping itself, and reads them while the daemon still runs.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
@@ -17,7 +24,8 @@ import gdb
 from virtrace.binary import ctype as c
 from virtrace.binary import pack
 from virtrace.binary.abi import Abi
-from virtrace.binary.process import Process
+from virtrace.binary.elf import ElfFile, debug_file
+from virtrace.binary.process import Module, Process
 from virtrace.binary.source import source_name
 from virtrace.errors import TargetError
 from virtrace.inferior.capture import Unavailable
@@ -33,6 +41,11 @@ _SETTINGS = {
     "follow-fork-mode": "parent",
     "detach-on-fork": "on",
     "breakpoint pending": "off",
+    # A stranger's file can hold scripts, and name others.
+    "auto-load gdb-scripts": "off",
+    "auto-load python-scripts": "off",
+    "auto-load guile-scripts": "off",
+    "auto-solib-add": "off",
     # A stop of GDB's own would otherwise look for the source line to show.
     "print frame-info": "short-location",
 }
@@ -41,7 +54,11 @@ _SETTINGS = {
 @contextlib.contextmanager
 def quiet_settings() -> Iterator[None]:
     """GDB's settings as a trace needs them; put back at the end."""
-    before: dict[str, Any] = {name: gdb.parameter(name) for name in _SETTINGS}
+    before: dict[str, Any] = {}
+    for name in _SETTINGS:
+        # A GDB without Guile does not know of its scripts.
+        with contextlib.suppress(RuntimeError):
+            before[name] = gdb.parameter(name)
     # Any of GDB's worker threads could take a signal that ends the trace, and with it GDB.
     # There is no way but its text to learn how many it may have: a number, "unlimited", or in
     # newer versions "the default", which is what `unlimited` sets.
@@ -49,8 +66,8 @@ def quiet_settings() -> Iterator[None]:
     workers = re.search(r" is (\d+)", shown)
     try:
         gdb.execute("maintenance set worker-threads 0")
-        for name, value in _SETTINGS.items():
-            gdb.execute(f"set {name} {value}")
+        for name in before:
+            gdb.execute(f"set {name} {_SETTINGS[name]}")
         yield
     finally:
         number = workers[1] if workers else "unlimited"
@@ -66,27 +83,115 @@ def attached_pid() -> int:
     return gdb.selected_inferior().pid
 
 
-def attach(process: Process) -> None:
-    """Attach, reading only the modules that are named later with load_modules."""
+@contextlib.contextmanager
+def no_files() -> Iterator[None]:
+    """GDB attached to nothing, and with no file of its own choice; put back at the end."""
+    detach()
+    # None, or what the user or GDB itself took for the program.
+    program = gdb.current_progspace().filename  # type: ignore[union-attr]
+    sysroot = gdb.parameter("sysroot")
+    _quietly("file")
+    # Below it there can be nothing: GDB opens no file of the process, and looks for none.
+    _quietly("set sysroot /dev/null")
     try:
-        gdb.execute("set auto-solib-add off")
-        gdb.execute(f"attach {process.pid}")
-    except gdb.error as error:
-        raise TargetError(
-            f"cannot attach to process {process.pid}: {error}", "run `virtrace doctor`"
-        ) from error
+        yield
+    finally:
+        detach()
+        _quietly("file")
+        _quietly(f"set sysroot {sysroot}")
+        if program is not None:
+            with contextlib.suppress(gdb.error):
+                _quietly(f"file {_quoted(program)}")
 
 
-def load_modules(names: tuple[str, ...], debug_directory: str | None) -> None:
-    """Let GDB read the symbols of these modules, where it has not yet.
+@contextlib.contextmanager
+def symbols(process: Process, names: Iterable[str], debug_directory: str | None) -> Iterator[None]:
+    """GDB with the symbols of these modules at the addresses they have in the process.
 
     debug_directory: searched for separate debug files before GDB's own places.
     """
     if debug_directory is not None:
         others = gdb.parameter("debug-file-directory")
-        gdb.execute(f"set debug-file-directory {debug_directory}:{others}")
-    for name in names:
-        gdb.execute(f"sharedlibrary {re.escape(name)}")
+        _quietly(f"set debug-file-directory {debug_directory}:{others}")
+    with contextlib.ExitStack() as copies:
+        for module in filter(None, map(process.module, names)):
+            try:
+                _add_symbols(process, module, copies)
+            except gdb.error as error:
+                raise TargetError(
+                    f"GDB cannot read {module.path}: {error}",
+                    "install the package that owns it again",
+                ) from error
+        yield
+
+
+def _add_symbols(process: Process, module: Module, copies: contextlib.ExitStack) -> None:
+    path = copies.enter_context(_copy(module.elf, module))
+    # As long as there is no process, GDB reads code from files only beside a program: without
+    # the code it takes a function's entry for the end of its prologue.
+    _quietly(f"exec-file {path}")
+    _quietly(f"add-symbol-file {path} -o {module.base:#x}")
+    if has_debug_info(process, module.name):
+        return
+    # Where GDB does not look: in the root of the process.
+    debug = debug_file(module.build_id, module.elf.debuglink, module.path, root=process.root)
+    if debug is not None:
+        inside = debug.path.is_relative_to(process.root)
+        its_path = copies.enter_context(_copy(debug, module)) if inside else debug.path
+        objfile = gdb.lookup_objfile(path)
+        assert objfile is not None
+        objfile.add_separate_debug_file(str(its_path))
+
+
+@contextlib.contextmanager
+def _copy(elf: ElfFile, module: Module) -> Iterator[str]:
+    """Where GDB can open a copy in memory, for as long as that is needed."""
+    descriptor = os.memfd_create(f"{module.base:x}")
+    try:
+        with open(descriptor, "wb", closefd=False) as copy:
+            copy.write(elf.contents)
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
+
+
+def attach(process: Process, names: Iterable[str]) -> None:
+    """Attach, and see that the process has in memory what was read of these modules.
+
+    Nothing has been written to the process when this raises TargetError.
+    """
+    marks = [(module, *module.elf.mark) for module in filter(None, map(process.module, names))]
+    # What stood for the program is none.
+    _quietly("exec-file")
+    try:
+        _quietly(f"attach {process.pid}")
+    except gdb.error as error:
+        raise TargetError(
+            f"cannot attach to process {process.pid}: {error}", "run `virtrace doctor`"
+        ) from error
+    memory = InferiorMemory()
+    for module, address, mark in marks:
+        try:
+            found = memory.read(module.base + address, len(mark))
+        except Unavailable:
+            found = b""
+        if found != mark:
+            raise TargetError(
+                f"the file {module.path} that can be read is not the one that process "
+                f"{process.pid} has in memory",
+                "run as root on the host, where the mapped file itself can be read, "
+                "or restart the daemon",
+            )
+
+
+def _quietly(command: str) -> None:
+    """Run a command of GDB; what it says about it, warnings too, is nothing for a user."""
+    gdb.execute(command, to_string=True)
+
+
+def _quoted(path: str) -> str:
+    """For GDB's commands, which split their arguments as a shell does."""
+    return re.sub(r"([^\w/.:+-])", r"\\\1", path)
 
 
 def detach() -> None:
@@ -167,10 +272,12 @@ def has_debug_info(process: Process, module: str) -> bool:
     loaded = process.module(module)
     if loaded is None:
         return False
+    # GDB knows the copy by its descriptor, which the kernel shows as a link to its name.
+    copy = f"/memfd:{loaded.base:x} (deleted)"
     return loaded.elf.has_debug_info or any(
         objfile.owner is not None
         and objfile.owner.filename is not None
-        and objfile.owner.filename.endswith(loaded.name)
+        and os.readlink(objfile.owner.filename) == copy
         for objfile in gdb.objfiles()
     )
 
@@ -427,3 +534,10 @@ def _breakpoint_addresses(name: str) -> list[int]:
         return [int(address, 16) for address in dict.fromkeys(addresses)]
     finally:
         probe.delete()
+
+
+def static_probe_addresses(usdt: str) -> list[int]:
+    """Every place that GDB has for a static probe, given as PROVIDER:NAME."""
+    provider, name = map(re.escape, usdt.split(":"))
+    shown = gdb.execute(f"info probes stap ^{provider}$ ^{name}$", to_string=True)
+    return [int(address, 16) for address in re.findall(r"^stap\s.*?\s(0x[0-9a-f]+)", shown, re.M)]
