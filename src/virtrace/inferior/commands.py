@@ -6,15 +6,19 @@
     set virtrace seconds S            end after S seconds
     set virtrace source FOLDER        where libvirt's source is, for the text of its lines
     virtrace start RECIPE             trace until Ctrl-C, or until one of these ends it
+    virtrace check RECIPE             say what each probe would resolve to
 
 Each parameter begins with the value of its environment variable: VIRTRACE_OUTPUT and so on.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
+import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
@@ -27,11 +31,11 @@ from virtrace.binary.pack import Pack
 from virtrace.binary.pack import find as find_pack
 from virtrace.binary.process import Process, check_traceable, inspect, require_libvirt
 from virtrace.binary.source import Sources
-from virtrace.errors import INTERRUPTED, NOT_TRACED, TargetError, UsageError, VirtraceError
+from virtrace.errors import DONE, INTERRUPTED, NOT_TRACED, TargetError, UsageError, VirtraceError
 from virtrace.inferior import target
 from virtrace.inferior.infer import infer
 from virtrace.inferior.resolve import resolve
-from virtrace.inferior.session import Session
+from virtrace.inferior.session import Session, header_record
 from virtrace.inferior.terminal import TerminalView, terminal_without_gdb
 from virtrace.recipe import catalogue, selection
 from virtrace.recipe.model import Recipe
@@ -72,6 +76,19 @@ class _Start(gdb.Command):
         run(argument.strip())
 
 
+class _Check(gdb.Command):
+    """virtrace check RECIPE: say what each probe would resolve to, as the header of a trace.
+
+    Of the process in the environment (VIRTRACE_PID) or attached to; nothing is touched.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("virtrace check", gdb.COMMAND_STATUS)
+
+    def invoke(self, argument: str, from_tty: bool) -> None:
+        _finish(lambda: _check(argument.strip()))
+
+
 def register() -> None:
     """Make the commands known to GDB; a second time changes nothing."""
     try:
@@ -82,12 +99,17 @@ def register() -> None:
         for name, doc in _PARAMETERS.items():
             _Parameter(name, doc)
         _Start()
+        _Check()
 
 
 def run(recipe: str) -> None:
     """Trace by the recipe. In a batch GDB this also ends GDB, with virtrace's exit status."""
+    _finish(lambda: _trace(recipe))
+
+
+def _finish(work: Callable[[], int]) -> None:
     try:
-        status = _trace(recipe)
+        status = work()
     except VirtraceError as error:
         if os.environ.get("VIRTRACE_DEBUG") == "1":
             raise
@@ -130,7 +152,7 @@ def _trace(name: str) -> int:
         with ExitStack() as symbols:
             try:
                 inferred = infer(recipe, process)
-                packs = _packs(recipe, process, catalogue.file_of(name).parent)
+                packs = _packs(recipe, process, name)
                 symbols.enter_context(target.symbols(process, recipe.modules, debug_directory))
                 probes = resolve(recipe, process, abi, inferred, packs)
                 target.attach(process, recipe.modules)
@@ -143,6 +165,17 @@ def _trace(name: str) -> int:
                 recipe, chosen, process, abi, probes, sources, writer, view, _say_ready
             )
             return session.run()
+
+
+def _check(name: str) -> int:
+    recipe = catalogue.find(name)
+    process = _process()
+    with target.quiet_settings(), target.no_files():
+        inferred, packs = infer(recipe, process), _packs(recipe, process, name)
+        with target.symbols(process, recipe.modules, os.environ.get("VIRTRACE_DEBUG_DIRECTORY")):
+            probes = resolve(recipe, process, _abi(process), inferred, packs)
+    print(json.dumps(header_record(recipe, process, probes, time.monotonic_ns())), flush=True)
+    return DONE
 
 
 def _process() -> Process:
@@ -170,8 +203,9 @@ def _abi(process: Process) -> Abi:
     return x86_64.ABI if machine == x86_64.ABI.machine else Abi(machine)
 
 
-def _packs(recipe: Recipe, process: Process, beside: Path) -> dict[str, Pack]:
-    """By the name of the module; beside: the folder of the recipe."""
+def _packs(recipe: Recipe, process: Process, recipe_name: str) -> dict[str, Pack]:
+    """By the name of the module; those beside the recipe come first."""
+    beside = catalogue.file_of(recipe_name).parent
     found = {}
     for name in recipe.modules:
         module = process.module(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from functools import partial
 from typing import NoReturn, Protocol
@@ -15,7 +15,7 @@ import gdb
 from virtrace import __version__
 from virtrace.binary.abi import Abi
 from virtrace.binary.debuginfo import how_to_get
-from virtrace.binary.process import Module, Process, libvirt_version, read_status
+from virtrace.binary.process import Process, libvirt_version, read_status
 from virtrace.binary.source import Sources
 from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, IncompleteError, VirtraceError
 from virtrace.inferior import target
@@ -100,7 +100,7 @@ class Session:
     def run(self) -> int:
         """Trace until something ends it, and detach. The exit status, as errors.py has it."""
         try:
-            header = self._header()
+            header = header_record(self._recipe, self._process, self._resolved, self.started_ns)
             self._writer.write([header])
             with Watch(self._selection.seconds, GRACE_SECONDS, self._ask_end):
                 self._view.banner(header)
@@ -275,53 +275,6 @@ class Session:
         self._still_total_ns += still
         self._still_max_ns = max(self._still_max_ns, still)
 
-    def _header(self) -> Record:
-        process = self._process
-        return {
-            "type": "header",
-            "format": FORMAT,
-            "version": VERSION,
-            "started": datetime.now(timezone.utc).isoformat(),
-            "clock": {"source": "CLOCK_MONOTONIC", "start_ns": self.started_ns},
-            "tool": {
-                "virtrace": __version__,
-                "gdb": gdb.VERSION,
-                "python": platform.python_version(),
-            },
-            "target": {
-                "pid": process.pid,
-                "exe": process.exe,
-                "libvirt_version": libvirt_version(process),
-                "modules": [
-                    {
-                        "path": module.path,
-                        "build_id": module.build_id,
-                        "base": f"{module.base:#x}",
-                        "remedy": remedy,
-                    }
-                    for module, remedy in self._modules()
-                ],
-            },
-            "host": {
-                "machine": platform.machine(),
-                "kernel": platform.release(),
-                "system": _system_name(),
-            },
-            "recipe": self._recipe.raw,
-            "probes": [item.to_record() for item in self._resolved],
-        }
-
-    def _modules(self) -> Iterator[tuple[Module, str | None]]:
-        """The modules of the recipe, and what would give their probes more, where they lack any."""
-        for name in self._recipe.modules:
-            module = self._process.module(name)
-            probes = [probe for probe in self._resolved if probe.module == name]
-            known = any(probe.level in ("dwarf", "pack") for probe in probes)
-            lacking = any(probe.level == "missing" or probe.lacks for probe in probes)
-            if module is not None:
-                needed = lacking and not known
-                yield module, how_to_get(name, self._process.root) if needed else None
-
     def _footer(self) -> Record:
         status = read_status(self._process.pid)
         return {
@@ -332,6 +285,55 @@ class Session:
             "hits": self._hits,
             "detached": status is None or status["TracerPid"] != str(os.getpid()),
             "stopped_ns": {"total": self._still_total_ns, "max": self._still_max_ns},
+        }
+
+
+def header_record(
+    recipe: Recipe, process: Process, resolved: Sequence[ResolvedProbe], started_ns: int
+) -> Record:
+    return {
+        "type": "header",
+        "format": FORMAT,
+        "version": VERSION,
+        "started": datetime.now(timezone.utc).isoformat(),
+        "clock": {"source": "CLOCK_MONOTONIC", "start_ns": started_ns},
+        "tool": {
+            "virtrace": __version__,
+            "gdb": gdb.VERSION,
+            "python": platform.python_version(),
+        },
+        "target": {
+            "pid": process.pid,
+            "exe": process.exe,
+            "libvirt_version": libvirt_version(process),
+            "modules": list(_modules(recipe, process, resolved)),
+        },
+        "host": {
+            "machine": platform.machine(),
+            "kernel": platform.release(),
+            "system": _system_name(),
+        },
+        "recipe": recipe.raw,
+        "probes": [item.to_record() for item in resolved],
+    }
+
+
+def _modules(
+    recipe: Recipe, process: Process, resolved: Sequence[ResolvedProbe]
+) -> Iterator[Record]:
+    """The modules of the recipe, and what would give their probes more, where they lack any."""
+    for name in recipe.modules:
+        module = process.module(name)
+        if module is None:
+            continue
+        probes = [probe for probe in resolved if probe.module == name]
+        known = any(probe.level in ("dwarf", "pack") for probe in probes)
+        lacking = any(probe.level == "missing" or probe.lacks for probe in probes)
+        yield {
+            "path": module.path,
+            "build_id": module.build_id,
+            "base": f"{module.base:#x}",
+            "remedy": how_to_get(name, process.root) if lacking and not known else None,
         }
 
 
