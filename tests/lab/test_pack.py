@@ -18,7 +18,8 @@ from virtrace.binary import pack, x86_64
 from virtrace.binary.dwarf import Wanted, describe
 from virtrace.binary.elf import ElfFile
 from virtrace.lab import debug_build
-from virtrace.lab.daemon import QEMU_DRIVER, Lab
+from virtrace.lab.daemon import Lab
+from virtrace.lab.system import QEMU_DRIVER
 from virtrace.recipe.path import RETURN
 from virtrace.trace.format import is_unavailable
 from virtrace.trace.reader import Trace
