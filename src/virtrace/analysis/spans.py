@@ -7,7 +7,7 @@ thread or its place in the file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Union
 
@@ -149,6 +149,14 @@ class CallBuilder:
         else:
             return self._exit(event, event.span)
         return None
+
+    def calls(self, events: Iterable[Event]) -> Iterator[Call]:
+        """Every tree of a whole trace: each as it ends, and last those that never did."""
+        for event in events:
+            call = self.feed(event)
+            if call is not None:
+                yield call
+        yield from self.finish()
 
     def finish(self) -> list[Call]:
         """The trees that are still open, in the order they began; none of them complete."""

@@ -190,11 +190,11 @@ def _exchange(node: qmp.Exchange, style: Style) -> list[Piece]:
     if node.reply is None:
         why = "no reply was seen" if node.id else "its reply cannot be told from others"
         return [*pieces, ("->", ""), *words(why, "yellow")]
-    failure = qmp_error(node.reply.values.get("json"))
+    failure = qmp.error_of(node.reply)
     if failure is not None:
-        pieces += [("->", ""), *words(failure, "red")]
+        pieces += [("->", ""), *words(f"error {failure}", "red")]
     else:
-        pieces.append((f"-> {_length(node.reply.values.get('text'))}", ""))
+        pieces.append((f"-> {length(node.reply.values.get('text'))}", ""))
     return [*pieces, (f"in {units.duration(node.duration_ns or 0)}", "dim")]
 
 
@@ -207,7 +207,7 @@ def _point(event: Event, style: Style) -> list[Piece]:
             pieces += words(f"(raised in {plain(values['function'])}, {place})", "dim")
         return pieces
     if event.name == qmp.REPLY:
-        size = _length(values.get("text"))
+        size = length(values.get("text"))
         return [("QMP", "dim"), *words(f"reply of {size} to a command that was not seen")]
     inline = [
         (f"{name}={text}", role)
@@ -217,15 +217,8 @@ def _point(event: Event, style: Style) -> list[Piece]:
     return [(event.name, "bold"), *inline]
 
 
-def qmp_error(document: Json) -> str | None:
-    """What QEMU said where its reply is an error."""
-    error = document.get("error") if isinstance(document, dict) else None
-    if not isinstance(error, dict):
-        return None
-    return f"error {error.get('class')}: {error.get('desc')}"
-
-
-def _length(text: Json) -> str:
+def length(text: Json) -> str:
+    """How long a captured text is, also one that was cut."""
     size = qmp.size(text)
     if size is not None:
         return units.count(size, "byte")

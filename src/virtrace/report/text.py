@@ -12,6 +12,7 @@ import json
 import shlex
 from collections.abc import Iterator
 
+from virtrace.analysis import qmp
 from virtrace.analysis.spans import Call, Tally
 from virtrace.report import units
 from virtrace.report.highlight import Style, cells, paint, safe, shorten
@@ -32,7 +33,6 @@ from virtrace.report.pieces import (
     nodes_below,
     not_found,
     outcome,
-    qmp_error,
     question,
     raised,
     reply_of,
@@ -221,7 +221,7 @@ def _node(node: Node, first: str, below: str, style: Style) -> Iterator[str]:
         return
     yield from fold(said(node, style), style, first, below)
     reply = reply_of(node)
-    if reply is not None and (style.full or qmp_error(reply.values.get("json")) is None):
+    if reply is not None and (style.full or qmp.error_of(reply) is None):
         yield from _reply(reply.values, below, style)
 
 

@@ -11,24 +11,45 @@ from virtrace.errors import TraceError
 from virtrace.trace.format import Record
 
 
+def create(path: Path, what: str) -> int:
+    """A descriptor of a new file, readable by its owner only.
+
+    TraceError where the file exists or cannot be made; symbolic links are not followed.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, 0o600)
+    except FileExistsError as error:
+        raise TraceError(
+            f"{path} exists already", f"name another file for {what}, or remove this one"
+        ) from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise TraceError(
+            f"cannot write {what} {path}: {reason}", f"name another file for {what}"
+        ) from error
+
+
+def write_new(path: Path, what: str, text: str) -> None:
+    """What was made of a trace, which can hold as much: whole, or no file and TraceError."""
+    try:
+        with open(create(path, what), "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        path.unlink()
+        raise TraceError(
+            f"cannot write {what} {path}: {error.strerror}",
+            "make room, or name a file on another disk",
+        ) from error
+
+
 class Writer:
     """A new file, readable by its owner only: a trace can hold whatever QMP carried."""
 
     def __init__(self, path: Path) -> None:
         """TraceError where the file exists or cannot be made; symbolic links are not followed."""
         self.path = path
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            self._file = os.open(path, flags, 0o600)
-        except FileExistsError as error:
-            raise TraceError(
-                f"{path} exists already", "name another file for the trace, or remove this one"
-            ) from error
-        except OSError as error:
-            raise TraceError(
-                f"cannot write the trace {path}: {error.strerror}",
-                "name another file for the trace",
-            ) from error
+        self._file = create(path, "the trace")
 
     def write(self, records: Iterable[Record]) -> None:
         """All of the records, or none of them and TraceError where the disk does not take them."""
