@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from virtrace.analysis.chain import Link
 from virtrace.report import units
 from virtrace.report.drawing import LINE, MARGIN, Box, Drawing, wrapped
+from virtrace.report.highlight import Style, safe
 
 _NAME_WIDTH = 26
 _GAP = 20
@@ -126,4 +127,6 @@ def _notes(link: Link) -> list[str]:
 
 def _escaped(text: str) -> str:
     """Whatever Mermaid could take for its own language, as its entity codes."""
-    return _UNSAFE_IN_MERMAID.sub(lambda match: f"#{ord(match[0])};", text)
+    return _UNSAFE_IN_MERMAID.sub(
+        lambda match: f"#{ord(match[0])};", safe(text, Style(unicode=True))
+    )
