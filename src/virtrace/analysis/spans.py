@@ -41,6 +41,34 @@ class Span:
     def duration_ns(self) -> int | None:
         return None if self.t_exit_ns is None else self.t_exit_ns - self.t_enter_ns
 
+    def errors(self) -> list[Event]:
+        """The errors that libvirt raised in it, in order of time."""
+        return [
+            node.event
+            for node in self.nodes()
+            if isinstance(node, Point) and node.event.name == ERROR
+        ]
+
+    @property
+    def failed(self) -> bool:
+        """It says so by what it returned: a negative number, or NULL after an error.
+
+        An error that was raised on the way and got over does not make a call a failed one.
+        """
+        result = (self.returned or {}).get("result")
+        if type(result) is int:
+            return result < 0
+        return result == "0x0" and bool(self.errors())
+
+    def nodes(self) -> Iterator[Child]:
+        """It and every node below, parents first, children in order of time."""
+        rest: list[Child] = [self]
+        while rest:
+            node = rest.pop()
+            yield node
+            if isinstance(node, Span):
+                rest.extend(reversed(node.children))
+
 
 @dataclass
 class Point:
@@ -71,31 +99,16 @@ class Call:
 
     def errors(self) -> list[Event]:
         """The errors that libvirt raised in it, in order of time."""
-        return [
-            node.event
-            for node in self.nodes()
-            if isinstance(node, Point) and node.event.name == ERROR
-        ]
+        return self.root.errors()
 
     @property
     def failed(self) -> bool:
-        """The API says so by what it returned: a negative number, or NULL after an error.
-
-        An error that was raised on the way and got over does not make a call a failed one.
-        """
-        result = (self.root.returned or {}).get("result")
-        if type(result) is int:
-            return result < 0
-        return result == "0x0" and bool(self.errors())
+        """The API says so by what it returned."""
+        return self.root.failed
 
     def nodes(self) -> Iterator[Child]:
         """Every node of the tree, parents first, children in order of time."""
-        rest: list[Child] = [self.root]
-        while rest:
-            node = rest.pop()
-            yield node
-            if isinstance(node, Span):
-                rest.extend(reversed(node.children))
+        return self.root.nodes()
 
 
 @dataclass
