@@ -200,6 +200,11 @@ class BlockInfo:
         """The disk, where it is sure which one it is."""
         return self.devices[0] if len(self.devices) == 1 else None
 
+    def number(self, name: str) -> int | None:
+        """One of NUMBERS, as answered."""
+        found = self.info.number(name) if self.info else None
+        return found.value if found else None
+
     @cached_property
     def decisions(self) -> tuple[Decision, ...]:
         """What libvirt's code makes of what QEMU said; empty where the trace lacks that.
@@ -217,11 +222,9 @@ class BlockInfo:
 
     def follows(self, decision: Decision) -> bool:
         """Whether the answer is what the decision gives, as far as the trace can tell."""
-        if self.info is None:
-            return False
         physical = decision.physical_bytes
-        return self.info.value.get("allocation") == decision.allocation_bytes and (
-            physical is None or self.info.value.get("physical") == physical
+        return self.number("allocation") == decision.allocation_bytes and (
+            physical is None or self.number("physical") == physical
         )
 
     def follows_from_any(self) -> bool:

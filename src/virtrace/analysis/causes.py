@@ -29,7 +29,7 @@ class Cause:
     means: str
     do: tuple[tuple[str, str], ...] = ()
     versions: str | None = None
-    either: str | None = None
+    either: tuple[str, ...] = ()
     links: tuple[tuple[str, str], ...] = ()
 
 
@@ -60,11 +60,6 @@ class Case:
     def decision(self) -> Decision | None:
         return self.block.decisions[0] if self.block.decisions else None
 
-    def number(self, name: str) -> int | None:
-        """capacity, allocation or physical, as answered."""
-        found = self.block.info.number(name) if self.block.info else None
-        return found.value if found else None
-
 
 Condition = Callable[[Case], "list[Evidence] | None"]
 CONDITIONS: dict[str, Condition] = {}
@@ -86,14 +81,18 @@ def catalogue() -> tuple[Cause, ...]:
         Cause(
             name=name,
             says=entry["says"],
-            means=entry["means"].strip(),
+            means=entry["means"],
             do=tuple(entry.get("do", {}).items()),
             versions=entry.get("versions"),
-            either=entry.get("either"),
+            either=tuple(_list(entry.get("either", []))),
             links=tuple(entry.get("links", {}).items()),
         )
         for name, entry in yaml.safe_load(text).items()
     )
+
+
+def _list(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
 
 
 def find(case: Case) -> tuple[Finding, ...]:
@@ -102,7 +101,7 @@ def find(case: Case) -> tuple[Finding, ...]:
     held = {cause: CONDITIONS[cause.name](case) for cause in causes}
     names = {cause.name for cause, evidence in held.items() if evidence is not None}
     return tuple(
-        Finding(cause, tuple(evidence), possible=cause.either in names)
+        Finding(cause, tuple(evidence), possible=not names.isdisjoint(cause.either))
         for cause, evidence in held.items()
         if evidence is not None
     ) or (Finding(unknown, tuple(_what_is_known(case))),)
@@ -160,19 +159,24 @@ def _error_that_says(case: Case, words: str) -> list[Evidence] | None:
 
 @_cause("stopped-on-device")
 def _stopped_on_device(case: Case) -> list[Evidence] | None:
-    return _stopped(case, on_a_device=True)
+    allocation = case.block.number("allocation")
+    equal = case.block.number("capacity") == allocation == case.block.number("physical")
+    return _stopped(case) if equal and on_device(case.block, case.host) is not False else None
 
 
 @_cause("stopped-on-file")
 def _stopped_on_file(case: Case) -> list[Evidence] | None:
-    return _stopped(case, on_a_device=False)
+    return _stopped(case) if on_device(case.block, case.host) is not True else None
 
 
-def _stopped(case: Case, *, on_a_device: bool) -> list[Evidence] | None:
+@_cause("stopped-image-on-device")
+def _stopped_image_on_device(case: Case) -> list[Evidence] | None:
+    none = case.block.number("allocation") == 0
+    return _stopped(case) if none and on_device(case.block, case.host) is not False else None
+
+
+def _stopped(case: Case) -> list[Evidence] | None:
     if case.block.running is not False or case.block.call.failed or case.block.info is None:
-        return None
-    known = on_device(case.block, case.host)
-    if known is not None and known != on_a_device:
         return None
     return [
         Evidence("the driver asked QEMU nothing, and returned: the guest does not run"),
@@ -195,7 +199,7 @@ def _no_actual_size(case: Case) -> list[Evidence] | None:
 
 @_cause("device-written-at-end")
 def _device_written_at_end(case: Case) -> list[Evidence] | None:
-    device, capacity = case.device, case.number("capacity")
+    device, capacity = case.device, case.block.number("capacity")
     if not _on_device(device) or capacity is None or not _takes_offset(case, at_least=capacity):
         return None
     return [*_offset(case), *_virtual_size(case), *_host(case)]
@@ -236,8 +240,8 @@ def _qcow2_on_device(case: Case) -> list[Evidence] | None:
 
 @_cause("fully-allocated")
 def _fully_allocated(case: Case) -> list[Evidence] | None:
-    decision, capacity = case.decision, case.number("capacity")
-    allocation = case.number("allocation")
+    decision, capacity = case.decision, case.block.number("capacity")
+    allocation = case.block.number("allocation")
     if (
         decision is None
         or not capacity

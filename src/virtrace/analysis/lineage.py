@@ -104,11 +104,10 @@ def on_device(block: BlockInfo, host: HostDisk | None) -> bool | None:
         return host.is_block_device
     if block.device is not None and block.device.protocol is not None:
         return block.device.is_block_device
-    if block.running is False and block.info is not None:
-        # Of a raw device the numbers are equal, of any other image on one allocation is 0.
-        numbers = block.info.value
-        if numbers.get("allocation") not in (0, numbers.get("physical")):
-            return False
+    numbers = {block.number(name) for name in NUMBERS}
+    # Of a raw device all three are equal, of any other image on one allocation is 0.
+    if block.running is False and block.number("allocation") and len(numbers) > 1:
+        return False
     return None
 
 
@@ -137,14 +136,13 @@ _Chain = tuple[tuple[Step, ...], Rule]
 
 
 def _running(block: BlockInfo, host: HostDisk | None) -> dict[str, _Chain]:
-    assert block.info is not None
     decision = block.decisions[0]
     allocation = [each.allocation for each in block.decisions]
     physical = [each.physical for each in block.decisions]
     # The values alone cannot tell two sources that hold the same.
     if decision.offset == decision.usage:
         allocation += [OFFSET, USAGE]
-    if decision.physical == STAT and block.info.value.get("physical") == decision.usage:
+    if decision.physical == STAT and block.number("physical") == decision.usage:
         physical.append(USAGE)
     size = _own_look(block, host)
 
