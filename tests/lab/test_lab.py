@@ -17,10 +17,9 @@ import pytest
 
 from virtrace.cli.main import main
 from virtrace.errors import LabError
-from virtrace.lab import daemon, debug_build, processes
+from virtrace.lab import daemon, debug_build, processes, system
 from virtrace.lab.daemon import Lab
 from virtrace.lab.guest import GUEST
-from virtrace.lab.scenarios import SCENARIOS
 
 NOBODY = pwd.getpwnam("nobody").pw_uid
 LAB_UID = NOBODY if os.geteuid() == 0 else os.geteuid()
@@ -140,14 +139,6 @@ def test_up_when_up_changes_nothing(lab: Lab) -> None:
     assert lab.processes == before
 
 
-def test_scenarios_set_up_and_answer_as_they_say(lab: Lab) -> None:
-    for scenario in SCENARIOS.values():
-        if scenario.setup:
-            continue
-        failed = [lab.virsh(*command).returncode != 0 for command in scenario.commands]
-        assert failed == [scenario.name == "error"] * len(scenario.commands), scenario.name
-
-
 def test_crash_of_the_daemon_beside_another_lab(lab: Lab, folder: Path) -> None:
     second = Lab(folder)
     assert second.up() is True
@@ -194,8 +185,7 @@ def crash_daemon(lab: Lab) -> list[int]:
 @pytest.mark.usefixtures("stock_lab")
 def test_context_manager_leaves_nothing_and_stopped_disks_read_as_files(folder: Path) -> None:
     with Lab(folder) as lab:
-        for command in SCENARIOS["stopped"].setup:
-            assert lab.virsh(*command).returncode == 0
+        lab.virsh_checked("destroy", GUEST.name)
         status = lab.disk_file("vdd").stat()
         assert block_info(lab, "vdd") == {
             "capacity": status.st_size,
@@ -266,7 +256,7 @@ def test_longest_socket_is_what_was_reckoned_with(lab: Lab) -> None:
 
 
 def test_missing_packages_are_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(daemon, "SEARCH_PATH", str(folder))
+    monkeypatch.setattr(system, "SEARCH_PATH", str(folder))
     with pytest.raises(LabError) as caught:
         Lab(folder).up()
     assert caught.value.remedy.startswith("apt-get install ")

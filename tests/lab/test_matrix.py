@@ -20,7 +20,7 @@ import pytest
 
 from virtrace.errors import LabError
 from virtrace.lab import roots
-from virtrace.lab.roots import ensure_root, new_in_cache
+from virtrace.lab.roots import ensure_root, inside, new_in_cache
 
 from .tracing import REPOSITORY
 
@@ -30,6 +30,7 @@ TESTS = (
     "tests/gdb",
     "tests/lab/test_trace.py",
     "tests/lab/test_stripped.py",
+    "tests/lab/test_scenarios.py",
     "tests/lab/test_lab.py",
 )
 TESTS_NEED = ("pytest", "pexpect", "jsonschema")
@@ -38,28 +39,9 @@ TESTS_NEED = ("pytest", "pexpect", "jsonschema")
 INSTALL_TIMEOUT = 300.0
 TESTS_TIMEOUT = 900.0
 
-# Arguments: the root, and what is to be its /mnt (the checkout), /mnt/.venv and /tmp; then the
-# command. The root itself stays as it was made. The shell is the first process of a namespace:
-# it reaps, as tests of ended daemons need, and takes every process and mount along when it ends.
-INSIDE = """
-set -eu
-root=$1 checkout=$2 venv=$3 scratch=$4
-shift 4
-mount --bind "$root" "$root"
-mount -o remount,bind,ro "$root"
-mount --rbind /dev "$root/dev"
-mount --rbind /sys "$root/sys"
-mount -t proc proc "$root/proc"
-mount -t tmpfs tmpfs "$root/run"
-mount --bind "$checkout" "$root/mnt"
-mount --bind "$venv" "$root/mnt/.venv"
-mount --bind "$scratch" "$root/tmp"
-mount --bind "$scratch" "$root/var/tmp"
-for file in /etc/resolv.conf /etc/hosts; do
-    [ ! -e "$root$file" ] || mount --bind "$(realpath "$file")" "$root$file"
-done
-chroot "$root" env --chdir=/mnt "$@"
-"""
+# The shell is the first process of a namespace: it reaps, as tests of ended daemons need, and
+# takes every process along when it ends.
+PRIVATE = ("unshare", "--pid", "--fork", "--kill-child", "sh", "-c", '"$@"; exit $?', "sh")
 
 
 @pytest.fixture
@@ -92,11 +74,15 @@ class Inside:
         """Run a command in the checkout, with `venv` as its .venv; the test fails with it."""
         environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/tmp", "LC_ALL": "C.UTF-8"}
         environment.update(variables)
-        private = ["unshare", *("--mount", "--pid", "--fork", "--kill-child")]
-        private += ["sh", "-c", INSIDE, "sh"]
+        binds = {"/mnt": self.checkout, "/mnt/.venv": venv}
+        binds |= {"/tmp": self.scratch, "/var/tmp": self.scratch}
+        for file in ("/etc/resolv.conf", "/etc/hosts"):
+            if (self.root / file[1:]).exists():
+                binds[file] = Path(file).resolve()
+        in_checkout = inside(self.root, binds, ["env", "--chdir=/mnt", *command])
         try:
             done = subprocess.run(
-                [*private, self.root, self.checkout, venv, self.scratch, *command],
+                [*PRIVATE, *in_checkout],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -134,22 +120,22 @@ def network_settings(scratch: Path) -> dict[str, str]:
     return settings
 
 
-def ensure_venv(inside: Inside) -> Path:
+def ensure_venv(root: Inside) -> Path:
     """The root's virtual environment of this pyproject.toml, kept beside the root."""
-    wanted = hashlib.sha256((inside.checkout / "pyproject.toml").read_bytes()).hexdigest()[:16]
-    made = f"{inside.root.name}-venv-"
-    finished = inside.root.with_name(made + wanted)
+    wanted = hashlib.sha256((root.checkout / "pyproject.toml").read_bytes()).hexdigest()[:16]
+    made = f"{root.root.name}-venv-"
+    finished = root.root.with_name(made + wanted)
     if finished.is_dir():
         return finished
     with new_in_cache(finished) as venv:
         python = "/mnt/.venv/bin/python"
         pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        network = network_settings(inside.scratch)
-        inside.run(venv, INSTALL_TIMEOUT, "python3", "-m", "venv", "/mnt/.venv")
+        network = network_settings(root.scratch)
+        root.run(venv, INSTALL_TIMEOUT, "python3", "-m", "venv", "/mnt/.venv")
         # Bullseye's own is too old to know today's wheels.
-        inside.run(venv, INSTALL_TIMEOUT, *pip, "--upgrade", "pip", **network)
+        root.run(venv, INSTALL_TIMEOUT, *pip, "--upgrade", "pip", **network)
         install = [*pip, "--editable", "/mnt", *TESTS_NEED]
-        inside.run(venv, INSTALL_TIMEOUT, *install, **network)
+        root.run(venv, INSTALL_TIMEOUT, *install, **network)
     for outdated in finished.parent.glob(made + "*"):
         if outdated != finished:
             shutil.rmtree(outdated)
@@ -164,11 +150,11 @@ def _as_root() -> None:
 
 @pytest.mark.parametrize("suite", ["bullseye", "sid"])
 def test_the_same_inside_another_release(suite: str, checkout: Path, scratch: Path) -> None:
-    inside = Inside(ensure_root(suite, print), checkout, scratch)
-    venv = ensure_venv(inside)
+    root = Inside(ensure_root(suite, print), checkout, scratch)
+    venv = ensure_venv(root)
     ci = {"CI": os.environ["CI"]} if "CI" in os.environ else {}
     pytest_ = ("/mnt/.venv/bin/python", "-m", "pytest", "-m", "not matrix", *TESTS)
-    inside.run(venv, TESTS_TIMEOUT, *pytest_, **ci)
+    root.run(venv, TESTS_TIMEOUT, *pytest_, **ci)
 
 
 def test_failed_root_is_not_taken_for_a_finished_one(

@@ -15,7 +15,6 @@ import pexpect
 import pytest
 
 from support.intact import assert_untraced_and_intact
-from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, Span
 from virtrace.lab.daemon import Lab
 
@@ -25,7 +24,9 @@ from .tracing import (
     SCRIPT,
     SECONDS,
     all_disks,
+    as_measured,
     calls_of,
+    exchanges,
     gdb_environment,
     printed_info,
     record,
@@ -63,15 +64,7 @@ EXPECTED = {
 
 @pytest.fixture
 def expected(stock_lab: Lab) -> Expected:
-    printed = stock_lab.virsh("version", "--daemon").stdout
-    daemon = re.search(r"^Running against daemon: ([\d.]+)$", printed, re.M)
-    assert daemon is not None, printed
-    version = tuple(int(part) for part in daemon[1].split("."))
-    return EXPECTED[max(measured for measured in EXPECTED if measured <= version)]
-
-
-def exchanges(call: Call) -> list[Exchange]:
-    return [node for node in call.nodes() if isinstance(node, Exchange)]
+    return as_measured(EXPECTED, stock_lab.libvirt_version)
 
 
 def spans(call: Call) -> list[str]:

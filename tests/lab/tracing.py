@@ -6,9 +6,11 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
+from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, CallBuilder, Span
 from virtrace.lab.daemon import Lab
 from virtrace.trace.reader import Trace, read_trace
@@ -17,6 +19,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = REPOSITORY / "gdb_scripts" / "trace_blockinfo.py"
 DISKS = ("vda", "vdb", "vdc", "vdd")
 SECONDS = 60.0
+Measured = TypeVar("Measured")
 # QMP's name of each counter of qemuBlockStats, in the `stats` of query-blockstats.
 COUNTERS = {
     "rd_req": "rd_operations",
@@ -61,6 +64,15 @@ def calls_of(trace: Trace) -> list[Call]:
     calls = [call for event in trace.events if (call := builder.feed(event))]
     assert builder.finish() == []
     return calls
+
+
+def exchanges(call: Call) -> list[Exchange]:
+    return [node for node in call.nodes() if isinstance(node, Exchange)]
+
+
+def as_measured(table: Mapping[tuple[int, ...], Measured], version: tuple[int, ...]) -> Measured:
+    """What was measured on this version of libvirt, or on the last one before it in the table."""
+    return table[max(measured for measured in table if measured <= version)]
 
 
 def span(call: Call, name: str) -> Span:

@@ -51,6 +51,13 @@ def exchanges(**changes: Any) -> list[tuple[str, Any]]:
     return [("query-blockstats", [other, device]), ("query-named-block-nodes", nodes)]
 
 
+def on_the_legacy_path(said: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """The same of a QEMU that was started with -drive; a drive without a medium has no image."""
+    (_, devices), (_, nodes) = said
+    drives = [{"device": "cd"}, *({"device": "drive", "inserted": node} for node in nodes)]
+    return [("query-blockstats", devices), ("query-block", drives)]
+
+
 def settled(raw: bytes, said: list[tuple[str, Any]]) -> Any:
     layout = named("qemuBlockStats")
     assert isinstance(layout, Struct)
@@ -62,6 +69,33 @@ def settled(raw: bytes, said: list[tuple[str, Any]]) -> Any:
 @pytest.mark.parametrize("raw", [PLAIN, GOBJECT], ids=["plain", "gobject"])
 def test_the_layout_that_qemu_agrees_with(raw: bytes) -> None:
     assert settled(raw, exchanges()) == STATS
+
+
+@pytest.mark.parametrize("raw", [PLAIN, GOBJECT], ids=["plain", "gobject"])
+def test_a_qemu_that_is_asked_by_query_block(raw: bytes) -> None:
+    said = on_the_legacy_path(exchanges())
+    assert settled(raw, said) == STATS
+    for at in range(len(raw) - len(PLAIN), len(raw) - 16, 8):
+        wrong = bytearray(raw)
+        wrong[at] ^= 1
+        assert set(settled(bytes(wrong), said)) == {"unavailable"}
+
+
+def test_half_of_one_set_of_commands_and_half_of_another_are_none() -> None:
+    (stats, nodes), (_, drives) = exchanges(), on_the_legacy_path(exchanges())
+    other = ("query-named-block-nodes", nodes[1][:1])
+    assert set(settled(PLAIN, [stats, other])) == {"unavailable"}
+    assert set(settled(PLAIN, [nodes, drives])) == {"unavailable"}
+
+
+def test_without_an_actual_size_the_image_is_taken_for_full() -> None:
+    said = exchanges()
+    del said[1][1][1]["image"]["actual-size"]
+    assert set(settled(PLAIN, said)) == {"unavailable"}
+    full = struct.pack("<11Q?7xQ", *COUNTERS, CAPACITY, CAPACITY, HIGHEST, True, 0)
+    assert settled(full, said)["physical"] == CAPACITY
+    # Which is not so where QEMU can tell.
+    assert set(settled(full, exchanges())) == {"unavailable"}
 
 
 @pytest.mark.parametrize("shift", [8, 16, 32, 40])

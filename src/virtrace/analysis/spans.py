@@ -22,8 +22,8 @@ class Span:
     """A function from its entry to its return.
 
     arguments: what was read at its entry. returned: what was read at its return; None
-    where no return was seen. lost: why not, where the engine knew. children: spans,
-    points and exchanges in order of time.
+    where no return was seen. lost: why not, where the engine knew. exit_seq: ``seq`` of the
+    event of its return. children: spans, points and exchanges in order of time.
     """
 
     id: int
@@ -34,6 +34,7 @@ class Span:
     t_exit_ns: int | None = None
     returned: Record | None = None
     lost: str | None = None
+    exit_seq: int | None = None
     children: list[Child] = field(default_factory=list)
 
     @property
@@ -189,7 +190,7 @@ class CallBuilder:
             return None
         span, tree = self._open[id_]
         if event.type == "exit":
-            span.t_exit_ns, span.returned = event.t_ns, event.values
+            span.t_exit_ns, span.returned, span.exit_seq = event.t_ns, event.values, event.seq
         else:
             span.lost = str(event.values.get("why", "the engine does not say why"))
         return self._close(tree) if span is tree.call.root else None

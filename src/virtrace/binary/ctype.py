@@ -7,7 +7,7 @@ to know which.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Union
 
 
@@ -70,8 +70,9 @@ class Check:
     high: int
 
 
-# For a QMP command, where an element of its reply has the value of each field: path by field.
-QmpSource = Mapping[str, Mapping[str, str]]
+# For each QMP command of a set, where an element of its reply has the value of each field: by
+# field a path, and further ones for where QEMU leaves the one before it out.
+QmpSources = Mapping[str, Mapping[str, Sequence[str]]]
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Struct:
 
     A layout of debug info has neither checks nor alternatives. For a layout from data each
     read must pass its checks, in exactly one of the alternatives; where QEMU names the same
-    numbers (qmp), in exactly one that agrees with it.
+    numbers (qmp), in exactly one that agrees with it, by one of the sets of commands in full.
     """
 
     name: str
@@ -88,7 +89,7 @@ class Struct:
     fields: Sequence[Field]
     checks: Sequence[Check] = ()
     alternatives: Sequence[Struct] = ()
-    qmp: QmpSource = field(default_factory=dict)
+    qmp: Sequence[QmpSources] = ()
 
     def member(self, name: str) -> Field | None:
         return next((field for field in self.fields if field.name == name), None)

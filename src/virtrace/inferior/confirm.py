@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from virtrace.binary.ctype import QmpSource, decode, matching_layouts
+from virtrace.binary.ctype import QmpSources, decode, matching_layouts
 from virtrace.inferior.capture import Unconfirmed
 from virtrace.trace.format import Json, Record, unavailable
 
@@ -27,7 +27,9 @@ def settle(values: Record, exchanges: Sequence[Exchange]) -> Record:
 def _settled(value: Unconfirmed, exchanges: Sequence[Exchange]) -> Json:
     struct = value.struct
     candidates = [decode(layout, value.raw) for layout in matching_layouts(struct, value.raw)]
-    agreeing = [one for one in candidates if _agrees(one, struct.qmp, exchanges)]
+    agreeing = [
+        one for one in candidates if any(_agrees(one, each, exchanges) for each in struct.qmp)
+    ]
     if len(agreeing) == 1:
         return agreeing[0]
     return unavailable(
@@ -36,11 +38,11 @@ def _settled(value: Unconfirmed, exchanges: Sequence[Exchange]) -> Json:
     )
 
 
-def _agrees(values: Mapping[str, Any], sources: QmpSource, exchanges: Sequence[Exchange]) -> bool:
+def _agrees(values: Mapping[str, Any], sources: QmpSources, exchanges: Sequence[Exchange]) -> bool:
     """Whether for each command some element of its replies has all of the fields' values."""
     return all(
         any(
-            all(_same(values[field], element, path) for field, path in fields.items())
+            all(_same(values[field], element, paths) for field, paths in fields.items())
             for element in _elements(command, exchanges)
         )
         for command, fields in sources.items()
@@ -53,10 +55,15 @@ def _elements(command: str, exchanges: Iterable[Exchange]) -> Iterable[Json]:
             yield from returned
 
 
-def _same(value: Any, element: Json, path: str) -> bool:
+def _same(value: Any, element: Json, paths: Sequence[str]) -> bool:
+    said = next((found for path in paths if (found := _at(path, element)) is not None), None)
+    if isinstance(value, bool):
+        return value == (said is not None)
+    # libvirt leaves at 0 what QEMU does not say.
+    return bool(value == (0 if said is None else said))
+
+
+def _at(path: str, element: Json) -> Json:
     for key in path.split("."):
         element = element.get(key) if isinstance(element, Mapping) else None
-    if isinstance(value, bool):
-        return value == (element is not None)
-    # libvirt leaves at 0 what QEMU does not say.
-    return bool(value == (0 if element is None else element))
+    return element

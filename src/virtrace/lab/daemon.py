@@ -8,14 +8,13 @@ root's lab therefore runs it as an unprivileged user.
 from __future__ import annotations
 
 import fcntl
-import glob
 import json
 import os
-import pwd
+import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -23,39 +22,28 @@ from typing import Any
 from urllib.parse import quote
 
 from virtrace.errors import LabError
-from virtrace.lab import debug_build, processes
+from virtrace.lab import debug_build, loop, processes
 from virtrace.lab.guest import (
     GUEST,
     LAST_SECTOR_DISK,
     SECTOR,
     Guest,
+    backend,
     domain_xml,
-    last_sector_write,
+    guest_disks,
     make_disks,
 )
-
-ROOTS_DAEMON_USER = "nobody"
+from virtrace.lab.roots import ensure_root
+from virtrace.lab.system import ANSWER_TIMEOUT, ROOTS_DAEMON_USER, System
 
 # Says that everything in the folder is the lab's, and so may be removed.
 MARKER = "virtrace-lab"
-
-# libvirtd stands in sbin, which a user's PATH may lack.
-SEARCH_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
-PACKAGES = {
-    "libvirtd": "libvirt-daemon",
-    "virsh": "libvirt-clients",
-    "qemu-system-x86_64": "qemu-system-x86",
-    "qemu-img": "qemu-utils",
-}
-QEMU_DRIVER = "libvirt/connection-driver/libvirt_driver_qemu.so"
-QEMU_DRIVER_PACKAGE = "libvirt-daemon-driver-qemu"
 
 # sun_path holds 108 bytes with its NUL; this is the longest socket below a lab's folder.
 SOCKET_PATH_MAX = 107
 LONGEST_SOCKET = f"config/libvirt/qemu/lib/domain-9999-{GUEST.name}/monitor.sock"
 
-# Seconds. The first answer waits for libvirtd to probe QEMU.
-ANSWER_TIMEOUT = 60.0
+# Seconds.
 FIRMWARE_TIMEOUT = 60.0
 
 
@@ -79,22 +67,21 @@ class Lab:
         self,
         folder: Path,
         debug_info: bool = False,
+        release: str | None = None,
         progress: Callable[[str], None] = _silent,
     ) -> None:
         """debug_info: run libvirt 9.0.0 with debug info, built on first use.
 
-        progress: called with one line before each step.
+        release: run libvirt and QEMU of this Debian release, by its code name, in a root that is
+        made on first use; root only. progress: called with one line before each step.
         """
         absolute = Path(os.path.abspath(folder))
         # Not the last part: a symlink there is refused.
         self.folder = absolute.parent.resolve() / absolute.name
         self.debug_info = debug_info
-        self._progress = progress
-        self._root = os.geteuid() == 0
-        self._uid, self._gid = os.geteuid(), os.getegid()
-        if self._root:
-            nobody = pwd.getpwnam(ROOTS_DAEMON_USER)
-            self._uid, self._gid = nobody.pw_uid, nobody.pw_gid
+        self.progress = progress
+        root = ensure_root(release, progress) if release else None
+        self.system = System(self.folder, root)
 
     def __enter__(self) -> Lab:
         self.up()
@@ -145,7 +132,7 @@ class Lab:
     @property
     def processes(self) -> list[int]:
         """Every living process of this lab: the daemon, QEMU."""
-        return processes.of_lab(self.folder, self._uid)
+        return processes.of_lab(self.folder, self.system.uid)
 
     def virsh_command(self, *args: str) -> list[str]:
         return ["virsh", "-c", self.uri, *args]
@@ -171,25 +158,76 @@ class Lab:
                 f"virtrace lab down{self._dir_option()}, then up again",
             ) from error
 
-    def qmp(self, command: dict[str, Any]) -> dict[str, Any]:
-        """Ask the guest's QEMU directly; the whole reply, errors of QMP included."""
+    def virsh_checked(self, *args: str) -> str:
+        """What virsh printed; LabError when it fails."""
+        done = self.virsh(*args)
+        if done.returncode != 0:
+            raise LabError(
+                f"`virsh {' '.join(args)}` failed in the lab: "
+                f"{done.stderr.strip()}{self._log_tail()}",
+                f"virtrace lab down{self._dir_option()}, then up again",
+            )
+        return done.stdout
+
+    @property
+    def libvirt_version(self) -> tuple[int, ...]:
+        """The running daemon's own word."""
+        printed = self.virsh_checked("version", "--daemon")
+        version = re.search(r"^Running against daemon: ([\d.]+)$", printed, re.M)
+        assert version is not None, printed
+        return tuple(int(part) for part in version[1].split("."))
+
+    def qmp(self, command: dict[str, Any], guest: str = GUEST.name) -> dict[str, Any]:
+        """Ask a guest's QEMU directly; the whole reply, errors of QMP included."""
         reply: dict[str, Any] = json.loads(
-            self._virsh_checked("qemu-monitor-command", GUEST.name, json.dumps(command))
+            self.virsh_checked("qemu-monitor-command", guest, json.dumps(command))
         )
         return reply
+
+    def write(self, guest: str, disk: int, offset: int, length: int, raw: Path | None) -> None:
+        """Have QEMU write on a guest's virtio disk, counted from 0.
+
+        raw: the file or device that is to hold it at the same offset; LabError where it does not.
+        """
+        self.qemu_io(guest, disk, f"write -P 5 {offset} {length}")
+        # Until then a file system may count blocks that it has yet to give away.
+        self.qemu_io(guest, disk, "flush")
+        # QEMU says how it went in its own log only; the file tells it too.
+        if raw is None:
+            return
+        with raw.open("rb") as image:
+            image.seek(offset)
+            if image.read(length) != b"\5" * length:
+                raise LabError(
+                    f"QEMU could not write on {raw}", "see that the folder's file system has space"
+                )
+
+    def qemu_io(self, guest: str, disk: int, command: str) -> None:
+        """Have QEMU itself read, write or discard on a guest's virtio disk, counted from 0."""
+        monitor = f'qemu-io -d {backend(disk)} "{command}"'
+        self.virsh_checked("qemu-monitor-command", guest, "--hmp", monitor)
+
+    def define(self, name: str, definition: Path, disks: str, more: str = "") -> None:
+        """Define a guest, with KVM where the daemon's user gets it. disks, more: as domain_xml."""
+        # The daemon's own word on it.
+        kvm = self.virsh("domcapabilities", "--virttype", "kvm").returncode == 0
+        self.progress(f"defining {name} with {'KVM' if kvm else 'TCG, as KVM does not open'}")
+        xml = domain_xml(name, self.system.emulator, kvm, disks, more)
+        definition.write_text(xml, encoding="utf-8")
+        self.virsh_checked("define", str(definition))
 
     def up(self) -> bool:
         """Bring the lab up; False if it was up already, and then nothing is touched.
 
         LabError where it cannot be, and then nothing is left behind.
         """
-        self._require_packages()
+        self.system.require_packages()
         self._require_short_path()
         libvirtd = self._libvirtd()
         with self._locked(create=True):
             pid = self._daemon()
             if pid is not None:
-                if processes.executable(pid) != os.path.realpath(libvirtd):
+                if processes.executable(pid) != self.system.outside(libvirtd):
                     raise LabError(
                         f"the lab in {self.folder} is up with another build of libvirtd, "
                         f"{processes.executable(pid)}",
@@ -197,7 +235,7 @@ class Lab:
                     )
                 return False
             if self.processes:
-                self._progress("removing what a lab that crashed left here")
+                self.progress("removing what a lab that crashed left here")
             self._remove(keep_folder=True)
             try:
                 self._start(libvirtd)
@@ -210,7 +248,7 @@ class Lab:
         """End the lab's processes and remove its folder; False if there was nothing."""
         if not os.path.lexists(self.folder):
             # What a lab leaves running after its folder was removed by hand is still its own.
-            return processes.end_all(self.folder, self._uid) > 0
+            return self._end() > 0
         with self._locked(create=False):
             self._remove()
         return True
@@ -223,31 +261,13 @@ class Lab:
             pid = int((self.folder / "run" / "libvirtd.pid").read_text())
         except (OSError, ValueError):
             return None
-        ours = processes.is_of_lab(pid, self.folder, self._uid)
+        ours = processes.is_of_lab(pid, self.folder, self.system.uid)
         return pid if ours and processes.executable(pid).endswith("/libvirtd") else None
 
     def _libvirtd(self) -> str:
         if self.debug_info:
-            return str(debug_build.ensure_built(self._progress) / debug_build.DAEMON)
-        found = shutil.which("libvirtd", path=SEARCH_PATH)
-        assert found is not None, "looked for by _require_packages"
-        return found
-
-    def _require_packages(self) -> None:
-        missing = [
-            (program, package)
-            for program, package in PACKAGES.items()
-            if not shutil.which(program, path=SEARCH_PATH)
-        ]
-        # Debian keeps it below the architecture's folder, others in /usr/lib64.
-        if not (glob.glob(f"/usr/lib*/{QEMU_DRIVER}") or glob.glob(f"/usr/lib/*/{QEMU_DRIVER}")):
-            missing.append((os.path.basename(QEMU_DRIVER), QEMU_DRIVER_PACKAGE))
-        if missing:
-            packages = " ".join(package for _, package in missing)
-            raise LabError(
-                f"the lab needs what is not installed: {', '.join(name for name, _ in missing)}",
-                f"apt-get install --no-install-recommends {packages}",
-            )
+            return os.path.realpath(debug_build.ensure_built(self.progress) / debug_build.DAEMON)
+        return self.system.libvirtd
 
     def _require_short_path(self) -> None:
         longest = self.folder / LONGEST_SOCKET
@@ -298,8 +318,13 @@ class Lab:
         finally:
             os.close(handle)
 
+    def _end(self) -> int:
+        """End processes, then loop devices, which nobody has open any more; how many of both."""
+        ended = processes.end_all(self.folder, self.system.uid)
+        return ended + loop.detach_all(self.folder)
+
     def _remove(self, keep_folder: bool = False) -> None:
-        processes.end_all(self.folder, self._uid)
+        self._end()
         try:
             for entry in os.scandir(self.folder):
                 # The marker goes last, so that a removal cut short can be taken up again.
@@ -316,47 +341,40 @@ class Lab:
             ) from error
 
     def _start(self, libvirtd: str) -> None:
-        self._progress(f"making the disks of {GUEST.name} in {self.folder}")
+        self.progress(f"making the disks of {GUEST.name} in {self.folder}")
         try:
             self._make_folders()
-            make_disks(self.folder / "disks", self._uid, self._gid)
+            make_disks(self.folder / "disks", self.system.run, self.system.uid, self.system.gid)
         except OSError as error:
             raise LabError(
                 f"the lab's folder {self.folder} cannot be filled: {error.strerror}",
                 "give a folder on a file system with 100 MB free with --dir",
             ) from error
-        self._progress(f"starting {libvirtd}" + (f" as {ROOTS_DAEMON_USER}" if self._root else ""))
+        as_whom = f" as {ROOTS_DAEMON_USER}" if os.geteuid() == 0 else ""
+        self.progress(f"starting {self.system.outside(libvirtd)}{as_whom}")
         self._start_daemon(libvirtd)
-        self._virsh_checked("list")
-        emulator = shutil.which("qemu-system-x86_64", path=SEARCH_PATH)
-        assert emulator is not None, "looked for by _require_packages"
-        # The daemon's own word on whether its user's QEMU gets KVM.
-        kvm = self.virsh("domcapabilities", "--virttype", "kvm").returncode == 0
-        self._progress(
-            f"starting {GUEST.name} with {'KVM' if kvm else 'TCG, as KVM does not open'}"
-        )
-        definition = self.folder / "disks" / f"{GUEST.name}.xml"
-        definition.write_text(domain_xml(definition.parent, emulator, kvm), encoding="utf-8")
-        self._virsh_checked("define", str(definition))
-        self._virsh_checked("start", GUEST.name)
+        self.virsh_checked("list")
+        disks = self.folder / "disks"
+        self.define(GUEST.name, disks / f"{GUEST.name}.xml", guest_disks(disks))
+        self.progress(f"starting {GUEST.name}")
+        self.virsh_checked("start", GUEST.name)
         self._await_firmware()
-        self._progress(f"writing the last sector of {LAST_SECTOR_DISK} through QEMU")
-        self._virsh_checked("qemu-monitor-command", GUEST.name, "--hmp", last_sector_write())
-        # QEMU says how it went in its own log only; the file tells it too.
-        with self.disk_file(LAST_SECTOR_DISK).open("rb") as image:
-            image.seek(-SECTOR, os.SEEK_END)
-            if not any(image.read(SECTOR)):
-                raise LabError(
-                    f"QEMU could not write the last sector of {LAST_SECTOR_DISK}",
-                    "see that the folder's file system has space",
-                )
+        self.progress(f"writing the last sector of {LAST_SECTOR_DISK} through QEMU")
+        disk = GUEST.disk(LAST_SECTOR_DISK)
+        self.write(
+            GUEST.name,
+            GUEST.disks.index(disk),
+            disk.capacity - SECTOR,
+            SECTOR,
+            self.disk_file(LAST_SECTOR_DISK),
+        )
 
     def _make_folders(self) -> None:
         (self.folder / MARKER).write_text(
             "A virtrace lab. `virtrace lab down --dir` with this folder removes it.\n"
         )
         # The daemon's user passes through; what it may write, it owns.
-        self.folder.chmod(0o711 if self._root else 0o700)
+        self.folder.chmod(0o711 if os.geteuid() == 0 else 0o700)
         disks = self.folder / "disks"
         disks.mkdir(mode=0o755)
         settings = self.folder / "config" / "libvirt"
@@ -370,66 +388,33 @@ class Lab:
             settings.parent,
             *(self.folder / n for n in ("run", "cache", "data")),
         ):
-            os.chown(path, self._uid, self._gid)
+            os.chown(path, self.system.uid, self.system.gid)
 
     def _start_daemon(self, libvirtd: str) -> None:
-        environment = {
-            "PATH": SEARCH_PATH,
-            "HOME": str(self.folder),
-            "LC_ALL": "C",
-            "XDG_RUNTIME_DIR": str(self.folder / "run"),
-            "XDG_CONFIG_HOME": str(self.folder / "config"),
-            "XDG_CACHE_HOME": str(self.folder / "cache"),
-            "XDG_DATA_HOME": str(self.folder / "data"),
-        }
+        variables = {}
         if self.debug_info:
             build = os.path.dirname(libvirtd)
-            environment["LIBVIRT_DRIVER_DIR"] = build
-            environment["LIBVIRT_STORAGE_FILE_DIR"] = build
-        failure = self._run_as_daemon_user(["test", "-x", str(self.folder)], environment)
-        if failure is not None:
+            variables = {"LIBVIRT_DRIVER_DIR": build, "LIBVIRT_STORAGE_FILE_DIR": build}
+        if self.system.attempt("test", "-x", str(self.folder), as_daemon=True).returncode != 0:
             raise LabError(
                 f"{ROOTS_DAEMON_USER}, who runs root's lab, cannot reach {self.folder}",
                 "give a folder with --dir whose parents everybody may pass, as in /var/tmp",
             )
         pid_file = str(self.folder / "run" / "libvirtd.pid")
-        failure = self._run_as_daemon_user([libvirtd, "-d", "-p", pid_file], environment)
-        if failure is not None:
+        started = self.system.attempt(
+            *(libvirtd, "-d", "-p", pid_file), as_daemon=True, **variables
+        )
+        if started.returncode != 0:
             raise LabError(
-                f"the lab's libvirtd did not start: {failure.strip()}{self._log_tail()}",
+                f"the lab's libvirtd did not start: {started.stdout.strip()}{self._log_tail()}",
                 "run `virtrace doctor`, or send this with a bug report",
             )
-
-    def _run_as_daemon_user(
-        self, command: Sequence[str], environment: dict[str, str]
-    ) -> str | None:
-        """None when it worked, else what it said."""
-        as_user: dict[str, Any] = {}
-        if self._root:
-            as_user = {"user": self._uid, "group": self._gid, "extra_groups": _kvm_groups()}
-        try:
-            done = subprocess.run(
-                command,
-                env=environment,
-                cwd="/",
-                umask=0o077,
-                start_new_session=True,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                timeout=ANSWER_TIMEOUT,
-                **as_user,
-            )
-        except subprocess.TimeoutExpired:
-            return f"nothing within {ANSWER_TIMEOUT:.0f} s"
-        return None if done.returncode == 0 else done.stdout or f"exit status {done.returncode}"
 
     def _await_firmware(self) -> None:
         """Until the firmware has read the boot disk: once, and then the counters stand still."""
         disk = GUEST.disks[0].target
         deadline = time.monotonic() + FIRMWARE_TIMEOUT
-        while f"{disk} rd_req 0\n" in self._virsh_checked("domblkstat", GUEST.name, disk):
+        while f"{disk} rd_req 0\n" in self.virsh_checked("domblkstat", GUEST.name, disk):
             if time.monotonic() > deadline:
                 raise LabError(
                     f"{GUEST.name} did not read its boot disk within {FIRMWARE_TIMEOUT:.0f} s",
@@ -437,28 +422,9 @@ class Lab:
                 )
             time.sleep(0.02)
 
-    def _virsh_checked(self, *args: str) -> str:
-        done = self.virsh(*args)
-        if done.returncode != 0:
-            raise LabError(
-                f"`virsh {' '.join(args)}` failed in the lab: "
-                f"{done.stderr.strip()}{self._log_tail()}",
-                f"virtrace lab down{self._dir_option()}, then up again",
-            )
-        return done.stdout
-
     def _log_tail(self) -> str:
         try:
             lines = self.log.read_text(errors="replace").splitlines()[-12:]
         except OSError:
             return ""
         return "\n  the daemon's log ends with:" + "".join(f"\n    {line}" for line in lines)
-
-
-def _kvm_groups() -> list[int]:
-    """The group that opens /dev/kvm, where there is one that is safe to hand on."""
-    try:
-        kvm = os.stat("/dev/kvm")
-    except OSError:
-        return []
-    return [kvm.st_gid] if kvm.st_gid != 0 and kvm.st_mode & 0o060 == 0o060 else []

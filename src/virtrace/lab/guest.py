@@ -7,12 +7,10 @@ halts, and the block layer answers as it does for any guest.
 from __future__ import annotations
 
 import os
-import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
-
-from virtrace.errors import LabError
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -56,16 +54,21 @@ GUEST = Guest(
 )
 
 
-def make_disks(folder: Path, uid: int, gid: int) -> None:
+# Runs a program of the lab's system; LabError where it fails.
+Run = Callable[..., str]
+
+
+def make_disks(folder: Path, run: Run, uid: int, gid: int) -> None:
     """Make the guest's images in an existing folder, owned by the user that runs QEMU."""
     base = folder / "base.qcow2"
     files = [base]
-    _qemu_img("create", "-q", "-f", "qcow2", str(base), str(GUEST.disks[0].capacity))
+    run("qemu-img", "create", "-q", "-f", "qcow2", str(base), str(GUEST.disks[0].capacity))
     for disk in GUEST.disks:
         file = disk.file(folder)
         files.append(file)
         if disk.format == "qcow2":
-            _qemu_img("create", "-q", "-f", "qcow2", "-b", base.name, "-F", "qcow2", str(file))
+            backing = ("-b", str(base.name), "-F", "qcow2")
+            run("qemu-img", "create", "-q", "-f", "qcow2", *backing, str(file))
             continue
         with file.open("xb") as image:
             if disk.target == "vdc":
@@ -76,30 +79,34 @@ def make_disks(folder: Path, uid: int, gid: int) -> None:
         os.chown(file, uid, gid)
 
 
-def _qemu_img(*args: str) -> None:
-    done = subprocess.run(["qemu-img", *args], capture_output=True, text=True, timeout=60)
-    if done.returncode != 0:
-        raise LabError(
-            f"the lab's disks could not be made: {done.stderr.strip()}",
-            "see that the folder's file system has 100 MB free",
-        )
-
-
-def domain_xml(folder: Path, emulator: str, kvm: bool) -> str:
-    """The guest's definition; folder: where its images are."""
-    disks = "".join(
-        f"""
-    <disk type='file' device='disk'>
-      <driver name='qemu' type='{disk.format}'/>
-      <source file={quoteattr(str(disk.file(folder)))}/>
-      <target dev='{disk.target}' bus='virtio'/>
+def disk_xml(kind: str, source: str, target: str, driver: str = "type='raw'") -> str:
+    """One disk of a guest. kind: `file`, `block` or `network`. source: the <source> element."""
+    return f"""
+    <disk type='{kind}' device='disk'>
+      <driver name='qemu' {driver}/>
+      {source}
+      <target dev='{target}' bus='virtio'/>
     </disk>"""
+
+
+def file_source(file: Path) -> str:
+    return f"<source file={quoteattr(str(file))}/>"
+
+
+def guest_disks(folder: Path) -> str:
+    """The disks of GUEST; folder: where its images are."""
+    return "".join(
+        disk_xml("file", file_source(disk.file(folder)), disk.target, f"type='{disk.format}'")
         for disk in GUEST.disks
     )
+
+
+def domain_xml(name: str, emulator: str, kvm: bool, disks: str, more: str = "") -> str:
+    """A guest's definition; disks: as of disk_xml; more: elements beside <devices>."""
     # rebootTimeout: the firmware halts for good, so the counters stand still afterwards.
     return f"""\
 <domain type='{"kvm" if kvm else "qemu"}'>
-  <name>{GUEST.name}</name>
+  <name>{name}</name>
   <memory unit='MiB'>16</memory>
   <vcpu>1</vcpu>
   <os>
@@ -111,14 +118,11 @@ def domain_xml(folder: Path, emulator: str, kvm: bool) -> str:
     <emulator>{emulator}</emulator>{disks}
     <controller type='usb' model='none'/>
     <memballoon model='none'/>
-  </devices>
+  </devices>{more}
 </domain>
 """
 
 
-def last_sector_write() -> str:
-    """The monitor command (HMP) that has QEMU write the last sector of LAST_SECTOR_DISK."""
-    index = [disk.target for disk in GUEST.disks].index(LAST_SECTOR_DISK)
-    offset = GUEST.disk(LAST_SECTOR_DISK).capacity - SECTOR
-    device = f"/machine/peripheral/virtio-disk{index}/virtio-backend"
-    return f'qemu-io -d {device} "write -P 5 {offset} {SECTOR}"'
+def backend(disk: int) -> str:
+    """QEMU's name of a guest's virtio disk, counted from 0."""
+    return f"/machine/peripheral/virtio-disk{disk}/virtio-backend"

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -87,6 +88,48 @@ def ensure_root(suite: str, progress: Callable[[str], None]) -> Path:
             )
         log.unlink()
     return finished
+
+
+def inside(root: Path, binds: Mapping[str, Path], command: Sequence[str]) -> list[str]:
+    """The command line that runs a command in a root; only root may run it.
+
+    In a mount namespace of its own, that ends with the last process in it. The root is read-only
+    there, with the host's devices; /run and /tmp are empty. binds: what is to be under each path
+    inside, in this order. LabError for a path that cannot be made there.
+    """
+    top = str(root)
+    steps = [
+        ("mount", "--bind", top, top),
+        ("mount", "-o", "remount,bind,ro", top),
+        *(("mount", "--rbind", f"/{name}", f"{top}/{name}") for name in ("dev", "sys")),
+        ("mount", "-t", "proc", "proc", f"{top}/proc"),
+        *(("mount", "-t", "tmpfs", "tmpfs", f"{top}/{name}") for name in ("run", "tmp")),
+    ]
+    bound: list[str] = []
+    for path, source in binds.items():
+        place = root / path.lstrip("/")
+        if not path.startswith(tuple(bound)) and not place.exists():
+            steps.append(("mount", "-t", "tmpfs", "tmpfs", str(_to_be_covered(root, path))))
+            steps.append(("mkdir", "-p", str(place)))
+        steps.append(("mount", "--bind", str(source), str(place)))
+        bound.append(f"{path}/")
+    script = " && ".join(map(shlex.join, [*steps, ("exec", "chroot", top, *command)]))
+    return ["unshare", "--mount", "sh", "-c", script]
+
+
+def _to_be_covered(root: Path, path: str) -> Path:
+    """The folder of a read-only root that a path which it lacks can be made in."""
+    found = root
+    for part in Path(path).parts[1:]:
+        if not (found / part).exists():
+            break
+        found /= part
+    if found == root or found.resolve() != found:
+        raise LabError(
+            f"{path} cannot be made inside of {root}",
+            "give a folder in /var/tmp with --dir",
+        )
+    return found
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from virtrace.binary.ctype import (
     Integer,
     Opaque,
     Pointer,
+    QmpSources,
     Struct,
 )
 
@@ -63,8 +64,17 @@ def _struct(name: str) -> CType:
     document = yaml.safe_load(file.read_text(encoding="utf-8"))
     layouts = [_layout(name, layout) for layout in document["layouts"]]
     first, *others = layouts
-    qmp = document.get("qmp", {})
+    qmp = [_sources(commands) for commands in document.get("qmp", ())]
     return Struct(first.name, first.size, first.fields, first.checks, tuple(others), qmp)
+
+
+def _sources(commands: dict[str, dict[str, str | list[str]]]) -> QmpSources:
+    return {
+        command: {
+            field: [paths] if isinstance(paths, str) else paths for field, paths in fields.items()
+        }
+        for command, fields in commands.items()
+    }
 
 
 def _layout(name: str, layout: dict[str, Any]) -> Struct:

@@ -1,0 +1,164 @@
+"""Where a lab's programs come from, and as whom they run: this host, or another release's root."""
+
+from __future__ import annotations
+
+import glob
+import os
+import pwd
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryFile
+
+from virtrace.errors import LabError
+from virtrace.lab.roots import inside
+
+ROOTS_DAEMON_USER = "nobody"
+
+# libvirtd stands in sbin, which a user's PATH may lack.
+SEARCH_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
+PACKAGES = {
+    "libvirtd": "libvirt-daemon",
+    "virsh": "libvirt-clients",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "qemu-img": "qemu-utils",
+}
+QEMU_DRIVER = "libvirt/connection-driver/libvirt_driver_qemu.so"
+QEMU_DRIVER_PACKAGE = "libvirt-daemon-driver-qemu"
+# Where they stand in a root of Debian.
+LIBVIRTD, EMULATOR = "/usr/sbin/libvirtd", "/usr/bin/qemu-system-x86_64"
+
+# Seconds. The first answer waits for libvirtd to probe QEMU.
+ANSWER_TIMEOUT = 60.0
+
+
+def _daemon_user() -> tuple[int, int]:
+    """Root always gets libvirt's system daemon: its lab is another user's."""
+    if os.geteuid() != 0:
+        return os.geteuid(), os.getegid()
+    user = pwd.getpwnam(ROOTS_DAEMON_USER)
+    return user.pw_uid, user.pw_gid
+
+
+@dataclass(frozen=True)
+class System:
+    """folder: the lab's, under the same path in a root. root: None for this host.
+
+    uid, gid: of the user that the daemon and QEMU run as.
+    """
+
+    folder: Path
+    root: Path | None = None
+    uid: int = field(default_factory=lambda: _daemon_user()[0])
+    gid: int = field(default_factory=lambda: _daemon_user()[1])
+
+    @property
+    def libvirtd(self) -> str:
+        return LIBVIRTD if self.root else os.path.realpath(_found("libvirtd"))
+
+    @property
+    def emulator(self) -> str:
+        return EMULATOR if self.root else _found("qemu-system-x86_64")
+
+    def outside(self, path: str) -> str:
+        """What is at this path inside, as the kernel names it from here."""
+        return f"{self.root or ''}{path}"
+
+    def require_packages(self) -> None:
+        """LabError that names what is not installed. A root has all but the virsh that is used."""
+        wanted = {"virsh": PACKAGES["virsh"]} if self.root else PACKAGES
+        missing = [
+            (program, package)
+            for program, package in wanted.items()
+            if not shutil.which(program, path=SEARCH_PATH)
+        ]
+        # Debian keeps it below the architecture's folder, others in /usr/lib64.
+        drivers = glob.glob(f"/usr/lib*/{QEMU_DRIVER}") + glob.glob(f"/usr/lib/*/{QEMU_DRIVER}")
+        if not drivers and not self.root:
+            missing.append((os.path.basename(QEMU_DRIVER), QEMU_DRIVER_PACKAGE))
+        if missing:
+            packages = " ".join(package for _, package in missing)
+            raise LabError(
+                f"the lab needs what is not installed: {', '.join(name for name, _ in missing)}",
+                f"apt-get install --no-install-recommends {packages}",
+            )
+
+    def attempt(
+        self, *command: str, as_daemon: bool = False, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program as this user, or as the daemon's, with all it says in `stdout`.
+
+        When it has not ended within ANSWER_TIMEOUT, its exit status is that of timeout(1).
+        """
+        argv = [*(_become(self.uid, self.gid) if as_daemon else []), *command]
+        if self.root:
+            argv = inside(self.root, {str(self.folder): self.folder}, argv)
+        # Not a pipe: what a program leaves running may hold it open.
+        with TemporaryFile("w+", errors="replace") as output:
+            try:
+                status = subprocess.run(
+                    argv,
+                    env={**self._environment(), **variables},
+                    cwd="/",
+                    umask=0o077 if as_daemon else -1,
+                    start_new_session=True,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    timeout=ANSWER_TIMEOUT,
+                ).returncode
+            except subprocess.TimeoutExpired:
+                status = 124
+                output.write(f"nothing within {ANSWER_TIMEOUT:.0f} s")
+            output.seek(0)
+            return subprocess.CompletedProcess(argv, status, stdout=output.read())
+
+    def run(self, *command: str, as_daemon: bool = False, **variables: str) -> str:
+        """What a program printed; LabError where it fails."""
+        done = self.attempt(*command, as_daemon=as_daemon, **variables)
+        if done.returncode != 0:
+            said = done.stdout.strip() or f"exit status {done.returncode}"
+            raise LabError(
+                f"`{' '.join(command)}` failed in the lab: {said}",
+                f"see that the file system of {self.folder} has 100 MB free",
+            )
+        return done.stdout
+
+    def _environment(self) -> dict[str, str]:
+        """Every XDG folder in the lab's, by which its processes are known as well."""
+        return {
+            "PATH": SEARCH_PATH,
+            "HOME": str(self.folder),
+            "LC_ALL": "C",
+            "XDG_RUNTIME_DIR": str(self.folder / "run"),
+            "XDG_CONFIG_HOME": str(self.folder / "config"),
+            "XDG_CACHE_HOME": str(self.folder / "cache"),
+            "XDG_DATA_HOME": str(self.folder / "data"),
+        }
+
+
+def _found(program: str) -> str:
+    path = shutil.which(program, path=SEARCH_PATH)
+    assert path is not None, "looked for by require_packages"
+    return path
+
+
+def _become(uid: int, gid: int) -> list[str]:
+    """What puts a command under another user; nothing where that is who we are."""
+    if os.geteuid() == uid:
+        return []
+    groups = ",".join(str(group) for group in _kvm_groups())
+    return [
+        *("setpriv", f"--reuid={uid}", f"--regid={gid}"),
+        f"--groups={groups}" if groups else "--clear-groups",
+    ]
+
+
+def _kvm_groups() -> list[int]:
+    """The group that opens /dev/kvm, where there is one that is safe to hand on."""
+    try:
+        kvm = os.stat("/dev/kvm")
+    except OSError:
+        return []
+    return [kvm.st_gid] if kvm.st_gid != 0 and kvm.st_mode & 0o060 == 0o060 else []
