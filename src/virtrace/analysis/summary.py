@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from virtrace.analysis.lineage import NUMBERS
+from virtrace.analysis.blockinfo import NUMBERS
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, Span
 from virtrace.trace.format import Json, Record
@@ -105,16 +105,20 @@ class Movement:
 class Disk:
     """What was answered of one disk, by the names that the callers used.
 
-    Failed calls answer nothing, whatever their struct holds.
+    answered: the calls that did not fail; the others tell nothing, whatever their struct holds.
     """
 
     domain: Json
     disk: Json
-    calls: int = 0
     failed: int = 0
+    answered: list[Call] = field(default_factory=list)
     numbers: dict[str, Movement] = field(
         default_factory=lambda: {name: Movement() for name in NUMBERS}
     )
+
+    @property
+    def calls(self) -> int:
+        return self.failed + len(self.answered)
 
 
 @dataclass
@@ -171,9 +175,10 @@ def _add_disk(disks: dict[str, Disk], call: Call) -> None:
         return
     domain, name = arguments.get("domain"), arguments["disk"]
     disk = disks.setdefault(json.dumps([domain, name]), Disk(domain, name))
-    disk.calls += 1
-    disk.failed += call.failed
-    if not call.failed:
+    if call.failed:
+        disk.failed += 1
+    else:
+        disk.answered.append(call)
         info: Record = returned["info"] if isinstance(returned["info"], dict) else {}
         for number, movement in disk.numbers.items():
             movement.add(call, info.get(number))

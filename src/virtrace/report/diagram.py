@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 
 from virtrace.analysis.chain import Link
 from virtrace.report import units
-from virtrace.report.drawing import LINE, MARGIN, Box, Drawing, wrapped
+from virtrace.report.drawing import GAP, LINE, MARGIN, Box, Drawing, wrapped
 from virtrace.report.highlight import Style, safe
 
 _NAME_WIDTH = 26
-_GAP = 20
-_ROW_GAP = 2 * LINE
+_BESIDE = 20
 _UNSAFE_IN_MERMAID = re.compile("[^A-Za-z0-9 _.,-]")
 _BORDER = "QMP: answered by QEMU"
 
@@ -24,8 +23,7 @@ def svg(chains: Sequence[Link], *, alone: bool) -> str:
     placed = _placed(chains)
     for node in placed:
         if node.caller is not None:
-            caller = node.caller.box
-            drawing.arrow((caller.middle, caller.y + caller.height), (node.box.middle, node.box.y))
+            drawing.arrow([node.caller.box.bottom, node.box.top])
     for node in placed:
         drawing.box(node.box)
     bottom = min((node.box.y for node in placed if node.link.is_qmp), default=None)
@@ -88,7 +86,7 @@ def _placed(chains: Sequence[Link]) -> list[_Node]:
         if node.link.is_qmp:
             node.depth = max(functions) + 1
     for node in reversed(nodes):
-        below = sum(callee.width for callee in node.callees) + _GAP * (len(node.callees) - 1)
+        below = sum(callee.width for callee in node.callees) + _BESIDE * (len(node.callees) - 1)
         node.width = max(node.box.width, below)
     heights: dict[int, float] = {}
     for node in nodes:
@@ -96,16 +94,16 @@ def _placed(chains: Sequence[Link]) -> list[_Node]:
     tops, y = {}, float(MARGIN)
     for depth in sorted(heights):
         tops[depth] = y + (LINE * 2 if depth > max(functions) else 0)
-        y += heights[depth] + _ROW_GAP
+        y += heights[depth] + GAP
     left = float(MARGIN)
     lefts: dict[int, float] = {}
     for node in nodes:
         if node.caller is None:
-            start, left = left, left + node.width + _GAP
+            start, left = left, left + node.width + _BESIDE
         else:
             start = lefts[id(node.caller)]
-            lefts[id(node.caller)] += node.width + _GAP
-        below = sum(callee.width for callee in node.callees) + _GAP * (len(node.callees) - 1)
+            lefts[id(node.caller)] += node.width + _BESIDE
+        below = sum(callee.width for callee in node.callees) + _BESIDE * (len(node.callees) - 1)
         lefts[id(node)] = start + (node.width - below) / 2
         node.box.x = start + (node.width - node.box.width) / 2
         node.box.y = tops[node.depth]

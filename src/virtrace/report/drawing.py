@@ -13,10 +13,12 @@ from virtrace.report.highlight import Style, cells, cut, safe, shorten
 CHARACTER = 7.8
 LINE = 18
 MARGIN = 12
+# Between two rows of boxes.
+GAP = 36
 _PAD = 10
 _HEAD = 5
 _STYLE = Style(unicode=True)
-_WORD_ENDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[-_./: ])")
+_WORD_ENDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[-_.: ])|(?=/)")
 
 
 def style_sheet(name: str) -> str:
@@ -41,7 +43,10 @@ def wrapped(text: str, width: int, most: int = 3) -> list[str]:
 
 @dataclass
 class Box:
-    """lines: its text; notes: what stands below it, quieter. x and y: its left upper corner."""
+    """lines: its text; notes: what stands below it, quieter. x and y: its left upper corner.
+
+    least: how high it is even where its text is not.
+    """
 
     lines: Sequence[str]
     notes: Sequence[str] = ()
@@ -49,6 +54,7 @@ class Box:
     title: str = ""
     x: float = 0
     y: float = 0
+    least: float = 0
 
     @property
     def width(self) -> float:
@@ -56,11 +62,17 @@ class Box:
 
     @property
     def height(self) -> float:
-        return (len(self.lines) + len(self.notes)) * LINE + _PAD
+        return max((len(self.lines) + len(self.notes)) * LINE + _PAD, self.least)
 
     @property
-    def middle(self) -> float:
-        return self.x + self.width / 2
+    def top(self) -> tuple[float, float]:
+        """The middle of its upper side."""
+        return self.x + self.width / 2, self.y
+
+    @property
+    def bottom(self) -> tuple[float, float]:
+        """The middle of its lower side."""
+        return self.x + self.width / 2, self.y + self.height
 
 
 @dataclass
@@ -82,22 +94,32 @@ class Drawing:
         for index, line in enumerate((*box.lines, *box.notes)):
             baseline = box.y + _PAD / 2 + (index + 0.75) * LINE
             kind = "note" if index >= len(box.lines) else ""
-            group.append(_text(line, box.middle, baseline, kind, "middle"))
+            group.append(_text(line, box.top[0], baseline, kind))
 
-    def arrow(self, start: tuple[float, float], end: tuple[float, float], kind: str = "") -> None:
-        """Down from start, across right below it, and down to end."""
-        (x, y), (to_x, to_y) = start, end
-        bend = y + LINE
-        path = f"M{x:.1f} {y:.1f}V{bend:.1f}H{to_x:.1f}V{to_y - _HEAD:.1f}"
+    def arrow(
+        self, points: Sequence[tuple[float, float]], kind: str = "", *, upwards: bool = False
+    ) -> None:
+        """A line downwards through the points; its head is at the last, or upwards at the first.
+
+        It changes columns right below a point, in the gap between two rows.
+        """
+        (x, y), *rest = points
+        path = f"M{x:.1f} {y:.1f}"
+        for to_x, to_y in rest:
+            if to_x != x:
+                path += f"C{x:.1f} {y + GAP:.1f} {to_x:.1f} {y:.1f} {to_x:.1f} {y + GAP:.1f}"
+            path += f"V{to_y:.1f}"
+            x, y = to_x, to_y
         self._add("path", {"class": f"arrow {kind}".strip(), "d": path})
-        head = f"M{to_x:.1f} {to_y:.1f}l{-_HEAD} {-_HEAD - 2}h{2 * _HEAD}z"
+        (x, y), back = (points[0], _HEAD + 2) if upwards else (points[-1], -_HEAD - 2)
+        head = f"M{x:.1f} {y:.1f}l{-_HEAD} {back}h{2 * _HEAD}z"
         self._add("path", {"class": "head", "d": head})
 
     def border(self, y: float, text: str) -> None:
         """A dashed line over the whole width; at the bottom stands what is below it."""
         place = {"x1": MARGIN, "x2": self._width - MARGIN, "y1": y, "y2": y}
         self._add("line", {"class": "border", **_attributes(place)})
-        self._parts.append(_text(text, MARGIN, self._height + LINE / 2, "side", "start"))
+        self._parts.append(_text(text, MARGIN, self._height + LINE / 2, "side"))
         self._cover(2 * MARGIN + cells(text) * CHARACTER, self._height + LINE / 2)
 
     def svg(self, *, alone: bool) -> str:
@@ -135,10 +157,10 @@ def _attributes(numbers: dict[str, float]) -> dict[str, str]:
     return {name: f"{number:.1f}".removesuffix(".0") for name, number in numbers.items()}
 
 
-def _text(text: str, x: float, y: float, kind: str, anchor: str) -> ElementTree.Element:
+def _text(text: str, x: float, y: float, kind: str) -> ElementTree.Element:
     # Its length is given, so that it fits whatever font is there.
     length = {"x": x, "y": y, "textLength": cells(text) * CHARACTER}
-    attributes = {"text-anchor": anchor, "lengthAdjust": "spacingAndGlyphs", **_attributes(length)}
-    element = ElementTree.Element("text", {"class": kind, **attributes} if kind else attributes)
+    attributes = {"class": kind} if kind else {}
+    element = ElementTree.Element("text", {**attributes, **_attributes(length)})
     element.text = text
     return element

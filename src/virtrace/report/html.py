@@ -19,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from virtrace.analysis.chain import chains
+from virtrace.analysis.explain import explain
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import ERROR, Call, Child, Point, Span
 from virtrace.analysis.summary import (
@@ -30,7 +31,7 @@ from virtrace.analysis.summary import (
     histograms,
     summarize,
 )
-from virtrace.report import diagram, pieces, units
+from virtrace.report import diagram, explanation, origins, pieces, units
 from virtrace.report import summary as many
 from virtrace.report.drawing import style_sheet
 from virtrace.report.highlight import Style, safe
@@ -50,7 +51,7 @@ _FIELDS_IN_LINE = 4
 def page(trace: Trace, calls: Sequence[Call]) -> str:
     """The whole document."""
     summary = summarize(calls)
-    texts = _Texts()
+    texts, stories = _Texts(), _Stories(trace.header["probes"])
     anchored = [(f"call-{number}", call) for number, call in enumerate(calls, 1)]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("page")),
@@ -62,7 +63,7 @@ def page(trace: Trace, calls: Sequence[Call]) -> str:
     )
     style = "".join(map(style_sheet, ("palette.css", "drawing.css", "page.css")))
     script = style_sheet("page.js")
-    shown = [_call(anchor, call, texts) for anchor, call in anchored]
+    shown = [_call(anchor, call, texts, stories) for anchor, call in anchored]
     return environment.get_template("page.html").render(
         title=_title(trace, calls),
         style=Markup(style),
@@ -77,9 +78,10 @@ def page(trace: Trace, calls: Sequence[Call]) -> str:
         errors=list(_errors(anchored)),
         timeline_of_all=timeline(anchored, None) if calls else None,
         chain=Markup(diagram.svg(chains(calls), alone=False)) if calls else None,
-        **_summary(summary, {id(call): anchor for anchor, call in anchored}),
+        **_summary(summary, anchored, stories),
         exchanges=list(_conversation(calls)),
         stored=texts.stored,
+        stories=stories.stored,
         facts=list(_facts(trace)),
         modules=list(_modules(trace)),
     )
@@ -177,15 +179,59 @@ def _conversation(calls: Iterable[Call]) -> Iterator[Record]:
         }
 
 
+# Where the numbers came from
+
+
+@dataclass
+class _Story:
+    """What explains one or more calls: a sentence, a picture, and a rule for each number."""
+
+    title: str
+    picture: Markup
+    rules: list[tuple[str, str]]
+    calls: list[tuple[str, str]] = field(default_factory=list)
+
+
+class _Stories:
+    """Every distinct story once, however many calls have it."""
+
+    def __init__(self, probes: list[Record]) -> None:
+        self._probes = probes
+        self._index: dict[tuple[str, str], int] = {}
+        self.stored: list[_Story] = []
+
+    def of(self, anchor: str, call: Call) -> int | None:
+        """Where the story of a call is stored; None where there is nothing to explain."""
+        explained = explain([call], self._probes)
+        if not explained:
+            return None
+        lineages = explained[0].lineages
+        title = explanation.answer(explained[0])
+        picture = Markup(origins.svg(lineages)) if lineages else Markup("")
+        index = self._index.setdefault((title, picture), len(self.stored))
+        if index == len(self.stored):
+            rules = [(lineage.number, lineage.rule.text) for lineage in lineages]
+            self.stored.append(_Story(title, picture, rules))
+        when = f"+{units.seconds(call.root.t_enter_ns)}"
+        self.stored[index].calls.append((anchor, when))
+        return index
+
+    def titles(self, disk: Disk, anchors: dict[int, str]) -> list[str]:
+        """Of the calls for a disk, without those that failed."""
+        asked = {anchors[id(call)] for call in disk.answered}
+        return [story.title for story in self.stored if any(a in asked for a, _ in story.calls)]
+
+
 # Calls
 
 
-def _call(anchor: str, call: Call, texts: _Texts) -> Record:
+def _call(anchor: str, call: Call, texts: _Texts, stories: _Stories) -> Record:
     answer = pieces.answer_of(call)
     fields = [_field(*pair) for struct in answer.values() for pair in pieces.flat(struct)]
     errors = call.errors()
     error = pieces.raised(errors[-1]) if errors else pieces.words("no error was seen", "red")
     nodes = [node for node in call.nodes() if node is not call.root]
+    story = stories.of(anchor, call)
     return {
         "anchor": anchor,
         "when": f"+{units.seconds(call.root.t_enter_ns)}",
@@ -195,6 +241,8 @@ def _call(anchor: str, call: Call, texts: _Texts) -> Record:
         "fields": fields if len(fields) > _FIELDS_IN_LINE else [],
         "error": _joined(error) if call.failed else [],
         "problems": call.problems,
+        "story": story,
+        "meaning": None if story is None else stories.stored[story].title,
         "timeline": timeline([(anchor, call)], {id(node): _anchor(node) for node in nodes}),
         "steps": list(_steps(call, answer, texts)),
     }
@@ -278,10 +326,11 @@ def _errors(anchored: Iterable[tuple[str, Call]]) -> Iterator[Record]:
 # Summary
 
 
-def _summary(summary: Summary, anchors: dict[int, str]) -> Record:
+def _summary(summary: Summary, anchored: list[tuple[str, Call]], stories: _Stories) -> Record:
+    anchors = {id(call): anchor for anchor, call in anchored}
     functions, commands = list(summary.functions.values()), list(summary.commands.values())
     return {
-        "disks": [_disk(disk) for disk in summary.disks.values()],
+        "disks": [_disk(disk, stories.titles(disk, anchors)) for disk in summary.disks.values()],
         "functions": _rows(functions, anchors),
         "functions_axis": many.span(histograms(functions)),
         "commands": _rows(commands, anchors),
@@ -319,11 +368,12 @@ def _bars(ruler: list[Bucket]) -> Iterator[Record]:
             yield {"x": x, "y": round(10 - height, 2), "height": height, "title": title}
 
 
-def _disk(disk: Disk) -> Record:
+def _disk(disk: Disk, meanings: list[str]) -> Record:
     return {
         "name": many.disk_name(disk),
         "calls": units.count(disk.calls, "call"),
         "failed": disk.failed,
+        "meanings": meanings,
         "numbers": [
             {
                 "name": number,

@@ -3,7 +3,7 @@
   const all = (selector, inside = document) => [...inside.querySelectorAll(selector)];
   const one = (id) => document.getElementById(id);
 
-  // QMP texts are stored once, and coloured where and when they are opened. The text is never
+  // QMP texts and pictures are stored once. Texts are coloured where and when they are opened. The text is never
   // parsed: what is shown are QEMU's own digits, which JavaScript's numbers could not all hold.
   const TOKEN = /"(?:[^"\\]|\\.)*"|[{}[\],:]|[^\s{}[\],:"]+/g;
   const MOST_COLOURED = 400000;
@@ -58,6 +58,9 @@
       originals.set(details.id, pre.textContent);
       pre.replaceChildren(coloured(pre.textContent));
       return;
+    }
+    for (const story of all(":scope > .body > .story", details)) {
+      story.replaceWith(one(story.dataset.story).querySelector("figure").cloneNode(true));
     }
     for (const ref of all(":scope > .ref", details)) {
       const link = ref.querySelector("a");
