@@ -79,8 +79,10 @@ def _placed(lineages: Sequence[Lineage]) -> list[_Node]:
 def _spread(layer: list[_Node]) -> None:
     """Each below what it leads to, and none over another."""
     for node in layer:
-        if node.to:
-            node.column = sum(to.column + aside for to, aside in node.to) / len(node.to)
+        if len(node.to) == 1:
+            node.column = node.to[0][0].column + node.to[0][1]
+        elif node.to:
+            node.column = sum(to.column for to, _ in node.to) / len(node.to)
     layer.sort(key=lambda node: node.column)
     wanted = sum(node.column for node in layer)
     for before, node in zip(layer, layer[1:]):
