@@ -10,10 +10,10 @@ from itertools import combinations
 from pathlib import Path
 from xml.etree import ElementTree
 
-import pages
 import pytest
 import samples
 
+from support import pages
 from virtrace.analysis.chain import Link, chains
 from virtrace.analysis.lineage import Lineage, Rule, Step
 from virtrace.analysis.spans import CallBuilder

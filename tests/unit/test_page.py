@@ -13,10 +13,10 @@ from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
-import pages
 import pytest
 import samples
 
+from support import pages
 from virtrace.analysis.spans import CallBuilder
 from virtrace.report.highlight import Style, safe
 from virtrace.trace.format import unavailable

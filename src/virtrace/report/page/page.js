@@ -43,24 +43,22 @@
     return shown;
   }
 
-  function textOf(index, id) {
-    const stored = one(index).querySelector("pre").cloneNode(true);
-    const place = stored.querySelector("b");
+  const originals = new Map();
+  function textOf(stored, id) {
+    if (!originals.has(stored)) originals.set(stored, one(stored).cloneNode(true));
+    const text = originals.get(stored).cloneNode(true);
+    const place = text.querySelector("b");
     if (place && id) place.textContent = id;
-    return stored.textContent;
+    return text.textContent;
   }
 
-  const originals = new Map();
   function open(details) {
-    if (details.classList.contains("text")) {
-      const pre = details.querySelector("pre");
-      if (originals.has(details.id)) return;
-      originals.set(details.id, pre.textContent);
-      pre.replaceChildren(coloured(pre.textContent));
-      return;
-    }
+    const stored = details.matches(".text") && details.querySelector("pre");
+    if (stored) stored.replaceChildren(coloured(textOf(stored.id)));
     for (const story of all(":scope > .body > .story", details)) {
-      story.replaceWith(one(story.dataset.story).querySelector("figure").cloneNode(true));
+      const picture = one(story.dataset.story).cloneNode(true);
+      picture.removeAttribute("id");
+      story.replaceWith(picture);
     }
     for (const ref of all(":scope > .ref", details)) {
       const link = ref.querySelector("a");
@@ -79,7 +77,7 @@
   function reveal() {
     const target = location.hash && one(decodeURIComponent(location.hash.slice(1)));
     if (!target) return;
-    const own = target.matches("details") ? target : target.querySelector(":scope > details");
+    const own = target.querySelector(":scope > details");
     if (own) own.open = true;
     for (let at = target.parentElement; at; at = at.parentElement) {
       if (at.matches("details")) at.open = true;
@@ -91,8 +89,9 @@
   addEventListener("hashchange", reveal);
   document.addEventListener("click", (event) => {
     const summary = event.target.closest("summary");
-    const owner = summary && !event.target.closest("a") && summary.closest("[id]");
-    if (owner) history.replaceState(null, "", "#" + owner.id);
+    if (!summary || event.target.closest("a")) return;
+    const stored = summary.parentElement.querySelector(":scope > pre[id], :scope > figure[id]");
+    history.replaceState(null, "", "#" + (stored ?? summary.closest("[id]")).id);
   });
 
   // Whole texts stay closed: there are thousands of lines of them.
@@ -111,7 +110,7 @@
   }
   function search() {
     const query = one("search").value.trim().toLowerCase();
-    const texts = new Set(all(".text").filter(
+    const texts = new Set(all(".text > pre").filter(
       (text) => query && line(text).includes(query)).map((text) => text.id));
     const has = (element) => !query || line(element).includes(query) ||
       all(".ref", element).some((ref) => texts.has(ref.dataset.text));

@@ -7,8 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import samples
-
+from unit import samples
 from virtrace.analysis.spans import CallBuilder
 from virtrace.report import html
 from virtrace.trace.reader import Trace, read_trace
