@@ -178,10 +178,19 @@ def test_shared_sources_are_joined_and_what_is_only_possible_is_dashed() -> None
 
 
 def test_no_arrow_passes_a_box() -> None:
-    used = Step("qmp", "q libvirt-4", "space used", 1)
-    struct = Step("struct", "gather", value=1, sources=(used,))
+    def struct(field: str) -> Step:
+        told = Step("qmp", "q libvirt-4", field, 1, path=f".{field}")
+        where = "qemuDomainBlocksStatsGather"
+        return Step("struct", where, value=1, path=f".stats.{field}", sources=(told,))
+
     own = Step("host", "own look", missing="not traced")
-    picture = origins.svg([lineage("capacity", struct), lineage("allocation", own, struct)])
+    picture = origins.svg(
+        [
+            lineage("capacity", struct("a"), struct("b"), struct("c")),
+            lineage("allocation", own),
+            lineage("physical", struct("d")),
+        ]
+    )
     root = ElementTree.fromstring(picture)
     found = boxes(root, "")
     for path in root.iter("path"):
