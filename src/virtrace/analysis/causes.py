@@ -13,9 +13,10 @@ from pathlib import Path
 
 import yaml
 
-from virtrace.analysis.blockinfo import NUMBERS, BlockInfo, Device
+from virtrace.analysis.blockinfo import NUMBERS, BlockInfo
 from virtrace.analysis.checks import Evidence, contradictions, quote
 from virtrace.analysis.decision import OFFSET, USAGE, Decision
+from virtrace.analysis.devices import Device
 from virtrace.analysis.host import HostDisk
 from virtrace.analysis.lineage import on_device
 
@@ -55,6 +56,12 @@ class Case:
         devices = self.block.devices
         same = {(each.format, each.protocol, each.sizes()) for each in devices}
         return devices[0] if len(same) == 1 else None
+
+    @property
+    def file(self) -> str | None:
+        """Path of the disk's file or device on the host."""
+        told = self.device.file if self.device else None
+        return told or (self.host.path if self.host else None)
 
     @property
     def decision(self) -> Decision | None:
@@ -241,19 +248,11 @@ def _qcow2_on_device(case: Case) -> list[Evidence] | None:
 @_cause("fully-allocated")
 def _fully_allocated(case: Case) -> list[Evidence] | None:
     decision, capacity = case.decision, case.block.number("capacity")
-    allocation = case.block.number("allocation")
-    if (
-        decision is None
-        or not capacity
-        or not capacity <= decision.usage == allocation
-        or _no_actual_size(case)
-    ):
+    if decision is None or not capacity or _no_actual_size(case) or _internal_snapshot(case):
         return None
-    return [
-        *_usage(case),
-        *_virtual_size(case),
-        *_host(case),
-    ]
+    if not capacity <= decision.usage == case.block.number("allocation"):
+        return None
+    return [*_usage(case), *_virtual_size(case), *_host(case)]
 
 
 @_cause("nothing-written")
@@ -269,19 +268,26 @@ def _nothing_written(case: Case) -> list[Evidence] | None:
 
 @_cause("no-high-water-mark")
 def _no_high_water_mark(case: Case) -> list[Evidence] | None:
+    return None if _on_device(case.device) else _without_offset(case)
+
+
+@_cause("no-high-water-mark-on-device")
+def _no_high_water_mark_on_device(case: Case) -> list[Evidence] | None:
+    return _without_offset(case) if _on_device(case.device) else None
+
+
+def _without_offset(case: Case) -> list[Evidence] | None:
     decision, device = case.decision, case.device
     if decision is None or decision.offset is not None or _nothing_written(case):
         return None
     if device is None or device.format != "raw" or device.actual_size is None:
         return None
     own = device.own_highest_offset
+    if own is None:
+        return None
     return [
         quote(device.node, "its entry has no parent, whose offset libvirt would read"),
-        *(
-            [quote(own, "QEMU's offset of the node itself, which libvirt does not read")]
-            if own
-            else []
-        ),
+        quote(own, "offset of the node itself, which libvirt does not read"),
         *_usage(case),
         *_host(case),
     ]
@@ -290,7 +296,7 @@ def _no_high_water_mark(case: Case) -> list[Evidence] | None:
 @_cause("filter-node")
 def _filter_node(case: Case) -> list[Evidence] | None:
     device = case.device
-    if device is None or not device.has_filter or device.highest_offset is not None:
+    if device is None or device.node.get("stats") is not None:
         return None
     return [quote(device.entry, "QEMU's statistics are of a filter above the image")]
 

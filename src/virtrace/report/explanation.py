@@ -59,7 +59,7 @@ def fill(text: str, case: Case, *, command: bool = False) -> str:
     names = {
         "domain": block.domain,
         "disk": block.disk,
-        "file": device.file if device else None,
+        "file": case.file,
         "format": device.format if device else None,
         "error": plain(block.error.values.get("message")) if block.error else None,
     }
@@ -160,13 +160,11 @@ def _event(seq: int | None) -> str:
 
 def _which_device(explanation: Explanation, style: Style) -> Iterator[str]:
     block = explanation.case.block
-    if block.devices:
-        names = ", ".join(device.name for device in block.devices)
-        kind = "QEMU's device" if block.device else "QEMU's device is one of"
+    names = dict.fromkeys(device.name for device in block.devices)
+    if names:
+        device = f"QEMU's device is {' or '.join(names)}: {block.chosen_by}"
         yield ""
-        yield from fold(
-            words(f"{kind} {names} (told by {block.chosen_by})", "dim"), style, "  ", _BELOW
-        )
+        yield from fold(words(device, "dim"), style, "  ", _BELOW)
 
 
 def _finding(finding: Finding, case: Case, style: Style) -> Iterator[str]:

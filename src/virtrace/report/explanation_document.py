@@ -40,7 +40,7 @@ def record(explanation: Explanation) -> Record:
         "numbers": {each.number: each.answer.value for each in explanation.lineages},
         "causes": [_finding(each, case) for each in explanation.findings],
         "lineage": [_lineage(each) for each in explanation.lineages],
-        "devices": [device.name for device in block.devices],
+        "devices": list(dict.fromkeys(device.name for device in block.devices)),
         "device_by": block.chosen_by,
     }
 
