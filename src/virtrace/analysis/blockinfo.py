@@ -62,6 +62,11 @@ class BlockInfo:
         return _name(self.call.root.arguments.get("disk"))
 
     @property
+    def answered(self) -> bool:
+        """The call returned three numbers."""
+        return self.info is not None and not self.call.failed
+
+    @property
     def device(self) -> Device | None:
         """The disk, where it is sure which one it is."""
         return self.devices[0] if len(self.devices) == 1 else None

@@ -72,10 +72,16 @@ Condition = Callable[[Case], "list[Evidence] | None"]
 CONDITIONS: dict[str, Condition] = {}
 
 
-def _cause(name: str) -> Callable[[Condition], Condition]:
+def _cause(name: str, *, answered: bool = True) -> Callable[[Condition], Condition]:
+    """answered: whether it is one of calls that have numbers, or of those that have none."""
+
     def add(condition: Condition) -> Condition:
-        CONDITIONS[name] = condition
-        return condition
+        @functools.wraps(condition)
+        def guarded(case: Case) -> list[Evidence] | None:
+            return condition(case) if case.block.answered is answered else None
+
+        CONDITIONS[name] = guarded
+        return guarded
 
     return add
 
@@ -122,24 +128,24 @@ def _contradiction(case: Case) -> list[Evidence] | None:
     return contradictions(case.block) or None
 
 
-@_cause("incomplete")
+@_cause("incomplete", answered=False)
 def _incomplete(case: Case) -> list[Evidence] | None:
     if case.block.call.root.returned is not None:
         return None
     return [Evidence(problem) for problem in case.block.call.problems]
 
 
-@_cause("empty-drive")
+@_cause("empty-drive", answered=False)
 def _empty_drive(case: Case) -> list[Evidence] | None:
     return _error_that_says(case, "does not currently have a source assigned")
 
 
-@_cause("unknown-disk")
+@_cause("unknown-disk", answered=False)
 def _unknown_disk(case: Case) -> list[Evidence] | None:
     return _error_that_says(case, "not assigned to domain")
 
 
-@_cause("error")
+@_cause("error", answered=False)
 def _error(case: Case) -> list[Evidence] | None:
     known = _empty_drive(case) or _unknown_disk(case)
     return _error_that_says(case, "") if known is None else None
@@ -183,7 +189,7 @@ def _stopped_image_on_device(case: Case) -> list[Evidence] | None:
 
 
 def _stopped(case: Case) -> list[Evidence] | None:
-    if case.block.running is not False or case.block.call.failed or case.block.info is None:
+    if case.block.running is not False:
         return None
     return [
         Evidence("the driver asked QEMU nothing, and returned: the guest does not run"),

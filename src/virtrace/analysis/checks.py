@@ -32,9 +32,8 @@ def quote(reading: Reading, text: str) -> Evidence:
 
 
 def contradictions(block: BlockInfo) -> list[Evidence]:
-    """What does not follow; nothing of a call that failed, or that has no numbers."""
-    if block.call.failed or block.info is None:
-        return []
+    """What does not follow, of a call that returned numbers."""
+    assert block.info is not None
     return [
         *_driver_and_api(block, block.info),
         *_struct_and_qemu(block),

@@ -85,7 +85,7 @@ _STOPPED_ALLOCATION = {
 
 def trace_back(block: BlockInfo, host: HostDisk | None = None) -> tuple[Lineage, ...]:
     """The chain of each of the three numbers; none where the call returned no numbers."""
-    if block.info is None or block.call.failed:
+    if block.info is None or not block.answered:
         return ()
     unknown = Rule("the trace does not tell")
     chains: dict[str, _Chain] = dict.fromkeys(NUMBERS, ((), unknown))
