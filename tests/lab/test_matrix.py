@@ -50,6 +50,11 @@ def scratch() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="virtrace-test-", dir="/var/tmp"))
     folder.chmod(0o1777)
     yield folder
+    # What tests that were killed left attached; by whose paths, no process is left to know.
+    for file in folder.rglob("*.raw"):
+        listed = ["losetup", "--list", "--noheadings", "--output=NAME", f"--associated={file}"]
+        for device in subprocess.check_output(listed, text=True).split():
+            subprocess.run(["losetup", "--detach", device], check=True)
     shutil.rmtree(folder)
 
 
