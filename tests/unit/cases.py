@@ -8,6 +8,7 @@ from typing import Any
 import samples
 
 from virtrace.analysis.blockinfo import NUMBERS
+from virtrace.analysis.causes import catalogue
 from virtrace.analysis.explain import Explanation, explain
 from virtrace.analysis.spans import Call, CallBuilder
 from virtrace.trace.format import unavailable
@@ -138,4 +139,4 @@ def host_facts(**facts: Any) -> dict[str, Any]:
     }
 
 
-__all__ = ["NUMBERS", "explain"]
+__all__ = ["NUMBERS", "catalogue", "explain"]

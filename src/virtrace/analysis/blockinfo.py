@@ -31,7 +31,7 @@ COUNTERS = {
     "flush_total_times": "flush_total_time_ns",
 }
 
-_TARGET = re.compile("(?:fd|hd|vd|sd|xvd|ubd)([a-z]+)")
+_VIRTIO_TARGET = re.compile("vd([a-z]+)")
 
 
 @dataclass(frozen=True)
@@ -220,8 +220,8 @@ def _choose(
 
 
 def target_index(disk: str) -> int | None:
-    """0 of vda, 26 of vdaa; None for what is no target."""
-    found = _TARGET.fullmatch(disk)
+    """0 of vda, 26 of vdaa, by which libvirt names a virtio disk; None on other buses."""
+    found = _VIRTIO_TARGET.fullmatch(disk)
     if found is None:
         return None
     index = 0

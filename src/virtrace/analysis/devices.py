@@ -22,7 +22,7 @@ _FILTERS = frozenset(
 _BLOCK_DEVICES = frozenset({"host_device", "host_cdrom"})
 
 _IDENTIFIER = re.compile("[A-Za-z_][A-Za-z0-9_]*")
-_ALIAS = re.compile("(?:^|/|drive-)[a-z]+-disk([0-9]+)(?:/|$)")
+_VIRTIO_ALIAS = re.compile("(?:/|^drive-)virtio-disk([0-9]+)(?:/|$)")
 
 Key = Union[str, int]
 
@@ -130,8 +130,8 @@ class Device:
 
     @property
     def index(self) -> int | None:
-        """0 of `/machine/peripheral/virtio-disk0/virtio-backend`; None for other names."""
-        found = _ALIAS.search(self.name)
+        """0 of `/machine/peripheral/virtio-disk0/virtio-backend`; None on other buses."""
+        found = _VIRTIO_ALIAS.search(self.name)
         return int(found[1]) if found else None
 
     def discards(self) -> Iterator[Reading]:

@@ -33,13 +33,13 @@ _QCOW2_MAGIC = b"QFI\xfb"
 _QCOW2_DATA_FILE = 1 << 2
 
 
-class _Unavailable(Exception):
+class Unavailable(Exception):
     """A fact that cannot be had; the message says why."""
 
 
 def collect(trace: Trace, pid: int) -> list[Record]:
     """A ``host`` record of each disk that the trace asks about. pid: of the traced daemon."""
-    asker = _Asker(time.monotonic() + _SECONDS_IN_ALL)
+    asker = Asker(time.monotonic() + _SECONDS_IN_ALL)
     return [_facts(block, pid, asker) for block in _disks(trace)]
 
 
@@ -52,14 +52,14 @@ def _disks(trace: Trace) -> Iterator[BlockInfo]:
     return iter({(block.domain, block.disk): block for block in blocks}.values())
 
 
-def _facts(block: BlockInfo, pid: int, asker: _Asker) -> Record:
+def _facts(block: BlockInfo, pid: int, asker: Asker) -> Record:
     element = _fact(lambda: _disk_element(block.domain, block.disk, pid, asker))
     device = block.device
     path, format_ = _source(element)
     path = path or (device.file if device else None)
     format_ = format_ or (device.format if device else None)
     there = None if path is None else _seen_from_here(path, pid)
-    kind = _fact(lambda: _stat(there, asker))
+    kind = _fact(lambda: stat_of(there, asker))
     return {
         "type": "host",
         "collected": datetime.now(timezone.utc).isoformat(),
@@ -69,7 +69,7 @@ def _facts(block: BlockInfo, pid: int, asker: _Asker) -> Record:
         "xml": element,
         "stat": kind,
         "file_system": _fact(lambda: _file_system(there, kind, asker)),
-        "image_info": _fact(lambda: _image_info(there, kind, format_, asker)),
+        "image_info": _fact(lambda: image_info(there, kind, format_, asker)),
         "lvm": _fact(lambda: _logical_volume(there, kind, asker)),
     }
 
@@ -77,24 +77,25 @@ def _facts(block: BlockInfo, pid: int, asker: _Asker) -> Record:
 def _fact(ask: Callable[[], Json]) -> Json:
     try:
         return ask()
-    except _Unavailable as reason:
+    except Unavailable as reason:
         return unavailable(str(reason))
 
 
-class _Asker:
+class Asker:
     """Runs commands, none longer than _SECONDS_EACH, all of them until the deadline."""
 
     def __init__(self, deadline: float) -> None:
+        """deadline: by time.monotonic()."""
         self._deadline = deadline
 
     def run(self, *command: str) -> bytes:
-        """What it printed; _Unavailable where it did not end well."""
+        """What it printed; Unavailable where it did not end well."""
         program = shutil.which(command[0], path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
         if program is None:
-            raise _Unavailable(f"{command[0]} is not installed")
+            raise Unavailable(f"{command[0]} is not installed")
         left = min(_SECONDS_EACH, self._deadline - time.monotonic())
         if left <= 0:
-            raise _Unavailable(f"the {_SECONDS_IN_ALL:.0f} s for all disks were over")
+            raise Unavailable(f"the {_SECONDS_IN_ALL:.0f} s for all disks were over")
         process = subprocess.Popen(
             [program, *command[1:]],
             stdin=subprocess.DEVNULL,
@@ -107,31 +108,31 @@ class _Asker:
         except subprocess.TimeoutExpired:
             # Not waited for: where the storage hangs, not even SIGKILL ends it.
             process.kill()
-            raise _Unavailable(f"{command[0]} did not end within {left:.0f} s") from None
+            raise Unavailable(f"{command[0]} did not end within {left:.1f} s") from None
         if process.returncode != 0:
             reason = said.decode(errors="replace").strip() or f"ended with {process.returncode}"
-            raise _Unavailable(f"{command[0]}: {reason}")
+            raise Unavailable(f"{command[0]}: {reason}")
         return printed
 
 
 # The domain's XML
 
 
-def _disk_element(domain: str, disk: str, pid: int, asker: _Asker) -> str:
-    uri, *options = _way_to(pid)
+def _disk_element(domain: str, disk: str, pid: int, asker: Asker) -> str:
+    uri, *options = way_to(pid)
     printed = asker.run("virsh", *options, "-c", uri, "dumpxml", "--domain", domain)
     try:
         document = ElementTree.fromstring(printed)
     except ElementTree.ParseError as error:
-        raise _Unavailable(f"virsh dumpxml: {error}") from error
+        raise Unavailable(f"virsh dumpxml: {error}") from error
     for element in document.iterfind("devices/disk"):
         target = element.find("target")
         if disk in (target.get("dev") if target is not None else None, _path_of(element)):
             return ElementTree.tostring(element, encoding="unicode").strip()
-    raise _Unavailable(f"the domain's XML has no disk {disk}")
+    raise Unavailable(f"the domain's XML has no disk {disk}")
 
 
-def _way_to(pid: int) -> list[str]:
+def way_to(pid: int) -> list[str]:
     """A URI that reaches this very daemon, and virsh's options for it."""
     try:
         user = os.stat(f"/proc/{pid}").st_uid
@@ -140,7 +141,7 @@ def _way_to(pid: int) -> list[str]:
             own.add(os.readlink(descriptor.path).removeprefix("socket:[").removesuffix("]"))
         table = Path(f"/proc/{pid}/net/unix").read_text(errors="surrogateescape")
     except OSError as error:
-        raise _Unavailable(f"the daemon's sockets cannot be seen: {error.strerror}") from error
+        raise Unavailable(f"the daemon's sockets cannot be seen: {error.strerror}") from error
     sockets = {}
     for line in table.splitlines()[1:]:
         fields = line.split(maxsplit=7)
@@ -151,7 +152,7 @@ def _way_to(pid: int) -> list[str]:
             socket = _seen_from_here(sockets[name], pid)
             uri = f"qemu+unix:///{'session' if user else 'system'}?socket={quote(socket)}"
             return [uri, "-r"] if name.endswith("-ro") else [uri]
-    raise _Unavailable("the daemon listens on none of libvirt's sockets")
+    raise Unavailable("the daemon listens on none of libvirt's sockets")
 
 
 def _source(element: Json) -> tuple[str | None, str | None]:
@@ -181,9 +182,10 @@ def _seen_from_here(path: str, pid: int) -> str:
     return path if same else f"/proc/{pid}/root{path}"
 
 
-def _stat(path: str | None, asker: _Asker) -> Record:
+def stat_of(path: str | None, asker: Asker) -> Record:
+    """Type and sizes of the file or device, symbolic links followed."""
     if path is None or not os.path.isabs(path):
-        raise _Unavailable("the disk is no file or device of this host")
+        raise Unavailable("the disk is no file or device of this host")
     printed = asker.run("stat", "-L", "--printf=%f %s %b %B %t %T", "--", path)
     mode, size, blocks, block_size, major, minor = printed.decode().split()
     kind = "other"
@@ -197,30 +199,31 @@ def _stat(path: str | None, asker: _Asker) -> Record:
         try:
             length = int(sectors.read_text()) * 512
         except (OSError, ValueError) as error:
-            raise _Unavailable(f"the size of the device cannot be read: {error}") from error
+            raise Unavailable(f"the size of the device cannot be read: {error}") from error
     allocated = int(blocks) * int(block_size)
     return {"type": kind, "size_bytes": length, "allocated_bytes": allocated}
 
 
-def _file_system(path: str | None, kind: Record, asker: _Asker) -> str:
+def _file_system(path: str | None, kind: Record, asker: Asker) -> str:
     if path is None or kind.get("type") != "file":
-        raise _Unavailable("the disk is no file of this host")
+        raise Unavailable("the disk is no file of this host")
     return asker.run("stat", "-f", "-L", "--printf=%T", "--", path).decode()
 
 
-def _image_info(path: str | None, kind: Record, format_: str | None, asker: _Asker) -> Record:
+def image_info(path: str | None, kind: Record, format_: str | None, asker: Asker) -> Record:
+    """What qemu-img says of the image. kind: what stat_of said."""
     if path is None or kind.get("type") not in ("file", "block device"):
-        raise _Unavailable("the disk is no file or device that can be looked at")
+        raise Unavailable("the disk is no file or device that can be looked at")
     if format_ not in ("raw", "qcow2"):
         # Without it qemu-img would believe the guest, who writes the first bytes of a raw disk.
-        raise _Unavailable(f"the format is {format_ or 'not known'}; only raw and qcow2 are opened")
+        raise Unavailable(f"the format is {format_ or 'not known'}; only raw and qcow2 are opened")
     if format_ == "qcow2" and _names_a_data_file(asker.run("head", "-c", f"{_QCOW2_HEADER}", path)):
-        raise _Unavailable("the image keeps its data in another file, which is not opened")
+        raise Unavailable("the image keeps its data in another file, which is not opened")
     printed = asker.run("qemu-img", "info", "-U", "-f", format_, "--output=json", path)
     try:
         info = json.loads(printed)
     except ValueError as error:
-        raise _Unavailable(f"qemu-img: {error}") from error
+        raise Unavailable(f"qemu-img: {error}") from error
     return info if isinstance(info, dict) else unavailable("qemu-img printed no object")
 
 
@@ -230,13 +233,13 @@ def _names_a_data_file(header: bytes) -> bool:
     return header[:4] == _QCOW2_MAGIC and version >= 3 and bool(features & _QCOW2_DATA_FILE)
 
 
-def _logical_volume(path: str | None, kind: Record, asker: _Asker) -> Record:
+def _logical_volume(path: str | None, kind: Record, asker: Asker) -> Record:
     if path is None or kind.get("type") != "block device":
-        raise _Unavailable("the disk is no block device")
+        raise Unavailable("the disk is no block device")
     fields = "lv_full_name,segtype,lv_size,data_percent"
     report = ("--reportformat", "json", "--units", "b", "--nosuffix", "-o", fields)
     try:
         volumes = json.loads(asker.run("lvs", *report, "--", path))["report"][0]["lv"]
         return dict(volumes[0])
     except (ValueError, LookupError, TypeError) as error:
-        raise _Unavailable("lvs knows no logical volume of it") from error
+        raise Unavailable("lvs knows no logical volume of it") from error

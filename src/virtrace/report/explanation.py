@@ -11,7 +11,7 @@ from virtrace.analysis.explain import Explanation
 from virtrace.analysis.lineage import Lineage, Step
 from virtrace.report import units
 from virtrace.report.highlight import Style, paint, safe
-from virtrace.report.lines import copyable, fold
+from virtrace.report.lines import ROOM, copyable, fold
 from virtrace.report.pieces import Piece, plain, words
 
 _CALLS_SHOWN = 8
@@ -101,7 +101,9 @@ def _numbers(explanation: Explanation, style: Style) -> Iterator[str]:
             *words(_meaning(lineage)),
         ]
         prefix = f"  {lineage.number:<{_NAME}} "
-        yield from fold(pieces, style, prefix, " " * (len(prefix) + exact + human + 2))
+        column = len(prefix) + exact + human + 2
+        below = " " * column if style.width - column > ROOM else _BELOW
+        yield from fold(pieces, style, prefix, below)
     yield from fold(_calls(explanation), style, f"  {'':<{_NAME}} ", "  ")
 
 
