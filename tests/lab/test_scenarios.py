@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union
 
 import pytest
 
-from virtrace.errors import LabError
 from virtrace.lab import loop
 from virtrace.lab.daemon import Lab
 from virtrace.lab.guest import GIB, GUEST, MIB
@@ -17,6 +17,7 @@ from virtrace.lab.scenarios import SCENARIOS, Scenario
 from virtrace.lab.stage import Stage
 
 from .conftest import bring_up
+from .test_lab import assert_nothing_left, crash_daemon
 from .tracing import as_measured, calls_of, exchanges, printed_info, record, span, whole_trace
 
 # A number of bytes, or what a file says of itself: `occupied` on the host, its `size`.
@@ -48,7 +49,7 @@ def mark_decides(capacity: int) -> Outcomes:
     """Raw, written at its end: since libvirt left out the `raw` node, nobody knows the mark."""
     return {
         (7, 0, 0): Answer(capacity, capacity, OCCUPIED, mark=capacity, actual_size=OCCUPIED),
-        (12, 8, 0): Answer(capacity, OCCUPIED, FILE_SIZE, mark=None, actual_size=OCCUPIED),
+        (11, 3, 0): Answer(capacity, OCCUPIED, FILE_SIZE, mark=None, actual_size=OCCUPIED),
     }
 
 
@@ -56,7 +57,7 @@ def mark_is_nought(capacity: int) -> Outcomes:
     """Raw, not written since QEMU started: the same numbers with a `raw` node and without."""
     return {
         (7, 0, 0): Answer(capacity, OCCUPIED, FILE_SIZE, mark=0, actual_size=OCCUPIED),
-        (12, 8, 0): Answer(capacity, OCCUPIED, FILE_SIZE, mark=None, actual_size=OCCUPIED),
+        (11, 3, 0): Answer(capacity, OCCUPIED, FILE_SIZE, mark=None, actual_size=OCCUPIED),
     }
 
 
@@ -83,7 +84,7 @@ EXPECTED: dict[str, list[Outcomes]] = {
     "device-end": [
         {
             (7, 0, 0): Answer(DEVICE, DEVICE, DEVICE, mark=DEVICE, actual_size=0),
-            (12, 8, 0): Answer(DEVICE, 0, DEVICE, mark=None, actual_size=0),
+            (11, 3, 0): Answer(DEVICE, 0, DEVICE, mark=None, actual_size=0),
         }
     ],
     "stopped-device": [{(7, 0, 0): Answer(DEVICE, DEVICE, DEVICE)}],
@@ -96,7 +97,7 @@ EXPECTED: dict[str, list[Outcomes]] = {
     "network": [
         {
             (7, 0, 0): Answer(64 * MIB, 64 * MIB, 64 * MIB, mark=0, actual_size=None),
-            (12, 8, 0): Answer(64 * MIB, 64 * MIB, 64 * MIB, mark=None, actual_size=None),
+            (11, 3, 0): Answer(64 * MIB, 64 * MIB, 64 * MIB, mark=None, actual_size=None),
         }
     ],
     "empty-cdrom": [{(7, 0, 0): "disk 'hda' does not currently have a source assigned"}],
@@ -111,30 +112,6 @@ def test_every_scenario_is_expected() -> None:
     assert list(EXPECTED) == list(SCENARIOS)
 
 
-@pytest.fixture
-def lab(request: pytest.FixtureRequest, scenario: Scenario) -> Iterator[Lab]:
-    """The one daemon for all; another for what ends the guest of the others."""
-    if scenario.name != "stopped":
-        yield request.getfixturevalue("stock_lab")
-        return
-    lab = bring_up()
-    yield lab
-    lab.down()
-
-
-@pytest.fixture
-def stage(lab: Lab, scenario: Scenario) -> Iterator[Stage]:
-    if scenario.until and lab.libvirt_version >= scenario.until:
-        with pytest.raises(LabError, match=r"is gone since libvirt 7\.9") as caught:
-            scenario.set_up(lab)
-        pytest.skip(caught.value.what)
-    stage = scenario.set_up(lab)
-    yield stage
-    stage.clear()
-    assert not stage.folder.exists()
-    assert list(loop.of_lab(lab.folder)) == []
-
-
 def image_of(lab: Lab, stage: Stage, guest: str, disk: str) -> Path | None:
     """The file that is the disk's top layer; None for a device or none at all."""
     if guest == GUEST.name:
@@ -142,7 +119,7 @@ def image_of(lab: Lab, stage: Stage, guest: str, disk: str) -> Path | None:
             (lab.disk_file(each.target) for each in GUEST.disks if each.target == disk), None
         )
     names = ("overlay.qcow2", "vda.qcow2", "vda.raw")
-    return next((stage.folder / name for name in names if (stage.folder / name).exists()), None)
+    return next((stage.images / name for name in names if (stage.images / name).exists()), None)
 
 
 def in_bytes(size: Size, image: Path | None) -> int | None:
@@ -203,6 +180,8 @@ def test_scenario(scenario: Scenario, lab: Lab, stage: Stage, tmp_path: Path) ->
             assert entry["parent"]["stats"]["wr_highest_offset"] == mark
         assert node["virtual-size"] == expected.capacity
         assert node.get("actual-size") == actual_size
+        asked_last = "query-block" if scenario.name == "legacy-drive" else "query-named-block-nodes"
+        assert exchanges(call)[-1].command == asked_last
         returned = span(call, "qemuDomainBlocksStatsGather").returned
         assert returned is not None
         stats = returned["stats"]
@@ -212,3 +191,42 @@ def test_scenario(scenario: Scenario, lab: Lab, stage: Stage, tmp_path: Path) ->
         assert stats["wr_highest_offset"] == (mark or 0)
         assert stats["wr_highest_offset_valid"] == (mark is not None)
     assert list(printed) == []
+
+
+@pytest.mark.parametrize("scenario", [SCENARIOS["legacy-drive"]], ids=["legacy-drive"])
+def test_threshold_on_the_legacy_path(lab: Lab, stage: Stage, tmp_path: Path) -> None:
+    """What query-block says of it, libvirt leaves aside."""
+    [drive] = lab.qmp({"execute": "query-block"}, "vm2")["return"]
+    arguments = {"node-name": drive["inserted"]["node-name"], "write-threshold": MIB}
+    lab.qmp({"execute": "block-set-write-threshold", "arguments": arguments}, "vm2")
+    output = tmp_path / "trace.jsonl"
+    done = record(lab, output, command=lab.virsh_command("domblkinfo", "vm2", "vda"))
+    assert done.returncode == 0, done.stderr
+    [call] = calls_of(whole_trace(output))
+    reply = exchanges(call)[-1].reply
+    assert reply is not None
+    assert reply.values["json"]["return"][0]["inserted"]["write_threshold"] == MIB
+    returned = span(call, "qemuDomainBlocksStatsGather").returned
+    assert returned is not None
+    assert returned["stats"]["write_threshold"] == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="loop devices take root")
+@pytest.mark.usefixtures("stock_lab")
+def test_loop_devices_of_a_crashed_lab_are_found() -> None:
+    """By a fresh `up` in its folder, and by `down` even when the folder is gone."""
+    crashed = bring_up()
+    SCENARIOS["device-end"].set_up(crashed)
+    again = Lab(crashed.folder)
+    try:
+        crash_daemon(crashed)
+        assert len(list(loop.of_lab(again.folder))) == 1
+        again.up()
+        assert list(loop.of_lab(again.folder)) == []
+        SCENARIOS["stopped-device"].set_up(again)
+        shutil.rmtree(again.folder)
+        assert len(list(loop.of_lab(again.folder))) == 1
+    finally:
+        assert again.down()
+    assert list(loop.of_lab(again.folder)) == []
+    assert_nothing_left(again)

@@ -79,6 +79,9 @@ def test_a_qemu_that_is_asked_by_query_block(raw: bytes) -> None:
         wrong = bytearray(raw)
         wrong[at] ^= 1
         assert set(settled(bytes(wrong), said)) == {"unavailable"}
+    # libvirt does not take this over.
+    said[1][1][2]["inserted"]["write_threshold"] = 5
+    assert settled(raw, said)["write_threshold"] == 0
 
 
 def test_half_of_one_set_of_commands_and_half_of_another_are_none() -> None:

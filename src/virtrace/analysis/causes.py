@@ -13,9 +13,10 @@ from pathlib import Path
 
 import yaml
 
-from virtrace.analysis.blockinfo import NUMBERS, BlockInfo, Device
+from virtrace.analysis.blockinfo import NUMBERS, BlockInfo
 from virtrace.analysis.checks import Evidence, contradictions, quote
 from virtrace.analysis.decision import OFFSET, USAGE, Decision
+from virtrace.analysis.devices import Device
 from virtrace.analysis.host import HostDisk
 from virtrace.analysis.lineage import on_device
 
@@ -57,6 +58,12 @@ class Case:
         return devices[0] if len(same) == 1 else None
 
     @property
+    def file(self) -> str | None:
+        """Path of the disk's file or device on the host."""
+        told = self.device.file if self.device else None
+        return told or (self.host.path if self.host else None)
+
+    @property
     def decision(self) -> Decision | None:
         return self.block.decisions[0] if self.block.decisions else None
 
@@ -65,10 +72,16 @@ Condition = Callable[[Case], "list[Evidence] | None"]
 CONDITIONS: dict[str, Condition] = {}
 
 
-def _cause(name: str) -> Callable[[Condition], Condition]:
+def _cause(name: str, *, answered: bool = True) -> Callable[[Condition], Condition]:
+    """answered: whether it is one of calls that have numbers, or of those that have none."""
+
     def add(condition: Condition) -> Condition:
-        CONDITIONS[name] = condition
-        return condition
+        @functools.wraps(condition)
+        def guarded(case: Case) -> list[Evidence] | None:
+            return condition(case) if case.block.answered is answered else None
+
+        CONDITIONS[name] = guarded
+        return guarded
 
     return add
 
@@ -115,24 +128,24 @@ def _contradiction(case: Case) -> list[Evidence] | None:
     return contradictions(case.block) or None
 
 
-@_cause("incomplete")
+@_cause("incomplete", answered=False)
 def _incomplete(case: Case) -> list[Evidence] | None:
     if case.block.call.root.returned is not None:
         return None
     return [Evidence(problem) for problem in case.block.call.problems]
 
 
-@_cause("empty-drive")
+@_cause("empty-drive", answered=False)
 def _empty_drive(case: Case) -> list[Evidence] | None:
     return _error_that_says(case, "does not currently have a source assigned")
 
 
-@_cause("unknown-disk")
+@_cause("unknown-disk", answered=False)
 def _unknown_disk(case: Case) -> list[Evidence] | None:
     return _error_that_says(case, "not assigned to domain")
 
 
-@_cause("error")
+@_cause("error", answered=False)
 def _error(case: Case) -> list[Evidence] | None:
     known = _empty_drive(case) or _unknown_disk(case)
     return _error_that_says(case, "") if known is None else None
@@ -176,7 +189,7 @@ def _stopped_image_on_device(case: Case) -> list[Evidence] | None:
 
 
 def _stopped(case: Case) -> list[Evidence] | None:
-    if case.block.running is not False or case.block.call.failed or case.block.info is None:
+    if case.block.running is not False:
         return None
     return [
         Evidence("the driver asked QEMU nothing, and returned: the guest does not run"),
@@ -241,19 +254,11 @@ def _qcow2_on_device(case: Case) -> list[Evidence] | None:
 @_cause("fully-allocated")
 def _fully_allocated(case: Case) -> list[Evidence] | None:
     decision, capacity = case.decision, case.block.number("capacity")
-    allocation = case.block.number("allocation")
-    if (
-        decision is None
-        or not capacity
-        or not capacity <= decision.usage == allocation
-        or _no_actual_size(case)
-    ):
+    if decision is None or not capacity or _no_actual_size(case) or _internal_snapshot(case):
         return None
-    return [
-        *_usage(case),
-        *_virtual_size(case),
-        *_host(case),
-    ]
+    if not capacity <= decision.usage == case.block.number("allocation"):
+        return None
+    return [*_usage(case), *_virtual_size(case), *_host(case)]
 
 
 @_cause("nothing-written")
@@ -269,19 +274,26 @@ def _nothing_written(case: Case) -> list[Evidence] | None:
 
 @_cause("no-high-water-mark")
 def _no_high_water_mark(case: Case) -> list[Evidence] | None:
+    return None if _on_device(case.device) else _without_offset(case)
+
+
+@_cause("no-high-water-mark-on-device")
+def _no_high_water_mark_on_device(case: Case) -> list[Evidence] | None:
+    return _without_offset(case) if _on_device(case.device) else None
+
+
+def _without_offset(case: Case) -> list[Evidence] | None:
     decision, device = case.decision, case.device
     if decision is None or decision.offset is not None or _nothing_written(case):
         return None
     if device is None or device.format != "raw" or device.actual_size is None:
         return None
     own = device.own_highest_offset
+    if own is None:
+        return None
     return [
         quote(device.node, "its entry has no parent, whose offset libvirt would read"),
-        *(
-            [quote(own, "QEMU's offset of the node itself, which libvirt does not read")]
-            if own
-            else []
-        ),
+        quote(own, "offset of the node itself, which libvirt does not read"),
         *_usage(case),
         *_host(case),
     ]
@@ -290,7 +302,7 @@ def _no_high_water_mark(case: Case) -> list[Evidence] | None:
 @_cause("filter-node")
 def _filter_node(case: Case) -> list[Evidence] | None:
     device = case.device
-    if device is None or not device.has_filter or device.highest_offset is not None:
+    if device is None or device.node.get("stats") is not None:
         return None
     return [quote(device.entry, "QEMU's statistics are of a filter above the image")]
 

@@ -10,11 +10,10 @@ from virtrace.analysis.blockinfo import (
     DRIVER,
     NUMBERS,
     BlockInfo,
-    Reading,
-    alias_index,
     differences,
     target_index,
 )
+from virtrace.analysis.devices import Reading
 
 
 @dataclass(frozen=True)
@@ -33,9 +32,8 @@ def quote(reading: Reading, text: str) -> Evidence:
 
 
 def contradictions(block: BlockInfo) -> list[Evidence]:
-    """What does not follow; nothing of a call that failed, or that has no numbers."""
-    if block.call.failed or block.info is None:
-        return []
+    """What does not follow, of a call that returned numbers."""
+    assert block.info is not None
     return [
         *_driver_and_api(block, block.info),
         *_struct_and_qemu(block),
@@ -60,7 +58,7 @@ def _struct_and_qemu(block: BlockInfo) -> Iterator[Evidence]:
     for libvirt, qemu in () if block.stats is None else differences(block.stats, device):
         yield quote(libvirt, "libvirt's struct does not hold")
         yield quote(qemu, "what QEMU told")
-    target, named = target_index(block.disk), alias_index(device.name)
+    target, named = target_index(block.disk), device.index
     if target is not None and named is not None and target != named:
         yield quote(device.entry, f"{block.disk} should not be {device.name}")
 

@@ -16,6 +16,12 @@ class HostDisk:
     record: Record
 
     @property
+    def path(self) -> str | None:
+        """Of the file or device, as the daemon sees it."""
+        found = self.record.get("path")
+        return found if isinstance(found, str) else None
+
+    @property
     def is_block_device(self) -> bool | None:
         kind = self._stat("type")
         return None if kind is None else bool(kind == "block device")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from virtrace.analysis.blockinfo import API, DRIVER, GATHER, NUMBERS, BlockInfo, Device, Reading
+from virtrace.analysis.blockinfo import API, DRIVER, GATHER, NUMBERS, BlockInfo
 from virtrace.analysis.decision import CAPACITY, OFFSET, STAT, USAGE
+from virtrace.analysis.devices import Device, Reading
 from virtrace.analysis.host import HostDisk
 
 
@@ -84,7 +85,7 @@ _STOPPED_ALLOCATION = {
 
 def trace_back(block: BlockInfo, host: HostDisk | None = None) -> tuple[Lineage, ...]:
     """The chain of each of the three numbers; none where the call returned no numbers."""
-    if block.info is None or block.call.failed:
+    if block.info is None or not block.answered:
         return ()
     unknown = Rule("the trace does not tell")
     chains: dict[str, _Chain] = dict.fromkeys(NUMBERS, ((), unknown))
@@ -181,7 +182,8 @@ def _qmp(device: Device, name: str) -> Step:
 
 def _own_look(block: BlockInfo, host: HostDisk | None) -> Step:
     """At the size, by the kernel: no QMP has it, but host facts can."""
-    file = block.device.file if block.device else None
+    files = {device.file for device in block.devices} or {host.path if host else None}
+    file = files.pop() if len(files) == 1 else None
     where = f"libvirt's own look at {file or 'the image'}"
     meaning = _SIZE[on_device(block, host)]
     if host is None or host.size is None:

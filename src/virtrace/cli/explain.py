@@ -33,7 +33,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     trace = read_trace(args.file)
-    explanations = explain(_calls(trace, args.call, args.file), trace.header["probes"])
+    explanations = explain(_calls(trace, args.call, args.file), trace.header["probes"], trace.host)
     if args.json:
         print(explanation_document.text(trace, explanations))
     else:

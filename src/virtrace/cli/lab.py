@@ -21,7 +21,7 @@ from virtrace.lab.guest import LAST_SECTOR_DISK
 from virtrace.lab.scenarios import SCENARIOS, Scenario
 
 RECIPE = "blockinfo"
-RELEASES = ("bullseye", "bookworm", "sid")
+RELEASES = ("bullseye", "bookworm", "trixie", "sid")
 _INDENT = " " * 22
 
 
@@ -54,8 +54,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Start a lab in a temporary folder, set one scenario up, trace the domblkinfo "
         "of its disk, end the lab.",
-        epilog="scenarios, each with what domblkinfo then says (on libvirt 7.0.0, 9.0.0 and "
-        f"12.8.0):\n{scenarios}",
+        epilog="scenarios, each with what domblkinfo then says (on libvirt 7.0.0, 9.0.0, "
+        f"11.3.0 and 12.8.0):\n{scenarios}",
     )
     run.add_argument("scenario", metavar="SCENARIO", choices=list(SCENARIOS), help="see below")
     run.add_argument(

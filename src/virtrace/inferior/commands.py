@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from datetime import datetime, timezone
 from pathlib import Path
 
 import gdb
@@ -28,8 +27,7 @@ from virtrace.inferior.resolve import resolve
 from virtrace.inferior.session import Session
 from virtrace.inferior.terminal import TerminalView, terminal_without_gdb
 from virtrace.recipe import catalogue, selection
-from virtrace.recipe.model import Recipe
-from virtrace.trace.writer import Writer
+from virtrace.trace.writer import Writer, default_path
 
 _PARAMETERS = {
     "output": "File that the trace is written to; it must not exist.",
@@ -116,7 +114,7 @@ def _trace(name: str) -> int:
     )
     process = _process()
     abi = _abi(process)
-    output = Path(_parameter("output") or _default_output(recipe, process.pid))
+    output = Path(_parameter("output") or default_path(recipe.name, process.pid))
     with terminal_without_gdb() as terminal, target.quiet_settings():
         writer = Writer(output)
         try:
@@ -155,11 +153,6 @@ def _abi(process: Process) -> Abi:
             f"trace a daemon on {', '.join(ABIS)}",
         )
     return ABIS[machine]
-
-
-def _default_output(recipe: Recipe, pid: int) -> str:
-    now = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
-    return f"virtrace-{recipe.name}-{pid}-{now}.jsonl"
 
 
 def _parameter(name: str) -> str:

@@ -80,8 +80,8 @@ class Lab:
         self.folder = absolute.parent.resolve() / absolute.name
         self.debug_info = debug_info
         self.progress = progress
-        root = ensure_root(release, progress) if release else None
-        self.system = System(self.folder, root)
+        self.release = release
+        self.system = System(self.folder)
 
     def __enter__(self) -> Lab:
         self.up()
@@ -221,6 +221,8 @@ class Lab:
 
         LabError where it cannot be, and then nothing is left behind.
         """
+        if self.release:
+            self.system = System(self.folder, ensure_root(self.release, self.progress))
         self.system.require_packages()
         self._require_short_path()
         libvirtd = self._libvirtd()

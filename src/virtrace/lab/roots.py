@@ -93,9 +93,10 @@ def ensure_root(suite: str, progress: Callable[[str], None]) -> Path:
 def inside(root: Path, binds: Mapping[str, Path], command: Sequence[str]) -> list[str]:
     """The command line that runs a command in a root; only root may run it.
 
-    In a mount namespace of its own, that ends with the last process in it. The root is read-only
-    there, with the host's devices; /run and /tmp are empty. binds: what is to be under each path
-    inside, in this order. LabError for a path that cannot be made there.
+    In a mount namespace of its own, which ends with the last process in it; the command ends with
+    whoever started it, unless it has become another user. The root is read-only there, with the
+    host's devices; /run and /tmp are empty. binds: what is to be under each path inside, in this
+    order. LabError for a path that cannot be made there.
     """
     top = str(root)
     steps = [
@@ -114,7 +115,7 @@ def inside(root: Path, binds: Mapping[str, Path], command: Sequence[str]) -> lis
         steps.append(("mount", "--bind", str(source), str(place)))
         bound.append(f"{path}/")
     script = " && ".join(map(shlex.join, [*steps, ("exec", "chroot", top, *command)]))
-    return ["unshare", "--mount", "sh", "-c", script]
+    return ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "sh", "-c", script]
 
 
 def _to_be_covered(root: Path, path: str) -> Path:

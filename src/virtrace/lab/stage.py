@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import stat
 from pathlib import Path
 
 from virtrace.errors import LabError
@@ -18,18 +19,22 @@ GUEST_NAME, TARGET = "vm2", "vda"
 class Stage:
     """Each method is one step, and says to `progress` what it does, as a command where it is one.
 
-    All it makes stands in one folder of the lab, and ends with `clear` or with the lab.
+    All it makes stands in one folder of the lab, and ends with `clear` or with the lab. What root
+    makes there, the daemon's user cannot put another file in the place of: that one writes only
+    in `images`.
     """
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
         self.folder = lab.folder / "stage"
-        self.folder.mkdir(mode=0o755)
-        self._own(self.folder)
+        self.images = self.folder / "images"
+        for folder in (self.folder, self.images):
+            folder.mkdir(mode=0o755)
+        self._give_away(self.images)
 
     def image(self, name: str, size: int, format: str = "raw") -> Path:
         """A new image, without anything allocated that its format can do without."""
-        file = self.folder / name
+        file = self.images / name
         self.qemu_img("create", "-q", "-f", format, str(file), str(size))
         return file
 
@@ -42,19 +47,22 @@ class Stage:
             raise LabError(
                 "this scenario makes a loop device, which takes root", "run this as root"
             )
-        file = self.image("device.raw", size)
+        file = self.folder / "device.raw"
+        self._say("truncate", f"--size={size}", str(file))
+        with file.open("xb") as image:
+            image.truncate(size)
         self._say("losetup", "--find", "--show", str(file))
         device = loop.attach(file)
         node = self.folder / "device"
         number = device.stat().st_rdev
         self._say("mknod", str(node), "b", str(os.major(number)), str(os.minor(number)))
-        os.mknod(node, 0o600 | 0o060000, number)
-        self._own(node)
+        os.mknod(node, stat.S_IFBLK | 0o600, number)
+        self._give_away(node)
         return node
 
     def serve(self, file: Path) -> Path:
         """Serve a raw file over NBD; the socket."""
-        socket = self.folder / "nbd.sock"
+        socket = self.images / "nbd.sock"
         serving = ("--fork", "--persistent", "-f", "raw", f"--socket={socket}")
         self._run("qemu-nbd", *serving, str(file))
         return socket
@@ -85,13 +93,13 @@ class Stage:
         loop.detach_all(self.folder)
         shutil.rmtree(self.folder)
 
-    def _own(self, path: Path) -> None:
+    def _give_away(self, path: Path) -> None:
         os.chown(path, self.lab.system.uid, self.lab.system.gid)
 
     def _run(self, *command: str) -> None:
         self._say(*command)
         # By this folder in its environment `clear` knows what goes on running.
-        self.lab.system.run(*command, as_daemon=True, TMPDIR=str(self.folder))
+        self.lab.system.run(*command, as_daemon=True, TMPDIR=str(self.images))
 
     def _say(self, *command: str) -> None:
         self.lab.progress(shlex.join(command).replace(f"{self.folder}/", ""))

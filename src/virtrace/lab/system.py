@@ -7,7 +7,7 @@ import os
 import pwd
 import shutil
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -33,25 +33,21 @@ LIBVIRTD, EMULATOR = "/usr/sbin/libvirtd", "/usr/bin/qemu-system-x86_64"
 ANSWER_TIMEOUT = 60.0
 
 
-def _daemon_user() -> tuple[int, int]:
-    """Root always gets libvirt's system daemon: its lab is another user's."""
-    if os.geteuid() != 0:
-        return os.geteuid(), os.getegid()
-    user = pwd.getpwnam(ROOTS_DAEMON_USER)
-    return user.pw_uid, user.pw_gid
-
-
 @dataclass(frozen=True)
 class System:
-    """folder: the lab's, under the same path in a root. root: None for this host.
-
-    uid, gid: of the user that the daemon and QEMU run as.
-    """
+    """folder: the lab's, under the same path in a root. root: None for this host."""
 
     folder: Path
     root: Path | None = None
-    uid: int = field(default_factory=lambda: _daemon_user()[0])
-    gid: int = field(default_factory=lambda: _daemon_user()[1])
+
+    @property
+    def uid(self) -> int:
+        """Of the user that the daemon and QEMU run as: root always gets libvirt's system daemon."""
+        return os.geteuid() or pwd.getpwnam(ROOTS_DAEMON_USER).pw_uid
+
+    @property
+    def gid(self) -> int:
+        return os.getegid() if os.geteuid() else pwd.getpwnam(ROOTS_DAEMON_USER).pw_gid
 
     @property
     def libvirtd(self) -> str:
@@ -91,7 +87,7 @@ class System:
 
         When it has not ended within ANSWER_TIMEOUT, its exit status is that of timeout(1).
         """
-        argv = [*(_become(self.uid, self.gid) if as_daemon else []), *command]
+        argv = [*(self._become() if as_daemon else []), *command]
         if self.root:
             argv = inside(self.root, {str(self.folder): self.folder}, argv)
         # Not a pipe: what a program leaves running may hold it open.
@@ -125,6 +121,16 @@ class System:
             )
         return done.stdout
 
+    def _become(self) -> list[str]:
+        """What puts a command under the daemon's user; nothing where that is who we are."""
+        if os.geteuid() == self.uid:
+            return []
+        groups = ",".join(str(group) for group in _kvm_groups())
+        return [
+            *("setpriv", f"--reuid={self.uid}", f"--regid={self.gid}"),
+            f"--groups={groups}" if groups else "--clear-groups",
+        ]
+
     def _environment(self) -> dict[str, str]:
         """Every XDG folder in the lab's, by which its processes are known as well."""
         return {
@@ -142,17 +148,6 @@ def _found(program: str) -> str:
     path = shutil.which(program, path=SEARCH_PATH)
     assert path is not None, "looked for by require_packages"
     return path
-
-
-def _become(uid: int, gid: int) -> list[str]:
-    """What puts a command under another user; nothing where that is who we are."""
-    if os.geteuid() == uid:
-        return []
-    groups = ",".join(str(group) for group in _kvm_groups())
-    return [
-        *("setpriv", f"--reuid={uid}", f"--regid={gid}"),
-        f"--groups={groups}" if groups else "--clear-groups",
-    ]
 
 
 def _kvm_groups() -> list[int]:

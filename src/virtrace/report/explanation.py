@@ -11,7 +11,7 @@ from virtrace.analysis.explain import Explanation
 from virtrace.analysis.lineage import Lineage, Step
 from virtrace.report import units
 from virtrace.report.highlight import Style, paint, safe
-from virtrace.report.lines import copyable, fold
+from virtrace.report.lines import ROOM, copyable, fold
 from virtrace.report.pieces import Piece, plain, words
 
 _CALLS_SHOWN = 8
@@ -59,7 +59,7 @@ def fill(text: str, case: Case, *, command: bool = False) -> str:
     names = {
         "domain": block.domain,
         "disk": block.disk,
-        "file": device.file if device else None,
+        "file": case.file,
         "format": device.format if device else None,
         "error": plain(block.error.values.get("message")) if block.error else None,
     }
@@ -101,7 +101,9 @@ def _numbers(explanation: Explanation, style: Style) -> Iterator[str]:
             *words(_meaning(lineage)),
         ]
         prefix = f"  {lineage.number:<{_NAME}} "
-        yield from fold(pieces, style, prefix, " " * (len(prefix) + exact + human + 2))
+        column = len(prefix) + exact + human + 2
+        below = " " * column if style.width - column > ROOM else _BELOW
+        yield from fold(pieces, style, prefix, below)
     yield from fold(_calls(explanation), style, f"  {'':<{_NAME}} ", "  ")
 
 
@@ -160,13 +162,11 @@ def _event(seq: int | None) -> str:
 
 def _which_device(explanation: Explanation, style: Style) -> Iterator[str]:
     block = explanation.case.block
-    if block.devices:
-        names = ", ".join(device.name for device in block.devices)
-        kind = "QEMU's device" if block.device else "QEMU's device is one of"
+    names = dict.fromkeys(device.name for device in block.devices)
+    if names:
+        device = f"QEMU's device is {' or '.join(names)}: {block.chosen_by}"
         yield ""
-        yield from fold(
-            words(f"{kind} {names} (told by {block.chosen_by})", "dim"), style, "  ", _BELOW
-        )
+        yield from fold(words(device, "dim"), style, "  ", _BELOW)
 
 
 def _finding(finding: Finding, case: Case, style: Style) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 
 from virtrace.analysis.causes import Case, Finding
 from virtrace.analysis.explain import Explanation
@@ -14,6 +15,13 @@ from virtrace.trace.reader import Trace
 
 FORMAT = "virtrace-explanation"
 VERSION = 1
+
+
+def schema() -> Record:
+    """The JSON Schema (2020-12) of the document."""
+    file = Path(__file__).with_name("explanation.schema.json")
+    document: Record = json.loads(file.read_text(encoding="utf-8"))
+    return document
 
 
 def text(trace: Trace, explanations: Iterable[Explanation]) -> str:
@@ -37,10 +45,10 @@ def record(explanation: Explanation) -> Record:
         "calls": explanation.calls,
         "answer": answer(explanation),
         "running": block.running,
-        "numbers": {each.number: each.answer.value for each in explanation.lineages},
+        "numbers": {each.number: each.answer.value for each in explanation.lineages} or None,
         "causes": [_finding(each, case) for each in explanation.findings],
         "lineage": [_lineage(each) for each in explanation.lineages],
-        "devices": [device.name for device in block.devices],
+        "devices": list(dict.fromkeys(device.name for device in block.devices)),
         "device_by": block.chosen_by,
     }
 

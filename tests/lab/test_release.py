@@ -1,0 +1,180 @@
+"""The lab with libvirt and QEMU of other Debian releases, from this host."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from virtrace.errors import LabError
+from virtrace.lab import processes
+from virtrace.lab.daemon import Lab
+from virtrace.lab.guest import LAST_SECTOR_DISK
+from virtrace.lab.roots import ensure_root, inside
+from virtrace.lab.scenarios import SCENARIOS
+
+from .test_lab import assert_nothing_left, crash_daemon
+from .test_scenarios import EXPECTED, Answer, in_bytes
+from .tracing import as_measured, printed_info, virtrace
+
+pytestmark = [
+    pytest.mark.matrix,
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can enter another root"),
+]
+
+VERSIONS = {"bullseye": (7, 0, 0), "sid": (12, 8, 0)}
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="virtrace-test-", dir="/var/tmp"))
+    yield path
+    if os.path.lexists(path):
+        Lab(path).down()
+
+
+def content(sparse: Path) -> tuple[int, dict[int, bytes]]:
+    """The size of a file, and what stands in it, hole by hole."""
+    size = sparse.stat().st_size
+    found: dict[int, bytes] = {}
+    with sparse.open("rb") as file:
+        start = os.lseek(file.fileno(), 0, os.SEEK_DATA)
+        while True:
+            end = os.lseek(file.fileno(), start, os.SEEK_HOLE)
+            found[start] = os.pread(file.fileno(), end - start, start)
+            if end == size:
+                return size, found
+            start = os.lseek(file.fileno(), end, os.SEEK_DATA)
+
+
+def namespaces_with(folder: Path) -> list[str]:
+    """Processes that have something of the folder mounted, or are about to."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            mounts = (process / "mountinfo").read_text() + (process / "cmdline").read_text()
+        except OSError:
+            continue
+        if str(folder) in mounts:
+            found.append(process.name)
+    return found
+
+
+@pytest.fixture(scope="module")
+def release_labs() -> Iterator[dict[str, Lab]]:
+    labs: dict[str, Lab] = {}
+    try:
+        for release in VERSIONS:
+            folder = Path(tempfile.mkdtemp(prefix="virtrace-test-", dir="/var/tmp"))
+            labs[release] = Lab(folder, release=release)
+            labs[release].up()
+        yield labs
+    finally:
+        for lab in labs.values():
+            Lab(lab.folder).down()
+            assert_nothing_left(lab)
+            assert namespaces_with(lab.folder) == []
+
+
+def test_same_disk_and_same_write_are_answered_the_other_way_round(
+    release_labs: dict[str, Lab],
+) -> None:
+    """Case 12: what domblkinfo says of one disk depends on the version."""
+    [outcomes] = EXPECTED["last-sector"]
+    for release, lab in release_labs.items():
+        assert lab.libvirt_version == VERSIONS[release]
+        [command] = SCENARIOS["last-sector"].commands
+        [numbers] = printed_info(lab.virsh_checked(*command))
+        expected = as_measured(outcomes, lab.libvirt_version)
+        assert isinstance(expected, Answer)
+        image = lab.disk_file(LAST_SECTOR_DISK)
+        assert numbers == {
+            "capacity": expected.capacity,
+            "allocation": in_bytes(expected.allocation, image),
+            "physical": in_bytes(expected.physical, image),
+        }
+    old, new = (lab.disk_file(LAST_SECTOR_DISK) for lab in release_labs.values())
+    assert content(old) == content(new)
+    assert old.stat().st_blocks == new.stat().st_blocks
+
+
+@pytest.mark.parametrize("release", VERSIONS)
+def test_daemon_and_tools_are_those_of_the_root(release_labs: dict[str, Lab], release: str) -> None:
+    lab = release_labs[release]
+    root = lab.system.root
+    assert root is not None
+    assert [processes.executable(pid).startswith(f"{root}/") for pid in lab.processes] == [True] * 2
+    assert Path(f"/proc/{lab.pid}").stat().st_uid == lab.system.uid != 0
+    with pytest.raises(LabError, match="Read-only file system"):
+        lab.system.run("touch", "/usr/bin/new")
+    status = virtrace("lab", "status", "--dir", str(lab.folder))
+    assert f"{root}/usr/sbin/libvirtd" in status.stdout
+    with pytest.raises(LabError, match="another build"):
+        Lab(lab.folder).up()
+
+
+@pytest.mark.parametrize("name", ["network", "device-end"])
+@pytest.mark.parametrize("release", VERSIONS)
+def test_scenarios_of_their_own_guest(
+    release_labs: dict[str, Lab], release: str, name: str
+) -> None:
+    lab = release_labs[release]
+    stage = SCENARIOS[name].set_up(lab)
+    [numbers] = printed_info(lab.virsh_checked(*SCENARIOS[name].commands[0]))
+    stage.clear()
+    expected = as_measured(EXPECTED[name][0], lab.libvirt_version)
+    assert isinstance(expected, Answer)
+    assert list(numbers.values()) == [expected.capacity, expected.allocation, expected.physical]
+
+
+def test_up_that_was_killed_and_daemon_that_crashed(folder: Path) -> None:
+    command = [sys.executable, "-m", "virtrace.cli.main", "lab", "up"]
+    command += ["--release", "bullseye", "--dir", str(folder)]
+    # The root's mounts are being made when it is killed, or the daemon is being started.
+    for said in ("starting /", "defining "):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as up:
+            assert up.stdout is not None
+            assert any(said in line for line in up.stdout)
+            up.send_signal(signal.SIGKILL)
+        assert Lab(folder).down()
+        await_none(folder)
+    lab = Lab(folder, release="bullseye")
+    lab.up()
+    assert len(crash_daemon(lab)) == 1
+    assert Lab(folder).down()
+    await_none(folder)
+    assert_nothing_left(lab)
+
+
+def test_what_runs_in_a_root_ends_with_who_started_it() -> None:
+    """Or libvirtd would be started after `down` of a lab whose `up` was killed."""
+    command = inside(ensure_root("bullseye", print), {}, ["sh", "-c", "echo ready; exec sleep 600"])
+    starter = [sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv[1:])"]
+    with subprocess.Popen([*starter, *command], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.kill()
+        # To its end: everybody whose output it is has ended then.
+        assert process.communicate(timeout=10) == ("", None)
+
+
+def await_none(folder: Path) -> None:
+    """What was killed with its parent may take a moment to go."""
+    deadline = time.monotonic() + 10
+    while namespaces_with(folder) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert namespaces_with(folder) == []
+
+
+def test_folder_that_the_root_has_no_place_for(tmp_path: Path) -> None:
+    nowhere = Path("/virtrace-test")
+    with pytest.raises(LabError, match="/virtrace-test cannot be made inside of"):
+        Lab(nowhere, release="bullseye").up()
+    assert not nowhere.exists()
