@@ -10,8 +10,10 @@ import stat
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import samples
@@ -22,6 +24,7 @@ from virtrace.report.highlight import Style, safe
 from virtrace.trace.format import unavailable
 from virtrace.trace.reader import read_trace
 
+REPOSITORY = Path(__file__).parents[2]
 VOID = {"meta", "input", "br", "img", "link", "base", "hr"}
 SHAPES = {"rect", "line", "path"}
 # The page of a 200-call trace is to stay below.
@@ -274,6 +277,21 @@ def test_options_that_exclude_each_other(tmp_path: Path) -> None:
     for options in (("--json", "--html", out), ("--full", "--summary"), ("--json", "--full")):
         assert show(pages.SAMPLE, *options).returncode == 2
     assert not out.exists()
+
+
+def keys(document: Any) -> Iterator[str]:
+    if isinstance(document, dict):
+        yield from document
+    inner = document.values() if isinstance(document, dict) else document
+    for each in inner:
+        if isinstance(each, (dict, list)):
+            yield from keys(each)
+
+
+def test_every_key_of_the_summary_is_documented() -> None:
+    page = (REPOSITORY / "docs" / "trace-format.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"`(\w+)`", page.partition("`virtrace show --summary --json`")[2]))
+    assert set(keys(json.loads(show(pages.SAMPLE, "--summary", "--json").stdout))) <= names
 
 
 def test_the_summary_as_json() -> None:

@@ -105,20 +105,17 @@ class Movement:
 class Disk:
     """What was answered of one disk, by the names that the callers used.
 
-    answered: the calls that did not fail; the others tell nothing, whatever their struct holds.
+    last: the last call for it. Those that failed tell no numbers, whatever their struct holds.
     """
 
     domain: Json
     disk: Json
+    last: Call
+    calls: int = 0
     failed: int = 0
-    answered: list[Call] = field(default_factory=list)
     numbers: dict[str, Movement] = field(
         default_factory=lambda: {name: Movement() for name in NUMBERS}
     )
-
-    @property
-    def calls(self) -> int:
-        return self.failed + len(self.answered)
 
 
 @dataclass
@@ -174,11 +171,11 @@ def _add_disk(disks: dict[str, Disk], call: Call) -> None:
     if "disk" not in arguments or "info" not in returned:
         return
     domain, name = arguments.get("domain"), arguments["disk"]
-    disk = disks.setdefault(json.dumps([domain, name]), Disk(domain, name))
-    if call.failed:
-        disk.failed += 1
-    else:
-        disk.answered.append(call)
+    disk = disks.setdefault(json.dumps([domain, name]), Disk(domain, name, call))
+    disk.last = call
+    disk.calls += 1
+    disk.failed += call.failed
+    if not call.failed:
         info: Record = returned["info"] if isinstance(returned["info"], dict) else {}
         for number, movement in disk.numbers.items():
             movement.add(call, info.get(number))

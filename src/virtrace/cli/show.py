@@ -92,6 +92,8 @@ def _summary(trace: Trace, path: str, *, as_json: bool) -> Iterator[str]:
         return
     style = style_for(sys.stdout)
     yield from many.lines(summary, style)
+    if summary.disks:
+        yield copyable("why", f"virtrace explain {shlex.quote(path)}", style)
     yield copyable("next", f"virtrace show {shlex.quote(path)}", style)
 
 

@@ -51,7 +51,7 @@ _FIELDS_IN_LINE = 4
 def page(trace: Trace, calls: Sequence[Call]) -> str:
     """The whole document."""
     summary = summarize(calls)
-    texts, stories = _Texts(), _Stories(trace.header["probes"])
+    texts, stories = _Texts(), _Stories(trace)
     anchored = [(f"call-{number}", call) for number, call in enumerate(calls, 1)]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("page")),
@@ -64,6 +64,7 @@ def page(trace: Trace, calls: Sequence[Call]) -> str:
     style = "".join(map(style_sheet, ("palette.css", "drawing.css", "page.css")))
     script = style_sheet("page.js")
     shown = [_call(anchor, call, texts, stories) for anchor, call in anchored]
+    meanings = {id(call): told["meaning"] for call, told in zip(calls, shown)}
     return environment.get_template("page.html").render(
         title=_title(trace, calls),
         style=Markup(style),
@@ -78,7 +79,7 @@ def page(trace: Trace, calls: Sequence[Call]) -> str:
         errors=list(_errors(anchored)),
         timeline_of_all=timeline(anchored, None) if calls else None,
         chain=Markup(diagram.svg(chains(calls), alone=False)) if calls else None,
-        **_summary(summary, anchored, stories),
+        **_summary(summary, anchored, meanings),
         exchanges=list(_conversation(calls)),
         stored=texts.stored,
         stories=stories.stored,
@@ -195,14 +196,14 @@ class _Story:
 class _Stories:
     """Every distinct story once, however many calls have it."""
 
-    def __init__(self, probes: list[Record]) -> None:
-        self._probes = probes
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
         self._index: dict[tuple[str, str], int] = {}
         self.stored: list[_Story] = []
 
     def of(self, anchor: str, call: Call) -> int | None:
         """Where the story of a call is stored; None where there is nothing to explain."""
-        explained = explain([call], self._probes)
+        explained = explain([call], self._trace.header["probes"], self._trace.host)
         if not explained:
             return None
         lineages = explained[0].lineages
@@ -215,11 +216,6 @@ class _Stories:
         when = f"+{units.seconds(call.root.t_enter_ns)}"
         self.stored[index].calls.append((anchor, when))
         return index
-
-    def titles(self, disk: Disk, anchors: dict[int, str]) -> list[str]:
-        """Of the calls for a disk, without those that failed."""
-        asked = {anchors[id(call)] for call in disk.answered}
-        return [story.title for story in self.stored if any(a in asked for a, _ in story.calls)]
 
 
 # Calls
@@ -326,11 +322,14 @@ def _errors(anchored: Iterable[tuple[str, Call]]) -> Iterator[Record]:
 # Summary
 
 
-def _summary(summary: Summary, anchored: list[tuple[str, Call]], stories: _Stories) -> Record:
+def _summary(
+    summary: Summary, anchored: list[tuple[str, Call]], meanings: dict[int, str | None]
+) -> Record:
+    """meanings: of each call by its ``id()``."""
     anchors = {id(call): anchor for anchor, call in anchored}
     functions, commands = list(summary.functions.values()), list(summary.commands.values())
     return {
-        "disks": [_disk(disk, stories.titles(disk, anchors)) for disk in summary.disks.values()],
+        "disks": [_disk(disk, meanings[id(disk.last)]) for disk in summary.disks.values()],
         "functions": _rows(functions, anchors),
         "functions_axis": many.span(histograms(functions)),
         "commands": _rows(commands, anchors),
@@ -368,12 +367,12 @@ def _bars(ruler: list[Bucket]) -> Iterator[Record]:
             yield {"x": x, "y": round(10 - height, 2), "height": height, "title": title}
 
 
-def _disk(disk: Disk, meanings: list[str]) -> Record:
+def _disk(disk: Disk, meaning: str | None) -> Record:
     return {
         "name": many.disk_name(disk),
         "calls": units.count(disk.calls, "call"),
         "failed": disk.failed,
-        "meanings": meanings,
+        "meaning": meaning,
         "numbers": [
             {
                 "name": number,
