@@ -193,10 +193,13 @@ def _choose(
 ) -> tuple[tuple[Device, ...], str]:
     """Those that can be the disk, and how they were told from the rest."""
     if not devices:
-        return devices, "QEMU was not asked"
+        return devices, "QEMU told of none"
     index = target_index(disk)
     signs: tuple[tuple[str, Callable[[Device], bool]], ...] = (
-        ("its alias in the domain's XML", lambda device: alias in device.name.split("/")),
+        (
+            "its alias in the domain's XML",
+            lambda device: alias in device.name.removeprefix("drive-").split("/"),
+        ),
         (
             "libvirt's struct holds its counters and sizes",
             lambda device: stats is not None and not any(differences(stats, device)),

@@ -225,7 +225,12 @@ def _discarded(case: Case) -> list[Evidence] | None:
     if not discards or not _takes_offset(case, more_than_usage=True):
         return None
     return [
-        *(quote(found, f"discards that QEMU counted: {found.value}") for found in discards),
+        *(
+            Evidence(
+                f"QEMU counted discards: {each.value} ({each.where})", None, each.seq, each.path
+            )
+            for each in discards
+        ),
         *_offset(case),
         *_usage(case),
         *_host(case),

@@ -18,7 +18,11 @@ from virtrace.analysis.devices import Reading
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the trace says. seq, path: as in a lineage; None where no event says it."""
+    """What the trace says.
+
+    value: bytes, where that is what it says. seq, path: as in a lineage; None where no event
+    says it.
+    """
 
     text: str
     value: int | None = None

@@ -104,7 +104,8 @@ def _numbers(explanation: Explanation, style: Style) -> Iterator[str]:
         column = len(prefix) + exact + human + 2
         below = " " * column if style.width - column > ROOM else _BELOW
         yield from fold(pieces, style, prefix, below)
-    yield from fold(_calls(explanation), style, f"  {'':<{_NAME}} ", "  ")
+    indent = " " * (_NAME + 3)
+    yield from fold(_calls(explanation), style, indent, indent)
 
 
 _NAME = max(len(name) for name in NUMBERS)
