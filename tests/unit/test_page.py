@@ -150,6 +150,16 @@ def test_answers_errors_and_sections(sample: Page, tmp_path: Path) -> None:
     assert "capacity" not in failed.texts["summary"][0]
 
 
+def test_an_answer_that_contradicts_qemu_is_red(tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in pages.SAMPLE.read_text().splitlines()]
+    exits = [line for line in lines if line["type"] == "exit" and "info" in line["values"]]
+    for line in exits[:2]:
+        line["values"]["info"]["capacity"] += 1
+    page = Page(pages.page_of(samples.write(tmp_path / "t.jsonl", lines)))
+    # In the list of calls, and in the summary of its disk.
+    assert ["red" in values["class"] for values in page.of_class("meaning")].count(True) == 2
+
+
 def test_the_header_with_every_probe(sample: Page) -> None:
     header = read_trace(pages.SAMPLE).header
     shown = sample.texts["section"][-1]

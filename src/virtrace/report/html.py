@@ -185,9 +185,13 @@ def _conversation(calls: Iterable[Call]) -> Iterator[Record]:
 
 @dataclass
 class _Story:
-    """What explains one or more calls: a sentence, a picture, and a rule for each number."""
+    """What explains one or more calls: a sentence, a picture, and a rule for each number.
+
+    role: of the sentence; red where the answer contradicts what QEMU said.
+    """
 
     title: str
+    role: str
     picture: Markup
     rules: list[tuple[str, str]]
     calls: list[tuple[str, str]] = field(default_factory=list)
@@ -212,7 +216,8 @@ class _Stories:
         index = self._index.setdefault((title, picture), len(self.stored))
         if index == len(self.stored):
             rules = [(lineage.number, lineage.rule.text) for lineage in lineages]
-            self.stored.append(_Story(title, picture, rules))
+            role = "red" if explained[0].contradicts else ""
+            self.stored.append(_Story(title, role, picture, rules))
         when = f"+{units.seconds(call.root.t_enter_ns)}"
         self.stored[index].calls.append((anchor, when))
         return index
@@ -238,7 +243,7 @@ def _call(anchor: str, call: Call, texts: _Texts, stories: _Stories) -> Record:
         "error": _joined(error) if call.failed else [],
         "problems": call.problems,
         "story": story,
-        "meaning": None if story is None else stories.stored[story].title,
+        "meaning": None if story is None else stories.stored[story],
         "timeline": timeline([(anchor, call)], {id(node): _anchor(node) for node in nodes}),
         "steps": list(_steps(call, answer, texts)),
     }
@@ -323,7 +328,7 @@ def _errors(anchored: Iterable[tuple[str, Call]]) -> Iterator[Record]:
 
 
 def _summary(
-    summary: Summary, anchored: list[tuple[str, Call]], meanings: dict[int, str | None]
+    summary: Summary, anchored: list[tuple[str, Call]], meanings: dict[int, _Story | None]
 ) -> Record:
     """meanings: of each call by its ``id()``."""
     anchors = {id(call): anchor for anchor, call in anchored}
@@ -367,7 +372,7 @@ def _bars(ruler: list[Bucket]) -> Iterator[Record]:
             yield {"x": x, "y": round(10 - height, 2), "height": height, "title": title}
 
 
-def _disk(disk: Disk, meaning: str | None) -> Record:
+def _disk(disk: Disk, meaning: _Story | None) -> Record:
     return {
         "name": many.disk_name(disk),
         "calls": units.count(disk.calls, "call"),
