@@ -2,7 +2,7 @@
 # Makes this checkout ready to use. Says what it does; a second run finds nothing to do.
 #
 #   tools/setup.sh demo     Debian packages of the lab, and virtrace in .venv
-#   tools/setup.sh test     the same, a C compiler, and the tools that check the code
+#   tools/setup.sh test     the same, a C compiler, a browser, and the tools that check the code
 #   tools/setup.sh matrix   the same, and what builds other systems' roots
 #
 # Exit status 3: packages are missing and could not be installed (the virtual environment
@@ -20,7 +20,7 @@ packages=(libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients
 extras=
 case $purpose in
     demo) ;;
-    test) extras='[dev]'; packages+=(gcc libc6-dev) ;;
+    test) extras='[dev]'; packages+=(gcc libc6-dev chromium chromium-driver) ;;
     matrix) extras='[dev]'; packages+=(gcc libc6-dev mmdebstrap debuginfod) ;;
     *) echo "usage: tools/setup.sh demo|test|matrix" >&2; exit 2 ;;
 esac
@@ -65,7 +65,7 @@ install_packages() {
         if [[ $purpose == demo ]]; then
             missing=$(missing_commands)
         else
-            missing=$(missing_commands gcc)
+            missing=$(missing_commands gcc chromedriver)
         fi
         if [[ -n $missing ]]; then
             echo "virtrace: missing here: ${missing//$'\n'/ }" >&2

@@ -60,6 +60,8 @@ def test_it_traces_with_its_own_recipes_and_scripts(
     )
     assert done.returncode == 0, done.stderr
     assert len(calls_of(whole_trace(output))) == 1
+    done = run(installed, "show", output, "--html", tmp_path / "page.html")
+    assert done.returncode == 0, done.stderr
 
     [package] = installed.resolve().parents[1].glob("lib/python3*/site-packages/virtrace")
     assert REPOSITORY not in package.parents

@@ -46,6 +46,7 @@ TESTS = (
     "tests/lab/test_trace.py",
     "tests/lab/test_stripped.py",
     "tests/lab/test_scenarios.py",
+    "tests/lab/test_explain.py",
     "tests/lab/test_lab.py",
 )
 TESTS_NEED = ("pytest", "pexpect", "jsonschema")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union
 
 import pytest
 
-from virtrace.errors import LabError
 from virtrace.lab import loop
 from virtrace.lab.daemon import Lab
 from virtrace.lab.guest import GIB, GUEST, MIB
@@ -112,35 +110,6 @@ EXPECTED: dict[str, list[Outcomes]] = {
 
 def test_every_scenario_is_expected() -> None:
     assert list(EXPECTED) == list(SCENARIOS)
-
-
-@pytest.fixture
-def lab(request: pytest.FixtureRequest, scenario: Scenario) -> Iterator[Lab]:
-    """The one daemon for all; another for what ends the guest of the others."""
-    if scenario.name != "stopped":
-        yield request.getfixturevalue("stock_lab")
-        return
-    lab = bring_up()
-    yield lab
-    lab.down()
-
-
-@pytest.fixture
-def stage(lab: Lab, scenario: Scenario) -> Iterator[Stage]:
-    refusal = None
-    if scenario.until and lab.libvirt_version >= scenario.until:
-        refusal = "is gone since libvirt"
-    elif "(takes root)" in scenario.about and os.geteuid() != 0:
-        refusal = "which takes root"
-    if refusal:
-        with pytest.raises(LabError, match=refusal) as caught:
-            scenario.set_up(lab)
-        pytest.skip(caught.value.what)
-    stage = scenario.set_up(lab)
-    yield stage
-    stage.clear()
-    assert not stage.folder.exists()
-    assert list(loop.of_lab(lab.folder)) == []
 
 
 def image_of(lab: Lab, stage: Stage, guest: str, disk: str) -> Path | None:

@@ -37,6 +37,11 @@ class Exchange:
     def duration_ns(self) -> int | None:
         return None if self.reply is None else self.reply.t_ns - self.send.t_ns
 
+    @property
+    def failed(self) -> bool:
+        """QEMU answered with an error."""
+        return self.reply is not None and error_of(self.reply) is not None
+
 
 class Pairing:
     """Matches replies to the commands that wait for one."""
@@ -67,6 +72,12 @@ class Pairing:
         key = _key(exchange.send)
         if key is not None and self._waiting.get(key) is exchange:
             del self._waiting[key]
+
+
+def error_of(reply: Event) -> str | None:
+    """What QEMU said where its reply is an error: ``GenericError: ...``."""
+    error = _member(reply, "error")
+    return f"{error.get('class')}: {error.get('desc')}" if isinstance(error, dict) else None
 
 
 def size(text: Json) -> int | None:

@@ -7,7 +7,7 @@ thread or its place in the file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Union
 
@@ -22,8 +22,8 @@ class Span:
     """A function from its entry to its return.
 
     arguments: what was read at its entry. returned: what was read at its return; None
-    where no return was seen. lost: why not, where the engine knew. children: spans,
-    points and exchanges in order of time.
+    where no return was seen. lost: why not, where the engine knew. exit_seq: ``seq`` of the
+    event of its return. children: spans, points and exchanges in order of time.
     """
 
     id: int
@@ -34,11 +34,40 @@ class Span:
     t_exit_ns: int | None = None
     returned: Record | None = None
     lost: str | None = None
+    exit_seq: int | None = None
     children: list[Child] = field(default_factory=list)
 
     @property
     def duration_ns(self) -> int | None:
         return None if self.t_exit_ns is None else self.t_exit_ns - self.t_enter_ns
+
+    def errors(self) -> list[Event]:
+        """The errors that libvirt raised in it, in order of time."""
+        return [
+            node.event
+            for node in self.nodes()
+            if isinstance(node, Point) and node.event.name == ERROR
+        ]
+
+    @property
+    def failed(self) -> bool:
+        """It says so by what it returned: a negative number, or NULL after an error.
+
+        An error that was raised on the way and got over does not make a call a failed one.
+        """
+        result = (self.returned or {}).get("result")
+        if type(result) is int:
+            return result < 0
+        return result == "0x0" and bool(self.errors())
+
+    def nodes(self) -> Iterator[Child]:
+        """It and every node below, parents first, children in order of time."""
+        rest: list[Child] = [self]
+        while rest:
+            node = rest.pop()
+            yield node
+            if isinstance(node, Span):
+                rest.extend(reversed(node.children))
 
 
 @dataclass
@@ -70,31 +99,16 @@ class Call:
 
     def errors(self) -> list[Event]:
         """The errors that libvirt raised in it, in order of time."""
-        return [
-            node.event
-            for node in self.nodes()
-            if isinstance(node, Point) and node.event.name == ERROR
-        ]
+        return self.root.errors()
 
     @property
     def failed(self) -> bool:
-        """The API says so by what it returned: a negative number, or NULL after an error.
-
-        An error that was raised on the way and got over does not make a call a failed one.
-        """
-        result = (self.root.returned or {}).get("result")
-        if type(result) is int:
-            return result < 0
-        return result == "0x0" and bool(self.errors())
+        """The API says so by what it returned."""
+        return self.root.failed
 
     def nodes(self) -> Iterator[Child]:
         """Every node of the tree, parents first, children in order of time."""
-        rest: list[Child] = [self.root]
-        while rest:
-            node = rest.pop()
-            yield node
-            if isinstance(node, Span):
-                rest.extend(reversed(node.children))
+        return self.root.nodes()
 
 
 @dataclass
@@ -137,6 +151,14 @@ class CallBuilder:
             return self._exit(event, event.span)
         return None
 
+    def calls(self, events: Iterable[Event]) -> Iterator[Call]:
+        """Every tree of a whole trace: each as it ends, and last those that never did."""
+        for event in events:
+            call = self.feed(event)
+            if call is not None:
+                yield call
+        yield from self.finish()
+
     def finish(self) -> list[Call]:
         """The trees that are still open, in the order they began; none of them complete."""
         trees = {id(tree): tree for _, tree in self._open.values()}
@@ -168,7 +190,7 @@ class CallBuilder:
             return None
         span, tree = self._open[id_]
         if event.type == "exit":
-            span.t_exit_ns, span.returned = event.t_ns, event.values
+            span.t_exit_ns, span.returned, span.exit_seq = event.t_ns, event.values, event.seq
         else:
             span.lost = str(event.values.get("why", "the engine does not say why"))
         return self._close(tree) if span is tree.call.root else None

@@ -20,8 +20,11 @@ from virtrace.binary.debuginfo import fetch
 from virtrace.binary.elf import debug_file
 from virtrace.binary.process import Process, check_traceable, choose_daemon
 from virtrace.cli.doctor import gdb_section
-from virtrace.errors import INCOMPLETE, TargetError, UsageError
+from virtrace.cli.host_facts import collect
+from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, TargetError, UsageError
 from virtrace.recipe import catalogue, selection
+from virtrace.trace.reader import read_trace
+from virtrace.trace.writer import default_path, insert_before_footer
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -36,7 +39,7 @@ def add_parser(subparsers: Any) -> None:
         description="Trace a libvirt daemon by a recipe until Ctrl-C, a limit, or the end of "
         "COMMAND, which is run once every call is traced.",
         usage="%(prog)s RECIPE [-p PID | --process NAME] [-o FILE] [--where KEY=VALUE]... "
-        "[--calls N] [--seconds S] [--source FOLDER] [-- COMMAND...]",
+        "[--calls N] [--seconds S] [--source FOLDER] [--host-facts] [-- COMMAND...]",
     )
     parser.add_argument(
         "recipe", metavar="RECIPE", help=f"{', '.join(catalogue.shipped())}, or a recipe's file"
@@ -53,6 +56,11 @@ def add_parser(subparsers: Any) -> None:
         "--source", metavar="FOLDER", help="libvirt's source, for the text of its lines"
     )
     parser.add_argument("--seconds", metavar="S", help="end after S seconds")
+    parser.add_argument(
+        "--host-facts",
+        action="store_true",
+        help="add to the trace what the host says of each disk in it, once it is over",
+    )
     parser.set_defaults(run=run)
 
 
@@ -66,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         seconds=args.seconds,
         source=args.source,
         command=args.traced,
+        host_facts=args.host_facts,
     )
 
 
@@ -79,11 +88,12 @@ def record_trace(
     seconds: str | None = None,
     source: str | None = None,
     command: Sequence[str] = (),
+    host_facts: bool = False,
 ) -> int:
     """Trace a daemon, and show it live on standard output. The exit status of errors.py.
 
-    where, calls, seconds: as the options of `virtrace record` have them. command: run once
-    every call is traced; the trace ends when it and the calls it made have ended.
+    where, calls, seconds, host_facts: as the options of `virtrace record` have them. command:
+    run once every call is traced; the trace ends when it and the calls it made have ended.
     """
     # All that can be wrong is found before the daemon is touched.
     loaded = catalogue.find(recipe)
@@ -93,9 +103,10 @@ def record_trace(
     process = check_traceable(pid)
     if shutil.which("gdb") is None:
         raise TargetError("gdb is not installed", "apt-get install gdb, or dnf install gdb")
+    output = Path(output) if output else default_path(loaded.name, pid)
     settings = {
         "PID": str(pid),
-        "OUTPUT": str(output or ""),
+        "OUTPUT": str(output),
         "WHERE": shlex.join(where),
         "CALLS": calls or "",
         "SECONDS": seconds or "",
@@ -105,7 +116,16 @@ def record_trace(
     with TemporaryDirectory(prefix="virtrace-") as folder:
         if _fetch_debug_info(process, loaded.modules, Path(folder)):
             settings["DEBUG_DIRECTORY"] = folder
-        return _run_gdb(recipe, settings, command)
+        status = _run_gdb(recipe, settings, command)
+    if host_facts and status in (DONE, INCOMPLETE, INTERRUPTED):
+        _add_host_facts(output, pid)
+    return status
+
+
+def _add_host_facts(output: Path, pid: int) -> None:
+    records = collect(read_trace(output), pid)
+    insert_before_footer(output, records)
+    print(f"  host     facts of {len(records)} disks are in the trace")
 
 
 def _fetch_debug_info(process: Process, modules: Sequence[str], folder: Path) -> bool:

@@ -20,7 +20,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from datetime import datetime, timezone
 from pathlib import Path
 
 import gdb
@@ -39,7 +38,7 @@ from virtrace.inferior.session import Session, header_record
 from virtrace.inferior.terminal import TerminalView, terminal_without_gdb
 from virtrace.recipe import catalogue, selection
 from virtrace.recipe.model import Recipe
-from virtrace.trace.writer import Writer
+from virtrace.trace.writer import Writer, default_path
 
 _PARAMETERS = {
     "output": "File that the trace is written to; it must not exist.",
@@ -145,7 +144,7 @@ def _trace(name: str) -> int:
     )
     process = _process()
     abi = _abi(process)
-    output = Path(_parameter("output") or _default_output(recipe, process.pid))
+    output = Path(_parameter("output") or default_path(recipe.name, process.pid))
     debug_directory = os.environ.get("VIRTRACE_DEBUG_DIRECTORY")
     with terminal_without_gdb() as terminal, target.quiet_settings(), target.no_files():
         writer = Writer(output)
@@ -214,11 +213,6 @@ def _packs(recipe: Recipe, process: Process, recipe_name: str) -> dict[str, Pack
             if pack is not None:
                 found[name] = pack
     return found
-
-
-def _default_output(recipe: Recipe, pid: int) -> str:
-    now = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
-    return f"virtrace-{recipe.name}-{pid}-{now}.jsonl"
 
 
 def _parameter(name: str) -> str:

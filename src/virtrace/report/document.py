@@ -7,11 +7,14 @@ from collections.abc import Iterable, Iterator
 
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, Child, Span
+from virtrace.analysis.summary import Movement, Statistics, Summary, histograms
 from virtrace.trace.format import Event, Record
 from virtrace.trace.reader import Trace
 
 FORMAT = "virtrace-calls"
 VERSION = 1
+SUMMARY_FORMAT = "virtrace-summary"
+SUMMARY_VERSION = 1
 
 
 def lines(trace: Trace, calls: Iterable[Call]) -> Iterator[str]:
@@ -38,6 +41,55 @@ def call_record(call: Call) -> Record:
         "failed": call.failed,
         "errors": [event.values for event in errors],
         "root": _node(call.root),
+    }
+
+
+def summary_record(summary: Summary, problems: list[str]) -> Record:
+    """What docs/trace-format.md says of `show --summary --json`."""
+    return {
+        "format": SUMMARY_FORMAT,
+        "version": SUMMARY_VERSION,
+        "calls": _statistics(summary.calls),
+        "incomplete": summary.incomplete,
+        "functions": [_statistics(row) for row in summary.functions.values()],
+        "commands": [_statistics(row) for row in summary.commands.values()],
+        "disks": [
+            {
+                "domain": disk.domain,
+                "disk": disk.disk,
+                "calls": disk.calls,
+                "failed": disk.failed,
+                **{number: _movement(moved) for number, moved in disk.numbers.items()},
+            }
+            for disk in summary.disks.values()
+        ],
+        "problems": problems,
+    }
+
+
+def _statistics(row: Statistics) -> Record:
+    return {
+        "name": row.name,
+        "count": row.count,
+        "errors": row.errors,
+        "unfinished": row.unfinished,
+        **{f"{name}_ns": ns for name, ns in row.times().items()},
+        "max_call": row.slowest.id if row.slowest else None,
+        "histogram": [vars(bucket) for bucket in histograms([row])[0]],
+    }
+
+
+def _movement(movement: Movement) -> Record:
+    values = movement.values
+    return {
+        "lowest": min(values, default=None),
+        "highest": max(values, default=None),
+        "moves": [
+            {"call": move.call.id, "t_ns": move.t_ns, "value": move.value}
+            for move in movement.moves
+        ],
+        "told": movement.told,
+        "unavailable": movement.unavailable,
     }
 
 

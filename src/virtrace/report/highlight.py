@@ -34,11 +34,11 @@ _TOKENS = {
     "Name.Builtin": "yellow",
 }
 
-# Control characters, and those that turn the direction of text or hide in it: a string
-# read from the daemon could otherwise rewrite what stands on the screen.
+# Control characters, those that turn the direction of text or hide in it, and those that are
+# none: a string read from the daemon could otherwise rewrite what stands on the screen.
 _UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-    "\ud800-\udfff\U000e0000-\U000e007f]"
+    "\ufffe\uffff\ud800-\udfff\U000e0000-\U000e007f]"
 )
 _UNSAFE_OR_NOT_ASCII = re.compile("[^\x20-\x7e]")
 _SGR_SEQUENCE = re.compile("\x1b\\[[0-9;]*m")

@@ -66,18 +66,32 @@ _FOOTER: Mapping[str, _Shape] = {
 }
 
 
+_HOST: Mapping[str, _Shape] = {
+    "collected": str,
+    "domain": str,
+    "disk": str,
+    "path": _TEXT_OR_NULL,
+    "xml": (str, dict),
+    "stat": dict,
+    "file_system": (str, dict),
+    "image_info": dict,
+    "lvm": dict,
+}
+
+
 @dataclass(frozen=True)
 class Trace:
     """What a file holds, in its order.
 
     footer: None where the run was cut short. problems: what is missing, in words; empty
-    where the trace is all that was recorded.
+    where the trace is all that was recorded. host: what the host said of the disks.
     """
 
     header: Record
     events: list[Event] = field(default_factory=list)
     footer: Record | None = None
     problems: list[str] = field(default_factory=list)
+    host: list[Record] = field(default_factory=list)
 
 
 class _BrokenLine(Exception):
@@ -98,6 +112,7 @@ def read_trace(path: str | Path) -> Trace:
         events: list[Event] = []
         footer: Record | None = None
         problems: list[str] = []
+        host: list[Record] = []
         for number, line in lines:
             try:
                 record = _parse(line)
@@ -110,6 +125,9 @@ def read_trace(path: str | Path) -> Trace:
                 elif kind == "footer":
                     _check(record, _FOOTER)
                     footer = record
+                elif kind == "host":
+                    _check(record, _HOST)
+                    host.append(record)
                 elif kind == "header":
                     raise _BrokenLine("a second header: two traces in one file")
                 elif not isinstance(kind, str):
@@ -123,7 +141,7 @@ def read_trace(path: str | Path) -> Trace:
                         f"head -n {number - 1}",
                     ) from broken
                 problems.append(f"line {number} is cut short: the run ended while it was written")
-    return Trace(header, events, footer, problems + _missing(events, footer))
+    return Trace(header, events, footer, problems + _missing(events, footer), host)
 
 
 def schema() -> Record:

@@ -5,10 +5,52 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
+from datetime import datetime, timezone
+from io import FileIO
 from pathlib import Path
 
 from virtrace.errors import TraceError
 from virtrace.trace.format import Record
+
+_LONGEST_FOOTER = 1 << 20
+
+
+def default_path(recipe: str, pid: int) -> Path:
+    """A new file in the current folder, for a trace that the user gave no name."""
+    now = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    return Path(f"virtrace-{recipe}-{pid}-{now}.jsonl")
+
+
+def create(path: Path, what: str) -> int:
+    """A descriptor of a new file, readable by its owner only.
+
+    TraceError where the file exists or cannot be made; symbolic links are not followed.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, 0o600)
+    except FileExistsError as error:
+        raise TraceError(
+            f"{path} exists already", f"name another file for {what}, or remove this one"
+        ) from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise TraceError(
+            f"cannot write {what} {path}: {reason}", f"name another file for {what}"
+        ) from error
+
+
+def write_new(path: Path, what: str, text: str) -> None:
+    """What was made of a trace, which can hold as much: whole, or no file and TraceError."""
+    try:
+        with open(create(path, what), "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        path.unlink()
+        raise TraceError(
+            f"cannot write {what} {path}: {error.strerror}",
+            "make room, or name a file on another disk",
+        ) from error
 
 
 class Writer:
@@ -17,23 +59,11 @@ class Writer:
     def __init__(self, path: Path) -> None:
         """TraceError where the file exists or cannot be made; symbolic links are not followed."""
         self.path = path
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            self._file = os.open(path, flags, 0o600)
-        except FileExistsError as error:
-            raise TraceError(
-                f"{path} exists already", "name another file for the trace, or remove this one"
-            ) from error
-        except OSError as error:
-            raise TraceError(
-                f"cannot write the trace {path}: {error.strerror}",
-                "name another file for the trace",
-            ) from error
+        self._file = create(path, "the trace")
 
     def write(self, records: Iterable[Record]) -> None:
         """All of the records, or none of them and TraceError where the disk does not take them."""
-        encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-        data = "".join(f"{encode(record)}\n" for record in records).encode()
+        data = _encoded(records)
         whole = os.lseek(self._file, 0, os.SEEK_CUR)
         try:
             while data:
@@ -54,3 +84,46 @@ class Writer:
         """Nothing was traced: leave no file behind."""
         self.close()
         self.path.unlink()
+
+
+def insert_before_footer(path: Path, records: Iterable[Record]) -> None:
+    """Add records that are no events to a trace that has ended; nobody may be writing to it.
+
+    TraceError where it has no footer, or the disk does not take them; the trace is then as
+    it was.
+    """
+    try:
+        with path.open("r+b", buffering=0) as file:
+            start, footer = _last_line(file)
+            if not footer.startswith(b'{"type":"footer"'):
+                raise TraceError(
+                    f"the trace {path} has no footer", "nothing can be added to it; record again"
+                )
+            data = _encoded(records) + footer
+            try:
+                file.seek(start)
+                while data:
+                    data = data[file.write(data) or 0 :]
+            except OSError:
+                file.truncate(start)
+                file.seek(start)
+                file.write(footer)
+                raise
+    except OSError as error:
+        raise TraceError(
+            f"cannot add to the trace {path}: {error.strerror}", "make room; the trace is whole"
+        ) from error
+
+
+def _last_line(file: FileIO) -> tuple[int, bytes]:
+    """Where it begins, and the line; a footer is far shorter than what is read."""
+    size = file.seek(0, os.SEEK_END)
+    begin = file.seek(max(0, size - _LONGEST_FOOTER))
+    tail = file.read()
+    start = tail.rfind(b"\n", 0, -1) + 1
+    return begin + start, tail[start:]
+
+
+def _encoded(records: Iterable[Record]) -> bytes:
+    encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+    return "".join(f"{encode(record)}\n" for record in records).encode()

@@ -1,0 +1,250 @@
+"""What one call of virDomainGetBlockInfo said of a disk, and what QEMU said in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from virtrace.analysis.decision import CAPACITY, OFFSET, USAGE, Decision, decide
+from virtrace.analysis.devices import Device, Qmp, Reading
+from virtrace.analysis.qmp import Exchange
+from virtrace.analysis.spans import Call, Point, Span
+from virtrace.trace.format import Event, Json
+
+NUMBERS = ("capacity", "allocation", "physical")
+API = "virDomainGetBlockInfo"
+DRIVER = "qemuDomainGetBlockInfo"
+GATHER = "qemuDomainBlocksStatsGather"
+RAISED = ("error.raised", "error.system")
+
+# The fields of qemuBlockStats that are counted per device, by their QMP names.
+COUNTERS = {
+    "rd_req": "rd_operations",
+    "rd_bytes": "rd_bytes",
+    "wr_req": "wr_operations",
+    "wr_bytes": "wr_bytes",
+    "rd_total_times": "rd_total_time_ns",
+    "wr_total_times": "wr_total_time_ns",
+    "flush_req": "flush_operations",
+    "flush_total_times": "flush_total_time_ns",
+}
+
+_VIRTIO_TARGET = re.compile("vd([a-z]+)")
+
+
+@dataclass(frozen=True)
+class BlockInfo:
+    """One call, and what can be known from the trace about it.
+
+    info, driver_info: the three numbers as the API and as the driver returned them. stats:
+    the qemuBlockStats of the disk. Each is None where the trace does not have it.
+    running: None where it cannot be told. devices: those that can be the disk: one as a rule,
+    none where QEMU was not asked or the trace has no QMP text, two with the same name where
+    libvirt may have read one node or another. chosen_by: how they were told from the others.
+    """
+
+    call: Call
+    info: Reading | None
+    driver_info: Reading | None
+    stats: Reading | None
+    running: bool | None
+    devices: tuple[Device, ...]
+    chosen_by: str
+
+    @property
+    def domain(self) -> str:
+        return _name(self.call.root.arguments.get("domain"))
+
+    @property
+    def disk(self) -> str:
+        return _name(self.call.root.arguments.get("disk"))
+
+    @property
+    def answered(self) -> bool:
+        """The call returned three numbers."""
+        return self.info is not None and not self.call.failed
+
+    @property
+    def device(self) -> Device | None:
+        """The disk, where it is sure which one it is."""
+        return self.devices[0] if len(self.devices) == 1 else None
+
+    def number(self, name: str) -> int | None:
+        """One of NUMBERS, as answered."""
+        found = self.info.number(name) if self.info else None
+        return found.value if found else None
+
+    @cached_property
+    def decisions(self) -> tuple[Decision, ...]:
+        """What libvirt's code makes of what QEMU said; empty where the trace lacks that.
+
+        Several where the trace leaves open what the disk is, those first that give the answer.
+        """
+        found = [
+            decide(usage, offset, is_qcow2_file)
+            for device in self.devices or (None,)
+            for usage, offset in self._inputs(device)
+            for is_qcow2_file in _possible(device)
+        ]
+        follow = [decision for decision in found if self.follows(decision)]
+        return tuple(dict.fromkeys(follow or found))
+
+    def follows(self, decision: Decision) -> bool:
+        """Whether the answer is what the decision gives, as far as the trace can tell."""
+        physical = decision.physical_bytes
+        return self.number("allocation") == decision.allocation_bytes and (
+            physical is None or self.number("physical") == physical
+        )
+
+    def follows_from_any(self) -> bool:
+        return any(self.follows(decision) for decision in self.decisions)
+
+    def _inputs(self, device: Device | None) -> Iterator[tuple[int, int | None]]:
+        """P and W: of libvirt's struct, or where the trace lacks that, of QEMU's answer."""
+        usage = self.stats.number(USAGE) if self.stats else None
+        valid = self.stats.get(f"{OFFSET}_valid") if self.stats else None
+        offset = self.stats.number(OFFSET) if self.stats else None
+        if usage is not None and valid is not None and offset is not None:
+            yield usage.value, offset.value if valid.value is True else None
+        elif device is not None and device.usage is not None:
+            told = device.highest_offset
+            yield device.usage.value, told.value if told else None
+
+    @property
+    def error(self) -> Event | None:
+        """The error that the call failed with, as libvirt worded it."""
+        errors = self.call.errors() if self.call.failed else []
+        return errors[-1] if errors else None
+
+    @property
+    def raised(self) -> Event | None:
+        """Where that error was raised: function, file and line."""
+        error = self.error
+        places = (
+            node.event
+            for node in self.call.nodes()
+            if isinstance(node, Point) and node.event.name in RAISED
+        )
+        before = [each for each in places if error is not None and each.seq < error.seq]
+        return before[-1] if before else None
+
+
+def _possible(device: Device | None) -> tuple[bool, ...]:
+    known = device.is_qcow2_file if device else None
+    return (False, True) if known is None else (known,)
+
+
+def read(call: Call, levels: Mapping[str, str], alias: str | None = None) -> BlockInfo:
+    """What a call of API says.
+
+    levels: what each probe of the trace resolved to, by name. alias: libvirt's name of the
+    device, where something besides the trace told it.
+    """
+    spans = {node.name: node for node in call.nodes() if isinstance(node, Span)}
+    stats = _returned(spans.get(GATHER), "stats")
+    qmp = Qmp(node for node in call.nodes() if isinstance(node, Exchange))
+    every = tuple(qmp.devices())
+    disk = _name(call.root.arguments.get("disk"))
+    devices, chosen_by = _choose(every, disk, stats, alias)
+    block = BlockInfo(
+        call=call,
+        info=_returned(call.root, "info"),
+        driver_info=_returned(spans.get(DRIVER), "info"),
+        stats=stats,
+        running=_running(spans, qmp, levels),
+        devices=devices,
+        chosen_by=chosen_by,
+    )
+    if len(devices) > 1:
+        fitting = tuple(
+            device for device in devices if replace(block, devices=(device,)).follows_from_any()
+        )
+        if 0 < len(fitting) < len(devices):
+            also = f"{chosen_by}, and libvirt's answer follows from its numbers"
+            return replace(block, devices=fitting, chosen_by=also)
+    return block
+
+
+def _running(spans: Mapping[str, Span], qmp: Qmp, levels: Mapping[str, str]) -> bool | None:
+    if GATHER in spans or qmp.asked:
+        return True
+    # What would have been seen, had it happened.
+    seen = {name for name, level in levels.items() if level != "missing"}
+    driver_called = DRIVER in spans or DRIVER not in seen
+    return False if driver_called and seen & {GATHER, "qmp.send"} else None
+
+
+def _returned(span: Span | None, name: str) -> Reading | None:
+    if span is None or span.returned is None or span.exit_seq is None:
+        return None
+    return Reading(span.returned, span.name, span.exit_seq).get(name)
+
+
+def _name(value: Json) -> str:
+    if isinstance(value, dict) and isinstance(value.get("text"), str):
+        value = value["text"] + "..."
+    return value if isinstance(value, str) else "?"
+
+
+def _choose(
+    devices: tuple[Device, ...], disk: str, stats: Reading | None, alias: str | None
+) -> tuple[tuple[Device, ...], str]:
+    """Those that can be the disk, and how they were told from the rest."""
+    if not devices:
+        return devices, "QEMU told of none"
+    index = target_index(disk)
+    signs: tuple[tuple[str, Callable[[Device], bool]], ...] = (
+        (
+            "its alias in the domain's XML",
+            lambda device: alias in device.name.removeprefix("drive-").split("/"),
+        ),
+        (
+            "libvirt's struct holds its counters and sizes",
+            lambda device: stats is not None and not any(differences(stats, device)),
+        ),
+        ("its file, which the caller named", lambda device: device.file == disk),
+        (
+            f"its alias, which libvirt makes from the target {disk}",
+            lambda device: index is not None and device.index == index,
+        ),
+    )
+    alone = len({device.name for device in devices}) == 1
+    told = ["it is the only one with a medium"] if alone else []
+    for text, fits in signs:
+        left = tuple(device for device in devices if fits(device))
+        if 0 < len(left) < len(devices):
+            devices = left
+            told.append(text)
+        if len(devices) == 1:
+            break
+    return devices, " and ".join(told) or "nothing tells them apart"
+
+
+def target_index(disk: str) -> int | None:
+    """0 of vda, 26 of vdaa, by which libvirt names a virtio disk; None on other buses."""
+    found = _VIRTIO_TARGET.fullmatch(disk)
+    if found is None:
+        return None
+    index = 0
+    for letter in found[1]:
+        index = index * 26 + ord(letter) - ord("a") + 1
+    return index - 1
+
+
+def differences(stats: Reading, device: Device) -> Iterator[tuple[Reading, Reading]]:
+    """What of libvirt's struct is not what QEMU said of a device, beside that."""
+    said = {
+        **{field: device.entry.number("stats", name) for field, name in COUNTERS.items()},
+        CAPACITY: device.capacity,
+        USAGE: device.usage,
+        OFFSET: device.highest_offset,
+    }
+    for field, qemu in said.items():
+        libvirt = stats.number(field)
+        if libvirt is not None and qemu is not None and libvirt.value != qemu.value:
+            yield libvirt, qemu
+    valid = stats.get(f"{OFFSET}_valid")
+    if valid is not None and valid.value is (device.highest_offset is None):
+        yield valid, device.node

@@ -1,0 +1,89 @@
+"""Whether an answer follows from what QEMU and libvirt's own struct said in the same call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from virtrace.analysis.blockinfo import (
+    API,
+    DRIVER,
+    NUMBERS,
+    BlockInfo,
+    differences,
+    target_index,
+)
+from virtrace.analysis.devices import Reading
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the trace says.
+
+    value: bytes, where that is what it says. seq, path: as in a lineage; None where no event
+    says it.
+    """
+
+    text: str
+    value: int | None = None
+    seq: int | None = None
+    path: str | None = None
+
+
+def quote(reading: Reading, text: str) -> Evidence:
+    value = reading.value if type(reading.value) is int else None
+    return Evidence(f"{text} ({reading.where})", value, reading.seq, reading.path)
+
+
+def contradictions(block: BlockInfo) -> list[Evidence]:
+    """What does not follow, of a call that returned numbers."""
+    assert block.info is not None
+    return [
+        *_driver_and_api(block, block.info),
+        *_struct_and_qemu(block),
+        *_capacity(block, block.info),
+        *_decision(block, block.info),
+    ]
+
+
+def _driver_and_api(block: BlockInfo, info: Reading) -> Iterator[Evidence]:
+    for number in NUMBERS:
+        answer = info.number(number)
+        driver = block.driver_info.number(number) if block.driver_info else None
+        if driver and answer and driver.value != answer.value:
+            yield quote(answer, f"{API} returned another {number}")
+            yield quote(driver, f"than {DRIVER}")
+
+
+def _struct_and_qemu(block: BlockInfo) -> Iterator[Evidence]:
+    device = block.device
+    if device is None:
+        return
+    for libvirt, qemu in () if block.stats is None else differences(block.stats, device):
+        yield quote(libvirt, "libvirt's struct does not hold")
+        yield quote(qemu, "what QEMU told")
+    target, named = target_index(block.disk), device.index
+    if target is not None and named is not None and target != named:
+        yield quote(device.entry, f"{block.disk} should not be {device.name}")
+
+
+def _capacity(block: BlockInfo, info: Reading) -> Iterator[Evidence]:
+    answer = info.number("capacity")
+    told = block.stats.number("capacity") if block.stats else None
+    told = told or (block.device.capacity if block.device else None)
+    if answer and told and answer.value != told.value:
+        yield quote(answer, "capacity is not")
+        yield quote(told, "the virtual size")
+
+
+def _decision(block: BlockInfo, info: Reading) -> Iterator[Evidence]:
+    if not block.decisions or block.follows(block.decisions[0]):
+        return
+    decision = block.decisions[0]
+    for number, expected, why in (
+        ("allocation", decision.allocation_bytes, decision.why_allocation),
+        ("physical", decision.physical_bytes, decision.why_physical),
+    ):
+        answer = info.number(number)
+        if answer and expected not in (None, answer.value):
+            yield quote(answer, f"{number} should be {expected}, as {why}")

@@ -1,0 +1,74 @@
+"""What the host said of a disk, where the trace was recorded with host facts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from xml.etree import ElementTree
+
+from virtrace.trace.format import Json, Record, is_unavailable
+
+
+@dataclass(frozen=True)
+class HostDisk:
+    """A `host` record of the trace; docs/trace-format.md says what is in it."""
+
+    record: Record
+
+    @property
+    def path(self) -> str | None:
+        """Of the file or device, as the daemon sees it."""
+        found = self.record.get("path")
+        return found if isinstance(found, str) else None
+
+    @property
+    def is_block_device(self) -> bool | None:
+        kind = self._stat("type")
+        return None if kind is None else bool(kind == "block device")
+
+    @property
+    def size(self) -> int | None:
+        """Bytes: of a file st_size, of a block device its own."""
+        return self._number("size_bytes")
+
+    @property
+    def allocated(self) -> int | None:
+        """Bytes: st_blocks * 512; of no use for a block device."""
+        return self._number("allocated_bytes")
+
+    @property
+    def file_system(self) -> str | None:
+        found = self.record.get("file_system")
+        return found if isinstance(found, str) else None
+
+    @property
+    def thin_volume(self) -> Record | None:
+        """What LVM says of a thin logical volume; None of anything else."""
+        found = self.record.get("lvm")
+        return found if isinstance(found, dict) and found.get("segtype") == "thin" else None
+
+    @property
+    def alias(self) -> str | None:
+        """Libvirt's name of the guest's device; only a running guest's XML has it."""
+        xml = self.record.get("xml")
+        if not isinstance(xml, str):
+            return None
+        try:
+            alias = ElementTree.fromstring(xml).find("alias")
+        except ElementTree.ParseError:
+            return None
+        return None if alias is None else alias.get("name")
+
+    def _stat(self, key: str) -> Json:
+        stat = self.record.get("stat")
+        return stat.get(key) if isinstance(stat, dict) and not is_unavailable(stat) else None
+
+    def _number(self, key: str) -> int | None:
+        found = self._stat(key)
+        return found if type(found) is int else None
+
+
+def find(records: Iterable[Record], domain: str, disk: str) -> HostDisk | None:
+    """The last one of this disk."""
+    found = [each for each in records if (each.get("domain"), each.get("disk")) == (domain, disk)]
+    return HostDisk(found[-1]) if found else None

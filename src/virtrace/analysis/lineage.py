@@ -1,0 +1,208 @@
+"""Where a number that libvirt answered came from, step by step, down to QEMU or the host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from virtrace.analysis.blockinfo import API, DRIVER, GATHER, NUMBERS, BlockInfo
+from virtrace.analysis.decision import CAPACITY, OFFSET, STAT, USAGE
+from virtrace.analysis.devices import Device, Reading
+from virtrace.analysis.host import HostDisk
+
+
+@dataclass(frozen=True)
+class Step:
+    """One place where the number stood, and what it was taken from.
+
+    kind: ``api``, ``driver``, ``struct`` (libvirt's copy of what QEMU said), ``qmp`` or
+    ``host`` (libvirt's own look at the file or device).
+    where: the function, the QMP command with its id, or what libvirt looked at.
+    meaning: what the number is at this place, in words; empty where it is only handed on.
+    value: bytes; None where the trace does not have it, and then ``missing`` says why.
+    seq: the event that holds it; None where none does, as with host facts. path: where in
+    the event's ``values``, as jq writes it.
+    sources: what it was taken from. More than one: any of them can be it, and the trace does
+    not tell which. Empty: the end of what libvirt can know.
+    """
+
+    kind: str
+    where: str
+    meaning: str = ""
+    value: int | None = None
+    missing: str | None = None
+    seq: int | None = None
+    path: str | None = None
+    sources: tuple[Step, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Why libvirt took one source and not another.
+
+    seen: the events that show the branch taken; empty where it is told from the values.
+    """
+
+    text: str
+    seen: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """The chain of one number. number: one of NUMBERS. answer: what the API returned."""
+
+    number: str
+    answer: Step
+    rule: Rule
+
+    def steps(self) -> Iterator[Step]:
+        """Every step, the answer first, alternatives one after the other."""
+        rest = [self.answer]
+        while rest:
+            step = rest.pop()
+            yield step
+            rest.extend(reversed(step.sources))
+
+
+_NOT_TRACED = "the trace does not have it"
+_THE_KERNEL = "libvirt asked the kernel, which the trace does not show"
+_MEANING = {
+    CAPACITY: "the size that the guest sees",
+    USAGE: "space used on the host",
+    OFFSET: "end of the farthest write since QEMU started",
+}
+_SIZE = {
+    None: "size of the file or device",
+    False: "size of the file",
+    True: "size of the device",
+}
+_STOPPED_ALLOCATION = {
+    None: "of a file the space used; of a device its size, or 0 where it is not raw",
+    False: "space used by the file (st_blocks * 512)",
+    True: "size of the device, or 0 where the image is not raw",
+}
+
+
+def trace_back(block: BlockInfo, host: HostDisk | None = None) -> tuple[Lineage, ...]:
+    """The chain of each of the three numbers; none where the call returned no numbers."""
+    if block.info is None or not block.answered:
+        return ()
+    unknown = Rule("the trace does not tell")
+    chains: dict[str, _Chain] = dict.fromkeys(NUMBERS, ((), unknown))
+    if block.running is False:
+        chains = _stopped(block, host)
+    elif block.decisions:
+        chains = _running(block, host)
+    return tuple(
+        Lineage(number, _answer(block, block.info, number, sources), rule)
+        for number, (sources, rule) in chains.items()
+    )
+
+
+def on_device(block: BlockInfo, host: HostDisk | None) -> bool | None:
+    """Whether the disk is a block device of the host; None where that is open."""
+    if host is not None and host.is_block_device is not None:
+        return host.is_block_device
+    if block.device is not None and block.device.protocol is not None:
+        return block.device.is_block_device
+    numbers = {block.number(name) for name in NUMBERS}
+    # Of a raw device all three are equal, of any other image on one allocation is 0.
+    if block.running is False and block.number("allocation") and len(numbers) > 1:
+        return False
+    return None
+
+
+def _answer(block: BlockInfo, info: Reading, number: str, sources: tuple[Step, ...]) -> Step:
+    driver = _step("driver", DRIVER, block.driver_info, number, sources=sources)
+    return _step("api", API, info, number, sources=(driver,))
+
+
+def _step(
+    kind: str,
+    where: str,
+    reading: Reading | None,
+    name: str,
+    meaning: str = "",
+    sources: tuple[Step, ...] = (),
+) -> Step:
+    """A step that holds the number called ``name``, or says why it does not."""
+    found = reading.number(name) if reading else None
+    if found is not None:
+        return Step(kind, where, meaning, found.value, None, found.seq, found.path, sources)
+    unread = reading.text(name, "unavailable") or reading.text("unavailable") if reading else None
+    return Step(kind, where, meaning, missing=unread or _NOT_TRACED, sources=sources)
+
+
+_Chain = tuple[tuple[Step, ...], Rule]
+
+
+def _running(block: BlockInfo, host: HostDisk | None) -> dict[str, _Chain]:
+    decision = block.decisions[0]
+    allocation = [each.allocation for each in block.decisions]
+    physical = [each.physical for each in block.decisions]
+    # The values alone cannot tell two sources that hold the same.
+    if decision.offset == decision.usage:
+        allocation += [OFFSET, USAGE]
+    if decision.physical == STAT and block.number("physical") == decision.usage:
+        physical.append(USAGE)
+    size = _own_look(block, host)
+
+    def sources(names: list[str]) -> tuple[Step, ...]:
+        return tuple(
+            size if name == STAT else _struct(block, name) for name in dict.fromkeys(names)
+        )
+
+    return {
+        "capacity": (sources([CAPACITY]), Rule("always what QEMU calls the virtual size")),
+        "allocation": (sources(allocation), Rule(decision.why_allocation)),
+        "physical": (sources(physical), Rule(decision.why_physical)),
+    }
+
+
+def _struct(block: BlockInfo, name: str) -> Step:
+    sources = tuple(_qmp(device, name) for device in block.devices)
+    if not sources:
+        sources = (Step("qmp", "QEMU", _MEANING[name], missing=_NOT_TRACED),)
+    return _step("struct", GATHER, block.stats, name, sources=sources)
+
+
+def _qmp(device: Device, name: str) -> Step:
+    readings = {
+        CAPACITY: device.capacity,
+        USAGE: device.usage,
+        OFFSET: device.highest_offset,
+    }
+    meaning, found = _MEANING[name], readings[name]
+    if found is None:
+        return Step("qmp", device.node.where, meaning, missing="QEMU did not tell it")
+    if name == USAGE and device.actual_size is None:
+        meaning = "the size that the guest sees, as QEMU did not tell the space used"
+    return Step("qmp", found.where, meaning, found.value, None, found.seq, found.path)
+
+
+def _own_look(block: BlockInfo, host: HostDisk | None) -> Step:
+    """At the size, by the kernel: no QMP has it, but host facts can."""
+    files = {device.file for device in block.devices} or {host.path if host else None}
+    file = files.pop() if len(files) == 1 else None
+    where = f"libvirt's own look at {file or 'the image'}"
+    meaning = _SIZE[on_device(block, host)]
+    if host is None or host.size is None:
+        return Step("host", where, meaning, missing=_THE_KERNEL)
+    return Step("host", where, f"{meaning}, by the host facts of this trace", host.size)
+
+
+def _stopped(block: BlockInfo, host: HostDisk | None) -> dict[str, _Chain]:
+    """Libvirt opened the file or device by itself, and read its header."""
+    rule = Rule("the guest does not run, so libvirt looked at the image itself")
+    size = _own_look(block, host)
+    kind = on_device(block, host)
+    header = "size in the image's header; of a raw image, its own size"
+    allocation = Step("host", size.where, _STOPPED_ALLOCATION[kind], missing=_THE_KERNEL)
+    if kind is False and host is not None and host.allocated is not None:
+        meaning = f"{_STOPPED_ALLOCATION[kind]}, by the host facts of this trace"
+        allocation = Step("host", size.where, meaning, host.allocated)
+    return {
+        "capacity": ((Step("host", size.where, header, missing=_THE_KERNEL),), rule),
+        "allocation": ((allocation,), rule),
+        "physical": ((size,), rule),
+    }

@@ -1,0 +1,210 @@
+"""Explanations as text: the answer first, then where each number came from, then evidence."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+
+from virtrace.analysis.blockinfo import NUMBERS
+from virtrace.analysis.causes import Case, Cause, Finding
+from virtrace.analysis.explain import Explanation
+from virtrace.analysis.lineage import Lineage, Step
+from virtrace.report import units
+from virtrace.report.highlight import Style, paint, safe
+from virtrace.report.lines import ROOM, copyable, fold
+from virtrace.report.pieces import Piece, plain, words
+
+_CALLS_SHOWN = 8
+_BELOW = " " * 4
+
+
+def lines(explanations: Sequence[Explanation], style: Style, *, path: str) -> Iterator[str]:
+    """Every answer, then every case at length. path: the trace."""
+    if len(explanations) > 1:
+        for explanation in explanations:
+            yield from _answer(explanation, style)
+        yield ""
+    for explanation in explanations:
+        yield from _case(explanation, style)
+        yield ""
+    yield from _how_to_see_an_event(explanations, path, style)
+
+
+def _case(explanation: Explanation, style: Style) -> Iterator[str]:
+    yield from _answer(explanation, style)
+    yield from _numbers(explanation, style)
+    for lineage in explanation.lineages:
+        yield ""
+        yield from _lineage(lineage, style)
+    yield from _which_device(explanation, style)
+    for finding in explanation.findings:
+        yield ""
+        yield from _finding(finding, explanation.case, style)
+
+
+def answer(explanation: Explanation) -> str:
+    """The sentence that says it all; two or more where the trace cannot tell which it is."""
+    sentences = [fill(each.cause.says, explanation.case) for each in explanation.answers]
+    if len(sentences) == 1:
+        return sentences[0]
+    return f"The trace alone cannot tell which it is. {' Or: '.join(sentences)}"
+
+
+def fill(text: str, case: Case, *, command: bool = False) -> str:
+    """A text of causes.yaml with the numbers and names of a case.
+
+    command: names are quoted for a shell, and what is not known is in capitals.
+    """
+    block, decision, device = case.block, case.decision, case.device
+    names = {
+        "domain": block.domain,
+        "disk": block.disk,
+        "file": case.file,
+        "format": device.format if device else None,
+        "error": plain(block.error.values.get("message")) if block.error else None,
+    }
+    numbers = {
+        **{name: case.block.number(name) for name in NUMBERS},
+        "usage": decision.usage if decision else None,
+        "offset": decision.offset if decision else None,
+    }
+    filled = {
+        name: (shlex.quote(value) if command else value) if value else name.upper()
+        for name, value in names.items()
+    }
+    for name, number in numbers.items():
+        filled[name] = "unknown" if number is None else units.binary(number) or f"{number} bytes"
+    return text.format(**filled)
+
+
+# The parts
+
+
+def _answer(explanation: Explanation, style: Style) -> Iterator[str]:
+    block = explanation.case.block
+    name: list[Piece] = [(block.domain, "cyan"), (f"{block.disk}:", "cyan")]
+    yield from fold([*name, *words(answer(explanation), "bold")], style, below="  ")
+
+
+def _numbers(explanation: Explanation, style: Style) -> Iterator[str]:
+    rows = []
+    for lineage in explanation.lineages:
+        value = lineage.answer.value
+        read = units.binary(value) if value is not None else None
+        rows.append((lineage, _exactly(value), f"({read})" if read else ""))
+    exact = max((len(number) for _, number, _ in rows), default=0)
+    human = max((len(read) for _, _, read in rows), default=0)
+    for lineage, number, read in rows:
+        pieces = [
+            (f"{number:>{exact}}", "c"),
+            (f"{read:<{human}}", "bold"),
+            *words(_meaning(lineage)),
+        ]
+        prefix = f"  {lineage.number:<{_NAME}} "
+        column = len(prefix) + exact + human + 2
+        below = " " * column if style.width - column > ROOM else _BELOW
+        yield from fold(pieces, style, prefix, below)
+    indent = " " * (_NAME + 3)
+    yield from fold(_calls(explanation), style, indent, indent)
+
+
+_NAME = max(len(name) for name in NUMBERS)
+
+
+def _exactly(value: int | None) -> str:
+    return "unknown" if value is None else str(value)
+
+
+def _meaning(lineage: Lineage) -> str:
+    """What the number is, by what it was taken from."""
+    meanings = [step.meaning for step in lineage.steps() if step.kind in ("qmp", "host")]
+    return ", or ".join(dict.fromkeys(meanings))
+
+
+def _calls(explanation: Explanation) -> list[Piece]:
+    calls = [str(call) for call in explanation.calls]
+    shown = ", ".join(calls[:_CALLS_SHOWN])
+    more = f" and {len(calls) - _CALLS_SHOWN:,} more" if len(calls) > _CALLS_SHOWN else ""
+    return words(f"in {'call' if len(calls) == 1 else 'calls'} {shown}{more} of the trace", "dim")
+
+
+def _lineage(lineage: Lineage, style: Style) -> Iterator[str]:
+    name = [(lineage.number, "bold"), *words(f"comes from: {lineage.rule.text}")]
+    yield from fold(name, style, "  ", _BELOW)
+    yield from _step(lineage.answer, lineage.answer.value, _BELOW, style)
+
+
+def _step(step: Step, answered: int | None, prefix: str, style: Style) -> Iterator[str]:
+    """It and what it came from, the answer on top; a value is said where it is another one."""
+    yield from fold(_told(step, answered), style, prefix, prefix + _BELOW)
+    several = len(step.sources) > 1
+    for number, source in enumerate(step.sources):
+        if several:
+            yield from fold([("or" if number else "either", "yellow")], style, prefix)
+        yield from _step(source, answered, prefix + ("  " if several else ""), style)
+
+
+def _told(step: Step, answered: int | None) -> list[Piece]:
+    pieces = [(_event(step.seq), "dim"), *words(step.where)]
+    if step.path:
+        pieces.append((step.path, "cyan"))
+    if step.value not in (None, answered):
+        pieces.append((f"= {step.value}", "red"))
+    if step.meaning:
+        pieces += words(f"= {step.meaning}")
+    if step.missing:
+        pieces += words(f"(unavailable: {step.missing})", "yellow")
+    return pieces
+
+
+def _event(seq: int | None) -> str:
+    return f"{'-' if seq is None else f'#{seq}':<4}"
+
+
+def _which_device(explanation: Explanation, style: Style) -> Iterator[str]:
+    block = explanation.case.block
+    names = dict.fromkeys(device.name for device in block.devices)
+    if names:
+        device = f"QEMU's device is {' or '.join(names)}: {block.chosen_by}"
+        yield ""
+        yield from fold(words(device, "dim"), style, "  ", _BELOW)
+
+
+def _finding(finding: Finding, case: Case, style: Style) -> Iterator[str]:
+    cause = finding.cause
+    title: list[Piece] = [("cause", "dim"), (cause.name, "bold")]
+    if finding.possible:
+        title += words("(possible)", "yellow")
+    yield from fold(title, style, "  ")
+    yield from fold(words(fill(cause.means, case)), style, _BELOW, _BELOW)
+    for evidence in finding.evidence:
+        said = evidence.text
+        if evidence.value is not None:
+            said += f": {units.quantity('capacity', evidence.value)}"
+        yield from fold([(_event(evidence.seq), "dim"), *words(said)], style, _BELOW, _BELOW * 2)
+    if cause.versions:
+        yield from fold(words(f"versions: {cause.versions}"), style, _BELOW, _BELOW * 2)
+    yield from _to_do(cause, case, style)
+
+
+def _to_do(cause: Cause, case: Case, style: Style) -> Iterator[str]:
+    # Commands and addresses are there to be copied, however wide.
+    for command, shows in cause.do:
+        typed = paint(safe(fill(command, case, command=True), style), "bold", style)
+        yield f"{_BELOW}{paint('$', 'dim', style)} {typed}"
+        yield from fold(words(shows), style, _BELOW * 2, _BELOW * 2)
+    for name, address in cause.links:
+        yield f"{_BELOW}{safe(name, style)}: {paint(address, 'cyan', style)}"
+
+
+def _how_to_see_an_event(
+    explanations: Sequence[Explanation], path: str, style: Style
+) -> Iterator[str]:
+    """By the first one that is quoted."""
+    for finding in explanations[0].findings if explanations else ():
+        for evidence in finding.evidence:
+            if evidence.seq is not None:
+                chosen = f"select(.seq == {evidence.seq}).values{evidence.path or ''}"
+                command = f"jq {shlex.quote(chosen)} {shlex.quote(path)}"
+                yield copyable(f"#{evidence.seq}", command, style)
+                return

@@ -1,0 +1,82 @@
+"""Explanations as one JSON document, for scripts; docs/explain.md describes it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from virtrace.analysis.causes import Case, Finding
+from virtrace.analysis.explain import Explanation
+from virtrace.analysis.lineage import Lineage, Step
+from virtrace.report.explanation import answer, fill
+from virtrace.trace.format import Record
+from virtrace.trace.reader import Trace
+
+FORMAT = "virtrace-explanation"
+VERSION = 1
+
+
+def schema() -> Record:
+    """The JSON Schema (2020-12) of the document."""
+    file = Path(__file__).with_name("explanation.schema.json")
+    document: Record = json.loads(file.read_text(encoding="utf-8"))
+    return document
+
+
+def text(trace: Trace, explanations: Iterable[Explanation]) -> str:
+    """The document."""
+    cases = [json.dumps(record(each)) for each in explanations]
+    target = trace.header["target"]
+    return (
+        f'{{"format": "{FORMAT}", "version": {VERSION},\n'
+        f'"libvirt_version": {json.dumps(target["libvirt_version"])},\n'
+        f'"cases": [\n{",".join(cases)}\n],\n"problems": {json.dumps(trace.problems)}}}'
+    )
+
+
+def record(explanation: Explanation) -> Record:
+    """One of its ``cases``."""
+    case = explanation.case
+    block = case.block
+    return {
+        "domain": block.domain,
+        "disk": block.disk,
+        "calls": explanation.calls,
+        "answer": answer(explanation),
+        "running": block.running,
+        "numbers": {each.number: each.answer.value for each in explanation.lineages} or None,
+        "causes": [_finding(each, case) for each in explanation.findings],
+        "lineage": [_lineage(each) for each in explanation.lineages],
+        "devices": list(dict.fromkeys(device.name for device in block.devices)),
+        "device_by": block.chosen_by,
+    }
+
+
+def _finding(finding: Finding, case: Case) -> Record:
+    cause = finding.cause
+    return {
+        "name": cause.name,
+        "possible": finding.possible,
+        "says": fill(cause.says, case),
+        "means": fill(cause.means, case),
+        "evidence": [vars(each) for each in finding.evidence],
+        "do": [
+            {"command": fill(command, case, command=True), "shows": shows}
+            for command, shows in cause.do
+        ],
+        "versions": cause.versions,
+        "links": [{"name": name, "url": url} for name, url in cause.links],
+    }
+
+
+def _lineage(lineage: Lineage) -> Record:
+    return {
+        "number": lineage.number,
+        "rule": {"text": lineage.rule.text, "seen": list(lineage.rule.seen)},
+        "answer": _step(lineage.answer),
+    }
+
+
+def _step(step: Step) -> Record:
+    return {**vars(step), "sources": [_step(source) for source in step.sources]}

@@ -1,0 +1,450 @@
+"""A trace as one page for a browser: nothing is loaded from elsewhere, nothing in it can run.
+
+The page is whole without its script, which only folds, searches and colours. Jinja2 escapes
+every string for HTML; what could hide or turn text is written as escapes before.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from virtrace.analysis.chain import chains
+from virtrace.analysis.explain import explain
+from virtrace.analysis.qmp import Exchange
+from virtrace.analysis.spans import ERROR, Call, Child, Point, Span
+from virtrace.analysis.summary import (
+    Bucket,
+    Disk,
+    Movement,
+    Statistics,
+    Summary,
+    histograms,
+    summarize,
+)
+from virtrace.report import diagram, explanation, origins, pieces, units
+from virtrace.report import summary as many
+from virtrace.report.drawing import style_sheet
+from virtrace.report.highlight import Style, safe
+from virtrace.report.pieces import Piece
+from virtrace.report.timeline import timeline
+from virtrace.trace.format import Event, Json, Record
+from virtrace.trace.reader import Trace
+
+_STYLE = Style(unicode=True, full=True)
+# From so many calls on the summary is what is wanted first.
+_MANY = 10
+# Browsers give up nesting at some depth; below this one the tree goes no further to the right.
+_DEEPEST = 100
+_FIELDS_IN_LINE = 4
+
+
+def page(trace: Trace, calls: Sequence[Call]) -> str:
+    """The whole document."""
+    summary = summarize(calls)
+    texts, stories = _Texts(), _Stories(trace)
+    anchored = [(f"call-{number}", call) for number, call in enumerate(calls, 1)]
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("page")),
+        autoescape=True,
+        finalize=_safe,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style = "".join(map(style_sheet, ("palette.css", "drawing.css", "page.css")))
+    script = style_sheet("page.js")
+    shown = [_call(anchor, call, texts, stories) for anchor, call in anchored]
+    meanings = {id(call): told["meaning"] for call, told in zip(calls, shown)}
+    return environment.get_template("page.html").render(
+        title=_title(trace, calls),
+        style=Markup(style),
+        style_hash=_hash(style),
+        script=Markup(script),
+        script_hash=_hash(script),
+        headline=_joined(many.headline(summary)),
+        attached=_joined(pieces.attached(trace.header)),
+        problems=trace.problems,
+        many=len(calls) > _MANY,
+        calls=shown,
+        errors=list(_errors(anchored)),
+        timeline_of_all=timeline(anchored, None) if calls else None,
+        chain=Markup(diagram.svg(chains(calls), alone=False)) if calls else None,
+        **_summary(summary, anchored, meanings),
+        exchanges=list(_conversation(calls)),
+        stored=texts.stored,
+        stories=stories.stored,
+        facts=list(_facts(trace)),
+        modules=list(_modules(trace)),
+    )
+
+
+def _safe(value: Any) -> Any:
+    return value if isinstance(value, Markup) or not isinstance(value, str) else safe(value, _STYLE)
+
+
+def _hash(text: str) -> str:
+    """As a Content-Security-Policy names a text that may be used."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _title(trace: Trace, calls: Sequence[Call]) -> str:
+    if len(calls) == 1:
+        return pieces.question(calls[0], _STYLE)
+    return f"{units.count(len(calls), 'call')}, {trace.header['started']}"
+
+
+# QMP texts
+
+
+@dataclass
+class _Text:
+    """A QMP text, but for its id, which is all that differs from one reply to the next."""
+
+    name: str
+    before: Markup
+    id: str
+    after: Markup
+    size: str
+    number: int = 0
+
+    @property
+    def times(self) -> str:
+        ids = ", each with an id of its own" if self.id and self.number > 1 else ""
+        return units.count(self.number, "time") + ids
+
+
+class _Texts:
+    """Every distinct text once, however often it was sent: a reply can be megabytes."""
+
+    def __init__(self) -> None:
+        self._index: dict[tuple[str, str], int] = {}
+        self.stored: list[_Text] = []
+
+    def of(self, node: Child) -> Iterator[Record]:
+        """What was sent and answered there: where it is stored, and the id that it had."""
+        name = "a command that was not seen"
+        if isinstance(node, Exchange):
+            name = node.command or "command of unknown name"
+            yield self._store(node.send, "sent", name)
+        reply = pieces.reply_of(node)
+        if reply is not None:
+            yield self._store(reply, "answered", f"answer to {name}")
+
+    def _store(self, event: Event, what: str, name: str) -> Record:
+        text = _raw(event.values.get("text"))
+        json = event.values.get("json")
+        id_ = json.get("id") if isinstance(json, dict) else None
+        before, after = text, ""
+        if isinstance(id_, str) and text.count(f'"{id_}"') == 1:
+            start = text.index(f'"{id_}"') + 1
+            before, after = text[:start], text[start + len(id_) :]
+        else:
+            id_ = ""
+        index = self._index.setdefault((before, after), len(self.stored))
+        size = pieces.length(event.values.get("text"))
+        if index == len(self.stored):
+            self.stored.append(_Text(name, _marked(before), id_, _marked(after), size))
+        self.stored[index].number += 1
+        return {"what": what, "index": index, "id": id_, "size": size}
+
+
+def _raw(text: Json) -> str:
+    if isinstance(text, dict) and isinstance(text.get("text"), str):
+        text = text["text"]
+    return text.strip() if isinstance(text, str) else pieces.shown("", text, _STYLE)[0]
+
+
+def _marked(text: str) -> Markup:
+    # Quotes are half of JSON, and need no escape where no attribute is.
+    return Markup(html.escape(safe(text, _STYLE), quote=False))
+
+
+def _conversation(calls: Iterable[Call]) -> Iterator[Record]:
+    """Every exchange in order of time, with the anchor of where all of it stands."""
+    exchanges = [node for call in calls for node in call.nodes() if isinstance(node, Exchange)]
+    for node in sorted(exchanges, key=lambda node: node.t_enter_ns):
+        yield {
+            "when": f"+{units.seconds(node.t_enter_ns)}",
+            "target": _anchor(node),
+            "pieces": _joined(pieces.said(node, _STYLE)[1:]),
+        }
+
+
+# Where the numbers came from
+
+
+@dataclass
+class _Story:
+    """What explains one or more calls: a sentence, a picture, and a rule for each number.
+
+    role: of the sentence; red where the answer contradicts what QEMU said.
+    """
+
+    title: str
+    role: str
+    picture: Markup
+    rules: list[tuple[str, str]]
+    calls: list[tuple[str, str]] = field(default_factory=list)
+
+
+class _Stories:
+    """Every distinct story once, however many calls have it."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+        self._index: dict[tuple[str, str], int] = {}
+        self.stored: list[_Story] = []
+
+    def of(self, anchor: str, call: Call) -> int | None:
+        """Where the story of a call is stored; None where there is nothing to explain."""
+        explained = explain([call], self._trace.header["probes"], self._trace.host)
+        if not explained:
+            return None
+        lineages = explained[0].lineages
+        title = explanation.answer(explained[0])
+        picture = Markup(origins.svg(lineages)) if lineages else Markup("")
+        index = self._index.setdefault((title, picture), len(self.stored))
+        if index == len(self.stored):
+            rules = [(lineage.number, lineage.rule.text) for lineage in lineages]
+            role = "red" if explained[0].contradicts else ""
+            self.stored.append(_Story(title, role, picture, rules))
+        when = f"+{units.seconds(call.root.t_enter_ns)}"
+        self.stored[index].calls.append((anchor, when))
+        return index
+
+
+# Calls
+
+
+def _call(anchor: str, call: Call, texts: _Texts, stories: _Stories) -> Record:
+    answer = pieces.answer_of(call)
+    fields = [_field(*pair) for struct in answer.values() for pair in pieces.flat(struct)]
+    errors = call.errors()
+    error = pieces.raised(errors[-1]) if errors else pieces.words("no error was seen", "red")
+    nodes = [node for node in call.nodes() if node is not call.root]
+    story = stories.of(anchor, call)
+    return {
+        "anchor": anchor,
+        "when": f"+{units.seconds(call.root.t_enter_ns)}",
+        "question": pieces.question(call, _STYLE),
+        "outcome": _joined(pieces.outcome(call.root, _STYLE)),
+        "answer": fields if len(fields) <= _FIELDS_IN_LINE else [],
+        "fields": fields if len(fields) > _FIELDS_IN_LINE else [],
+        "error": _joined(error) if call.failed else [],
+        "problems": call.problems,
+        "story": story,
+        "meaning": None if story is None else stories.stored[story],
+        "timeline": timeline([(anchor, call)], {id(node): _anchor(node) for node in nodes}),
+        "steps": list(_steps(call, answer, texts)),
+    }
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What the page writes next of a tree: the line of a node, or the end of a function.
+
+    opens: what follows is inside of it, until a step that closes.
+    """
+
+    pieces: list[Piece]
+    anchor: str = ""
+    opens: bool = False
+    closes: bool = False
+    refs: list[Record] = field(default_factory=list)
+    fields: list[Record] = field(default_factory=list)
+
+
+def _steps(call: Call, answer: Record, texts: _Texts) -> Iterator[_Step]:
+    # Not recursive: a trace can be deeper than Python's stack.
+    rest: list[tuple[pieces.Node | None, int]] = [(call.root, 0)]
+    while rest:
+        node, depth = rest.pop()
+        if node is None:
+            yield _Step([], closes=True)
+        elif isinstance(node, pieces.Struct):
+            note = [("as in the answer above", "dim")] if node.in_answer else []
+            fields = [] if node.in_answer else [_field(*pair) for pair in pieces.flat(node.fields)]
+            yield _Step(_joined([(node.name, "bold"), *note]), fields=fields)
+        else:
+            below = pieces.nodes_below(node, answer, is_root=node is call.root)
+            opens = bool(below) and depth < _DEEPEST
+            line = _joined(pieces.said(node, _STYLE))
+            yield _Step(line, _anchor(node), opens=opens, refs=list(texts.of(node)))
+            if opens:
+                rest.append((None, depth))
+            rest.extend((child, depth + 1) for child in reversed(below))
+
+
+def _anchor(node: Child) -> str:
+    if isinstance(node, Span):
+        return f"span-{node.id}"
+    return f"event-{(node.send if isinstance(node, Exchange) else node.event).seq}"
+
+
+def _field(name: str, value: Json) -> Record:
+    if type(value) is int:
+        reading = units.reading(name.rpartition(".")[2], value)
+        return {"name": name, "exact": str(value), "reading": reading or "", "role": "c"}
+    text, role = pieces.shown(name, value, _STYLE)
+    return {"name": name, "exact": text, "reading": "", "role": role}
+
+
+def _joined(line: list[Piece]) -> list[Piece]:
+    """One text after the other, with their spaces; a function's name apart from its arguments."""
+    parts: list[Piece] = []
+    for text, role in line:
+        name, paren, rest = text.partition("(") if role == "call" else (text, "", "")
+        parts.append((f" {name}" if parts else name, "bold" if paren else role))
+        if paren:
+            parts.append((paren + rest, "c"))
+    runs = groupby(parts, key=lambda piece: piece[1])
+    return [("".join(text for text, _ in run), role) for role, run in runs]
+
+
+def _errors(anchored: Iterable[tuple[str, Call]]) -> Iterator[Record]:
+    for _, call in anchored:
+        for node in call.nodes():
+            if isinstance(node, Point) and node.event.name == ERROR:
+                yield {
+                    "target": _anchor(node),
+                    "when": f"+{units.seconds(node.event.t_ns)}",
+                    "pieces": _joined(
+                        [(pieces.question(call, _STYLE), "bold"), *pieces.said(node, _STYLE)]
+                    ),
+                }
+
+
+# Summary
+
+
+def _summary(
+    summary: Summary, anchored: list[tuple[str, Call]], meanings: dict[int, _Story | None]
+) -> Record:
+    """meanings: of each call by its ``id()``."""
+    anchors = {id(call): anchor for anchor, call in anchored}
+    functions, commands = list(summary.functions.values()), list(summary.commands.values())
+    return {
+        "disks": [_disk(disk, meanings[id(disk.last)]) for disk in summary.disks.values()],
+        "functions": _rows(functions, anchors),
+        "functions_axis": many.span(histograms(functions)),
+        "commands": _rows(commands, anchors),
+        "commands_axis": many.span(histograms(commands)),
+    }
+
+
+def _rows(rows: list[Statistics], anchors: dict[int, str]) -> list[Record]:
+    return [
+        {
+            "name": row.name,
+            "count": f"{row.count:,}",
+            "errors": row.errors,
+            "unfinished": row.unfinished,
+            "times": [
+                (name, "-" if ns is None else units.duration(ns))
+                for name, ns in row.times().items()
+            ],
+            "slowest": anchors[id(row.slowest)] if row.slowest else None,
+            "buckets": len(ruler),
+            "bars": list(_bars(ruler)),
+        }
+        for row, ruler in zip(rows, histograms(rows))
+    ]
+
+
+def _bars(ruler: list[Bucket]) -> Iterator[Record]:
+    most = max((bucket.count for bucket in ruler), default=0)
+    for x, bucket in enumerate(ruler):
+        if bucket.count:
+            # What is not empty is seen.
+            height = max(round(10 * bucket.count / most, 2), 0.8)
+            bounds = f"{units.duration(bucket.from_ns)} to {units.duration(bucket.to_ns)}"
+            title = f"{bounds}: {bucket.count:,}"
+            yield {"x": x, "y": round(10 - height, 2), "height": height, "title": title}
+
+
+def _disk(disk: Disk, meaning: _Story | None) -> Record:
+    return {
+        "name": many.disk_name(disk),
+        "calls": units.count(disk.calls, "call"),
+        "failed": disk.failed,
+        "meaning": meaning,
+        "numbers": [
+            {
+                "name": number,
+                "pieces": _joined(many.movement(number, moved)),
+                "path": _path(moved),
+            }
+            for number, moved in disk.numbers.items()
+            if moved.moves or moved.unavailable
+        ],
+    }
+
+
+def _path(movement: Movement) -> str:
+    """Its values as steps over time, in a field of 100 by 24; empty where it did not move."""
+    moves = movement.moves
+    if len(moves) < 2:
+        return ""
+    low, high = min(movement.values), max(movement.values)
+    start, end = moves[0].t_ns, moves[-1].t_ns
+    # The last value lasts, too.
+    width = max(end - start, 1) * 1.05
+    points = [
+        (100 * (move.t_ns - start) / width, 22 - 20 * (move.value - low) / (high - low))
+        for move in moves
+    ]
+    return f"M0 {points[0][1]:.1f}" + "".join(f"H{x:.1f}V{y:.1f}" for x, y in points) + "H100"
+
+
+# The trace
+
+
+def _facts(trace: Trace) -> Iterator[tuple[str, str]]:
+    header, tool, target = trace.header, trace.header["tool"], trace.header["target"]
+    yield "recorded", header["started"]
+    yield "system", f"{header['host']['system'] or 'unknown'}, {header['host']['machine']}"
+    yield "kernel", header["host"]["kernel"]
+    yield "process", f"{target['exe']}, pid {target['pid']}"
+    yield "libvirt", target["libvirt_version"] or "of unknown version"
+    yield "virtrace", f"{tool['virtrace']}, in GDB {tool['gdb']} with Python {tool['python']}"
+    yield "recipe", str(header["recipe"].get("name", "without a name"))
+    if trace.footer is not None:
+        yield "ended", " ".join(text for text, _ in pieces.ending(trace.footer))
+        stopped = trace.footer["stopped_ns"]
+        yield (
+            "stopped",
+            f"{units.duration(stopped['total'])} in all, {units.duration(stopped['max'])} at the "
+            "longest, GDB's own share not counted",
+        )
+        yield "events", f"{trace.footer['events']:,}, {trace.footer['dropped']:,} dropped"
+    for module in target["modules"]:
+        yield "build-id", f"{module['build_id'] or 'none'}, {module['path']} at {module['base']}"
+
+
+def _modules(trace: Trace) -> Iterator[Record]:
+    hits = trace.footer["hits"] if trace.footer is not None else {}
+    for module, probes in pieces.by_module(trace.header).items():
+        yield {
+            "name": module,
+            "build_id": pieces.build_id_of(trace.header, module),
+            "probes": [
+                {
+                    **probe,
+                    "offset": f"+{probe['offset']}" if probe["offset"] else "",
+                    "hits": units.count(hits[probe["name"]], "hit")
+                    if probe["name"] in hits
+                    else "",
+                }
+                for probe in probes
+            ],
+        }

@@ -1,0 +1,340 @@
+"""What a record says, as pieces of text; how it is laid out is another's business.
+
+A piece is a text and the role it plays, which a terminal paints and a page marks up.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Union
+
+from virtrace.analysis import qmp
+from virtrace.analysis.spans import ERROR, Call, Child, Point, Span, Tally
+from virtrace.report import units
+from virtrace.report.highlight import Style, shorten
+from virtrace.trace.format import Event, Json, Record, is_unavailable
+
+# Text, and the role it is painted in. Lines break between pieces, with a space.
+Piece = tuple[str, str]
+
+_POINTER = re.compile("0x[0-9a-f]+")
+_SHORT_BUILD_ID = 12
+
+_REASONS = {
+    "done": "all that was asked for is traced",
+    "limit": "the limit of calls or seconds was reached",
+    "interrupt": "interrupted",
+    "target-exit": "the traced process ended",
+    "error": "stopped by an error",
+}
+
+
+@dataclass(frozen=True)
+class Struct:
+    """A captured struct, as a node of the tree below its function."""
+
+    name: str
+    fields: Record
+    in_answer: bool
+
+
+Node = Union[Child, Struct]
+
+
+def words(text: str, role: str = "") -> list[Piece]:
+    return [(word, role) for word in text.split(" ")]
+
+
+def with_commas(pieces: list[Piece]) -> list[Piece]:
+    return [(f"{text},", role) for text, role in pieces[:-1]] + pieces[-1:]
+
+
+def listed(names: Iterable[str]) -> list[Piece]:
+    return with_commas([(name, "") for name in names])
+
+
+def attached(header: Record) -> list[Piece]:
+    """What was traced, by what."""
+    target = header["target"]
+    version = target["libvirt_version"]
+    recipe = header["recipe"].get("name")
+    return [
+        ("virtrace", "bold"),
+        *words(f"{header['tool']['virtrace']}:"),
+        *words(f"recipe {recipe}" if isinstance(recipe, str) else "a recipe without a name"),
+        *words("on libvirt"),
+        (version, "bold") if version is not None else ("of unknown version,", "yellow"),
+        *words(f"({target['exe']}, pid {target['pid']})"),
+    ]
+
+
+def by_module(header: Record) -> dict[str, list[Record]]:
+    """The probes, together where they are in the same file."""
+    modules: dict[str, list[Record]] = {}
+    for probe in header["probes"]:
+        modules.setdefault(probe["module"] or "no module", []).append(probe)
+    return modules
+
+
+def build_id_of(header: Record, module: str) -> str:
+    """Of the loaded file of this name: a probe says ``libvirt.so.0``, a file adds ``.9000.0``."""
+    for loaded in header["target"]["modules"]:
+        name = os.path.basename(loaded["path"])
+        if name == module or name.startswith(module + "."):
+            build_id = loaded["build_id"]
+            return f"build-id {build_id[:_SHORT_BUILD_ID]}" if build_id else "has no build-id"
+    return "is not loaded"
+
+
+def not_found(probes: list[Record]) -> Iterator[tuple[str, list[str]]]:
+    """The probes that were not found, together where the reason is the same."""
+    reasons: dict[str, list[str]] = {}
+    for probe in probes:
+        if probe["level"] == "missing":
+            reasons.setdefault(probe["why"] or "no reason is given", []).append(probe["name"])
+    yield from reasons.items()
+
+
+def answer_of(call: Call) -> Record:
+    """The structs that the call filled in; none where it failed, whatever they hold."""
+    returned = {} if call.failed else call.root.returned or {}
+    return {name: value for name, value in returned.items() if is_struct(value)}
+
+
+def question(call: Call, style: Style) -> str:
+    """The call as a person would write it: ``virDomainGetBlockInfo(vm1, vda)``."""
+    told = [
+        plain(value) if isinstance(value, str) else shown(name, value, style)[0]
+        for name, value in call.root.arguments.items()
+        if is_text(value)
+    ]
+    return f"{call.root.name}({', '.join(told)})"
+
+
+def nodes_below(node: Node, answer: Record, *, is_root: bool) -> list[Node]:
+    """What a tree shows below a node; structs that the answer already shows are named only."""
+    if not isinstance(node, Span):
+        return []
+    entry = [
+        Struct(f"{name} on entry", value, False)
+        for name, value in node.arguments.items()
+        if is_struct(value)
+    ]
+    returned = [
+        Struct(name, value, answer.get(name) == value)
+        for name, value in (node.returned or {}).items()
+        if is_struct(value) and not (is_root and name in answer)
+    ]
+    return [*entry, *node.children, *returned]
+
+
+def said(node: Child, style: Style) -> list[Piece]:
+    """What stands in the line of a node: that of a function, of a QMP command, of a point."""
+    if isinstance(node, Span):
+        return _function(node, style)
+    return _exchange(node, style) if isinstance(node, qmp.Exchange) else _point(node.event, style)
+
+
+def reply_of(node: Child) -> Event | None:
+    """The QMP reply that belongs below the node's line."""
+    if isinstance(node, qmp.Exchange):
+        return node.reply
+    return node.event if isinstance(node, Point) and node.event.name == qmp.REPLY else None
+
+
+def _function(span: Span, style: Style) -> list[Piece]:
+    arguments = [
+        (f"{name}={text}", role)
+        for name, value in span.arguments.items()
+        if not is_struct(value)
+        for text, role in [shown(name, value, style)]
+    ]
+    pieces = with_commas(arguments)
+    if pieces:
+        text, role = pieces[0]
+        pieces[0] = (f"{span.name}({text}", "call" if role == "c" else role)
+        text, role = pieces[-1]
+        pieces[-1] = (f"{text})", role)
+    else:
+        pieces = [(f"{span.name}()", "call")]
+    return [*pieces, *outcome(span, style)]
+
+
+def outcome(span: Span, style: Style) -> list[Piece]:
+    """What a function returned, and when."""
+    if span.returned is None:
+        return words(f"return not seen{f': {span.lost}' if span.lost else ''}", "yellow")
+    pieces: list[Piece] = []
+    for name, value in span.returned.items():
+        if not is_struct(value):
+            text, role = shown(name, value, style)
+            pieces.append((f"= {text}" if name == "result" else f"{name}={text}", role))
+    if span.duration_ns is not None:
+        pieces.append((f"in {units.duration(span.duration_ns)}", "dim"))
+    return pieces
+
+
+def _exchange(node: qmp.Exchange, style: Style) -> list[Piece]:
+    document = node.send.values.get("json")
+    pieces = [("QMP", "dim"), (node.command or "command of unknown name", "bold")]
+    pieces.append((node.id or "without an id", ""))
+    if isinstance(document, dict) and "arguments" in document:
+        arguments = compact(document["arguments"])
+        pieces.append((arguments if style.full else shorten(arguments, 40, style), "json"))
+    if node.reply is None:
+        why = "no reply was seen" if node.id else "its reply cannot be told from others"
+        return [*pieces, ("->", ""), *words(why, "yellow")]
+    failure = qmp.error_of(node.reply)
+    if failure is not None:
+        pieces += [("->", ""), *words(f"error {failure}", "red")]
+    else:
+        pieces.append((f"-> {length(node.reply.values.get('text'))}", ""))
+    return [*pieces, (f"in {units.duration(node.duration_ns or 0)}", "dim")]
+
+
+def _point(event: Event, style: Style) -> list[Piece]:
+    values = event.values
+    if event.name == ERROR:
+        pieces = raised(event)
+        if "function" in values:
+            place = f"{values.get('file')}:{values.get('line')}"
+            pieces += words(f"(raised in {plain(values['function'])}, {place})", "dim")
+        return pieces
+    if event.name == qmp.REPLY:
+        size = length(values.get("text"))
+        return [("QMP", "dim"), *words(f"reply of {size} to a command that was not seen")]
+    inline = [
+        (f"{name}={text}", role)
+        for name, value in values.items()
+        for text, role in [shown(name, value, style)]
+    ]
+    return [(event.name, "bold"), *inline]
+
+
+def length(text: Json) -> str:
+    """How long a captured text is, also one that was cut."""
+    size = qmp.size(text)
+    if size is not None:
+        return units.count(size, "byte")
+    return f"unavailable: {text['unavailable']}" if is_unavailable(text) else "text of unknown size"
+
+
+def raised(event: Event) -> list[Piece]:
+    """What libvirt said where it raised an error."""
+    code, message = event.values.get("code"), event.values.get("message")
+    return words(f"error {plain(code)}: {plain(message)}", "red")
+
+
+def is_struct(value: Json) -> bool:
+    return isinstance(value, dict) and not is_text(value)
+
+
+def is_text(value: Json) -> bool:
+    """A string of the daemon's, whole, cut, or not to be had; a pointer is none."""
+    if isinstance(value, str):
+        return not _POINTER.fullmatch(value)
+    return isinstance(value, dict) and set(value) in (
+        {"unavailable"},
+        {"text", "length"},
+        {"bytes"},
+        {"bytes", "length"},
+    )
+
+
+def plain(value: Json) -> str:
+    """A value inside a sentence: strings without quotes."""
+    if isinstance(value, str):
+        return value
+    return shown("", value, Style())[0]
+
+
+def shown(field: str, value: Json, style: Style) -> Piece:
+    """A value, with its unit where the field's name tells it."""
+    if value is None or isinstance(value, bool):
+        return compact(value), "c"
+    if isinstance(value, int):
+        return units.quantity(field, value), "c"
+    if isinstance(value, str):
+        return (value if _POINTER.fullmatch(value) else _quoted(value, style)), "c"
+    if is_unavailable(value):
+        return f"unavailable: {plain(value['unavailable'])}", "yellow"
+    if is_text(value):
+        rest = f", of {units.count(value['length'], 'byte')}" if "length" in value else ""
+        if "text" in value:
+            return f"{_quoted(value['text'], style)}{rest}", "c"
+        return f"{_raw_bytes(value['bytes'])}{rest}", "c"
+    text = compact(value)
+    return (text if style.full else shorten(text, style.width, style)), "json"
+
+
+def _quoted(value: Json, style: Style) -> str:
+    if isinstance(value, str) and not style.full:
+        value = shorten(value, style.width, style)
+    return compact(value)
+
+
+def _raw_bytes(encoded: Json) -> str:
+    r"""Text that is not UTF-8, with its odd bytes as ``\xff``."""
+    try:
+        return repr(base64.b64decode(encoded))
+    except (binascii.Error, TypeError, ValueError):
+        return compact(encoded)
+
+
+def compact(value: Json) -> str:
+    """As JSON, on one line."""
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        return "(nested too deep to show)"
+
+
+def flat(struct: Record) -> list[tuple[str, Json]]:
+    """(field, value); a field of a struct inside the struct is named ``outer.inner``."""
+    fields: list[tuple[str, Json]] = []
+    rest: list[tuple[str, Json]] = [("", struct)]
+    while rest:
+        name, value = rest.pop()
+        if is_struct(value):
+            prefix = f"{name}." if name else ""
+            rest.extend((f"{prefix}{key}", inner) for key, inner in reversed(list(value.items())))
+        else:
+            fields.append((name, value))
+    return fields
+
+
+def counts(footer: Record | None, tally: Tally) -> list[Piece]:
+    """How many calls and events there are, and what is wrong with how many of them."""
+    pieces = [(units.count(tally.calls, "call"), "bold")]
+    if tally.failed:
+        pieces.append((f"{tally.failed:,} failed", "red"))
+    if tally.incomplete:
+        pieces.append((f"{tally.incomplete:,} incomplete", "yellow"))
+    if footer is None:
+        pieces.append(("the run was cut short", "yellow"))
+    else:
+        pieces.append((units.count(footer["events"], "event"), ""))
+        if footer["dropped"]:
+            pieces.append((f"{footer['dropped']:,} dropped", "red"))
+    if tally.outside:
+        pieces.append((f"{units.count(tally.outside, 'event')} outside of any call", ""))
+    return with_commas(pieces)
+
+
+def ending(footer: Record) -> list[Piece]:
+    """Why the run ended, and whether the process was let go."""
+    pieces = words(f"{_REASONS.get(footer['reason'], footer['reason'])};")
+    if footer["detached"]:
+        return pieces + words("detached from the process")
+    if footer["reason"] == "target-exit":
+        return pieces + words("there is nothing left to detach from")
+    return pieces + words(
+        "NOT DETACHED: breakpoints may be left in the process, and its next call may kill it",
+        "red",
+    )

@@ -1,0 +1,134 @@
+"""Many calls at once, as text for a terminal: the answer first, then disks, then latencies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from virtrace.analysis.summary import Bucket, Disk, Movement, Statistics, Summary, histograms
+from virtrace.report import units
+from virtrace.report.highlight import Style, cells, safe
+from virtrace.report.lines import fold
+from virtrace.report.pieces import Piece, plain, with_commas, words
+
+# Empty first, full last.
+_BARS = "·▁▂▃▄▅▆▇█"
+_ASCII_BARS = ".:-=+*#%@"
+# Each with its width.
+_COLUMNS = {"count": 6, "errors": 6, "median": 7, "p90": 7, "p99": 7, "max": 7}
+
+
+def lines(summary: Summary, style: Style) -> Iterator[str]:
+    """Ends with an empty line."""
+    yield from fold(headline(summary), style, below="  ")
+    yield ""
+    for disk in summary.disks.values():
+        yield from _disk(disk, style)
+        yield ""
+    yield from _table("function", summary.functions.values(), style)
+    yield from _table("QMP command", summary.commands.values(), style)
+
+
+def headline(summary: Summary) -> list[Piece]:
+    """How many calls, how many of them in error, how long they took."""
+    calls = summary.calls
+    pieces = [
+        (units.count(calls.count, "call"), "bold"),
+        (f"{calls.errors:,} failed", "red") if calls.errors else ("none failed", ""),
+    ]
+    if summary.incomplete:
+        pieces.append((f"{summary.incomplete:,} incomplete", "yellow"))
+    median, slowest = calls.percentile_ns(50), calls.slowest
+    if median is not None and calls.count == 1:
+        pieces.append((f"in {units.duration(median)}", ""))
+    elif median is not None and calls.max_ns is not None and slowest is not None:
+        pieces.append((f"median {units.duration(median)}", ""))
+        began = units.seconds(slowest.root.t_enter_ns)
+        pieces.append((f"slowest {units.duration(calls.max_ns)} (the call at +{began})", ""))
+    return with_commas(pieces)
+
+
+def disk_name(disk: Disk) -> str:
+    """``vm1 vda``, as the callers named them."""
+    return " ".join(plain(name) for name in (disk.domain, disk.disk) if name is not None)
+
+
+def span(rulers: list[list[Bucket]]) -> str:
+    """From where to where histograms of the same buckets go; empty where they hold nothing."""
+    if not rulers or not rulers[0]:
+        return ""
+    return f"{units.duration(rulers[0][0].from_ns)} to {units.duration(rulers[0][-1].to_ns)}"
+
+
+def movement(number: str, movement: Movement) -> list[Piece]:
+    """The first value; where it moved also the last, and how far it went in between."""
+    values = movement.values
+    pieces: list[Piece] = []
+    if values:
+        pieces.append((units.quantity(number, values[0]), "c"))
+    if len(values) == 1 and movement.told > 1:
+        pieces.append(("throughout", "dim"))
+    if len(values) > 1:
+        pieces += [("->", ""), (units.quantity(number, values[-1]), "c")]
+        notes = [f"{values[-1] - values[0]:+,}", units.count(len(values) - 1, "change")]
+        if min(values) < min(values[0], values[-1]):
+            notes.append(f"lowest {units.quantity(number, min(values))}")
+        if max(values) > max(values[0], values[-1]):
+            notes.append(f"highest {units.quantity(number, max(values))}")
+        pieces += words(", ".join(notes), "bold")
+    if movement.unavailable:
+        pieces += words(f"unavailable in {units.count(movement.unavailable, 'call')}", "yellow")
+    return pieces
+
+
+def _disk(disk: Disk, style: Style) -> Iterator[str]:
+    pieces: list[Piece] = [(disk_name(disk), "bold"), (units.count(disk.calls, "call"), "")]
+    if disk.failed:
+        pieces.append((f"{disk.failed:,} failed", "red"))
+    yield from fold(with_commas(pieces), style, below="  ")
+    width = max(map(len, disk.numbers))
+    for number, moved in disk.numbers.items():
+        if told := movement(number, moved):
+            yield from fold([(f"{number:<{width}}", "cyan"), *told], style, "  ", "    ")
+
+
+def _table(title: str, rows: Iterable[Statistics], style: Style) -> Iterator[str]:
+    """A line for each, or two where the names leave no room beside them."""
+    rows = list(rows)
+    if not rows:
+        return
+    rulers = histograms(rows)
+    names = max(cells(safe(name, style)) for name in (title, *(row.name for row in rows)))
+    used = names + sum(width + 1 for width in _COLUMNS.values()) + 2
+    beside = used + max(len(span(rulers)), len(rulers[0])) <= style.width
+    width = names if beside else len(title)
+    heads = [(f"{name:>{width}}", "dim") for name, width in _COLUMNS.items()]
+    yield from fold([(f"{title:<{width}}", "dim"), *heads, (f" {span(rulers)}", "dim")], style)
+    for row, ruler in zip(rows, rulers):
+        told = [*_cells(row), (" " + _bars(ruler, style), "")]
+        if beside:
+            yield from fold([(_padded(row.name, width, style), "cyan"), *told], style)
+        else:
+            yield from fold([(row.name, "cyan")], style)
+            yield from fold([(" " * width, ""), *told], style)
+        if row.unfinished:
+            why = f"{row.unfinished:,} of them not seen to end; the times are of the others"
+            yield from fold(words(why, "yellow"), style, "  ", "  ")
+    yield ""
+
+
+def _padded(name: str, width: int, style: Style) -> str:
+    return name + " " * (width - cells(safe(name, style)))
+
+
+def _cells(row: Statistics) -> Iterator[Piece]:
+    texts = [f"{row.count:,}", f"{row.errors:,}" if row.errors else "-"]
+    texts += ["-" if ns is None else units.duration(ns) for ns in row.times().values()]
+    for text, (name, width) in zip(texts, _COLUMNS.items()):
+        yield f"{text:>{width}}", "red" if name == "errors" and row.errors else ""
+
+
+def _bars(ruler: list[Bucket], style: Style) -> str:
+    """A histogram in a line; whatever is not empty is seen."""
+    marks = _BARS if style.unicode else _ASCII_BARS
+    most = max((bucket.count for bucket in ruler), default=1) or 1
+    return "".join(marks[-(-bucket.count * (len(marks) - 1) // most)] for bucket in ruler)

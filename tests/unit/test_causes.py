@@ -1,0 +1,245 @@
+"""Each cause on events built for it, and its words."""
+
+from __future__ import annotations
+
+import re
+from string import Formatter
+from typing import Any
+
+import cases
+import pytest
+import samples
+from cases import GIB, Disk, call, causes, explained, host_facts, numbers
+
+from virtrace.analysis.causes import CONDITIONS, catalogue
+from virtrace.report.explanation import answer, fill
+from virtrace.trace.format import unavailable
+
+MIB = 1 << 20
+DEVICE = {"protocol": "host_device", "file": "/dev/vg/lv", "usage": 0}
+QCOW2 = {"format": "qcow2", "usage": 200 * MIB}
+BACKING = {"full-backing-filename": "/images/base.qcow2"}
+
+
+def running(disk: Disk, allocation: int, physical: int) -> Any:
+    return call(numbers(disk.capacity, allocation, physical), [disk], stats=disk.libvirts())
+
+
+@pytest.mark.parametrize(
+    ("disk", "allocation", "physical", "expected"),
+    [
+        (Disk(usage=8192, offset=GIB), GIB, 8192, ["high-water-mark"]),
+        (Disk(usage=GIB, offset=5 * MIB), 5 * MIB, GIB, ["high-water-mark"]),
+        (Disk(usage=8192, offset=8192), 8192, GIB, ["high-water-mark"]),
+        (Disk(**DEVICE, offset=5 * MIB), 5 * MIB, GIB, ["device-high-water-mark"]),
+        (Disk(**DEVICE, offset=GIB), GIB, GIB, ["device-written-at-end"]),
+        (Disk(**DEVICE, offset=0), 0, GIB, ["nothing-written"]),
+        (Disk(**DEVICE, offset=None), 0, GIB, ["no-high-water-mark-on-device"]),
+        (Disk(usage=0, offset=0), 0, GIB, ["nothing-written"]),
+        (Disk(usage=0, offset=None), 0, GIB, ["nothing-written"]),
+        (Disk(usage=8192, offset=None), 8192, GIB, ["no-high-water-mark"]),
+        (Disk(usage=8192, offset=0), 8192, GIB, ["restarted"]),
+        (Disk(usage=GIB, offset=0), GIB, GIB, ["fully-allocated", "restarted"]),
+        (Disk(usage=GIB, offset=GIB), GIB, GIB, ["fully-allocated", "high-water-mark"]),
+        (
+            Disk(usage=8192, offset=GIB, stats={"unmap_operations": 3}),
+            GIB,
+            8192,
+            ["discarded", "high-water-mark"],
+        ),
+        (Disk(usage=8192, offset=0, stats={"unmap_operations": 3}), 8192, GIB, ["restarted"]),
+        (Disk(usage=None, offset=0, protocol="nbd"), GIB, GIB, ["no-actual-size"]),
+        (Disk(usage=None, offset=None, protocol="rbd"), GIB, GIB, ["no-actual-size"]),
+        (Disk(**QCOW2, offset=900 * MIB), 200 * MIB, 201 * MIB, ["qcow2"]),
+        (
+            Disk(**QCOW2, offset=MIB, image=BACKING),
+            200 * MIB,
+            201 * MIB,
+            ["external-snapshot", "qcow2"],
+        ),
+        (
+            Disk(**QCOW2, capacity=100 * MIB, image={"snapshots": [{"name": "before"}]}),
+            200 * MIB,
+            201 * MIB,
+            ["internal-snapshot", "qcow2"],
+        ),
+        (Disk(**DEVICE, format="qcow2", offset=9 * MIB), 9 * MIB, GIB, ["qcow2-on-device"]),
+        (Disk(**DEVICE, format="qcow2", offset=0), 0, GIB, ["qcow2-on-device"]),
+    ],
+)
+def test_a_running_guest(disk: Disk, allocation: int, physical: int, expected: list[str]) -> None:
+    assert causes(running(disk, allocation, physical)) == expected
+    # The same where libvirt's struct could not be read.
+    one = call(numbers(disk.capacity, allocation, physical), [disk])
+    assert causes(one) == expected
+
+
+@pytest.mark.parametrize(
+    ("info", "expected", "possible"),
+    [
+        (numbers(GIB, GIB, GIB), ["stopped-on-device", "stopped-on-file"], True),
+        (numbers(GIB, 0, GIB), ["stopped-on-file", "stopped-image-on-device"], True),
+        (numbers(GIB, 4096, GIB), ["stopped-on-file"], False),
+        (numbers(GIB, 200 * MIB, 201 * MIB), ["stopped-on-file"], False),
+    ],
+)
+def test_a_guest_that_is_shut_off(info: Any, expected: list[str], possible: bool) -> None:
+    one = call(info, None)
+    assert causes(one) == expected
+    assert {finding.possible for finding in explained(one).findings} == {possible}
+    assert answer(explained(one)).startswith("The trace alone cannot tell") == possible
+
+
+@pytest.mark.parametrize(
+    ("kind", "info", "expected"),
+    [
+        ("file", numbers(GIB, GIB, GIB), "stopped-on-file"),
+        ("block device", numbers(GIB, GIB, GIB), "stopped-on-device"),
+        ("file", numbers(GIB, 0, GIB), "stopped-on-file"),
+        ("block device", numbers(GIB, 0, GIB), "stopped-image-on-device"),
+    ],
+)
+def test_host_facts_tell_file_from_device(kind: str, info: Any, expected: str) -> None:
+    stat = {"type": kind, "size_bytes": GIB, "allocated_bytes": 0}
+    explanation = explained(call(info, None), host_facts(stat=stat))
+    [finding] = explanation.findings
+    assert finding.cause.name == expected
+    assert not finding.possible
+    assert any("host: size of the" in each.text for each in finding.evidence)
+
+
+def test_host_facts_are_quoted() -> None:
+    facts = host_facts(
+        stat={"type": "file", "size_bytes": GIB, "allocated_bytes": 4096}, file_system="btrfs"
+    )
+    disk = Disk(usage=8192, offset=GIB)
+    [finding] = explained(running(disk, GIB, 8192), facts).findings
+    texts = [each.text for each in finding.evidence]
+    assert "host: file system btrfs, which delays, compresses or shares blocks" in texts
+    thin = host_facts(
+        stat={"type": "block device", "size_bytes": GIB, "allocated_bytes": 0},
+        lvm={"segtype": "thin", "data_percent": "12.50"},
+    )
+    [finding] = explained(running(Disk(**DEVICE, offset=GIB), GIB, GIB), thin).findings
+    texts = [each.text for each in finding.evidence]
+    assert "host: a thin logical volume, of which 12.50 % are used" in texts
+
+
+@pytest.mark.parametrize(
+    ("changes", "info", "driver_info", "expected"),
+    [
+        ({}, numbers(GIB, GIB, 8192), numbers(GIB, GIB, 4096), "than qemuDomainGetBlockInfo"),
+        ({}, numbers(GIB, 8192, GIB), None, f"allocation should be {GIB}"),
+        ({}, numbers(GIB, GIB, GIB), None, "physical should be 8192"),
+        ({}, numbers(GIB + 1, GIB, 8192), None, "the virtual size"),
+        ({"physical": 4096}, numbers(GIB, GIB, 4096), None, "what QEMU told"),
+        ({"rd_req": 99}, numbers(GIB, GIB, 8192), None, "what QEMU told"),
+        ({"wr_highest_offset_valid": False}, numbers(GIB, 8192, GIB), None, "what QEMU told"),
+    ],
+)
+def test_a_contradiction_comes_first(
+    changes: dict[str, Any], info: Any, driver_info: Any, expected: str
+) -> None:
+    disk = Disk(usage=8192, offset=GIB)
+    assert causes(running(disk, GIB, 8192))[0] != "contradiction"
+    stats = {**disk.libvirts(), **changes}
+    explanation = explained(call(info, [disk], stats=stats, driver_info=driver_info))
+    assert explanation.contradicts
+    quoted = " ".join(each.text for each in explanation.findings[0].evidence)
+    assert expected in quoted
+
+
+def test_the_numbers_of_another_disk_are_a_contradiction() -> None:
+    mine, other = Disk(), Disk(usage=8192, offset=GIB, alias="virtio-disk1", file="/b")
+    one = call(numbers(GIB, GIB, 8192), [mine, other], stats=other.libvirts())
+    explanation = explained(one)
+    assert explanation.contradicts
+    assert "vda should not be /machine/peripheral/virtio-disk1" in str(explanation.findings[0])
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("invalid argument: invalid path vda not assigned to domain", "unknown-disk"),
+        ("invalid argument: disk 'vda' does not currently have a source assigned", "empty-drive"),
+        ("Timed out during operation: cannot acquire state change lock", "error"),
+        ("argument invalide : le chemin vda", "error"),
+        (unavailable("outside of memory"), "error"),
+    ],
+)
+def test_an_error(message: Any, expected: str) -> None:
+    recorder = samples.Recorder()
+    samples.blockinfo(recorder, error="replaced")
+    error = next(event for event in recorder.events if event.name == "error")
+    error.values["message"] = message
+    explanation = explained(cases.built(recorder))
+    assert [finding.cause.name for finding in explanation.findings] == [expected]
+    assert explanation.lineages == ()
+    if isinstance(message, str):
+        assert message in explanation.findings[0].evidence[0].text
+
+
+def test_an_error_that_was_not_seen() -> None:
+    one = call(numbers(0, 0, 0), None, result=-1)
+    assert causes(one) == ["error"]
+
+
+def test_a_call_that_did_not_return() -> None:
+    recorder = samples.Recorder()
+    samples.blockinfo(recorder)
+    del recorder.events[-1]
+    explanation = explained(cases.built(recorder))
+    assert [finding.cause.name for finding in explanation.findings] == ["incomplete"]
+    assert "return of virDomainGetBlockInfo was not seen" in str(explanation.findings)
+
+
+def test_nothing_is_made_up_where_the_trace_has_too_little() -> None:
+    """Without QMP text and struct: neither running nor shut off can be told."""
+    [explanation] = cases.explain([call(numbers(GIB, GIB, GIB), None)], [])
+    assert [finding.cause.name for finding in explanation.findings] == ["unknown"]
+    assert explanation.case.block.running is None
+    assert all(lineage.answer.sources[0].sources == () for lineage in explanation.lineages)
+
+
+# The words
+
+
+def test_every_cause_has_a_condition_and_words() -> None:
+    names = [cause.name for cause in catalogue()]
+    assert names[-1] == "unknown"
+    assert sorted([*CONDITIONS, "unknown"]) == sorted(names)
+    assert all(other in names for cause in catalogue() for other in cause.either)
+
+
+def test_the_words_use_known_names_only() -> None:
+    case = explained(call(numbers(GIB, 4096, GIB), None)).case
+    for cause in catalogue():
+        for text in (cause.says, cause.means, *(command for command, _ in cause.do)):
+            fill(text, case)
+            fill(text, case, command=True)
+        # One sentence.
+        assert not re.search(r"[.] [A-Z]", cause.says), cause.name
+        assert cause.says.endswith(".")
+        assert "{" not in "".join(shows for _, shows in cause.do)
+
+
+def test_every_placeholder_is_explained() -> None:
+    used = {
+        name
+        for cause in catalogue()
+        for text in (cause.says, cause.means, *(command for command, _ in cause.do))
+        for _, name, _, _ in Formatter().parse(text)
+        if name
+    }
+    assert used <= {"domain", "disk", "file", "format", "error", *cases.NUMBERS, "usage", "offset"}
+
+
+def test_hostile_names_stay_text() -> None:
+    disk = Disk(usage=8192, offset=GIB, file="/images/$(reboot) {usage}.img")
+    one = call(numbers(GIB, GIB, 8192), [disk])
+    explanation = explained(one)
+    typed = [
+        fill(command, explanation.case, command=True)
+        for command, _ in explanation.findings[0].cause.do
+    ]
+    assert typed[0] == "du -B1 '/images/$(reboot) {usage}.img'"

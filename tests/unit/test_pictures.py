@@ -1,0 +1,243 @@
+"""The call chain as data, as SVG and as Mermaid; and the picture of the numbers' origins."""
+
+from __future__ import annotations
+
+import re
+import stat
+import subprocess
+import sys
+from itertools import combinations
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import samples
+
+from support import pages
+from virtrace.analysis.chain import Link, chains
+from virtrace.analysis.lineage import Lineage, Rule, Step
+from virtrace.analysis.spans import CallBuilder
+from virtrace.report import diagram, origins
+from virtrace.trace.reader import read_trace
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def chain_of(path: Path) -> list[Link]:
+    return chains(CallBuilder().calls(read_trace(path).events))
+
+
+def outline(link: Link) -> tuple[str | None, int, list[object]]:
+    return link.name, link.count, [outline(callee) for callee in link.callees]
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> list[Link]:
+    return chain_of(pages.hostile_trace(tmp_path / "t.jsonl"))
+
+
+# The chain
+
+
+def test_the_chain_of_the_sample() -> None:
+    [link] = chain_of(pages.SAMPLE)
+    query = ("qemuMonitorJSONQueryBlockstats", 8, [("query-blockstats", 8, [])])
+    all_stats = ("qemuMonitorGetAllBlockStatsInfo", 4, [query])
+    update = ("qemuMonitorBlockStatsUpdateCapacityBlockdev", 4)
+    gather = ("qemuDomainBlocksStatsGather", 4)
+    nodes = ("query-named-block-nodes", 4, [])
+    assert outline(link) == (
+        "virDomainGetBlockInfo",
+        4,
+        [("qemuDomainGetBlockInfo", 4, [(*gather, [all_stats, (*update, [nodes])])])],
+    )
+
+
+def test_failed_calls_are_counted() -> None:
+    recorder = samples.Recorder()
+    samples.blockinfo(recorder)
+    samples.blockinfo(recorder, error="no", number=13)
+    [link] = chains(CallBuilder().calls(recorder.events))
+    assert (link.count, link.failed) == (2, 1)
+    assert (link.callees[0].count, link.callees[0].failed) == (2, 1)
+
+
+def test_a_function_that_comes_back_to_itself_stands_once() -> None:
+    recorder = samples.Recorder()
+    names = ["api"] + ["f", "g"] * 2000 + ["h"]
+    for span, name in enumerate(names):
+        recorder.add("enter", name, span=span, parent=span - 1 if span else None, call=0)
+    for span in reversed(range(len(names))):
+        recorder.add("exit", names[span], span=span, parent=span - 1 if span else None, call=0)
+    [link] = chains(CallBuilder().calls(recorder.events))
+    assert outline(link) == ("api", 1, [("f", 2000, [("g", 2000, [("h", 1, [])])])])
+    assert [link.again, link.callees[0].again] == [0, 1999]
+
+
+# SVG
+
+
+def boxes(root: ElementTree.Element, prefix: str = SVG) -> list[tuple[float, float, float, float]]:
+    found = []
+    for group in root.iter(f"{prefix}g"):
+        rect = group.find(f"{prefix}rect")
+        assert rect is not None
+        x, y, width, height = (float(rect.attrib[key]) for key in ("x", "y", "width", "height"))
+        found.append((x, y, x + width, y + height))
+        for text in group.iter(f"{prefix}text"):
+            # In the middle, and as long as it says.
+            middle, half = float(text.attrib["x"]), float(text.attrib["textLength"]) / 2
+            assert x < middle - half
+            assert middle + half < x + width
+            assert y < float(text.attrib["y"]) < y + height
+    return found
+
+
+def assert_apart(found: list[tuple[float, float, float, float]]) -> None:
+    for one, other in combinations(found, 2):
+        assert one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+
+
+@pytest.mark.parametrize("which", ["sample", "hostile"])
+def test_svg_is_whole_and_its_text_fits(which: str, hostile: list[Link]) -> None:
+    chain = hostile if which == "hostile" else chain_of(pages.SAMPLE)
+    root = ElementTree.fromstring(diagram.svg(chain, alone=True))
+    assert root.tag == f"{SVG}svg"
+    found = boxes(root)
+    assert len(found) == (8 if which == "sample" else 5)
+    assert_apart(found)
+    width, height = (float(each) for each in root.attrib["viewBox"].split()[2:])
+    assert all(box[0] >= 0 and box[2] <= width and box[3] <= height for box in found)
+    assert not [element for element in root.iter() if element.tag.endswith("script")]
+
+
+def test_qmp_is_at_the_bottom() -> None:
+    root = ElementTree.fromstring(diagram.svg(chain_of(pages.SAMPLE), alone=True))
+    rows: dict[bool, set[str]] = {True: set(), False: set()}
+    for group in root.iter(f"{SVG}g"):
+        rect = group.find(f"{SVG}rect")
+        assert rect is not None
+        rows["qmp" in group.attrib["class"]].add(rect.attrib["y"])
+    [bottom] = rows[True]
+    assert float(bottom) > max(map(float, rows[False]))
+
+
+# Mermaid
+
+
+def test_mermaid() -> None:
+    lines = list(diagram.mermaid(chain_of(pages.SAMPLE)))
+    assert lines[:2] == ["flowchart TD", '  n0["virDomainGetBlockInfo<br>4 times"]']
+    assert '  subgraph qemu["QMP#58; answered by QEMU"]' in lines
+    assert sum("-->" in line for line in lines) == 7
+    assert "  n0 --> n1" in lines
+
+
+def test_mermaid_takes_nothing_hostile_for_its_own(hostile: list[Link]) -> None:
+    node = re.compile(r'  n\d+\["([A-Za-z0-9 _.,<>-]|#\d+;)*"\]')
+    for line in list(diagram.mermaid(hostile))[1:]:
+        assert (
+            node.fullmatch(line)
+            or re.fullmatch(r"  n\d+ --> n\d+|  end", line)
+            or line.startswith("  subgraph qemu[")
+        )
+        assert not re.search("<(?!br>)", line)
+
+
+# Origins
+
+
+def lineage(number: str, *sources: Step) -> Lineage:
+    driver = Step("driver", "d", value=1, path=f".info.{number}", sources=sources)
+    api = Step("api", "a", value=1, path=f".info.{number}", sources=(driver,))
+    return Lineage(number, api, Rule(""))
+
+
+def test_shared_sources_are_joined_and_what_is_only_possible_is_dashed() -> None:
+    used = Step("qmp", "query-named-block-nodes libvirt-4", "space used", 1, path=".used")
+    struct = Step("struct", "gather", value=1, path=".stats.physical", sources=(used,))
+    virtual = Step("qmp", "query-named-block-nodes libvirt-4", "size", 1, path=".size")
+    own = Step("host", "libvirt's own look at /x", missing="not traced")
+    picture = origins.svg(
+        [
+            lineage("capacity", virtual),
+            lineage("allocation", struct),
+            lineage("physical", struct, own),
+        ]
+    )
+    root = ElementTree.fromstring(picture)
+    found = boxes(root, "")
+    # Three answers, three of the driver, one struct, two of QMP, one of the host.
+    assert len(found) == 10
+    assert_apart(found)
+    classes = [element.attrib.get("class", "") for element in root.iter("path")]
+    assert classes.count("arrow maybe") == 2
+    # To the driver thrice; capacity, allocation and physical below; the struct's own.
+    assert classes.count("arrow") == 3 + 2 + 1
+    assert "libvirt-4" not in picture
+
+
+def test_no_arrow_passes_a_box() -> None:
+    def struct(field: str) -> Step:
+        told = Step("qmp", "q libvirt-4", field, 1, path=f".{field}")
+        where = "qemuDomainBlocksStatsGather"
+        return Step("struct", where, value=1, path=f".stats.{field}", sources=(told,))
+
+    own = Step("host", "own look", missing="not traced")
+    picture = origins.svg(
+        [
+            lineage("capacity", struct("a"), struct("b"), struct("c")),
+            lineage("allocation", own),
+            lineage("physical", struct("d")),
+        ]
+    )
+    root = ElementTree.fromstring(picture)
+    found = boxes(root, "")
+    for path in root.iter("path"):
+        if "arrow" not in path.attrib["class"]:
+            continue
+        x, y = map(float, path.attrib["d"][1:].partition("V")[0].partition("C")[0].split())
+        for part in re.findall("[CV][^CV]*", path.attrib["d"]):
+            numbers = [float(each) for each in part[1:].split()]
+            if part[0] == "C":
+                x, y = numbers[-2:]
+                continue
+            for left, top, right, bottom in found:
+                inside = left < x < right and max(y, top) < min(numbers[0], bottom)
+                assert not inside
+            y = numbers[0]
+
+
+# The command
+
+
+def export(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "virtrace.cli.main", "export", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("form", ["svg", "mermaid"])
+def test_export(form: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = export(pages.SAMPLE, "--to", form, "-o", out)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"wrote {out}\n", "")
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600
+    text = out.read_text()
+    assert "virDomainGetBlockInfo" in text
+    assert text.endswith("\n")
+    again = export(pages.SAMPLE, "--to", form, "-o", out)
+    assert again.returncode == 2
+    assert "exists already" in again.stderr
+    assert out.read_text() == text
+
+
+def test_export_of_what_holds_no_call_or_not_all(tmp_path: Path) -> None:
+    empty = samples.write(tmp_path / "empty", [samples.HEADER, samples.footer([])])
+    out = tmp_path / "out"
+    done = export(empty, "--to", "svg", "-o", out)
+    assert done.returncode == 2
+    assert "holds no calls" in done.stderr
+    assert not out.exists()
+    cut = samples.write(tmp_path / "cut", samples.records()[:-1])
+    assert export(cut, "--to", "svg", "-o", out).returncode == 4
+    assert out.exists()
