@@ -55,11 +55,15 @@ class Contained(Daemon):
         return [*self._enter, *inside]
 
 
+def need_namespaces() -> None:
+    if os.geteuid() != 0 or subprocess.run(["unshare", "--mount", "true"]).returncode != 0:
+        pytest.skip("only root can give a process a root of its own, and not in every container")
+
+
 @pytest.fixture
 def root(build: Callable[[str], Path], tmp_path: Path) -> Path:
     """A root with the optimized program where this one has the plain one: in tmp_path/program."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can change a process's root")
+    need_namespaces()
     folder, root = tmp_path / "program", tmp_path / "root"
     shutil.copytree(build("plain"), folder, symlinks=True)
     inside = in_root(root, folder)
@@ -222,8 +226,7 @@ def test_debug_info_in_its_root(
 @pytest.fixture
 def covered(build: Callable[[str], Path], tmp_path: Path) -> Iterator[Callable[[Path], Daemon]]:
     """The optimized program; afterwards, where it lives, another file covers its library."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount")
+    need_namespaces()
     started: list[Daemon] = []
 
     class Apart(Daemon):
