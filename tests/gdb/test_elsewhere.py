@@ -51,8 +51,7 @@ class Contained(Daemon):
 
     def command(self) -> list[str | Path]:
         # Without /proc in there, $ORIGIN leads nowhere.
-        inside = ["/env", f"LD_LIBRARY_PATH={self.folder}", *super().command()]
-        return [*self._enter, *inside]
+        return ["env", f"LD_LIBRARY_PATH={self.folder}", *self._enter, *super().command()]
 
 
 def need_namespaces() -> None:
@@ -68,14 +67,11 @@ def root(build: Callable[[str], Path], tmp_path: Path) -> Path:
     shutil.copytree(build("plain"), folder, symlinks=True)
     inside = in_root(root, folder)
     shutil.copytree(build("optimized"), inside, symlinks=True)
-    shutil.copy(shutil.which("env"), root)
-    for program in (inside / NAME, root / "env"):
-        listed = subprocess.check_output(["ldd", program], text=True)
-        for library in re.findall(r"(/\S+) \(0x", listed):
-            if not Path(library).is_relative_to(inside):
-                copy = root / library.lstrip("/")
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(library, copy)
+    listed = subprocess.check_output(["ldd", inside / NAME], text=True)
+    for library in map(Path, re.findall(r"(/\S+) \(0x", listed)):
+        if not library.is_relative_to(inside):
+            in_root(root, library).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(library, in_root(root, library))
     return root
 
 
