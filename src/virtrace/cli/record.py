@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import json
 import os
 import shlex
 import shutil
@@ -13,7 +14,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from virtrace.binary.elf import debug_file
@@ -94,23 +94,21 @@ def record_trace(
         "WHERE": shlex.join(where),
         "CALLS": calls or "",
         "SECONDS": seconds or "",
+        "DEBUG_FILES": json.dumps(_fetch_debug_info(process, loaded.modules)),
         **({"COMMAND": shlex.join(command)} if command else {}),
     }
-    with TemporaryDirectory(prefix="virtrace-") as folder:
-        if _fetch_debug_info(process, loaded.modules, Path(folder)):
-            settings["DEBUG_DIRECTORY"] = folder
-        return _run_gdb(recipe, settings, command)
+    return _run_gdb(recipe, settings, command)
 
 
-def _fetch_debug_info(process: Process, modules: Sequence[str], folder: Path) -> bool:
+def _fetch_debug_info(process: Process, modules: Sequence[str]) -> dict[str, str]:
     """Ask the user's debuginfod servers, if any, for what this host lacks.
 
-    A GDB that can ask them by itself does so without a bound and without a word.
-    Fills folder as GDB expects a debug directory, with links into debuginfod's own cache.
+    Files in debuginfod's own cache, by build-id. A GDB that can ask by itself does so without
+    a bound and without a word.
     """
+    found: dict[str, str] = {}
     if not os.environ.get("DEBUGINFOD_URLS", "").strip() or not shutil.which("debuginfod-find"):
-        return False
-    found = False
+        return found
     for name in modules:
         module = process.module(name)
         if module is None or module.build_id is None or module.elf.has_debug_info:
@@ -129,10 +127,7 @@ def _fetch_debug_info(process: Process, modules: Sequence[str], folder: Path) ->
             print(f"virtrace: no answer in {_FETCH_SECONDS} s, going on without", file=sys.stderr)
             continue
         if answer.returncode == 0:
-            link = folder / ".build-id" / module.build_id[:2] / f"{module.build_id[2:]}.debug"
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(answer.stdout.strip())
-            found = True
+            found[module.build_id] = answer.stdout.strip()
     return found
 
 

@@ -11,6 +11,7 @@ Each parameter begins with the value of its environment variable: VIRTRACE_OUTPU
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
@@ -118,13 +119,14 @@ def _trace(name: str) -> int:
     process = _process()
     abi = _abi(process)
     output = Path(_parameter("output") or _default_output(recipe, process.pid))
-    debug_directory = os.environ.get("VIRTRACE_DEBUG_DIRECTORY")
+    # What `virtrace record` got from debuginfod.
+    debug_files = json.loads(os.environ.get("VIRTRACE_DEBUG_FILES", "{}"))
     with terminal_without_gdb() as terminal, target.quiet_settings(), target.no_files():
         writer = Writer(output)
         with ExitStack() as symbols:
             try:
                 inferred = infer(recipe, process)
-                symbols.enter_context(target.symbols(process, recipe.modules, debug_directory))
+                symbols.enter_context(target.symbols(process, recipe.modules, debug_files))
                 probes = resolve(recipe, process, inferred)
                 target.attach(process, recipe.modules)
             except BaseException:
