@@ -51,27 +51,27 @@ class Contained(Daemon):
 
     def command(self) -> list[str | Path]:
         # Without /proc in there, $ORIGIN leads nowhere.
-        inside = ["/env", f"LD_LIBRARY_PATH={self.folder}", *super().command()]
-        return [*self._enter, *inside]
+        return ["env", f"LD_LIBRARY_PATH={self.folder}", *self._enter, *super().command()]
+
+
+def need_namespaces() -> None:
+    if os.geteuid() != 0 or subprocess.run(["unshare", "--mount", "true"]).returncode != 0:
+        pytest.skip("only root can give a process a root of its own, and not in every container")
 
 
 @pytest.fixture
 def root(build: Callable[[str], Path], tmp_path: Path) -> Path:
     """A root with the optimized program where this one has the plain one: in tmp_path/program."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can change a process's root")
+    need_namespaces()
     folder, root = tmp_path / "program", tmp_path / "root"
     shutil.copytree(build("plain"), folder, symlinks=True)
     inside = in_root(root, folder)
     shutil.copytree(build("optimized"), inside, symlinks=True)
-    shutil.copy(shutil.which("env"), root)
-    for program in (inside / NAME, root / "env"):
-        listed = subprocess.check_output(["ldd", program], text=True)
-        for library in re.findall(r"(/\S+) \(0x", listed):
-            if not Path(library).is_relative_to(inside):
-                copy = root / library.lstrip("/")
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(library, copy)
+    listed = subprocess.check_output(["ldd", inside / NAME], text=True)
+    for library in map(Path, re.findall(r"(/\S+) \(0x", listed)):
+        if not library.is_relative_to(inside):
+            in_root(root, library).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(library, in_root(root, library))
     return root
 
 
@@ -222,8 +222,7 @@ def test_debug_info_in_its_root(
 @pytest.fixture
 def covered(build: Callable[[str], Path], tmp_path: Path) -> Iterator[Callable[[Path], Daemon]]:
     """The optimized program; afterwards, where it lives, another file covers its library."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount")
+    need_namespaces()
     started: list[Daemon] = []
 
     class Apart(Daemon):

@@ -164,9 +164,12 @@ def test_debug_info_pack_and_inference_agree(
     split_build: tuple[Lab, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab, debug = split_build
+    by_build_id = {
+        str(ElfFile(file).build_id): str(file) for file in debug.rglob("*.debug") if file.is_file()
+    }
     traces = {}
     for level, settings in {
-        "dwarf": {"VIRTRACE_DEBUG_DIRECTORY": str(debug)},
+        "dwarf": {"VIRTRACE_DEBUG_FILES": json.dumps(by_build_id)},
         "pack": {"XDG_CACHE_HOME": str(tmp_path / "packs")},
         "inferred": {"XDG_CACHE_HOME": str(tmp_path / "empty")},
     }.items():

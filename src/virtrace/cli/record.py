@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import json
 import os
 import shlex
 import shutil
@@ -13,7 +14,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from virtrace.binary.debuginfo import fetch
@@ -113,10 +113,9 @@ def record_trace(
         **({"SOURCE": os.path.abspath(source)} if source else {}),
         **({"COMMAND": shlex.join(command)} if command else {}),
     }
-    with TemporaryDirectory(prefix="virtrace-") as folder:
-        if _fetch_debug_info(process, loaded.modules, Path(folder)):
-            settings["DEBUG_DIRECTORY"] = folder
-        status = _run_gdb(recipe, settings, command)
+    if debug_files := _fetch_debug_info(process, loaded.modules):
+        settings["DEBUG_FILES"] = json.dumps(debug_files)
+    status = _run_gdb(recipe, settings, command)
     if host_facts and status in (DONE, INCOMPLETE, INTERRUPTED):
         _add_host_facts(output, pid)
     return status
@@ -128,13 +127,13 @@ def _add_host_facts(output: Path, pid: int) -> None:
     print(f"  host     facts of {len(records)} disks are in the trace")
 
 
-def _fetch_debug_info(process: Process, modules: Sequence[str], folder: Path) -> bool:
+def _fetch_debug_info(process: Process, modules: Sequence[str]) -> dict[str, str]:
     """Ask the user's debuginfod servers, if any, for what this host lacks.
 
-    A GDB that can ask them by itself does so without a bound and without a word.
-    Fills folder as GDB expects a debug directory, with links into debuginfod's own cache.
+    Files in debuginfod's own cache, by build-id. A GDB that can ask by itself does so without
+    a bound and without a word.
     """
-    found = False
+    found: dict[str, str] = {}
     for name in modules:
         module = process.module(name)
         if module is None or module.build_id is None or module.elf.has_debug_info:
@@ -143,10 +142,7 @@ def _fetch_debug_info(process: Process, modules: Sequence[str], folder: Path) ->
             continue
         fetched = fetch(module.build_id, name)
         if fetched is not None:
-            link = folder / ".build-id" / module.build_id[:2] / f"{module.build_id[2:]}.debug"
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(fetched)
-            found = True
+            found[module.build_id] = str(fetched)
     return found
 
 

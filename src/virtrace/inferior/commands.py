@@ -145,14 +145,14 @@ def _trace(name: str) -> int:
     process = _process()
     abi = _abi(process)
     output = Path(_parameter("output") or default_path(recipe.name, process.pid))
-    debug_directory = os.environ.get("VIRTRACE_DEBUG_DIRECTORY")
+    debug_files = _debug_files()
     with terminal_without_gdb() as terminal, target.quiet_settings(), target.no_files():
         writer = Writer(output)
         with ExitStack() as symbols:
             try:
                 inferred = infer(recipe, process)
                 packs = _packs(recipe, process, name)
-                symbols.enter_context(target.symbols(process, recipe.modules, debug_directory))
+                symbols.enter_context(target.symbols(process, recipe.modules, debug_files))
                 probes = resolve(recipe, process, abi, inferred, packs)
                 target.attach(process, recipe.modules)
             except BaseException:
@@ -171,7 +171,7 @@ def _check(name: str) -> int:
     process = _process()
     with target.quiet_settings(), target.no_files():
         inferred, packs = infer(recipe, process), _packs(recipe, process, name)
-        with target.symbols(process, recipe.modules, os.environ.get("VIRTRACE_DEBUG_DIRECTORY")):
+        with target.symbols(process, recipe.modules, _debug_files()):
             probes = resolve(recipe, process, _abi(process), inferred, packs)
     print(json.dumps(header_record(recipe, process, probes, time.monotonic_ns())), flush=True)
     return DONE
@@ -200,6 +200,12 @@ def _abi(process: Process) -> Abi:
             "trace a daemon of such a machine: x86_64, aarch64, ppc64le, riscv64",
         )
     return x86_64.ABI if machine == x86_64.ABI.machine else Abi(machine)
+
+
+def _debug_files() -> dict[str, str]:
+    """By build-id: what `virtrace record` got from debuginfod."""
+    files: dict[str, str] = json.loads(os.environ.get("VIRTRACE_DEBUG_FILES", "{}"))
+    return files
 
 
 def _packs(recipe: Recipe, process: Process, recipe_name: str) -> dict[str, Pack]:

@@ -105,18 +105,17 @@ def no_files() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def symbols(process: Process, names: Iterable[str], debug_directory: str | None) -> Iterator[None]:
+def symbols(
+    process: Process, names: Iterable[str], debug_files: Mapping[str, str]
+) -> Iterator[None]:
     """GDB with the symbols of these modules at the addresses they have in the process.
 
-    debug_directory: searched for separate debug files before GDB's own places.
+    debug_files: separate debug files in places of their own, by build-id.
     """
-    if debug_directory is not None:
-        others = gdb.parameter("debug-file-directory")
-        _quietly(f"set debug-file-directory {debug_directory}:{others}")
     with contextlib.ExitStack() as copies:
         for module in filter(None, map(process.module, names)):
             try:
-                _add_symbols(process, module, copies)
+                _add_symbols(process, module, debug_files, copies)
             except gdb.error as error:
                 raise TargetError(
                     f"GDB cannot read {module.path}: {error}",
@@ -125,7 +124,12 @@ def symbols(process: Process, names: Iterable[str], debug_directory: str | None)
         yield
 
 
-def _add_symbols(process: Process, module: Module, copies: contextlib.ExitStack) -> None:
+def _add_symbols(
+    process: Process,
+    module: Module,
+    debug_files: Mapping[str, str],
+    copies: contextlib.ExitStack,
+) -> None:
     path = copies.enter_context(_copy(module.elf, module))
     # As long as there is no process, GDB reads code from files only beside a program: without
     # the code it takes a function's entry for the end of its prologue.
@@ -133,14 +137,17 @@ def _add_symbols(process: Process, module: Module, copies: contextlib.ExitStack)
     _quietly(f"add-symbol-file {path} -o {module.base:#x}")
     if has_debug_info(process, module.name):
         return
-    # Where GDB does not look: in the root of the process.
-    debug = debug_file(module.build_id, module.elf.debuglink, module.path, root=process.root)
-    if debug is not None:
+    its_path = debug_files.get(module.build_id or "")
+    if its_path is None:
+        # Where GDB does not look: in the root of the process.
+        debug = debug_file(module.build_id, module.elf.debuglink, module.path, root=process.root)
+        if debug is None:
+            return
         inside = debug.path.is_relative_to(process.root)
-        its_path = copies.enter_context(_copy(debug, module)) if inside else debug.path
-        objfile = gdb.lookup_objfile(path)
-        assert objfile is not None
-        objfile.add_separate_debug_file(str(its_path))
+        its_path = copies.enter_context(_copy(debug, module)) if inside else str(debug.path)
+    objfile = gdb.lookup_objfile(path)
+    assert objfile is not None
+    objfile.add_separate_debug_file(its_path)
 
 
 @contextlib.contextmanager
