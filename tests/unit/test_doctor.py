@@ -25,7 +25,10 @@ API = """
 int virDomainGetBlockInfo(void) { return 1; }
 int virErrorMsg(void) { return 2; }
 """
-DRIVER = "int qemuMonitorGetAllBlockStatsInfo(void) { return 3; }"
+DRIVER = """
+int qemuMonitorGetAllBlockStatsInfo(void) { return 3; }
+__attribute__((used)) static int qemuDomainGetBlockInfo(void) { return 4; }
+"""
 QMP = PROBE % {"name": "qemu_monitor_send_msg"} + PROBE % {"name": "qemu_monitor_recv_reply"}
 PROGRAM = """
 #include <dlfcn.h>
@@ -113,6 +116,12 @@ def test_the_answer_comes_first(
     )
     has_debug_info = any("libvirt_driver_qemu.so has debug info" in line for line in lines)
     assert has_debug_info == (flags == ["-g"])
+    # And each probe by itself, as GDB finds it, with what to do for more.
+    level = "dwarf" if has_debug_info else "missing"
+    told = " ".join(" ".join(lines[lines.index("  recipe blockinfo there:") :]).split())
+    assert ("qemuDomainGetBlockInfo dwarf" in told) == (level == "dwarf")
+    assert ("for more: `sudo apt install" in told) == (level == "missing")
+    assert ("`virtrace pack make`" in told) == (level == "missing")
 
 
 def test_driver_that_is_not_loaded_is_looked_at_on_disk(tmp_path: Path, report: Report) -> None:

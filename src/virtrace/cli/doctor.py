@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +29,18 @@ from virtrace.binary.process import (
     yama_refusal,
     yama_scope,
 )
+from virtrace.cli.gdb import check
 from virtrace.errors import DONE, NOT_TRACED, TargetError
+from virtrace.report import text
+from virtrace.report.highlight import style_for
+from virtrace.trace.format import Record
 
 OLDEST_GDB = (10, 0)
 OLDEST_PYTHON = (3, 9)
 GDB_SECONDS = 60
 LENT = ("yaml", "elftools", "pygments")
 
+RECIPE, METHOD, QMP = "blockinfo", "qemuDomainGetBlockInfo", "qmp.send"
 LIBRARY = "libvirt.so.0"
 DRIVER = "libvirt_driver_qemu.so"
 LIBRARY_FOLDERS = ("/usr/lib64", "/usr/lib/*-linux-gnu*", "/usr/lib", "/usr/local/lib*")
@@ -50,6 +56,8 @@ API_ONLY = "API only (level symbol)"
 # has the USDT probes of its monitor.
 REACH = {
     ("dwarf", True): "full chain (levels dwarf and usdt)",
+    ("pack", True): "full chain (levels pack and usdt)",
+    ("pack", False): "full chain but for the QMP text (level pack)",
     ("dwarf", False): "full chain but for the QMP text (level dwarf)",
     ("inferred", True): "full chain but for what cannot be proven without debug info "
     "(levels inferred, symbol and usdt)",
@@ -97,11 +105,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class Section:
-    """Findings about one thing. reach: what a trace would show; None where it cannot tell."""
+    """Findings about one thing. reach: what a trace would show; None where it cannot tell.
+
+    plan: what a trace's header would say of each probe.
+    """
 
     title: str
     findings: Sequence[Finding]
     reach: str | None = None
+    plan: Record | None = None
 
     @property
     def problem(self) -> Finding | None:
@@ -130,6 +142,10 @@ def run(args: argparse.Namespace) -> int:
         print(f"{section.title}:")
         for finding in section.findings:
             print("\n".join(finding.lines()))
+        if section.plan is not None:
+            print(f"  recipe {RECIPE} there:")
+            style = style_for(sys.stdout)
+            print("\n".join(f"  {line}" for line in text.levels(section.plan, style)))
     return status
 
 
@@ -310,14 +326,27 @@ def daemon_section(pid: int) -> Section:
                 )
             )
             files.append((DRIVER, path, process.root / path.lstrip("/")))
-    modules, reach = _module_findings(files, process.root)
-    return Section(title, [*problem, *found, *modules], reach)
+    plan = None
+    if driver is not None and not any(finding.kind == "problem" for finding in problem):
+        try:
+            plan = check(RECIPE, pid)
+        except TargetError as error:
+            # Where GDB itself is the problem, its own section says so.
+            found.append(Finding("note", error.what, error.remedy))
+    modules, reach = _module_findings(files, process.root, predict=plan is None)
+    if plan is not None:
+        levels = {probe["name"]: probe["level"] for probe in plan["probes"]}
+        reach = REACH[levels[METHOD], levels[QMP] == "usdt"]
+    return Section(title, [*problem, *found, *modules], reach, plan)
 
 
 def _module_findings(
-    files: Sequence[tuple[str, str, Path]], root: Path
+    files: Sequence[tuple[str, str, Path]], root: Path, predict: bool = True
 ) -> tuple[list[Finding], str]:
-    """files: (soname, path in the process, path from here). Also says what a trace would reach."""
+    """files: (soname, path in the process, path from here). Also says what a trace would reach.
+
+    predict: no GDB says what it finds, so that the files have to tell what it would.
+    """
     findings = []
     reach = API_ONLY
     for name, path, file in files:
@@ -360,7 +389,7 @@ def _module_findings(
             level = "dwarf"
             where = "in the file itself" if debug is elf else str(debug.path)
             findings.append(Finding("ok", f"{name} has debug info: {where}"))
-        else:
+        elif predict:
             findings.append(no_debug_info(name, root))
             if name == DRIVER and (finding := _inference(elf)):
                 level = "inferred"

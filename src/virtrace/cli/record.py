@@ -20,16 +20,12 @@ from virtrace.binary.debuginfo import fetch
 from virtrace.binary.elf import debug_file
 from virtrace.binary.process import Process, check_traceable, choose_daemon
 from virtrace.cli.doctor import gdb_section
+from virtrace.cli.gdb import command as gdb_command
 from virtrace.cli.host_facts import collect
 from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, TargetError, UsageError
 from virtrace.recipe import catalogue, selection
 from virtrace.trace.reader import read_trace
 from virtrace.trace.writer import default_path, insert_before_footer
-
-_PACKAGE = Path(__file__).resolve().parents[1]
-
-# Nothing of the user's, of the current folder or of a traced file is executed.
-_GDB = ("gdb", "-nx", "-nh", "-q", "-batch", "-iex", "set auto-load no")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -151,7 +147,7 @@ def _run_gdb(recipe: str, settings: dict[str, str], command: Sequence[str]) -> i
     environment = {f"VIRTRACE_{name}": value for name, value in settings.items()}
     environment["VIRTRACE_READY_FD"] = str(ready_for_gdb)
     gdb = subprocess.Popen(
-        _gdb_command(recipe),
+        gdb_command(f"start {recipe}"),
         stdin=subprocess.DEVNULL,
         env={**os.environ, **environment},
         pass_fds=[ready_for_gdb],
@@ -170,14 +166,6 @@ def _run_gdb(recipe: str, settings: dict[str, str], command: Sequence[str]) -> i
         if problem is not None:
             raise TargetError(problem.text, problem.remedy or "run `virtrace doctor`")
     return status if status >= 0 else INCOMPLETE
-
-
-def _gdb_command(recipe: str) -> list[str]:
-    installed = _PACKAGE / "gdb_scripts"
-    scripts = installed if installed.is_dir() else _PACKAGE.parents[1] / "gdb_scripts"
-    # GDB has no quoting of its own for this argument: it is the rest of the line.
-    actions = ("-x", str(scripts / "virtrace.py"), "-ex", f"virtrace start {recipe}")
-    return [*_GDB, *actions]
 
 
 def _run_traced(command: Sequence[str], gdb: subprocess.Popen[bytes]) -> None:

@@ -322,13 +322,17 @@ def _modules(
     recipe: Recipe, process: Process, resolved: Sequence[ResolvedProbe]
 ) -> Iterator[Record]:
     """The modules of the recipe, and what would give their probes more, where they lack any."""
+    # Debug info does not help against an exported function that is not exported.
+    static = {span.name for span in recipe.spans if span.find or span.prototype is None}
     for name in recipe.modules:
         module = process.module(name)
         if module is None:
             continue
         probes = [probe for probe in resolved if probe.module == name]
         known = any(probe.level in ("dwarf", "pack") for probe in probes)
-        lacking = any(probe.level == "missing" or probe.lacks for probe in probes)
+        lacking = any(
+            probe.lacks or (probe.level == "missing" and probe.name in static) for probe in probes
+        )
         yield {
             "path": module.path,
             "build_id": module.build_id,

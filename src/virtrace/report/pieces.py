@@ -83,13 +83,27 @@ def by_module(header: Record) -> dict[str, list[Record]]:
 
 
 def build_id_of(header: Record, module: str) -> str:
-    """Of the loaded file of this name: a probe says ``libvirt.so.0``, a file adds ``.9000.0``."""
+    loaded = _loaded(header, module)
+    if loaded is None:
+        return "is not loaded"
+    build_id = loaded["build_id"]
+    return f"build-id {build_id[:_SHORT_BUILD_ID]}" if build_id else "has no build-id"
+
+
+def remedy_of(header: Record, module: str) -> str | None:
+    """What would give the module's probes more."""
+    remedy = (_loaded(header, module) or {}).get("remedy")
+    return remedy if isinstance(remedy, str) else None
+
+
+def _loaded(header: Record, module: str) -> Record | None:
+    """The loaded file of this name: a probe says ``libvirt.so.0``, a file adds ``.9000.0``."""
     for loaded in header["target"]["modules"]:
         name = os.path.basename(loaded["path"])
         if name == module or name.startswith(module + "."):
-            build_id = loaded["build_id"]
-            return f"build-id {build_id[:_SHORT_BUILD_ID]}" if build_id else "has no build-id"
-    return "is not loaded"
+            found: Record = loaded
+            return found
+    return None
 
 
 def not_found(probes: list[Record]) -> Iterator[tuple[str, list[str]]]:

@@ -35,6 +35,7 @@ from virtrace.report.pieces import (
     outcome,
     question,
     raised,
+    remedy_of,
     reply_of,
     said,
     shown,
@@ -55,9 +56,7 @@ def banner(
     the user is told what to run.
     """
     yield from fold(attached(header), style, below="  ")
-    for module, probes in by_module(header).items():
-        yield from fold([("  " + module, "bold"), *words(build_id_of(header, module))], style)
-        yield from _probe_table(probes, style)
+    yield from levels(header, style)
     if command is not None:
         yield copyable("running", command, style)
     else:
@@ -68,6 +67,17 @@ def banner(
     yield copyable("to end", "Ctrl-C", style)
     yield copyable("trace", output, style)
     yield ""
+
+
+def levels(header: Record, style: Style) -> Iterator[str]:
+    """What each probe resolved to, what it lacks, and what to do for more."""
+    for module, probes in by_module(header).items():
+        yield from fold([("  " + module, "bold"), *words(build_id_of(header, module))], style)
+        yield from _probe_table(probes, style)
+        remedy = remedy_of(header, module)
+        if remedy is not None:
+            more = f"for more: {remedy}; or a symbol pack from a host that has it: `virtrace pack make`"
+            yield from fold(words(more), style, "    ", "      ")
 
 
 def heading(header: Record, style: Style) -> Iterator[str]:
@@ -176,7 +186,9 @@ def _probe_table(probes: list[Record], style: Style) -> Iterator[str]:
         offset = f"+{probe['offset']}" if probe["offset"] else ""
         pieces = [(name, "cyan"), (f"{probe['level']:<8}", ""), (offset, "dim")]
         if probe["why"]:
-            pieces += words(f"({probe['why']})", "yellow")
+            pieces += words(f"({probe['why']})", "dim")
+        if probe.get("lacks"):
+            pieces += words(f"without {', '.join(probe['lacks'])}", "yellow")
         yield from fold(pieces, style, "    ", "      ")
     for why, names in not_found(probes):
         yield from fold(words(f"not found: {why}", "yellow"), style, "    ", "      ")

@@ -1,0 +1,52 @@
+"""Starting GDB with virtrace inside."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+from virtrace.errors import TargetError
+from virtrace.trace.format import Record
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+# Nothing of the user's, of the current folder or of a traced file is executed.
+_GDB = ("gdb", "-nx", "-nh", "-q", "-batch", "-iex", "set auto-load no")
+_CHECK_SECONDS = 60
+
+
+def command(action: str) -> list[str]:
+    """GDB's command line for one of its `virtrace` commands, such as ``start blockinfo``."""
+    installed = _PACKAGE / "gdb_scripts"
+    scripts = installed if installed.is_dir() else _PACKAGE.parents[1] / "gdb_scripts"
+    # GDB has no quoting of its own for this argument: it is the rest of the line.
+    return [*_GDB, "-x", str(scripts / "virtrace.py"), "-ex", f"virtrace {action}"]
+
+
+def check(recipe: str, pid: int) -> Record:
+    """What a recipe would resolve to on a process, as the header of a trace; it is not touched.
+
+    TargetError with GDB's own words where that cannot be found out.
+    """
+    try:
+        done = subprocess.run(
+            command(f"check {recipe}"),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_CHECK_SECONDS,
+            env={**os.environ, "VIRTRACE_PID": str(pid)},
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise TargetError(f"gdb does not run: {error}", "run `virtrace doctor`") from error
+    for line in done.stdout.splitlines():
+        if line.startswith('{"type": "header"'):
+            header: Record = json.loads(line)
+            return header
+    what, _, remedy = done.stderr.strip().partition("\ntry: ")
+    raise TargetError(
+        what.removeprefix("virtrace: ") or f"gdb ended with {done.returncode}",
+        remedy or "run `virtrace doctor`",
+    )
