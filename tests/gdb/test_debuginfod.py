@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import PATIENCE, Daemon
+from harness import PATIENCE, SOURCES, Daemon
 
 from virtrace.binary.elf import ElfFile
 from virtrace.trace.reader import read_trace
@@ -90,5 +90,38 @@ def test_what_this_host_lacks_is_fetched(
         nobody = {**server, "DEBUGINFOD_URLS": "http://127.0.0.1:1"}
         nobody["DEBUGINFOD_CACHE_PATH"] = str(tmp_path / "empty")
         assert levels(daemon, tmp_path / "nobody.jsonl", nobody) == without
+    finally:
+        daemon.end()
+
+
+def lines_traced(daemon: Daemon, output: Path, environment: dict[str, str]) -> list[str | None]:
+    """The text of each line of a traced call, recorded where the source is out of sight."""
+    hidden = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', SOURCES]
+    command = [sys.executable, "-m", "virtrace.cli.main", "record", "blockinfo"]
+    options = ["-p", str(daemon.pid), "-o", str(output), "--calls", "1"]
+    with subprocess.Popen(
+        [*hidden, *command, *options],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as recording:
+        assert recording.stdout is not None
+        assert any("Ctrl-C" in line for line in recording.stdout)
+        daemon.do("call vm1 vda")
+        recording.communicate(timeout=PATIENCE)
+    assert recording.returncode == 0
+    return [e.values.get("text") for e in read_trace(output).events if e.type == "line"]
+
+
+def test_the_source_is_fetched_for_the_text_of_lines(
+    stripped: Path, server: dict[str, str], tmp_path: Path
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can hide the source")
+    daemon = Daemon(stripped)
+    try:
+        texts = lines_traced(daemon, tmp_path / "with.jsonl", server)
+        assert "info->capacity = stats->capacity;" in texts
+        assert None not in texts
     finally:
         daemon.end()

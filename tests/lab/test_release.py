@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -16,13 +17,13 @@ import pytest
 from virtrace.errors import LabError
 from virtrace.lab import processes
 from virtrace.lab.daemon import Lab
-from virtrace.lab.guest import LAST_SECTOR_DISK
+from virtrace.lab.guest import GIB, LAST_SECTOR_DISK
 from virtrace.lab.roots import ensure_root, inside
 from virtrace.lab.scenarios import SCENARIOS
 
 from .test_lab import assert_nothing_left, crash_daemon
 from .test_scenarios import EXPECTED, Answer, in_bytes
-from .tracing import as_measured, printed_info, virtrace
+from .tracing import as_measured, calls_of, printed_info, virtrace, whole_trace
 
 pytestmark = [
     pytest.mark.matrix,
@@ -178,3 +179,29 @@ def test_folder_that_the_root_has_no_place_for(tmp_path: Path) -> None:
     with pytest.raises(LabError, match="/virtrace-test cannot be made inside of"):
         Lab(nowhere, release="bullseye").up()
     assert not nowhere.exists()
+
+
+@pytest.mark.parametrize(
+    ("release", "numbers", "cause"),
+    [
+        ("bullseye", (2 * GIB, 2 * GIB, 4096), "high-water-mark"),
+        ("sid", (2 * GIB, 4096, 2 * GIB), "no-high-water-mark"),
+    ],
+)
+def test_the_same_disk_and_write_have_two_true_answers(
+    release: str, numbers: tuple[int, ...], cause: str, tmp_path: Path
+) -> None:
+    """Each traced from this host, in its root; which of the two it is, explain tells."""
+    output = tmp_path / "trace.jsonl"
+    done = virtrace("lab", "run", "last-sector", "--release", release, "-o", str(output))
+    assert done.returncode == 0, done.stderr
+    trace = whole_trace(output)
+    assert trace.header["target"]["libvirt_version"] == ".".join(map(str, VERSIONS[release]))
+    [call] = calls_of(trace)
+    [printed] = printed_info(done.stdout)
+    assert tuple(printed.values()) == numbers
+    assert call.root.returned == {"result": 0, "info": printed}
+    explained = virtrace("explain", "--json", str(output))
+    assert explained.returncode == 0, explained.stderr
+    [case] = json.loads(explained.stdout)["cases"]
+    assert case["causes"][0]["name"] == cause

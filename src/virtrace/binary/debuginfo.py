@@ -19,17 +19,26 @@ _PACKAGES = {
 }
 
 
-def fetch(build_id: str, name: str) -> Path | None:
+def has_servers() -> bool:
+    """Whether the user named servers, and what asks them is here."""
+    named = os.environ.get("DEBUGINFOD_URLS", "").strip()
+    return bool(named) and shutil.which("debuginfod-find") is not None
+
+
+def fetch(build_id: str, name: str, source: str | None = None) -> Path | None:
     """The debug file, in debuginfod's own cache; None where no server is set or has it.
 
-    name: of the file that it is for, to say what is going on.
+    name: of the file that it is for, to say what is going on. source: the path of a source file
+    in the debug info, which is fetched instead.
     """
-    if not os.environ.get("DEBUGINFOD_URLS", "").strip() or not shutil.which("debuginfod-find"):
+    if not has_servers():
         return None
-    print(f"virtrace: asking debuginfod for the debug info of {name}", file=sys.stderr)
+    what = "the debug info" if source is None else os.path.basename(source)
+    print(f"virtrace: asking debuginfod for {what} of {name}", file=sys.stderr)
+    wanted = ["debuginfo", build_id] if source is None else ["source", build_id, source]
     try:
         answer = subprocess.run(
-            ["debuginfod-find", "debuginfo", build_id],
+            ["debuginfod-find", *wanted],
             capture_output=True,
             text=True,
             timeout=_FETCH_SECONDS,

@@ -6,7 +6,9 @@ it cloned or split as entries of their own, with an abstract origin that has the
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -64,6 +66,29 @@ def describe(
     returned: what a walk calls the result. progress: called with one line now and then.
     TargetError where the file has no debug info, or broken one.
     """
+    with _opened(file) as dwarf:
+        return _Reader(dwarf, abi).read(wanted, returned, progress)
+
+
+def source_paths(file: Path, functions: Collection[str]) -> dict[str, str]:
+    """The sources of these functions: the path where it was compiled, by the name in lines."""
+    found = {}
+    with _opened(file) as dwarf:
+        for unit in dwarf.iter_CUs():
+            for die in unit.get_top_DIE().iter_children():
+                name = _name(die) if die.tag == "DW_TAG_subprogram" else None
+                if name in functions and "DW_AT_decl_line" in die.attributes:
+                    program = dwarf.line_program_for_CU(unit)
+                    path = _file_name(program, die.attributes["DW_AT_decl_file"].value)
+                    folder = unit.get_top_DIE().attributes["DW_AT_comp_dir"].value
+                    whole = os.path.normpath(os.path.join(os.fsdecode(folder), path))
+                    found[source_name(path)] = whole
+    return found
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """The DWARF of a file; TargetError where there is none, or it is broken."""
     try:
         # The whole path: a supplementary file of dwz is found beside it.
         elf = ELFFile.load_from_path(str(file))
@@ -72,8 +97,7 @@ def describe(
                 raise TargetError(
                     f"{file} has no debug info", "name its separate .debug file, or a folder"
                 )
-            reader = _Reader(elf.get_dwarf_info(), abi)
-            return reader.read(wanted, returned, progress)
+            yield elf.get_dwarf_info()
         finally:
             elf.close()
     except OSError as error:

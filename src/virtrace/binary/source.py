@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+
+from virtrace.binary.elf import read_file
 
 MAX_BYTES = 16 << 20
 
@@ -19,31 +20,46 @@ def source_name(path: str) -> str:
 
 
 class Sources:
-    """folders: of libvirt's source, in each of which a file is looked for by its name."""
+    """folders: of libvirt's source, in each of which a file is looked for by its name.
 
-    def __init__(self, folders: Sequence[Path]) -> None:
-        self._folders = folders
-        self._lines = cache(self._read)
+    files: others, by the name that debug info gives them.
+    """
+
+    def __init__(self, folders: Sequence[Path], files: Mapping[str, Path]) -> None:
+        self._folders = [*folders, *_installed()]
+        self._files = files
+        self._lines = cache(self._find)
 
     def text(self, file: str, line: int, function: str, declared: int) -> str | None:
         """The line without its indentation and end.
 
         declared: the line of the function's declaration by debug info. None where there is no
-        such file, or it is another version: the function is not declared there.
+        such file, or only another version: the function is not declared there.
         """
-        lines = self._lines(file)
-        if not (0 < declared <= len(lines) and function in lines[declared - 1]):
-            return None
+        lines = self._lines(file, function, declared)
         return lines[line - 1].strip() if 0 < line <= len(lines) else None
 
-    def _read(self, file: str) -> list[str]:
-        places = [folder / file.lstrip("/") for folder in self._folders]
-        if file.startswith("/"):
-            places.append(Path(file))
-        for place in places:
+    def _find(self, file: str, function: str, declared: int) -> list[str]:
+        for place in self._places(file):
             try:
-                if place.is_file() and os.path.getsize(place) <= MAX_BYTES:
-                    return place.read_text(encoding="utf-8", errors="replace").split("\n")
+                lines = read_file(place, MAX_BYTES).decode("utf-8", "replace").split("\n")
             except OSError:
                 continue
+            if 0 < declared <= len(lines) and function in lines[declared - 1]:
+                return lines
         return []
+
+    def _places(self, file: str) -> Iterator[Path]:
+        if file in self._files:
+            yield self._files[file]
+        for folder in self._folders:
+            yield folder / file.lstrip("/")
+        if file.startswith("/"):
+            yield Path(file)
+
+
+def _installed() -> list[Path]:
+    """Where debug source packages put libvirt's source."""
+    return sorted(Path("/usr/src").glob("libvirt-*")) + sorted(
+        Path("/usr/src/debug").glob("libvirt-*")
+    )

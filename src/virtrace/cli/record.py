@@ -11,19 +11,21 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from virtrace.binary.debuginfo import fetch
-from virtrace.binary.elf import debug_file
+from virtrace.binary.debuginfo import fetch, has_servers
+from virtrace.binary.dwarf import source_paths
+from virtrace.binary.elf import ElfFile, debug_file
 from virtrace.binary.process import Process, check_traceable, choose_daemon
 from virtrace.cli.doctor import gdb_section
 from virtrace.cli.gdb import command as gdb_command
 from virtrace.cli.host_facts import collect
 from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, TargetError, UsageError
 from virtrace.recipe import catalogue, selection
+from virtrace.recipe.model import Recipe
 from virtrace.trace.reader import read_trace
 from virtrace.trace.writer import default_path, insert_before_footer
 
@@ -111,6 +113,8 @@ def record_trace(
     }
     if debug_files := _fetch_debug_info(process, loaded.modules):
         settings["DEBUG_FILES"] = json.dumps(debug_files)
+    if source_files := _fetch_sources(process, loaded, debug_files):
+        settings["SOURCE_FILES"] = json.dumps(source_files)
     status = _run_gdb(recipe, settings, command)
     if host_facts and status in (DONE, INCOMPLETE, INTERRUPTED):
         _add_host_facts(output, pid)
@@ -139,6 +143,31 @@ def _fetch_debug_info(process: Process, modules: Sequence[str]) -> dict[str, str
         fetched = fetch(module.build_id, name)
         if fetched is not None:
             found[module.build_id] = str(fetched)
+    return found
+
+
+def _fetch_sources(
+    process: Process, recipe: Recipe, debug_files: Mapping[str, str]
+) -> dict[str, str]:
+    """The sources of the functions whose lines are traced, by the names that lines give them."""
+    found: dict[str, str] = {}
+    if not has_servers():
+        return found
+    for name in recipe.modules:
+        functions = {span.name for span in recipe.spans if span.module == name and span.lines}
+        module = process.module(name)
+        if not functions or module is None or module.build_id is None:
+            continue
+        debug: ElfFile | None = module.elf
+        if module.build_id in debug_files:
+            debug = ElfFile(debug_files[module.build_id])
+        elif not module.elf.has_debug_info:
+            link = module.elf.debuglink
+            debug = debug_file(module.build_id, link, module.path, root=process.root)
+        for file, path in source_paths(debug.path, functions).items() if debug else ():
+            source = fetch(module.build_id, name, path)
+            if source is not None:
+                found[file] = str(source)
     return found
 
 

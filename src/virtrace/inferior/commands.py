@@ -159,7 +159,9 @@ def _trace(name: str) -> int:
                 writer.discard()
                 raise
             view = TerminalView(terminal, output, os.environ.get("VIRTRACE_COMMAND"))
-            sources = Sources([Path(folder) for folder in _parameter("source").split(os.pathsep)])
+            folders = [Path(folder) for folder in _parameter("source").split(os.pathsep) if folder]
+            files = json.loads(os.environ.get("VIRTRACE_SOURCE_FILES", "{}"))
+            sources = Sources(folders, {name: Path(file) for name, file in files.items()})
             session = Session(
                 recipe, chosen, process, abi, probes, sources, writer, view, _say_ready
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import shlex
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -55,6 +56,8 @@ class TerminalView:
         self._builder = CallBuilder()
         self._output = str(output)
         self._command = command
+        # What to type when the trace is done, if not `virtrace show`.
+        self._next_step: str | None = None
         self._not_shown = 0
         self._waiting: queue.SimpleQueue[Callable[[], Iterable[str]] | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write_all, daemon=True)
@@ -62,6 +65,8 @@ class TerminalView:
     def banner(self, header: Record) -> None:
         # Only here the thread begins: signals are held back by now, and so they are in it.
         self._writer.start()
+        if header["recipe"]["name"] == "blockinfo":
+            self._next_step = f"virtrace explain {shlex.quote(self._output)}"
         self._waiting.put(
             lambda: text.banner(header, self._style, output=self._output, command=self._command)
         )
@@ -79,7 +84,11 @@ class TerminalView:
             self._waiting.put(lambda: [missed])
         self._waiting.put(
             lambda: text.summary(
-                footer, self._style, tally=self._builder.tally, output=self._output
+                footer,
+                self._style,
+                tally=self._builder.tally,
+                output=self._output,
+                next_step=self._next_step,
             )
         )
 

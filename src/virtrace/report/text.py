@@ -76,8 +76,8 @@ def levels(header: Record, style: Style) -> Iterator[str]:
         yield from _probe_table(probes, style)
         remedy = remedy_of(header, module)
         if remedy is not None:
-            more = f"for more: {remedy}; or a symbol pack from a host that has it: `virtrace pack make`"
-            yield from fold(words(more), style, "    ", "      ")
+            more = f"for more: {remedy}; or a symbol pack from a host that has it:"
+            yield from fold(words(f"{more} `virtrace pack make`"), style, "    ", "      ")
 
 
 def heading(header: Record, style: Style) -> Iterator[str]:
