@@ -9,10 +9,10 @@ from typing import Any
 from virtrace.analysis.blockinfo import API
 from virtrace.analysis.explain import explain
 from virtrace.analysis.spans import Call, CallBuilder
-from virtrace.errors import ANSWER_IS_NO, DONE, IncompleteError, TraceError, UsageError
+from virtrace.errors import ANSWER_IS_NO, DONE, TraceError, UsageError
 from virtrace.report import explanation, explanation_document
 from virtrace.report.highlight import style_for
-from virtrace.trace.reader import Trace, read_trace
+from virtrace.trace.reader import Trace, read_trace, require_whole
 
 
 def add_parser(subparsers: Any) -> None:
@@ -39,19 +39,12 @@ def run(args: argparse.Namespace) -> int:
     else:
         for line in explanation.lines(explanations, style_for(sys.stdout), path=args.file):
             print(line)
-    if trace.problems:
-        sys.stdout.flush()
-        raise IncompleteError(
-            f"{args.file}: {'; '.join(trace.problems)}",
-            "rely on what is explained, it was read whole; record again for the rest",
-        )
+    require_whole(trace, args.file)
     return ANSWER_IS_NO if any(each.contradicts for each in explanations) else DONE
 
 
 def _calls(trace: Trace, wanted: int | None, path: str) -> list[Call]:
-    builder = CallBuilder()
-    calls = [call for event in trace.events if (call := builder.feed(event))]
-    calls += builder.finish()
+    calls = list(CallBuilder().calls(trace.events))
     asked = [call for call in calls if call.root.name == API]
     if not asked:
         names = sorted({call.root.name for call in calls})

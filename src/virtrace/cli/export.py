@@ -8,9 +8,9 @@ from pathlib import Path
 
 from virtrace.analysis.chain import Link, chains
 from virtrace.analysis.spans import CallBuilder
-from virtrace.errors import DONE, IncompleteError, TraceError
+from virtrace.errors import DONE, TraceError
 from virtrace.report import diagram
-from virtrace.trace.reader import read_trace
+from virtrace.trace.reader import read_trace, require_whole
 from virtrace.trace.writer import write_new
 
 
@@ -50,9 +50,5 @@ def run(args: argparse.Namespace) -> int:
         )
     write_new(args.output, "the picture", _FORMATS[args.to](links))
     print(f"wrote {args.output}")
-    if trace.problems:
-        raise IncompleteError(
-            f"{args.file}: {'; '.join(trace.problems)}",
-            "rely on what is drawn, it was read whole; record again for the rest",
-        )
+    require_whole(trace, args.file)
     return DONE

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from virtrace.analysis.spans import CallBuilder
 from virtrace.analysis.summary import summarize
-from virtrace.errors import DONE, IncompleteError, TraceError, UsageError
+from virtrace.errors import DONE, TraceError, UsageError
 from virtrace.report import document, text
 from virtrace.report import summary as many
 from virtrace.report.highlight import style_for
 from virtrace.report.lines import copyable
-from virtrace.trace.reader import Trace, read_trace
+from virtrace.trace.reader import Trace, read_trace, require_whole
 from virtrace.trace.writer import write_new
 
 
@@ -51,13 +51,7 @@ def run(args: argparse.Namespace) -> int:
     trace = read_trace(args.file)
     for line in _lines(trace, args):
         print(line)
-    if trace.problems:
-        # Before the reason, also where both go into one file.
-        sys.stdout.flush()
-        raise IncompleteError(
-            f"{args.file}: {'; '.join(trace.problems)}",
-            "rely on what is shown, it was read whole; record again for the rest",
-        )
+    require_whole(trace, args.file)
     return DONE
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import stat
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Union
 
-from virtrace.errors import TraceError
+from virtrace.errors import IncompleteError, TraceError
 from virtrace.trace.format import FORMAT, VERSION, Event, Json, Record
 
 EVENT_TYPES = ("enter", "exit", "point", "line", "lost")
@@ -142,6 +143,17 @@ def read_trace(path: str | Path) -> Trace:
                     ) from broken
                 problems.append(f"line {number} is cut short: the run ended while it was written")
     return Trace(header, events, footer, problems + _missing(events, footer), host)
+
+
+def require_whole(trace: Trace, path: str | Path) -> None:
+    """IncompleteError where something is missing from the file; what it has was read."""
+    if trace.problems:
+        # What was printed of it comes first, also where both go into one file.
+        sys.stdout.flush()
+        raise IncompleteError(
+            f"{path}: {'; '.join(trace.problems)}",
+            "rely on what was read, it is whole; record again for the rest",
+        )
 
 
 def schema() -> Record:
