@@ -9,8 +9,10 @@ from virtrace.analysis.blockinfo import API, NUMBERS, read
 from virtrace.analysis.causes import Case, Finding, find
 from virtrace.analysis.host import find as find_host
 from virtrace.analysis.lineage import Lineage, trace_back
-from virtrace.analysis.spans import Call
+from virtrace.analysis.spans import Call, CallBuilder
+from virtrace.errors import TraceError, UsageError
 from virtrace.trace.format import Record
+from virtrace.trace.reader import Trace
 
 
 @dataclass
@@ -36,6 +38,27 @@ class Explanation:
     def contradicts(self) -> bool:
         """The answer does not follow from what QEMU said."""
         return self.findings[0].cause.name == "contradiction"
+
+
+def explain_trace(trace: Trace, path: str, wanted: int | None = None) -> list[Explanation]:
+    """Of all calls in a trace's file, or of the one whose ``call`` is wanted.
+
+    TraceError where there is none; UsageError, which names some, where not the wanted one.
+    """
+    calls = list(CallBuilder().calls(trace.events))
+    asked = [call for call in calls if call.root.name == API]
+    if not asked:
+        names = sorted({call.root.name for call in calls})
+        raise TraceError(
+            f"{path} has no call of {API} to explain, "
+            + (f"only of {', '.join(names)}" if names else "nor any other call"),
+            "record one: virtrace record blockinfo -- virsh domblkinfo DOMAIN DISK",
+        )
+    chosen = [call for call in asked if wanted in (None, call.id)]
+    if not chosen:
+        some = ", ".join(str(call.id) for call in asked[:8]) + (", ..." if len(asked) > 8 else "")
+        raise UsageError(f"{path} has no call {wanted} of {API}", f"one of its calls: {some}")
+    return explain(chosen, trace.header["probes"], trace.host)
 
 
 def explain(

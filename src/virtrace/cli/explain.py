@@ -7,12 +7,11 @@ import sys
 from typing import Any
 
 from virtrace.analysis.blockinfo import API
-from virtrace.analysis.explain import explain
-from virtrace.analysis.spans import Call, CallBuilder
-from virtrace.errors import ANSWER_IS_NO, DONE, TraceError, UsageError
+from virtrace.analysis.explain import explain_trace
+from virtrace.errors import ANSWER_IS_NO, DONE
 from virtrace.report import explanation, explanation_document
 from virtrace.report.highlight import style_for
-from virtrace.trace.reader import Trace, read_trace, require_whole
+from virtrace.trace.reader import read_trace, require_whole
 
 
 def add_parser(subparsers: Any) -> None:
@@ -33,7 +32,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     trace = read_trace(args.file)
-    explanations = explain(_calls(trace, args.call, args.file), trace.header["probes"], trace.host)
+    explanations = explain_trace(trace, args.file, args.call)
     if args.json:
         print(explanation_document.text(trace, explanations))
     else:
@@ -41,22 +40,3 @@ def run(args: argparse.Namespace) -> int:
             print(line)
     require_whole(trace, args.file)
     return ANSWER_IS_NO if any(each.contradicts for each in explanations) else DONE
-
-
-def _calls(trace: Trace, wanted: int | None, path: str) -> list[Call]:
-    calls = list(CallBuilder().calls(trace.events))
-    asked = [call for call in calls if call.root.name == API]
-    if not asked:
-        names = sorted({call.root.name for call in calls})
-        raise TraceError(
-            f"{path} has no call of {API} to explain, "
-            + (f"only of {', '.join(names)}" if names else "nor any other call"),
-            "record one: virtrace record blockinfo -- virsh domblkinfo DOMAIN DISK",
-        )
-    if wanted is None:
-        return asked
-    chosen = [call for call in asked if call.id == wanted]
-    if not chosen:
-        some = ", ".join(str(call.id) for call in asked[:8]) + (", ..." if len(asked) > 8 else "")
-        raise UsageError(f"{path} has no call {wanted} of {API}", f"one of its calls: {some}")
-    return chosen

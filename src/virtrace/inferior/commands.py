@@ -7,6 +7,7 @@
     set virtrace source FOLDER        where libvirt's source is, for the text of its lines
     virtrace start RECIPE             trace until Ctrl-C, or until one of these ends it
     virtrace check RECIPE             say what each probe would resolve to
+    virtrace explain [FILE]           say where the numbers of a trace came from
 
 Each parameter begins with the value of its environment variable: VIRTRACE_OUTPUT and so on.
 """
@@ -24,6 +25,7 @@ from pathlib import Path
 
 import gdb
 
+from virtrace.analysis.explain import explain_trace
 from virtrace.binary import x86_64
 from virtrace.binary.abi import Abi
 from virtrace.binary.pack import Pack
@@ -38,6 +40,9 @@ from virtrace.inferior.session import Session, header_record
 from virtrace.inferior.terminal import TerminalView, terminal_without_gdb
 from virtrace.recipe import catalogue, selection
 from virtrace.recipe.model import Recipe
+from virtrace.report import explanation
+from virtrace.report.highlight import style_for
+from virtrace.trace.reader import read_trace
 from virtrace.trace.writer import Writer, default_path
 
 _PARAMETERS = {
@@ -47,6 +52,10 @@ _PARAMETERS = {
     "seconds": "End the trace after this many seconds.",
     "source": "Folders of libvirt's source, for the text of the lines, with : between them.",
 }
+
+
+# The traces that this GDB wrote.
+_written: list[Path] = []
 
 
 class _Parameter(gdb.Parameter):
@@ -78,7 +87,8 @@ class _Start(gdb.Command):
 class _Check(gdb.Command):
     """virtrace check RECIPE: say what each probe would resolve to, as the header of a trace.
 
-    Of the process in the environment (VIRTRACE_PID) or attached to; nothing is touched.
+    Of the process in the environment (VIRTRACE_PID), which is not touched, or of the one that
+    GDB is attached to, and lets go.
     """
 
     def __init__(self) -> None:
@@ -86,6 +96,19 @@ class _Check(gdb.Command):
 
     def invoke(self, argument: str, from_tty: bool) -> None:
         _finish(lambda: _check(argument.strip()))
+
+
+class _Explain(gdb.Command):
+    """virtrace explain [FILE]: say where each number of a trace came from, and why it surprises.
+
+    FILE is a trace; the last one that this GDB wrote is the default.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("virtrace explain", gdb.COMMAND_STATUS)
+
+    def invoke(self, argument: str, from_tty: bool) -> None:
+        _finish(lambda: _explain(argument.strip()))
 
 
 def register() -> None:
@@ -99,11 +122,19 @@ def register() -> None:
             _Parameter(name, doc)
         _Start()
         _Check()
+        _Explain()
 
 
 def run(recipe: str) -> None:
     """Trace by the recipe. In a batch GDB this also ends GDB, with virtrace's exit status."""
-    _finish(lambda: _trace(recipe))
+
+    def trace() -> int:
+        try:
+            return _trace(recipe)
+        finally:
+            target.detach()
+
+    _finish(trace)
 
 
 def _finish(work: Callable[[], int]) -> None:
@@ -126,8 +157,6 @@ def _finish(work: Callable[[], int]) -> None:
             flush=True,
         )
         status = NOT_TRACED
-    finally:
-        target.detach()
     if _batch():
         # Not `quit`: what is still posted to its event loop makes GDB crash at exit, when its
         # Python has gone. Nothing is attached any more, and nothing else is left to do.
@@ -165,6 +194,7 @@ def _trace(name: str) -> int:
             session = Session(
                 recipe, chosen, process, abi, probes, sources, writer, view, _say_ready
             )
+            _written.append(output)
             return session.run()
 
 
@@ -176,6 +206,16 @@ def _check(name: str) -> int:
         with target.symbols(process, recipe.modules, _debug_files()):
             probes = resolve(recipe, process, _abi(process), inferred, packs)
     print(json.dumps(header_record(recipe, process, probes, time.monotonic_ns())), flush=True)
+    return DONE
+
+
+def _explain(file: str) -> int:
+    path = file or (str(_written[-1]) if _written else "")
+    if not path:
+        raise UsageError("which trace?", "virtrace explain FILE, or trace a call first")
+    explanations = explain_trace(read_trace(path), path)
+    for line in explanation.lines(explanations, style_for(sys.__stdout__), path=path):
+        print(line)
     return DONE
 
 
