@@ -2,7 +2,7 @@
 BIN := .venv/bin
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help setup demo test test-matrix lint clean
+.PHONY: help setup demo test test-matrix bench lint clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,10 @@ test-matrix: ## the slow tests: libvirt with debug info, and other releases of e
 	@tools/setup.sh matrix
 	@echo "test-matrix: pytest, the slow tests"
 	@$(BIN)/pytest -m matrix
+
+bench: ## measure, side by side in one run; a table, and JSON in out/bench/
+	@tools/setup.sh test
+	@$(BIN)/python bench/page.py
 
 lint: ## ruff and mypy
 	@tools/setup.sh test
