@@ -8,11 +8,11 @@ import sys
 from collections.abc import Sequence
 
 from virtrace import __version__
-from virtrace.cli import doctor, explain, export, lab, pack, record, show
+from virtrace.cli import doctor, explain, export, lab, pack, record, replay, show
 from virtrace.errors import INTERRUPTED, VirtraceError
 
 # Each module has add_parser(subparsers), which sets run=function(args) -> exit status.
-COMMANDS = (record, show, explain, export, doctor, pack, lab)
+COMMANDS = (record, show, explain, export, replay, doctor, pack, lab)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     traced: list[str] = []
     # argparse has no notion of another command's line at the end of its own.
-    if words[:1] == ["record"] and "--" in words:
+    if words[:1] in (["record"], ["replay"]) and "--" in words:
         end = words.index("--")
         words, traced = words[:end], words[end + 1 :]
     args = build_parser().parse_args(words, argparse.Namespace(traced=traced))

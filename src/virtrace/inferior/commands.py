@@ -187,12 +187,13 @@ def _trace(name: str) -> int:
             except BaseException:
                 writer.discard()
                 raise
-            view = TerminalView(terminal, output, os.environ.get("VIRTRACE_COMMAND"))
+            command = os.environ.get("VIRTRACE_COMMAND")
+            view = TerminalView(terminal, output, command)
             folders = [Path(folder) for folder in _parameter("source").split(os.pathsep) if folder]
             files = json.loads(os.environ.get("VIRTRACE_SOURCE_FILES", "{}"))
             sources = Sources(folders, {name: Path(file) for name, file in files.items()})
             session = Session(
-                recipe, chosen, process, abi, probes, sources, writer, view, _say_ready
+                recipe, chosen, process, abi, probes, sources, writer, view, command, _say_ready
             )
             _written.append(output)
             return session.run()

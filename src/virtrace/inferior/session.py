@@ -45,7 +45,10 @@ class View(Protocol):
 
 
 class Session:
-    """Runs once. ready: called when every call from then on is traced."""
+    """Runs once.
+
+    ready: called when every call from then on is traced. command: what is run then, if known.
+    """
 
     def __init__(
         self,
@@ -57,6 +60,7 @@ class Session:
         sources: Sources,
         writer: Writer,
         view: View,
+        command: str | None,
         ready: Callable[[], None],
     ) -> None:
         self.abi = abi
@@ -68,6 +72,7 @@ class Session:
         self._resolved = resolved
         self._writer = writer
         self._view = view
+        self._command = command
         self._ready = ready
         self._answers = Answers(recipe.points)
         self._sources = sources
@@ -100,7 +105,16 @@ class Session:
     def run(self) -> int:
         """Trace until something ends it, and detach. The exit status, as errors.py has it."""
         try:
-            header = header_record(self._recipe, self._process, self._resolved, self.started_ns)
+            header = {
+                **header_record(self._recipe, self._process, self._resolved, self.started_ns),
+                # What makes it another trace by the same recipe.
+                "selection": {
+                    "where": dict(self._selection.where),
+                    "calls": self._selection.calls,
+                    "seconds": self._selection.seconds,
+                },
+                "command": self._command,
+            }
             self._writer.write([header])
             with Watch(self._selection.seconds, GRACE_SECONDS, self._ask_end):
                 self._view.banner(header)

@@ -1,0 +1,108 @@
+"""``virtrace replay``: the recipe of somebody's trace, on a daemon of this host."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from virtrace.binary.process import choose_daemon
+from virtrace.cli.record import record_trace
+from virtrace.errors import UsageError
+from virtrace.recipe import catalogue
+from virtrace.report.highlight import safe, style_for
+from virtrace.trace.format import Record
+from virtrace.trace.reader import read_trace
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "replay",
+        help="trace this host's daemon by the recipe of a trace",
+        description="Trace a daemon of this host by the recipe in FILE, with the filters and "
+        "limits of that trace. The command that was traced is run again only after you agree; "
+        "COMMAND is run instead.",
+        usage="%(prog)s FILE [-p PID | --process NAME] [-o OUT] [--where KEY=VALUE]... "
+        "[-- COMMAND...]",
+    )
+    parser.add_argument("file", metavar="FILE", help="a trace (.jsonl) or a recipe (.yaml)")
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument("-p", "--pid", type=int, help="the daemon; without it, the only one there")
+    target.add_argument("--process", metavar="NAME", help="the daemon of this name")
+    parser.add_argument("-o", "--output", metavar="OUT", help="the new trace; must not exist")
+    parser.add_argument(
+        "--where",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="instead of what the trace had for KEY, such as domain=other",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    pid = args.pid if args.pid is not None else choose_daemon(args.process)
+    if args.file in catalogue.shipped() or args.file.endswith((".yaml", ".yml")):
+        return record_trace(
+            args.file, pid, output=args.output, where=args.where, command=args.traced
+        )
+    header = read_trace(args.file).header
+    selection = header.get("selection") or {"where": {}, "calls": None, "seconds": None}
+    given = _given(args.where)
+    command = args.traced or _agreed(_renamed(header.get("command"), selection["where"], given))
+    where = {**selection["where"], **given}
+    with TemporaryDirectory(prefix="virtrace-") as folder:
+        recipe = _write(header, Path(folder))
+        return record_trace(
+            str(recipe),
+            pid,
+            output=args.output,
+            where=[f"{key}={value}" for key, value in where.items()],
+            calls=_text(selection["calls"]),
+            seconds=_text(selection["seconds"]),
+            command=command,
+        )
+
+
+def _given(where: list[str]) -> dict[str, str]:
+    pairs = [text.partition("=") for text in where]
+    for text, (_, equals, _) in zip(where, pairs):
+        if not equals:
+            raise UsageError(f"{text!r} is not KEY=VALUE", "such as --where domain=other")
+    return {key: value for key, _, value in pairs}
+
+
+def _write(header: Record, folder: Path) -> Path:
+    """The recipe as a file, for the loader to check: it comes from a stranger. JSON is YAML."""
+    file = folder / "recipe.yaml"
+    file.write_text(json.dumps(header["recipe"]), encoding="utf-8")
+    return file
+
+
+def _renamed(command: object, old: Record, new: Record) -> list[str]:
+    """The words of the command, with the new value where a filter's old one stood alone."""
+    if not isinstance(command, str):
+        return []
+    names = {str(old[key]): value for key, value in new.items() if key in old}
+    try:
+        return [names.get(word, word) for word in shlex.split(command)]
+    except ValueError:
+        return []
+
+
+def _agreed(command: list[str]) -> list[str]:
+    """The command if the user says so: a stranger may have written it into the file."""
+    if not command or not sys.stdin.isatty():
+        return []
+    shown = safe(shlex.join(command), style_for(sys.stdout))
+    print(f"the traced command was:\n  {shown}")
+    answer = input("run it again, here and as this user? [y/N] ")
+    return command if answer.strip().lower() in ("y", "yes") else []
+
+
+def _text(number: object) -> str | None:
+    return None if number is None else str(number)
