@@ -210,7 +210,7 @@ def test_a_line_must_begin_with_an_instruction(library: Path, document: dict[str
     rows = document["functions"]["traced"]["bodies"][0]["lines"]["rows"]
     rows[-1][0] = f"{int(rows[-1][0], 16) - 1:#x}"
     keep(library, document)
-    with pytest.raises(TargetError, match="not every line of traced begins with an instruction"):
+    with pytest.raises(TargetError, match="one of its lines does not begin with an instruction"):
         pack.find(ElfFile(library), [library.parent])
 
 

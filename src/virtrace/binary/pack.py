@@ -160,8 +160,8 @@ def parse(data: bytes, file: str) -> Pack:
 def find(elf: ElfFile, folders: Sequence[Path]) -> Pack | None:
     """The pack of a file's build: in the first of the folders that has one, or in the cache.
 
-    TargetError where there is one that cannot be used: written by somebody else, broken, for
-    another build, or with functions where the file has none.
+    TargetError where there is one that cannot be used: written by somebody else (in the cache
+    it counts as none), broken, for another build, or with functions where the file has none.
     """
     build_id = elf.build_id
     if build_id is None:
@@ -197,14 +197,14 @@ def _checked(pack: Pack, elf: ElfFile, file: str) -> Pack:
     elif pack.build_id != elf.build_id or pack.machine != elf.machine:
         wrong = f"it is for build-id {pack.build_id} on {pack.machine}"
     else:
+        bodies = [body for function in pack.functions.values() for body in function.bodies]
         starts = frozenset(function_starts(elf))
-        for name, function in pack.functions.items():
-            for body in function.bodies:
-                if body.entry not in starts:
-                    binary = os.path.basename(elf.name)
-                    wrong = f"no function of {binary} begins at {body.entry:#x} ({name})"
-                elif not begin_instructions(elf, (line.address for line in body.lines)):
-                    wrong = f"not every line of {name} begins with an instruction"
+        entries = [f"{body.entry:#x}" for body in bodies if body.entry not in starts]
+        lines = (line.address for body in bodies for line in body.lines)
+        if entries:
+            wrong = f"no function of {os.path.basename(elf.name)} begins at {', '.join(entries)}"
+        elif not begin_instructions(elf, lines):
+            wrong = "one of its lines does not begin with an instruction"
     if wrong:
         raise TargetError(
             f"the symbol pack {file} cannot be used: {wrong}",
