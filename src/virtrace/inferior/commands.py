@@ -189,11 +189,8 @@ def _trace(name: str) -> int:
                 raise
             command = os.environ.get("VIRTRACE_COMMAND")
             view = TerminalView(terminal, output, command)
-            folders = [Path(folder) for folder in _parameter("source").split(os.pathsep) if folder]
-            files = json.loads(os.environ.get("VIRTRACE_SOURCE_FILES", "{}"))
-            sources = Sources(folders, {name: Path(file) for name, file in files.items()})
             session = Session(
-                recipe, chosen, process, abi, probes, sources, writer, view, command, _say_ready
+                recipe, chosen, process, abi, probes, _sources(), writer, view, command, _say_ready
             )
             _written.append(output)
             return session.run()
@@ -243,6 +240,13 @@ def _abi(process: Process) -> Abi:
             "trace a daemon of such a machine: x86_64, aarch64, ppc64le, riscv64",
         )
     return x86_64.ABI if machine == x86_64.ABI.machine else Abi(machine)
+
+
+def _sources() -> Sources:
+    folders = [Path(folder) for folder in _parameter("source").split(os.pathsep) if folder]
+    # What `virtrace record` got from debuginfod.
+    files = json.loads(os.environ.get("VIRTRACE_SOURCE_FILES", "{}"))
+    return Sources(folders, {name: Path(file) for name, file in files.items()})
 
 
 def _debug_files() -> dict[str, str]:
