@@ -259,9 +259,9 @@ def _lines(node: Lines, room: int, style: Style) -> Iterator[list[Piece]]:
         if text:
             if not style.full:
                 text = shorten(safe(text, style), room - cells(number) - 1, style)
-            said.insert(0, [(text, "c" if said else "dim")])
+            said.insert(0, words(text, "c" if said else "dim"))
         for beside in said or [[]]:
-            yield [(number, "dim"), *beside]
+            yield [*words(number, "dim"), *beside]
             number = " " * cells(number)
 
 
