@@ -26,7 +26,7 @@ from virtrace.analysis.lineage import Step
 from virtrace.analysis.spans import CallBuilder
 from virtrace.report import explanation, explanation_document
 from virtrace.report.highlight import Style, cells
-from virtrace.trace.format import Event
+from virtrace.trace.format import Event, unavailable
 from virtrace.trace.reader import Trace, read_trace
 
 DATA = Path(__file__).parents[1] / "data"
@@ -316,6 +316,17 @@ def test_a_change_after_the_last_line_is_seen_at_the_return() -> None:
     assert seen_of(trace)["allocation"] == [(f"0 -> 67108864 {place}", [32, 40])]
 
 
+def test_what_could_not_be_read_meanwhile_is_not_placed_between_two_lines() -> None:
+    gone = unavailable("optimized out")
+    file = "src/qemu/qemu_driver.c"
+    trace = with_changes(read_trace(WITH_LINES), {10905: {"allocation": gone}})
+    [(text, events)] = seen_of(trace)["allocation"]
+    assert (text, events) == (f"0 -> 67108864 between lines 10902 and 10923 of {file}", [30, 33])
+    trace = with_changes(read_trace(WITH_LINES), {10905: {"physical": gone}, 10937: {}})
+    [(text, events)] = seen_of(trace)["physical"]
+    assert (text, events) == (f"0 -> 4096 between line 10902 of {file} and the return", [30, 40])
+
+
 def test_without_lines_nothing_is_seen() -> None:
     for name in set(FIRST) - {each for each in FIRST if "with-lines" in each}:
         for one in explained(read_trace(TRACES[name])):
@@ -339,7 +350,7 @@ def test_lines_that_contradict_the_rule(tmp_path: Path) -> None:
     rule = "QEMU told a highest offset, and the source is no qcow2 file"
     assert [(each.text, each.value, each.seq) for each in one.findings[0].evidence] == [
         (
-            f"allocation should change once, as {rule}, but did so between lines {lines} of "
+            f"allocation changed 2 times, not once ({rule}): between lines {lines} of "
             "src/qemu/qemu_driver.c",
             value,
             seq,

@@ -329,6 +329,16 @@ def test_every_change_of_a_line_has_a_row() -> None:
     assert lines[at + 1] == "   │             allocation 0 -> 1314816 (1.254 MiB)"
 
 
+def test_what_can_no_longer_be_read_is_said() -> None:
+    events = read_trace(WITH_LINES).events
+    for event in events:
+        if event.values.get("line") == 10905:
+            event.values["changed"] = {"physical": unavailable("optimized out")}
+    lines = list(text.call_tree(call_of(events), PLAIN))
+    at = lines.index("   ├─ 10902 if (!entry->wr_highest_offset_valid) {")
+    assert lines[at + 1] == "   │        physical unavailable: optimized out"
+
+
 def test_long_lines_are_cut_unless_all_is_wanted() -> None:
     call = with_lines(text=True)
     row = next(line for line in text.call_tree(call, Style(80)) if "10867" in line)

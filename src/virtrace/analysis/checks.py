@@ -101,5 +101,5 @@ def _lines(block: BlockInfo) -> Iterator[Evidence]:
     ):
         every = block.seen(number)
         for seen in every if len(every) > 1 else ():
-            text = f"{number} should change once, as {why}, but did so {seen.place}"
+            text = f"{number} changed {len(every)} times, not once ({why}): {seen.place}"
             yield Evidence(text, seen.now.value, seen.now.seq, seen.now.path)

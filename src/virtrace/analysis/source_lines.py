@@ -12,7 +12,7 @@ from virtrace.trace.format import Event, Json
 
 @dataclass(frozen=True)
 class Change:
-    """A watched value. old: None where it was not known before."""
+    """A watched value. old: None where it was not known before. new: also unavailable."""
 
     name: str
     old: Json
@@ -55,8 +55,8 @@ class Line:
 class Seen:
     """Between which lines a watched number changed; or, where both are equal, that it did not.
 
-    after, before: lines that were reached; before is None where the return was the next that
-    was seen. now: the new number, where the trace has it.
+    after, before: lines that were reached, and at which the number could be read; before is
+    None where it was read next at the return. now: the new number, where the trace has it.
     """
 
     old: int
@@ -108,27 +108,31 @@ def watch(lines: Sequence[Line], name: str, returned: Reading | None) -> tuple[S
     returned: the number as the function returned it.
     """
     found: list[Seen] = []
-    known: Reading | None = None
-    since = last = None
+    known: int | None = None
+    readable = False
+    first = after = None
     for line in lines:
-        new = Reading(line.event.values, line.event.name, line.event.seq).number(
-            "changed", name, "to"
-        )
+        told = Reading(line.event.values, line.event.name, line.event.seq).get("changed", name)
+        new = told.number("to") if told else None
         if new is not None:
-            if known is not None and last is not None:
-                found.append(Seen(known.value, new, last, line))
-            known, since = new, since or line
-        last = line
-    if known is None or since is None or last is None:
+            if known is not None and after is not None:
+                found.append(Seen(known, new, after, line))
+            now, known, readable = new, new.value, True
+            first = first or line
+        elif told is not None:
+            readable = False
+        if readable:
+            after = line
+    if first is None or after is None or known is None:
         return ()
-    if returned is not None and returned.value != known.value:
-        found.append(Seen(known.value, returned, last, None))
-    return tuple(found) or (Seen(known.value, known, since, last),)
+    if returned is not None and returned.value != known:
+        found.append(Seen(known, returned, after, None))
+    return tuple(found) or (Seen(known, now, first, after),)
 
 
 def changes_in(event: Event) -> Iterator[Change]:
     """What the event of a line says is known anew since the line before."""
     changed = event.values.get("changed")
     for name, change in changed.items() if isinstance(changed, dict) else ():
-        if isinstance(change, dict) and "to" in change:
-            yield Change(name, change.get("from"), change["to"])
+        if isinstance(change, dict):
+            yield Change(name, change.get("from"), change.get("to", change))

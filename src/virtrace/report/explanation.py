@@ -135,7 +135,7 @@ def _lineage(lineage: Lineage, style: Style) -> Iterator[str]:
         told = [(_event(seen.now.seq), "dim"), *words(f"seen: {seen.text}")]
         yield from fold(told, style, _BELOW, _BELOW * 2)
         if seen.after.text and seen.changed:
-            source = [(str(seen.after.number), "dim"), (seen.after.text, "c")]
+            source = [(str(seen.after.number), "dim"), *words(seen.after.text, "c")]
             yield from fold(source, style, _BELOW + " " * 5, _BELOW * 2)
     yield from _step(lineage.answer, lineage.answer.value, _BELOW, style)
 

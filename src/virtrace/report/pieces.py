@@ -53,7 +53,7 @@ class Lines:
     file: None where it is that of the function's lines before.
     """
 
-    file: Json
+    file: str | None
     lines: list[Line]
 
 
@@ -149,7 +149,7 @@ def nodes_below(node: Node, answer: Record, *, is_root: bool) -> list[Node]:
 
 def _with_lines(span: Span) -> Iterator[Node]:
     lines = iter(lines_of(span))
-    file: Json = None
+    file: str | None = None
     together: list[Line] = []
     for child in span.children:
         if not is_line(child, span):
@@ -186,7 +186,8 @@ def changed(change: Change, style: Style) -> list[Piece]:
     """``allocation 0 -> 2147483648 (2.000 GiB)``; the old value is left out where not known."""
     old = shown(change.name, change.old, style)[0]
     before = [] if change.old is None else [(old, ""), ("->", "")]
-    return [(change.name, "cyan"), *before, (shown(change.name, change.new, style)[0], "bold")]
+    new, role = shown(change.name, change.new, style)
+    return [(change.name, "cyan"), *before, (new, "bold" if role == "c" else role)]
 
 
 def said(node: Child, style: Style) -> list[Piece]:

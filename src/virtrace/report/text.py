@@ -251,7 +251,7 @@ def _struct(node: Struct, first: str, below: str, style: Style) -> Iterator[str]
 def _lines(node: Lines, room: int, style: Style) -> Iterator[list[Piece]]:
     """A row each: the file, a line with its text, what changed then, lines that say nothing."""
     if node.file is not None:
-        yield [(plain(node.file), "dim")]
+        yield [(node.file, "dim")]
     for row in rows(node):
         text = row[0].text
         said = [changed(change, style) for change in row[0].changes]
