@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from support import intact
+from virtrace.analysis.decision import CAPACITY, OFFSET, STAT, USAGE
+from virtrace.analysis.explain import explain
 from virtrace.lab.daemon import Lab
 from virtrace.trace.format import Event
 
@@ -20,6 +22,13 @@ pytestmark = pytest.mark.matrix
 # Every disk, and one that the guest does not have.
 ASKED = (*DISKS, "vdz")
 METHOD = "qemuDomainGetBlockInfo"
+# What libvirt 9.0.0 takes at which line. Line 10934 is without code of its own in this build:
+# what it sets is seen after 10923, the condition that it belongs to.
+SET_AT = {
+    "capacity": {10937: CAPACITY},
+    "allocation": {10903: USAGE, 10907: USAGE, 10909: OFFSET, 10926: USAGE},
+    "physical": {10923: USAGE, 10929: STAT, 10931: USAGE},
+}
 NEXT = Path(intact.__file__).with_name("gdb_next.py")
 
 
@@ -85,6 +94,38 @@ def test_what_changed_from_line_to_line_adds_up(debug_lab: Lab, tmp_path: Path) 
                 assert name in known or change["to"] == 0
                 known[name] = change["to"]
         assert (span(call, METHOD).returned or {})["info"] == known
+
+
+def test_explain_sees_the_branches_of_the_decision_table(debug_lab: Lab, tmp_path: Path) -> None:
+    """For every disk: the line that a number was set at, and what it was set to."""
+    output = tmp_path / "trace.jsonl"
+    commands = "; ".join(f"domblkinfo vm1 {disk}" for disk in DISKS)
+    done = record(debug_lab, output, command=debug_lab.virsh_command(commands))
+    assert done.returncode == 0, done.stderr
+    trace = whole_trace(output)
+    branches = []
+    for one in explain(calls_of(trace), trace.header["probes"]):
+        decision = one.case.decision
+        assert decision is not None
+        assert not one.contradicts
+        decided = {
+            "capacity": (CAPACITY, one.case.block.number("capacity")),
+            "allocation": (decision.allocation, decision.allocation_bytes),
+            "physical": (decision.physical, decision.physical_bytes),
+        }
+        for lineage in one.lineages:
+            source, value = decided[lineage.number]
+            [seen] = lineage.rule.seen
+            assert seen.old == 0
+            assert seen.now.value == lineage.answer.value
+            assert value in (None, seen.now.value)
+            if seen.changed:
+                assert SET_AT[lineage.number][seen.after.number] == source
+                branches.append(seen.after.number)
+    # All but those that no disk of the guest takes: QEMU told no offset, or the look failed.
+    assert set(branches) == {10937, 10907, 10909, 10926, 10923, 10929}
+    # And the one number that is 0 is not changed.
+    assert len(branches) == 3 * len(DISKS) - 1
 
 
 def test_the_text_of_the_lines(debug_lab: Lab, tmp_path: Path) -> None:

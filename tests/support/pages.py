@@ -13,6 +13,7 @@ from virtrace.report import html
 from virtrace.trace.reader import Trace, read_trace
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sample-blockinfo.jsonl"
+WITH_LINES = SAMPLE.parent / "explain" / "discarded-with-lines-9.0.0.jsonl"
 
 # Ends scripts, comments, attributes and elements; hides and turns text; is Jinja2's and Mermaid's.
 HOSTILE = (
@@ -56,6 +57,10 @@ def hostile_trace(path: Path) -> Path:
         if event.name == "error":
             values["function"] = values["file"] = HOSTILE
         lines.append(record)
+    told = {"file": HOSTILE, "line": 1, "text": HOSTILE, "changed": {HOSTILE: {"to": HOSTILE}}}
+    for record in (lines[-1], lines[-1]):
+        line = {**record, "type": "line", "span": None, "parent": record["span"], "values": told}
+        lines.insert(-1, {**line, "seq": len(lines)})
     text = "".join(json.dumps(line) + "\n" for line in [*lines, samples.footer(recorder.events)])
     path.write_text(text)
     return path

@@ -26,14 +26,15 @@ from virtrace.analysis.lineage import Step
 from virtrace.analysis.spans import CallBuilder
 from virtrace.report import explanation, explanation_document
 from virtrace.report.highlight import Style, cells
-from virtrace.trace.format import Event
+from virtrace.trace.format import Event, unavailable
 from virtrace.trace.reader import Trace, read_trace
 
 DATA = Path(__file__).parents[1] / "data"
 TRACES = {file.stem: file for file in sorted((DATA / "explain").glob("*.jsonl"))}
 VALIDATOR = jsonschema.Draft202012Validator(explanation_document.schema())
 
-# What each recorded trace is answered with first.
+# What each recorded trace is answered with first. All are of `virtrace lab run SCENARIO`; those
+# with lines had --debug-info, and libvirt's source in VIRTRACE_SOURCE.
 FIRST = {
     "copy-on-read-12.8.0": "high-water-mark",
     "copy-on-read-7.0.0": "filter-node",
@@ -41,6 +42,7 @@ FIRST = {
     "device-end-12.8.0": "no-high-water-mark-on-device",
     "device-end-9.0.0": "device-written-at-end",
     "discarded-9.0.0": "discarded",
+    "discarded-with-lines-9.0.0": "discarded",
     "empty-cdrom-9.0.0": "empty-drive",
     "error-9.0.0": "unknown-disk",
     "external-snapshot-9.0.0": "external-snapshot",
@@ -51,7 +53,9 @@ FIRST = {
     "restarted-9.0.0": "restarted",
     "stopped-device-9.0.0": "stopped-on-device",
     "stopped-device-with-host-facts-9.0.0": "stopped-on-device",
+    "stopped-qcow2-with-lines-9.0.0": "stopped-on-file",
 }
+WITH_LINES = TRACES["discarded-with-lines-9.0.0"]
 
 
 def explained(trace: Trace) -> list[Explanation]:
@@ -108,6 +112,8 @@ def test_every_step_and_every_evidence_is_in_the_trace(name: str) -> None:
     quoted = 0
     for one in explained(trace):
         steps = [step for lineage in one.lineages for step in lineage.steps()]
+        for seen in (each.now for lineage in one.lineages for each in lineage.rule.seen):
+            assert at(events[seen.seq].values, seen.path) == seen.value
         evidence = [each for finding in one.findings for each in finding.evidence]
         for said in (*steps, *evidence):
             if said.seq is not None and said.path is not None and said.value is not None:
@@ -250,6 +256,112 @@ def test_the_device_is_told_by_the_xml_of_the_host_facts() -> None:
 # Many calls
 
 
+def seen_of(trace: Trace) -> dict[str, list[tuple[str, list[int]]]]:
+    """Of each number: what the lines show, and by which events."""
+    [one] = explained(trace)
+    return {
+        lineage.number: [(seen.text, seen.events) for seen in lineage.rule.seen]
+        for lineage in one.lineages
+    }
+
+
+def with_changes(trace: Trace, changes: dict[int, dict[str, Any]]) -> Trace:
+    """What the lines of these numbers say that changed is replaced."""
+    for event in trace.events:
+        if event.values.get("line") in changes:
+            event.values["changed"] = changes[event.values["line"]]
+    return trace
+
+
+def test_between_which_lines_each_number_changed() -> None:
+    driver = "src/qemu/qemu_driver.c"
+    assert seen_of(read_trace(WITH_LINES)) == {
+        "capacity": [(f"0 -> 67108864 between lines 10937 and 10939 of {driver}", [34, 35])],
+        "allocation": [(f"0 -> 67108864 between lines 10909 and 10923 of {driver}", [32, 33])],
+        "physical": [(f"0 -> 4096 between lines 10923 and 10937 of {driver}", [33, 34])],
+    }
+    # One place where two numbers change, which the source has on two lines.
+    stopped = seen_of(read_trace(TRACES["stopped-qcow2-with-lines-9.0.0"]))
+    [(capacity, events)] = stopped["capacity"]
+    assert capacity == f"0 -> 1073741824 between lines 10892 and 10893 of {driver}"
+    assert stopped["allocation"] == [
+        (f"0 -> 1314816 between lines 10892 and 10893 of {driver}", events)
+    ]
+
+
+def test_the_text_of_the_line_stands_below() -> None:
+    found = explained(read_trace(WITH_LINES))
+    lines = list(explanation.lines(found, Style(120), path="t"))
+    place = "between lines 10909 and 10923 of src/qemu/qemu_driver.c"
+    at_ = lines.index(f"    #33  seen: 0 -> 67108864 {place}")
+    assert lines[at_ + 1] == "         10909 info->allocation = entry->wr_highest_offset;"
+
+
+def test_a_number_that_kept_its_value() -> None:
+    trace = with_changes(read_trace(WITH_LINES), {10923: {}})
+    for event in trace.events:
+        if "info" in event.values:
+            event.values["info"]["allocation"] = 0
+    assert seen_of(trace)["allocation"] == [
+        ("0 all the way between lines 10840 and 10845 of src/qemu/qemu_driver.c", [2, 39])
+    ]
+
+
+def test_a_change_after_the_last_line_is_seen_at_the_return() -> None:
+    trace = read_trace(WITH_LINES)
+    trace.events[:] = [event for event in trace.events if event.values.get("line", 0) < 10910]
+    # That line is of the end, although its number is low.
+    trace.events[:] = [event for event in trace.events if event.values.get("line") != 10845]
+    place = "between line 10909 of src/qemu/qemu_driver.c and the return"
+    assert seen_of(trace)["allocation"] == [(f"0 -> 67108864 {place}", [32, 40])]
+
+
+def test_what_could_not_be_read_meanwhile_is_not_placed_between_two_lines() -> None:
+    gone = unavailable("optimized out")
+    file = "src/qemu/qemu_driver.c"
+    trace = with_changes(read_trace(WITH_LINES), {10905: {"allocation": gone}})
+    [(text, events)] = seen_of(trace)["allocation"]
+    assert (text, events) == (f"0 -> 67108864 between lines 10902 and 10923 of {file}", [30, 33])
+    trace = with_changes(read_trace(WITH_LINES), {10905: {"physical": gone}, 10937: {}})
+    [(text, events)] = seen_of(trace)["physical"]
+    assert (text, events) == (f"0 -> 4096 between line 10902 of {file} and the return", [30, 40])
+
+
+def test_without_lines_nothing_is_seen() -> None:
+    for name in set(FIRST) - {each for each in FIRST if "with-lines" in each}:
+        for one in explained(read_trace(TRACES[name])):
+            assert all(lineage.rule.seen == () for lineage in one.lineages)
+
+
+def test_lines_that_contradict_the_rule(tmp_path: Path) -> None:
+    """Libvirt takes the one number or the other, never one after the other."""
+    trace = with_changes(
+        read_trace(WITH_LINES),
+        {
+            10923: {"allocation": {"from": 0, "to": 4096}},
+            10937: {
+                "allocation": {"from": 4096, "to": 67108864},
+                "physical": {"from": 0, "to": 4096},
+            },
+        },
+    )
+    [one] = explained(trace)
+    assert one.contradicts
+    rule = "QEMU told a highest offset, and the source is no qcow2 file"
+    assert [(each.text, each.value, each.seq) for each in one.findings[0].evidence] == [
+        (
+            f"allocation changed 2 times, not once ({rule}): between lines {lines} of "
+            "src/qemu/qemu_driver.c",
+            value,
+            seq,
+        )
+        for lines, value, seq in (("10909 and 10923", 4096, 33), ("10923 and 10937", 67108864, 34))
+    ]
+    events = [event.to_record() for event in trace.events]
+    done = run(samples.write(tmp_path / "t.jsonl", [trace.header, *events, trace.footer or {}]))
+    assert done.returncode == 1
+
+
 def test_equal_cases_are_one() -> None:
     recorder = samples.Recorder()
     for _ in range(3):
@@ -366,7 +478,12 @@ def _smaller(value: Any, chance: random.Random) -> Any:
 @pytest.mark.parametrize("seed", range(40))
 def test_never_fails_whatever_is_missing(seed: int) -> None:
     chance = random.Random(seed)
-    for name in ("discarded-9.0.0", "legacy-drive-7.0.0", "copy-on-read-7.0.0", "error-9.0.0"):
+    for name in (
+        "discarded-with-lines-9.0.0",
+        "legacy-drive-7.0.0",
+        "copy-on-read-7.0.0",
+        "error-9.0.0",
+    ):
         trace = read_trace(TRACES[name])
         events = []
         for event in trace.events:

@@ -80,7 +80,12 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Page:
     return Page(pages.page_of(pages.hostile_trace(tmp_path_factory.mktemp("page") / "t.jsonl")))
 
 
-@pytest.fixture(params=["sample", "hostile"])
+@pytest.fixture(scope="module")
+def lines() -> Page:
+    return Page(pages.page_of(pages.WITH_LINES))
+
+
+@pytest.fixture(params=["sample", "hostile", "lines"])
 def page(request: pytest.FixtureRequest) -> Page:
     found: Page = request.getfixturevalue(request.param)
     return found
@@ -148,6 +153,24 @@ def test_answers_errors_and_sections(sample: Page, tmp_path: Path) -> None:
     assert "error 8: no such disk" in failed.texts["summary"][0]
     # The zeros of a call that failed are no answer.
     assert "capacity" not in failed.texts["summary"][0]
+
+
+def test_source_lines_are_a_list_with_what_changed(lines: Page) -> None:
+    first, second = [text for text in lines.texts["summary"] if text.startswith("lines ")]
+    assert first == "lines 10840, 10848, 10850, 10853 … 10899 of src/qemu/qemu_driver.c"
+    assert second == (
+        "lines 10902, 10905, 10909, 10923 … 10845, allocation 0 -> 67108864 (64.000 MiB), "
+        "physical 0 -> 4096 (4.000 KiB), capacity 0 -> 67108864 (64.000 MiB)"
+    )
+    # Closed, and those marked that something changed at.
+    assert ("details", {}) in lines.elements
+    assert len(lines.of_class("changed")) == 3
+    assert (
+        "info->allocation = entry->wr_highest_offset;allocation 0 -> 67108864 (64.000 MiB)"
+        in lines.texts["dd"]
+    )
+    place = "0 -> 4096 between lines 10923 and 10937 of src/qemu/qemu_driver.c"
+    assert any(text.endswith(f"; seen: {place}") for text in lines.texts["p"])
 
 
 def test_an_answer_that_contradicts_qemu_is_red(tmp_path: Path) -> None:

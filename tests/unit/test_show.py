@@ -13,6 +13,7 @@ import pytest
 import samples
 
 import virtrace
+from support import pages
 
 ENVIRONMENT = {
     "PATH": os.environ["PATH"],
@@ -96,6 +97,15 @@ def test_json_document(trace: Path) -> None:
     assert exchange["reply"]["values"]["json"]["return"] == samples.BLOCKSTATS
     assert exchange["reply"]["tid"] == 99
     assert exchange["duration_ns"] == 213_000
+
+
+def test_lines_are_nodes_of_their_own_kind_in_json() -> None:
+    document = json.loads(show(pages.WITH_LINES, "--json").stdout)
+    [driver] = document["calls"][0]["root"]["children"]
+    lines = [node for node in driver["children"] if node["kind"] == "line"]
+    assert [node["values"]["line"] for node in lines][-3:] == [10944, 10945, 10845]
+    assert {node["name"] for node in lines} == {"qemuDomainGetBlockInfo"}
+    assert {node["kind"] for node in driver["children"]} == {"line", "span"}
 
 
 def test_json_of_a_cut_trace(trace: Path) -> None:

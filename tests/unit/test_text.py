@@ -23,7 +23,9 @@ from virtrace.analysis.spans import Call, CallBuilder, Tally
 from virtrace.report import highlight, text, units
 from virtrace.report.highlight import Style, cells, safe, shorten, style_for
 from virtrace.trace.format import Event, unavailable
+from virtrace.trace.reader import read_trace
 
+WITH_LINES = Path(__file__).parents[1] / "data" / "explain" / "discarded-with-lines-9.0.0.jsonl"
 PLAIN = Style(width=100, unicode=True)
 SOURCE = str(Path(text.__file__).parents[2])
 
@@ -264,6 +266,88 @@ def test_long_strings_are_cut_unless_all_is_wanted() -> None:
     assert full.count("x") > 5000
 
 
+# Source lines
+
+
+def with_lines(*, text: bool) -> Call:
+    """A call recorded in the lab, its lines with their text or without."""
+    events = read_trace(WITH_LINES).events
+    for event in events:
+        if event.type == "line" and not text:
+            del event.values["text"]
+    return call_of(events)
+
+
+def test_lines_with_their_text_and_what_changed() -> None:
+    lines = list(text.call_tree(with_lines(text=True), PLAIN))
+    first = lines.index("   ├─ src/qemu/qemu_driver.c")
+    assert lines[first + 1 : first + 3] == ["   │  10840 {", "   │  10848 virCheckFlags(0, -1);"]
+    # What it called stands between the lines where it did.
+    call = "if (qemuDomainBlocksStatsGather(vm, path, true, &entry) < 0)"
+    gathers = lines.index(f"   │  10899 {call}") + 1
+    assert lines[gathers].startswith("   ├─ qemuDomainBlocksStatsGather(")
+    second = lines.index("   ├─ 10902 if (!entry->wr_highest_offset_valid) {")
+    assert lines[second + 2 : second + 9] == [
+        "   │  10909 info->allocation = entry->wr_highest_offset;",
+        "   │        allocation 0 -> 67108864 (64.000 MiB)",
+        "   │  10923 if (entry->physical == 0 || info->allocation == 0 ||",
+        "   │        physical 0 -> 4096 (4.000 KiB)",
+        "   │  10937 info->capacity = entry->capacity;",
+        "   │        capacity 0 -> 67108864 (64.000 MiB)",
+        "   │  10939 ret = 0;",
+    ]
+    assert lines[-2:] == ["   └─ info as in the answer above", ""]
+    # The file is named once, and what was known from the start is no change.
+    assert sum("qemu_driver.c" in line for line in lines) == 1
+    assert not any("capacity 0" in line and "->" not in line for line in lines[4:])
+
+
+def test_lines_without_text_stand_together() -> None:
+    call = with_lines(text=False)
+    lines = list(text.call_tree(call, Style(width=80)))
+    numbers = "10840, 10848, 10850, 10853, 10855, 10858, 10861, 10867 ... 10899"
+    assert f"   |  lines {numbers}" in lines
+    second = lines.index("   |- lines 10902, 10905")
+    assert lines[second + 1 :] == [
+        "   |  line 10909 allocation 0 -> 67108864 (64.000 MiB)",
+        "   |  line 10923 physical 0 -> 4096 (4.000 KiB)",
+        "   |  line 10937 capacity 0 -> 67108864 (64.000 MiB)",
+        "   |  lines 10939, 10942, 10944, 10945, 10845",
+        "   `- info as in the answer above",
+        "",
+    ]
+    full = " ".join(line.strip("| ") for line in text.call_tree(call, Style(80, full=True)))
+    assert numbers.replace(" ...", ", 10873, 10880, 10887,") in full
+
+
+def test_every_change_of_a_line_has_a_row() -> None:
+    events = read_trace(WITH_LINES.with_name("stopped-qcow2-with-lines-9.0.0.jsonl")).events
+    for event in events:
+        event.values.pop("text", None)
+    lines = list(text.call_tree(call_of(events), PLAIN))
+    at = lines.index("   │  line 10892 capacity 0 -> 1073741824 (1.000 GiB)")
+    assert lines[at + 1] == "   │             allocation 0 -> 1314816 (1.254 MiB)"
+
+
+def test_what_can_no_longer_be_read_is_said() -> None:
+    events = read_trace(WITH_LINES).events
+    for event in events:
+        if event.values.get("line") == 10905:
+            event.values["changed"] = {"physical": unavailable("optimized out")}
+    lines = list(text.call_tree(call_of(events), PLAIN))
+    at = lines.index("   ├─ 10902 if (!entry->wr_highest_offset_valid) {")
+    assert lines[at + 1] == "   │        physical unavailable: optimized out"
+
+
+def test_long_lines_are_cut_unless_all_is_wanted() -> None:
+    call = with_lines(text=True)
+    row = next(line for line in text.call_tree(call, Style(80)) if "10867" in line)
+    assert cells(row) == 80
+    assert row.endswith("...")
+    full = " ".join(line.strip("| ") for line in text.call_tree(call, Style(80, full=True)))
+    assert "== VIR_STORAGE_TYPE_VHOST_USER) { 10873 if (" in full
+
+
 # Width
 
 
@@ -279,6 +363,8 @@ def test_nothing_is_wider_than_the_terminal(width: int, unicode: bool) -> None:
         tree(style),
         tree(style, error="内部错误: " + "很长的消息 " * 30),
         tree(style, **long_names),
+        text.call_tree(with_lines(text=True), style),
+        text.call_tree(with_lines(text=False), style),
         text.banner(samples.HEADER, style, output="out/trace.jsonl"),
         text.heading(samples.HEADER, style),
         text.summary(samples.footer([]), style, tally=Tally(), output="o.jsonl"),
@@ -356,6 +442,11 @@ def _all_text() -> Iterator[str]:
         recorder = samples.Recorder()
         events = samples.blockinfo(recorder)
         other = recorder.add("point", HOSTILE, parent=2, call=1, values={HOSTILE: HOSTILE})
+        told = {"file": HOSTILE, "line": HOSTILE, "text": HOSTILE, "changed": {}}
+        for changed in ({}, {HOSTILE: {"from": HOSTILE, "to": HOSTILE}}, HOSTILE):
+            values = {**told, "changed": changed}
+            line = recorder.add("line", events[0].name, parent=1, call=1, values=values)
+            events.insert(-1, line)
         lost = recorder.add("lost", "x", span=1, call=1, values={"why": HOSTILE})
         yield from text.call_tree(call_of([*events[:-1], other, lost]), style)
 

@@ -8,8 +8,9 @@ import pytest
 
 from virtrace.binary.ctype import Integer
 from virtrace.inferior.capture import Capture, Unavailable
-from virtrace.inferior.tracer import PointPlan, RawEvent, SpanPlan, Tracer
+from virtrace.inferior.tracer import LinePlan, PointPlan, RawEvent, SpanPlan, Tracer
 from virtrace.recipe.path import RETURN, parse
+from virtrace.trace.format import unavailable
 
 LONG = {"n": Integer(8, True), RETURN: Integer(8, True)}
 N = {"n": Capture(parse("n"), LONG)}
@@ -39,6 +40,7 @@ class At:
         self.tid = tid
         self.t_ns = 0
         self.sp = sp
+        self.entered = None
         self._n = n
         self._result = result
 
@@ -304,3 +306,20 @@ def test_what_is_open_at_the_end_is_lost_innermost_first() -> None:
 @pytest.mark.parametrize("plan", [ROOT, POINT, ERROR])
 def test_what_is_needed_of_the_entry(plan: SpanPlan | PointPlan) -> None:
     assert plan.needed == {"n"}
+
+
+def test_a_watched_value_that_cannot_be_read_for_a_while() -> None:
+    """What it became meanwhile is not told as if it had changed between two lines."""
+    traced = Traced()
+    traced.enter(ROOT, CALLER, 100)
+    for line, n in enumerate((1, None, None, 1, None, 2)):
+        traced.tracer.line(LinePlan("root", "a.c", line, 0, N), 0x400, At(80, n))
+    gone = unavailable("optimized out")
+    assert [event.values["changed"] for event in traced.events if event.type == "line"] == [
+        {"n": {"to": 1}},
+        {"n": gone},
+        {},
+        {},
+        {"n": gone},
+        {"n": {"from": 1, "to": 2}},
+    ]

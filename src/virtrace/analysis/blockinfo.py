@@ -10,6 +10,7 @@ from functools import cached_property
 from virtrace.analysis.decision import CAPACITY, OFFSET, USAGE, Decision, decide
 from virtrace.analysis.devices import Device, Qmp, Reading
 from virtrace.analysis.qmp import Exchange
+from virtrace.analysis.source_lines import Line, Seen, lines_of, watch
 from virtrace.analysis.spans import Call, Point, Span
 from virtrace.trace.format import Event, Json
 
@@ -40,6 +41,7 @@ class BlockInfo:
 
     info, driver_info: the three numbers as the API and as the driver returned them. stats:
     the qemuBlockStats of the disk. Each is None where the trace does not have it.
+    lines: the source lines of the driver's method; empty where they were not traced.
     running: None where it cannot be told. devices: those that can be the disk: one as a rule,
     none where QEMU was not asked or the trace has no QMP text, two with the same name where
     libvirt may have read one node or another. chosen_by: how they were told from the others.
@@ -52,6 +54,7 @@ class BlockInfo:
     running: bool | None
     devices: tuple[Device, ...]
     chosen_by: str
+    lines: tuple[Line, ...] = ()
 
     @property
     def domain(self) -> str:
@@ -75,6 +78,11 @@ class BlockInfo:
         """One of NUMBERS, as answered."""
         found = self.info.number(name) if self.info else None
         return found.value if found else None
+
+    def seen(self, name: str) -> tuple[Seen, ...]:
+        """What the driver's lines show of one of NUMBERS."""
+        returned = self.driver_info.number(name) if self.driver_info else None
+        return watch(self.lines, name, returned)
 
     @cached_property
     def decisions(self) -> tuple[Decision, ...]:
@@ -156,6 +164,7 @@ def read(call: Call, levels: Mapping[str, str], alias: str | None = None) -> Blo
         running=_running(spans, qmp, levels),
         devices=devices,
         chosen_by=chosen_by,
+        lines=tuple(lines_of(spans[DRIVER])) if DRIVER in spans else (),
     )
     if len(devices) > 1:
         fitting = tuple(

@@ -43,6 +43,7 @@ def contradictions(block: BlockInfo) -> list[Evidence]:
         *_struct_and_qemu(block),
         *_capacity(block, block.info),
         *_decision(block, block.info),
+        *_lines(block),
     ]
 
 
@@ -87,3 +88,18 @@ def _decision(block: BlockInfo, info: Reading) -> Iterator[Evidence]:
         answer = info.number(number)
         if answer and expected not in (None, answer.value):
             yield quote(answer, f"{number} should be {expected}, as {why}")
+
+
+def _lines(block: BlockInfo) -> Iterator[Evidence]:
+    """The driver of a running guest sets each number once, to what the decision gives."""
+    if not block.decisions:
+        return
+    decision = block.decisions[0]
+    for number, why in (
+        ("allocation", decision.why_allocation),
+        ("physical", decision.why_physical),
+    ):
+        every = block.seen(number)
+        for seen in every if len(every) > 1 else ():
+            text = f"{number} changed {len(every)} times, not once ({why}): {seen.place}"
+            yield Evidence(text, seen.now.value, seen.now.seq, seen.now.path)

@@ -9,6 +9,7 @@ from virtrace.analysis.blockinfo import API, DRIVER, GATHER, NUMBERS, BlockInfo
 from virtrace.analysis.decision import CAPACITY, OFFSET, STAT, USAGE
 from virtrace.analysis.devices import Device, Reading
 from virtrace.analysis.host import HostDisk
+from virtrace.analysis.source_lines import Seen
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,11 @@ class Step:
 class Rule:
     """Why libvirt took one source and not another.
 
-    seen: the events that show the branch taken; empty where it is told from the values.
+    seen: what the driver's source lines show of it; empty where it is told from the values.
     """
 
     text: str
-    seen: tuple[int, ...] = ()
+    seen: tuple[Seen, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,11 @@ def trace_back(block: BlockInfo, host: HostDisk | None = None) -> tuple[Lineage,
     elif block.decisions:
         chains = _running(block, host)
     return tuple(
-        Lineage(number, _answer(block, block.info, number, sources), rule)
+        Lineage(
+            number,
+            _answer(block, block.info, number, sources),
+            Rule(rule.text, block.seen(number)),
+        )
         for number, (sources, rule) in chains.items()
     )
 

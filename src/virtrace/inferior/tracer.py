@@ -148,9 +148,11 @@ class _Open:
     caller: Caller | None = None
     entered: Entered | None = None
     arguments: dict[str, int | Unavailable] = field(default_factory=dict)
-    # Of the last line that was recorded, and the watched values as they were last known.
+    # Of the last line that was recorded; the watched values as they were last known, and those
+    # that could not be read there.
     line: tuple[str, int] | None = None
     watched: Record = field(default_factory=dict)
+    unread: set[str] = field(default_factory=set)
 
     def argument(self, name: str) -> int:
         value = self.arguments[name]
@@ -274,7 +276,13 @@ class Tracer:
         changed: Record = {}
         for name, value in _values(plan.watch, stop.memory, stop.argument).items():
             known = inside.watched.get(name)
-            if not is_unavailable(value) and value != known:
+            if is_unavailable(value):
+                if known is not None and name not in inside.unread:
+                    changed[name] = value
+                    inside.unread.add(name)
+                continue
+            inside.unread.discard(name)
+            if value != known:
                 changed[name] = {"to": value} if known is None else {"from": known, "to": value}
                 inside.watched[name] = value
         values: Record = {"file": plan.file, "line": plan.line, "changed": changed}

@@ -117,7 +117,7 @@ def _node(node: Child) -> Record:
             "send": _moment(node.send),
             "reply": _moment(node.reply) if node.reply else None,
         }
-    return {"kind": "point", "name": node.event.name, **_moment(node.event)}
+    return {"kind": node.event.type, "name": node.event.name, **_moment(node.event)}
 
 
 def _moment(event: Event) -> Record:

@@ -131,6 +131,12 @@ def _calls(explanation: Explanation) -> list[Piece]:
 def _lineage(lineage: Lineage, style: Style) -> Iterator[str]:
     name = [(lineage.number, "bold"), *words(f"comes from: {lineage.rule.text}")]
     yield from fold(name, style, "  ", _BELOW)
+    for seen in lineage.rule.seen:
+        told = [(_event(seen.now.seq), "dim"), *words(f"seen: {seen.text}")]
+        yield from fold(told, style, _BELOW, _BELOW * 2)
+        if seen.after.text and seen.changed:
+            source = [(str(seen.after.number), "dim"), *words(seen.after.text, "c")]
+            yield from fold(source, style, _BELOW + " " * 5, _BELOW * 2)
     yield from _step(lineage.answer, lineage.answer.value, _BELOW, style)
 
 

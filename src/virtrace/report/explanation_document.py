@@ -9,6 +9,7 @@ from pathlib import Path
 from virtrace.analysis.causes import Case, Finding
 from virtrace.analysis.explain import Explanation
 from virtrace.analysis.lineage import Lineage, Step
+from virtrace.analysis.source_lines import Seen
 from virtrace.report.explanation import answer, fill
 from virtrace.trace.format import Record
 from virtrace.trace.reader import Trace
@@ -73,8 +74,25 @@ def _finding(finding: Finding, case: Case) -> Record:
 def _lineage(lineage: Lineage) -> Record:
     return {
         "number": lineage.number,
-        "rule": {"text": lineage.rule.text, "seen": list(lineage.rule.seen)},
+        "rule": {
+            "text": lineage.rule.text,
+            "seen": sorted({seq for seen in lineage.rule.seen for seq in seen.events}),
+            "lines": [_seen(each) for each in lineage.rule.seen],
+        },
         "answer": _step(lineage.answer),
+    }
+
+
+def _seen(seen: Seen) -> Record:
+    return {
+        "old": seen.old,
+        "new": seen.now.value,
+        "file": seen.after.file,
+        "after": seen.after.number,
+        "before": seen.before.number if seen.before else None,
+        "text": seen.after.text,
+        "seq": seen.now.seq,
+        "path": seen.now.path,
     }
 
 

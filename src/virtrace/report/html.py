@@ -46,6 +46,8 @@ _MANY = 10
 # Browsers give up nesting at some depth; below this one the tree goes no further to the right.
 _DEEPEST = 100
 _FIELDS_IN_LINE = 4
+_CLOSED = Style(unicode=True)
+_LINES_WIDTH = 40
 
 
 def page(trace: Trace, calls: Sequence[Call]) -> str:
@@ -187,13 +189,14 @@ def _conversation(calls: Iterable[Call]) -> Iterator[Record]:
 class _Story:
     """What explains one or more calls: a sentence, a picture, and a rule for each number.
 
+    rules: number, rule, and what source lines show of it.
     role: of the sentence; red where the answer contradicts what QEMU said.
     """
 
     title: str
     role: str
     picture: Markup
-    rules: list[tuple[str, str]]
+    rules: list[tuple[str, str, list[str]]]
     calls: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -215,7 +218,10 @@ class _Stories:
         picture = Markup(origins.svg(lineages)) if lineages else Markup("")
         index = self._index.setdefault((title, picture), len(self.stored))
         if index == len(self.stored):
-            rules = [(lineage.number, lineage.rule.text) for lineage in lineages]
+            rules = [
+                (each.number, each.rule.text, [seen.text for seen in each.rule.seen])
+                for each in lineages
+            ]
             role = "red" if explained[0].contradicts else ""
             self.stored.append(_Story(title, role, picture, rules))
         when = f"+{units.seconds(call.root.t_enter_ns)}"
@@ -262,6 +268,7 @@ class _Step:
     closes: bool = False
     refs: list[Record] = field(default_factory=list)
     fields: list[Record] = field(default_factory=list)
+    lines: list[Record] = field(default_factory=list)
 
 
 def _steps(call: Call, answer: Record, texts: _Texts) -> Iterator[_Step]:
@@ -275,6 +282,8 @@ def _steps(call: Call, answer: Record, texts: _Texts) -> Iterator[_Step]:
             note = [("as in the answer above", "dim")] if node.in_answer else []
             fields = [] if node.in_answer else [_field(*pair) for pair in pieces.flat(node.fields)]
             yield _Step(_joined([(node.name, "bold"), *note]), fields=fields)
+        elif isinstance(node, pieces.Lines):
+            yield _lines(node)
         else:
             below = pieces.nodes_below(node, answer, is_root=node is call.root)
             opens = bool(below) and depth < _DEEPEST
@@ -283,6 +292,27 @@ def _steps(call: Call, answer: Record, texts: _Texts) -> Iterator[_Step]:
             if opens:
                 rest.append((None, depth))
             rest.extend((child, depth + 1) for child in reversed(below))
+
+
+def _lines(node: pieces.Lines) -> _Step:
+    """What is told of them while they are closed: their numbers, and what changed."""
+    changes = [change for line in node.lines for change in line.changes]
+    numbers = pieces.numbered(node.lines, _LINES_WIDTH, _CLOSED)
+    told: list[Piece] = [(numbers if node.file is None else f"{numbers} of {node.file}", "dim")]
+    for change in changes[:_FIELDS_IN_LINE]:
+        text, role = told.pop()
+        told += [(f"{text},", role), *pieces.changed(change, _STYLE)]
+    if len(changes) > _FIELDS_IN_LINE:
+        told.append((f"and {len(changes) - _FIELDS_IN_LINE:,} more changes", "dim"))
+    lines = [
+        {
+            "number": line.number,
+            "text": line.text or "",
+            "changes": [_joined(pieces.changed(change, _STYLE)) for change in line.changes],
+        }
+        for line in node.lines
+    ]
+    return _Step(_joined(told), f"event-{node.lines[0].event.seq}", lines=lines)
 
 
 def _anchor(node: Child) -> str:

@@ -12,12 +12,14 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Union
 
 from virtrace.analysis import qmp
+from virtrace.analysis.source_lines import Change, Line, is_line, lines_of
 from virtrace.analysis.spans import ERROR, Call, Child, Point, Span, Tally
 from virtrace.report import units
-from virtrace.report.highlight import Style, shorten
+from virtrace.report.highlight import Style, cells, shorten
 from virtrace.trace.format import Event, Json, Record, is_unavailable
 
 # Text, and the role it is painted in. Lines break between pieces, with a space.
@@ -44,7 +46,18 @@ class Struct:
     in_answer: bool
 
 
-Node = Union[Child, Struct]
+@dataclass(frozen=True)
+class Lines:
+    """Source lines of one file, with nothing between them, as a node below their function.
+
+    file: None where it is that of the function's lines before.
+    """
+
+    file: str | None
+    lines: list[Line]
+
+
+Node = Union[Child, Struct, Lines]
 
 
 def words(text: str, role: str = "") -> list[Piece]:
@@ -145,7 +158,50 @@ def nodes_below(node: Node, answer: Record, *, is_root: bool) -> list[Node]:
         for name, value in (node.returned or {}).items()
         if is_struct(value) and not (is_root and name in answer)
     ]
-    return [*entry, *node.children, *returned]
+    return [*entry, *_with_lines(node), *returned]
+
+
+def _with_lines(span: Span) -> Iterator[Node]:
+    lines = iter(lines_of(span))
+    file: str | None = None
+    together: list[Line] = []
+    for child in span.children:
+        if not is_line(child, span):
+            together = []
+            yield child
+            continue
+        line = next(lines)
+        if not together or line.file != file:
+            together = []
+            yield Lines(None if line.file == file else line.file, together)
+            file = line.file
+        together.append(line)
+
+
+def rows(node: Lines) -> Iterator[list[Line]]:
+    """One of which there is something to say, or several with nothing but their numbers."""
+    for is_quiet, group in groupby(node.lines, lambda line: not line.text and not line.changes):
+        lines = list(group)
+        yield from [lines] if is_quiet else ([line] for line in lines)
+
+
+def numbered(lines: list[Line], width: int, style: Style) -> str:
+    """``line 5``, ``lines 5, 7, 8``, or ``lines 5, 7 ... 20`` where all do not fit the width."""
+    numbers = [plain(line.number) for line in lines]
+    text = f"{'line' if len(numbers) == 1 else 'lines'} {', '.join(numbers)}"
+    if style.full or cells(text) <= width:
+        return text
+    end = f"{' …' if style.unicode else ' ...'} {numbers[-1]}"
+    fitting, comma, _ = text[: max(width - cells(end), 0) + 1].rpartition(",")
+    return fitting + end if comma else text
+
+
+def changed(change: Change, style: Style) -> list[Piece]:
+    """``allocation 0 -> 2147483648 (2.000 GiB)``; the old value is left out where not known."""
+    old = shown(change.name, change.old, style)[0]
+    before = [] if change.old is None else [(old, ""), ("->", "")]
+    new, role = shown(change.name, change.new, style)
+    return [(change.name, "cyan"), *before, (new, "bold" if role == "c" else role)]
 
 
 def said(node: Child, style: Style) -> list[Piece]:

@@ -18,6 +18,7 @@ from virtrace.report import units
 from virtrace.report.highlight import Style, cells, paint, safe, shorten
 from virtrace.report.lines import ROOM, copyable, fold, label, labelled, room_beside
 from virtrace.report.pieces import (
+    Lines,
     Node,
     Piece,
     Struct,
@@ -25,6 +26,7 @@ from virtrace.report.pieces import (
     attached,
     build_id_of,
     by_module,
+    changed,
     compact,
     counts,
     ending,
@@ -32,11 +34,14 @@ from virtrace.report.pieces import (
     listed,
     nodes_below,
     not_found,
+    numbered,
     outcome,
+    plain,
     question,
     raised,
     remedy_of,
     reply_of,
+    rows,
     said,
     shown,
     words,
@@ -108,7 +113,8 @@ def call_tree(call: Call, style: Style) -> Iterator[str]:
     while rest:
         node, first, below = rest.pop()
         children = nodes_below(node, answer, is_root=node is call.root)
-        own = guides.bounded(below + (guides.pipe if children else guides.gap))
+        inside = guides.pipe if children else "" if isinstance(node, Lines) else guides.gap
+        own = guides.bounded(below + inside)
         yield from _node(node, first, own, style)
         below = guides.bounded(below)
         for child in reversed(children):
@@ -231,6 +237,11 @@ def _node(node: Node, first: str, below: str, style: Style) -> Iterator[str]:
     if isinstance(node, Struct):
         yield from _struct(node, first, below, style)
         return
+    if isinstance(node, Lines):
+        for row in _lines(node, room_beside(below, style), style):
+            yield from fold(row, style, first, below + "  ")
+            first = below
+        return
     yield from fold(said(node, style), style, first, below)
     reply = reply_of(node)
     if reply is not None and (style.full or qmp.error_of(reply) is None):
@@ -247,6 +258,23 @@ def _struct(node: Struct, first: str, below: str, style: Style) -> Iterator[str]
     yield from fold(in_line or name, style, first, below)
     if in_line is None:
         yield from _table(fields, style, below)
+
+
+def _lines(node: Lines, room: int, style: Style) -> Iterator[list[Piece]]:
+    """A row each: the file, a line with its text, what changed then, lines that say nothing."""
+    if node.file is not None:
+        yield [(node.file, "dim")]
+    for row in rows(node):
+        text = row[0].text
+        said = [changed(change, style) for change in row[0].changes]
+        number = plain(row[0].number) if text else numbered(row, room, style)
+        if text:
+            if not style.full:
+                text = shorten(safe(text, style), room - cells(number) - 1, style)
+            said.insert(0, words(text, "c" if said else "dim"))
+        for beside in said or [[]]:
+            yield [*words(number, "dim"), *beside]
+            number = " " * cells(number)
 
 
 def _in_line(

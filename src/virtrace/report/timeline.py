@@ -117,7 +117,7 @@ def _items(anchor: str, call: Call, anchors: dict[int, str] | None) -> Iterator[
                 yield _Item(node, node.tid, row, caller, target)
         elif isinstance(node, Exchange):
             yield _Item(node, _QEMU, 0, caller, target)
-        else:
+        elif node.event.type != "line":
             yield _Item(node, node.event.tid, caller, caller, target)
 
 
