@@ -23,7 +23,10 @@ Item = TypeVar("Item")
 # Commands that answer with a list of all devices or nodes, of which one disk is asked about.
 _LISTS = frozenset({"query-block", "query-blockstats", "query-named-block-nodes"})
 
-# A difference of time is told from here on: so many times longer, and so much.
+# Of the host's records. The domain's XML has more that is made anew each time than that is not.
+_FACTS = ("path", "stat", "file_system", "image_info", "lvm")
+
+# A difference of time is told from here on: so many times as long, and so much longer.
 _RATIO = 2
 _AT_LEAST_NS = 1_000_000
 
@@ -323,6 +326,8 @@ class _Both:
             elif isinstance(one.node, Event) and isinstance(other.node, Event):
                 place = Place(one.node.name, "values", None, one.node.seq, other.node.seq)
                 yield from self._captured(place, one.node.values, other.node.values)
+        if explained is not None:
+            yield from self._host(*explained)
         if SEND in self.seen:
             nodes = [_nodes(each) for each in explained] if explained else [{}, {}]
             for sent, also in _aligned(a.exchanges, b.exchanges, _sent, lambda each: each.command):
@@ -341,6 +346,14 @@ class _Both:
         yield from self._captured(Place(a.name, "arguments"), a.arguments, b.arguments)
         place = Place(a.name, "returned", None, a.exit_seq, b.exit_seq)
         yield from self._captured(place, _returned(a), _returned(b))
+
+    def _host(self, a: Explanation, b: Explanation) -> Iterator[Difference]:
+        one, other = a.case.host, b.case.host
+        if one is not None and other is not None:
+            facts = [{fact: each.record.get(fact) for fact in _FACTS} for each in (one, other)]
+            yield from self.values.differences(Place("host", "facts"), *facts)
+        elif one is not None or other is not None:
+            self.notes.append(f"only {'A' if one else 'B'} has facts of the host")
 
     def _lines(self, function: str, a: list[Event], b: list[Event]) -> Iterator[Step]:
         if bool(a) != bool(b):
@@ -364,17 +377,21 @@ class _Both:
         self, a: Exchange, b: Exchange, nodes: Sequence[dict[str, str]]
     ) -> Iterator[Difference]:
         command = a.command or "command of unknown name"
-        place = Place(command, "arguments", None, a.send.seq, b.send.seq)
-        yield from self.values.differences(place, _arguments(a) or {}, _arguments(b) or {})
+        place = Place(command, "sent", None, a.send.seq, b.send.seq)
+        sent = _arguments(a)
+        if sent is not None and sent == _arguments(b):
+            # The same command can be sent twice with other arguments.
+            place = replace(place, where=f"{command} {json.dumps(sent, ensure_ascii=False)}")
+        yield from self.values.differences(place, sent or {}, _arguments(b) or {})
         seq = [each.reply.seq if each.reply else None for each in (a, b)]
-        place = Place(command, "returned", None, *seq)
+        place = Place(place.where, "reply", None, *seq)
         replies = [_reply(each) for each in (a, b)]
         lists: list[Json] = [reply.get("return") for reply in replies]
         if command not in _LISTS or not all(isinstance(each, list) for each in lists):
             yield from self.values.differences(place, *replies)
             return
         # Devices of other disks, and how many there are, are not what was asked about.
-        counts = [{"return": len(each)} for each in lists]
+        counts = [len(each) for each in lists]
         yield from self.values.differences(replace(place, part="entries"), *counts)
         entries = [_entries(*each) for each in zip(lists, nodes)]
         for entry in dict.fromkeys((*entries[0], *entries[1])):

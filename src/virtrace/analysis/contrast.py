@@ -33,7 +33,8 @@ def _one_way(one: Case, other: Case, first: str, second: str) -> str | None:
         what = "`parent` is missing" if parent_is_missing else "QEMU told no highest offset"
         return f"{what} in {second}, and so the high-water mark is not used there"
     if there.offset == 0:
-        return f"in {second} nothing was written since QEMU started, and so no high-water mark used"
+        what = f"nothing was written in {second} since QEMU started"
+        return f"{what}, and so the high-water mark is not used there"
     return None
 
 

@@ -41,10 +41,12 @@ _QOM = "/machine/"
 class Place:
     """What is compared.
 
-    where: the function, point or QMP command. part: ``arguments`` or ``returned`` of a
-    function or command, ``values`` of a point, ``host``. entry: of QMP's lists, which node
-    of the disk it is of: ``""`` the disk's own, ``parent``, ``backing``...; else None.
-    seq_a, seq_b: the events; None where they are not known.
+    where: the function or point; the QMP command, with its arguments where both sent the same;
+    or ``host``. part: ``arguments`` or ``returned``
+    of a function, ``values`` of a point; of QMP ``sent``, ``reply``, or ``entries`` (how many a
+    list has); ``facts`` of the host. entry: of QMP's lists, which node of the disk it is of:
+    ``""`` the disk's own, ``parent``, ``backing``...; else None. seq_a, seq_b: the events; None
+    where they are not known.
     """
 
     where: str
@@ -132,7 +134,7 @@ class Values:
         if not _COUNTED.search(path):
             return VALUE
         if _CLOCK.fullmatch(name):
-            return self._ignore("times")
+            return self._ignore("QEMU's idle times and latencies")
         if _COUNTER.fullmatch(name):
             # Of one QEMU a counter only falls where it was started anew.
             return FELL if self.same_daemon and (a < b) is self.a_is_later else COUNTER
