@@ -127,11 +127,11 @@ class Comparison:
         return not self.alone and all(pair.equal for pair in self.pairs)
 
     def problems(self, side: str) -> list[str]:
-        """What is missing from a trace, or from a call that was compared."""
+        """What is missing from a trace, or from one of its calls."""
         trace = self.a if side == "a" else self.b
-        return trace.problems + [
-            problem for pair in self.pairs for problem in getattr(pair, side).problems
-        ]
+        calls = [pair.a if side == "a" else pair.b for pair in self.pairs]
+        calls += [each.call for each in self.alone if each.side == side]
+        return trace.problems + [problem for call in calls for problem in call.problems]
 
 
 def compare(a: Trace, b: Trace) -> Comparison:

@@ -95,7 +95,7 @@ def _verdict(found: Comparison, differing: list[Pair], style: Style) -> Iterator
             text = f"only in {side.upper()}: {_listed(told, style)}"
             yield from fold(words(text, "bold"), style, below="  ")
     if equal:
-        yield from fold(words(f"{units.count(count, 'other call')} equal."), style)
+        yield from fold(words(f"equal: {units.count(count, 'other call')}"), style)
 
 
 def _name(pair: Pair, style: Style) -> list[Piece]:
@@ -179,9 +179,7 @@ def _numbers(a: Explanation, b: Explanation, style: Style) -> Iterator[str]:
         if read:
             pieces.append((f"({read})", "bold"))
         prefix = f"  {name:<{_NUMBER}} "
-        yield from fold(
-            [*pieces, *words(meaning(lineage))], style, prefix, " " * len(prefix) + _BELOW
-        )
+        yield from fold([*pieces, *words(meaning(lineage))], style, prefix, label("") + _BELOW)
 
 
 _NUMBER = max(len(name) for name in NUMBERS)
