@@ -520,7 +520,7 @@ def test_other_recipes_and_other_versions_of_the_tool_are_said() -> None:
     assert found.equal
     text = text_of(found)
     assert "A was recorded by virtrace 0.1.0, B by 0.2.0" in text
-    assert "the recipes differ (blockinfo and mine): only what both trace is compared" in text
+    assert "the recipes (blockinfo and mine) differ: only what both trace is compared" in text
     assert "qmp.send (B: its recipe does not trace it)" in text
 
 

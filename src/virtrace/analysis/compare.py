@@ -504,8 +504,8 @@ def _settings(a: Trace, b: Trace, found: Values) -> Iterator[str]:
         yield f"A was recorded by virtrace {tools[0]}, B by {tools[1]}"
     recipes = [trace.header["recipe"] for trace in (a, b)]
     if any(recipes[0].get(part) != recipes[1].get(part) for part in ("spans", "points")):
-        names = " and ".join(str(recipe.get("name")) for recipe in recipes)
-        yield f"the recipes differ ({names}): only what both trace is compared"
+        names = " and ".join(dict.fromkeys(str(recipe.get("name")) for recipe in recipes))
+        yield f"the recipes ({names}) differ: only what both trace is compared"
     versions = [trace.header["target"]["libvirt_version"] for trace in (a, b)]
     if versions[0] == versions[1] and not found.same_build:
         yield f"both are libvirt {versions[0]}, but not the same build of it"
