@@ -210,6 +210,26 @@ def test_folders_are_passed_over_of_other_daemons_alone() -> None:
     assert not compare(read_trace(DISCARDED), edited(DISCARDED, renamed, other_daemon)).equal
 
 
+def test_the_host_of_a_url_is_no_folder() -> None:
+    def at(host: str) -> Trace:
+        url = f"nbd://{host}:10809/export"
+        return edited(DISCARDED, in_disk(lambda entry: entry.update(filename=url)), other_daemon)
+
+    assert not compare(at("one"), at("two")).equal
+
+
+def test_places_in_the_source_of_two_builds_are_passed_over() -> None:
+    error = DATA / "explain" / "error-9.0.0.jsonl"
+
+    def moved(values: dict[str, Any]) -> None:
+        values["line"] += 100
+        values["file"] = "src/qemu/qemu_driver.c"
+
+    edit = in_values("error.raised", moved)
+    assert compare(read_trace(error), edited(error, edit, other_build)).equal
+    assert not compare(read_trace(error), edited(error, edit)).equal
+
+
 def test_null_is_no_address() -> None:
     name = "qemuMonitorJSONQueryBlockstats"
 
@@ -347,6 +367,8 @@ def test_a_failure_against_numbers() -> None:
 
     pair = only(compare(read_trace(DISCARDED), edited(DISCARDED, fail)))
     assert sentence(pair).startswith("numbers in A, none in B: There is no number because")
+    text = text_of(compare(read_trace(DISCARDED), edited(DISCARDED, fail)))
+    assert "  cause    discarded in A, error in B" in text
 
 
 def test_calls_are_paired_by_what_they_asked_for() -> None:
@@ -368,6 +390,17 @@ def test_a_path_in_another_folder_is_the_same_disk() -> None:
     a = edited(DISCARDED, in_text('"disk": "vda"', '"disk": "/one/vda.raw"'))
     b = edited(DISCARDED, in_text('"disk": "vda"', '"disk": "/two/vda.raw"'), other_daemon)
     assert compare(a, b).equal
+
+
+def test_a_domain_that_one_side_could_not_read_is_no_other_domain() -> None:
+    def unread(values: dict[str, Any]) -> None:
+        values["domain"] = unavailable("unknown layout")
+
+    b = edited(SAMPLE, in_values("virDomainGetBlockInfo", unread, "enter"))
+    found = compare(read_trace(SAMPLE), b)
+    assert found.equal
+    assert [pair.calls for pair in found.pairs] == [[(1, 1)], [(8, 8)], [(15, 15)], [(22, 22)]]
+    assert "virDomainGetBlockInfo .domain (B: unknown layout)" in text_of(found)
 
 
 def many(count: int, **changes: Any) -> Trace:

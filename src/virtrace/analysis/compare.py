@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
+from functools import partial
 from typing import TypeVar
 
 from virtrace.analysis import values
@@ -15,7 +16,7 @@ from virtrace.analysis.qmp import REPLY, SEND, Exchange
 from virtrace.analysis.spans import Call, CallBuilder, Child, Span
 from virtrace.analysis.summary import summarize
 from virtrace.analysis.values import Difference, Place, Values
-from virtrace.trace.format import Event, Json, Record, unavailable
+from virtrace.trace.format import Event, Json, Record, is_unavailable, unavailable
 from virtrace.trace.reader import Trace
 
 Item = TypeVar("Item")
@@ -155,7 +156,7 @@ def compare(a: Trace, b: Trace) -> Comparison:
         pairs=tuple(found.values()),
         alone=tuple(alone),
         hidden=tuple(both.hidden(*calls)),
-        notes=tuple(dict.fromkeys([*_settings(a, b, both.values), *both.notes])),
+        notes=tuple(dict.fromkeys([*_settings(a, b), *both.notes])),
         timings=tuple(_timings(paired, both.seen)),
         passed=both.values,
     )
@@ -163,11 +164,7 @@ def compare(a: Trace, b: Trace) -> Comparison:
 
 def texts(call: Call) -> Record:
     """The arguments that say what was asked about, such as domain and disk."""
-    return {
-        name: value
-        for name, value in call.root.arguments.items()
-        if isinstance(value, (str, dict)) and not values.is_pointer(value)
-    }
+    return {name: value for name, value in call.root.arguments.items() if values.is_text(value)}
 
 
 # Calls
@@ -179,9 +176,12 @@ def _calls(trace: Trace) -> list[Call]:
 
 
 def _paired(a: list[Call], b: list[Call]) -> Iterator[tuple[Call | None, Call | None]]:
-    """In order, those that asked the same; those left, where only a folder is another."""
+    """In order, those that asked the same; then those where one side knows less of what."""
     left = a, b
-    for key in (_asked, _asked_by_name):
+    unread = {
+        name for call in (*a, *b) for name, value in texts(call).items() if is_unavailable(value)
+    }
+    for key in (_asked, _asked_by_name, partial(_asked_by_name, without=unread)):
         waiting: dict[str, list[Call]] = defaultdict(list)
         for call in reversed(left[1]):
             waiting[key(call)].append(call)
@@ -192,17 +192,19 @@ def _paired(a: list[Call], b: list[Call]) -> Iterator[tuple[Call | None, Call | 
                 yield call, same.pop()
             else:
                 alone.append(call)
-        left = alone, [call for calls in waiting.values() for call in reversed(calls)]
+        others = {id(call) for calls in waiting.values() for call in calls}
+        left = alone, [call for call in left[1] if id(call) in others]
     yield from ((call, None) for call in left[0])
     yield from ((None, call) for call in left[1])
 
 
-def _asked(call: Call) -> str:
-    return json.dumps([call.root.name, texts(call)], sort_keys=True)
+def _asked(call: Call, without: Collection[str] = ()) -> str:
+    asked = {name: value for name, value in texts(call).items() if name not in without}
+    return json.dumps([call.root.name, asked], sort_keys=True)
 
 
-def _asked_by_name(call: Call) -> str:
-    return values.without_folders(_asked(call))
+def _asked_by_name(call: Call, without: Collection[str] = ()) -> str:
+    return values.without_folders(_asked(call, without))
 
 
 def _key(pair: Pair) -> str:
@@ -275,14 +277,15 @@ class _Both:
             for probes in self._probes
         ]
         self.seen = frozenset(found[0] & found[1])
-        process, other = (
-            (each["pid"], each["exe"], each["modules"])
-            for each in (a.header["target"], b.header["target"])
-        )
-        builds = [_builds(trace) for trace in (a, b)]
+        processes = [
+            (each.header["target"]["pid"], each.header["target"]["exe"]) for each in (a, b)
+        ]
+        bases = _loaded(a, b, "base")
+        same_daemon = processes[0] == processes[1] and all(base == its for base, its in bases)
+        builds = _loaded(a, b, "build_id")
         self.values = Values(
-            same_daemon=process == other,
-            same_build=builds[0] == builds[1] and None not in builds[0].values(),
+            same_daemon=same_daemon,
+            same_build=same_daemon or all(None is not build == its for build, its in builds),
             a_is_later=a.header["clock"]["start_ns"] > b.header["clock"]["start_ns"],
         )
 
@@ -493,11 +496,15 @@ def _entries(told: list[Json], nodes: dict[str, str]) -> dict[str, Json]:
 # The traces as a whole
 
 
-def _builds(trace: Trace) -> dict[str, str | None]:
-    return {each["path"]: each["build_id"] for each in trace.header["target"]["modules"]}
+def _loaded(a: Trace, b: Trace, key: str) -> list[tuple[Json, Json]]:
+    """What is told of each file that both have loaded."""
+    one, other = (
+        {each["path"]: each[key] for each in trace.header["target"]["modules"]} for trace in (a, b)
+    )
+    return [(one[path], other[path]) for path in one if path in other]
 
 
-def _settings(a: Trace, b: Trace, found: Values) -> Iterator[str]:
+def _settings(a: Trace, b: Trace) -> Iterator[str]:
     """What was set up otherwise, and is no difference of the calls."""
     tools = [trace.header["tool"]["virtrace"] for trace in (a, b)]
     if tools[0] != tools[1]:
@@ -507,7 +514,10 @@ def _settings(a: Trace, b: Trace, found: Values) -> Iterator[str]:
         names = " and ".join(dict.fromkeys(str(recipe.get("name")) for recipe in recipes))
         yield f"the recipes ({names}) differ: only what both trace is compared"
     versions = [trace.header["target"]["libvirt_version"] for trace in (a, b)]
-    if versions[0] == versions[1] and not found.same_build:
+    builds = _loaded(a, b, "build_id")
+    if versions[0] == versions[1] and any(
+        None not in pair and len(set(pair)) > 1 for pair in builds
+    ):
         yield f"both are libvirt {versions[0]}, but not the same build of it"
     debug_info = [
         any(probe["level"] in ("dwarf", "pack") for probe in trace.header["probes"])

@@ -33,7 +33,8 @@ _POINTER = re.compile("0x[0-9a-f]+")
 _NULL = "0x0"
 # libvirt numbers the nodes that it makes, and QEMU those that nobody named.
 _NODE = re.compile(r"\blibvirt-[0-9]+-|#block[0-9]+")
-_FOLDER = re.compile(r'/(?:[^/"\s]+/)+')
+# Of a URL the host is no folder.
+_FOLDER = re.compile(r'(?<!/)/(?:[^/"\s]+/)+')
 _QOM = "/machine/"
 
 
@@ -102,12 +103,12 @@ class Values:
                     named = key if isinstance(key, str) else name
                     rest.append((depth + 1, path + step(key), named, below_a, below_b))
                 continue
-            kind = self._kind(path, name, a, b)
+            kind = self._kind(place, path, name, a, b)
             if kind is not None:
                 sides = (None if value is _ABSENT else value for value in (a, b))
                 yield Difference(kind, place, path or ".", *sides)
 
-    def _kind(self, path: str, name: str, a: Json, b: Json) -> str | None:
+    def _kind(self, place: Place, path: str, name: str, a: Json, b: Json) -> str | None:
         if is_unavailable(a) or is_unavailable(b):
             if is_unavailable(a) and is_unavailable(b):
                 return None
@@ -117,6 +118,8 @@ class Values:
         # repr tells true from 1, and takes NaN for itself.
         if repr(a) == repr(b):
             return None
+        if place.part == "values" and name in ("file", "line") and not self.same_build:
+            return self._ignore("places in libvirt's source")
         if isinstance(a, str) and isinstance(b, str):
             return self._text(a, b)
         cut = _cut(a, b)
@@ -129,8 +132,6 @@ class Values:
     def _number(self, path: str, name: str, a: float, b: float) -> str | None:
         if isinstance(a, bool) or isinstance(b, bool):
             return VALUE
-        if name == "line" and not self.same_build:
-            return self._ignore("lines of libvirt's source")
         if not _COUNTED.search(path):
             return VALUE
         if _CLOCK.fullmatch(name):
@@ -163,8 +164,11 @@ def without_folders(text: str) -> str:
     return _FOLDER.sub("/", text)
 
 
-def is_pointer(value: Json) -> bool:
-    return isinstance(value, str) and _POINTER.fullmatch(value) is not None
+def is_text(value: Json) -> bool:
+    """A string of the daemon's, whole, cut, or not to be had; a pointer is none."""
+    if isinstance(value, str):
+        return not _POINTER.fullmatch(value)
+    return isinstance(value, dict) and set(value) <= {"unavailable", "text", "bytes", "length"}
 
 
 def _below(a: Json, b: Json) -> list[tuple[str | int, Json, Json]] | None:

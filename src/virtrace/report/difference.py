@@ -57,10 +57,11 @@ def sentence(pair: Pair) -> str:
         return "equal."
     if pair.explained is not None:
         one, other = pair.explained
-        answered = one.case.block.answered, other.case.block.answered
-        if answered == (True, True) and _changed(one, other):
+        changed = _changed(one, other)
+        if changed:
             reason = why(one.case, other.case) or "the answers differ"
-            return f"{reason}: {_numbers_in_words(one, other)}."
+            return f"{reason}: {_numbers_in_words(changed)}."
+        answered = one.case.block.answered, other.case.block.answered
         if answered[0] != answered[1]:
             here, there = "AB" if answered[0] else "BA"
             return f"numbers in {here}, none in {there}: {answer(other if answered[0] else one)}"
@@ -105,23 +106,27 @@ def _name(pair: Pair, style: Style) -> list[Piece]:
     return [(block.domain, "cyan"), (f"{block.disk}:", "cyan")]
 
 
-def _changed(a: Explanation, b: Explanation) -> list[str]:
-    return [name for name in NUMBERS if a.case.block.number(name) != b.case.block.number(name)]
+def _changed(a: Explanation, b: Explanation) -> dict[str, tuple[int, int]]:
+    """The numbers that both sides know, and that differ."""
+    one, other = a.case.block, b.case.block
+    if not (one.answered and other.answered):
+        return {}
+    numbers = {name: (one.number(name), other.number(name)) for name in NUMBERS}
+    return {
+        name: (here, there)
+        for name, (here, there) in numbers.items()
+        if here is not None and there is not None and here != there
+    }
 
 
-def _numbers_in_words(a: Explanation, b: Explanation) -> str:
-    told: dict[str, tuple[str, str]] = {}
-    for name in _changed(a, b):
-        read = [_read(each.case.block.number(name)) for each in (a, b)]
-        told[name] = read[0], read[1]
-    said = [f"{name} {here} against {there}" for name, (here, there) in told.items()]
-    if list(told) == ["allocation", "physical"] and told["allocation"] == told["physical"][::-1]:
-        said[1] = "physical the other way round"
-    return ", ".join(said)
-
-
-def _read(value: int | None) -> str:
-    return "unknown" if value is None else units.binary(value) or str(value)
+def _numbers_in_words(changed: dict[str, tuple[int, int]]) -> str:
+    said = {
+        name: " against ".join(units.binary(value) or str(value) for value in pair)
+        for name, pair in changed.items()
+    }
+    if changed.get("allocation", ())[::-1] == changed.get("physical"):
+        said["physical"] = "the other way round"
+    return ", ".join(f"{name} {text}" for name, text in said.items())
 
 
 def _kinds(pair: Pair) -> str:
@@ -146,17 +151,17 @@ def _pair(pair: Pair, found: Comparison, style: Style) -> Iterator[str]:
         yield from _numbers(*pair.explained, style)
         yield from _causes(*pair.explained, style)
     yield from _steps(pair, style)
-    yield from _values("values", _not_said(pair), style)
+    yield from _values("values", _not_said(pair, full=style.full), style)
     yield from _values("fell", pair.of(values.FELL), style)
     for name, kind in (("only A", values.ONLY_A), ("only B", values.ONLY_B)):
         fields = [each for each in pair.of(kind) if each.place.part != "sent"]
         yield from _values(name, fields, style, most=_NAMES)
 
 
-def _not_said(pair: Pair) -> list[Difference]:
+def _not_said(pair: Pair, *, full: bool) -> list[Difference]:
     """The values that differ, without the numbers above where they are only handed on."""
     told = [each for each in pair.of(values.VALUE) if each.place.part != "sent"]
-    if pair.explained is None:
+    if full or pair.explained is None:
         return told
     said = {(_leaf(each), repr(each.a), repr(each.b)) for each in pair.answers}
     return [each for each in told if (_leaf(each), repr(each.a), repr(each.b)) not in said]
@@ -164,29 +169,19 @@ def _not_said(pair: Pair) -> list[Difference]:
 
 def _numbers(a: Explanation, b: Explanation, style: Style) -> Iterator[str]:
     changed = _changed(a, b)
-    rows = [
-        (name if side == "A" else "", side, lineage)
-        for name in changed
-        for side, explanation in (("A", a), ("B", b))
-        for lineage in explanation.lineages
-        if lineage.number == name
-    ]
-    exact = max((len(str(lineage.answer.value)) for _, _, lineage in rows), default=0)
-    for name, side, lineage in rows:
-        value = lineage.answer.value
-        read = units.binary(value) if value is not None else None
-        pieces: list[Piece] = [(side, "dim"), (f"{_exactly(value):>{exact}}", "c")]
-        if read:
-            pieces.append((f"({read})", "bold"))
-        prefix = f"  {name:<{_NUMBER}} "
-        yield from fold([*pieces, *words(meaning(lineage))], style, prefix, label("") + _BELOW)
+    exact = max((len(str(value)) for pair in changed.values() for value in pair), default=0)
+    for name, pair in changed.items():
+        for side, explanation, value in zip("AB", (a, b), pair):
+            [lineage] = [each for each in explanation.lineages if each.number == name]
+            pieces: list[Piece] = [(side, "dim"), (f"{value:>{exact}}", "c")]
+            read = units.binary(value)
+            if read:
+                pieces.append((f"({read})", "bold"))
+            prefix = f"  {name if side == 'A' else '':<{_NUMBER}} "
+            yield from fold([*pieces, *words(meaning(lineage))], style, prefix, label("") + _BELOW)
 
 
 _NUMBER = max(len(name) for name in NUMBERS)
-
-
-def _exactly(value: int | None) -> str:
-    return "unknown" if value is None else str(value)
 
 
 def _causes(a: Explanation, b: Explanation, style: Style) -> Iterator[str]:
