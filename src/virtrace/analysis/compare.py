@@ -31,6 +31,7 @@ _FACTS = ("path", "stat", "file_system", "image_info", "lvm")
 _RATIO = 2
 _AT_LEAST_NS = 1_000_000
 
+# So many pairs of items are aligned in the exact way, which is quadratic.
 _EXACTLY = 1_000_000
 
 
@@ -277,15 +278,11 @@ class _Both:
             for probes in self._probes
         ]
         self.seen = frozenset(found[0] & found[1])
-        processes = [
-            (each.header["target"]["pid"], each.header["target"]["exe"]) for each in (a, b)
-        ]
-        bases = _loaded(a, b, "base")
-        same_daemon = processes[0] == processes[1] and all(base == its for base, its in bases)
-        builds = _loaded(a, b, "build_id")
+        targets = [(each.header["target"]["pid"], each.header["target"]["exe"]) for each in (a, b)]
+        same_daemon = targets[0] == targets[1] and _is_same(_loaded(a, b, "base"))
         self.values = Values(
             same_daemon=same_daemon,
-            same_build=same_daemon or all(None is not build == its for build, its in builds),
+            same_build=same_daemon or _is_same(_loaded(a, b, "build_id")),
             a_is_later=a.header["clock"]["start_ns"] > b.header["clock"]["start_ns"],
         )
 
@@ -418,7 +415,6 @@ def _aligned(
         None,
         [key(each) for each in a],
         [key(each) for each in b],
-        # The exact way takes too long for sequences that nobody reads.
         autojunk=len(a) * len(b) > _EXACTLY,
     )
     for tag, a_from, a_to, b_from, b_to in matcher.get_opcodes():
@@ -502,6 +498,11 @@ def _loaded(a: Trace, b: Trace, key: str) -> list[tuple[Json, Json]]:
         {each["path"]: each[key] for each in trace.header["target"]["modules"]} for trace in (a, b)
     )
     return [(one[path], other[path]) for path in one if path in other]
+
+
+def _is_same(loaded: list[tuple[Json, Json]]) -> bool:
+    """Known of all files, of one at least."""
+    return bool(loaded) and all(one is not None and one == other for one, other in loaded)
 
 
 def _settings(a: Trace, b: Trace) -> Iterator[str]:

@@ -37,7 +37,7 @@ def lines(found: Comparison, style: Style, *, paths: tuple[str, str]) -> Iterato
     shown_ = differing if style.full else differing[:_PAIRS]
     for pair in shown_:
         yield ""
-        yield from _pair(pair, found, style)
+        yield from _pair(pair, style)
     if len(differing) > len(shown_):
         yield ""
         rest = units.count(len(differing) - len(shown_), "more pair") + " of calls differ"
@@ -142,7 +142,7 @@ def _kinds(pair: Pair) -> str:
 # A pair
 
 
-def _pair(pair: Pair, found: Comparison, style: Style) -> Iterator[str]:
+def _pair(pair: Pair, style: Style) -> Iterator[str]:
     first, second = pair.calls[0]
     more = f" and {len(pair.calls) - 1:,} more" if len(pair.calls) > 1 else ""
     calls = words(f"call {first} of A, {second} of B{more}", "dim")
@@ -297,7 +297,8 @@ def _counters(found: Comparison, style: Style) -> Iterator[str]:
     for pair in found.pairs:
         told: dict[str, Difference] = {}
         for each in pair.of(values.COUNTER):
-            counter = each.path.replace(".stats.", ".").lstrip(".")
+            entry = f".{each.place.entry}" if each.place.entry else ""
+            counter = f"{entry}{each.path}".replace(".stats.", ".").lstrip(".")
             told.setdefault(COUNTERS.get(counter, counter), each)
         said = [f"{counter} {each.a} -> {each.b}" for counter, each in told.items()]
         if said:
