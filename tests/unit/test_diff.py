@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 import random
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import pytest
 import samples
 
 import virtrace
-from virtrace.analysis.compare import Comparison, Pair, compare
+from virtrace.analysis.compare import Comparison, Pair, _matches, compare
 from virtrace.report import difference, difference_document
 from virtrace.report.difference import sentence
 from virtrace.report.highlight import Style, cells
@@ -133,7 +135,12 @@ def test_the_answer_is_first_and_fits_a_screen() -> None:
     shown = text_of(found, width=100).splitlines()
     assert len(shown) <= 40
     assert "zone_append_bytes" not in text_of(found)
-    assert "query-blockstats .stats.zone_append_bytes 0 only in B" in text_of(found, full=True)
+    full = text_of(found, full=True)
+    assert "query-blockstats .stats.zone_append_bytes 0 only in B" in full
+    # What is only handed on stands in the whole list alone.
+    handed_on = "qemuDomainGetBlockInfo .info.allocation 2147483648 (2.000 GiB) -> 4096"
+    assert handed_on in full
+    assert handed_on not in text_of(found)
 
 
 def test_the_other_way_round() -> None:
@@ -149,6 +156,75 @@ def test_the_other_way_round() -> None:
     assert kinds(only(back)) == {
         (turned.get(kind, kind), *place) for kind, *place in kinds(only(forth))
     }
+
+
+EXPLAIN = DATA / "explain"
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        (
+            "discarded-9.0.0",
+            "restarted-9.0.0",
+            "nothing was written in B since QEMU started, and so the high-water mark is not used "
+            "there: allocation 64.000 MiB against 8.000 KiB, physical 4.000 KiB against 64.000 "
+            "MiB.",
+        ),
+        (
+            "copy-on-read-7.0.0",
+            "copy-on-read-12.8.0",
+            "QEMU told no highest offset in A, and so the high-water mark is not used there: "
+            "allocation 8.000 KiB against 64.000 MiB, physical the other way round.",
+        ),
+        (
+            "device-end-9.0.0",
+            "device-end-12.8.0",
+            "`parent` is missing in B, and so the high-water mark is not used there: allocation "
+            "64.000 MiB against 0.",
+        ),
+        (
+            "legacy-drive-7.0.0",
+            "discarded-9.0.0",
+            "the space used on the host is another: physical 8.000 KiB against 4.000 KiB.",
+        ),
+        (
+            "discarded-9.0.0",
+            "internal-snapshot-12.8.0",
+            "the disk has another size: capacity 64.000 MiB against 8.000 MiB, allocation 64.000 "
+            "MiB against 17.016 MiB, physical 4.000 KiB against 17.188 MiB.",
+        ),
+        (
+            "external-snapshot-9.0.0",
+            "restarted-9.0.0",
+            "the disk is qcow2 on QEMU's driver file in A, raw on QEMU's driver file in B: ",
+        ),
+    ],
+)
+def test_why_answers_differ(a: str, b: str, expected: str) -> None:
+    traces = [read_trace(EXPLAIN / f"{name}.jsonl") for name in (a, b)]
+    assert sentence(only(compare(*traces))).startswith(expected)
+
+
+def test_a_guest_that_runs_against_one_that_is_shut_off() -> None:
+    told = sentence(
+        only(
+            compare(
+                read_trace(EXPLAIN / "device-end-9.0.0.jsonl"),
+                edited(EXPLAIN / "stopped-device-9.0.0.jsonl", in_values(API, grow, "exit")),
+            )
+        )
+    )
+    assert told.startswith(
+        "the guest runs in A and not in B, where libvirt looks at the image: allocation "
+    )
+
+
+API = "virDomainGetBlockInfo"
+
+
+def grow(values: dict[str, Any]) -> None:
+    values["info"]["allocation"] += 512
 
 
 # Equal
@@ -211,11 +287,12 @@ def test_folders_are_passed_over_of_other_daemons_alone() -> None:
 
 
 def test_the_host_of_a_url_is_no_folder() -> None:
-    def at(host: str) -> Trace:
+    def at(host: str, *edits: Edit) -> Trace:
         url = f"nbd://{host}:10809/export"
-        return edited(DISCARDED, in_disk(lambda entry: entry.update(filename=url)), other_daemon)
+        return edited(DISCARDED, in_disk(lambda entry: entry.update(filename=url)), *edits)
 
-    assert not compare(at("one"), at("two")).equal
+    assert compare(at("one"), at("one", other_daemon)).equal
+    assert not compare(at("one"), at("two", other_daemon)).equal
 
 
 def test_places_in_the_source_of_two_builds_are_passed_over() -> None:
@@ -458,6 +535,25 @@ def test_a_function_that_one_side_did_not_call() -> None:
     assert sentence(pair) == "the same answer, but not the same 1 function."
 
 
+def test_the_way_is_told_in_its_order() -> None:
+    a, b = EXPLAIN / "legacy-drive-7.0.0.jsonl", DISCARDED
+    steps = only(compare(read_trace(a), read_trace(b))).steps
+    assert [(step.side, step.kind, step.name) for step in steps] == [
+        ("b", "function", "qemuMonitorJSONQueryBlockstats"),
+        ("b", "function", "qemuMonitorBlockStatsUpdateCapacityBlockdev"),
+        ("a", "qmp", "query-block"),
+        ("b", "qmp", "query-blockstats"),
+        ("b", "qmp", "query-named-block-nodes"),
+    ]
+
+
+def test_a_reply_whose_command_was_not_seen_is_no_step() -> None:
+    b = read_trace(DISCARDED)
+    b.events.remove(next(event for event in b.events if event.name == "qmp.send"))
+    [step] = only(compare(read_trace(DISCARDED), b)).steps
+    assert (step.side, step.kind, step.name) == ("a", "qmp", "query-blockstats")
+
+
 def test_a_function_that_one_side_could_not_see() -> None:
     name = "qemuMonitorGetAllBlockStatsInfo"
 
@@ -522,6 +618,39 @@ def test_lines_that_one_side_took() -> None:
     ]
 
 
+def test_lines_of_a_loop_are_aligned_one_by_one() -> None:
+    loop = [1, 2, 3] * 150
+    a = lined(edited(DISCARDED, builds), [0, *loop])
+    b = lined(edited(DISCARDED, builds), [0, *loop[:200], 7, *loop[200:], 8])
+    steps = [(step.side, step.name) for step in only(compare(a, b)).steps]
+    assert steps == [("b", "7"), ("b", "8")]
+
+
+def test_lines_of_which_too_many_differ() -> None:
+    a = lined(edited(DISCARDED, builds), [0, *range(1000, 3000)])
+    b = lined(edited(DISCARDED, builds), [0, *range(3000, 5000)])
+    begun = time.monotonic()
+    steps = only(compare(a, b)).steps
+    assert len(steps) == 4000
+    assert time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_alignment_is_the_shortest_there_is(seed: int) -> None:
+    chance = random.Random(seed)
+    a, b = ([chance.randrange(4) for _ in range(chance.randrange(12))] for _ in range(2))
+    matches = _matches(a, b)
+    assert all(a[one] == b[other] for one, other in matches)
+    assert sorted(matches) == matches
+    assert len({one for one, _ in matches}) == len({other for _, other in matches}) == len(matches)
+    longest = max(
+        size
+        for size in range(min(len(a), len(b)) + 1)
+        if set(itertools.combinations(a, size)) & set(itertools.combinations(b, size))
+    )
+    assert len(matches) == longest
+
+
 def test_lines_of_two_builds_are_compared_by_their_text_alone() -> None:
     texts = ["if (a)", "b = 1;"]
     a = lined(edited(DISCARDED, builds), [1, 2], texts)
@@ -537,6 +666,15 @@ def test_lines_of_two_builds_are_compared_by_their_text_alone() -> None:
 
 
 # The traces as a whole
+
+
+def test_calls_that_did_not_return_are_told_on_their_side() -> None:
+    b = many(2)
+    b.events.pop()
+    found = compare(many(1), b)
+    [lost] = found.problems("b")
+    assert lost == "the return of virDomainGetBlockInfo was not seen"
+    assert not found.problems("a")
 
 
 def test_other_recipes_and_other_versions_of_the_tool_are_said() -> None:
@@ -567,6 +705,10 @@ def test_only_large_differences_of_time_are_told() -> None:
 
     assert not compare(many(3), slower(1, 10**9)).timings
     assert not compare(many(3), slower(2, 0)).timings
+    # A QMP exchange of 0.2 ms is not told: so many times as long, but not so much longer.
+    told = {each.name for each in compare(many(3), slower(3, 0)).timings}
+    assert "virDomainGetBlockInfo" in told
+    assert "query-blockstats" not in told
     found = compare(many(3), slower(10, 0))
     assert found.equal
     assert {each.name for each in found.timings} >= {"virDomainGetBlockInfo"}

@@ -6,9 +6,8 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import SequenceMatcher
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from virtrace.analysis import values
 from virtrace.analysis.explain import Explanation, explain
@@ -31,8 +30,9 @@ _FACTS = ("path", "stat", "file_system", "image_info", "lvm")
 _RATIO = 2
 _AT_LEAST_NS = 1_000_000
 
-# So many pairs of items are aligned in the exact way, which is quadratic.
-_EXACTLY = 1_000_000
+# Items on one side only, in one sequence: what comes after these is not aligned any more, as
+# that takes a time that grows with their square.
+_MOST_ALONE = 1000
 
 
 @dataclass(frozen=True)
@@ -411,21 +411,46 @@ def _aligned(
 ) -> Iterator[tuple[Item | None, Item | None]]:
     """Side by side by the first key, in order; what that leaves open, by the next one."""
     key, *coarser = keys
-    matcher = SequenceMatcher(
-        None,
-        [key(each) for each in a],
-        [key(each) for each in b],
-        autojunk=len(a) * len(b) > _EXACTLY,
-    )
-    for tag, a_from, a_to, b_from, b_to in matcher.get_opcodes():
-        ones, others = a[a_from:a_to], b[b_from:b_to]
-        if tag == "equal":
-            yield from zip(ones, others)
-        elif tag == "replace" and coarser:
+    at_a = at_b = 0
+    matches = _matches([key(each) for each in a], [key(each) for each in b])
+    for next_a, next_b in [*matches, (len(a), len(b))]:
+        ones, others = a[at_a:next_a], b[at_b:next_b]
+        if ones and others and coarser:
             yield from _aligned(ones, others, *coarser)
         else:
             yield from ((each, None) for each in ones)
             yield from ((None, each) for each in others)
+        if next_a < len(a):
+            yield a[next_a], b[next_b]
+        at_a, at_b = next_a + 1, next_b + 1
+
+
+def _matches(a: Sequence[object], b: Sequence[object]) -> list[tuple[int, int]]:
+    """Indices of a longest common subsequence, by Myers's greedy algorithm.
+
+    difflib takes the longest run first, which pairs the turns of a loop with wrong ones.
+    """
+    # By diagonal: how far a got, and the matches on the way there, the last one first.
+    reached: dict[int, tuple[int, Any]] = {1: (0, None)}
+    for alone in range(min(len(a) + len(b), _MOST_ALONE) + 1):
+        for diagonal in range(-alone, alone + 1, 2):
+            left, up = reached.get(diagonal - 1, (-1, None)), reached.get(diagonal + 1, (-1, None))
+            at, path = up if left[0] < up[0] else (left[0] + 1, left[1])
+            while at < len(a) and at - diagonal < len(b) and a[at] == b[at - diagonal]:
+                path = (at, at - diagonal, path)
+                at += 1
+            reached[diagonal] = at, path
+            if at >= len(a) and at - diagonal >= len(b):
+                return _unrolled(path)
+    return _unrolled(max(reached.values(), key=lambda each: each[0])[1])
+
+
+def _unrolled(path: Any) -> list[tuple[int, int]]:
+    matches = []
+    while path is not None:
+        *match, path = path
+        matches.append((match[0], match[1]))
+    return matches[::-1]
 
 
 def _name(node: Child) -> str:
