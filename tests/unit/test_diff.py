@@ -878,6 +878,13 @@ def test_exit_status_and_forms() -> None:
     assert run("--full", OLD, NEW).stdout.count("zone_append") > 4
 
 
+def test_the_page_shows_what_the_command_prints() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "diff.md").read_text(encoding="utf-8")
+    found = compare(read_trace(OLD), read_trace(NEW))
+    lines = difference.lines(found, Style(100, unicode=True), paths=(OLD.name, NEW.name))
+    assert "\n".join(f"    {line}".rstrip() for line in lines) in page
+
+
 def test_what_is_no_trace(tmp_path: Path) -> None:
     done = run(OLD, tmp_path / "none.jsonl")
     assert (done.returncode, done.stdout) == (2, "")
