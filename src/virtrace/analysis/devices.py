@@ -27,6 +27,14 @@ _VIRTIO_ALIAS = re.compile("(?:/|^drive-)virtio-disk([0-9]+)(?:/|$)")
 Key = Union[str, int]
 
 
+def step(key: Key) -> str:
+    """What stands below, as jq writes it: ``.name``, ``["odd name"]``, ``[3]``."""
+    if isinstance(key, int):
+        return f"[{key}]"
+    quoted = key.replace("\\", "\\\\").replace('"', '\\"')
+    return f".{key}" if _IDENTIFIER.fullmatch(key) else f'["{quoted}"]'
+
+
 @dataclass(frozen=True)
 class Reading:
     """A value that stands in the trace. where: the function or QMP command that gave it.
@@ -47,9 +55,7 @@ class Reading:
                 value = value[key]
             except (KeyError, IndexError, TypeError):
                 return None
-            plain = isinstance(key, str) and _IDENTIFIER.fullmatch(key)
-            quoted = str(key).replace("\\", "\\\\").replace('"', '\\"')
-            path += f".{key}" if plain else f"[{key}]" if isinstance(key, int) else f'["{quoted}"]'
+            path += step(key)
         return Reading(value, self.where, self.seq, path)
 
     def number(self, *keys: Key) -> Reading | None:

@@ -98,7 +98,7 @@ def _numbers(explanation: Explanation, style: Style) -> Iterator[str]:
         pieces = [
             (f"{number:>{exact}}", "c"),
             (f"{read:<{human}}", "bold"),
-            *words(_meaning(lineage)),
+            *words(meaning(lineage)),
         ]
         prefix = f"  {lineage.number:<{_NAME}} "
         column = len(prefix) + exact + human + 2
@@ -115,7 +115,7 @@ def _exactly(value: int | None) -> str:
     return "unknown" if value is None else str(value)
 
 
-def _meaning(lineage: Lineage) -> str:
+def meaning(lineage: Lineage) -> str:
     """What the number is, by what it was taken from."""
     meanings = [step.meaning for step in lineage.steps() if step.kind in ("qmp", "host")]
     return ", or ".join(dict.fromkeys(meanings))

@@ -1,0 +1,570 @@
+"""Two traces side by side: calls, the way they went, what was told in them."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, TypeVar
+
+from virtrace.analysis import values
+from virtrace.analysis.explain import Explanation, explain
+from virtrace.analysis.qmp import REPLY, SEND, Exchange
+from virtrace.analysis.spans import Call, CallBuilder, Child, Span
+from virtrace.analysis.summary import summarize
+from virtrace.analysis.values import Difference, Place, Values
+from virtrace.trace.format import Event, Json, Record, is_unavailable, unavailable
+from virtrace.trace.reader import Trace
+
+Item = TypeVar("Item")
+
+# Commands that answer with a list of all devices or nodes, of which one disk is asked about.
+_LISTS = frozenset({"query-block", "query-blockstats", "query-named-block-nodes"})
+
+# Of the host's records. The domain's XML has more that is made anew each time than that is not.
+_FACTS = ("path", "stat", "file_system", "image_info", "lvm")
+
+# A difference of time is told from here on: so many times as long, and so much longer.
+_RATIO = 2
+_AT_LEAST_NS = 1_000_000
+
+# Items on one side only, in one sequence: what comes after these is not aligned any more, as
+# that takes a time that grows with their square.
+_MOST_ALONE = 1000
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happened on one side only.
+
+    side: ``a`` or ``b``. kind: ``function``, ``point``, ``line`` or ``qmp``. name: the function,
+    point or command; of a line its text, or its number where that is not known. within: the
+    function that it happened in, by what both sides could see. arguments: of a QMP command;
+    None where it has none.
+    """
+
+    side: str
+    kind: str
+    name: str
+    within: str | None = None
+    arguments: Json = None
+
+
+@dataclass
+class Pair:
+    """Two calls that asked the same; equal pairs are one.
+
+    a, b: of the first of them. explained: of both sides; None where the API is none that
+    can be explained. calls: ``call`` of the events of each.
+    """
+
+    a: Call
+    b: Call
+    explained: tuple[Explanation, Explanation] | None
+    steps: tuple[Step, ...]
+    differences: tuple[Difference, ...]
+    calls: list[tuple[int | None, int | None]] = field(default_factory=list)
+
+    @property
+    def equal(self) -> bool:
+        """But for counters, and for what only one side could see."""
+        return not self.steps and all(each.kind in values.HARMLESS for each in self.differences)
+
+    def of(self, *kinds: str) -> list[Difference]:
+        return [each for each in self.differences if each.kind in kinds]
+
+    @property
+    def answers(self) -> list[Difference]:
+        """What the API returned otherwise."""
+        return [
+            each
+            for each in self.of(values.VALUE, values.ONLY_A, values.ONLY_B)
+            if each.place.part == "returned" and each.place.where == self.a.root.name
+        ]
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A call that the other trace has no other of. side: where it stands."""
+
+    side: str
+    call: Call
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """What happened on one side, and could not be seen on this one, and why."""
+
+    side: str
+    name: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Medians of what took far longer on one side."""
+
+    name: str
+    a_ns: int
+    b_ns: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """pairs: in the order in which a's calls began. passed: what was passed over on the way."""
+
+    a: Trace
+    b: Trace
+    pairs: tuple[Pair, ...]
+    alone: tuple[Alone, ...]
+    hidden: tuple[Hidden, ...]
+    notes: tuple[str, ...]
+    timings: tuple[Timing, ...]
+    passed: Values
+
+    @property
+    def equal(self) -> bool:
+        return not self.alone and all(pair.equal for pair in self.pairs)
+
+    def problems(self, side: str) -> list[str]:
+        """What is missing from a trace, or from one of its calls."""
+        trace = self.a if side == "a" else self.b
+        calls = [pair.a if side == "a" else pair.b for pair in self.pairs]
+        calls += [each.call for each in self.alone if each.side == side]
+        return trace.problems + [problem for call in calls for problem in call.problems]
+
+
+def compare(a: Trace, b: Trace) -> Comparison:
+    both = _Both(a, b)
+    calls = _calls(a), _calls(b)
+    found: dict[str, Pair] = {}
+    alone: list[Alone] = []
+    paired: list[tuple[Call, Call]] = []
+    for one, other in _paired(*calls):
+        if one is not None and other is not None:
+            paired.append((one, other))
+            pair = both.pair(one, other)
+            found.setdefault(_key(pair), pair).calls.append((one.id, other.id))
+        elif one is not None:
+            alone.append(Alone("a", one))
+        elif other is not None:
+            alone.append(Alone("b", other))
+    return Comparison(
+        a=a,
+        b=b,
+        pairs=tuple(found.values()),
+        alone=tuple(alone),
+        hidden=tuple(both.hidden(*calls)),
+        notes=tuple(dict.fromkeys([*_settings(a, b), *both.notes])),
+        timings=tuple(_timings(paired, both.seen)),
+        passed=both.values,
+    )
+
+
+def texts(call: Call) -> Record:
+    """The arguments that say what was asked about, such as domain and disk."""
+    return {name: value for name, value in call.root.arguments.items() if values.is_text(value)}
+
+
+# Calls
+
+
+def _calls(trace: Trace) -> list[Call]:
+    calls = list(CallBuilder().calls(trace.events))
+    return sorted(calls, key=lambda call: call.root.t_enter_ns)
+
+
+def _paired(a: list[Call], b: list[Call]) -> Iterator[tuple[Call | None, Call | None]]:
+    """In order, those that asked the same; then those where one side knows less of what."""
+    left = a, b
+    unread = {
+        name for call in (*a, *b) for name, value in texts(call).items() if is_unavailable(value)
+    }
+    for key in (_asked, _asked_by_name, partial(_asked_by_name, without=unread)):
+        waiting: dict[str, list[Call]] = defaultdict(list)
+        for call in reversed(left[1]):
+            waiting[key(call)].append(call)
+        alone = []
+        for call in left[0]:
+            same = waiting[key(call)]
+            if same:
+                yield call, same.pop()
+            else:
+                alone.append(call)
+        others = {id(call) for calls in waiting.values() for call in calls}
+        left = alone, [call for call in left[1] if id(call) in others]
+    yield from ((call, None) for call in left[0])
+    yield from ((None, call) for call in left[1])
+
+
+def _asked(call: Call, without: Collection[str] = ()) -> str:
+    asked = {name: value for name, value in texts(call).items() if name not in without}
+    return json.dumps([call.root.name, asked], sort_keys=True)
+
+
+def _asked_by_name(call: Call, without: Collection[str] = ()) -> str:
+    return values.without_folders(_asked(call, without))
+
+
+def _key(pair: Pair) -> str:
+    """Of what makes two pairs one: all but the counters, and where it stands."""
+    differences = [
+        repr((each.kind, each.place.where, each.place.part, each.place.entry, each.path))
+        + ("" if each.kind == values.COUNTER else repr((each.a, each.b)))
+        for each in pair.differences
+    ]
+    returned = None if pair.explained is None else (pair.a.root.returned, pair.b.root.returned)
+    return repr((_asked(pair.a), returned, pair.steps, differences))
+
+
+# What is seen of a call on the way
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A function or point, and the nearest function around it that both sides can see."""
+
+    node: Span | Event
+    within: str | None
+
+    @property
+    def key(self) -> tuple[str | None, str]:
+        return self.within, self.node.name
+
+
+@dataclass
+class _Way:
+    """What a call went through. lines: of each function that was seen, by its span."""
+
+    seen: list[_Seen] = field(default_factory=list)
+    exchanges: list[Exchange] = field(default_factory=list)
+    lines: dict[int, list[Event]] = field(default_factory=lambda: defaultdict(list))
+
+
+def _way(call: Call, seen: frozenset[str]) -> _Way:
+    """Functions that only one side can see are left out, and what they called is kept."""
+    way = _Way()
+    # Not recursive: a trace can be deeper than Python's stack.
+    rest: list[tuple[Child, Span | None]] = [(call.root, None)]
+    while rest:
+        node, around = rest.pop()
+        within = around.name if around else None
+        if isinstance(node, Span):
+            if node.name in seen or node is call.root:
+                way.seen.append(_Seen(node, within))
+                around = node
+            rest.extend((child, around) for child in reversed(node.children))
+        elif isinstance(node, Exchange):
+            way.exchanges.append(node)
+        elif node.event.type == "line":
+            if around is not None and around.name == node.event.name:
+                way.lines[around.id].append(node.event)
+        elif node.event.name in seen and node.event.name != REPLY:
+            way.seen.append(_Seen(node.event, within))
+    return way
+
+
+class _Both:
+    """What goes for all calls of the two traces. seen: the probes that both could see."""
+
+    def __init__(self, a: Trace, b: Trace) -> None:
+        self.traces = a, b
+        self.notes: list[str] = []
+        self._probes = tuple({each["name"]: each for each in t.header["probes"]} for t in (a, b))
+        found = [
+            {name for name, probe in probes.items() if probe["level"] != "missing"}
+            for probes in self._probes
+        ]
+        self.seen = frozenset(found[0] & found[1])
+        targets = [(each.header["target"]["pid"], each.header["target"]["exe"]) for each in (a, b)]
+        same_daemon = targets[0] == targets[1] and _is_same(_loaded(a, b, "base"))
+        self.values = Values(
+            same_daemon=same_daemon,
+            same_build=same_daemon or _is_same(_loaded(a, b, "build_id")),
+            a_is_later=a.header["clock"]["start_ns"] > b.header["clock"]["start_ns"],
+        )
+
+    def hidden(self, a: Iterable[Call], b: Iterable[Call]) -> Iterator[Hidden]:
+        for side, calls, probes in (("b", a, self._probes[1]), ("a", b, self._probes[0])):
+            happened = {_name(node): None for call in calls for node in call.nodes()}
+            for name in happened:
+                if name not in self.seen:
+                    probe = probes.get(name)
+                    why = "its recipe does not trace it" if probe is None else probe["why"]
+                    yield Hidden(side, name, why or "no reason is given")
+
+    def pair(self, a: Call, b: Call) -> Pair:
+        explained = [
+            explain([call], trace.header["probes"], trace.host)
+            for call, trace in zip((a, b), self.traces)
+        ]
+        both = (explained[0][0], explained[1][0]) if all(explained) else None
+        found = list(self._walk(_way(a, self.seen), _way(b, self.seen), both))
+        return Pair(
+            a,
+            b,
+            both,
+            tuple(each for each in found if isinstance(each, Step)),
+            tuple(each for each in found if isinstance(each, Difference)),
+        )
+
+    def _walk(
+        self, a: _Way, b: _Way, explained: tuple[Explanation, Explanation] | None
+    ) -> Iterator[Step | Difference]:
+        for one, other in _aligned(a.seen, b.seen, lambda each: each.key):
+            if one is None or other is None:
+                side, each = ("a", one) if one else ("b", other)
+                assert each is not None
+                kind = "function" if isinstance(each.node, Span) else "point"
+                yield Step(side, kind, each.node.name, each.within)
+            elif isinstance(one.node, Span) and isinstance(other.node, Span):
+                yield from self._functions(one.node, other.node)
+                lines = a.lines.get(one.node.id, []), b.lines.get(other.node.id, [])
+                yield from self._lines(one.node.name, *lines)
+            elif isinstance(one.node, Event) and isinstance(other.node, Event):
+                place = Place(one.node.name, "values", None, one.node.seq, other.node.seq)
+                yield from self._captured(place, one.node.values, other.node.values)
+        if explained is not None:
+            yield from self._host(*explained)
+        if SEND in self.seen:
+            nodes = [_nodes(each) for each in explained] if explained else [{}, {}]
+            for sent, also in _aligned(a.exchanges, b.exchanges, _sent, lambda each: each.command):
+                if sent is None or also is None:
+                    side, exchange = ("a", sent) if sent else ("b", also)
+                    assert exchange is not None
+                    name = exchange.command or "command of unknown name"
+                    yield Step(side, "qmp", name, None, _arguments(exchange))
+                else:
+                    yield from self._exchanges(sent, also, nodes)
+
+    def _captured(self, place: Place, a: Json, b: Json) -> Iterator[Difference]:
+        return self.values.differences(place, a, b, captured=True)
+
+    def _functions(self, a: Span, b: Span) -> Iterator[Difference]:
+        yield from self._captured(Place(a.name, "arguments"), a.arguments, b.arguments)
+        place = Place(a.name, "returned", None, a.exit_seq, b.exit_seq)
+        yield from self._captured(place, _returned(a), _returned(b))
+
+    def _host(self, a: Explanation, b: Explanation) -> Iterator[Difference]:
+        one, other = a.case.host, b.case.host
+        if one is not None and other is not None:
+            facts = [{fact: each.record.get(fact) for fact in _FACTS} for each in (one, other)]
+            yield from self.values.differences(Place("host", "facts"), *facts)
+        elif one is not None or other is not None:
+            self.notes.append(f"only {'A' if one else 'B'} has facts of the host")
+
+    def _lines(self, function: str, a: list[Event], b: list[Event]) -> Iterator[Step]:
+        if bool(a) != bool(b):
+            side = "A" if a else "B"
+            self.notes.append(f"only {side} has the source lines of {function}")
+            return
+        by_text = all(isinstance(each.values.get("text"), str) for each in (*a, *b))
+        if not by_text and not self.values.same_build:
+            self.notes.append(
+                f"the source lines of {function} are of two builds and have no text: not compared"
+            )
+            return
+        told = "text" if by_text else "line"
+        for one, other in _aligned(a, b, lambda each: repr(each.values.get(told))):
+            if one is None or other is None:
+                side, each = ("a", one) if one else ("b", other)
+                assert each is not None
+                yield Step(side, "line", str(each.values.get(told)), function)
+
+    def _exchanges(
+        self, a: Exchange, b: Exchange, nodes: Sequence[dict[str, str]]
+    ) -> Iterator[Difference]:
+        command = a.command or "command of unknown name"
+        place = Place(command, "sent", None, a.send.seq, b.send.seq)
+        sent = _arguments(a)
+        if sent is not None and sent == _arguments(b):
+            # The same command can be sent twice with other arguments.
+            place = replace(place, where=f"{command} {json.dumps(sent, ensure_ascii=False)}")
+        yield from self.values.differences(place, sent or {}, _arguments(b) or {})
+        seq = [each.reply.seq if each.reply else None for each in (a, b)]
+        place = Place(place.where, "reply", None, *seq)
+        replies = [_reply(each) for each in (a, b)]
+        lists: list[Json] = [reply.get("return") for reply in replies]
+        if command not in _LISTS or not all(isinstance(each, list) for each in lists):
+            yield from self.values.differences(place, *replies)
+            return
+        # Devices of other disks, and how many there are, are not what was asked about.
+        counts = [len(each) for each in lists]
+        yield from self.values.differences(replace(place, part="entries"), *counts)
+        entries = [_entries(*each) for each in zip(lists, nodes)]
+        for entry in dict.fromkeys((*entries[0], *entries[1])):
+            one, other = ({"": each[entry]} if entry in each else {} for each in entries)
+            yield from self._entry(replace(place, entry=entry), one, other)
+
+    def _entry(self, place: Place, a: Record, b: Record) -> Iterator[Difference]:
+        if not a or not b:
+            kind = values.ONLY_A if a else values.ONLY_B
+            yield Difference(kind, place, ".", a.get(""), b.get(""))
+            return
+        yield from self.values.differences(place, a[""], b[""])
+
+
+def _aligned(
+    a: Sequence[Item], b: Sequence[Item], *keys: Callable[[Item], object]
+) -> Iterator[tuple[Item | None, Item | None]]:
+    """Side by side by the first key, in order; what that leaves open, by the next one."""
+    key, *coarser = keys
+    at_a = at_b = 0
+    matches = _matches([key(each) for each in a], [key(each) for each in b])
+    for next_a, next_b in [*matches, (len(a), len(b))]:
+        ones, others = a[at_a:next_a], b[at_b:next_b]
+        if ones and others and coarser:
+            yield from _aligned(ones, others, *coarser)
+        else:
+            yield from ((each, None) for each in ones)
+            yield from ((None, each) for each in others)
+        if next_a < len(a):
+            yield a[next_a], b[next_b]
+        at_a, at_b = next_a + 1, next_b + 1
+
+
+def _matches(a: Sequence[object], b: Sequence[object]) -> list[tuple[int, int]]:
+    """Indices of a longest common subsequence, by Myers's greedy algorithm.
+
+    difflib takes the longest run first, which pairs the turns of a loop with wrong ones.
+    """
+    # By diagonal: how far a got, and the matches on the way there, the last one first.
+    reached: dict[int, tuple[int, Any]] = {1: (0, None)}
+    for alone in range(min(len(a) + len(b), _MOST_ALONE) + 1):
+        for diagonal in range(-alone, alone + 1, 2):
+            left, up = reached.get(diagonal - 1, (-1, None)), reached.get(diagonal + 1, (-1, None))
+            at, path = up if left[0] < up[0] else (left[0] + 1, left[1])
+            while at < len(a) and at - diagonal < len(b) and a[at] == b[at - diagonal]:
+                path = (at, at - diagonal, path)
+                at += 1
+            reached[diagonal] = at, path
+            if at >= len(a) and at - diagonal >= len(b):
+                return _unrolled(path)
+    return _unrolled(max(reached.values(), key=lambda each: each[0])[1])
+
+
+def _unrolled(path: Any) -> list[tuple[int, int]]:
+    matches = []
+    while path is not None:
+        *match, path = path
+        matches.append((match[0], match[1]))
+    return matches[::-1]
+
+
+def _name(node: Child) -> str:
+    if isinstance(node, Span):
+        return node.name
+    return SEND if isinstance(node, Exchange) else node.event.name
+
+
+def _returned(span: Span) -> Json:
+    if span.returned is None:
+        return unavailable(span.lost or "its return was not seen")
+    return span.returned
+
+
+def _sent(exchange: Exchange) -> object:
+    return exchange.command, json.dumps(_arguments(exchange), sort_keys=True)
+
+
+def _arguments(exchange: Exchange) -> Json:
+    document = exchange.send.values.get("json")
+    return document.get("arguments") if isinstance(document, dict) else None
+
+
+def _reply(exchange: Exchange) -> Record:
+    """What QEMU answered, without the id."""
+    document = exchange.reply.values.get("json") if exchange.reply else None
+    if not isinstance(document, dict):
+        why = "it was not captured whole" if exchange.reply else "no reply was seen"
+        return {"return": unavailable(why)}
+    return {key: value for key, value in document.items() if key in ("return", "error")}
+
+
+def _nodes(explanation: Explanation) -> dict[str, str]:
+    """By name, which node of the disk it is: ``""`` the first one, ``parent``, ``backing``..."""
+    devices = explanation.case.block.devices
+    if len({device.name for device in devices}) != 1:
+        return {}
+    found: dict[str, str] = {}
+    rest: list[tuple[str, Json]] = [("", devices[0].entry.value)]
+    while rest:
+        place, entry = rest.pop()
+        if isinstance(entry, dict):
+            for below in ("backing", "parent"):
+                rest.append((f"{place}.{below}".lstrip("."), entry.get(below)))
+            if isinstance(entry.get("node-name"), str):
+                found.setdefault(entry["node-name"], place)
+    return found
+
+
+def _entries(told: list[Json], nodes: dict[str, str]) -> dict[str, Json]:
+    """What a list says of the disk's nodes, by which of them it is."""
+    found: dict[str, Json] = {}
+    for entry in told:
+        if isinstance(entry, dict):
+            inserted = entry.get("inserted")
+            name = entry.get("node-name") or (
+                inserted.get("node-name") if isinstance(inserted, dict) else None
+            )
+            if isinstance(name, str) and name in nodes:
+                found.setdefault(nodes[name], entry)
+    return found
+
+
+# The traces as a whole
+
+
+def _loaded(a: Trace, b: Trace, key: str) -> list[tuple[Json, Json]]:
+    """What is told of each file that both have loaded."""
+    one, other = (
+        {each["path"]: each[key] for each in trace.header["target"]["modules"]} for trace in (a, b)
+    )
+    return [(one[path], other[path]) for path in one if path in other]
+
+
+def _is_same(loaded: list[tuple[Json, Json]]) -> bool:
+    """Known of all files, of one at least."""
+    return bool(loaded) and all(one is not None and one == other for one, other in loaded)
+
+
+def _settings(a: Trace, b: Trace) -> Iterator[str]:
+    """What was set up otherwise, and is no difference of the calls."""
+    tools = [trace.header["tool"]["virtrace"] for trace in (a, b)]
+    if tools[0] != tools[1]:
+        yield f"A was recorded by virtrace {tools[0]}, B by {tools[1]}"
+    recipes = [trace.header["recipe"] for trace in (a, b)]
+    if any(recipes[0].get(part) != recipes[1].get(part) for part in ("spans", "points")):
+        names = " and ".join(dict.fromkeys(str(recipe.get("name")) for recipe in recipes))
+        yield f"the recipes ({names}) differ: only what both trace is compared"
+    versions = [trace.header["target"]["libvirt_version"] for trace in (a, b)]
+    builds = _loaded(a, b, "build_id")
+    if versions[0] == versions[1] and any(
+        None not in pair and len(set(pair)) > 1 for pair in builds
+    ):
+        yield f"both are libvirt {versions[0]}, but not the same build of it"
+    debug_info = [
+        any(probe["level"] in ("dwarf", "pack") for probe in trace.header["probes"])
+        for trace in (a, b)
+    ]
+    if debug_info[0] != debug_info[1]:
+        more, less = "AB" if debug_info[0] else "BA"
+        yield f"{more} was traced with debug info, {less} without"
+
+
+def _timings(pairs: list[tuple[Call, Call]], seen: frozenset[str]) -> Iterator[Timing]:
+    a, b = (summarize(pair[side] for pair in pairs) for side in (0, 1))
+    functions = [name for name in a.functions if name in seen]
+    for rows, others, names in (
+        (a.functions, b.functions, functions),
+        (a.commands, b.commands, list(a.commands)),
+    ):
+        for name in names:
+            one = rows[name].percentile_ns(50)
+            other = others[name].percentile_ns(50) if name in others else None
+            if one is not None and other is not None:
+                low, high = sorted((one, other))
+                if high > _RATIO * low and high - low >= _AT_LEAST_NS:
+                    yield Timing(name, one, other)

@@ -1,0 +1,60 @@
+"""Why two answers about one disk are not the same, as far as their traces tell."""
+
+from __future__ import annotations
+
+from virtrace.analysis.causes import Case
+from virtrace.analysis.decision import OFFSET
+
+
+def why(a: Case, b: Case) -> str | None:
+    """In words, with the sides called A and B; None where the traces do not tell.
+
+    Of two answers that are not equal.
+    """
+    if a.block.number("capacity") != b.block.number("capacity"):
+        return "the disk has another size"
+    return _one_way(a, b, "A", "B") or _one_way(b, a, "B", "A") or _other_value(a, b)
+
+
+def _one_way(one: Case, other: Case, first: str, second: str) -> str | None:
+    """What the second side lacks that the first one has."""
+    if one.block.running is True and other.block.running is False:
+        return f"the guest runs in {first} and not in {second}, where libvirt looks at the image"
+    here, there = one.decision, other.decision
+    if here is None or there is None:
+        return None
+    if _image(one) != _image(other) and None not in (*_image(one), *_image(other)):
+        return f"the disk is {_named(one)} in {first}, {_named(other)} in {second}"
+    if here.allocation != OFFSET:
+        return None
+    if there.offset is None:
+        device = other.device
+        parent_is_missing = device is not None and device.entry.get("parent") is None
+        what = "`parent` is missing" if parent_is_missing else "QEMU told no highest offset"
+        return f"{what} in {second}, and so the high-water mark is not used there"
+    if there.offset == 0:
+        what = f"nothing was written in {second} since QEMU started"
+        return f"{what}, and so the high-water mark is not used there"
+    return None
+
+
+def _other_value(a: Case, b: Case) -> str | None:
+    """Both sides went the same way."""
+    here, there = a.decision, b.decision
+    if here is None or there is None or here.allocation != there.allocation:
+        return None
+    if here.allocation == OFFSET and here.offset != there.offset:
+        return "the farthest write since QEMU started is another"
+    if here.usage != there.usage:
+        return "the space used on the host is another"
+    return None
+
+
+def _image(case: Case) -> tuple[str | None, str | None]:
+    device = case.device
+    return (device.format, device.protocol) if device else (None, None)
+
+
+def _named(case: Case) -> str:
+    format_, protocol = _image(case)
+    return f"{format_} on QEMU's driver {protocol}"

@@ -1,0 +1,192 @@
+"""A value of each of two traces: what differs, what only counts, what has to differ."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import zip_longest
+
+from virtrace.analysis.devices import step
+from virtrace.trace.format import Json, is_unavailable, unavailable
+
+# Kinds of differences. Only the last three leave two traces equal.
+VALUE = "value"
+ONLY_A, ONLY_B = "only-a", "only-b"
+FELL = "fell"
+COUNTER = "counter"
+UNSEEN_A, UNSEEN_B = "unseen-a", "unseen-b"
+HARMLESS = frozenset({COUNTER, UNSEEN_A, UNSEEN_B})
+
+_ABSENT = object()
+_NOT_RECORDED = unavailable("not recorded")
+
+# Names of QEMU's statistics and of libvirt's copy of them.
+_CLOCK = re.compile("idle_time_ns|.*_latency_ns|avg_.*_queue_depth")
+_COUNTER = re.compile(
+    ".*(_operations|_req|_bytes|_merged|_times|_time_ns)|discard-(nb|bytes)-.*|bins"
+)
+_COUNTED = re.compile(r'\.stats\b|\["driver-specific"\]')
+
+_POINTER = re.compile("0x[0-9a-f]+")
+_NULL = "0x0"
+# libvirt numbers the nodes that it makes, and QEMU those that nobody named.
+_NODE = re.compile(r"\blibvirt-[0-9]+-|#block[0-9]+")
+# Of a URL the host is no folder.
+_FOLDER = re.compile(r'(?<!/)/(?:[^/"\s]+/)+')
+_QOM = "/machine/"
+
+
+@dataclass(frozen=True)
+class Place:
+    """What is compared.
+
+    where: the function or point; the QMP command, with its arguments where both sent the same;
+    or ``host``. part: ``arguments`` or ``returned``
+    of a function, ``values`` of a point; of QMP ``sent``, ``reply``, or ``entries`` (how many a
+    list has); ``facts`` of the host. entry: of QMP's lists, which node of the disk it is of:
+    ``""`` the disk's own, ``parent``, ``backing``...; else None. seq_a, seq_b: the events; None
+    where they are not known.
+    """
+
+    where: str
+    part: str
+    entry: str | None = None
+    seq_a: int | None = None
+    seq_b: int | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """kind: see above. path: in the part, or in the entry, as jq writes it.
+
+    a, b: the values; None where that side has none.
+    """
+
+    kind: str
+    place: Place
+    path: str
+    a: Json = None
+    b: Json = None
+
+
+@dataclass
+class Values:
+    """Compares values, and keeps count of what it passes over.
+
+    same_daemon: both are of one process; same_build: of the same binaries. a_is_later: it
+    was recorded after b. ignored: how many values of each kind differed as they have to.
+    folders: pairs that only lie in other folders.
+    """
+
+    same_daemon: bool
+    same_build: bool
+    a_is_later: bool
+    ignored: Counter[str] = field(default_factory=Counter)
+    folders: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def differences(
+        self, place: Place, a: Json, b: Json, *, captured: bool = False
+    ) -> Iterator[Difference]:
+        """captured: what is absent right below was not recorded, rather than not there."""
+        # Not recursive: JSON can be deeper than Python's stack.
+        rest: list[tuple[int, str, str, Json, Json]] = [(0, "", "", a, b)]
+        while rest:
+            depth, path, name, a, b = rest.pop()
+            if captured and depth == 1:
+                a = _NOT_RECORDED if a is _ABSENT else a
+                b = _NOT_RECORDED if b is _ABSENT else b
+            below = _below(a, b)
+            if below is not None:
+                for key, below_a, below_b in reversed(below):
+                    named = key if isinstance(key, str) else name
+                    rest.append((depth + 1, path + step(key), named, below_a, below_b))
+                continue
+            kind = self._kind(place, path, name, a, b)
+            if kind is not None:
+                sides = (None if value is _ABSENT else value for value in (a, b))
+                yield Difference(kind, place, path or ".", *sides)
+
+    def _kind(self, place: Place, path: str, name: str, a: Json, b: Json) -> str | None:
+        if is_unavailable(a) or is_unavailable(b):
+            if is_unavailable(a) and is_unavailable(b):
+                return None
+            return UNSEEN_A if is_unavailable(a) else UNSEEN_B
+        if a is _ABSENT or b is _ABSENT:
+            return ONLY_B if a is _ABSENT else ONLY_A
+        # repr tells true from 1, and takes NaN for itself.
+        if repr(a) == repr(b):
+            return None
+        if place.part == "values" and name in ("file", "line") and not self.same_build:
+            return self._ignore("places in libvirt's source")
+        if isinstance(a, str) and isinstance(b, str):
+            return self._text(a, b)
+        cut = _cut(a, b)
+        if cut is not None:
+            return cut
+        if isinstance(a, (int, float)) and isinstance(b, (int, float)):
+            return self._number(path, name, a, b)
+        return VALUE
+
+    def _number(self, path: str, name: str, a: float, b: float) -> str | None:
+        if isinstance(a, bool) or isinstance(b, bool):
+            return VALUE
+        if not _COUNTED.search(path):
+            return VALUE
+        if _CLOCK.fullmatch(name):
+            return self._ignore("QEMU's idle times and latencies")
+        if _COUNTER.fullmatch(name):
+            # Of one QEMU a counter only falls where it was started anew.
+            return FELL if self.same_daemon and (a < b) is self.a_is_later else COUNTER
+        return VALUE
+
+    def _text(self, a: str, b: str) -> str | None:
+        if _POINTER.fullmatch(a) and _POINTER.fullmatch(b):
+            return VALUE if _NULL in (a, b) else self._ignore("addresses")
+        a, b = (_NODE.sub("libvirt-#-", text) for text in (a, b))
+        if a == b:
+            return self._ignore("numbers in node names")
+        # Of one daemon another folder is another file.
+        if self.same_daemon or a.startswith(_QOM) or without_folders(a) != without_folders(b):
+            return VALUE
+        folders = zip(_FOLDER.findall(a), _FOLDER.findall(b))
+        self.folders.update(pair for pair in folders if pair[0] != pair[1])
+        return self._ignore("folders of files")
+
+    def _ignore(self, what: str) -> str | None:
+        self.ignored[what] += 1
+        return None
+
+
+def without_folders(text: str) -> str:
+    """Two hosts, and two labs, keep the same files in other folders."""
+    return _FOLDER.sub("/", text)
+
+
+def is_text(value: Json) -> bool:
+    """A string of the daemon's, whole, cut, or not to be had; a pointer is none."""
+    if isinstance(value, str):
+        return not _POINTER.fullmatch(value)
+    return isinstance(value, dict) and set(value) <= {"unavailable", "text", "bytes", "length"}
+
+
+def _below(a: Json, b: Json) -> list[tuple[str | int, Json, Json]] | None:
+    """What stands below on both sides; None where they are not of one shape."""
+    if is_unavailable(a) or is_unavailable(b):
+        return None
+    if isinstance(a, dict) and isinstance(b, dict):
+        return [(key, a.get(key, _ABSENT), b.get(key, _ABSENT)) for key in dict.fromkeys((*a, *b))]
+    if isinstance(a, list) and isinstance(b, list):
+        return [(index, *pair) for index, pair in enumerate(zip_longest(a, b, fillvalue=_ABSENT))]
+    return None
+
+
+def _cut(a: Json, b: Json) -> str | None:
+    """Where one is the beginning of the other, more was recorded of that."""
+    for part, whole, kind in ((a, b, UNSEEN_A), (b, a, UNSEEN_B)):
+        if isinstance(part, dict) and isinstance(whole, str):
+            beginning = part.get("text")
+            if isinstance(beginning, str) and whole.startswith(beginning):
+                return kind if part.get("length") == len(whole.encode(errors="replace")) else VALUE
+    return None

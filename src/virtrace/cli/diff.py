@@ -1,0 +1,62 @@
+"""``virtrace diff``: what two traces of the same calls differ in."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from virtrace.analysis.compare import Comparison, compare
+from virtrace.errors import ANSWER_IS_NO, DONE, IncompleteError, TraceError
+from virtrace.report import difference, difference_document
+from virtrace.report.highlight import style_for
+from virtrace.trace.reader import read_trace
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "diff",
+        help="say what two traces differ in, and why",
+        description="Compare two traces call by call: answers and their causes first, then the "
+        "way through libvirt and to QEMU, then all that was told. What must differ, such as "
+        "addresses and times, is passed over; counters that grew leave two traces equal.",
+        epilog="Exit status: 0 equal, 1 they differ, 2 not a trace or no call in either, "
+        "4 compared, but a trace is incomplete.",
+    )
+    parser.add_argument("a", metavar="A", help="a trace (.jsonl)")
+    parser.add_argument("b", metavar="B", help="the trace to compare it with")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON document, for scripts")
+    form.add_argument("--full", action="store_true", help="every difference, none folded")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    found = compare(read_trace(args.a), read_trace(args.b))
+    if not found.pairs and not found.alone:
+        raise TraceError(
+            f"neither {args.a} nor {args.b} has a call to compare",
+            "record one: virtrace record blockinfo -- virsh domblkinfo DOMAIN DISK",
+        )
+    paths = args.a, args.b
+    if args.json:
+        print(difference_document.text(found, paths))
+    else:
+        for line in difference.lines(found, style_for(sys.stdout, full=args.full), paths=paths):
+            print(line)
+    _check_complete(found, paths)
+    return DONE if found.equal else ANSWER_IS_NO
+
+
+def _check_complete(found: Comparison, paths: tuple[str, str]) -> None:
+    told = [
+        f"{path}: {'; '.join(problems)}"
+        for side, path in zip("ab", paths)
+        if (problems := found.problems(side))
+    ]
+    if told:
+        sys.stdout.flush()
+        raise IncompleteError(
+            "; ".join(told),
+            "rely on what is compared, it was read whole; record again for the rest",
+        )

@@ -1,0 +1,97 @@
+"""What two traces differ in as one JSON document, for scripts; docs/diff.md describes it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from virtrace.analysis.compare import Comparison, Pair, texts
+from virtrace.analysis.explain import Explanation
+from virtrace.analysis.values import Difference
+from virtrace.report.difference import sentence
+from virtrace.report.explanation import answer
+from virtrace.trace.format import Record
+from virtrace.trace.reader import Trace
+
+FORMAT = "virtrace-difference"
+VERSION = 1
+
+
+def schema() -> Record:
+    """The JSON Schema (2020-12) of the document."""
+    file = Path(__file__).with_name("difference.schema.json")
+    document: Record = json.loads(file.read_text(encoding="utf-8"))
+    return document
+
+
+def text(found: Comparison, paths: tuple[str, str]) -> str:
+    """The document. paths: the two files."""
+    return json.dumps(record(found, paths), indent=2)
+
+
+def record(found: Comparison, paths: tuple[str, str]) -> Record:
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "equal": found.equal,
+        "a": _trace(found.a, paths[0], found.problems("a")),
+        "b": _trace(found.b, paths[1], found.problems("b")),
+        "same_daemon": found.passed.same_daemon,
+        "pairs": [_pair(each) for each in found.pairs],
+        "alone": [
+            {
+                "side": each.side,
+                "call": each.call.id,
+                "api": each.call.root.name,
+                "arguments": texts(each.call),
+            }
+            for each in found.alone
+        ],
+        "hidden": [vars(each) for each in found.hidden],
+        "notes": list(found.notes),
+        "ignored": dict(found.passed.ignored),
+        "folders": [{"a": one, "b": other} for one, other in found.passed.folders],
+        "timings": [vars(each) for each in found.timings],
+    }
+
+
+def _trace(trace: Trace, path: str, problems: list[str]) -> Record:
+    return {
+        "file": path,
+        "libvirt_version": trace.header["target"]["libvirt_version"],
+        "started": trace.header["started"],
+        "recipe": trace.header["recipe"].get("name"),
+        "problems": problems,
+    }
+
+
+def _pair(pair: Pair) -> Record:
+    return {
+        "api": pair.a.root.name,
+        "arguments": texts(pair.a),
+        "calls": [{"a": one, "b": other} for one, other in pair.calls],
+        "equal": pair.equal,
+        "says": sentence(pair),
+        "explained": pair.explained
+        and {side: _explained(each) for side, each in zip("ab", pair.explained)},
+        "steps": [vars(each) for each in pair.steps],
+        "differences": [_difference(each) for each in pair.differences],
+    }
+
+
+def _explained(explanation: Explanation) -> Record:
+    return {
+        "answer": answer(explanation),
+        "numbers": {each.number: each.answer.value for each in explanation.lineages} or None,
+        "causes": [each.cause.name for each in explanation.findings],
+    }
+
+
+def _difference(difference: Difference) -> Record:
+    return {
+        "kind": difference.kind,
+        **vars(difference.place),
+        "path": difference.path,
+        "a": difference.a,
+        "b": difference.b,
+    }
