@@ -10,7 +10,7 @@ from virtrace.analysis.compare import Comparison, compare
 from virtrace.errors import ANSWER_IS_NO, DONE, IncompleteError, TraceError
 from virtrace.report import difference, difference_document
 from virtrace.report.highlight import style_for
-from virtrace.trace.reader import read_trace
+from virtrace.trace.reader import Trace, read_trace
 
 
 def add_parser(subparsers: Any) -> None:
@@ -32,18 +32,33 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    found = compare(read_trace(args.a), read_trace(args.b))
-    if not found.pairs and not found.alone:
-        raise TraceError(
-            f"neither {args.a} nor {args.b} has a call to compare",
-            "record one: virtrace record blockinfo -- virsh domblkinfo DOMAIN DISK",
-        )
     paths = args.a, args.b
+    found = compared(read_trace(args.a), read_trace(args.b), paths)
     if args.json:
         print(difference_document.text(found, paths))
-    else:
-        for line in difference.lines(found, style_for(sys.stdout, full=args.full), paths=paths):
-            print(line)
+        return verdict(found, paths)
+    return report(found, paths, full=args.full)
+
+
+def compared(a: Trace, b: Trace, paths: tuple[str, str]) -> Comparison:
+    found = compare(a, b)
+    if not found.pairs and not found.alone:
+        raise TraceError(
+            f"neither {paths[0]} nor {paths[1]} has a call to compare",
+            "record one: virtrace record blockinfo -- virsh domblkinfo DOMAIN DISK",
+        )
+    return found
+
+
+def report(found: Comparison, paths: tuple[str, str], *, full: bool = False) -> int:
+    """Print it, and give the exit status."""
+    for line in difference.lines(found, style_for(sys.stdout, full=full), paths=paths):
+        print(line)
+    return verdict(found, paths)
+
+
+def verdict(found: Comparison, paths: tuple[str, str]) -> int:
+    """IncompleteError where a call or a file is not whole."""
     _check_complete(found, paths)
     return DONE if found.equal else ANSWER_IS_NO
 

@@ -6,17 +6,20 @@ import argparse
 import json
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from virtrace.binary.process import choose_daemon
+from virtrace.cli import diff
 from virtrace.cli.record import record_trace
-from virtrace.errors import UsageError
+from virtrace.errors import DONE, INTERRUPTED, UsageError
 from virtrace.recipe import catalogue
 from virtrace.report.highlight import safe, style_for
 from virtrace.trace.format import Record
-from virtrace.trace.reader import read_trace
+from virtrace.trace.reader import Trace, read_trace
+from virtrace.trace.writer import default_path
 
 
 def add_parser(subparsers: Any) -> None:
@@ -24,8 +27,9 @@ def add_parser(subparsers: Any) -> None:
         "replay",
         help="trace this host's daemon by the recipe of a trace",
         description="Trace a daemon of this host by the recipe in FILE, with the filters and "
-        "limits of that trace. The command that was traced is run again only after you agree; "
-        "COMMAND is run instead.",
+        "limits of that trace, and compare the new trace with it. The command that was traced is "
+        "run again only after you agree; COMMAND is run instead.",
+        epilog="Exit status: as of record; where all was traced, as of diff.",
         usage="%(prog)s FILE [-p PID | --process NAME] [-o OUT] [--where KEY=VALUE]... "
         "[-- COMMAND...]",
     )
@@ -50,22 +54,47 @@ def run(args: argparse.Namespace) -> int:
         return record_trace(
             args.file, pid, output=args.output, where=args.where, command=args.traced
         )
-    header = read_trace(args.file).header
+    old = read_trace(args.file)
+    header = old.header
     selection = header.get("selection") or {"where": {}, "calls": None, "seconds": None}
     given = _given(args.where)
     command = args.traced or _agreed(_renamed(header.get("command"), selection["where"], given))
     where = {**selection["where"], **given}
     with TemporaryDirectory(prefix="virtrace-") as folder:
         recipe = _write(header, Path(folder))
-        return record_trace(
+        output = Path(args.output or default_path(catalogue.find(str(recipe)).name, pid))
+        status = record_trace(
             str(recipe),
             pid,
-            output=args.output,
+            output=output,
             where=[f"{key}={value}" for key, value in where.items()],
             calls=_text(selection["calls"]),
             seconds=_text(selection["seconds"]),
             command=command,
         )
+    if status not in (DONE, INTERRUPTED):
+        return status
+    print()
+    paths = args.file, str(output)
+    renamed = _as_if(old, selection["where"], given)
+    differs = diff.report(diff.compared(renamed, read_trace(output), paths), paths)
+    return status or differs
+
+
+def _as_if(trace: Trace, old: Record, new: Record) -> Trace:
+    """The trace with the new values of filters instead of the old ones, to compare it with one."""
+    names = {key: str(old[key]) for key in new if key in old}
+    events = [
+        replace(
+            event,
+            values={
+                key: new[key] if key in names and str(value) == names[key] else value
+                for key, value in event.values.items()
+            },
+        )
+        for event in trace.events
+    ]
+    return replace(trace, events=events)
 
 
 def _given(where: list[str]) -> dict[str, str]:
