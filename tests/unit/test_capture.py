@@ -9,9 +9,19 @@ from typing import Any
 import pytest
 
 from virtrace.binary import layouts
-from virtrace.binary.ctype import Array, Boolean, CType, Field, Integer, Opaque, Pointer, Struct
+from virtrace.binary.ctype import (
+    Array,
+    Boolean,
+    Code,
+    CType,
+    Field,
+    Integer,
+    Opaque,
+    Pointer,
+    Struct,
+)
 from virtrace.inferior.capture import MAX_STRING, PAGE, Capture, Unavailable, read_string
-from virtrace.recipe.path import parse
+from virtrace.recipe.path import CALLER, parse
 
 INT = Integer(4, True)
 LONG = Integer(8)
@@ -206,6 +216,91 @@ def test_a_format_with_more_to_it_is_not_guessed(template: bytes) -> None:
     mapped = {0x1000: (template + b"\0").ljust(PAGE), 0x2000: b"x\0".ljust(PAGE)}
     with pytest.raises(Unavailable, match="more to fill in than one %s"):
         capture.run(Pages(mapped), {"return": 0x1000, "info": 0x2000}.__getitem__)
+
+
+def typed(*parameters: tuple[str, int, bytes]) -> bytes:
+    """An array of virTypedParameter, as include/libvirt/libvirt-common.h lays it out."""
+    return b"".join(
+        name.encode().ljust(80, b"\0") + struct.pack("<ixxxx", kind) + value.ljust(8, b"\x5a")
+        for name, kind, value in parameters
+    )
+
+
+PARAMETERS = typed(
+    ("int", 1, struct.pack("<i", -1)),
+    ("uint", 2, struct.pack("<I", 0xFFFFFFFF)),
+    ("llong", 3, struct.pack("<q", -(1 << 63))),
+    ("ullong", 4, struct.pack("<Q", (1 << 64) - 1)),
+    ("double", 5, struct.pack("<d", 1.5)),
+    ("nan", 5, struct.pack("<d", float("nan"))),
+    ("boolean", 6, b"\1"),
+    ("string", 7, struct.pack("<Q", 0x2000)),
+    ("lost", 7, struct.pack("<Q", 0x9000)),
+)
+TYPED = {
+    "params": Pointer(lambda: Opaque("virTypedParameter")),
+    "nparams": Pointer(lambda: INT),
+    "count": INT,
+}
+
+
+def run_typed(path: str, contents: bytes = PARAMETERS, count: int = 9) -> Any:
+    mapped = {
+        0x1000: contents,
+        0x2000: b"text\0".ljust(PAGE),
+        0x3000: struct.pack("<i", count),
+    }
+    arguments = {"params": 0x1000 if contents else 0, "nparams": 0x3000, "count": count}
+    return Capture(parse(path), TYPED).run(Pages(mapped), arguments.__getitem__)
+
+
+@pytest.mark.parametrize("path", ["typed(params, nparams)", "typed(params, count)"])
+def test_typed_parameters(path: str) -> None:
+    assert run_typed(path) == {
+        "int": -1,
+        "uint": 0xFFFFFFFF,
+        "llong": -(1 << 63),
+        "ullong": (1 << 64) - 1,
+        "double": 1.5,
+        "nan": {"unavailable": "nan is no number of JSON"},
+        "boolean": True,
+        "string": "text",
+        "lost": {"unavailable": "cannot read memory at 0x9000"},
+    }
+    assert run_typed(path, count=1) == {"int": -1}
+    assert run_typed(path, count=0) == {}
+
+
+@pytest.mark.parametrize(
+    ("contents", "count", "why"),
+    [
+        (b"", 9, "only how many there are"),
+        (PARAMETERS, -1, "-1 typed parameters"),
+        (PARAMETERS, 1 << 20, "1048576 typed parameters"),
+        (PARAMETERS, 10, "cannot read memory"),
+        (typed(("int", 0, b"")), 1, "has the type 0"),
+        (typed(("int", 8, b"")), 1, "has the type 8"),
+        (bytes(96), 1, "no array"),
+        (b"\xff" * 96, 1, "no array"),
+        (b"x" * 96, 1, "no array"),
+        (typed(("a\x1b[2J", 1, b"")), 1, "no array"),
+    ],
+)
+def test_what_is_no_array_of_typed_parameters(contents: bytes, count: int, why: str) -> None:
+    with pytest.raises(Unavailable, match=why):
+        run_typed("typed(params, count)", contents, count)
+
+
+@pytest.mark.parametrize("path", ["typed(count, count)", "typed(params, params)"])
+def test_typed_parameters_want_a_pointer_and_a_count(path: str) -> None:
+    with pytest.raises(Unavailable, match="wants a pointer, and a number"):
+        Capture(parse(path), TYPED)
+
+
+def test_what_called_a_function_is_told_by_name() -> None:
+    names = {0x1234: "virDomainGetInfo"}
+    capture = Capture(parse("caller()"), {CALLER: Code(names.__getitem__)})
+    assert capture.run(Pages({}), {CALLER: 0x1234}.__getitem__) == "virDomainGetInfo"
 
 
 class TestStrings:

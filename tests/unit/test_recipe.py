@@ -98,7 +98,7 @@ def test_every_shipped_recipe_loads_and_fits_into_a_header() -> None:
         recipe = catalogue.find(name)
         assert recipe.name == name
         assert json.loads(json.dumps(recipe.raw)) == recipe.raw
-        assert any(span.root for span in recipe.spans)
+        assert recipe.roots or any(point.anywhere for point in recipe.points)
 
 
 def test_blockinfo_is_found_with_its_roots_and_filters() -> None:
@@ -116,6 +116,10 @@ def test_blockinfo_is_found_with_its_roots_and_filters() -> None:
         ("    root: true", "    rot: true", "9:5", "unknown key 'rot'", "did you mean 'root'?"),
         ("    root: true", "    root: yes", "9:11", "found 'yes'", "true or false"),
         ("    root: true\n", "", "7:3", "no span is a root", "`root: true`"),
+        ("    root: true", "    anywhere: true", "9:5", "unknown key 'anywhere'", "allowed here"),
+        ("text: text}\n    json: text\n  - name: qmp.reply",
+         "api: caller()}\n  - name: qmp.reply", "21:30", "'caller()' is not an arg", "mon, text"),
+        ("enter: {domain: d", "enter: {'a b': d", "10:13", "found 'a b'", "a name as C has them"),
         ("name: states", "name: a\nname: b", "3:1", "'name' stands here twice", "remove one"),
         (": flags}\n    exit", ": flag}\n    exit", "10:42", "'flag' is not an arg", "domain,"),
         ("domain: domain->name", "domain: domain->name()", "10:21", "is not a capture", "such as"),
@@ -140,6 +144,41 @@ def test_errors_name_the_place_and_the_remedy(
     assert found.what.startswith(f"r.yaml:{where}: ")
     assert what in found.what
     assert remedy in found.remedy
+
+
+ROOTLESS = """\
+virtrace: 1
+name: dispatch
+about: a
+try: t
+points:
+  - name: api.failed
+    module: libvirt.so.0
+    prototype: void virDispatchError(virConnectPtr conn)
+    anywhere: true
+    optional: true
+    capture: {api: caller()}
+"""
+
+
+def test_a_recipe_without_calls() -> None:
+    recipe = load(ROOTLESS)
+    assert (recipe.spans, recipe.roots, recipe.filters) == ((), (), ())
+    [point] = recipe.points
+    assert (point.anywhere, point.optional) == (True, True)
+    for where, calls in ((["domain=vm1"], None), ([], "3")):
+        with pytest.raises(UsageError, match="the recipe dispatch traces no calls") as caught:
+            selection.parse(recipe, where, calls, None)
+        assert "--seconds" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    "change", [("    anywhere: true\n", ""), ("true\n    opt", "false\n    opt")]
+)
+def test_a_recipe_that_would_record_nothing(change: tuple[str, str]) -> None:
+    found = error(ROOTLESS.replace(*change))
+    assert found.what.startswith("r.yaml:1:1: nothing would be recorded")
+    assert "`anywhere: true`" in found.remedy
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "text", "- 1", "\0", "a: b: c", "%", "{"])
@@ -285,6 +324,9 @@ def test_a_name_that_is_not_shipped(name: str, hint: str) -> None:
         ("**retstats", CapturePath("**retstats", "retstats", stars=2)),
         ("*a->b", CapturePath("*a->b", "a", ("b",), 1)),
         ("format(return, info)", CapturePath("format(return, info)", "return", filler="info")),
+        ("typed(ps, n)", CapturePath("typed(ps, n)", "ps", count="n")),
+        ("caller()", CapturePath("caller()", "caller()")),
+        ("***a", CapturePath("***a", "a", stars=3)),
     ],
 )
 def test_capture_paths(text: str, expected: CapturePath) -> None:
@@ -294,7 +336,8 @@ def test_capture_paths(text: str, expected: CapturePath) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "*", "1a", "a->", "a b", "a->b()", "&a", "a[0]", "a+1", "(a)", "a; b", "$sp", "format(a)",
-     "format(a, b, c)", "format(*a, b)", "a->*b", "a\n->b!"],
+     "format(a, b, c)", "format(*a, b)", "a->*b", "a\n->b!", "typed(a)", "typed(*a, b)",
+     "caller(a)", "caller() ()", "other(a, b)", "****a", "a" + "->b" * 16, "é"],
 )  # fmt: skip
 def test_what_is_no_capture_path(text: str) -> None:
     with pytest.raises(ValueError, match="is not a capture"):

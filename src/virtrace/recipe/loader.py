@@ -16,14 +16,23 @@ from virtrace.recipe import path, prototype
 from virtrace.recipe.model import Answer, CalledBy, DriverMethod, Point, Recipe, Span
 
 VERSION = 1
-MAX_BYTES = 1 << 18
+MAX_BYTES = 1 << 16
 # Declarations go through regular expressions, which long text could keep busy for hours.
 MAX_TEXT = 2000
+# Of spans, and of points: each is a breakpoint or more.
+MAX_PROBES = 100
+# Of one probe, and of an answer's `by`.
+MAX_VALUES = 50
 
 # What reaches GDB, or names a file, is no more than a name.
-_C_NAME = re.compile(r"[A-Za-z_]\w*")
-_FILE_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
-_PROBE_NAME = re.compile(r"[A-Za-z_]\w*:[A-Za-z_]\w*")
+_C_NAME = re.compile(r"[A-Za-z_]\w{,199}", re.A)
+_FILE_NAME = re.compile(r"[A-Za-z0-9][\w.+-]{,199}", re.A)
+_PROBE_NAME = re.compile(r"[A-Za-z_]\w{,99}:[A-Za-z_]\w{,99}", re.A)
+_IN_WORDS = {
+    _C_NAME: "a name as C has them, such as qemuDomainGetBlockInfo",
+    _FILE_NAME: "a name of letters, digits and . _ + -, such as libvirt.so.0",
+    _PROBE_NAME: "`provider:name`, such as libvirt:qemu_monitor_send_msg",
+}
 
 _NULL = "tag:yaml.org,2002:null"
 _BOOLEAN = "tag:yaml.org,2002:bool"
@@ -46,7 +55,9 @@ def load(file: FilePath) -> Recipe:
             f"cannot read the recipe {file}: {error.strerror}", "check its name and its mode"
         ) from error
     if len(data) > MAX_BYTES:
-        raise RecipeError(f"{file} is larger than 256 KiB", "name a recipe's YAML file")
+        raise RecipeError(
+            f"{file} is larger than {MAX_BYTES >> 10} KiB", "name a recipe's YAML file"
+        )
     return loads(data, str(file))
 
 
@@ -95,7 +106,7 @@ class _Node:
             key = _Node(key_node, self._file)
             name = key.text()
             if name in seen:
-                key.fail(f"{name!r} stands here twice", "remove one of them")
+                key.fail(f"{_shortened(name)} stands here twice", "remove one of them")
             seen.add(name)
             yield name, key, _Node(value_node, self._file)
 
@@ -108,15 +119,19 @@ class _Node:
             if name not in allowed:
                 close = difflib.get_close_matches(name, allowed, 1)
                 hint = f"did you mean {close[0]!r}? " if close else ""
-                key.fail(f"unknown key {name!r}", f"{hint}allowed here: {', '.join(allowed)}")
+                key.fail(
+                    f"unknown key {_shortened(name)}", f"{hint}allowed here: {', '.join(allowed)}"
+                )
             values[name] = value
         for name in sorted(set(required) - set(values)):
             self.fail(f"the key {name!r} is missing", f"add `{name}: ...`")
         return values
 
-    def sequence(self) -> list[_Node]:
+    def sequence(self, most: int) -> list[_Node]:
         if not isinstance(self._node, yaml.SequenceNode):
             self.fail(f"found {self._kind}", "write a list here (lines that begin with `- `)")
+        if len(self._node.value) > most:
+            self.fail(f"found {len(self._node.value)} elements", f"write at most {most}")
         return [_Node(child, self._file) for child in self._node.value]
 
     def text(self) -> str:
@@ -130,13 +145,13 @@ class _Node:
     def name(self, pattern: re.Pattern[str]) -> str:
         text = self.text()
         if not pattern.fullmatch(text):
-            self.fail(f"found {text!r}", f"write a name here, which matches {pattern.pattern}")
+            self.fail(f"found {_shortened(text)}", f"write {_IN_WORDS[pattern]}")
         return text
 
     def flag(self) -> bool:
         text = self.text()
         if text not in _BOOLEANS:
-            self.fail(f"found {text!r}", "write true or false")
+            self.fail(f"found {_shortened(text)}", "write true or false")
         return _BOOLEANS[text]
 
     def parsed(self, parse: Callable[[str], T], remedy: str) -> T:
@@ -150,7 +165,7 @@ class _Node:
         if isinstance(self._node, yaml.MappingNode):
             return {name: value.plain() for name, _, value in self.items()}
         if isinstance(self._node, yaml.SequenceNode):
-            return [child.plain() for child in self.sequence()]
+            return [_Node(child, self._file).plain() for child in self._node.value]
         text = self.text()
         if self._node.tag == _BOOLEAN and text in _BOOLEANS:
             return _BOOLEANS[text]
@@ -162,23 +177,36 @@ class _Node:
             return "a mapping"
         if isinstance(self._node, yaml.SequenceNode):
             return "a list"
-        return "nothing" if self._node.tag == _NULL else f"{self._node.value!r}"
+        return "nothing" if self._node.tag == _NULL else _shortened(self._node.value)
+
+
+def _shortened(text: str) -> str:
+    """As Python writes it, and no longer than a line."""
+    return repr(text if len(text) <= 60 else f"{text[:60]}...")
 
 
 def _recipe(root: _Node) -> Recipe:
-    keys = root.mapping({"virtrace", "name", "about", "try", "spans"}, {"points"})
+    keys = root.mapping({"virtrace", "name", "about", "try"}, {"spans", "points"})
     version = keys["virtrace"]
     if version.text() != str(VERSION):
         version.fail(
             f"this is a recipe of version {version.text()}",
             f"this virtrace reads version {VERSION}: use a newer virtrace",
         )
-    spans = [_span(node) for node in keys["spans"].sequence()]
+    spans = [_span(node) for node in keys["spans"].sequence(MAX_PROBES)] if "spans" in keys else []
+    points = (
+        [_point(node) for node in keys["points"].sequence(MAX_PROBES)] if "points" in keys else []
+    )
     if not any(span.root for span in spans):
-        keys["spans"].fail(
-            "no span is a root", "mark the API function that starts a call with `root: true`"
-        )
-    points = [_point(node) for node in keys["points"].sequence()] if "points" in keys else []
+        if spans:
+            keys["spans"].fail(
+                "no span is a root", "mark the API function that starts a call with `root: true`"
+            )
+        if not any(point.anywhere for point in points):
+            root.fail(
+                "nothing would be recorded: there is no span, and no point is recorded anywhere",
+                "add `spans:` with a root, or `anywhere: true` to a point",
+            )
     recipe = Recipe(
         name=keys["name"].name(_FILE_NAME),
         about=keys["about"].text().strip(),
@@ -206,8 +234,11 @@ _DECLARATION = "write it as C declares it, such as `int virDomainGetState(virDom
 
 def _captures(node: _Node | None, known: set[str] | None) -> dict[str, path.Path]:
     """known: the names of the arguments, where the recipe declares them."""
-    captures = {}
-    for name, _, value in node.items() if node else ():
+    captures: dict[str, path.Path] = {}
+    for name, key, value in node.items() if node else ():
+        key.name(_C_NAME)
+        if len(captures) == MAX_VALUES:
+            key.fail(f"found more than {MAX_VALUES} values", "make two recipes of it")
         captures[name] = parsed = value.parsed(path.parse, "such as: disk")
         for argument in parsed.arguments:
             if known is not None and argument not in known:
@@ -228,7 +259,7 @@ def _span(node: _Node) -> Span:
         )
     if "prototype" in keys:
         declared = keys["prototype"].parsed(prototype.parse, _DECLARATION)
-        known = {parameter.name for parameter in declared.parameters}
+        known = {parameter.name for parameter in declared.parameters} | {path.CALLER}
         name = declared.name
     else:
         declared, known, name = None, None, keys["function"].name(_C_NAME)
@@ -261,7 +292,11 @@ def _find(node: _Node) -> DriverMethod | CalledBy:
 
 def _point(node: _Node) -> Point:
     keys = node.mapping(
-        {"name", "module"}, {"prototype", "usdt", "arguments", "at", "capture", "json", "answers"}
+        {"name", "module"},
+        {
+            *("prototype", "usdt", "arguments", "at"),
+            *("capture", "json", "answers", "anywhere", "optional"),
+        },
     )
     at_return = False
     usdt = None
@@ -284,11 +319,13 @@ def _point(node: _Node) -> Point:
     else:
         node.fail("a point is a static probe or a function", "write `usdt:` or `prototype:`")
     known = {parameter.name for parameter in declared.parameters}
-    captures = _captures(keys.get("capture"), known | {path.RETURN} if at_return else known)
+    if usdt is None:
+        known |= {path.CALLER, path.RETURN} if at_return else {path.CALLER}
+    captures = _captures(keys.get("capture"), known)
     answers = None
     if "answers" in keys:
         answer = keys["answers"].mapping({"point", "by"})
-        by = tuple(value.text() for value in answer["by"].sequence())
+        by = tuple(value.text() for value in answer["by"].sequence(MAX_VALUES))
         answers = Answer(answer["point"].text(), by)
     json = keys["json"].text() if "json" in keys else None
     if json is not None and json not in captures:
@@ -299,6 +336,8 @@ def _point(node: _Node) -> Point:
         prototype=declared,
         usdt=usdt,
         at_return=at_return,
+        anywhere="anywhere" in keys and keys["anywhere"].flag(),
+        optional="optional" in keys and keys["optional"].flag(),
         capture=captures,
         json=json,
         answers=answers,

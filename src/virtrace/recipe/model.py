@@ -65,6 +65,7 @@ class Point:
 
     usdt: ``provider:name``. prototype: of the function, or of the probe's arguments.
     at_return: its captures may use what the function returned.
+    anywhere: recorded outside of recorded calls too. optional: many versions do not have it.
     json: the captured text that is JSON; the value ``json`` holds it parsed.
     """
 
@@ -73,6 +74,8 @@ class Point:
     prototype: Prototype
     usdt: str | None = None
     at_return: bool = False
+    anywhere: bool = False
+    optional: bool = False
     capture: Mapping[str, Path] = field(default_factory=dict)
     json: str | None = None
     answers: Answer | None = None
@@ -94,10 +97,23 @@ class Recipe:
         return (*self.spans, *self.points)
 
     @property
+    def roots(self) -> tuple[Span, ...]:
+        """Where calls begin. Without any, only what is recorded anywhere is."""
+        return tuple(span for span in self.spans if span.root)
+
+    @property
+    def captures(self) -> tuple[Path, ...]:
+        """Of all probes; those of lines apart."""
+        return (
+            *(path for span in self.spans for path in (*span.enter.values(), *span.exit.values())),
+            *(path for point in self.points for path in point.capture.values()),
+        )
+
+    @property
     def modules(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(probe.module for probe in self.probes))
 
     @property
     def filters(self) -> tuple[str, ...]:
         """The keys that a filter (``--where KEY=VALUE``) can name."""
-        return tuple(dict.fromkeys(key for span in self.spans if span.root for key in span.enter))
+        return tuple(dict.fromkeys(key for span in self.roots for key in span.enter))

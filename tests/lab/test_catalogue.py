@@ -1,0 +1,224 @@
+"""Every shipped recipe but blockinfo, on a real daemon: its values beside a second source's."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from virtrace.analysis.qmp import Exchange
+from virtrace.analysis.spans import Call, CallBuilder, Point
+from virtrace.lab.daemon import Lab
+from virtrace.lab.guest import disk_xml, file_source
+from virtrace.recipe import catalogue
+from virtrace.trace.format import Record
+from virtrace.trace.reader import Trace
+
+from .tracing import COUNTERS, DISKS, as_measured, exchanges, span, virtrace, whole_trace
+
+# What virsh calls a counter, where that is not its own name.
+VIRSH = {"wr_operations": "wr_req", "rd_operations": "rd_req"}
+
+
+def traced(lab: Lab, recipe: str, output: Path, *virsh: str) -> tuple[Trace, str, str]:
+    """What a recipe saw while virsh ran, and what virsh printed as output and as errors."""
+    options = ("-p", str(lab.pid), "-o", str(output))
+    done = virtrace("record", recipe, *options, "--", *lab.virsh_command("; ".join(virsh)))
+    assert done.returncode == 0, done.stderr
+    trace = whole_trace(output)
+    assert trace.footer is not None
+    assert (trace.footer["detached"], trace.footer["dropped"]) == (True, 0)
+    # What no person could read is no answer: the same trace again, as text and as a page.
+    shown = virtrace("show", str(output))
+    assert shown.returncode == 0
+    assert max(map(len, shown.stdout.splitlines()[:-2])) <= 80, shown.stdout
+    page = output.with_suffix(".html")
+    assert virtrace("show", str(output), "--html", str(page)).returncode == 0
+    return trace, done.stdout, done.stderr
+
+
+def apart(trace: Trace) -> list[Point | Exchange]:
+    nodes = [*CallBuilder().everything(trace.events)]
+    assert not any(isinstance(node, Call) for node in nodes)
+    return [node for node in nodes if not isinstance(node, Call)]
+
+
+def calls(trace: Trace) -> list[Call]:
+    nodes = [*CallBuilder().everything(trace.events)]
+    found = [node for node in nodes if isinstance(node, Call)]
+    assert len(found) == len(nodes)
+    assert all(call.complete for call in found)
+    return found
+
+
+def levels(trace: Trace) -> dict[str, str]:
+    return {probe["name"]: probe["level"] for probe in trace.header["probes"]}
+
+
+def only_optional_is_missing(trace: Trace, recipe: str) -> bool:
+    missing = {name for name, level in levels(trace).items() if level == "missing"}
+    return missing <= {probe.name for probe in catalogue.find(recipe).probes if probe.optional}
+
+
+def test_qmp(stock_lab: Lab, tmp_path: Path) -> None:
+    """Asked through virsh, so that virsh prints what QEMU said; and an API that asks by itself."""
+    asked = {"execute": "query-status"}
+    command = f"qemu-monitor-command vm1 '{json.dumps(asked)}'"
+    trace, printed, _ = traced(
+        stock_lab, "qmp", tmp_path / "t.jsonl", command, "suspend vm1", "resume vm1"
+    )
+    assert set(levels(trace).values()) == {"usdt"}
+    nodes = apart(trace)
+    told = [node for node in nodes if isinstance(node, Exchange)]
+    assert [one.command for one in told] == ["query-status", "stop", "cont"]
+    assert all(one.reply is not None for one in told)
+    status = told[0]
+    assert status.reply is not None
+    [said] = [json.loads(line) for line in printed.splitlines() if line.startswith('{"return"')]
+    assert status.reply.values["json"]["return"] == said["return"]
+    assert status.id == said["id"]
+    events = [node.event for node in nodes if isinstance(node, Point)]
+    assert [event.values["json"]["event"] for event in events] == ["STOP", "RESUME"]
+    # Text as it was captured, whole, and of one and the same monitor.
+    points = [event for event in trace.events if event.type == "point"]
+    assert len(points) == 2 * len(told) + len(events)
+    for event in points:
+        assert json.loads(event.values["text"]) == event.values["json"]
+    assert len({event.values["mon"] for event in points}) == 1
+    shown = virtrace("show", str(tmp_path / "t.jsonl")).stdout
+    assert re.search(r"monitor 0x[0-9a-f]+ QMP event STOP$", shown, re.M)
+    assert re.search(r"monitor 0x[0-9a-f]+ QMP stop libvirt-\d+ -> \d+ bytes", shown)
+    document = json.loads(virtrace("show", "--json", str(tmp_path / "t.jsonl")).stdout)
+    assert document["calls"] == []
+    assert [node.get("command") for node in document["outside"]] == [
+        one.command if isinstance(one, Exchange) else None for one in nodes
+    ]
+    summary = virtrace("show", "--summary", "--json", str(tmp_path / "t.jsonl")).stdout
+    assert [row["name"] for row in json.loads(summary)["commands"]] == [
+        *("query-status", "stop", "cont")
+    ]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A failed API, with what was raised on its thread before, place and message in turn."""
+
+    api: str
+    raised: list[Record]
+
+    @property
+    def last(self) -> Record:
+        """What the API's caller gets to know."""
+        return self.raised[-1]
+
+
+def failures(trace: Trace) -> list[Failed]:
+    pending: dict[int, list[Record]] = {}
+    found = []
+    for node in apart(trace):
+        assert isinstance(node, Point)
+        event = node.event
+        if event.name == "api.failed":
+            found.append(Failed(event.values["api"], pending.pop(event.tid)))
+        else:
+            pending.setdefault(event.tid, []).append(event.values)
+    return found
+
+
+def test_errors(stock_lab: Lab, tmp_path: Path) -> None:
+    """Each beside what virsh was told; the last is one of the system's, of a file that is gone."""
+    gone = stock_lab.folder / "gone.raw"
+    stock_lab.define("vm2", tmp_path / "vm2.xml", disk_xml("file", file_source(gone), "vda"))
+    asked = ["domblkinfo vm1 vdz", "blockresize vm1 vdz 1", "domstate vm1", "start vm2"]
+    try:
+        trace, _, told = traced(stock_lab, "errors", tmp_path / "t.jsonl", *asked)
+    finally:
+        stock_lab.virsh_checked("undefine", "vm2")
+    assert set(levels(trace).values()) == {"symbol"}
+    failed = failures(trace)
+    assert [one.api for one in failed] == [
+        *("virDomainGetBlockInfo", "virDomainBlockResize", "virDomainCreate")
+    ]
+    messages = [one.last["message"] for one in failed]
+    for message in messages:
+        assert f"error: {message}\n" in told
+    assert "invalid argument: " in messages[0]
+    assert str(gone) in messages[2]
+    assert [one.last["code"] for one in failed[:2]] == [8, 8]  # VIR_ERR_INVALID_ARG
+    assert failed[0].raised[0]["function"] == "qemuDomainGetBlockInfo"
+    for one in failed:
+        place = one.raised[-2]
+        assert place["file"].endswith(".c")
+        assert place["line"] > 0
+        assert place.get("code", one.last["code"]) == one.last["code"]
+
+
+STATES = {"no state": 0, "running": 1, "paused": 3, "shut off": 5}
+
+
+def printed_fields(text: str) -> dict[str, str]:
+    return dict(re.findall(r"^([^:\n]+): +(.+)$", text, re.M))
+
+
+@pytest.mark.parametrize("state", ["running", "paused", "shut off"])
+def test_dominfo(stock_lab: Lab, tmp_path: Path, state: str) -> None:
+    guest = "vm1"
+    if state == "paused":
+        stock_lab.virsh_checked("suspend", guest)
+    try:
+        trace, printed, _ = traced(stock_lab, "dominfo", tmp_path / "t.jsonl", f"dominfo {guest}")
+    finally:
+        if state == "paused":
+            stock_lab.virsh_checked("resume", guest)
+    assert only_optional_is_missing(trace, "dominfo")
+    [call] = calls(trace)
+    assert call.root.arguments == {"domain": guest}
+    assert call.root.returned is not None
+    info = call.root.returned["info"]
+    said = printed_fields(printed)
+    assert info == {
+        "state": STATES[said["State"]],
+        "maxMem": int(said["Max memory"].split()[0]),
+        "memory": int(said["Used memory"].split()[0]),
+        "nrVirtCpu": int(said["CPU(s)"]),
+        "cpuTime": info["cpuTime"],
+    }
+    assert f"{info['cpuTime'] / 1e9:.1f}s" == said["CPU time"]
+
+
+def printed_counters(text: str) -> dict[str, int]:
+    return {name: int(value) for name, value in re.findall(r"^\w+ (\w+) (\d+)$", text, re.M)}
+
+
+@pytest.mark.parametrize("disk", DISKS)
+def test_blockstats(stock_lab: Lab, tmp_path: Path, disk: str) -> None:
+    trace, printed, _ = traced(
+        stock_lab, "blockstats", tmp_path / "t.jsonl", f"domblkstat vm1 {disk}"
+    )
+    assert only_optional_is_missing(trace, "blockstats")
+    how_many, numbers = calls(trace)
+    assert how_many.root.returned is not None
+    assert how_many.root.returned["nparams"] == 8
+    assert set(how_many.root.returned["params"]) == {"unavailable"}
+    assert numbers.root.arguments["domain"] == "vm1"
+    assert numbers.root.arguments["disk"] == disk
+    assert numbers.root.returned is not None
+    assert (numbers.root.returned["result"], numbers.root.returned["nparams"]) == (0, 8)
+    params = numbers.root.returned["params"]
+    said = printed_counters(printed)
+    assert {VIRSH.get(name, name): value for name, value in params.items()} == said
+    entries = stock_lab.qmp({"execute": "query-blockstats"})["return"]
+    [entry] = [one for one in entries if f"/virtio-disk{DISKS.index(disk)}/" in one["qdev"]]
+    gathered = span(numbers, "qemuDomainBlocksStatsGather").returned
+    assert gathered is not None
+    stats = gathered["stats"]
+    for name, qmp_name in COUNTERS.items():
+        assert stats[name] == entry["stats"][qmp_name]
+    # Sizes are not wanted here, until libvirt has them along with the rest.
+    asked = as_measured({(7, 0, 0): False, (12, 8, 0): True}, stock_lab.libvirt_version)
+    commands = {one.command for one in exchanges(numbers)}
+    assert ("query-named-block-nodes" in commands) is asked
+    assert bool(stats["capacity"]) is asked
