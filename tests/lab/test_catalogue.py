@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from virtrace.analysis.spans import Call, CallBuilder, Point
 from virtrace.lab.daemon import Lab
 from virtrace.lab.guest import disk_xml, file_source
 from virtrace.recipe import catalogue
-from virtrace.trace.format import Record
+from virtrace.trace.format import Event
 from virtrace.trace.reader import Trace
 
 from .tracing import COUNTERS, DISKS, as_measured, exchanges, span, virtrace, whole_trace
@@ -104,19 +105,14 @@ def test_qmp(stock_lab: Lab, tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class Failed:
-    """A failed API, with what was raised on its thread before, place and message in turn."""
+    """A failed API, with what was raised on its thread before."""
 
     api: str
-    raised: list[Record]
-
-    @property
-    def last(self) -> Record:
-        """What the API's caller gets to know."""
-        return self.raised[-1]
+    raised: list[Event]
 
 
 def failures(trace: Trace) -> list[Failed]:
-    pending: dict[int, list[Record]] = {}
+    pending: dict[int, list[Event]] = {}
     found = []
     for node in apart(trace):
         assert isinstance(node, Point)
@@ -124,7 +120,7 @@ def failures(trace: Trace) -> list[Failed]:
         if event.name == "api.failed":
             found.append(Failed(event.values["api"], pending.pop(event.tid)))
         else:
-            pending.setdefault(event.tid, []).append(event.values)
+            pending.setdefault(event.tid, []).append(event)
     return found
 
 
@@ -142,18 +138,28 @@ def test_errors(stock_lab: Lab, tmp_path: Path) -> None:
     assert [one.api for one in failed] == [
         *("virDomainGetBlockInfo", "virDomainBlockResize", "virDomainCreate")
     ]
-    messages = [one.last["message"] for one in failed]
-    for message in messages:
-        assert f"error: {message}\n" in told
-    assert "invalid argument: " in messages[0]
-    assert str(gone) in messages[2]
-    assert [one.last["code"] for one in failed[:2]] == [8, 8]  # VIR_ERR_INVALID_ARG
-    assert failed[0].raised[0]["function"] == "qemuDomainGetBlockInfo"
+    # Where every error goes through virRaiseErrorFull, and the detail of one of the system's
+    # comes to virErrorMsg as a template.
+    full = as_measured({(7, 0, 0): True, (9, 0, 0): False}, stock_lab.libvirt_version)
     for one in failed:
-        place = one.raised[-2]
-        assert place["file"].endswith(".c")
-        assert place["line"] > 0
-        assert place.get("code", one.last["code"]) == one.last["code"]
+        place, error, *again = one.raised
+        assert [event.name for event in again] == ["error.full"] * full
+        assert place.name == ("error.system" if one is failed[-1] else "error.raised")
+        assert error.name == "error"
+        last = (again or [error])[-1].values
+        assert f"error: {last['message']}\n" in told
+        if full and one is failed[-1]:
+            assert "may be a template" in error.values["message"]["unavailable"]
+        else:
+            assert error.values["message"] == last["message"]
+        for event in again:
+            for name in ("file", "function", "line", "domain"):
+                assert event.values[name] == place.values[name]
+    first, _, last_of_all = failed
+    assert first.raised[0].values["function"] == "qemuDomainGetBlockInfo"
+    assert first.raised[0].values["code"] == first.raised[1].values["code"] == 8
+    assert last_of_all.raised[0].values["errno"] == errno.ENOENT
+    assert str(gone) in last_of_all.raised[-1].values["message"]
 
 
 STATES = {"no state": 0, "running": 1, "paused": 3, "shut off": 5}

@@ -198,7 +198,7 @@ def test_a_domain_by_whichever_layout_fits() -> None:
     [
         (b"invalid argument: %s", b"vda", "invalid argument: vda"),
         (b"%1$s", b"vda", "vda"),
-        (b"100%% of %s", b"%s", "100% of %s"),
+        (b"100%% of %s", b"100%", "100% of 100%"),
         (b"nothing to fill in", None, "nothing to fill in"),
         (b"%s", b"\xff", {"bytes": "/w=="}),
     ],
@@ -301,6 +301,14 @@ def test_what_called_a_function_is_told_by_name() -> None:
     names = {0x1234: "virDomainGetInfo"}
     capture = Capture(parse("caller()"), {CALLER: Code(names.__getitem__)})
     assert capture.run(Pages({}), {CALLER: 0x1234}.__getitem__) == "virDomainGetInfo"
+
+
+@pytest.mark.parametrize("filler", [b"Cannot access '%s'", b"%s", b"%d of 7"])
+def test_a_template_is_not_taken_for_what_fills_one_in(filler: bytes) -> None:
+    capture = Capture(parse("format(return, info)"), {"return": TEXT, "info": TEXT})
+    mapped = {0x1000: b"%s\0".ljust(PAGE), 0x2000: (filler + b"\0").ljust(PAGE)}
+    with pytest.raises(Unavailable, match="may be a template itself"):
+        capture.run(Pages(mapped), {"return": 0x1000, "info": 0x2000}.__getitem__)
 
 
 class TestStrings:

@@ -240,9 +240,17 @@ def _typed_value(memory: Memory, kind: int, raw: bytes) -> Json:
 
 def _filled(template: bytes, memory: Memory, filler: int) -> Json:
     """A printf template, filled in. libvirt's errors have one ``%s``, or nothing to fill in."""
-    conversions = [found for found in _CONVERSION.findall(template) if found != b"%%"]
+    conversions = _conversions(template)
     if len(conversions) > 1 or not set(conversions) <= {b"%s", b"%1$s"}:
         shown = template.decode("utf-8", "replace")
         raise Unavailable(f"the message {shown!r} has more to fill in than one %s")
     string = read_string(memory, filler) if conversions else b""
+    # libvirt 7.0 asks for the sentence of a system error before it has filled in the detail.
+    if _conversions(string):
+        shown = string.decode("utf-8", "replace")
+        raise Unavailable(f"what it is filled in with may be a template itself: {shown!r}")
     return text(_CONVERSION.sub(lambda found: b"%" if found[0] == b"%%" else string, template))
+
+
+def _conversions(template: bytes) -> list[bytes]:
+    return [found for found in _CONVERSION.findall(template) if found != b"%%"]

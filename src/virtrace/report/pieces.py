@@ -208,7 +208,7 @@ def _exchange(node: qmp.Exchange, style: Style) -> list[Piece]:
 
 def _point(event: Event, style: Style) -> list[Piece]:
     values = event.values
-    if event.name == ERROR:
+    if event.name == ERROR or (event.name.startswith(f"{ERROR}.") and "message" in values):
         pieces = raised(event)
         if "function" in values:
             place = f"{values.get('file')}:{values.get('line')}"
