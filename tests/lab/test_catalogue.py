@@ -228,3 +228,38 @@ def test_blockstats(stock_lab: Lab, tmp_path: Path, disk: str) -> None:
     commands = {one.command for one in exchanges(numbers)}
     assert ("query-named-block-nodes" in commands) is asked
     assert bool(stats["capacity"]) is asked
+
+
+@pytest.mark.parametrize("name", catalogue.shipped())
+def test_check_says_what_a_trace_would_find(stock_lab: Lab, tmp_path: Path, name: str) -> None:
+    done = virtrace("recipe", "check", name, "-p", str(stock_lab.pid))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.startswith(f"{name}: every probe that is not optional was found\n")
+    options = ("-p", str(stock_lab.pid), "-o", str(tmp_path / "t.jsonl"))
+    assert virtrace("record", name, *options, "--", "true").returncode == 0
+    for probe in whole_trace(tmp_path / "t.jsonl").header["probes"]:
+        line = rf"^ +{re.escape(probe['name'])} +{probe['level']} +\+{probe['offset']}"
+        assert bool(re.search(line, done.stdout, re.M)) is (probe["level"] != "missing")
+        for lacking in probe["lacks"]:
+            assert lacking == "lines" or re.search(rf"cannot tell .*\b{lacking}\b", done.stdout)
+
+
+@pytest.mark.parametrize("optional", ["true", "false"])
+def test_check_of_a_function_that_is_not_there(
+    stock_lab: Lab, tmp_path: Path, optional: str
+) -> None:
+    file = tmp_path / "r.yaml"
+    spans = f"""
+  - prototype: int virNoSuchFunction(int a)
+    module: libvirt.so.0
+    root: true
+    optional: {optional}
+"""
+    file.write_text(f"virtrace: 1\nname: r\nabout: a\ntry: t\nspans:{spans}")
+    done = virtrace("recipe", "check", str(file), "-p", str(stock_lab.pid))
+    assert done.returncode == (0 if optional == "true" else 1), done.stderr
+    assert ("r: not found, and not optional: virNoSuchFunction" in done.stdout) is (
+        optional == "false"
+    )
+    assert "this build of libvirt.so.0 does not export it" in done.stdout

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Sequence
 
 from virtrace import __version__
-from virtrace.cli import doctor, explain, export, lab, pack, record, show
+from virtrace.cli import doctor, explain, export, lab, pack, recipe, record, show
 from virtrace.errors import INTERRUPTED, VirtraceError
 
 # Each module has add_parser(subparsers), which sets run=function(args) -> exit status.
-COMMANDS = (record, show, explain, export, doctor, pack, lab)
+COMMANDS = (record, show, explain, export, recipe, doctor, pack, lab)
 
 
 def build_parser() -> argparse.ArgumentParser:

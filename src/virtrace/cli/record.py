@@ -23,6 +23,7 @@ from virtrace.cli.doctor import gdb_section
 from virtrace.cli.host_facts import collect
 from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, TargetError, UsageError
 from virtrace.recipe import catalogue, selection
+from virtrace.trace.format import Record
 from virtrace.trace.reader import read_trace
 from virtrace.trace.writer import default_path, insert_before_footer
 
@@ -101,8 +102,7 @@ def record_trace(
     if command and shutil.which(command[0]) is None:
         raise UsageError(f"there is no command {command[0]}", "write the command after `--`")
     process = check_traceable(pid)
-    if shutil.which("gdb") is None:
-        raise TargetError("gdb is not installed", "apt-get install gdb, or dnf install gdb")
+    require_gdb()
     output = Path(output) if output else default_path(loaded.name, pid)
     settings = {
         "PID": str(pid),
@@ -119,6 +119,11 @@ def record_trace(
     if host_facts and status in (DONE, INCOMPLETE, INTERRUPTED):
         _add_host_facts(output, pid)
     return status
+
+
+def require_gdb() -> None:
+    if shutil.which("gdb") is None:
+        raise TargetError("gdb is not installed", "apt-get install gdb, or dnf install gdb")
 
 
 def _add_host_facts(output: Path, pid: int) -> None:
@@ -151,7 +156,7 @@ def _run_gdb(recipe: str, settings: dict[str, str], command: Sequence[str]) -> i
     environment = {f"VIRTRACE_{name}": value for name, value in settings.items()}
     environment["VIRTRACE_READY_FD"] = str(ready_for_gdb)
     gdb = subprocess.Popen(
-        _gdb_command(recipe),
+        _gdb_command(f"virtrace start {recipe}"),
         stdin=subprocess.DEVNULL,
         env={**os.environ, **environment},
         pass_fds=[ready_for_gdb],
@@ -164,6 +169,31 @@ def _run_gdb(recipe: str, settings: dict[str, str], command: Sequence[str]) -> i
         if traced and command:
             _run_traced(command, gdb)
         status = gdb.wait()
+    return _gdb_status(status)
+
+
+def check(recipe: str, modules: Sequence[str], process: Process) -> tuple[int, Record]:
+    """GDB's exit status, and the header of the trace that a recipe would make of the process.
+
+    Where it is not 0 there is none, and GDB has said why. The process is not stopped.
+    """
+    settings = {"VIRTRACE_PID": str(process.pid)}
+    if debug_files := _fetch_debug_info(process, modules):
+        settings["VIRTRACE_DEBUG_FILES"] = json.dumps(debug_files)
+    done = subprocess.run(
+        _gdb_command(f"virtrace check {recipe}"),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **settings},
+    )
+    if done.returncode:
+        return _gdb_status(done.returncode), {}
+    header: Record = json.loads(done.stdout.splitlines()[-1])
+    return DONE, header
+
+
+def _gdb_status(status: int) -> int:
     if status == 1:
         # Not one of ours: GDB could not even run the script.
         problem = gdb_section().problem
@@ -172,11 +202,11 @@ def _run_gdb(recipe: str, settings: dict[str, str], command: Sequence[str]) -> i
     return status if status >= 0 else INCOMPLETE
 
 
-def _gdb_command(recipe: str) -> list[str]:
+def _gdb_command(action: str) -> list[str]:
     installed = _PACKAGE / "gdb_scripts"
     scripts = installed if installed.is_dir() else _PACKAGE.parents[1] / "gdb_scripts"
     # GDB has no quoting of its own for this argument: it is the rest of the line.
-    actions = ("-x", str(scripts / "virtrace.py"), "-ex", f"virtrace start {recipe}")
+    actions = ("-x", str(scripts / "virtrace.py"), "-ex", action)
     return [*_GDB, *actions]
 
 

@@ -113,12 +113,9 @@ def resolve(
     inferred: Mapping[str, Inferred],
     packs: Mapping[str, Pack],
 ) -> list[ResolvedProbe]:
-    """inferred: what infer() found where there is no debug info; packs: by name of the module.
-
-    TargetError where nothing of the recipe can be recorded: where none of its roots, and none of
-    the points that need no call, was found.
-    """
-    named = any(path.name == CALLER for path in recipe.captures)
+    """inferred: what infer() found where there is no debug info; packs: by name of the module."""
+    paths = (path for probe in recipe.probes for path in probe.captures.values())
+    named = any(path.name == CALLER for path in paths)
     resolver = _Resolver(process, abi, packs, {CALLER: _caller_type(process)} if named else {})
     # Debug info and packs have the last word, also where they say that a function is inlined.
     usable = {
@@ -129,13 +126,20 @@ def resolve(
         and not (span.module in packs and span.name in packs[span.module].functions)
     }
     callers = {_caller(span.find) for span in recipe.spans if span.find and span.name in usable}
-    resolved = [
+    return [
         *(
             resolver.span(span, usable.get(span.name), span.name in callers)
             for span in recipe.spans
         ),
         *(resolver.point(point) for point in recipe.points),
     ]
+
+
+def require_traceable(recipe: Recipe, resolved: Sequence[ResolvedProbe]) -> None:
+    """TargetError where nothing of the recipe can be recorded on this process.
+
+    That is where none of its roots, and none of the points that need no call, was found.
+    """
     first = [
         *(span.name for span in recipe.roots),
         *(point.name for point in recipe.points if point.anywhere),
@@ -146,7 +150,6 @@ def resolve(
             f"{missing[0].name} cannot be traced: {missing[0].why}",
             "`virtrace doctor` says what this daemon offers",
         )
-    return resolved
 
 
 def _caller(find: DriverMethod | CalledBy) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,6 +48,11 @@ class Span:
     exit: Mapping[str, Path] = field(default_factory=dict)
     lines: Mapping[str, Path] | None = None
 
+    @property
+    def captures(self) -> Mapping[str, Path]:
+        """Those of lines apart."""
+        return {**self.enter, **self.exit}
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -80,6 +86,10 @@ class Point:
     json: str | None = None
     answers: Answer | None = None
 
+    @property
+    def captures(self) -> Mapping[str, Path]:
+        return self.capture
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -97,17 +107,14 @@ class Recipe:
         return (*self.spans, *self.points)
 
     @property
+    def summary(self) -> str:
+        """What it is about, in a line: the beginning of its first sentence."""
+        return " ".join(re.split(r"[.:;](?:\s|$)", self.about, maxsplit=1)[0].split())
+
+    @property
     def roots(self) -> tuple[Span, ...]:
         """Where calls begin. Without any, only what is recorded anywhere is."""
         return tuple(span for span in self.spans if span.root)
-
-    @property
-    def captures(self) -> tuple[Path, ...]:
-        """Of all probes; those of lines apart."""
-        return (
-            *(path for span in self.spans for path in (*span.enter.values(), *span.exit.values())),
-            *(path for point in self.points for path in point.capture.values()),
-        )
 
     @property
     def modules(self) -> tuple[str, ...]:

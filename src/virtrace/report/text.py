@@ -56,10 +56,7 @@ def banner(
     output: the trace file being written. command: what virtrace itself runs; without one
     the user is told what to run.
     """
-    yield from fold(attached(header), style, below="  ")
-    for module, probes in by_module(header).items():
-        yield from fold([("  " + module, "bold"), *words(build_id_of(header, module))], style)
-        yield from _probe_table(probes, style)
+    yield from probes(header, style)
     if command is not None:
         yield copyable("running", command, style)
     else:
@@ -70,6 +67,14 @@ def banner(
     yield copyable("to end", "Ctrl-C", style)
     yield copyable("trace", output, style)
     yield ""
+
+
+def probes(header: Record, style: Style) -> Iterator[str]:
+    """What is looked at, and what each probe resolved to."""
+    yield from fold(attached(header), style, below="  ")
+    for module, found in by_module(header).items():
+        yield from fold([("  " + module, "bold"), *words(build_id_of(header, module))], style)
+        yield from _probe_table(found, style)
 
 
 def heading(header: Record, style: Style) -> Iterator[str]:
