@@ -106,7 +106,7 @@ class _Node:
             key = _Node(key_node, self._file)
             name = key.text()
             if name in seen:
-                key.fail(f"{_shortened(name)} stands here twice", "remove one of them")
+                key.fail(f"{path.shortened(name)} stands here twice", "remove one of them")
             seen.add(name)
             yield name, key, _Node(value_node, self._file)
 
@@ -120,7 +120,8 @@ class _Node:
                 close = difflib.get_close_matches(name, allowed, 1)
                 hint = f"did you mean {close[0]!r}? " if close else ""
                 key.fail(
-                    f"unknown key {_shortened(name)}", f"{hint}allowed here: {', '.join(allowed)}"
+                    f"unknown key {path.shortened(name)}",
+                    f"{hint}allowed here: {', '.join(allowed)}",
                 )
             values[name] = value
         for name in sorted(set(required) - set(values)):
@@ -145,13 +146,13 @@ class _Node:
     def name(self, pattern: re.Pattern[str]) -> str:
         text = self.text()
         if not pattern.fullmatch(text):
-            self.fail(f"found {_shortened(text)}", f"write {_IN_WORDS[pattern]}")
+            self.fail(f"found {path.shortened(text)}", f"write {_IN_WORDS[pattern]}")
         return text
 
     def flag(self) -> bool:
         text = self.text()
         if text not in _BOOLEANS:
-            self.fail(f"found {_shortened(text)}", "write true or false")
+            self.fail(f"found {path.shortened(text)}", "write true or false")
         return _BOOLEANS[text]
 
     def parsed(self, parse: Callable[[str], T], remedy: str) -> T:
@@ -177,12 +178,7 @@ class _Node:
             return "a mapping"
         if isinstance(self._node, yaml.SequenceNode):
             return "a list"
-        return "nothing" if self._node.tag == _NULL else _shortened(self._node.value)
-
-
-def _shortened(text: str) -> str:
-    """As Python writes it, and no longer than a line."""
-    return repr(text if len(text) <= 60 else f"{text[:60]}...")
+        return "nothing" if self._node.tag == _NULL else path.shortened(self._node.value)
 
 
 def _recipe(root: _Node) -> Recipe:
@@ -215,18 +211,39 @@ def _recipe(root: _Node) -> Recipe:
         points=tuple(points),
         raw=root.plain(),
     )
-    names = [probe.name for probe in recipe.probes]
-    for name in names:
-        if names.count(name) > 1:
-            root.fail(f"two probes are named {name!r}", "give each its own name")
-    asked = [point.name for point in points]
-    for point in points:
-        if point.answers and point.answers.point not in asked:
-            root.fail(
-                f"{point.name!r} answers {point.answers.point!r}, which is no point here",
-                f"name one of: {', '.join(asked)}",
-            )
+    nodes = [
+        node
+        for key in ("spans", "points")
+        if key in keys
+        for node in keys[key].sequence(MAX_PROBES)
+    ]
+    names = set()
+    for node, probe in zip(nodes, recipe.probes):
+        if probe.name in names:
+            node.fail(f"a second probe is named {probe.name!r}", "give each its own name")
+        names.add(probe.name)
+    for node, probe in zip(nodes, recipe.probes):
+        if isinstance(probe, Point) and probe.answers:
+            _check_answers(node, probe, probe.answers, points)
     return recipe
+
+
+def _check_answers(node: _Node, point: Point, answers: Answer, points: list[Point]) -> None:
+    asked = {other.name: other for other in points}.get(answers.point)
+    if asked is None:
+        node.fail(
+            f"{point.name!r} answers {answers.point!r}, which is no point here",
+            f"name one of: {', '.join(other.name for other in points)}",
+        )
+    for one in (point, asked):
+        known = {*one.capture, *(["json"] if one.json else ())}
+        for name in answers.by:
+            # What neither has would agree always.
+            if name.split(".")[0] not in known:
+                node.fail(
+                    f"{name!r}, by which it answers, is no value of {one.name!r}",
+                    f"name one of: {', '.join(sorted(known)) or 'none, capture one'}",
+                )
 
 
 _DECLARATION = "write it as C declares it, such as `int virDomainGetState(virDomainPtr domain)`"
@@ -261,6 +278,11 @@ def _span(node: _Node) -> Span:
         declared = keys["prototype"].parsed(prototype.parse, _DECLARATION)
         known = {parameter.name for parameter in declared.parameters} | {path.CALLER}
         name = declared.name
+    elif "find" in keys:
+        keys["find"].fail(
+            "how to find a function is of use only with its declaration",
+            "write `prototype:` instead of `function:`",
+        )
     else:
         declared, known, name = None, None, keys["function"].name(_C_NAME)
     return Span(
@@ -310,6 +332,10 @@ def _point(node: _Node) -> Point:
         parameters = keys["arguments"].parsed(prototype.parse_parameters, _DECLARATION)
         declared = prototype.Prototype(usdt, "void", parameters)
     elif "prototype" in keys:
+        if "arguments" in keys:
+            keys["arguments"].fail(
+                "a function's arguments stand in its `prototype:`", "remove this"
+            )
         declared = keys["prototype"].parsed(prototype.parse, _DECLARATION)
         if "at" in keys:
             at = keys["at"].text()
@@ -326,10 +352,15 @@ def _point(node: _Node) -> Point:
     if "answers" in keys:
         answer = keys["answers"].mapping({"point", "by"})
         by = tuple(value.text() for value in answer["by"].sequence(MAX_VALUES))
+        if not by:
+            answer["by"].fail("found nothing to answer by", "name values, such as [mon, json.id]")
         answers = Answer(answer["point"].text(), by)
     json = keys["json"].text() if "json" in keys else None
-    if json is not None and json not in captures:
-        keys["json"].fail(f"{json!r} is not captured", "name a value of `capture:`")
+    if json is not None and (json not in captures or "json" in captures):
+        keys["json"].fail(
+            f"{path.shortened(json)} is not captured, or `json` is",
+            "name a value of `capture:`, which must leave the name json free",
+        )
     return Point(
         name=keys["name"].name(_FILE_NAME),
         module=keys["module"].name(_FILE_NAME),

@@ -30,6 +30,15 @@ _OF_TWO = re.compile(
 _MEMBER = re.compile(r"(->|\.)(\w+)")
 
 
+# Longer ones would keep regular expressions, and every stop of a daemon, busy.
+_LONGEST = 200
+
+
+def shortened(text: str) -> str:
+    """As Python writes it, and no longer than a line."""
+    return repr(text if len(text) <= 60 else f"{text[:60]}...")
+
+
 @dataclass(frozen=True)
 class Path:
     """``name``, then each of ``members``, then ``stars`` dereferences, as C binds them.
@@ -54,6 +63,8 @@ class Path:
 def parse(text: str) -> Path:
     """ValueError, with what is allowed, where ``text`` is no capture path."""
     text = text.strip()
+    if len(text) > _LONGEST:
+        raise ValueError(f"{shortened(text)} is not a capture: it is longer than {_LONGEST}")
     if text == CALLER:
         return Path(text, CALLER)
     if match := _OF_TWO.fullmatch(text):
@@ -65,6 +76,6 @@ def parse(text: str) -> Path:
         members = tuple(name for _, name in _MEMBER.findall(match["members"]))
         return Path(text, match["name"], members, len(match["stars"]))
     raise ValueError(
-        f"{text!r} is not a capture: write a C path such as disk, domain->name, *info, "
+        f"{shortened(text)} is not a capture: write a C path such as disk, domain->name, *info, "
         "return, format(return, info), typed(params, nparams) or caller()"
     )
