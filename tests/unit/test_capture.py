@@ -337,3 +337,57 @@ class TestStrings:
     def test_it_is_given_up_at_a_limit(self) -> None:
         with pytest.raises(Unavailable, match="no end of the string within 16 MiB"):
             read_string(Pages({0x100000: b"x" * (MAX_STRING + (2 << 20))}), 0x100000)
+
+
+class TestRecords:
+    """An array of pointers to virDomainStatsRecord, as include/libvirt/libvirt-domain.h has it."""
+
+    TYPES: Mapping[str, CType] = {
+        "retStats": Pointer(
+            lambda: Pointer(lambda: Pointer(lambda: Opaque("virDomainStatsRecord")))
+        ),
+        "return": INT,
+    }
+
+    def run(self, count: int, **changed: bytes) -> Any:
+        domain = struct.pack("<QIxxxxQQQi16sxxxx", 0x50000, 1, 0, 0x60000, 0x80000, 3, bytes(16))
+        mapped = {
+            "ret": (0x1000, struct.pack("<Q", 0x1100)),
+            "array": (0x1100, struct.pack("<QQ", 0x1200, 0x1300)),
+            "first": (0x1200, struct.pack("<QQixxxx", 0x5000, 0x2000, 1)),
+            "second": (0x1300, struct.pack("<QQixxxx", 0x5100, 0, 0)),
+            "params": (0x2000, typed(("state.state", 1, struct.pack("<i", 5)))),
+            "domain": (0x5000, domain),
+            "other": (
+                0x5100,
+                domain.replace(struct.pack("<Q", 0x80000), struct.pack("<Q", 0x90000)),
+            ),
+            "name": (0x80000, b"vm1\0".ljust(PAGE)),
+            "its": (0x90000, b"vm2\0".ljust(PAGE)),
+        }
+        memory = {at: changed.get(name, raw) for name, (at, raw) in mapped.items()}
+        capture = Capture(parse("records(retStats, return)"), self.TYPES)
+        values = {"retStats": 0x1000, "return": count & (1 << 32) - 1}
+        return capture.run(Pages(memory), values.__getitem__)
+
+    def test_by_the_names_of_the_domains(self) -> None:
+        assert self.run(2) == {"vm1": {"state.state": 5}, "vm2": {}}
+        assert self.run(1) == {"vm1": {"state.state": 5}}
+        assert self.run(0) == {}
+
+    @pytest.mark.parametrize(
+        ("count", "changed", "why"),
+        [
+            (-1, {}, "-1 records"),
+            (1001, {}, "1001 records"),
+            (3, {}, "cannot read memory"),
+            (1, {"ret": bytes(8)}, "NULL pointer"),
+            (1, {"array": bytes(16)}, "NULL pointer"),
+            (1, {"domain": bytes(64)}, "0 of 2 known layouts of virDomain"),
+            (1, {"params": bytes(96)}, "no array of typed parameters"),
+            (1, {"name": b"\xff\0".ljust(PAGE)}, "no text"),
+        ],
+    )
+    def test_what_is_none(self, count: int, changed: dict[str, bytes], why: str) -> None:
+        with pytest.raises(Unavailable, match=why):
+            self.run(count, **changed)

@@ -333,6 +333,7 @@ def test_a_name_that_is_not_shipped(name: str, hint: str) -> None:
         ("*a->b", CapturePath("*a->b", "a", ("b",), 1)),
         ("format(return, info)", CapturePath("format(return, info)", "return", filler="info")),
         ("typed(ps, n)", CapturePath("typed(ps, n)", "ps", count="n")),
+        ("records(rs, n)", CapturePath("records(rs, n)", "rs", count="n", records=True)),
         ("caller()", CapturePath("caller()", "caller()")),
         ("***a", CapturePath("***a", "a", stars=3)),
     ],

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from virtrace.binary import layouts
 from virtrace.binary.ctype import (
     Array,
     Code,
@@ -40,6 +41,12 @@ MAX_READ = 1 << 20
 _TYPED = struct.Struct("<80si4x8s")
 _TYPED_KINDS = {1: "i", 2: "I", 3: "q", 4: "Q", 5: "d", 6: "?"}
 _TYPED_STRING = 7
+
+# virDomainStatsRecord (include/libvirt/libvirt-domain.h), public ABI: the domain, its typed
+# parameters, and how many.
+_RECORD = struct.Struct("<QQi4x")
+# A host with more domains than this would take longer than a stop may.
+_MAX_RECORDS = 1000
 
 _CONVERSION = re.compile(rb"%(?:%|(?:\d+\$)?[-+ #0'*.\dhlLqjzt]*[A-Za-z])")
 
@@ -94,6 +101,7 @@ class Capture:
         self._steps: list[Step] = []
         self._ctype = types[path.name]
         self._count = types[path.count] if path.count else None
+        self._read = _records if path.records else _typed
         # Whether the value at hand is the address of one of type self._ctype.
         self._in_memory = False
         for member in path.members:
@@ -145,9 +153,8 @@ class Capture:
     def run(self, memory: Memory, arguments: Arguments) -> Json:
         value = arguments(self.arguments[0])
         if self._count is not None:
-            return _typed(
-                memory, value, _counted(self._count, memory, arguments(self.arguments[1]))
-            )
+            count = _counted(self._count, memory, arguments(self.arguments[1]))
+            return self._read(memory, value, count)
         if isinstance(self._ctype, Code):
             return self._ctype.name(value)
         for step in self._steps:
@@ -224,6 +231,22 @@ def _typed(memory: Memory, address: int, count: int) -> Json:
     return found
 
 
+def _records(memory: Memory, address: int, count: int) -> Json:
+    """What ``address`` points to: an array of pointers to records; an object by domain."""
+    if not 0 <= count <= _MAX_RECORDS:
+        raise Unavailable(f"{count} records of domains are not read")
+    array = _not_null(memory, integer(memory.read(_not_null(memory, address), REGISTER)))
+    found: dict[str, Json] = {}
+    for (record,) in struct.iter_unpack("<Q", memory.read(array, count * REGISTER)):
+        raw = memory.read(_not_null(memory, record), _RECORD.size)
+        domain, params, nparams = _RECORD.unpack(raw)
+        name = _DOMAIN_NAME.run(memory, {"domain": domain}.__getitem__)
+        if not isinstance(name, str):
+            raise Unavailable("the name of a domain is no text")
+        found[name] = _typed(memory, params, nparams) if nparams else {}
+    return found
+
+
 def _typed_value(memory: Memory, kind: int, raw: bytes) -> Json:
     if kind == _TYPED_STRING:
         try:
@@ -254,3 +277,8 @@ def _filled(template: bytes, memory: Memory, filler: int) -> Json:
 
 def _conversions(template: bytes) -> list[bytes]:
     return [found for found in _CONVERSION.findall(template) if found != b"%%"]
+
+
+_DOMAIN_NAME = Capture(
+    Path("domain->name", "domain", ("name",)), {"domain": layouts.named("virDomain *")}
+)

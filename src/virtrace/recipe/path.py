@@ -5,6 +5,7 @@
     return                the value that the function returned
     format(return, info)  a C format string with one %s, filled in with a second string
     typed(params, nparams)  an array of virTypedParameter, and how many it has
+    records(retStats, return)  an array of pointers to virDomainStatsRecord, likewise
     caller()              the name of the exported function that called this one
 
 They are parsed here and walked over values by the engine; nothing of a recipe ever
@@ -24,7 +25,7 @@ _PATH = re.compile(
     re.A,
 )
 _OF_TWO = re.compile(
-    r"(?P<what>format|typed)\(\s*(?P<name>[A-Za-z_]\w*)\s*,\s*(?P<other>[A-Za-z_]\w*)\s*\)",
+    r"(?P<what>format|typed|records)\(\s*(?P<name>[A-Za-z_]\w*)\s*,\s*(?P<other>[A-Za-z_]\w*)\s*\)",
     re.A,
 )
 _MEMBER = re.compile(r"(->|\.)(\w+)")
@@ -44,7 +45,7 @@ class Path:
     """``name``, then each of ``members``, then ``stars`` dereferences, as C binds them.
 
     name: an argument of the function, RETURN or CALLER. filler: of format(name, filler);
-    count: of typed(name, count).
+    count: of typed(name, count), and, of records, of records(name, count).
     """
 
     text: str
@@ -53,6 +54,7 @@ class Path:
     stars: int = 0
     filler: str | None = None
     count: str | None = None
+    records: bool = False
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -70,12 +72,13 @@ def parse(text: str) -> Path:
     if match := _OF_TWO.fullmatch(text):
         if match["what"] == "format":
             return Path(text, match["name"], filler=match["other"])
-        return Path(text, match["name"], count=match["other"])
+        return Path(text, match["name"], count=match["other"], records=match["what"] == "records")
     if match := _PATH.fullmatch(text):
         # `a->b` and `a.b` walk alike: the types know which of the two it is.
         members = tuple(name for _, name in _MEMBER.findall(match["members"]))
         return Path(text, match["name"], members, len(match["stars"]))
     raise ValueError(
         f"{shortened(text)} is not a capture: write a C path such as disk, domain->name, *info, "
-        "return, format(return, info), typed(params, nparams) or caller()"
+        "return, format(return, info), typed(params, nparams), records(retStats, return) or "
+        "caller()"
     )
