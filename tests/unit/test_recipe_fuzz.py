@@ -45,10 +45,22 @@ KEYS = (
     *("usdt", "arguments", "at", "anywhere", "capture", "json", "answers", "point", "by"),
 )
 C_TEXT = st.text(st.sampled_from("ab_ \t\n*&()[]{},;.->/%$'\"0189éint") | st.characters())
+
+
+def joined(*tokens: str) -> st.SearchStrategy[str]:
+    return st.lists(st.sampled_from(tokens), max_size=12).map("".join)
+
+
+PATHS = joined(
+    *("a", "b", "text", "->", ".", "*", " ", "return", "caller()", ", ", ")", "é"),
+    *("format(", "typed(", "records("),
+)
+PARAMETERS = joined(*("int a", "char *b", "vir", "Ptr ", "const ", "*", " ", ", ", "...", "void"))
+DECLARATIONS = st.builds("{} f({})".format, joined("int", " ", "*", "const "), PARAMETERS)
 SCALARS = st.one_of(
     st.sampled_from([1, True, False, None, "f", "m", "a", "return", "caller()", "int f(int a)"]),
     st.sampled_from(["*a", "a->b", "format(a, a)", "typed(a, a)", "libvirt:probe", "json.id"]),
-    C_TEXT,
+    C_TEXT | PATHS | DECLARATIONS,
 )
 DOCUMENTS = st.recursive(
     SCALARS,
@@ -60,43 +72,54 @@ DOCUMENTS = st.recursive(
 )
 
 
+def mostly(
+    *good: object, else_: st.SearchStrategy[object] = DOCUMENTS
+) -> st.SearchStrategy[object]:
+    """One of these; now and then another."""
+    return st.integers(0, 29).flatmap(lambda n: st.sampled_from(good) if n else else_)
+
+
+def captures(*good: str) -> st.SearchStrategy[object]:
+    return st.dictionaries(mostly("a", "b", "text", else_=C_TEXT), mostly(*good), max_size=3)
+
+
+FUNCTION = "int f(int a, char *text)"
+SPANS = st.fixed_dictionaries(
+    {"module": mostly("m"), "prototype": mostly(FUNCTION), "root": mostly(True)},
+    optional={
+        "optional": mostly(True),
+        "find": mostly({"driver_method": "a"}, {"called_by": "a", "calls": "b"}),
+        "enter": captures("a", "text->a", "*text", "caller()"),
+        "exit": captures("return", "typed(text, a)", "records(text, return)"),
+        "lines": captures("a", "local"),
+    },
+)
+POINTS = st.fixed_dictionaries(
+    {"name": mostly("p", "q", "r"), "module": mostly("m"), "capture": captures("a", "text")},
+    optional={
+        "anywhere": mostly(True),
+        "optional": mostly(True),
+        "json": mostly("text"),
+        "answers": mostly({"point": "p", "by": ["a"]}),
+    },
+)
+PROBES = st.sampled_from(
+    [{"prototype": FUNCTION}, {"prototype": FUNCTION, "at": "return"},
+     {"usdt": "a:b", "arguments": "int a, char *text"}]
+)  # fmt: skip
+
+
 @st.composite
 def recipes(draw: st.DrawFn) -> str:
-    """A recipe in the right shape, with anything in its places."""
-    captures = st.dictionaries(st.sampled_from(["a", "b", "text", "json"]), SCALARS, max_size=3)
-    common = {"module": st.just("m") | SCALARS, "optional": st.booleans() | SCALARS}
-    span = st.fixed_dictionaries(
-        {},
-        optional={
-            **common,
-            "prototype": st.just("int f(int a, char *text)") | SCALARS,
-            "function": st.just("g") | SCALARS,
-            "root": st.just(True) | SCALARS,
-            "find": DOCUMENTS,
-            **dict.fromkeys(("enter", "exit", "lines"), captures | DOCUMENTS),
-        },
-    )
-    point = st.fixed_dictionaries(
-        {"name": st.sampled_from(["p", "q"]) | SCALARS},
-        optional={
-            "usdt": st.just("a:b") | SCALARS,
-            "arguments": st.just("int a, char *text") | SCALARS,
-            "prototype": st.just("int f(int a, char *text)") | SCALARS,
-            "at": st.sampled_from(["entry", "return"]) | SCALARS,
-            "anywhere": st.just(True) | SCALARS,
-            "capture": captures | DOCUMENTS,
-            "json": st.just("text") | SCALARS,
-            "answers": st.just({"point": "p", "by": ["a"]}) | DOCUMENTS,
-            **common,
-        },
-    )
+    """A recipe in the right shape, with now and then anything in its places."""
+    points = st.builds(lambda probe, point: {**probe, **point}, PROBES, POINTS)
     document = {
-        "virtrace": draw(st.just(1) | SCALARS),
-        "name": draw(st.just("n") | SCALARS),
-        "about": draw(st.just("a") | SCALARS),
-        "try": draw(st.just("t") | SCALARS),
-        "spans": draw(st.lists(span, max_size=3) | DOCUMENTS),
-        "points": draw(st.lists(point, max_size=3) | DOCUMENTS),
+        "virtrace": draw(mostly(1)),
+        "name": draw(mostly("n")),
+        "about": draw(mostly("a")),
+        "try": draw(mostly("t")),
+        "spans": draw(st.lists(SPANS, min_size=1, max_size=2)),
+        "points": draw(st.lists(points, max_size=3)),
     }
     return yaml.safe_dump(document, allow_unicode=True)
 
@@ -175,7 +198,7 @@ def test_mutations(text: str) -> None:
 
 
 @many
-@given(C_TEXT)
+@given(C_TEXT | PATHS)
 def test_captures(text: str) -> None:
     parsed = tried(lambda: path.parse(text), ValueError)
     if isinstance(parsed, Exception):
@@ -186,7 +209,7 @@ def test_captures(text: str) -> None:
 
 
 @many
-@given(C_TEXT | st.builds("int f({}, {})".format, C_TEXT, C_TEXT))
+@given(C_TEXT | DECLARATIONS)
 def test_declarations(text: str) -> None:
     parsed = tried(lambda: prototype.parse(text), ValueError)
     if isinstance(parsed, Exception):
