@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from virtrace.analysis.qmp import Exchange
-from virtrace.analysis.spans import Call, CallBuilder, Point
+from virtrace.analysis.spans import Call, CallBuilder, Point, Span
 from virtrace.lab.daemon import Lab
 from virtrace.lab.guest import disk_xml, file_source
 from virtrace.recipe import catalogue
@@ -271,6 +271,60 @@ def test_domstats(lab: Lab, tmp_path: Path, asked: str) -> None:
     assert len(records["vm1"]) > 40
     told = {exchange.command: exchange for exchange in exchanges(call)}
     assert "query-blockstats" in told
+
+
+STEPS = ("qemuProcessInit", "qemuProcessPrepareDomain", "qemuProcessPrepareHost")
+NO_SUCH_OPTION = """
+  <qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+    <qemu:arg value='-no-such-option'/>
+  </qemu:commandline>"""
+
+
+def test_start_failure(lab: Lab, tmp_path: Path) -> None:
+    """One for want of a file, one that QEMU ends by itself, and one that starts."""
+    gone = lab.folder / "gone.raw"
+    lab.define("vm2", tmp_path / "vm2.xml", disk_xml("file", file_source(gone), "vda"))
+    lab.define("vm3", tmp_path / "vm3.xml", "", NO_SUCH_OPTION)
+    lab.define("vm4", tmp_path / "vm4.xml", "")
+    asked = ["start vm2", "start vm3", "start vm4", "destroy vm4"]
+    try:
+        trace, _, told = traced(lab, "start-failure", tmp_path / "t.jsonl", *asked)
+    finally:
+        for guest in ("vm2", "vm3", "vm4"):
+            lab.virsh_checked("undefine", guest)
+    assert only_optional_is_missing(trace, "start-failure")
+    nodes = [*CallBuilder().everything(trace.events)]
+    no_file, by_qemu, started = [node for node in nodes if isinstance(node, Call)]
+    found = {call.root.arguments["domain"]: call for call in (no_file, by_qemu, started)}
+    assert [*found] == ["vm2", "vm3", "vm4"]
+    assert [call.failed for call in found.values()] == [True, True, False]
+    assert all(call.complete for call in found.values())
+    for call in found.values():
+        [start] = [one for one in call.root.children if isinstance(one, Span)]
+        steps = [one for one in start.children if isinstance(one, Span)]
+        names = [one.name for one in steps]
+        assert start.name == "qemuProcessStart"
+        assert start.failed is call.failed
+        assert names[:3] == [*STEPS]
+        assert ("qemuProcessLaunch" in names) is (call is not no_file)
+        assert ("qemuProcessStop" in names) is call.failed
+        broken = [one.name for one in steps if one.failed]
+        assert broken == {
+            "vm2": ["qemuProcessPrepareHost"], "vm3": ["qemuProcessLaunch"], "vm4": []
+        }[call.root.arguments["domain"]]  # fmt: skip
+    system = next(one.event.values for one in no_file.nodes() if isinstance(one, Point))
+    assert system["errno"] == errno.ENOENT
+    raised = [*no_file.errors(), *by_qemu.errors()]
+    messages = [event.values["message"] for event in raised]
+    messages += [
+        node.event.values["message"]
+        for node in nodes
+        if isinstance(node, Point) and node.event.name == "error"
+    ]
+    whole = [message for message in messages if isinstance(message, str)]
+    assert any("no-such-option" in message and f"error: {message}" in told for message in whole)
+    if lab.libvirt_version >= (9, 0):
+        assert any(str(gone) in message and f"error: {message}" in told for message in whole)
 
 
 @pytest.mark.parametrize("name", catalogue.shipped())

@@ -16,7 +16,8 @@ def test_list_has_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipe", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == catalogue.shipped()
-    assert "blockinfo   Where the three numbers of `virsh domblkinfo` come from" in lines
+    [blockinfo] = [line for line in lines if line.startswith("blockinfo ")]
+    assert blockinfo.endswith("  Where the three numbers of `virsh domblkinfo` come from")
     assert max(map(len, lines)) <= 80
 
 
