@@ -101,3 +101,18 @@ def test_events_of_other_kinds_pass(answers: Answers) -> None:
     event = RawEvent("enter", 0, 1, "qmp.send", 1, None, 1, {})
     assert answers.place(event)
     assert event.values == {}
+
+
+@pytest.mark.parametrize("text", ['{"execute":"a"}', '{"id":null}', "no JSON"])
+def test_what_has_nothing_to_be_known_by_is_never_paired(answers: Answers, text: str) -> None:
+    """Two that lack the same are no pair for it."""
+    assert answers.place(point("qmp.send", text, 10))
+    assert not answers.place(point("qmp.reply", text, None))
+
+
+def test_what_is_unavailable_pairs_nothing(answers: Answers) -> None:
+    sent, received = point("qmp.send", '{"id":"1"}', 10), point("qmp.reply", '{"id":"1"}', None)
+    for event in (sent, received):
+        event.values["mon"] = {"unavailable": "optimized out"}
+    assert answers.place(sent)
+    assert not answers.place(received)

@@ -9,9 +9,19 @@ from typing import Any
 import pytest
 
 from virtrace.binary import layouts
-from virtrace.binary.ctype import Array, Boolean, CType, Field, Integer, Opaque, Pointer, Struct
+from virtrace.binary.ctype import (
+    Array,
+    Boolean,
+    Code,
+    CType,
+    Field,
+    Integer,
+    Opaque,
+    Pointer,
+    Struct,
+)
 from virtrace.inferior.capture import MAX_STRING, PAGE, Capture, Unavailable, read_string
-from virtrace.recipe.path import parse
+from virtrace.recipe.path import CALLER, parse
 
 INT = Integer(4, True)
 LONG = Integer(8)
@@ -188,7 +198,7 @@ def test_a_domain_by_whichever_layout_fits() -> None:
     [
         (b"invalid argument: %s", b"vda", "invalid argument: vda"),
         (b"%1$s", b"vda", "vda"),
-        (b"100%% of %s", b"%s", "100% of %s"),
+        (b"100%% of %s", b"100%", "100% of 100%"),
         (b"nothing to fill in", None, "nothing to fill in"),
         (b"%s", b"\xff", {"bytes": "/w=="}),
     ],
@@ -205,6 +215,99 @@ def test_a_format_with_more_to_it_is_not_guessed(template: bytes) -> None:
     capture = Capture(parse("format(return, info)"), {"return": TEXT, "info": TEXT})
     mapped = {0x1000: (template + b"\0").ljust(PAGE), 0x2000: b"x\0".ljust(PAGE)}
     with pytest.raises(Unavailable, match="more to fill in than one %s"):
+        capture.run(Pages(mapped), {"return": 0x1000, "info": 0x2000}.__getitem__)
+
+
+def typed(*parameters: tuple[str, int, bytes]) -> bytes:
+    """An array of virTypedParameter, as include/libvirt/libvirt-common.h lays it out."""
+    return b"".join(
+        name.encode().ljust(80, b"\0") + struct.pack("<ixxxx", kind) + value.ljust(8, b"\x5a")
+        for name, kind, value in parameters
+    )
+
+
+PARAMETERS = typed(
+    ("int", 1, struct.pack("<i", -1)),
+    ("uint", 2, struct.pack("<I", 0xFFFFFFFF)),
+    ("llong", 3, struct.pack("<q", -(1 << 63))),
+    ("ullong", 4, struct.pack("<Q", (1 << 64) - 1)),
+    ("double", 5, struct.pack("<d", 1.5)),
+    ("nan", 5, struct.pack("<d", float("nan"))),
+    ("boolean", 6, b"\1"),
+    ("string", 7, struct.pack("<Q", 0x2000)),
+    ("lost", 7, struct.pack("<Q", 0x9000)),
+)
+TYPED = {
+    "params": Pointer(lambda: Opaque("virTypedParameter")),
+    "nparams": Pointer(lambda: INT),
+    "count": INT,
+}
+
+
+def run_typed(path: str, contents: bytes = PARAMETERS, count: int = 9) -> Any:
+    mapped = {
+        0x1000: contents,
+        0x2000: b"text\0".ljust(PAGE),
+        0x3000: struct.pack("<i", count),
+    }
+    arguments = {"params": 0x1000 if contents else 0, "nparams": 0x3000, "count": count}
+    return Capture(parse(path), TYPED).run(Pages(mapped), arguments.__getitem__)
+
+
+@pytest.mark.parametrize("path", ["typed(params, nparams)", "typed(params, count)"])
+def test_typed_parameters(path: str) -> None:
+    assert run_typed(path) == {
+        "int": -1,
+        "uint": 0xFFFFFFFF,
+        "llong": -(1 << 63),
+        "ullong": (1 << 64) - 1,
+        "double": 1.5,
+        "nan": {"unavailable": "nan is no number of JSON"},
+        "boolean": True,
+        "string": "text",
+        "lost": {"unavailable": "cannot read memory at 0x9000"},
+    }
+    assert run_typed(path, count=1) == {"int": -1}
+    assert run_typed(path, count=0) == {}
+
+
+@pytest.mark.parametrize(
+    ("contents", "count", "why"),
+    [
+        (b"", 9, "only how many there are"),
+        (PARAMETERS, -1, "-1 typed parameters"),
+        (PARAMETERS, 1 << 20, "1048576 typed parameters"),
+        (PARAMETERS, 10, "cannot read memory"),
+        (typed(("int", 0, b"")), 1, "has the type 0"),
+        (typed(("int", 8, b"")), 1, "has the type 8"),
+        (bytes(96), 1, "no array"),
+        (b"\xff" * 96, 1, "no array"),
+        (b"x" * 96, 1, "no array"),
+        (typed(("a\x1b[2J", 1, b"")), 1, "no array"),
+    ],
+)
+def test_what_is_no_array_of_typed_parameters(contents: bytes, count: int, why: str) -> None:
+    with pytest.raises(Unavailable, match=why):
+        run_typed("typed(params, count)", contents, count)
+
+
+@pytest.mark.parametrize("path", ["typed(count, count)", "typed(params, params)"])
+def test_typed_parameters_want_a_pointer_and_a_count(path: str) -> None:
+    with pytest.raises(Unavailable, match="wants a pointer, and a number"):
+        Capture(parse(path), TYPED)
+
+
+def test_what_called_a_function_is_told_by_name() -> None:
+    names = {0x1234: "virDomainGetInfo"}
+    capture = Capture(parse("caller()"), {CALLER: Code(names.__getitem__)})
+    assert capture.run(Pages({}), {CALLER: 0x1234}.__getitem__) == "virDomainGetInfo"
+
+
+@pytest.mark.parametrize("filler", [b"Cannot access '%s'", b"%s", b"%d of 7"])
+def test_a_template_is_not_taken_for_what_fills_one_in(filler: bytes) -> None:
+    capture = Capture(parse("format(return, info)"), {"return": TEXT, "info": TEXT})
+    mapped = {0x1000: b"%s\0".ljust(PAGE), 0x2000: (filler + b"\0").ljust(PAGE)}
+    with pytest.raises(Unavailable, match="may be a template itself"):
         capture.run(Pages(mapped), {"return": 0x1000, "info": 0x2000}.__getitem__)
 
 
@@ -234,3 +337,57 @@ class TestStrings:
     def test_it_is_given_up_at_a_limit(self) -> None:
         with pytest.raises(Unavailable, match="no end of the string within 16 MiB"):
             read_string(Pages({0x100000: b"x" * (MAX_STRING + (2 << 20))}), 0x100000)
+
+
+class TestRecords:
+    """An array of pointers to virDomainStatsRecord, as include/libvirt/libvirt-domain.h has it."""
+
+    TYPES: Mapping[str, CType] = {
+        "retStats": Pointer(
+            lambda: Pointer(lambda: Pointer(lambda: Opaque("virDomainStatsRecord")))
+        ),
+        "return": INT,
+    }
+
+    def run(self, count: int, **changed: bytes) -> Any:
+        domain = struct.pack("<QIxxxxQQQi16sxxxx", 0x50000, 1, 0, 0x60000, 0x80000, 3, bytes(16))
+        mapped = {
+            "ret": (0x1000, struct.pack("<Q", 0x1100)),
+            "array": (0x1100, struct.pack("<QQ", 0x1200, 0x1300)),
+            "first": (0x1200, struct.pack("<QQixxxx", 0x5000, 0x2000, 1)),
+            "second": (0x1300, struct.pack("<QQixxxx", 0x5100, 0, 0)),
+            "params": (0x2000, typed(("state.state", 1, struct.pack("<i", 5)))),
+            "domain": (0x5000, domain),
+            "other": (
+                0x5100,
+                domain.replace(struct.pack("<Q", 0x80000), struct.pack("<Q", 0x90000)),
+            ),
+            "name": (0x80000, b"vm1\0".ljust(PAGE)),
+            "its": (0x90000, b"vm2\0".ljust(PAGE)),
+        }
+        memory = {at: changed.get(name, raw) for name, (at, raw) in mapped.items()}
+        capture = Capture(parse("records(retStats, return)"), self.TYPES)
+        values = {"retStats": 0x1000, "return": count & (1 << 32) - 1}
+        return capture.run(Pages(memory), values.__getitem__)
+
+    def test_by_the_names_of_the_domains(self) -> None:
+        assert self.run(2) == {"vm1": {"state.state": 5}, "vm2": {}}
+        assert self.run(1) == {"vm1": {"state.state": 5}}
+        assert self.run(0) == {}
+
+    @pytest.mark.parametrize(
+        ("count", "changed", "why"),
+        [
+            (-1, {}, "-1 records"),
+            (1001, {}, "1001 records"),
+            (3, {}, "cannot read memory"),
+            (1, {"ret": bytes(8)}, "NULL pointer"),
+            (1, {"array": bytes(16)}, "NULL pointer"),
+            (1, {"domain": bytes(64)}, "0 of 2 known layouts of virDomain"),
+            (1, {"params": bytes(96)}, "no array of typed parameters"),
+            (1, {"name": b"\xff\0".ljust(PAGE)}, "no text"),
+        ],
+    )
+    def test_what_is_none(self, count: int, changed: dict[str, bytes], why: str) -> None:
+        with pytest.raises(Unavailable, match=why):
+            self.run(count, **changed)

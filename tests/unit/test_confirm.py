@@ -122,6 +122,23 @@ def test_a_boolean_says_whether_the_key_is_there() -> None:
     assert settled(never, without)["wr_highest_offset_valid"] is False
 
 
+@pytest.mark.parametrize("gobject", [False, True])
+def test_where_sizes_were_not_asked_for_they_are_nought(gobject: bool) -> None:
+    raw = bytes(24 * gobject) + struct.pack("<11Q?7xQ", *COUNTERS, 0, 0, HIGHEST, True, 0)
+    found = settled(raw, exchanges()[:1])
+    assert found == {**STATS, "capacity": 0, "physical": 0, "write_threshold": 0}
+    for at in range(24 * gobject, len(raw) - 16, 8):
+        wrong = bytearray(raw)
+        wrong[at] ^= 1
+        assert set(settled(bytes(wrong), exchanges()[:1])) == {"unavailable"}
+
+
+def test_a_disk_that_was_never_used_reads_the_same_by_any_layout() -> None:
+    said = [("query-blockstats", [{"stats": {}}])]
+    found = settled(bytes(128), said)
+    assert found == {name: False if name.endswith("valid") else 0 for name in STATS}
+
+
 def test_without_an_answer_there_is_no_value() -> None:
     assert set(settled(PLAIN, [])) == {"unavailable"}
     assert set(settled(PLAIN, exchanges()[:1])) == {"unavailable"}

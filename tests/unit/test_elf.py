@@ -57,6 +57,18 @@ def test_identity(library: Path) -> None:
     assert elf.machine == platform.machine()
 
 
+def test_every_exported_function_and_its_end(library: Path) -> None:
+    listed = {name: (start, end) for start, end, name in ElfFile(library).exported_functions()}
+    addresses = nm(library)
+    assert {"shown", "shown_too"} <= set(listed)
+    assert not {"hidden", "number", "puts"} & set(listed)
+    for name, (start, end) in listed.items():
+        assert start == addresses[name]
+        assert end >= start
+    first, second = sorted([listed["shown"], listed["shown_too"]])
+    assert first[0] < first[1] <= second[0] < second[1]
+
+
 def test_no_build_id(tmp_path: Path) -> None:
     output = build(LIBRARY, tmp_path / "lib.so", "-shared", "-Wl,--build-id=none")
     assert ElfFile(output).build_id is None

@@ -89,6 +89,12 @@ def test_the_public_struct() -> None:
     assert decode(info, raw) == {"capacity": 1, "allocation": 2**64 - 1, "physical": 3}
 
 
+def test_the_public_struct_of_a_domain() -> None:
+    raw = struct.pack("<BxxxxxxxQQHxxxxxxQ", 1, 2, 3, 4, 5)
+    expected = {"state": 1, "maxMem": 2, "memory": 3, "nrVirtCpu": 4, "cpuTime": 5}
+    assert decode(named("virDomainInfo"), raw) == expected
+
+
 def test_each_form_of_a_domain_is_told_from_the_other() -> None:
     (new,) = matching_layouts(domain(), gobject())
     (old,) = matching_layouts(domain(), old_object() + bytes(8))

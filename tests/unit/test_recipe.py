@@ -98,7 +98,7 @@ def test_every_shipped_recipe_loads_and_fits_into_a_header() -> None:
         recipe = catalogue.find(name)
         assert recipe.name == name
         assert json.loads(json.dumps(recipe.raw)) == recipe.raw
-        assert any(span.root for span in recipe.spans)
+        assert recipe.roots or any(point.anywhere for point in recipe.points)
 
 
 def test_blockinfo_is_found_with_its_roots_and_filters() -> None:
@@ -107,32 +107,44 @@ def test_blockinfo_is_found_with_its_roots_and_filters() -> None:
     assert recipe.filters == ("domain", "disk", "flags")
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "where", "what", "remedy"),
-    [
-        ("virtrace: 1", "virtrace: 2", "1:11", "version 2", "reads version 1"),
-        ("virtrace: 1", "virtrac: 1", "1:1", "unknown key 'virtrac'", "'virtrace'?"),
-        ("name: states\n", "", "1:1", "the key 'name' is missing", "`name: ...`"),
-        ("    root: true", "    rot: true", "9:5", "unknown key 'rot'", "did you mean 'root'?"),
-        ("    root: true", "    root: yes", "9:11", "found 'yes'", "true or false"),
-        ("    root: true\n", "", "7:3", "no span is a root", "`root: true`"),
-        ("name: states", "name: a\nname: b", "3:1", "'name' stands here twice", "remove one"),
-        (": flags}\n    exit", ": flag}\n    exit", "10:42", "'flag' is not an arg", "domain,"),
-        ("domain: domain->name", "domain: domain->name()", "10:21", "is not a capture", "such as"),
-        ("'*state'", "'&state'", "11:35", "is not a capture", "such as"),
-        ("result: return", "result: back", "11:20", "'back' is not an argument", "return"),
-        ("domain: domain->name", "domain: return", "10:21", "'return' is not an arg", "domain"),
-        ("function: qemuDomainGetState", "function: [a]", "12:15", "found a list", "text"),
-        ("function: qemuDomainGetState\n    ", "", "12:5", "names its function once", "prototype"),
-        ("    at: return", "    at: exit", "33:9", "found 'exit'", "entry or return"),
-        ("by: [mon, json.id]", "by: mon", "29:36", "found 'mon'", "a list"),
-        ("answers: {point: qmp.send", "answers: {point: x", "1:1", "no point here", "qmp.send"),
-        ("  - name: error", "  - name: qmp.send", "1:1", "two probes are named", "its own name"),
-        ("about: |\n  What it is about.", "about:", "3:7", "found nothing", "write text"),
-        (": int virDomain", ": int(virDomain", "7:16", "declaration", "as C declares"),
-        ("optional: true", "optional: true: 1", "14:19", "not YAML", "mend this line"),
-    ],
-)  # fmt: skip
+# A change of GOOD, where it is refused, and what is said of it.
+BROKEN = [
+    ("virtrace: 1", "virtrace: 2", "1:11", "version 2", "reads version 1"),
+    ("virtrace: 1", "virtrac: 1", "1:1", "unknown key 'virtrac'", "'virtrace'?"),
+    ("name: states\n", "", "1:1", "the key 'name' is missing", "`name: ...`"),
+    ("    root: true", "    rot: true", "9:5", "unknown key 'rot'", "did you mean 'root'?"),
+    ("    root: true", "    root: yes", "9:11", "found 'yes'", "true or false"),
+    ("    root: true\n", "", "7:3", "no span is a root", "`root: true`"),
+    ("    root: true", "    anywhere: true", "9:5", "unknown key 'anywhere'", "allowed here"),
+    ("text: text}\n    json: text\n  - name: qmp.reply",
+     "api: caller()}\n  - name: qmp.reply", "21:30", "'caller()' is not an arg", "mon, text"),
+    ("enter: {domain: d", "enter: {'a b': d", "10:13", "found 'a b'", "a name as C has them"),
+    ("name: states", "name: a\nname: b", "3:1", "'name' stands here twice", "remove one"),
+    (": flags}\n    exit", ": flag}\n    exit", "10:42", "'flag' is not an arg", "domain,"),
+    ("domain: domain->name", "domain: domain->name()", "10:21", "is not a capture", "such as"),
+    ("'*state'", "'&state'", "11:35", "is not a capture", "such as"),
+    ("result: return", "result: back", "11:20", "'back' is not an argument", "return"),
+    ("domain: domain->name", "domain: return", "10:21", "'return' is not an arg", "domain"),
+    ("function: qemuDomainGetState", "function: [a]", "12:15", "found a list", "text"),
+    ("function: qemuDomainGetState\n    ", "", "12:5", "names its function once", "prototype"),
+    ("    at: return", "    at: exit", "33:9", "found 'exit'", "entry or return"),
+    ("by: [mon, json.id]", "by: mon", "29:36", "found 'mon'", "a list"),
+    ("answers: {point: qmp.send", "answers: {point: x", "23:5", "no point here", "qmp.send"),
+    ("  - name: error", "  - name: qmp.send", "30:5", "a second probe is named", "its own name"),
+    ("about: |\n  What it is about.", "about:", "3:7", "found nothing", "write text"),
+    (": int virDomain", ": int(virDomain", "7:16", "declaration", "as C declares"),
+    ("optional: true", "optional: true: 1", "14:19", "not YAML", "mend this line"),
+    ("    optional: true", "    find: {driver_method: a}",
+     "14:11", "only with its declaration", "`prototype:`"),
+    ("    at: return", "    arguments: int a", "33:16", "stand in its `prototype:`", "remove"),
+    ("by: [mon, json.id]", "by: []", "29:36", "nothing to answer by", "json.id"),
+    ("by: [mon, json.id]", "by: [no]", "23:5", "'no', by which it answers, is no", "json, mon"),
+    ("answers: {point: qmp.send, by: [mon", "answers: {point: error, by: [mon",
+     "23:5", "no value of 'error'", "code, message"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "where", "what", "remedy"), BROKEN)
 def test_errors_name_the_place_and_the_remedy(
     old: str, new: str, where: str, what: str, remedy: str
 ) -> None:
@@ -140,6 +152,41 @@ def test_errors_name_the_place_and_the_remedy(
     assert found.what.startswith(f"r.yaml:{where}: ")
     assert what in found.what
     assert remedy in found.remedy
+
+
+ROOTLESS = """\
+virtrace: 1
+name: dispatch
+about: a
+try: t
+points:
+  - name: api.failed
+    module: libvirt.so.0
+    prototype: void virDispatchError(virConnectPtr conn)
+    anywhere: true
+    optional: true
+    capture: {api: caller()}
+"""
+
+
+def test_a_recipe_without_calls() -> None:
+    recipe = load(ROOTLESS)
+    assert (recipe.spans, recipe.roots, recipe.filters) == ((), (), ())
+    [point] = recipe.points
+    assert (point.anywhere, point.optional) == (True, True)
+    for where, calls in ((["domain=vm1"], None), ([], "3")):
+        with pytest.raises(UsageError, match="the recipe dispatch traces no calls") as caught:
+            selection.parse(recipe, where, calls, None)
+        assert "--seconds" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    "change", [("    anywhere: true\n", ""), ("true\n    opt", "false\n    opt")]
+)
+def test_a_recipe_that_would_record_nothing(change: tuple[str, str]) -> None:
+    found = error(ROOTLESS.replace(*change))
+    assert found.what.startswith("r.yaml:1:1: nothing would be recorded")
+    assert "`anywhere: true`" in found.remedy
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "text", "- 1", "\0", "a: b: c", "%", "{"])
@@ -285,6 +332,10 @@ def test_a_name_that_is_not_shipped(name: str, hint: str) -> None:
         ("**retstats", CapturePath("**retstats", "retstats", stars=2)),
         ("*a->b", CapturePath("*a->b", "a", ("b",), 1)),
         ("format(return, info)", CapturePath("format(return, info)", "return", filler="info")),
+        ("typed(ps, n)", CapturePath("typed(ps, n)", "ps", count="n")),
+        ("records(rs, n)", CapturePath("records(rs, n)", "rs", count="n", records=True)),
+        ("caller()", CapturePath("caller()", "caller()")),
+        ("***a", CapturePath("***a", "a", stars=3)),
     ],
 )
 def test_capture_paths(text: str, expected: CapturePath) -> None:
@@ -294,7 +345,8 @@ def test_capture_paths(text: str, expected: CapturePath) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "*", "1a", "a->", "a b", "a->b()", "&a", "a[0]", "a+1", "(a)", "a; b", "$sp", "format(a)",
-     "format(a, b, c)", "format(*a, b)", "a->*b", "a\n->b!"],
+     "format(a, b, c)", "format(*a, b)", "a->*b", "a\n->b!", "typed(a)", "typed(*a, b)",
+     "caller(a)", "caller() ()", "other(a, b)", "****a", "a" + "->b" * 16, "é"],
 )  # fmt: skip
 def test_what_is_no_capture_path(text: str) -> None:
     with pytest.raises(ValueError, match="is not a capture"):

@@ -64,7 +64,10 @@ def test_one_call() -> None:
     assert call.root.returned == {"result": 0, "info": samples.INFO}
     assert call.root.duration_ns == events[-1].t_ns - events[0].t_ns
     assert builder.finish() == []
-    assert vars(builder.tally) == {"calls": 1, "failed": 0, "incomplete": 0, "outside": 0}
+    assert vars(builder.tally) == {
+        **{"calls": 1, "apart": 0},
+        **{"failed": 0, "incomplete": 0, "outside": 0},
+    }
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -185,13 +188,38 @@ def test_any_event_missing_is_told_and_moves_nothing_to_another_tree(missing: in
             }
 
 
-def test_events_outside_of_any_call_are_counted() -> None:
+def test_what_happens_outside_of_calls_is_handed_out_as_it_ends() -> None:
     recorder = samples.Recorder()
     sent, received = samples.qmp("query-status", 1, {})
-    point = recorder.add("point", "qmp.send", values=sent)
-    calls, builder = built([point, recorder.add("point", "qmp.reply", values=received)])
-    assert calls == []
-    assert builder.tally.outside == 2
+    later, _ = samples.qmp("query-block", 2, {})
+    send, unanswered, error, reply = (
+        recorder.add("point", name, values=values)
+        for name, values in (
+            ("qmp.send", sent),
+            ("qmp.send", later),
+            ("error", {"code": 38}),
+            ("qmp.reply", received),
+        )
+    )
+    builder = CallBuilder()
+    point, answered, open_ = builder.everything([send, unanswered, error, reply])
+    assert isinstance(point, Point)
+    assert isinstance(answered, Exchange)
+    assert isinstance(open_, Exchange)
+    assert point.event is error
+    assert (answered.send, answered.reply) == (send, reply)
+    assert (open_.send, open_.reply) == (unanswered, None)
+    assert (builder.tally.calls, builder.tally.apart, builder.tally.outside) == (0, 3, 0)
+    assert builder.take_apart() == []
+
+
+def test_events_of_calls_that_are_not_in_the_trace_are_counted() -> None:
+    recorder = samples.Recorder()
+    events = samples.blockinfo(recorder)
+    builder = CallBuilder()
+    points = [event for event in events if event.type == "point"]
+    assert list(builder.everything(points)) == []
+    assert builder.tally.outside == len(points)
 
 
 def test_a_span_that_begins_twice_does_not_break_its_tree() -> None:

@@ -22,6 +22,7 @@ INNERMOST = SpanPlan("innermost", False, N, RESULT)
 POINT = PointPlan("point", N)
 ANSWER = PointPlan("answer", N, anywhere=True)
 ERROR = PointPlan("error", RESULT, at_return=True)
+ANYWHERE = PointPlan("anywhere", RESULT, anywhere=True, at_return=True)
 
 # Addresses that calls return to. The stack grows down: a callee's stack pointer is lower.
 CALLER, IN_ROOT, IN_INNER = 0x100, 0x200, 0x300
@@ -102,6 +103,45 @@ def test_outside_of_a_root_nothing_is_traced() -> None:
     traced.tracer.point(POINT, At(800))
     traced.leave(IN_ROOT, 900)
     assert traced.events == []
+
+
+def test_a_point_that_is_wanted_anywhere() -> None:
+    traced = Traced(n="1")
+    traced.tracer.point(ANSWER, At(800, n=3))
+    # At a return, outside of calls: no call is open or done by it.
+    assert traced.enter(ANYWHERE, IN_ROOT, 900, n=4)
+    assert traced.tracer.calls_open == 0
+    traced.leave(IN_ROOT, 900, result=5)
+    assert traced.tracer.calls_done == 0
+    assert traced.told == ["point answer", "point anywhere"]
+    assert [(event.parent, event.call) for event in traced.events] == [(None, None)] * 2
+    assert traced.events[1].values == {"result": 5, "n": 4}
+    # In a call that is recorded it has its place; in one that is not, none.
+    for n, place in ((1, (1, 1)), (2, (None, None))):
+        traced.events.clear()
+        traced.enter(ROOT, CALLER, 1000, n=n)
+        traced.tracer.point(ANSWER, At(800))
+        traced.enter(ANYWHERE, IN_ROOT, 900)
+        traced.leave(IN_ROOT, 900)
+        traced.leave(CALLER, 1000)
+        points = [event for event in traced.events if event.type == "point"]
+        assert [(event.parent, event.call) for event in points] == [place] * 2
+    assert traced.tracer.calls_done == 1
+
+
+def test_a_call_within_a_point_begins_a_tree() -> None:
+    traced = Traced()
+    traced.enter(ANYWHERE, CALLER, 1000)
+    traced.enter(ROOT, IN_ROOT, 900)
+    assert traced.tracer.calls_open == 1
+    traced.tracer.point(POINT, At(800))
+    traced.leave(IN_ROOT, 900)
+    # Nothing but the point is open now: what belongs into calls is not recorded.
+    traced.tracer.point(POINT, At(800))
+    traced.leave(CALLER, 1000)
+    assert traced.told == ["enter root", "point point", "exit root", "point anywhere"]
+    assert (traced.of("enter", "root").parent, traced.of("point", "anywhere").call) == (None, None)
+    assert (traced.tracer.calls_done, traced.tracer.calls_open) == (1, 0)
 
 
 def test_a_tail_call_returns_for_its_caller_too() -> None:

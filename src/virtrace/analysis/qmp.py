@@ -14,6 +14,7 @@ from virtrace.trace.format import Event, Json
 
 SEND = "qmp.send"
 REPLY = "qmp.reply"
+EVENT = "qmp.event"
 
 
 @dataclass

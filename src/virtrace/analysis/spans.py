@@ -113,9 +113,13 @@ class Call:
 
 @dataclass
 class Tally:
-    """Calls that were handed out. outside: events that belong to no tree."""
+    """Calls that were handed out. apart: points and QMP commands outside of calls.
+
+    outside: events of calls that are not in the trace.
+    """
 
     calls: int = 0
+    apart: int = 0
     failed: int = 0
     incomplete: int = 0
     outside: int = 0
@@ -131,13 +135,23 @@ class _Tree:
 class CallBuilder:
     """Feed it every event in the order of the file; it hands out each tree as it ends.
 
-    It holds only what is still open, so that it can run as long as the trace does.
+    It holds only what is still open or not taken yet, so that it can run as long as the trace
+    does.
     """
 
     def __init__(self) -> None:
         self.tally = Tally()
         self._open: dict[int, tuple[Span, _Tree]] = {}
         self._pairing = Pairing()
+        self._apart: list[Point | Exchange] = []
+        # Commands outside of calls whose reply is waited for, by the `seq` of the command.
+        self._unanswered: dict[int, Exchange] = {}
+
+    def take_apart(self) -> list[Point | Exchange]:
+        """What happened outside of calls and was not taken yet; a command once it is answered."""
+        taken, self._apart = self._apart, []
+        self.tally.apart += len(taken)
+        return taken
 
     def feed(self, event: Event) -> Call | None:
         """The whole tree, where this event is the return of its outermost span."""
@@ -153,14 +167,25 @@ class CallBuilder:
 
     def calls(self, events: Iterable[Event]) -> Iterator[Call]:
         """Every tree of a whole trace: each as it ends, and last those that never did."""
+        return (node for node in self.everything(events) if isinstance(node, Call))
+
+    def everything(self, events: Iterable[Event]) -> Iterator[Call | Point | Exchange]:
+        """Every tree of a whole trace, and what is outside of them: each as it ends."""
         for event in events:
             call = self.feed(event)
             if call is not None:
                 yield call
+            yield from self.take_apart()
         yield from self.finish()
+        yield from self.take_apart()
 
     def finish(self) -> list[Call]:
-        """The trees that are still open, in the order they began; none of them complete."""
+        """The trees that are still open, in the order they began; none of them complete.
+
+        Commands outside of calls that were never answered can be taken from now on.
+        """
+        self._apart += self._unanswered.values()
+        self._unanswered.clear()
         trees = {id(tree): tree for _, tree in self._open.values()}
         return [self._close(tree) for tree in trees.values()]
 
@@ -196,7 +221,14 @@ class CallBuilder:
         return self._close(tree) if span is tree.call.root else None
 
     def _happened(self, event: Event) -> None:
-        if event.name == REPLY and self._pairing.reply(event) is not None:
+        if event.name == REPLY:
+            answered = self._pairing.reply(event)
+            if answered is not None:
+                if self._unanswered.pop(answered.send.seq, None):
+                    self._apart.append(answered)
+                return
+        if event.call is None and event.parent is None:
+            self._happened_apart(event)
             return
         home = self._home(event)
         if home is None:
@@ -209,6 +241,12 @@ class CallBuilder:
             parent.children.append(exchange)
         else:
             parent.children.append(Point(event))
+
+    def _happened_apart(self, event: Event) -> None:
+        if event.name == SEND:
+            self._unanswered[event.seq] = self._pairing.send(event)
+        else:
+            self._apart.append(Point(event))
 
     def _home(self, event: Event) -> tuple[Span, _Tree] | None:
         """The open span that an event happened in, and its tree.

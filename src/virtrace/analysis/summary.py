@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from virtrace.analysis.blockinfo import NUMBERS
 from virtrace.analysis.qmp import Exchange
-from virtrace.analysis.spans import Call, Span
+from virtrace.analysis.spans import Call, Point, Span
 from virtrace.trace.format import Json, Record
 
 # Where the buckets of histograms begin, in each power of ten.
@@ -24,7 +24,8 @@ class Statistics:
 
     errors: it returned -1 or the like, or QEMU answered with an error. unfinished: no
     return, or no reply, was seen. durations_ns: of the others, in the order they began.
-    max_ns, slowest: the longest, and the traced call that it was in; None where none ended.
+    max_ns, slowest: the longest, and the traced call that it was in; None where none ended,
+    or where it was in no call.
     """
 
     name: str
@@ -35,7 +36,7 @@ class Statistics:
     max_ns: int | None = None
     slowest: Call | None = None
 
-    def add(self, call: Call, duration_ns: int | None, *, failed: bool) -> None:
+    def add(self, call: Call | None, duration_ns: int | None, *, failed: bool) -> None:
         self.count += 1
         self.errors += failed
         if duration_ns is None:
@@ -129,10 +130,14 @@ class Summary:
     disks: dict[str, Disk] = field(default_factory=dict)
 
 
-def summarize(calls: Iterable[Call]) -> Summary:
-    """The calls in the order they ended."""
+def summarize(nodes: Iterable[Call | Point | Exchange]) -> Summary:
+    """nodes: calls, and what is outside of them, in the order they ended."""
     summary = Summary()
-    for call in calls:
+    for call in nodes:
+        if isinstance(call, Exchange):
+            _add_command(summary, None, call)
+        if not isinstance(call, Call):
+            continue
         summary.calls.add(call, call.root.duration_ns, failed=call.failed)
         summary.incomplete += not call.complete
         for node in call.nodes():
@@ -140,11 +145,15 @@ def summarize(calls: Iterable[Call]) -> Summary:
                 row = summary.functions.setdefault(node.name, Statistics(node.name))
                 row.add(call, node.duration_ns, failed=node.failed)
             elif isinstance(node, Exchange):
-                name = node.command or "command of unknown name"
-                row = summary.commands.setdefault(name, Statistics(name))
-                row.add(call, node.duration_ns, failed=node.failed)
+                _add_command(summary, call, node)
         _add_disk(summary.disks, call)
     return summary
+
+
+def _add_command(summary: Summary, call: Call | None, node: Exchange) -> None:
+    name = node.command or "command of unknown name"
+    row = summary.commands.setdefault(name, Statistics(name))
+    row.add(call, node.duration_ns, failed=node.failed)
 
 
 def histograms(rows: Iterable[Statistics]) -> list[list[Bucket]]:

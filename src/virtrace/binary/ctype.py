@@ -37,6 +37,14 @@ class Pointer:
 
 
 @dataclass(frozen=True)
+class Code:
+    """An address of code. name: of the function that it is in; raises where none is known."""
+
+    name: Callable[[int], str]
+    size: int = 8
+
+
+@dataclass(frozen=True)
 class Array:
     element: CType
     count: int
@@ -95,7 +103,7 @@ class Struct:
         return next((field for field in self.fields if field.name == name), None)
 
 
-CType = Union[Integer, Boolean, Pointer, Array, Opaque, Struct]
+CType = Union[Integer, Boolean, Pointer, Code, Array, Opaque, Struct]
 
 
 def integer(raw: bytes, signed: bool = False) -> int:

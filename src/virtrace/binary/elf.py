@@ -186,6 +186,17 @@ class ElfFile:
             address: int = symbol["st_value"]
             return address if symbol["st_info"]["type"] == "STT_FUNC" else None
 
+    def exported_functions(self) -> list[tuple[int, int, str]]:
+        """First address, address behind, and name of each function in ``.dynsym``, sorted."""
+        found = []
+        with self._parsing():
+            table = self._section(".dynsym")
+            for symbol in table.iter_symbols() if table is not None else ():
+                if symbol["st_shndx"] != "SHN_UNDEF" and symbol["st_info"]["type"] == "STT_FUNC":
+                    start = symbol["st_value"]
+                    found.append((start, start + symbol["st_size"], symbol.name))
+        return sorted(found)
+
     def stap_probes(self) -> list[StapProbe]:
         """The static probes, in the file's order; one name can stand at several places."""
         probes = []

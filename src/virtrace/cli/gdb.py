@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from virtrace.errors import TargetError
@@ -24,11 +25,13 @@ def command(action: str) -> list[str]:
     return [*_GDB, "-x", str(scripts / "virtrace.py"), "-ex", f"virtrace {action}"]
 
 
-def check(recipe: str, pid: int) -> Record:
+def check(recipe: str, pid: int, debug_files: Mapping[str, str] | None = None) -> Record:
     """What a recipe would resolve to on a process, as the header of a trace; it is not touched.
 
-    TargetError with GDB's own words where that cannot be found out.
+    debug_files: from debuginfod, by build-id. TargetError with GDB's own words where it cannot
+    be found out.
     """
+    variables = {"VIRTRACE_PID": str(pid), "VIRTRACE_DEBUG_FILES": json.dumps(debug_files or {})}
     try:
         done = subprocess.run(
             command(f"check {recipe}"),
@@ -37,7 +40,7 @@ def check(recipe: str, pid: int) -> Record:
             text=True,
             errors="replace",
             timeout=_CHECK_SECONDS,
-            env={**os.environ, "VIRTRACE_PID": str(pid)},
+            env={**os.environ, **variables},
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise TargetError(f"gdb does not run: {error}", "run `virtrace doctor`") from error

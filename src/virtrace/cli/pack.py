@@ -95,12 +95,12 @@ def _wanted(recipes: Iterable[Recipe]) -> dict[str, Wanted]:
     lines: dict[str, list[Capture]] = {}
     for recipe in recipes:
         for span in recipe.spans:
-            captures.setdefault(span.name, []).extend([*span.enter.values(), *span.exit.values()])
+            captures.setdefault(span.name, []).extend(span.captures.values())
             if span.lines is not None:
                 lines.setdefault(span.name, []).extend(span.lines.values())
         for point in recipe.points:
             if point.usdt is None:
-                captures.setdefault(point.prototype.name, []).extend(point.capture.values())
+                captures.setdefault(point.prototype.name, []).extend(point.captures.values())
     return {name: Wanted(walks, lines.get(name)) for name, walks in captures.items()}
 
 

@@ -99,8 +99,7 @@ def record_trace(
     if command and shutil.which(command[0]) is None:
         raise UsageError(f"there is no command {command[0]}", "write the command after `--`")
     process = check_traceable(pid)
-    if shutil.which("gdb") is None:
-        raise TargetError("gdb is not installed", "apt-get install gdb, or dnf install gdb")
+    require_gdb()
     output = Path(output) if output else default_path(loaded.name, pid)
     settings = {
         "PID": str(pid),
@@ -111,7 +110,7 @@ def record_trace(
         **({"SOURCE": os.path.abspath(source)} if source else {}),
         **({"COMMAND": shlex.join(command)} if command else {}),
     }
-    if debug_files := _fetch_debug_info(process, loaded.modules):
+    if debug_files := fetch_debug_info(process, loaded.modules):
         settings["DEBUG_FILES"] = json.dumps(debug_files)
     if source_files := _fetch_sources(process, loaded, debug_files):
         settings["SOURCE_FILES"] = json.dumps(source_files)
@@ -121,13 +120,18 @@ def record_trace(
     return status
 
 
+def require_gdb() -> None:
+    if shutil.which("gdb") is None:
+        raise TargetError("gdb is not installed", "apt-get install gdb, or dnf install gdb")
+
+
 def _add_host_facts(output: Path, pid: int) -> None:
     records = collect(read_trace(output), pid)
     insert_before_footer(output, records)
     print(f"  host     facts of {len(records)} disks are in the trace")
 
 
-def _fetch_debug_info(process: Process, modules: Sequence[str]) -> dict[str, str]:
+def fetch_debug_info(process: Process, modules: Sequence[str]) -> dict[str, str]:
     """Ask the user's debuginfod servers, if any, for what this host lacks.
 
     Files in debuginfod's own cache, by build-id. A GDB that can ask by itself does so without
@@ -189,6 +193,10 @@ def _run_gdb(recipe: str, settings: dict[str, str], command: Sequence[str]) -> i
         if traced and command:
             _run_traced(command, gdb)
         status = gdb.wait()
+    return _gdb_status(status)
+
+
+def _gdb_status(status: int) -> int:
     if status == 1:
         # Not one of ours: GDB could not even run the script.
         problem = gdb_section().problem

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from virtrace.analysis.spans import CallBuilder
+from virtrace.analysis.spans import Call, CallBuilder
 from virtrace.analysis.summary import summarize
 from virtrace.errors import DONE, TraceError, UsageError
 from virtrace.report import document, text
@@ -67,8 +67,11 @@ def _text(trace: Trace, path: str, *, full: bool) -> Iterator[str]:
     style = style_for(sys.stdout, full=full)
     builder = CallBuilder()
     yield from text.heading(trace.header, style)
-    for call in builder.calls(trace.events):
-        yield from text.call_tree(call, style)
+    for node in builder.everything(trace.events):
+        if isinstance(node, Call):
+            yield from text.call_tree(node, style)
+        else:
+            yield from text.apart(node, style)
     more = "--json" if full else "--full"
     yield from text.summary(
         trace.footer,
@@ -80,7 +83,7 @@ def _text(trace: Trace, path: str, *, full: bool) -> Iterator[str]:
 
 
 def _summary(trace: Trace, path: str, *, as_json: bool) -> Iterator[str]:
-    summary = summarize(CallBuilder().calls(trace.events))
+    summary = summarize(CallBuilder().everything(trace.events))
     if as_json:
         yield json.dumps(document.summary_record(summary, trace.problems), indent=2)
         return
@@ -95,14 +98,14 @@ def _html(trace: Trace, output: Path) -> Iterator[str]:
     # Imported late: the rest of `show` does without Jinja2.
     from virtrace.report import html
 
-    calls = list(CallBuilder().calls(trace.events))
-    write_new(output, "the page", html.page(trace, calls))
+    nodes = list(CallBuilder().everything(trace.events))
+    write_new(output, "the page", html.page(trace, nodes))
     yield f"wrote {output}; like the trace it can hold secrets, and only you can read it"
 
 
 def _json(trace: Trace, path: str) -> Iterator[str]:
     try:
-        yield from document.lines(trace, CallBuilder().calls(trace.events))
+        yield from document.lines(trace, CallBuilder().everything(trace.events))
     except RecursionError as error:
         raise TraceError(
             f"{path}: its calls are nested too deep for one JSON document",

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from virtrace.inferior.confirm import Exchange, settle
 from virtrace.inferior.tracer import RawEvent
 from virtrace.recipe.model import Point
-from virtrace.trace.format import Json
+from virtrace.trace.format import Json, is_unavailable
 
 
 class Answers:
@@ -36,7 +36,8 @@ class Answers:
             if parsed is not None:
                 event.values["json"] = parsed
         if point.answers is not None:
-            asked = self._asked.pop((point.answers.point, *_key(event, point.answers.by)), None)
+            key = _key(event, point.answers.by)
+            asked = self._asked.pop((point.answers.point, *key), None) if key else None
             if asked is None:
                 return False
             event.parent, event.call = asked.parent, asked.call
@@ -44,7 +45,9 @@ class Answers:
                 exchange = (_member(asked, "json.execute"), _member(event, "json.return"))
                 self._exchanges.setdefault(asked.call, []).append(exchange)
         elif event.name in self._keys:
-            self._asked[(event.name, *_key(event, self._keys[event.name]))] = event
+            key = _key(event, self._keys[event.name])
+            if key:
+                self._asked[(event.name, *key)] = event
         return True
 
 
@@ -69,8 +72,12 @@ def _finite(text: str) -> float:
     return number
 
 
-def _key(event: RawEvent, by: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(json.dumps(_member(event, path), sort_keys=True) for path in by)
+def _key(event: RawEvent, by: tuple[str, ...]) -> tuple[str, ...] | None:
+    """None where one of the values is not known: those of two events would agree in that."""
+    values = [_member(event, path) for path in by]
+    if any(value is None or is_unavailable(value) for value in values):
+        return None
+    return tuple(json.dumps(value, sort_keys=True) for value in values)
 
 
 def _member(event: RawEvent, path: str) -> Json:

@@ -6,14 +6,19 @@ read for a struct, one for each pointer on the way. This module does not need gd
 
 from __future__ import annotations
 
+import math
 import re
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from virtrace.binary import layouts
 from virtrace.binary.ctype import (
     Array,
+    Code,
     CType,
+    Integer,
     Opaque,
     Pointer,
     Struct,
@@ -22,7 +27,7 @@ from virtrace.binary.ctype import (
     matching_layouts,
 )
 from virtrace.recipe.path import Path
-from virtrace.trace.format import Json, text
+from virtrace.trace.format import Json, text, unavailable
 
 PAGE = 4096
 # Bytes of the registers that arguments and results come in.
@@ -30,6 +35,18 @@ REGISTER = 8
 # libvirt itself refuses a QMP reply longer than 10 MiB (QEMU_MONITOR_MAX_RESPONSE).
 MAX_STRING = 16 << 20
 MAX_READ = 1 << 20
+
+# virTypedParameter (include/libvirt/libvirt-common.h), public ABI: a name of 80 bytes, the type,
+# and a union of 8 bytes. By the types' numbers: what the union holds.
+_TYPED = struct.Struct("<80si4x8s")
+_TYPED_KINDS = {1: "i", 2: "I", 3: "q", 4: "Q", 5: "d", 6: "?"}
+_TYPED_STRING = 7
+
+# virDomainStatsRecord (include/libvirt/libvirt-domain.h), public ABI: the domain, its typed
+# parameters, and how many.
+_RECORD = struct.Struct("<QQi4x")
+# A host with more domains than this would take longer than a stop may.
+_MAX_RECORDS = 1000
 
 _CONVERSION = re.compile(rb"%(?:%|(?:\d+\$)?[-+ #0'*.\dhlLqjzt]*[A-Za-z])")
 
@@ -83,6 +100,8 @@ class Capture:
         self.arguments = path.arguments
         self._steps: list[Step] = []
         self._ctype = types[path.name]
+        self._count = types[path.count] if path.count else None
+        self._read = _records if path.records else _typed
         # Whether the value at hand is the address of one of type self._ctype.
         self._in_memory = False
         for member in path.members:
@@ -90,11 +109,21 @@ class Capture:
             self._to_member(path, member)
         for _ in range(path.stars):
             self._to_target(path, None)
+        if self._count is not None:
+            self._require_typed(path)
         if isinstance(self._ctype, Opaque):
             raise Unavailable(f"{path.text}: the layout of {self._ctype.name} is not known")
         wide = self._ctype.size > REGISTER
         if not self._in_memory and (wide or isinstance(self._ctype, (Struct, Array))):
             raise Unavailable(f"{path.text}: passed by value, which is not decoded")
+
+    def _require_typed(self, path: Path) -> None:
+        """An array, and its count as a number or where one points to."""
+        count = self._count
+        if isinstance(count, Pointer) and count.target is not None:
+            count = count.target()
+        if not isinstance(self._ctype, Pointer) or not isinstance(count, Integer):
+            raise Unavailable(f"{path.text}: wants a pointer, and a number or a pointer to one")
 
     def _to_target(self, path: Path, member: str | None) -> None:
         if member is not None and self._in_memory and isinstance(self._ctype, Struct):
@@ -123,6 +152,11 @@ class Capture:
 
     def run(self, memory: Memory, arguments: Arguments) -> Json:
         value = arguments(self.arguments[0])
+        if self._count is not None:
+            count = _counted(self._count, memory, arguments(self.arguments[1]))
+            return self._read(memory, value, count)
+        if isinstance(self._ctype, Code):
+            return self._ctype.name(value)
         for step in self._steps:
             value = step(memory, value)
         ctype = self._ctype
@@ -172,11 +206,79 @@ def _proven(struct: Struct, memory: Memory, address: int, member: str | None) ->
     return address + (field.offset if field else 0)
 
 
+def _counted(count: CType, memory: Memory, value: int) -> int:
+    if isinstance(count, Pointer):
+        assert count.target is not None
+        count = count.target()
+        value = integer(memory.read(_not_null(memory, value), count.size))
+    return int.from_bytes(
+        (value & (1 << 8 * count.size) - 1).to_bytes(count.size, "little"), "little", signed=True
+    )
+
+
+def _typed(memory: Memory, address: int, count: int) -> Json:
+    """An array of virTypedParameter, as an object by their names."""
+    if address == 0:
+        raise Unavailable("NULL pointer: only how many there are was asked for")
+    if not 0 <= count <= MAX_READ // _TYPED.size:
+        raise Unavailable(f"{count} typed parameters are not believed")
+    found: dict[str, Json] = {}
+    for field, kind, value in _TYPED.iter_unpack(memory.read(address, count * _TYPED.size)):
+        name, end, _ = field.partition(b"\0")
+        if not (end and name.isascii() and name.decode("ascii").isprintable() and name):
+            raise Unavailable("what is there is no array of typed parameters")
+        found[name.decode("ascii")] = _typed_value(memory, kind, value)
+    return found
+
+
+def _records(memory: Memory, address: int, count: int) -> Json:
+    """What ``address`` points to: an array of pointers to records; an object by domain."""
+    if not 0 <= count <= _MAX_RECORDS:
+        raise Unavailable(f"{count} records of domains are not read")
+    array = _not_null(memory, integer(memory.read(_not_null(memory, address), REGISTER)))
+    found: dict[str, Json] = {}
+    for (record,) in struct.iter_unpack("<Q", memory.read(array, count * REGISTER)):
+        raw = memory.read(_not_null(memory, record), _RECORD.size)
+        domain, params, nparams = _RECORD.unpack(raw)
+        name = _DOMAIN_NAME.run(memory, {"domain": domain}.__getitem__)
+        if not isinstance(name, str):
+            raise Unavailable("the name of a domain is no text")
+        found[name] = _typed(memory, params, nparams) if nparams else {}
+    return found
+
+
+def _typed_value(memory: Memory, kind: int, raw: bytes) -> Json:
+    if kind == _TYPED_STRING:
+        try:
+            return text(read_string(memory, integer(raw)))
+        except Unavailable as why:
+            return unavailable(str(why))
+    if kind not in _TYPED_KINDS:
+        raise Unavailable(f"no typed parameter has the type {kind}")
+    (value,) = struct.unpack_from("<" + _TYPED_KINDS[kind], raw)
+    if isinstance(value, float) and not math.isfinite(value):
+        return unavailable(f"{value} is no number of JSON")
+    return value
+
+
 def _filled(template: bytes, memory: Memory, filler: int) -> Json:
     """A printf template, filled in. libvirt's errors have one ``%s``, or nothing to fill in."""
-    conversions = [found for found in _CONVERSION.findall(template) if found != b"%%"]
+    conversions = _conversions(template)
     if len(conversions) > 1 or not set(conversions) <= {b"%s", b"%1$s"}:
         shown = template.decode("utf-8", "replace")
         raise Unavailable(f"the message {shown!r} has more to fill in than one %s")
     string = read_string(memory, filler) if conversions else b""
+    # libvirt 7.0 asks for the sentence of a system error before it has filled in the detail.
+    if _conversions(string):
+        shown = string.decode("utf-8", "replace")
+        raise Unavailable(f"what it is filled in with may be a template itself: {shown!r}")
     return text(_CONVERSION.sub(lambda found: b"%" if found[0] == b"%%" else string, template))
+
+
+def _conversions(template: bytes) -> list[bytes]:
+    return [found for found in _CONVERSION.findall(template) if found != b"%%"]
+
+
+_DOMAIN_NAME = Capture(
+    Path("domain->name", "domain", ("name",)), {"domain": layouts.named("virDomain *")}
+)

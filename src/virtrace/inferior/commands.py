@@ -35,7 +35,7 @@ from virtrace.binary.source import Sources
 from virtrace.errors import DONE, INTERRUPTED, NOT_TRACED, TargetError, UsageError, VirtraceError
 from virtrace.inferior import target
 from virtrace.inferior.infer import infer
-from virtrace.inferior.resolve import resolve
+from virtrace.inferior.resolve import require_traceable, resolve
 from virtrace.inferior.session import Session, header_record
 from virtrace.inferior.terminal import TerminalView, terminal_without_gdb
 from virtrace.recipe import catalogue, selection
@@ -183,6 +183,7 @@ def _trace(name: str) -> int:
                 packs = _packs(recipe, process, name)
                 symbols.enter_context(target.symbols(process, recipe.modules, debug_files))
                 probes = resolve(recipe, process, abi, inferred, packs)
+                require_traceable(recipe, probes)
                 target.attach(process, recipe.modules)
             except BaseException:
                 writer.discard()

@@ -30,7 +30,8 @@ def _settled(value: Unconfirmed, exchanges: Sequence[Exchange]) -> Json:
     agreeing = [
         one for one in candidates if any(_agrees(one, each, exchanges) for each in struct.qmp)
     ]
-    if len(agreeing) == 1:
+    # A disk that was never used reads the same by any layout.
+    if agreeing and all(one == agreeing[0] for one in agreeing):
         return agreeing[0]
     return unavailable(
         f"{len(agreeing)} of {len(candidates)} known layouts of {struct.name} agree with what "

@@ -20,6 +20,7 @@ from virtrace.inferior.resolve import Site
 from virtrace.inferior.target import InferiorMemory, number, register
 from virtrace.inferior.tracer import Entered, LinePlan, PointPlan, Tracer
 from virtrace.recipe.model import DriverMethod
+from virtrace.recipe.path import CALLER
 
 
 class Session(Protocol):
@@ -56,6 +57,8 @@ class StoppedThread:
     def argument(self, name: str) -> int:
         site = self._site
         assert site is not None
+        if name == CALLER:
+            return self.return_to()[0]
         if site.known is not None:
             return site.known.argument(self.frame, name, self.entered)
         assert site.prototype is not None

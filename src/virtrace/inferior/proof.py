@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from virtrace.binary import layouts
-from virtrace.recipe.path import RETURN
+from virtrace.recipe.path import CALLER, RETURN
 from virtrace.recipe.prototype import Parameter, Prototype
 
 # By position: the value, or None where it is not proven.
@@ -27,9 +27,9 @@ class Caller:
 
 
 def is_provable(prototype: Prototype, argument: str) -> bool:
-    """Whether of_static_function() may know this argument, or the result (RETURN)."""
+    """Whether of_static_function() may know this argument; RETURN and CALLER are none."""
     types = {parameter.name: parameter.type for parameter in prototype.parameters}
-    return argument == RETURN or types[argument].endswith("*")
+    return argument in (RETURN, CALLER) or types[argument].endswith("*")
 
 
 def of_driver_method(

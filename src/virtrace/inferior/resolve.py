@@ -7,13 +7,15 @@ static probe (``usdt``). What none of them finds is ``missing``, with the reason
 
 from __future__ import annotations
 
+import sys
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from virtrace.binary import layouts
 from virtrace.binary.abi import Abi
-from virtrace.binary.ctype import Array, CType, Opaque, Struct
+from virtrace.binary.ctype import Array, Code, CType, Opaque, Struct
 from virtrace.binary.pack import Pack
 from virtrace.binary.process import Module, Process
 from virtrace.errors import TargetError
@@ -29,7 +31,7 @@ from virtrace.inferior.target import (
 )
 from virtrace.inferior.tracer import Captures, LinePlan, PointPlan, SpanPlan
 from virtrace.recipe.model import CalledBy, DriverMethod, Point, Recipe, Span
-from virtrace.recipe.path import RETURN, Path
+from virtrace.recipe.path import CALLER, RETURN, Path
 from virtrace.recipe.prototype import Parameter, Prototype
 from virtrace.trace.format import Record
 
@@ -111,11 +113,10 @@ def resolve(
     inferred: Mapping[str, Inferred],
     packs: Mapping[str, Pack],
 ) -> list[ResolvedProbe]:
-    """inferred: what infer() found where there is no debug info; packs: by name of the module.
-
-    TargetError where none of the recipe's roots can be traced: it would see no call.
-    """
-    resolver = _Resolver(process, abi, packs)
+    """inferred: what infer() found where there is no debug info; packs: by name of the module."""
+    paths = (path for probe in recipe.probes for path in probe.captures.values())
+    named = any(path.name == CALLER for path in paths)
+    resolver = _Resolver(process, abi, packs, {CALLER: _caller_type(process)} if named else {})
     # Debug info and packs have the last word, also where they say that a function is inlined.
     usable = {
         span.name: inferred[span.name]
@@ -125,21 +126,30 @@ def resolve(
         and not (span.module in packs and span.name in packs[span.module].functions)
     }
     callers = {_caller(span.find) for span in recipe.spans if span.find and span.name in usable}
-    resolved = [
+    return [
         *(
             resolver.span(span, usable.get(span.name), span.name in callers)
             for span in recipe.spans
         ),
         *(resolver.point(point) for point in recipe.points),
     ]
-    roots = {span.name for span in recipe.spans if span.root}
-    missing = [probe for probe in resolved if probe.name in roots and not probe.sites]
-    if len(missing) == len(roots):
+
+
+def require_traceable(recipe: Recipe, resolved: Sequence[ResolvedProbe]) -> None:
+    """TargetError where nothing of the recipe can be recorded on this process.
+
+    That is where none of its roots, and none of the points that need no call, was found.
+    """
+    first = [
+        *(span.name for span in recipe.roots),
+        *(point.name for point in recipe.points if point.anywhere),
+    ]
+    missing = [probe for probe in resolved if probe.name in first and not probe.sites]
+    if len(missing) == len(first):
         raise TargetError(
             f"{missing[0].name} cannot be traced: {missing[0].why}",
             "`virtrace doctor` says what this daemon offers",
         )
-    return resolved
 
 
 def _caller(find: DriverMethod | CalledBy) -> str:
@@ -147,10 +157,18 @@ def _caller(find: DriverMethod | CalledBy) -> str:
 
 
 class _Resolver:
-    def __init__(self, process: Process, abi: Abi, packs: Mapping[str, Pack]) -> None:
+    def __init__(
+        self,
+        process: Process,
+        abi: Abi,
+        packs: Mapping[str, Pack],
+        caller: Mapping[str, CType],
+    ) -> None:
+        """caller: the type of CALLER, where the recipe captures it."""
         self._process = process
         self._abi = abi
         self._packs = packs
+        self._caller = caller
 
     def span(self, span: Span, inferable: Inferred | None, is_caller: bool) -> ResolvedProbe:
         """is_caller: the arguments of another are proven by those of this one."""
@@ -277,7 +295,7 @@ class _Resolver:
         sites = tuple(
             Site(
                 f"*{body.known.pc if body.known else body.entry:#x}",
-                build(body.types),
+                build({**body.types, **self._caller}),
                 body.known is None or body.known.pc == body.entry,
                 body.known,
                 prototype,
@@ -347,6 +365,26 @@ def _hexadecimal(addresses: Sequence[int]) -> str:
     return ", ".join(f"{address:#x}" for address in addresses) or "no place"
 
 
+def _caller_type(process: Process) -> Code:
+    """What called a function, by the name of the exported function of libvirt that it is in."""
+    exported = sorted(
+        (module.base + start, module.base + end, name)
+        for module in process.modules
+        if module.name.startswith("libvirt")
+        for start, end, name in module.elf.exported_functions()
+    )
+
+    def name(return_address: int) -> str:
+        # A call can be the last instruction of its function.
+        call = return_address - 1
+        at = bisect_right(exported, (call, sys.maxsize, "")) - 1
+        if at < 0 or call >= exported[at][1]:
+            raise Unavailable("it was called by a function that is not exported")
+        return exported[at][2]
+
+    return Code(name)
+
+
 def _span_plan(
     span: Span, types: Mapping[str, CType], *, parameters: Sequence[Parameter], moved: bool
 ) -> SpanPlan:
@@ -356,7 +394,7 @@ def _span_plan(
 
 
 def _point_plan(point: Point, types: Mapping[str, CType]) -> PointPlan:
-    anywhere = point.answers is not None
+    anywhere = point.anywhere or point.answers is not None
     return PointPlan(point.name, _compile(point.capture, types), anywhere, point.at_return)
 
 

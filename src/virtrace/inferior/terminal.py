@@ -8,16 +8,18 @@ import queue
 import shlex
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import gdb
 
-from virtrace.analysis.spans import Call, CallBuilder
+from virtrace.analysis.spans import CallBuilder
 from virtrace.report import text
 from virtrace.report.highlight import style_for
 from virtrace.trace.format import Event, Record
 
-# Calls that may wait to be shown; a terminal that falls further behind misses some.
+# Calls, and what is outside of them, that may wait to be shown; a terminal that falls further
+# behind misses some.
 _WAITING = 1000
 
 
@@ -74,13 +76,15 @@ class TerminalView:
     def event(self, event: Event) -> None:
         call = self._builder.feed(event)
         if call is not None:
-            self._show(call)
+            self._show(partial(text.call_tree, call, self._style))
+        self._show_apart()
 
     def summary(self, footer: Record) -> None:
         for call in self._builder.finish():
-            self._show(call)
+            self._show(partial(text.call_tree, call, self._style))
+        self._show_apart()
         if self._not_shown:
-            missed = f"{self._not_shown:,} calls are not shown: the terminal did not keep up\n"
+            missed = f"{self._not_shown:,} of these are not shown: the terminal did not keep up\n"
             self._waiting.put(lambda: [missed])
         self._waiting.put(
             lambda: text.summary(
@@ -99,9 +103,13 @@ class TerminalView:
             # In short turns, so that Ctrl-C gets through.
             self._writer.join(0.1)
 
-    def _show(self, call: Call) -> None:
+    def _show_apart(self) -> None:
+        for node in self._builder.take_apart():
+            self._show(partial(text.apart, node, self._style))
+
+    def _show(self, lines: Callable[[], Iterable[str]]) -> None:
         if self._waiting.qsize() < _WAITING:
-            self._waiting.put(lambda: text.call_tree(call, self._style))
+            self._waiting.put(lines)
         else:
             self._not_shown += 1
 

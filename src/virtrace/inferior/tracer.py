@@ -82,7 +82,7 @@ class SpanPlan:
 class PointPlan:
     """A recipe's point as it was resolved.
 
-    anywhere: recorded outside of traced calls too (an answer comes on another thread).
+    anywhere: recorded outside of recorded calls too (an answer comes on another thread).
     at_return: recorded when its function returns, with the arguments it was called with.
     """
 
@@ -136,12 +136,15 @@ class RawEvent:
 
 @dataclass
 class _Open:
-    """A function that was entered. Of a point at its return, span is that of its parent."""
+    """A function that was entered.
+
+    Of a point at its return, span is that of its parent; None outside of recorded calls.
+    """
 
     plan: SpanPlan | PointPlan
-    span: int
+    span: int | None
     parent: int | None
-    call: int
+    call: int | None
     return_pc: int
     return_sp: int
     recorded: bool
@@ -173,7 +176,10 @@ class Tracer:
 
     @property
     def calls_open(self) -> int:
-        return sum(1 for spans in self._threads.values() if spans and spans[0].recorded)
+        return sum(
+            any(opened.recorded and isinstance(opened.plan, SpanPlan) for opened in spans)
+            for spans in self._threads.values()
+        )
 
     def enter(self, plan: SpanPlan | PointPlan, stop: Stop, return_pc: int, return_sp: int) -> bool:
         """A function was entered. False: its return is not needed, nothing is traced here."""
@@ -184,11 +190,15 @@ class Tracer:
         # calls itself so: that one is gone too, by longjmp or with its thread.
         if any(span.plan is plan and span.return_sp == return_sp for span in spans):
             self._abandon(spans, stop, lambda gone: gone.return_sp == return_sp)
-        parent = spans[-1] if spans else None
+        parent = next((opened for opened in reversed(spans) if opened.call is not None), None)
         if isinstance(plan, PointPlan):
-            if parent is None or not parent.recorded:
+            if parent is not None and parent.recorded:
+                span, call = parent.span, parent.call
+            elif plan.anywhere:
+                span, call = None, None
+            else:
                 return False
-            opened = _Open(plan, parent.span, parent.span, parent.call, return_pc, return_sp, True)
+            opened = _Open(plan, span, span, call, return_pc, return_sp, True)
         elif parent is None and not plan.root:
             return False
         else:
@@ -230,7 +240,7 @@ class Tracer:
             closed = spans.pop()
             if closed.recorded:
                 self._leave(closed, stop)
-                self.calls_done += not spans
+                self.calls_done += isinstance(closed.plan, SpanPlan) and closed.parent is None
 
     def _leave(self, closed: _Open, stop: Stop) -> None:
         def argument(name: str) -> int:
@@ -250,13 +260,16 @@ class Tracer:
 
     def point(self, plan: PointPlan, stop: Stop) -> None:
         span, call = None, None
-        if not plan.anywhere:
-            spans = self._threads.get(stop.tid, [])
-            # A span whose frame is gone cannot be where we are.
-            inside = next((span for span in reversed(spans) if span.return_sp > stop.sp), None)
-            if inside is None or not inside.recorded:
-                return
+        spans = self._threads.get(stop.tid, [])
+        # A span whose frame is gone cannot be where we are.
+        inside = next(
+            (one for one in reversed(spans) if one.return_sp > stop.sp and one.call is not None),
+            None,
+        )
+        if inside is not None and inside.recorded:
             span, call = inside.span, inside.call
+        elif not plan.anywhere:
+            return
         values = _values(plan.capture, stop.memory, stop.argument)
         self._point(plan.name, stop, span, call, values)
 

@@ -16,14 +16,23 @@ from virtrace.recipe import path, prototype
 from virtrace.recipe.model import Answer, CalledBy, DriverMethod, Point, Recipe, Span
 
 VERSION = 1
-MAX_BYTES = 1 << 18
+MAX_BYTES = 1 << 16
 # Declarations go through regular expressions, which long text could keep busy for hours.
 MAX_TEXT = 2000
+# Of spans, and of points: each is a breakpoint or more.
+MAX_PROBES = 100
+# Of one probe, and of an answer's `by`.
+MAX_VALUES = 50
 
 # What reaches GDB, or names a file, is no more than a name.
-_C_NAME = re.compile(r"[A-Za-z_]\w*")
-_FILE_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
-_PROBE_NAME = re.compile(r"[A-Za-z_]\w*:[A-Za-z_]\w*")
+_C_NAME = re.compile(r"[A-Za-z_]\w{,199}", re.A)
+_FILE_NAME = re.compile(r"[A-Za-z0-9][\w.+-]{,199}", re.A)
+_PROBE_NAME = re.compile(r"[A-Za-z_]\w{,99}:[A-Za-z_]\w{,99}", re.A)
+_IN_WORDS = {
+    _C_NAME: "a name as C has them, such as qemuDomainGetBlockInfo",
+    _FILE_NAME: "a name of letters, digits and . _ + -, such as libvirt.so.0",
+    _PROBE_NAME: "`provider:name`, such as libvirt:qemu_monitor_send_msg",
+}
 
 _NULL = "tag:yaml.org,2002:null"
 _BOOLEAN = "tag:yaml.org,2002:bool"
@@ -46,7 +55,9 @@ def load(file: FilePath) -> Recipe:
             f"cannot read the recipe {file}: {error.strerror}", "check its name and its mode"
         ) from error
     if len(data) > MAX_BYTES:
-        raise RecipeError(f"{file} is larger than 256 KiB", "name a recipe's YAML file")
+        raise RecipeError(
+            f"{file} is larger than {MAX_BYTES >> 10} KiB", "name a recipe's YAML file"
+        )
     return loads(data, str(file))
 
 
@@ -95,7 +106,7 @@ class _Node:
             key = _Node(key_node, self._file)
             name = key.text()
             if name in seen:
-                key.fail(f"{name!r} stands here twice", "remove one of them")
+                key.fail(f"{path.shortened(name)} stands here twice", "remove one of them")
             seen.add(name)
             yield name, key, _Node(value_node, self._file)
 
@@ -108,15 +119,20 @@ class _Node:
             if name not in allowed:
                 close = difflib.get_close_matches(name, allowed, 1)
                 hint = f"did you mean {close[0]!r}? " if close else ""
-                key.fail(f"unknown key {name!r}", f"{hint}allowed here: {', '.join(allowed)}")
+                key.fail(
+                    f"unknown key {path.shortened(name)}",
+                    f"{hint}allowed here: {', '.join(allowed)}",
+                )
             values[name] = value
         for name in sorted(set(required) - set(values)):
             self.fail(f"the key {name!r} is missing", f"add `{name}: ...`")
         return values
 
-    def sequence(self) -> list[_Node]:
+    def sequence(self, most: int) -> list[_Node]:
         if not isinstance(self._node, yaml.SequenceNode):
             self.fail(f"found {self._kind}", "write a list here (lines that begin with `- `)")
+        if len(self._node.value) > most:
+            self.fail(f"found {len(self._node.value)} elements", f"write at most {most}")
         return [_Node(child, self._file) for child in self._node.value]
 
     def text(self) -> str:
@@ -130,13 +146,13 @@ class _Node:
     def name(self, pattern: re.Pattern[str]) -> str:
         text = self.text()
         if not pattern.fullmatch(text):
-            self.fail(f"found {text!r}", f"write a name here, which matches {pattern.pattern}")
+            self.fail(f"found {path.shortened(text)}", f"write {_IN_WORDS[pattern]}")
         return text
 
     def flag(self) -> bool:
         text = self.text()
         if text not in _BOOLEANS:
-            self.fail(f"found {text!r}", "write true or false")
+            self.fail(f"found {path.shortened(text)}", "write true or false")
         return _BOOLEANS[text]
 
     def parsed(self, parse: Callable[[str], T], remedy: str) -> T:
@@ -150,7 +166,7 @@ class _Node:
         if isinstance(self._node, yaml.MappingNode):
             return {name: value.plain() for name, _, value in self.items()}
         if isinstance(self._node, yaml.SequenceNode):
-            return [child.plain() for child in self.sequence()]
+            return [_Node(child, self._file).plain() for child in self._node.value]
         text = self.text()
         if self._node.tag == _BOOLEAN and text in _BOOLEANS:
             return _BOOLEANS[text]
@@ -162,23 +178,31 @@ class _Node:
             return "a mapping"
         if isinstance(self._node, yaml.SequenceNode):
             return "a list"
-        return "nothing" if self._node.tag == _NULL else f"{self._node.value!r}"
+        return "nothing" if self._node.tag == _NULL else path.shortened(self._node.value)
 
 
 def _recipe(root: _Node) -> Recipe:
-    keys = root.mapping({"virtrace", "name", "about", "try", "spans"}, {"points"})
+    keys = root.mapping({"virtrace", "name", "about", "try"}, {"spans", "points"})
     version = keys["virtrace"]
     if version.text() != str(VERSION):
         version.fail(
             f"this is a recipe of version {version.text()}",
             f"this virtrace reads version {VERSION}: use a newer virtrace",
         )
-    spans = [_span(node) for node in keys["spans"].sequence()]
+    spans = [_span(node) for node in keys["spans"].sequence(MAX_PROBES)] if "spans" in keys else []
+    points = (
+        [_point(node) for node in keys["points"].sequence(MAX_PROBES)] if "points" in keys else []
+    )
     if not any(span.root for span in spans):
-        keys["spans"].fail(
-            "no span is a root", "mark the API function that starts a call with `root: true`"
-        )
-    points = [_point(node) for node in keys["points"].sequence()] if "points" in keys else []
+        if spans:
+            keys["spans"].fail(
+                "no span is a root", "mark the API function that starts a call with `root: true`"
+            )
+        if not any(point.anywhere for point in points):
+            root.fail(
+                "nothing would be recorded: there is no span, and no point is recorded anywhere",
+                "add `spans:` with a root, or `anywhere: true` to a point",
+            )
     recipe = Recipe(
         name=keys["name"].name(_FILE_NAME),
         about=keys["about"].text().strip(),
@@ -187,18 +211,39 @@ def _recipe(root: _Node) -> Recipe:
         points=tuple(points),
         raw=root.plain(),
     )
-    names = [probe.name for probe in recipe.probes]
-    for name in names:
-        if names.count(name) > 1:
-            root.fail(f"two probes are named {name!r}", "give each its own name")
-    asked = [point.name for point in points]
-    for point in points:
-        if point.answers and point.answers.point not in asked:
-            root.fail(
-                f"{point.name!r} answers {point.answers.point!r}, which is no point here",
-                f"name one of: {', '.join(asked)}",
-            )
+    nodes = [
+        node
+        for key in ("spans", "points")
+        if key in keys
+        for node in keys[key].sequence(MAX_PROBES)
+    ]
+    names = set()
+    for node, probe in zip(nodes, recipe.probes):
+        if probe.name in names:
+            node.fail(f"a second probe is named {probe.name!r}", "give each its own name")
+        names.add(probe.name)
+    for node, probe in zip(nodes, recipe.probes):
+        if isinstance(probe, Point) and probe.answers:
+            _check_answers(node, probe, probe.answers, points)
     return recipe
+
+
+def _check_answers(node: _Node, point: Point, answers: Answer, points: list[Point]) -> None:
+    asked = {other.name: other for other in points}.get(answers.point)
+    if asked is None:
+        node.fail(
+            f"{point.name!r} answers {answers.point!r}, which is no point here",
+            f"name one of: {', '.join(other.name for other in points)}",
+        )
+    for one in (point, asked):
+        known = {*one.capture, *(["json"] if one.json else ())}
+        for name in answers.by:
+            # What neither has would agree always.
+            if name.split(".")[0] not in known:
+                node.fail(
+                    f"{name!r}, by which it answers, is no value of {one.name!r}",
+                    f"name one of: {', '.join(sorted(known)) or 'none, capture one'}",
+                )
 
 
 _DECLARATION = "write it as C declares it, such as `int virDomainGetState(virDomainPtr domain)`"
@@ -206,8 +251,11 @@ _DECLARATION = "write it as C declares it, such as `int virDomainGetState(virDom
 
 def _captures(node: _Node | None, known: set[str] | None) -> dict[str, path.Path]:
     """known: the names of the arguments, where the recipe declares them."""
-    captures = {}
-    for name, _, value in node.items() if node else ():
+    captures: dict[str, path.Path] = {}
+    for name, key, value in node.items() if node else ():
+        key.name(_C_NAME)
+        if len(captures) == MAX_VALUES:
+            key.fail(f"found more than {MAX_VALUES} values", "make two recipes of it")
         captures[name] = parsed = value.parsed(path.parse, "such as: disk")
         for argument in parsed.arguments:
             if known is not None and argument not in known:
@@ -228,8 +276,13 @@ def _span(node: _Node) -> Span:
         )
     if "prototype" in keys:
         declared = keys["prototype"].parsed(prototype.parse, _DECLARATION)
-        known = {parameter.name for parameter in declared.parameters}
+        known = {parameter.name for parameter in declared.parameters} | {path.CALLER}
         name = declared.name
+    elif "find" in keys:
+        keys["find"].fail(
+            "how to find a function is of use only with its declaration",
+            "write `prototype:` instead of `function:`",
+        )
     else:
         declared, known, name = None, None, keys["function"].name(_C_NAME)
     return Span(
@@ -261,7 +314,11 @@ def _find(node: _Node) -> DriverMethod | CalledBy:
 
 def _point(node: _Node) -> Point:
     keys = node.mapping(
-        {"name", "module"}, {"prototype", "usdt", "arguments", "at", "capture", "json", "answers"}
+        {"name", "module"},
+        {
+            *("prototype", "usdt", "arguments", "at"),
+            *("capture", "json", "answers", "anywhere", "optional"),
+        },
     )
     at_return = False
     usdt = None
@@ -275,6 +332,10 @@ def _point(node: _Node) -> Point:
         parameters = keys["arguments"].parsed(prototype.parse_parameters, _DECLARATION)
         declared = prototype.Prototype(usdt, "void", parameters)
     elif "prototype" in keys:
+        if "arguments" in keys:
+            keys["arguments"].fail(
+                "a function's arguments stand in its `prototype:`", "remove this"
+            )
         declared = keys["prototype"].parsed(prototype.parse, _DECLARATION)
         if "at" in keys:
             at = keys["at"].text()
@@ -284,21 +345,30 @@ def _point(node: _Node) -> Point:
     else:
         node.fail("a point is a static probe or a function", "write `usdt:` or `prototype:`")
     known = {parameter.name for parameter in declared.parameters}
-    captures = _captures(keys.get("capture"), known | {path.RETURN} if at_return else known)
+    if usdt is None:
+        known |= {path.CALLER, path.RETURN} if at_return else {path.CALLER}
+    captures = _captures(keys.get("capture"), known)
     answers = None
     if "answers" in keys:
         answer = keys["answers"].mapping({"point", "by"})
-        by = tuple(value.text() for value in answer["by"].sequence())
+        by = tuple(value.text() for value in answer["by"].sequence(MAX_VALUES))
+        if not by:
+            answer["by"].fail("found nothing to answer by", "name values, such as [mon, json.id]")
         answers = Answer(answer["point"].text(), by)
     json = keys["json"].text() if "json" in keys else None
-    if json is not None and json not in captures:
-        keys["json"].fail(f"{json!r} is not captured", "name a value of `capture:`")
+    if json is not None and (json not in captures or "json" in captures):
+        keys["json"].fail(
+            f"{path.shortened(json)} is not captured, or `json` is",
+            "name a value of `capture:`, which must leave the name json free",
+        )
     return Point(
         name=keys["name"].name(_FILE_NAME),
         module=keys["module"].name(_FILE_NAME),
         prototype=declared,
         usdt=usdt,
         at_return=at_return,
+        anywhere="anywhere" in keys and keys["anywhere"].flag(),
+        optional="optional" in keys and keys["optional"].flag(),
         capture=captures,
         json=json,
         answers=answers,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,6 +48,11 @@ class Span:
     exit: Mapping[str, Path] = field(default_factory=dict)
     lines: Mapping[str, Path] | None = None
 
+    @property
+    def captures(self) -> Mapping[str, Path]:
+        """Those of lines apart."""
+        return {**self.enter, **self.exit}
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -65,6 +71,7 @@ class Point:
 
     usdt: ``provider:name``. prototype: of the function, or of the probe's arguments.
     at_return: its captures may use what the function returned.
+    anywhere: recorded outside of recorded calls too. optional: many versions do not have it.
     json: the captured text that is JSON; the value ``json`` holds it parsed.
     """
 
@@ -73,9 +80,15 @@ class Point:
     prototype: Prototype
     usdt: str | None = None
     at_return: bool = False
+    anywhere: bool = False
+    optional: bool = False
     capture: Mapping[str, Path] = field(default_factory=dict)
     json: str | None = None
     answers: Answer | None = None
+
+    @property
+    def captures(self) -> Mapping[str, Path]:
+        return self.capture
 
 
 @dataclass(frozen=True)
@@ -94,10 +107,20 @@ class Recipe:
         return (*self.spans, *self.points)
 
     @property
+    def summary(self) -> str:
+        """What it is about, in a line: the beginning of its first sentence."""
+        return " ".join(re.split(r"[.:;](?:\s|$)", self.about, maxsplit=1)[0].split())
+
+    @property
+    def roots(self) -> tuple[Span, ...]:
+        """Where calls begin. Without any, only what is recorded anywhere is."""
+        return tuple(span for span in self.spans if span.root)
+
+    @property
     def modules(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(probe.module for probe in self.probes))
 
     @property
     def filters(self) -> tuple[str, ...]:
         """The keys that a filter (``--where KEY=VALUE``) can name."""
-        return tuple(dict.fromkeys(key for span in self.spans if span.root for key in span.enter))
+        return tuple(dict.fromkeys(key for span in self.roots for key in span.enter))

@@ -9,10 +9,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from virtrace.recipe.path import shortened
+
 _FUNCTION = re.compile(
-    r"(?P<returns>[\w\s*]+[\s*])(?P<name>[A-Za-z_]\w*)\s*\((?P<parameters>.*)\)", re.S
+    r"(?P<returns>[\w\s*]+[\s*])(?P<name>[A-Za-z_]\w*)\s*\((?P<parameters>.*)\)", re.A | re.S
 )
-_PARAMETER = re.compile(r"(?P<type>[\w\s*]+[\s*])(?P<name>[A-Za-z_]\w*)", re.S)
+_PARAMETER = re.compile(r"(?P<type>[\w\s*]+[\s*])(?P<name>[A-Za-z_]\w*)", re.A | re.S)
 _QUALIFIERS = re.compile(r"\b(?:const|struct|enum)\b")
 
 
@@ -50,9 +52,9 @@ def parse_parameters(text: str) -> tuple[Parameter, ...]:
     for part in [] if parts == ["void"] else parts:
         match = _PARAMETER.fullmatch(part)
         if not match:
-            raise ValueError(f"{part!r} is not a parameter: write its type and its name")
+            raise ValueError(f"{shortened(part)} is not a parameter: write its type and its name")
         if any(match["name"] == earlier.name for earlier in parameters):
-            raise ValueError(f"{match['name']!r} stands here twice")
+            raise ValueError(f"{shortened(match['name'])} stands here twice")
         parameters.append(Parameter(match["name"], normal_type(match["type"])))
     return tuple(parameters)
 
@@ -60,6 +62,6 @@ def parse_parameters(text: str) -> tuple[Parameter, ...]:
 def parse(text: str) -> Prototype:
     match = _FUNCTION.fullmatch(text.strip().rstrip(";"))
     if not match:
-        raise ValueError(f"{text!r} is not the declaration of a C function")
+        raise ValueError(f"{shortened(text)} is not the declaration of a C function")
     parameters = parse_parameters(match["parameters"])
     return Prototype(match["name"], normal_type(match["returns"]), parameters)

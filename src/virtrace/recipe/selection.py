@@ -24,6 +24,11 @@ def parse(
 ) -> Selection:
     """where: ``KEY=VALUE`` texts. UsageError where one of the three cannot be meant."""
     wanted = {}
+    if not recipe.roots and (where or calls):
+        raise UsageError(
+            f"the recipe {recipe.name} traces no calls that could be chosen or counted",
+            "end it with Ctrl-C, --seconds or `-- COMMAND`",
+        )
     for text in where:
         key, equals, value = text.partition("=")
         if not equals or key not in recipe.filters:

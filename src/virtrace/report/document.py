@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 
 from virtrace.analysis.qmp import Exchange
-from virtrace.analysis.spans import Call, Child, Span
+from virtrace.analysis.spans import Call, Child, Point, Span
 from virtrace.analysis.summary import Movement, Statistics, Summary, histograms
 from virtrace.trace.format import Event, Record
 from virtrace.trace.reader import Trace
@@ -17,19 +17,27 @@ SUMMARY_FORMAT = "virtrace-summary"
 SUMMARY_VERSION = 1
 
 
-def lines(trace: Trace, calls: Iterable[Call]) -> Iterator[str]:
-    """The document, a call a line. RecursionError where a call is nested too deep for JSON."""
+def lines(trace: Trace, nodes: Iterable[Call | Point | Exchange]) -> Iterator[str]:
+    """The document, a call a line. RecursionError where a call is nested too deep for JSON.
+
+    nodes: the calls, and what is outside of them.
+    """
     yield f'{{"format": "{FORMAT}", "version": {VERSION},'
     yield f'"header": {json.dumps(trace.header)},'
     yield '"calls": ['
     waiting = ""
-    for call in calls:
+    apart = []
+    for node in nodes:
+        if not isinstance(node, Call):
+            apart.append(_node(node))
+            continue
         if waiting:
             yield waiting + ","
-        waiting = json.dumps(call_record(call))
+        waiting = json.dumps(call_record(node))
     if waiting:
         yield waiting
-    yield f'], "footer": {json.dumps(trace.footer)}, "problems": {json.dumps(trace.problems)}}}'
+    yield f'], "outside": {json.dumps(apart)},'
+    yield f'"footer": {json.dumps(trace.footer)}, "problems": {json.dumps(trace.problems)}}}'
 
 
 def call_record(call: Call) -> Record:

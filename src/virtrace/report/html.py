@@ -50,9 +50,11 @@ _CLOSED = Style(unicode=True)
 _LINES_WIDTH = 40
 
 
-def page(trace: Trace, calls: Sequence[Call]) -> str:
-    """The whole document."""
-    summary = summarize(calls)
+def page(trace: Trace, nodes: Sequence[Call | Point | Exchange]) -> str:
+    """The whole document. nodes: calls, and what is outside of them."""
+    summary = summarize(nodes)
+    calls = [node for node in nodes if isinstance(node, Call)]
+    apart = [node for node in nodes if not isinstance(node, Call)]
     texts, stories = _Texts(), _Stories(trace)
     anchored = [(f"call-{number}", call) for number, call in enumerate(calls, 1)]
     environment = Environment(
@@ -82,7 +84,8 @@ def page(trace: Trace, calls: Sequence[Call]) -> str:
         timeline_of_all=timeline(anchored, None) if calls else None,
         chain=Markup(diagram.svg(chains(calls), alone=False)) if calls else None,
         **_summary(summary, anchored, meanings),
-        exchanges=list(_conversation(calls)),
+        apart=[_apart(node, texts) for node in apart],
+        exchanges=list(_conversation(calls, apart)),
         stored=texts.stored,
         stories=stories.stored,
         facts=list(_facts(trace)),
@@ -171,9 +174,10 @@ def _marked(text: str) -> Markup:
     return Markup(html.escape(safe(text, _STYLE), quote=False))
 
 
-def _conversation(calls: Iterable[Call]) -> Iterator[Record]:
+def _conversation(calls: Iterable[Call], apart: Iterable[Point | Exchange]) -> Iterator[Record]:
     """Every exchange in order of time, with the anchor of where all of it stands."""
-    exchanges = [node for call in calls for node in call.nodes() if isinstance(node, Exchange)]
+    inside = (node for call in calls for node in call.nodes())
+    exchanges = [node for node in (*inside, *apart) if isinstance(node, Exchange)]
     for node in sorted(exchanges, key=lambda node: node.t_enter_ns):
         yield {
             "when": f"+{units.seconds(node.t_enter_ns)}",
@@ -252,6 +256,14 @@ def _call(anchor: str, call: Call, texts: _Texts, stories: _Stories) -> Record:
         "meaning": None if story is None else stories.stored[story],
         "timeline": timeline([(anchor, call)], {id(node): _anchor(node) for node in nodes}),
         "steps": list(_steps(call, answer, texts)),
+    }
+
+
+def _apart(node: Point | Exchange, texts: _Texts) -> Record:
+    return {
+        "anchor": _anchor(node),
+        "pieces": _joined(pieces.said_apart(node, _STYLE)),
+        "refs": list(texts.of(node)),
     }
 
 

@@ -211,6 +211,14 @@ def said(node: Child, style: Style) -> list[Piece]:
     return _exchange(node, style) if isinstance(node, qmp.Exchange) else _point(node.event, style)
 
 
+def said_apart(node: Point | qmp.Exchange, style: Style) -> list[Piece]:
+    """When and where it happened, outside of calls, and what: monitors tell domains apart."""
+    event = node.event if isinstance(node, Point) else node.send
+    mon = event.values.get("mon")
+    where = f"monitor {mon}" if isinstance(mon, str) else f"thread {event.tid}"
+    return [(f"+{units.seconds(event.t_ns)}", "dim"), *words(where, "dim"), *said(node, style)]
+
+
 def reply_of(node: Child) -> Event | None:
     """The QMP reply that belongs below the node's line."""
     if isinstance(node, qmp.Exchange):
@@ -270,7 +278,7 @@ def _exchange(node: qmp.Exchange, style: Style) -> list[Piece]:
 
 def _point(event: Event, style: Style) -> list[Piece]:
     values = event.values
-    if event.name == ERROR:
+    if event.name == ERROR or (event.name.startswith(f"{ERROR}.") and "message" in values):
         pieces = raised(event)
         if "function" in values:
             place = f"{values.get('file')}:{values.get('line')}"
@@ -279,6 +287,13 @@ def _point(event: Event, style: Style) -> list[Piece]:
     if event.name == qmp.REPLY:
         size = length(values.get("text"))
         return [("QMP", "dim"), *words(f"reply of {size} to a command that was not seen")]
+    document = values.get("json")
+    if event.name == qmp.EVENT and isinstance(document, dict) and "event" in document:
+        pieces = [("QMP event", "dim"), (plain(document["event"]), "bold")]
+        if "data" in document:
+            data = compact(document["data"])
+            pieces.append((data if style.full else shorten(data, style.width, style), "json"))
+        return pieces
     inline = [
         (f"{name}={text}", role)
         for name, value in values.items()
@@ -381,7 +396,11 @@ def flat(struct: Record) -> list[tuple[str, Json]]:
 
 def counts(footer: Record | None, tally: Tally) -> list[Piece]:
     """How many calls and events there are, and what is wrong with how many of them."""
-    pieces = [(units.count(tally.calls, "call"), "bold")]
+    pieces = []
+    if tally.calls or not tally.apart:
+        pieces.append((units.count(tally.calls, "call"), "bold"))
+    if tally.apart:
+        pieces.append((f"{tally.apart:,} outside of calls", "" if tally.calls else "bold"))
     if tally.failed:
         pieces.append((f"{tally.failed:,} failed", "red"))
     if tally.incomplete:

@@ -30,6 +30,8 @@ def lines(summary: Summary, style: Style) -> Iterator[str]:
 
 def headline(summary: Summary) -> list[Piece]:
     """How many calls, how many of them in error, how long they took."""
+    if not summary.calls.count:
+        return [("no calls", "bold")]
     calls = summary.calls
     pieces = [
         (units.count(calls.count, "call"), "bold"),

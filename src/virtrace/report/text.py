@@ -13,7 +13,8 @@ import shlex
 from collections.abc import Iterator
 
 from virtrace.analysis import qmp
-from virtrace.analysis.spans import Call, Tally
+from virtrace.analysis.qmp import Exchange
+from virtrace.analysis.spans import Call, Point, Tally
 from virtrace.report import units
 from virtrace.report.highlight import Style, cells, paint, safe, shorten
 from virtrace.report.lines import ROOM, copyable, fold, label, labelled, room_beside
@@ -43,6 +44,7 @@ from virtrace.report.pieces import (
     reply_of,
     rows,
     said,
+    said_apart,
     shown,
     words,
 )
@@ -127,6 +129,14 @@ def call_tree(call: Call, style: Style) -> Iterator[str]:
                 )
             )
     yield ""
+
+
+def apart(node: Point | Exchange, style: Style) -> Iterator[str]:
+    """What happened outside of calls, in a line, and below it QEMU's reply."""
+    yield from fold(said_apart(node, style), style, below="  ")
+    reply = reply_of(node)
+    if reply is not None and (style.full or qmp.error_of(reply) is None):
+        yield from _reply(reply.values, "    ", style)
 
 
 def summary(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 _BYTES = frozenset({"capacity", "allocation", "physical", "wr_highest_offset", "write_threshold"})
+_KIB = frozenset({"maxMem", "memory"})
 _BYTES_ENDING = "_bytes"
-_NS_ENDING = "_times"
+_NS_ENDINGS = ("_times", "cpuTime")
 
 _BINARY = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _NS_PER_SECOND = 1_000_000_000
@@ -15,7 +16,9 @@ def reading(field: str, value: int) -> str | None:
     """``value`` in the unit that the C field of this name has; None for a plain number."""
     if field in _BYTES or field.endswith(_BYTES_ENDING):
         return binary(value)
-    if field.endswith(_NS_ENDING) and value:
+    if field in _KIB:
+        return binary(value << 10)
+    if field.endswith(_NS_ENDINGS) and value:
         return duration(value)
     return None
 

@@ -1,0 +1,87 @@
+"""``virtrace recipe``: which recipes there are, and what one would find on a daemon."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from virtrace.binary.process import check_traceable, choose_daemon
+from virtrace.cli.gdb import check
+from virtrace.cli.record import fetch_debug_info, require_gdb
+from virtrace.errors import ANSWER_IS_NO, DONE
+from virtrace.recipe import catalogue
+from virtrace.report import text, units
+from virtrace.report.highlight import Style, style_for
+from virtrace.report.lines import fold
+from virtrace.report.pieces import attached, words
+from virtrace.trace.format import Record
+
+
+def add_parser(subparsers: Any) -> None:
+    recipe = subparsers.add_parser(
+        "recipe",
+        help="list, show and check recipes",
+        description="A recipe says what to trace; docs/recipes.md has the format.",
+    )
+    actions = recipe.add_subparsers(metavar="ACTION", required=True)
+    listing = actions.add_parser("list", help="the shipped recipes, a line each")
+    listing.set_defaults(run=_list)
+    show = actions.add_parser("show", help="print a recipe's file, as a start for one of your own")
+    show.set_defaults(run=_show)
+    checking = actions.add_parser(
+        "check",
+        help="read a recipe, and say what it would find on a daemon",
+        description="Read a recipe and say what is wrong with it. With a daemon, say what each of "
+        "its probes and values would resolve to there; the daemon is not stopped.",
+        epilog="Exit status: 0 sound, 1 a probe that is not optional was not found, 2 not a "
+        "recipe, 3 the daemon cannot be traced.",
+    )
+    checking.set_defaults(run=_check)
+    for action in (show, checking):
+        action.add_argument("recipe", metavar="RECIPE", help="a shipped recipe, or a file")
+    target = checking.add_mutually_exclusive_group()
+    target.add_argument("-p", "--pid", type=int, help="the daemon")
+    target.add_argument("--process", metavar="NAME", help="the daemon of this name")
+
+
+def _list(_: argparse.Namespace) -> int:
+    recipes = [catalogue.find(name) for name in catalogue.shipped()]
+    width = max(len(recipe.name) for recipe in recipes)
+    for recipe in recipes:
+        print(f"{recipe.name:<{width}}  {recipe.summary}")
+    return DONE
+
+
+def _show(args: argparse.Namespace) -> int:
+    catalogue.find(args.recipe)
+    print(catalogue.file_of(args.recipe).read_text(encoding="utf-8"), end="")
+    return DONE
+
+
+def _check(args: argparse.Namespace) -> int:
+    recipe = catalogue.find(args.recipe)
+    if args.pid is None and args.process is None:
+        spans = units.count(len(recipe.spans), "span")
+        points = units.count(len(recipe.points), "point")
+        print(f"{recipe.name} is sound: {spans}, {points}; with -p PID: what they find there")
+        return DONE
+    process = check_traceable(args.pid if args.pid is not None else choose_daemon(args.process))
+    require_gdb()
+    header = check(args.recipe, process.pid, fetch_debug_info(process, recipe.modules))
+    missing = {probe["name"] for probe in header["probes"] if probe["level"] == "missing"}
+    needed = [probe.name for probe in recipe.probes if not probe.optional and probe.name in missing]
+    for line in _found(header, needed, style_for(sys.stdout)):
+        print(line)
+    return ANSWER_IS_NO if needed else DONE
+
+
+def _found(header: Record, needed: list[str], style: Style) -> Iterator[str]:
+    if needed:
+        verdict = words(f"not found, and not optional: {', '.join(needed)}", "red")
+    else:
+        verdict = words("every probe that is not optional was found", "bold")
+    yield from fold([(f"{header['recipe']['name']}:", "bold"), *verdict], style, below="  ")
+    yield from fold(attached(header), style, below="  ")
+    yield from text.levels(header, style)

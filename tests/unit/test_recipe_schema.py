@@ -1,0 +1,130 @@
+"""The schema of recipes takes what the loader takes, and refuses what has another structure."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from test_recipe import BROKEN, GOOD, ROOTLESS, changed
+
+from virtrace.errors import RecipeError
+from virtrace.recipe import catalogue, loader
+from virtrace.recipe.loader import loads
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SCHEMA = json.loads((Path(loader.__file__).parent / "schema.json").read_text())
+VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
+DOCUMENTATION = (REPOSITORY / "docs" / "recipes.md").read_text()
+EXAMPLES = re.findall(r"^```yaml\n(.*?)^```", DOCUMENTATION, re.M | re.S)
+SHIPPED = {name: catalogue.file_of(name).read_text() for name in catalogue.shipped()}
+# What only the loader can know: it takes the parts of a recipe together, or reads the C in them.
+BEYOND_A_SCHEMA = (
+    "'name' stands here twice",
+    "is not an arg",
+    "no point here",
+    "a second probe",
+    "declaration",
+    "not YAML",
+    "only with its declaration",
+    "no value of",
+    "by which it answers",
+    "found 'yes'",  # which YAML itself takes for true
+)
+
+
+def whole(example: str) -> str:
+    """An example of the documentation shows a part: the rest is taken from a sound recipe."""
+    if "virtrace: 1" in example:
+        return example
+    head = "virtrace: 1\nname: example\nabout: a\ntry: t\n"
+    if example.startswith("points:") and "anywhere: true" not in example:
+        head += "spans: [{function: f, module: m, root: true}]\n"
+    return head + example
+
+
+def refused(text: str) -> bool:
+    return not VALIDATOR.is_valid(yaml.safe_load(text))
+
+
+def test_is_a_valid_schema() -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [*SHIPPED.values(), GOOD, ROOTLESS, *map(whole, EXAMPLES)],
+    ids=[*SHIPPED, "good", "rootless", *(f"example {n}" for n in range(len(EXAMPLES)))],
+)
+def test_takes_what_the_loader_takes(text: str) -> None:
+    VALIDATOR.validate(yaml.safe_load(text))
+    VALIDATOR.validate(loads(text.encode(), "r.yaml").raw)
+
+
+@pytest.mark.parametrize(("old", "new", "where", "what", "remedy"), BROKEN)
+def test_refuses_another_structure(old: str, new: str, where: str, what: str, remedy: str) -> None:
+    if any(known in what for known in BEYOND_A_SCHEMA):
+        return
+    assert refused(changed(old, new))
+
+
+def probes(of: str, number: int) -> str:
+    spans = "".join(f"- {{function: f{i}, module: m, root: true}}\n" for i in range(number))
+    points = "".join(
+        f"- {{name: p{i}, module: m, prototype: int f(int a), anywhere: true}}\n"
+        for i in range(number)
+    )
+    return f"virtrace: 1\nname: n\nabout: a\ntry: t\n{of}:\n{spans if of == 'spans' else points}"
+
+
+def captures(number: int, path: str = "return") -> str:
+    exit_ = ", ".join(f"k{i}: {path}" for i in range(number))
+    return changed("exit: {result: return, state: '*state'}", f"exit: {{{exit_}}}")
+
+
+@pytest.mark.parametrize(
+    ("most", "more"),
+    [
+        (probes("spans", 100), probes("spans", 101)),
+        (probes("points", 100), probes("points", 101)),
+        (captures(50), captures(51)),
+        (captures(1, "domain" + "->a" * 15), captures(1, "domain" + "->a" * 16)),
+        (captures(1, "'***state'"), captures(1, "'****state'")),
+        (captures(1, "domain->" + "a" * 192), captures(1, "domain->" + "a" * 193)),
+        (
+            changed("name: states", f"name: {'a' * 200}"),
+            changed("name: states", "name: " + "a" * 201),
+        ),
+        (changed("try: virsh", "try: " + "a" * 1983), changed("try: virsh", "try: " + "a" * 1985)),
+    ],
+)
+def test_bounds_are_the_loaders(most: str, more: str) -> None:
+    assert loads(most.encode(), "r.yaml")
+    assert not refused(most)
+    assert refused(more)
+    with pytest.raises(RecipeError):
+        loads(more.encode(), "r.yaml")
+
+
+def test_the_documentation_describes_every_key() -> None:
+    definitions = SCHEMA["$defs"]
+    parts: list[Any] = [SCHEMA, definitions["span"], definitions["point"]]
+    parts += definitions["span"]["properties"]["find"]["oneOf"]
+    parts.append(definitions["point"]["properties"]["answers"])
+    rows = set(re.findall(r"^\| `([\w.]+)` ", DOCUMENTATION, re.M))
+    for part in parts:
+        assert set(part["properties"]) <= {row.split(".")[-1] for row in rows}
+
+
+@pytest.mark.parametrize("name", catalogue.shipped())
+def test_shipped_recipes_name_their_schema(name: str) -> None:
+    first = SHIPPED[name].splitlines()[0]
+    match = re.fullmatch(r"# yaml-language-server: \$schema=(.+)", first)
+    assert match
+    assert (catalogue.file_of(name).parent / match[1]).resolve() == (
+        REPOSITORY / "src/virtrace/recipe/schema.json"
+    )
