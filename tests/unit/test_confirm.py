@@ -139,6 +139,17 @@ def test_a_disk_that_was_never_used_reads_the_same_by_any_layout() -> None:
     assert found == {name: False if name.endswith("valid") else 0 for name in STATS}
 
 
+def test_sizes_that_were_asked_for_are_not_nought() -> None:
+    """A layout of the future, of a disk that was never used: new fields stand where sizes were."""
+    raw = struct.pack("<8Q", *[0] * 8) + bytes(48) + PLAIN[64:]
+    unused = dict.fromkeys(exchanges()[0][1][0]["stats"], 0)
+    said = exchanges(stats=unused, parent=None)
+    assert "unavailable" in settled(raw, said)
+    assert "unavailable" in settled(raw, on_the_legacy_path(said))
+    # Where nobody asked, they are.
+    assert settled(raw, said[:1])["capacity"] == 0
+
+
 def test_without_an_answer_there_is_no_value() -> None:
     assert set(settled(PLAIN, [])) == {"unavailable"}
     assert set(settled(PLAIN, exchanges()[:1])) == {"unavailable"}

@@ -27,9 +27,11 @@ def settle(values: Record, exchanges: Sequence[Exchange]) -> Record:
 def _settled(value: Unconfirmed, exchanges: Sequence[Exchange]) -> Json:
     struct = value.struct
     candidates = [decode(layout, value.raw) for layout in matching_layouts(struct, value.raw)]
-    agreeing = [
-        one for one in candidates if any(_agrees(one, each, exchanges) for each in struct.qmp)
-    ]
+    # A set that leaves out what the call did ask QEMU for would believe too much.
+    telling = {command for sources in struct.qmp for command in sources}
+    asked = {command for command, _ in exchanges} & telling
+    sets = [sources for sources in struct.qmp if asked <= sources.keys()]
+    agreeing = [one for one in candidates if any(_agrees(one, each, exchanges) for each in sets)]
     # A disk that was never used reads the same by any layout.
     if agreeing and all(one == agreeing[0] for one in agreeing):
         return agreeing[0]
@@ -45,6 +47,7 @@ def _agrees(values: Mapping[str, Any], sources: QmpSources, exchanges: Sequence[
         any(
             all(_same(values[field], element, paths) for field, paths in fields.items())
             for element in _elements(command, exchanges)
+            if _tells(element, fields)
         )
         for command, fields in sources.items()
     )
@@ -54,6 +57,11 @@ def _elements(command: str, exchanges: Iterable[Exchange]) -> Iterable[Json]:
     for sent, returned in exchanges:
         if sent == command and isinstance(returned, list):
             yield from returned
+
+
+def _tells(element: Json, fields: Mapping[str, Sequence[str]]) -> bool:
+    """Whether it says anything: a drive without a medium would agree with all that is nought."""
+    return any(_at(path, element) is not None for paths in fields.values() for path in paths)
 
 
 def _same(value: Any, element: Json, paths: Sequence[str]) -> bool:
