@@ -84,7 +84,7 @@ class TerminalView:
             self._show(partial(text.call_tree, call, self._style))
         self._show_apart()
         if self._not_shown:
-            missed = f"{self._not_shown:,} of these are not shown: the terminal did not keep up\n"
+            missed = f"{self._not_shown:,} more are not shown: the terminal did not keep up\n"
             self._waiting.put(lambda: [missed])
         self._waiting.put(
             lambda: text.summary(
