@@ -133,8 +133,8 @@ def test_with_debug_info(
     assert reasons["too_far"] == "**values: goes through something that is not a pointer"
 
     # Nothing but memory that is not mapped follows the text.
-    assert second["at_page_end"]["unavailable"].startswith("cannot read memory at 0x7f")
-    assert second["page_long"]["unavailable"].startswith("cannot read memory at 0x7f")
+    assert second["at_page_end"]["unavailable"].startswith("cannot read memory at 0x7")
+    assert second["page_long"]["unavailable"].startswith("cannot read memory at 0x7")
     assert second["plain"] == {"unavailable": "NULL pointer"}
     assert second["next"] == {"unavailable": "NULL pointer"}
     assert (second["color"], second["yes"], second["text"]) == (-1, False, "again")
