@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from virtrace.binary.elf import ElfFile
+from virtrace.binary.elf import ElfFile, debug_file
 from virtrace.errors import TargetError
 
 DAEMONS = ("libvirtd", "virtqemud")
@@ -84,6 +84,12 @@ class Process:
             if module.name == name or module.name.startswith(name + "."):
                 return module
         return None
+
+    def debug_info(self, module: Module) -> ElfFile | None:
+        """The file that has the debug info of a module: its own, or a separate one found here."""
+        if module.elf.has_debug_info:
+            return module.elf
+        return debug_file(module.build_id, module.elf.debuglink, module.path, root=self.root)
 
 
 @dataclass(frozen=True)

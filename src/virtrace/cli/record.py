@@ -18,7 +18,7 @@ from typing import Any
 
 from virtrace.binary.debuginfo import fetch, has_servers
 from virtrace.binary.dwarf import source_paths
-from virtrace.binary.elf import ElfFile, debug_file
+from virtrace.binary.elf import ElfFile
 from virtrace.binary.process import Process, check_traceable, choose_daemon
 from virtrace.cli.doctor import gdb_section
 from virtrace.cli.gdb import command as gdb_command
@@ -138,11 +138,12 @@ def fetch_debug_info(process: Process, modules: Sequence[str]) -> dict[str, str]
     a bound and without a word.
     """
     found: dict[str, str] = {}
+    # Looking for what is here means to read it.
+    if not has_servers():
+        return found
     for name in modules:
         module = process.module(name)
-        if module is None or module.build_id is None or module.elf.has_debug_info:
-            continue
-        if debug_file(module.build_id, module.elf.debuglink, module.path, root=process.root):
+        if module is None or module.build_id is None or process.debug_info(module):
             continue
         fetched = fetch(module.build_id, name)
         if fetched is not None:
@@ -162,12 +163,8 @@ def _fetch_sources(
         module = process.module(name)
         if not functions or module is None or module.build_id is None:
             continue
-        debug: ElfFile | None = module.elf
-        if module.build_id in debug_files:
-            debug = ElfFile(debug_files[module.build_id])
-        elif not module.elf.has_debug_info:
-            link = module.elf.debuglink
-            debug = debug_file(module.build_id, link, module.path, root=process.root)
+        fetched = debug_files.get(module.build_id)
+        debug = ElfFile(fetched) if fetched else process.debug_info(module)
         for file, path in source_paths(debug.path, functions).items() if debug else ():
             source = fetch(module.build_id, name, path)
             if source is not None:
@@ -193,10 +190,6 @@ def _run_gdb(recipe: str, settings: dict[str, str], command: Sequence[str]) -> i
         if traced and command:
             _run_traced(command, gdb)
         status = gdb.wait()
-    return _gdb_status(status)
-
-
-def _gdb_status(status: int) -> int:
     if status == 1:
         # Not one of ours: GDB could not even run the script.
         problem = gdb_section().problem

@@ -24,7 +24,7 @@ import gdb
 from virtrace.binary import ctype as c
 from virtrace.binary import pack
 from virtrace.binary.abi import Abi
-from virtrace.binary.elf import ElfFile, debug_file
+from virtrace.binary.elf import ElfFile
 from virtrace.binary.process import Module, Process
 from virtrace.binary.source import source_name
 from virtrace.errors import TargetError
@@ -140,7 +140,7 @@ def _add_symbols(
     its_path = debug_files.get(module.build_id or "")
     if its_path is None:
         # Where GDB does not look: in the root of the process.
-        debug = debug_file(module.build_id, module.elf.debuglink, module.path, root=process.root)
+        debug = process.debug_info(module)
         if debug is None:
             return
         inside = debug.path.is_relative_to(process.root)
@@ -503,20 +503,15 @@ def debug_functions(name: str) -> tuple[list[DebugFunction], list[str]]:
     bodies = []
     inlined = set()
     for pc in _breakpoint_addresses(name):
-        block = gdb.block_for_pc(pc)
-        while block is not None and block.function is None:
-            block = block.superblock
-        if block is None or block.function is None or block.function.name != name:
+        functions = [block for block in _outward(pc) if block.function is not None]
+        names = [block.function.name for block in functions if block.function is not None]
+        if names[:1] != [name]:
             continue
-        outer = block.superblock
-        while outer is not None and outer.function is None:
-            outer = outer.superblock
-        if outer is not None and outer.function is not None:
+        if len(functions) == 1:
+            bodies.append(DebugFunction(functions[0], pc))
+        elif names[1] != name:
             # Of its own body only the part that GCC split off is meant.
-            if outer.function.name != name:
-                inlined.add(outer.function.name)
-        else:
-            bodies.append(DebugFunction(block, pc))
+            inlined.add(names[1])
     return bodies, sorted(inlined)
 
 
