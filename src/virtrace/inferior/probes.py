@@ -202,7 +202,8 @@ class PointProbe(_Probe):
 class LineProbe(_Probe):
     def __init__(self, session: Session, site: Site) -> None:
         super().__init__(session, site.location, site)
-        self._pc = int(site.location[1:], 16)
+        assert site.known is not None
+        self._pc = site.known.pc
 
     def met(self, thread: StoppedThread) -> bool:
         assert self._site is not None

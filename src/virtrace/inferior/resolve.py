@@ -185,6 +185,8 @@ class _Resolver:
             span,
             parameters=parameters if is_caller or inferred else (),
             moved=inferred and isinstance(span.find, CalledBy),
+            # GDB finds by itself what was there; a pack does not.
+            keeps_registers=span.lines is not None and found.level == "pack",
         )
         find = span.find if inferred else None
         probe = self._probe(span.name, "span", span.module, found, span.prototype, build, find)
@@ -386,11 +388,15 @@ def _caller_type(process: Process) -> Code:
 
 
 def _span_plan(
-    span: Span, types: Mapping[str, CType], *, parameters: Sequence[Parameter], moved: bool
+    span: Span,
+    types: Mapping[str, CType],
+    *,
+    parameters: Sequence[Parameter],
+    moved: bool,
+    keeps_registers: bool,
 ) -> SpanPlan:
     enter, exit_ = _compile(span.enter, types), _compile(span.exit, types)
-    has_lines = span.lines is not None
-    return SpanPlan(span.name, span.root, enter, exit_, parameters, moved, has_lines)
+    return SpanPlan(span.name, span.root, enter, exit_, parameters, moved, keeps_registers)
 
 
 def _point_plan(point: Point, types: Mapping[str, CType]) -> PointPlan:

@@ -62,7 +62,7 @@ class SpanPlan:
 
     parameters: as they are declared, where others' arguments are proven by those of this one,
     or its own by its caller's. moved: the compiler may have moved them and its result.
-    has_lines: its lines are traced.
+    keeps_registers: its lines may ask what the argument registers held at the entry.
     """
 
     name: str
@@ -71,7 +71,7 @@ class SpanPlan:
     exit: Captures
     parameters: Sequence[Parameter] = ()
     moved: bool = False
-    has_lines: bool = False
+    keeps_registers: bool = False
 
     @cached_property
     def needed(self) -> frozenset[str]:
@@ -204,7 +204,7 @@ class Tracer:
         else:
             opened = self._open(plan, stop, parent, return_pc, return_sp)
         if opened.recorded:
-            if isinstance(plan, SpanPlan) and plan.has_lines:
+            if isinstance(plan, SpanPlan) and plan.keeps_registers:
                 opened.entered = Entered(stop.argument_registers(), return_sp)
             opened.arguments = {name: _argument(stop, name) for name in plan.needed}
         spans.append(opened)
