@@ -6,6 +6,7 @@ import argparse
 import json
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,8 +15,8 @@ from typing import Any
 from virtrace.binary.process import choose_daemon
 from virtrace.cli import diff
 from virtrace.cli.record import record_trace
-from virtrace.errors import DONE, INTERRUPTED, UsageError
-from virtrace.recipe import catalogue
+from virtrace.errors import DONE, INTERRUPTED
+from virtrace.recipe import catalogue, selection
 from virtrace.report.highlight import safe, style_for
 from virtrace.trace.format import Record
 from virtrace.trace.reader import Trace, read_trace
@@ -56,53 +57,47 @@ def run(args: argparse.Namespace) -> int:
         )
     old = read_trace(args.file)
     header = old.header
-    selection = header.get("selection") or {"where": {}, "calls": None, "seconds": None}
-    given = _given(args.where)
-    command = args.traced or _agreed(_renamed(header.get("command"), selection["where"], given))
-    where = {**selection["where"], **given}
+    was = header.get("selection") or {"where": {}, "calls": None, "seconds": None}
     with TemporaryDirectory(prefix="virtrace-") as folder:
         recipe = _write(header, Path(folder))
-        output = Path(args.output or default_path(catalogue.find(str(recipe)).name, pid))
+        loaded = catalogue.find(str(recipe))
+        given = selection.parse(loaded, args.where, None, None).where
+        # By key: the old value of a filter, where it is replaced.
+        old_values = {key: str(was["where"][key]) for key in given if key in was["where"]}
+        new_names = {value: given[key] for key, value in old_values.items()}
+        command = args.traced or _agreed(_renamed(header.get("command"), new_names))
+        output = Path(args.output or default_path(loaded.name, pid))
         status = record_trace(
             str(recipe),
             pid,
             output=output,
-            where=[f"{key}={value}" for key, value in where.items()],
-            calls=_text(selection["calls"]),
-            seconds=_text(selection["seconds"]),
+            where=[f"{key}={value}" for key, value in {**was["where"], **given}.items()],
+            calls=_text(was["calls"]),
+            seconds=_text(was["seconds"]),
             command=command,
         )
     if status not in (DONE, INTERRUPTED):
         return status
     print()
     paths = args.file, str(output)
-    renamed = _as_if(old, selection["where"], given)
+    renamed = _as_if(old, old_values, given)
     differs = diff.report(diff.compared(renamed, read_trace(output), paths), paths)
     return status or differs
 
 
-def _as_if(trace: Trace, old: Record, new: Record) -> Trace:
+def _as_if(trace: Trace, old: Mapping[str, str], new: Mapping[str, str]) -> Trace:
     """The trace with the new values of filters instead of the old ones, to compare it with one."""
-    names = {key: str(old[key]) for key in new if key in old}
     events = [
         replace(
             event,
             values={
-                key: new[key] if key in names and str(value) == names[key] else value
+                key: new[key] if key in old and str(value) == old[key] else value
                 for key, value in event.values.items()
             },
         )
         for event in trace.events
     ]
     return replace(trace, events=events)
-
-
-def _given(where: list[str]) -> dict[str, str]:
-    pairs = [text.partition("=") for text in where]
-    for text, (_, equals, _) in zip(where, pairs):
-        if not equals:
-            raise UsageError(f"{text!r} is not KEY=VALUE", "such as --where domain=other")
-    return {key: value for key, _, value in pairs}
 
 
 def _write(header: Record, folder: Path) -> Path:
@@ -112,11 +107,10 @@ def _write(header: Record, folder: Path) -> Path:
     return file
 
 
-def _renamed(command: object, old: Record, new: Record) -> list[str]:
+def _renamed(command: object, names: Mapping[str, str]) -> list[str]:
     """The words of the command, with the new value where a filter's old one stood alone."""
     if not isinstance(command, str):
         return []
-    names = {str(old[key]): value for key, value in new.items() if key in old}
     try:
         return [names.get(word, word) for word in shlex.split(command)]
     except ValueError:
