@@ -78,6 +78,15 @@ def stripped_copy(folder: Path, to: Path) -> Path:
     return to
 
 
+def trace_by_driver_pack(folder: Path, tmp_path: Path, recipe: Path) -> Trace:
+    """One call of a stripped copy of this build, with a pack of its driver beside the recipe."""
+    made = make_pack(folder / MODULES[1], "--recipe", recipe, "-o", recipe.parent)
+    assert made.returncode == 0, made.stderr
+    with running(stripped_copy(folder, tmp_path / "stripped")) as daemon:
+        found, _ = trace(daemon, tmp_path / "t.jsonl", "call vm1 vda", recipe=str(recipe))
+    return found
+
+
 @pytest.mark.parametrize("variant", ["optimized", "cloned"])
 @pytest.mark.parametrize("recipe", ["blockinfo", "values", "many"], indirect=True)
 def test_the_same_as_with_debug_info(
@@ -103,10 +112,7 @@ def test_the_same_as_with_debug_info(
 def test_an_inlined_function_is_missing_as_with_debug_info(
     build: Callable[[str], Path], tmp_path: Path, recipe: Path
 ) -> None:
-    driver = build("inlined") / MODULES[1]
-    assert make_pack(driver, "--recipe", recipe, "-o", recipe.parent).returncode == 0
-    with running(stripped_copy(build("inlined"), tmp_path / "stripped")) as daemon:
-        found, _ = trace(daemon, tmp_path / "t.jsonl", "call vm1 vda", recipe=str(recipe))
+    found = trace_by_driver_pack(build("inlined"), tmp_path, recipe)
     [gather] = (p for p in found.header["probes"] if p["name"] == "qemuDomainBlocksStatsGather")
     assert gather["level"] == "missing"
     assert gather["why"] == "the compiler inlined it into qemuDomainGetBlockInfo"
@@ -117,10 +123,7 @@ def test_arguments_that_are_not_there_yet_are_unavailable(
     build: Callable[[str], Path], tmp_path: Path, recipe: Path
 ) -> None:
     """Without optimization a function stores its arguments first; exported ones need no pack."""
-    driver = build("plain") / MODULES[1]
-    assert make_pack(driver, "--recipe", recipe, "-o", recipe.parent).returncode == 0
-    with running(stripped_copy(build("plain"), tmp_path / "stripped")) as daemon:
-        found, _ = trace(daemon, tmp_path / "t.jsonl", "call vm1 vda", recipe=str(recipe))
+    found = trace_by_driver_pack(build("plain"), tmp_path, recipe)
     [entered] = (
         event
         for event in found.events

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import jsonschema
 import pytest
 import samples
 
+from support.documents import documented_names, keys
 from virtrace.errors import TraceError
 from virtrace.trace import format as trace_format
 from virtrace.trace.reader import read_trace, schema
@@ -121,15 +121,5 @@ def test_reader_and_schema_hold_together(tmp_path: Path) -> None:
 
 
 def test_every_key_is_documented() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "trace-format.md").read_text(encoding="utf-8")
-    names = set(re.findall(r"`(?:[\w.\[\]]+\.)?(\w+)`", page))
-
-    def keys(node: Any) -> Iterator[str]:
-        if isinstance(node, dict):
-            yield from node.get("properties", {})
-            yield from (key for inner in node.values() for key in keys(inner))
-        elif isinstance(node, list):
-            yield from (key for inner in node for key in keys(inner))
-
     documented_as_shapes = {"unavailable", "length", "bytes", "text"}
-    assert set(keys(schema())) - documented_as_shapes <= names
+    assert set(keys(schema())) - documented_as_shapes <= documented_names("trace-format.md")
