@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import re
-import stat
-import subprocess
-import sys
 from itertools import combinations
 from pathlib import Path
 from xml.etree import ElementTree
@@ -206,38 +203,3 @@ def test_no_arrow_passes_a_box() -> None:
                 inside = left < x < right and max(y, top) < min(numbers[0], bottom)
                 assert not inside
             y = numbers[0]
-
-
-# The command
-
-
-def export(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "virtrace.cli.main", "export", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
-
-
-@pytest.mark.parametrize("form", ["svg", "mermaid"])
-def test_export(form: str, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    done = export(pages.SAMPLE, "--to", form, "-o", out)
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"wrote {out}\n", "")
-    assert stat.S_IMODE(out.stat().st_mode) == 0o600
-    text = out.read_text()
-    assert "virDomainGetBlockInfo" in text
-    assert text.endswith("\n")
-    again = export(pages.SAMPLE, "--to", form, "-o", out)
-    assert again.returncode == 2
-    assert "exists already" in again.stderr
-    assert out.read_text() == text
-
-
-def test_export_of_what_holds_no_call_or_not_all(tmp_path: Path) -> None:
-    empty = samples.write(tmp_path / "empty", [samples.HEADER, samples.footer([])])
-    out = tmp_path / "out"
-    done = export(empty, "--to", "svg", "-o", out)
-    assert done.returncode == 2
-    assert "holds no calls" in done.stderr
-    assert not out.exists()
-    cut = samples.write(tmp_path / "cut", samples.records()[:-1])
-    assert export(cut, "--to", "svg", "-o", out).returncode == 4
-    assert out.exists()

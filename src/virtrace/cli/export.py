@@ -3,33 +3,91 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Union
 
-from virtrace.analysis.chain import Link, chains
+from virtrace.analysis.chain import chains
 from virtrace.analysis.spans import CallBuilder
-from virtrace.errors import DONE, TraceError
-from virtrace.report import diagram
-from virtrace.trace.reader import read_trace, require_whole
+from virtrace.errors import DONE, TraceError, UsageError
+from virtrace.report import chrome, diagram, table
+from virtrace.report.moments import moments
+from virtrace.trace.reader import Trace, read_trace, require_whole
 from virtrace.trace.writer import write_new
 
-
-def _svg(links: Sequence[Link]) -> str:
-    return diagram.svg(links, alone=True) + "\n"
-
-
-def _mermaid(links: Sequence[Link]) -> str:
-    return "".join(f"{line}\n" for line in diagram.mermaid(links))
+# What was made of it; empty where the trace holds nothing of the kind.
+_Made = Union[str, bytes]
 
 
-_FORMATS = {"mermaid": _mermaid, "svg": _svg}
+def _svg(trace: Trace) -> _Made:
+    links = chains(CallBuilder().calls(trace.events))
+    return diagram.svg(links, alone=True) + "\n" if links else ""
+
+
+def _mermaid(trace: Trace) -> _Made:
+    links = chains(CallBuilder().calls(trace.events))
+    return "".join(f"{line}\n" for line in diagram.mermaid(links)) if links else ""
+
+
+def _chrome(trace: Trace) -> _Made:
+    if not trace.events:
+        return ""
+    told = moments(CallBuilder().everything(trace.events))
+    return "".join(f"{line}\n" for line in chrome.lines(trace.header, told))
+
+
+def _perfetto(trace: Trace) -> _Made:
+    try:
+        from virtrace.report import perfetto
+    except ImportError as error:
+        raise UsageError(
+            f"the package perfetto is not usable here: {error}",
+            "pip install perfetto; or --to chrome, which Perfetto's UI opens as well",
+        ) from error
+    if not trace.events:
+        return b""
+    told = moments(CallBuilder().everything(trace.events))
+    try:
+        return perfetto.document(trace.header, told)
+    except (ValueError, OverflowError) as error:
+        raise TraceError(
+            f"Perfetto has no place for a number or a date of this trace: {error}",
+            "take a fresh copy of the trace: none that virtrace wrote has such",
+        ) from error
+
+
+def _csv(trace: Trace) -> _Made:
+    calls = list(CallBuilder().calls(trace.events))
+    return table.table(calls) if calls else ""
+
+
+@dataclass(frozen=True)
+class _Format:
+    """what: that it is, in a message. make: see _Made."""
+
+    what: str
+    make: Callable[[Trace], _Made]
+
+
+_FORMATS = {
+    "perfetto": _Format("the Perfetto trace", _perfetto),
+    "chrome": _Format("the Chrome trace", _chrome),
+    "csv": _Format("the table", _csv),
+    "mermaid": _Format("the picture", _mermaid),
+    "svg": _Format("the picture", _svg),
+}
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "export",
-        help="the call chain of a trace as a picture",
-        description="Draw who called whom, down to the QMP commands, over all calls of a trace.",
+        help="a trace for other tools: time lines, a table, a picture",
+        description=(
+            "Write a trace in the format of another tool. perfetto, chrome: what each thread did "
+            "and when, for ui.perfetto.dev and other viewers of traces; csv: each call of each "
+            "function, for pandas or a spreadsheet; mermaid, svg: who called whom, as a picture."
+        ),
         epilog="Exit status: 0 written, 2 nothing written, 4 written, but the trace is incomplete.",
     )
     parser.add_argument("file", metavar="FILE", help="a trace (.jsonl)")
@@ -42,13 +100,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     trace = read_trace(args.file)
-    links = chains(CallBuilder().calls(trace.events))
-    if not links:
+    chosen = _FORMATS[args.to]
+    made = chosen.make(trace)
+    if not made:
         raise TraceError(
-            f"{args.file} holds no calls, there is nothing to draw",
+            f"{args.file} holds no calls, there is nothing to export",
             "record again, and make a call while it is traced",
         )
-    write_new(args.output, "the picture", _FORMATS[args.to](links))
+    write_new(args.output, chosen.what, made)
     print(f"wrote {args.output}")
     require_whole(trace, args.file)
     return DONE

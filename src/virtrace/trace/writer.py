@@ -40,11 +40,13 @@ def create(path: Path, what: str) -> int:
         ) from error
 
 
-def write_new(path: Path, what: str, text: str) -> None:
+def write_new(path: Path, what: str, made: str | bytes) -> None:
     """What was made of a trace, which can hold as much: whole, or no file and TraceError."""
+    # JSON can name halves of characters, which UTF-8 has no place for.
+    data = made.encode("utf-8", "backslashreplace") if isinstance(made, str) else made
     try:
-        with open(create(path, what), "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(create(path, what), "wb") as file:
+            file.write(data)
     except OSError as error:
         path.unlink()
         raise TraceError(

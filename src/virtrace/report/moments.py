@@ -1,0 +1,82 @@
+"""What each thread did and when, flat, for viewers of traces.
+
+The reply to a QMP command comes on another thread than the command: each is a moment of its
+own thread, and the two carry the same ``flow``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from virtrace.analysis.qmp import Exchange
+from virtrace.analysis.spans import ERROR, Call, Child, Point, Span
+from virtrace.trace.format import Event, Record
+
+CALL, QMP = "call", "qmp"
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Something on one thread, at ``t_ns`` since the start of the trace.
+
+    duration_ns: of a function that returned; None of all else, also of a function whose
+    return was not seen, as its length is not known. flow: the same number, from 1, in a
+    QMP command and its reply; replies: it is the reply.
+    """
+
+    name: str
+    category: str
+    tid: int
+    t_ns: int
+    values: Record
+    duration_ns: int | None = None
+    flow: int | None = None
+    replies: bool = False
+
+
+def moments(nodes: Iterable[Call | Point | Exchange]) -> Iterator[Moment]:
+    """Of the calls, and what is outside of them; a function before what happened in it."""
+    for node in nodes:
+        if isinstance(node, Call):
+            for child in node.nodes():
+                yield from _of(child, node.problems if child is node.root else [])
+        else:
+            yield from _of(node, [])
+
+
+def _of(node: Child, problems: list[str]) -> Iterator[Moment]:
+    if isinstance(node, Span):
+        yield _of_span(node, problems)
+    elif isinstance(node, Exchange):
+        yield from _of_exchange(node)
+    else:
+        event = node.event
+        yield _of_event(event, event.name, ERROR if event.name == ERROR else event.type)
+
+
+def _of_span(span: Span, problems: list[str]) -> Moment:
+    values: Record = {"span": span.id, "arguments": span.arguments}
+    name, duration = span.name, span.duration_ns
+    if duration is None:
+        name += " (no return seen)"
+    else:
+        values["returned"] = span.returned
+    if problems:
+        values["problems"] = problems
+    return Moment(name, CALL, span.tid, span.t_enter_ns, values, duration)
+
+
+def _of_exchange(exchange: Exchange) -> Iterator[Moment]:
+    send, reply = exchange.send, exchange.reply
+    command = exchange.command or "command of unknown name"
+    flow = None if reply is None else send.seq + 1
+    yield _of_event(send, f"{send.name} {command}", QMP, flow)
+    if reply is not None:
+        yield _of_event(reply, f"{reply.name} {command}", QMP, flow, replies=True)
+
+
+def _of_event(
+    event: Event, name: str, category: str, flow: int | None = None, replies: bool = False
+) -> Moment:
+    return Moment(name, category, event.tid, event.t_ns, event.values, None, flow, replies)

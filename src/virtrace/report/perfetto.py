@@ -1,0 +1,106 @@
+"""A trace in Perfetto's own format (protobuf), by the package ``perfetto``.
+
+What its messages mean: https://perfetto.dev/docs/reference/synthetic-track-event
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+
+from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as protos
+from perfetto.trace_builder.proto_builder import TraceProtoBuilder
+
+from virtrace.report.moments import Moment
+from virtrace.trace.format import Json, Record
+
+_SEQUENCE = 1
+# Tracks are numbered: a thread's by its id, which is below this.
+_PROCESS_TRACK = 1 << 32
+
+
+def document(header: Record, moments: Iterable[Moment]) -> bytes:
+    """Times are those of the host's clock that the header names, with the time of day beside."""
+    trace = _Trace(header)
+    for moment in moments:
+        trace.add(moment)
+    made: bytes = trace.builder.serialize()
+    return made
+
+
+class _Trace:
+    def __init__(self, header: Record) -> None:
+        self.builder = TraceProtoBuilder()
+        self._start_ns: int = header["clock"]["start_ns"]
+        self._pid: int = header["target"]["pid"]
+        self._threads: set[int] = set()
+        first = self._packet()
+        first.sequence_flags = protos.TracePacket.SEQ_INCREMENTAL_STATE_CLEARED
+        first.trace_packet_defaults.timestamp_clock_id = protos.BUILTIN_CLOCK_MONOTONIC
+        clocks = first.clock_snapshot
+        clocks.primary_trace_clock = protos.BUILTIN_CLOCK_MONOTONIC
+        day = datetime.fromisoformat(header["started"])
+        clocks.clocks.add(clock_id=protos.BUILTIN_CLOCK_MONOTONIC, timestamp=self._start_ns)
+        clocks.clocks.add(
+            clock_id=protos.BUILTIN_CLOCK_REALTIME, timestamp=round(day.timestamp() * 1e6) * 1000
+        )
+        process = self._packet().track_descriptor
+        process.uuid = _PROCESS_TRACK
+        process.process.pid = self._pid
+        process.process.process_name = header["target"]["exe"]
+
+    def add(self, moment: Moment) -> None:
+        if moment.tid not in self._threads:
+            self._threads.add(moment.tid)
+            thread = self._packet().track_descriptor
+            thread.uuid = moment.tid
+            thread.parent_uuid = _PROCESS_TRACK
+            thread.thread.pid, thread.thread.tid = self._pid, moment.tid
+        event = self._event(moment.t_ns, moment.tid)
+        lasts = moment.duration_ns is not None
+        event.type = event.TYPE_SLICE_BEGIN if lasts else event.TYPE_INSTANT
+        event.name = _text(moment.name)
+        event.categories.append(moment.category)
+        for name, value in moment.values.items():
+            _annotate(event.debug_annotations.add(name=_text(name)), value)
+        if moment.flow is not None:
+            (event.terminating_flow_ids if moment.replies else event.flow_ids).append(moment.flow)
+        if moment.duration_ns is not None:
+            # It ends what began last on its track; Perfetto puts all in order of time.
+            end = self._event(moment.t_ns + moment.duration_ns, moment.tid)
+            end.type = end.TYPE_SLICE_END
+
+    def _event(self, t_ns: int, tid: int) -> protos.TrackEvent:
+        packet = self._packet()
+        packet.timestamp = self._start_ns + t_ns
+        packet.track_event.track_uuid = tid
+        return packet.track_event
+
+    def _packet(self) -> protos.TracePacket:
+        packet = self.builder.add_packet()
+        packet.trusted_packet_sequence_id = _SEQUENCE
+        return packet
+
+
+def _annotate(annotation: protos.DebugAnnotation, value: Json) -> None:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _annotate(annotation.dict_entries.add(name=_text(name)), inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _annotate(annotation.array_values.add(), inner)
+    elif isinstance(value, bool):
+        annotation.bool_value = value
+    elif isinstance(value, float):
+        annotation.double_value = value
+    elif isinstance(value, int) and -(1 << 63) <= value < 1 << 63:
+        annotation.int_value = value
+    elif isinstance(value, int) and 0 <= value < 1 << 64:
+        annotation.uint_value = value
+    else:
+        annotation.string_value = "null" if value is None else _text(str(value))
+
+
+def _text(text: str) -> str:
+    """Without the halves of characters that JSON can name and protobuf refuses."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,65 @@
+"""Every call of every traced function as a row, for pandas or a spreadsheet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator
+
+from virtrace.analysis.spans import Call, Span
+from virtrace.trace.format import Json, Record, is_unavailable
+
+_PLACE = ("call", "span", "parent", "function", "tid", "t_enter_ns", "duration_ns")
+_OUTCOME = ("complete", "failed", "error", "unavailable")
+# What a spreadsheet would take for a formula, and compute.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def table(calls: Iterable[Call]) -> str:
+    """CSV; docs/trace-format.md says what the columns are."""
+    rows = [row for call in calls for row in _rows(call)]
+    values = dict.fromkeys(name for _, values, _ in rows for name in values)
+    out = io.StringIO()
+    writer = csv.DictWriter(out, [*_PLACE, *values, *_OUTCOME], lineterminator="\n")
+    writer.writeheader()
+    for place, told, outcome in rows:
+        cells = {**place, **told, **outcome}
+        writer.writerow({name: _cell(value) for name, value in cells.items()})
+    return out.getvalue()
+
+
+def _rows(call: Call) -> Iterator[tuple[Record, Record, Record]]:
+    """Place, values and outcome of the API and of each function in it, callers first."""
+    rest: list[tuple[Span, int | None]] = [(call.root, None)]
+    while rest:
+        span, parent = rest.pop()
+        rest += [(below, span.id) for below in reversed(span.children) if isinstance(below, Span)]
+        place = (call.id, span.id, parent, span.name, span.tid, span.t_enter_ns, span.duration_ns)
+        told: Record = {}
+        lacking: list[str] = []
+        for part, values in (("arguments", span.arguments), ("returned", span.returned or {})):
+            _flatten(part, values, told, lacking)
+        errors = "; ".join(str(error.values.get("message")) for error in span.errors())
+        complete = call.complete if span is call.root else span.duration_ns is not None
+        outcome = (complete, span.failed, errors, "; ".join(lacking))
+        yield dict(zip(_PLACE, place)), told, dict(zip(_OUTCOME, outcome))
+
+
+def _flatten(name: str, value: Json, told: Record, lacking: list[str]) -> None:
+    if is_unavailable(value):
+        lacking.append(f"{name}: {value['unavailable']}")
+        told[name] = None
+    elif isinstance(value, dict):
+        for member, inner in value.items():
+            _flatten(f"{name}.{member}", inner, told, lacking)
+    else:
+        told[name] = json.dumps(value) if isinstance(value, list) else value
+
+
+def _cell(value: Json) -> Json:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str) and value.startswith(_FORMULA):
+        return f"'{value}"
+    return value
