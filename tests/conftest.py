@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from pathlib import Path
 
+import jsonschema
 import pytest
+
+from virtrace.trace.reader import schema
+
+HEADER = b'{"type":"header","format":"virtrace-trace"'
 
 
 @pytest.hookimpl(wrapper=True)
@@ -17,3 +24,29 @@ def pytest_runtest_makereport(
         report.outcome = "failed"
         report.longrepr = f"skipped, which CI must not: {report.longrepr}"
     return report
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _traces_follow_the_schema(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Every trace that the engine wrote for a test of this module, line by line."""
+    if request.path.parent.name not in ("gdb", "lab"):
+        yield
+        return
+    before = set(_traces(tmp_path_factory.getbasetemp()))
+    yield
+    validator = jsonschema.Draft202012Validator(schema())
+    for trace in set(_traces(tmp_path_factory.getbasetemp())) - before:
+        for number, line in enumerate(trace.read_bytes().splitlines(keepends=True), 1):
+            if line.endswith(b"\n"):  # else it was cut short, as a test may wish
+                for error in validator.iter_errors(json.loads(line)):
+                    pytest.fail(f"{trace}:{number}: {error.json_path}: {error.message}")
+
+
+def _traces(folder: Path) -> Iterator[Path]:
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            with path.open("rb") as file:
+                if file.read(len(HEADER)) == HEADER:
+                    yield path

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 import samples
 
 from support.documents import documented_names, keys
+from virtrace.analysis.explain import explain_trace
 from virtrace.errors import TraceError
 from virtrace.trace import format as trace_format
 from virtrace.trace.reader import read_trace, schema
@@ -123,3 +126,21 @@ def test_reader_and_schema_hold_together(tmp_path: Path) -> None:
 def test_every_key_is_documented() -> None:
     documented_as_shapes = {"unavailable", "length", "bytes", "text"}
     assert set(keys(schema())) - documented_as_shapes <= documented_names("trace-format.md")
+
+
+RELEASED = Path(__file__).parents[1] / "data" / "released"
+CHANGELOG = Path(__file__).parents[2] / "CHANGELOG.md"
+
+
+@pytest.mark.parametrize(
+    "version", re.findall(r"^## (\d\S*),", CHANGELOG.read_text(), flags=re.MULTILINE)
+)
+def test_a_trace_of_every_released_version_is_read(version: str) -> None:
+    file = RELEASED / f"{version}.jsonl"
+    trace = read_trace(file)
+    assert trace.header["tool"]["virtrace"] == version
+    assert trace.problems == []
+    for line in file.read_text().splitlines():
+        VALIDATOR.validate(json.loads(line))
+    [explained] = explain_trace(trace, str(file))
+    assert [finding.cause.name for finding in explained.answers] == ["high-water-mark"]
