@@ -11,13 +11,14 @@ import pytest
 
 from support.intact import assert_untraced_and_intact
 from virtrace.errors import LabError
+from virtrace.lab import debug_build
 from virtrace.lab.daemon import Lab
 
 
-def bring_up(debug_info: bool = False) -> Lab:
+def bring_up(debug_info: bool = False, daemon: str = debug_build.DAEMON) -> Lab:
     # Not pytest's own tmp_path: its parents keep out the user that runs root's lab.
     folder = Path(tempfile.mkdtemp(prefix="virtrace-test-", dir="/var/tmp"))
-    lab = Lab(folder, debug_info=debug_info)
+    lab = Lab(folder, debug_info=debug_info, daemon=daemon)
     try:
         lab.up()
     except LabError as error:
