@@ -23,7 +23,7 @@ test: ## set up, then lint, types and all tests but the slow ones
 test-matrix: ## the slow tests: libvirt with debug info, and other releases of everything, cached
 	@tools/setup.sh matrix
 	@echo "test-matrix: pytest, the slow tests"
-	@$(PYTEST) --dist loadgroup -m matrix tests/lab/test_matrix.py tests
+	@$(PYTEST) --dist loadgroup -m matrix
 
 bench: ## measure, side by side in one run; a table, and JSON in out/bench/
 	@tools/setup.sh test

@@ -1,4 +1,4 @@
-"""A missing tool is a skip for a user, and a failure in CI."""
+"""The order of the tests, and what a missing tool is: a skip for a user, a failure in CI."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import os
 from collections.abc import Generator
 
 import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, or one of them would run alone at the end."""
+    items.sort(key=lambda item: item.path.name != "test_matrix.py")
 
 
 @pytest.hookimpl(wrapper=True)
