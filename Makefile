@@ -1,6 +1,8 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 MAKEFLAGS += --no-print-directory
+# On all processors, within reason: each worker has a libvirtd and guests of its own.
+PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 4
 
 .PHONY: help setup demo test test-matrix bench lint clean
 
@@ -16,12 +18,12 @@ demo: ## set up, then trace virsh domblkinfo on a private libvirtd; the trace go
 test: ## set up, then lint, types and all tests but the slow ones
 	@$(MAKE) lint
 	@echo "test: pytest, all but the slow tests"
-	@$(BIN)/pytest -m "not matrix"
+	@$(PYTEST) --dist loadfile --no-loadscope-reorder -m "not matrix"
 
 test-matrix: ## the slow tests: libvirt with debug info, and other releases of everything, cached
 	@tools/setup.sh matrix
 	@echo "test-matrix: pytest, the slow tests"
-	@$(BIN)/pytest -m matrix
+	@$(PYTEST) --dist loadgroup -m matrix
 
 bench: ## measure, side by side in one run; a table, and JSON in out/bench/
 	@tools/setup.sh test

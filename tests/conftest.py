@@ -1,4 +1,4 @@
-"""A missing tool is a skip for a user, and a failure in CI."""
+"""The order of the tests, and what a missing tool is: a skip for a user, a failure in CI."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ import pytest
 from virtrace.trace.reader import schema
 
 HEADER = b'{"type":"header","format":"virtrace-trace"'
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, or one of them would run alone at the end."""
+    items.sort(key=lambda item: item.path.name != "test_matrix.py")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -220,7 +220,7 @@ def trace(
     tracing = start(daemon, output, recipe, **settings)
     answers = [daemon.do(command) for command in commands]
     status, printed = tracing.finish()
-    assert status == 0, printed
+    assert status == 0, f"status {status}: {printed}"
     assert_untraced_and_intact(daemon.pid)
     found = read_trace(output)
     assert found.problems == []

@@ -11,16 +11,14 @@ import pytest
 
 from support.intact import assert_untraced_and_intact
 from virtrace.errors import LabError
-from virtrace.lab import loop
+from virtrace.lab import debug_build
 from virtrace.lab.daemon import Lab
-from virtrace.lab.scenarios import Scenario
-from virtrace.lab.stage import Stage
 
 
-def bring_up(debug_info: bool = False) -> Lab:
+def bring_up(debug_info: bool = False, daemon: str = debug_build.DAEMON) -> Lab:
     # Not pytest's own tmp_path: its parents keep out the user that runs root's lab.
     folder = Path(tempfile.mkdtemp(prefix="virtrace-test-", dir="/var/tmp"))
-    lab = Lab(folder, debug_info=debug_info)
+    lab = Lab(folder, debug_info=debug_info, daemon=daemon)
     try:
         lab.up()
     except LabError as error:
@@ -45,38 +43,6 @@ def debug_lab() -> Iterator[Lab]:
     lab = bring_up(debug_info=True)
     yield lab
     lab.down()
-
-
-@pytest.fixture
-def lab(request: pytest.FixtureRequest, scenario: Scenario) -> Iterator[Lab]:
-    """The one daemon for all; another for what ends the guest of the others."""
-    if scenario.name != "stopped":
-        yield request.getfixturevalue("stock_lab")
-        return
-    lab = bring_up()
-    yield lab
-    lab.down()
-
-
-@pytest.fixture
-def stage(lab: Lab, scenario: Scenario) -> Iterator[Stage]:
-    """What the scenario set up; where it cannot be, that it says so has been checked."""
-    if scenario.until and lab.libvirt_version >= scenario.until:
-        # Not a skip, which CI would take for a tool that is missing.
-        pytest.xfail(refused(scenario, lab, "is gone since libvirt"))
-    if "(takes root)" in scenario.about and os.geteuid() != 0:
-        pytest.skip(refused(scenario, lab, "which takes root"))
-    stage = scenario.set_up(lab)
-    yield stage
-    stage.clear()
-    assert not stage.folder.exists()
-    assert list(loop.of_lab(lab.folder)) == []
-
-
-def refused(scenario: Scenario, lab: Lab, why: str) -> str:
-    with pytest.raises(LabError, match=why) as caught:
-        scenario.set_up(lab)
-    return caught.value.what
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ from support.intact import assert_untraced_and_intact
 from virtrace.binary.process import find_daemons
 from virtrace.errors import LabError
 from virtrace.lab import roots
-from virtrace.lab.roots import ensure_root, inside, new_in_cache
+from virtrace.lab.roots import ensure_root, inside, keep_in_cache
 
 from .test_trace import EXPECTED, spans
 from .tracing import (
@@ -46,7 +46,6 @@ TESTS = (
     "tests/lab/test_trace.py",
     "tests/lab/test_stripped.py",
     "tests/lab/test_scenarios.py",
-    "tests/lab/test_explain.py",
     "tests/lab/test_catalogue.py",
     "tests/lab/test_lab.py",
 )
@@ -153,7 +152,8 @@ def ensure_venv(root: Inside) -> Path:
     finished = root.root.with_name(made + wanted)
     if finished.is_dir():
         return finished
-    with new_in_cache(finished) as venv:
+
+    def fill(venv: Path) -> None:
         python = "/mnt/.venv/bin/python"
         pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         network = network_settings(root.scratch)
@@ -162,6 +162,8 @@ def ensure_venv(root: Inside) -> Path:
         root.run(venv, INSTALL_TIMEOUT, *pip, "--upgrade", "pip", **network)
         install = [*pip, "--editable", "/mnt", *TESTS_NEED]
         root.run(venv, INSTALL_TIMEOUT, *install, **network)
+
+    keep_in_cache(finished, fill, print)
     for outdated in finished.parent.glob(made + "*"):
         if outdated != finished:
             shutil.rmtree(outdated)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -144,6 +145,7 @@ def test_up_that_was_killed_and_daemon_that_crashed(folder: Path) -> None:
             assert up.stdout is not None
             assert any(said in line for line in up.stdout)
             up.send_signal(signal.SIGKILL)
+        await_unlocked(folder)
         assert Lab(folder).down()
         await_none(folder)
     lab = Lab(folder, release="bullseye")
@@ -164,6 +166,20 @@ def test_what_runs_in_a_root_ends_with_who_started_it() -> None:
         process.kill()
         # To its end: everybody whose output it is has ended then.
         assert process.communicate(timeout=10) == ("", None)
+
+
+def await_unlocked(folder: Path) -> None:
+    """A process that was forked to run a command shares the lock until it runs it."""
+    handle = os.open(folder, os.O_RDONLY)
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    os.close(handle)
 
 
 def await_none(folder: Path) -> None:

@@ -1,24 +1,45 @@
-"""Every scenario of the lab, traced: three numbers that surprise, and QEMU's reasons for them."""
+"""Every scenario of the lab, traced: three numbers that surprise, QEMU's reasons, the cause."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union
 
+import jsonschema
 import pytest
 
+from virtrace.analysis.explain import Explanation, explain
+from virtrace.binary.process import read_status
+from virtrace.errors import LabError
 from virtrace.lab import loop
 from virtrace.lab.daemon import Lab
 from virtrace.lab.guest import GIB, GUEST, MIB
 from virtrace.lab.scenarios import SCENARIOS, Scenario
 from virtrace.lab.stage import Stage
+from virtrace.report.explanation_document import schema
+from virtrace.trace.format import is_unavailable
+from virtrace.trace.reader import Trace
 
 from .conftest import bring_up
 from .test_lab import assert_nothing_left, crash_daemon
-from .tracing import as_measured, calls_of, exchanges, printed_info, record, span, whole_trace
+from .tracing import (
+    as_measured,
+    calls_of,
+    exchanges,
+    printed_info,
+    record,
+    span,
+    virtrace,
+    whole_trace,
+)
 
 # A number of bytes, or what a file says of itself: `occupied` on the host, its `size`.
 Size = Union[int, str, None]
@@ -108,8 +129,116 @@ EXPECTED: dict[str, list[Outcomes]] = {
 }
 
 
+# The first cause; where the trace alone leaves two open, both.
+Named = tuple[str, ...]
+Causes = dict[tuple[int, ...], Named]
+
+
+def always(*names: str) -> Causes:
+    return {(7, 0, 0): names}
+
+
+def mark_or_none(before: str, after: str = "no-high-water-mark") -> Causes:
+    """Of raw disks libvirt 11.3 and later know no highest offset."""
+    return {(7, 0, 0): (before,), (11, 3, 0): (after,)}
+
+
+TOP_LAYER, SPARSE = always("external-snapshot"), always("nothing-written")
+FULL, LAST_SECTOR = always("fully-allocated"), mark_or_none("high-water-mark")
+ON_FILE = always("stopped-on-file")
+FULL_OR_DEVICE = always("stopped-on-device", "stopped-on-file")
+
+# As of EXPECTED.
+CAUSES: dict[str, list[Causes]] = {
+    "disks": [TOP_LAYER, SPARSE, FULL, LAST_SECTOR],
+    "qcow2": [TOP_LAYER],
+    "sparse": [SPARSE],
+    "allocated": [FULL],
+    "last-sector": [LAST_SECTOR],
+    "restarted": [mark_or_none("restarted")],
+    "discarded": [mark_or_none("discarded")],
+    "device-end": [mark_or_none("device-written-at-end", "no-high-water-mark-on-device")],
+    "stopped-device": [FULL_OR_DEVICE],
+    "qcow2-device": [always("qcow2-on-device")],
+    "external-snapshot": [TOP_LAYER],
+    "internal-snapshot": [always("internal-snapshot")],
+    "network": [always("no-actual-size")],
+    "empty-cdrom": [always("empty-drive")],
+    "error": [always("unknown-disk")],
+    "stopped-qcow2": [ON_FILE],
+    "legacy-drive": [LAST_SECTOR],
+    "stopped": [
+        ON_FILE,
+        always("stopped-on-file", "stopped-image-on-device"),
+        FULL_OR_DEVICE,
+        ON_FILE,
+    ],
+}
+# What the host facts make of those that the trace leaves open.
+DECIDED = {"stopped-device": "stopped-on-device", "stopped": "stopped-on-file"}
+
+
 def test_every_scenario_is_expected() -> None:
-    assert list(EXPECTED) == list(SCENARIOS)
+    assert list(EXPECTED) == list(CAUSES) == list(SCENARIOS)
+
+
+@pytest.fixture(scope="module", params=SCENARIOS.values(), ids=list(SCENARIOS))
+def scenario(request: pytest.FixtureRequest) -> Scenario:
+    scenario: Scenario = request.param
+    return scenario
+
+
+@pytest.fixture(scope="module")
+def lab(stock_lab: Lab, scenario: Scenario) -> Iterator[Lab]:
+    """The one daemon for all; another for what ends the guest of the others."""
+    if scenario.name != "stopped":
+        yield stock_lab
+        return
+    lab = bring_up()
+    yield lab
+    lab.down()
+
+
+@pytest.fixture(scope="module")
+def stage(lab: Lab, scenario: Scenario) -> Iterator[Stage]:
+    """What the scenario set up; where it cannot be, that it says so has been checked."""
+    if scenario.until and lab.libvirt_version >= scenario.until:
+        # Not a skip, which CI would take for a tool that is missing.
+        pytest.xfail(refused(scenario, lab, "is gone since libvirt"))
+    if "(takes root)" in scenario.about and os.geteuid() != 0:
+        pytest.skip(refused(scenario, lab, "which takes root"))
+    stage = scenario.set_up(lab)
+    yield stage
+    stage.clear()
+    assert not stage.folder.exists()
+    assert list(loop.of_lab(lab.folder)) == []
+
+
+def refused(scenario: Scenario, lab: Lab, why: str) -> str:
+    with pytest.raises(LabError, match=why) as caught:
+        scenario.set_up(lab)
+    return caught.value.what
+
+
+@dataclass(frozen=True)
+class Traced:
+    """The trace in `file`, with host facts. printed, told: virsh's output and errors."""
+
+    file: Path
+    trace: Trace
+    printed: list[dict[str, int]]
+    told: str
+
+
+@pytest.fixture(scope="module")
+def traced(
+    scenario: Scenario, lab: Lab, stage: Stage, tmp_path_factory: pytest.TempPathFactory
+) -> Traced:
+    file = tmp_path_factory.mktemp(scenario.name) / "trace.jsonl"
+    asked = "; ".join(" ".join(command) for command in scenario.commands)
+    done = record(lab, file, "--host-facts", command=lab.virsh_command(asked))
+    assert done.returncode == 0, done.stderr
+    return Traced(file, whole_trace(file), printed_info(done.stdout), done.stderr)
 
 
 def image_of(lab: Lab, stage: Stage, guest: str, disk: str) -> Path | None:
@@ -139,15 +268,10 @@ def qemu_says(lab: Lab, guest: str, disk: str) -> tuple[dict[str, Any], dict[str
     return entry, image
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=list(SCENARIOS))
-def test_scenario(scenario: Scenario, lab: Lab, stage: Stage, tmp_path: Path) -> None:
+def test_numbers(scenario: Scenario, lab: Lab, stage: Stage, traced: Traced) -> None:
     images = [image_of(lab, stage, *disk) for disk in scenario.disks]
-    output = tmp_path / "trace.jsonl"
-    asked = "; ".join(" ".join(command) for command in scenario.commands)
-    done = record(lab, output, command=lab.virsh_command(asked))
-    assert done.returncode == 0, done.stderr
-    calls = calls_of(whole_trace(output))
-    printed = iter(printed_info(done.stdout))
+    calls = calls_of(traced.trace)
+    printed = iter(traced.printed)
     version = lab.libvirt_version
     assert len(calls) == len(scenario.disks) == len(EXPECTED[scenario.name])
     for disk, image, outcomes, call in zip(scenario.disks, images, EXPECTED[scenario.name], calls):
@@ -156,7 +280,7 @@ def test_scenario(scenario: Scenario, lab: Lab, stage: Stage, tmp_path: Path) ->
         assert (call.root.arguments["domain"], call.root.arguments["disk"]) == disk
         assert call.root.returned is not None
         if isinstance(expected, str):
-            assert expected in done.stderr
+            assert expected in traced.told
             [error] = call.errors()
             assert expected in error.values["message"]
             assert call.root.returned["result"] == -1
@@ -193,7 +317,79 @@ def test_scenario(scenario: Scenario, lab: Lab, stage: Stage, tmp_path: Path) ->
     assert list(printed) == []
 
 
-@pytest.mark.parametrize("scenario", [SCENARIOS["legacy-drive"]], ids=["legacy-drive"])
+def test_causes(scenario: Scenario, lab: Lab, traced: Traced) -> None:
+    """The one that surprises is named first."""
+    trace, printed = traced.trace, iter(traced.printed)
+    expected = [as_measured(each, lab.libvirt_version) for each in CAUSES[scenario.name]]
+
+    alone = explain(calls_of(trace), trace.header["probes"])
+    assert [named(each) for each in alone] == expected
+    for explanation, disk in zip(alone, scenario.disks):
+        block = explanation.case.block
+        assert (block.domain, block.disk) == disk
+        numbers = {each.number: each.answer.value for each in explanation.lineages}
+        if block.answered:
+            assert numbers == next(printed)
+        assert ends_where_libvirt_can_know(explanation)
+
+    with_host = explain(calls_of(trace), trace.header["probes"], trace.host)
+    for explanation, names in zip(with_host, expected):
+        decided = names if len(names) == 1 else (DECIDED[scenario.name],)
+        assert named(explanation) == decided
+        facts_are_true(explanation, trace)
+
+    done = virtrace("explain", "--json", str(traced.file))
+    assert (done.returncode, done.stderr) == (0, "")
+    document = json.loads(done.stdout)
+    jsonschema.Draft202012Validator(schema()).validate(document)
+    firsts = [case["causes"][0]["name"] for case in document["cases"]]
+    assert firsts == [named(each)[0] for each in with_host]
+
+
+def named(explanation: Explanation) -> Named:
+    return tuple(finding.cause.name for finding in explanation.answers)
+
+
+def ends_where_libvirt_can_know(explanation: Explanation) -> bool:
+    """Every chain of a running guest goes down to QEMU or the kernel, and not by guess."""
+    ends = [
+        step for lineage in explanation.lineages for step in lineage.steps() if not step.sources
+    ]
+    return all(
+        step.kind == "host" or (step.kind == "qmp" and step.value is not None) for step in ends
+    )
+
+
+def facts_are_true(explanation: Explanation, trace: Trace) -> None:
+    host = explanation.case.host
+    if host is None:
+        # Nothing is asked of a disk that libvirt does not know.
+        assert not explanation.case.block.answered
+        return
+    assert f'target dev="{explanation.case.block.disk}"' in host.record["xml"]
+    if host.path is None:
+        assert all(is_unavailable(host.record[name]) for name in ("stat", "image_info"))
+        return
+    file = os.stat(host.path)
+    if host.is_block_device:
+        with open(host.path, "rb") as device:
+            assert host.size == device.seek(0, os.SEEK_END)
+    else:
+        assert (host.size, host.allocated) == (file.st_size, file.st_blocks * 512)
+        assert host.record["image_info"]["actual-size"] == host.allocated
+    # Libvirt's own look, which only the host can check.
+    looked = [
+        (lineage.answer.value, step.value)
+        for lineage in explanation.lineages[2:]
+        for step in lineage.steps()
+        if step.kind == "host"
+    ]
+    assert all(answered == seen for answered, seen in looked)
+
+
+@pytest.mark.parametrize(
+    "scenario", [SCENARIOS["legacy-drive"]], ids=["legacy-drive"], indirect=True
+)
 def test_threshold_on_the_legacy_path(lab: Lab, stage: Stage, tmp_path: Path) -> None:
     """What query-block says of it, libvirt leaves aside."""
     [drive] = lab.qmp({"execute": "query-block"}, "vm2")["return"]
@@ -211,6 +407,16 @@ def test_threshold_on_the_legacy_path(lab: Lab, stage: Stage, tmp_path: Path) ->
     assert returned["stats"]["write_threshold"] == 0
 
 
+def stop(pid: int) -> None:
+    """Until then it may write in a folder that is to be removed."""
+    os.kill(pid, signal.SIGSTOP)
+    threads = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+    deadline = time.monotonic() + 20
+    while any((status := read_status(tid)) and status["State"][0] != "T" for tid in threads):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="loop devices take root")
 @pytest.mark.usefixtures("stock_lab")
 def test_loop_devices_of_a_crashed_lab_are_found() -> None:
@@ -224,9 +430,28 @@ def test_loop_devices_of_a_crashed_lab_are_found() -> None:
         again.up()
         assert list(loop.of_lab(again.folder)) == []
         SCENARIOS["stopped-device"].set_up(again)
+        for pid in again.processes:
+            stop(pid)
         shutil.rmtree(again.folder)
         assert len(list(loop.of_lab(again.folder))) == 1
     finally:
         assert again.down()
     assert list(loop.of_lab(again.folder)) == []
     assert_nothing_left(again)
+
+
+def test_host_facts_of_a_daemon_that_died(tmp_path: Path) -> None:
+    lab = bring_up()
+    try:
+        output = tmp_path / "trace.jsonl"
+        asked = subprocess.list2cmdline(lab.virsh_command("domblkinfo", "vm1", "vdd"))
+        killing = ["sh", "-c", f"{asked}; kill -KILL {lab.pid}"]
+        done = record(lab, output, "--host-facts", command=killing)
+        assert done.returncode == 4, done.stderr
+        [facts] = whole_trace(output).host
+        assert is_unavailable(facts["xml"])
+        # The file is as QEMU told, and is still there.
+        assert facts["path"] == str(lab.disk_file("vdd"))
+        assert facts["stat"]["size_bytes"] == lab.disk_file("vdd").stat().st_size
+    finally:
+        lab.down()

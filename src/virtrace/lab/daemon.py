@@ -69,11 +69,13 @@ class Lab:
         debug_info: bool = False,
         release: str | None = None,
         progress: Callable[[str], None] = _silent,
+        daemon: str = debug_build.DAEMON,
     ) -> None:
         """debug_info: run libvirt 9.0.0 with debug info, built on first use.
 
         release: run libvirt and QEMU of this Debian release, by its code name, in a root that is
         made on first use; root only. progress: called with one line before each step.
+        daemon: the build with debug info has virtqemud too.
         """
         absolute = Path(os.path.abspath(folder))
         # Not the last part: a symlink there is refused.
@@ -81,6 +83,7 @@ class Lab:
         self.debug_info = debug_info
         self.progress = progress
         self.release = release
+        self.daemon = daemon
         self.system = System(self.folder)
 
     def __enter__(self) -> Lab:
@@ -105,12 +108,13 @@ class Lab:
     @property
     def log(self) -> Path:
         """The daemon's own log."""
-        return self.folder / "cache" / "libvirt" / "libvirtd.log"
+        return self.folder / "cache" / "libvirt" / f"{self.daemon}.log"
 
     @property
     def uri(self) -> str:
         """For `virsh -c`, from any user that may reach the socket: the lab's own, and root."""
-        socket = self.folder / "run" / "libvirt" / "libvirt-sock"
+        service = "libvirt" if self.daemon == debug_build.DAEMON else self.daemon
+        socket = self.folder / "run" / "libvirt" / f"{service}-sock"
         return f"qemu+unix:///session?socket={quote(str(socket))}"
 
     @property
@@ -153,7 +157,7 @@ class Lab:
             )
         except subprocess.TimeoutExpired as error:
             raise LabError(
-                f"the lab's libvirtd did not answer `virsh {' '.join(args)}` "
+                f"the lab's {self.daemon} did not answer `virsh {' '.join(args)}` "
                 f"within {ANSWER_TIMEOUT:.0f} s{self._log_tail()}",
                 f"virtrace lab down{self._dir_option()}, then up again",
             ) from error
@@ -231,7 +235,7 @@ class Lab:
             if pid is not None:
                 if processes.executable(pid) != self.system.outside(libvirtd):
                     raise LabError(
-                        f"the lab in {self.folder} is up with another build of libvirtd, "
+                        f"the lab in {self.folder} is up with another build of {self.daemon}, "
                         f"{processes.executable(pid)}",
                         f"virtrace lab down{self._dir_option()}, then up again",
                     )
@@ -260,15 +264,19 @@ class Lab:
 
     def _daemon(self) -> int | None:
         try:
-            pid = int((self.folder / "run" / "libvirtd.pid").read_text())
+            pid = int(self._pid_file.read_text())
         except (OSError, ValueError):
             return None
         ours = processes.is_of_lab(pid, self.folder, self.system.uid)
-        return pid if ours and processes.executable(pid).endswith("/libvirtd") else None
+        return pid if ours and processes.executable(pid).endswith(f"/{self.daemon}") else None
+
+    @property
+    def _pid_file(self) -> Path:
+        return self.folder / "run" / f"{self.daemon}.pid"
 
     def _libvirtd(self) -> str:
         if self.debug_info:
-            return os.path.realpath(debug_build.ensure_built(self.progress) / debug_build.DAEMON)
+            return os.path.realpath(debug_build.ensure_built(self.progress) / self.daemon)
         return self.system.libvirtd
 
     def _require_short_path(self) -> None:
@@ -402,13 +410,13 @@ class Lab:
                 f"{ROOTS_DAEMON_USER}, who runs root's lab, cannot reach {self.folder}",
                 "give a folder with --dir whose parents everybody may pass, as in /var/tmp",
             )
-        pid_file = str(self.folder / "run" / "libvirtd.pid")
         started = self.system.attempt(
-            *(libvirtd, "-d", "-p", pid_file), as_daemon=True, **variables
+            *(libvirtd, "-d", "-p", str(self._pid_file)), as_daemon=True, **variables
         )
         if started.returncode != 0:
             raise LabError(
-                f"the lab's libvirtd did not start: {started.stdout.strip()}{self._log_tail()}",
+                f"the lab's {self.daemon} did not start: "
+                f"{started.stdout.strip()}{self._log_tail()}",
                 "run `virtrace doctor`, or send this with a bug report",
             )
 

@@ -16,7 +16,8 @@ from virtrace.errors import LabError
 from virtrace.lab.roots import (
     apt_sources,
     cache_folder,
-    new_in_cache,
+    keep_in_cache,
+    key_of,
     require_tools,
     run_mmdebstrap,
 )
@@ -25,8 +26,11 @@ VERSION = "9.0.0"
 SUITE = "bookworm"
 
 DAEMON = "libvirtd"
+# What takes its place where each driver has a daemon of its own. Debian installs none of those.
+MODULAR_DAEMON = "virtqemud"
 FILES = (
     DAEMON,
+    MODULAR_DAEMON,
     "libvirt.so.0",
     "libvirt-qemu.so.0",
     "libvirt-lxc.so.0",
@@ -51,8 +55,8 @@ OUTPUT = "/build/output"
 
 
 def build_folder() -> Path:
-    """The finished build; the folder exists only once the build is whole."""
-    return cache_folder() / f"libvirt-{VERSION}-debug"
+    """The finished build of FILES; the folder exists only once the build is whole."""
+    return cache_folder() / f"libvirt-{VERSION}-debug-{key_of(FILES)}"
 
 
 def ensure_built(progress: Callable[[str], None]) -> Path:
@@ -72,8 +76,8 @@ def ensure_built(progress: Callable[[str], None]) -> Path:
             "run on Debian, or lab up without --debug-info",
         )
     require_tools(f"libvirt {VERSION} with debug info cannot be built")
-    with new_in_cache(finished) as work:
-        _build(work, sources, finished.parent / "build.log", progress)
+    log = finished.parent / "build.log"
+    keep_in_cache(finished, lambda work: _build(work, sources, log, progress), progress)
     return finished
 
 

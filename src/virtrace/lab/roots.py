@@ -6,6 +6,7 @@ keyring of Debian's archive.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shlex
@@ -13,8 +14,8 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from virtrace.errors import LabError
@@ -37,10 +38,14 @@ def cache_folder() -> Path:
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "virtrace"
 
 
+def key_of(contents: Sequence[str]) -> str:
+    """For the name of what the cache holds, so that one made with other contents is not used."""
+    return hashlib.sha256(" ".join(contents).encode()).hexdigest()[:8]
+
+
 def root_folder(suite: str) -> Path:
     """The root of a release with PACKAGES; the folder exists only once it is whole."""
-    contents = hashlib.sha256(" ".join(PACKAGES).encode()).hexdigest()[:8]
-    return cache_folder() / "roots" / f"{suite}-{contents}"
+    return cache_folder() / "roots" / f"{suite}-{key_of(PACKAGES)}"
 
 
 def ensure_root(suite: str, progress: Callable[[str], None]) -> Path:
@@ -66,8 +71,9 @@ def ensure_root(suite: str, progress: Callable[[str], None]) -> Path:
             "and none is configured for apt here",
             "run on Debian",
         )
-    progress(f"making a root of Debian's {suite} with libvirt, QEMU and GDB")
-    with new_in_cache(finished) as work:
+
+    def fill(work: Path) -> None:
+        progress(f"making a root of Debian's {suite} with libvirt, QEMU and GDB")
         # Nobody but root passes here: the roots' set-user-ID programs get no updates.
         finished.parent.chmod(0o700)
         log = finished.parent / f"{finished.name}.log"
@@ -87,6 +93,8 @@ def ensure_root(suite: str, progress: Callable[[str], None]) -> Path:
                 f"read the end of {log}",
             )
         log.unlink()
+
+    keep_in_cache(finished, fill, progress)
     return finished
 
 
@@ -133,11 +141,13 @@ def _to_be_covered(root: Path, path: str) -> Path:
     return found
 
 
-@contextmanager
-def new_in_cache(finished: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `finished` when the block ends well, else is removed.
+def keep_in_cache(
+    finished: Path, fill: Callable[[Path], None], progress: Callable[[str], None]
+) -> None:
+    """Have `fill` make, in a new folder, what becomes `finished` once it is whole.
 
-    LabError when the cache cannot be written.
+    Processes that find the same thing missing make it once: one fills a folder of the cache
+    at a time, and the others wait for it. LabError when the cache cannot be written.
     """
     try:
         finished.parent.mkdir(parents=True, exist_ok=True)
@@ -147,16 +157,19 @@ def new_in_cache(finished: Path) -> Iterator[Path]:
             f"the cache {finished.parent} cannot be written: {error.strerror}",
             "make the folder writable, or point XDG_CACHE_HOME at one that is",
         ) from error
+    lock = os.open(finished.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        yield work
-        work.chmod(0o755)
         try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress(f"waiting for another process, which is filling {finished.parent}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if not finished.is_dir():
+            fill(work)
+            work.chmod(0o755)
             work.rename(finished)
-        except OSError:
-            # Somebody else was faster: theirs is as good.
-            if not finished.is_dir():
-                raise
     finally:
+        os.close(lock)
         shutil.rmtree(work, ignore_errors=True)
 
 

@@ -1,0 +1,36 @@
+"""The daemon of hosts where each driver has one of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .tracing import REPOSITORY
+
+pytestmark = [
+    pytest.mark.matrix,
+    pytest.mark.skipif(os.geteuid() != 0, reason="a PID namespace takes root"),
+]
+
+SECONDS = 120.0
+
+
+def test_virtqemud_beside_libvirtd() -> None:
+    """Where the daemons of other tests, and those of this host, are not to be seen."""
+    private = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+    # It is a shell that reaps what was orphaned there.
+    command = ("sh", "-c", '"$@"; exit $?', "sh", sys.executable, "-m", "pytest")
+    done = subprocess.run(
+        [*private, *command, "-p", "no:cacheprovider", Path(__file__).with_name("modular.py")],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=SECONDS,
+    )
+    if done.returncode != 0:
+        pytest.fail(f"in a PID namespace of its own:\n{done.stdout}", pytrace=False)
