@@ -144,6 +144,92 @@ BROKEN = [
 ]  # fmt: skip
 
 
+JOB = """\
+virtrace: 1
+name: jobs
+about: Where a job begins, by version.
+try: virsh suspend DOMAIN
+spans:
+  - prototype: int virDomainSuspend(virDomainPtr domain)
+    module: libvirt.so.0
+    root: true
+  - name: beginJob
+    module: libvirt.so.0
+    enter: {job: job}
+    any_of:
+      - prototype: int virDomainObjBeginJob(virDomainObj *obj, int job)
+      - prototype: int qemuDomainObjBeginJob(virQEMUDriver *driver, virDomainObj *obj, int job)
+        module: libvirt_driver_qemu.so
+        enter: {kind: job}
+points:
+  - name: asked
+    json: text
+    capture: {text: text}
+    any_of:
+      - {usdt: 'libvirt:new', module: m, arguments: char *text}
+      - {usdt: 'libvirt:old', module: m, arguments: 'void *mon, char *text'}
+"""
+
+
+def test_alternatives_of_one_name() -> None:
+    recipe = load(JOB)
+    root, new, old = recipe.spans
+    assert (root.name, root.function) == ("virDomainSuspend", "virDomainSuspend")
+    assert {span.name for span in (new, old)} == {"beginJob"}
+    assert (new.function, new.module, [*new.enter]) == (
+        *("virDomainObjBeginJob", "libvirt.so.0"),
+        ["job"],
+    )
+    assert (old.function, old.module, [*old.enter]) == (
+        *("qemuDomainObjBeginJob", "libvirt_driver_qemu.so"),
+        ["kind"],
+    )
+    assert [(point.name, point.usdt, point.json) for point in recipe.points] == [
+        ("asked", "libvirt:new", "text"),
+        ("asked", "libvirt:old", "text"),
+    ]
+    assert recipe.modules == ("libvirt.so.0", "libvirt_driver_qemu.so", "m")
+
+
+BROKEN_ALTERNATIVES = [
+    ("  - name: beginJob\n", "  - optional: true\n", "9:5", "'name' is missing", "`name: ...`"),
+    ("'libvirt:old'", "nothing", "23:16", "found 'nothing'", "provider:name"),
+    ("module: m, arguments: 'v", "arguments: 'v", "23:9", "'module' is missing", "`module: ...`"),
+    ("        enter: {kind: job}\n", "        root: true\n", "16:9", "unknown key 'root'", ""),
+    ("        enter: {kind: job}", "        enter: {kind: jo}", "16:23", "'jo' is not an arg", ""),
+    ("    enter: {job: job}", "    enter: {job: obj->x, mon: driver}", "11:31",
+     "'driver' is not an arg", "job, obj"),
+    ("    json: text\n", "    json: txt\n", "19:11", "'txt' is not captured", "capture:"),
+    ("  - name: beginJob", "  - name: virDomainSuspend", "9:5", "a second probe", "its own name"),
+    ("      - prototype: int virDomainObj", "      - function: f\n        prototype: int f",
+     "13:9", "a span names its function once", "`prototype:`"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "where", "what", "remedy"), BROKEN_ALTERNATIVES)
+def test_errors_of_alternatives(old: str, new: str, where: str, what: str, remedy: str) -> None:
+    assert JOB.count(old) == 1
+    caught = error(JOB.replace(old, new))
+    assert caught.what.startswith(f"r.yaml:{where}: ")
+    assert what in caught.what
+    assert remedy in caught.remedy
+
+
+@pytest.mark.parametrize(
+    ("number", "what"),
+    [(0, "found no alternative"), (10, None), (11, "found 11 elements")],
+)
+def test_how_many_alternatives(number: int, what: str | None) -> None:
+    listed = "".join(f"      - function: f{n}\n" for n in range(number)) or "      []\n"
+    text = JOB[: JOB.index("  - name: beginJob")] + "  - name: a\n    module: m\n    any_of:\n"
+    if what is None:
+        assert len(load(text + listed).spans) == 1 + number
+    else:
+        caught = error(text + listed)
+        assert what in caught.what
+        assert caught.what.startswith("r.yaml:12:7: ")
+
+
 @pytest.mark.parametrize(("old", "new", "where", "what", "remedy"), BROKEN)
 def test_errors_name_the_place_and_the_remedy(
     old: str, new: str, where: str, what: str, remedy: str

@@ -22,7 +22,14 @@ from hypothesis import strategies as st
 
 from virtrace.errors import RecipeError
 from virtrace.recipe import catalogue, path, prototype
-from virtrace.recipe.loader import MAX_BYTES, MAX_PROBES, MAX_TEXT, MAX_VALUES, loads
+from virtrace.recipe.loader import (
+    MAX_ALTERNATIVES,
+    MAX_BYTES,
+    MAX_PROBES,
+    MAX_TEXT,
+    MAX_VALUES,
+    loads,
+)
 from virtrace.recipe.model import Recipe
 
 T = TypeVar("T")
@@ -42,7 +49,7 @@ WORDS = sorted({word for text in SHIPPED for word in text.split()})
 KEYS = (
     *("virtrace", "name", "about", "try", "spans", "points", "prototype", "function", "module"),
     *("root", "optional", "find", "driver_method", "called_by", "calls", "enter", "exit", "lines"),
-    *("usdt", "arguments", "at", "anywhere", "capture", "json", "answers", "point", "by"),
+    *("any_of", "usdt", "arguments", "at", "anywhere", "capture", "json", "answers", "point", "by"),
 )
 C_TEXT = st.text(st.sampled_from("ab_ \t\n*&()[]{},;.->/%$'\"0189éint") | st.characters())
 
@@ -92,6 +99,8 @@ SPANS = st.fixed_dictionaries(
         "enter": captures("a", "text->a", "*text", "caller()"),
         "exit": captures("return", "typed(text, a)", "records(text, return)"),
         "lines": captures("a", "local"),
+        "name": mostly("s"),
+        "any_of": st.lists(mostly({"function": "g"}, {"prototype": FUNCTION}, {"module": "n"})),
     },
 )
 POINTS = st.fixed_dictionaries(
@@ -156,8 +165,8 @@ def load(data: bytes) -> None:
         assert recipe.remedy
         return
     assert isinstance(recipe, Recipe)
-    assert len(recipe.spans) <= MAX_PROBES
-    assert len(recipe.points) <= MAX_PROBES
+    assert len(recipe.spans) <= MAX_PROBES * MAX_ALTERNATIVES
+    assert len(recipe.points) <= MAX_PROBES * MAX_ALTERNATIVES
     for probe in recipe.probes:
         assert len(probe.captures) <= 2 * MAX_VALUES
         for capture in probe.captures.values():
