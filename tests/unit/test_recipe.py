@@ -111,6 +111,14 @@ def test_blockinfo_is_found_with_its_roots_and_filters() -> None:
 BROKEN = [
     ("virtrace: 1", "virtrace: 2", "1:11", "version 2", "reads version 1"),
     ("virtrace: 1", "virtrac: 1", "1:1", "unknown key 'virtrac'", "'virtrace'?"),
+    ("try:", "where: {disk: vda}\ntry:", "5:9", "'disk=vda' is not a filter", "domain, flags"),
+    ("try:", "where: vda\ntry:", "5:8", "found 'vda'", "`key: value`"),
+    ("try:", "where: {a=b: vda}\ntry:", "5:9", "found 'a=b'", "a name as C has them"),
+    ("try:", "where: {domain: }\ntry:", "5:16", "found nothing", "write text"),
+    ("try:", "calls: 0\ntry:", "5:8", "'0' is no number of calls", "above 0"),
+    ("try:", "calls: 1.5\ntry:", "5:8", "'1.5' is no number of calls", "above 0"),
+    ("try:", "seconds: 1e9\ntry:", "5:10", "'1e9' is no number of seconds", "above 0"),
+    ("try:", "seconds: [1]\ntry:", "5:10", "found a list", "write text"),
     ("name: states\n", "", "1:1", "the key 'name' is missing", "`name: ...`"),
     ("    root: true", "    rot: true", "9:5", "unknown key 'rot'", "did you mean 'root'?"),
     ("    root: true", "    root: yes", "9:11", "found 'yes'", "true or false"),
@@ -488,6 +496,26 @@ class TestSelection:
         assert found.where == {"domain": "vm1=x", "flags": "0"}
         assert (found.calls, found.seconds) == (3, 0.5)
         assert selection.parse(recipe, [], None, "") == selection.Selection()
+
+    def test_what_the_recipe_says_holds_where_the_user_does_not(self) -> None:
+        defaults = "where: {domain: vm1, flags: 0}\ncalls: 5\nseconds: 1.5\ntry:"
+        recipe = load(changed("try:", defaults))
+        found = selection.parse(recipe, [], None, "")
+        assert found == selection.Selection({"domain": "vm1", "flags": "0"}, 5, 1.5)
+        found = selection.parse(recipe, ["domain=vm2"], "3", "9")
+        assert found == selection.Selection({"domain": "vm2", "flags": "0"}, 3, 9.0)
+        assert selection.filters(recipe, ["flags=1"]) == {"flags": "1"}
+        assert (recipe.raw["calls"], recipe.raw["seconds"]) == (5, 1.5)
+        again = load(json.dumps(recipe.raw))
+        assert (again.where, again.calls, again.seconds) == (
+            {"domain": "vm1", "flags": "0"},
+            5,
+            1.5,
+        )
+
+    @pytest.mark.parametrize("limit", ["calls: 1", "where: {a: b}"])
+    def test_without_calls_there_is_none_to_choose_or_to_count(self, limit: str) -> None:
+        assert "traces no calls" in error(ROOTLESS + limit + "\n").what
 
     @pytest.mark.parametrize("where", ["domain", "=x", "disk=vda", "result=0", ""])
     def test_no_filter(self, where: str) -> None:

@@ -47,7 +47,19 @@ many = settings(
 SHIPPED = [catalogue.file_of(name).read_text() for name in catalogue.shipped()]
 WORDS = sorted({word for text in SHIPPED for word in text.split()})
 KEYS = (
-    *("virtrace", "name", "about", "try", "spans", "points", "prototype", "function", "module"),
+    *(
+        "virtrace",
+        "name",
+        "about",
+        "try",
+        "spans",
+        "points",
+        "where",
+        "seconds",
+        "prototype",
+        "function",
+        "module",
+    ),
     *("root", "optional", "find", "driver_method", "called_by", "calls", "enter", "exit", "lines"),
     *("any_of", "usdt", "arguments", "at", "anywhere", "capture", "json", "answers", "point", "by"),
 )
@@ -129,6 +141,9 @@ def recipes(draw: st.DrawFn) -> str:
         "try": draw(mostly("t")),
         "spans": draw(st.lists(SPANS, min_size=1, max_size=2)),
         "points": draw(st.lists(points, max_size=3)),
+        "where": draw(captures("vm1")),
+        "calls": draw(mostly(1)),
+        "seconds": draw(mostly(0.5)),
     }
     return yaml.safe_dump(document, allow_unicode=True)
 

@@ -33,6 +33,7 @@ BEYOND_A_SCHEMA = (
     "only with its declaration",
     "no value of",
     "by which it answers",
+    "is not a filter",
     "found 'yes'",  # which YAML itself takes for true
 )
 TOGETHER = ("'module' is missing", "is not captured", "names its function once")

@@ -6,14 +6,16 @@ import difflib
 import re
 import stat
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any, NoReturn, TypeVar
 
 import yaml
 
-from virtrace.errors import RecipeError
-from virtrace.recipe import path, prototype
+from virtrace.errors import RecipeError, UsageError
+from virtrace.recipe import path, prototype, selection
 from virtrace.recipe.model import Answer, CalledBy, DriverMethod, Point, Recipe, Span
+from virtrace.recipe.selection import Selection
 
 VERSION = 1
 MAX_BYTES = 1 << 16
@@ -187,7 +189,9 @@ class _Node:
 
 
 def _recipe(root: _Node) -> Recipe:
-    keys = root.mapping({"virtrace", "name", "about", "try"}, {"spans", "points"})
+    keys = root.mapping(
+        {"virtrace", "name", "about", "try"}, {"spans", "points", "where", "calls", "seconds"}
+    )
     version = keys["virtrace"]
     if version.text() != str(VERSION):
         version.fail(
@@ -231,7 +235,30 @@ def _recipe(root: _Node) -> Recipe:
         for point in some_points:
             if point.answers:
                 _check_answers(node, point, point.answers, points)
-    return recipe
+    return _selecting(recipe, keys)
+
+
+def _selecting(recipe: Recipe, keys: Mapping[str, _Node]) -> Recipe:
+    """The recipe with its filters and limits, by the rules of those that the user gives."""
+
+    def chosen(node: _Node, where: str | None, calls: str | None, seconds: str | None) -> Selection:
+        try:
+            return selection.parse(recipe, [where] if where else [], calls, seconds)
+        except UsageError as error:
+            node.fail(error.what, error.remedy)
+
+    limits: dict[str, Any] = {}
+    if "calls" in keys:
+        limits["calls"] = chosen(keys["calls"], None, keys["calls"].text(), None).calls
+    if "seconds" in keys:
+        limits["seconds"] = chosen(keys["seconds"], None, None, keys["seconds"].text()).seconds
+    where: dict[str, str] = {}
+    for name, key, value in keys["where"].items() if "where" in keys else ():
+        key.name(_C_NAME)
+        if len(where) == MAX_VALUES:
+            key.fail(f"found more than {MAX_VALUES} values", "choose by fewer")
+        where.update(chosen(key, f"{name}={value.text()}", None, None).where)
+    return replace(recipe, raw={**recipe.raw, **limits}, where=where, **limits)
 
 
 def _check_answers(node: _Node, point: Point, answers: Answer, points: list[Point]) -> None:

@@ -97,6 +97,7 @@ class Point:
 class Recipe:
     """Of spans of one name, which follow each other, the first that is found is traced; so points.
 
+    where, calls, seconds: which calls to record and when to end, where the user does not say.
     raw: the YAML document as plain data, as it goes into the trace's header.
     """
 
@@ -106,6 +107,9 @@ class Recipe:
     spans: tuple[Span, ...]
     points: tuple[Point, ...]
     raw: Mapping[str, Any]
+    where: Mapping[str, str] = field(default_factory=dict)
+    calls: int | None = None
+    seconds: float | None = None
 
     @property
     def probes(self) -> tuple[Span | Point, ...]:
