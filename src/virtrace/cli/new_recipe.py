@@ -83,13 +83,18 @@ def _root(api: str, address: int, libvirt: Module, process: Process) -> _Noted:
 
 @dataclass(frozen=True)
 class _Method:
-    """What is known of the driver that has it. known: spans of shipped recipes, by address."""
+    """It, and what is known of its driver.
+
+    declared: by address, of it and of what it calls, where there is debug info. known: spans of
+    shipped recipes, by address.
+    """
 
     noted: _Noted
     address: int
+    callees: Sequence[Callee]
     functions: Functions
+    declared: dict[int, Declared]
     known: dict[int, Span]
-    process: Process
 
 
 def _method(root: Span, process: Process) -> tuple[_Method | None, Module | None, str]:
@@ -111,9 +116,11 @@ def _method(root: Span, process: Process) -> tuple[_Method | None, Module | None
             continue
         [address] = methods
         known = _known(functions, driver.name)
-        described = _declared(methods, driver, process).get(address)
+        callees = functions.callees(address)
+        within = [address, *(one.address for one in callees if one.address is not None)]
+        declared = _declared(within, driver, process)
         notes = ["The driver's method, found by its access check."]
-        span = _named(described, known.get(address), driver.name)
+        span = _named(declared.get(address), known.get(address), driver.name)
         if span is None:
             assert root.prototype is not None
             span = _span(replace(root.prototype, name=f"method_of_{root.function}"), driver.name)
@@ -122,22 +129,20 @@ def _method(root: Span, process: Process) -> tuple[_Method | None, Module | None
             ]
             notes += ["was given counts where both agree."]
         span = replace(span, find=find, root=False, lines=None)
-        return _Method(_Noted(span, notes), address, functions, known, process), driver, ""
+        noted = _Noted(span, notes)
+        return _Method(noted, address, callees, functions, declared, known), driver, ""
     return None, None, why or f"no loaded driver checks access for {find.api}"
 
 
 def _callees(method: _Method, driver: Module) -> tuple[list[_Noted], list[str]]:
     """What is worth to be traced, and what to say of the rest."""
-    callees = method.functions.callees(method.address)
-    addresses = [callee.address for callee in callees if callee.address is not None]
-    described = _declared(addresses, driver, method.process)
     exported = _exported_in_catalogue()
     found: list[_Noted] = []
     imported: list[str] = []
     common: list[str] = []
     unclear: list[str] = []
-    for callee in callees:
-        declared = described.get(callee.address) if callee.address is not None else None
+    for callee in method.callees:
+        declared = method.declared.get(callee.address) if callee.address is not None else None
         if callee.name is None:
             noted = _static(callee, declared, method, driver.name)
             if noted is None:
