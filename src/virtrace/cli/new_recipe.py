@@ -274,7 +274,7 @@ def _prototype(declared: Declared) -> Prototype:
 
 
 def _span(prototype: Prototype, module: str) -> Span:
-    enter, exit_ = _captures(prototype)
+    enter, exit_ = captures(prototype)
     return Span(
         name=prototype.name,
         function=prototype.name,
@@ -285,7 +285,7 @@ def _span(prototype: Prototype, module: str) -> Span:
     )
 
 
-def _captures(prototype: Prototype) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+def captures(prototype: Prototype) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """At the entry and at the return: what the types alone say can be read."""
     enter, exit_ = [], []
     if isinstance(layouts.named(prototype.returns), (Integer, Boolean, Pointer)):
