@@ -16,7 +16,17 @@ from virtrace.recipe import catalogue, public_api
 from virtrace.recipe.model import DriverMethod
 from virtrace.recipe.prototype import normal_type
 
-from .tracing import COUNTERS, DISKS, calls_of, printed_info, span, virtrace, whole_trace
+from .tracing import (
+    COUNTERS,
+    DISKS,
+    REPOSITORY,
+    calls_of,
+    exchanges,
+    printed_info,
+    span,
+    virtrace,
+    whole_trace,
+)
 
 API = "virDomainGetBlockInfo"
 METHOD, GATHER = "qemuDomainGetBlockInfo", "qemuDomainBlocksStatsGather"
@@ -194,3 +204,39 @@ def test_the_public_api_is_declared_as_debug_info_has_it(debug_lab: Lab) -> None
         assert [kind(parameter.type) for parameter in declared.parameters] == [
             kind(spelled) for spelled, _ in one.parameters
         ], declared
+
+
+PAGE = (REPOSITORY / "docs" / "first-recipe.md").read_text()
+
+
+def test_the_first_recipe(stock_lab: Lab, tmp_path: Path) -> None:
+    """The page: what is written for it, and what the edited one shows."""
+    if stock_lab.libvirt_version < (8, 10):
+        pytest.xfail("virDomainObjBeginJob came with libvirt 8.10")
+    text = written(stock_lab, "virDomainSuspend", tmp_path / "new.yaml").read_text()
+    if stock_lab.libvirt_version == (9, 0, 0):
+        shown = re.search(r"^```\n(spans:.*?)^```", PAGE, re.M | re.S)
+        assert shown is not None
+        assert shown[1] in text
+    edited = tmp_path / "suspend.yaml"
+    [whole] = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.M | re.S)
+    edited.write_text(whole)
+    output = tmp_path / "t.jsonl"
+    options = ("-p", str(stock_lab.pid), "-o", str(output))
+    asked = stock_lab.virsh_command("suspend", "vm1")
+    try:
+        done = virtrace("record", str(edited), *options, "--", *asked)
+    finally:
+        stock_lab.virsh_checked("resume", "vm1")
+    assert done.returncode == 0, done.stderr
+    [call] = calls_of(whole_trace(output))
+    assert span(call, "method_of_virDomainSuspend").arguments == {"domain": "vm1"}
+    assert span(call, "virDomainObjBeginJob").arguments == {"job": 3}
+    assert span(call, "qemuProcessStopCPUs").arguments == {"reason": 1}
+    assert [one.command for one in exchanges(call)] == ["stop"]
+    typo = tmp_path / "typo.yaml"
+    typo.write_text(whole.replace("job: job", "job: jbo"))
+    refused = virtrace("recipe", "check", "./typo.yaml", cwd=tmp_path)
+    assert refused.returncode == 2
+    for line in refused.stderr.splitlines():
+        assert f"    {line}\n" in PAGE

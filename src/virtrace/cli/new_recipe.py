@@ -35,7 +35,7 @@ class _Noted:
     """A span, and what to say of it."""
 
     span: Span
-    notes: Sequence[str] = ()
+    note: str = ""
 
 
 def write(api: str, process: Process) -> str:
@@ -69,16 +69,16 @@ def _unknown(api: str, libvirt: Module, version: str | None) -> UsageError:
 
 def _root(api: str, address: int, libvirt: Module, process: Process) -> _Noted:
     declared = public_api.functions().get(api)
-    notes = []
+    note = ""
     if declared is None and (described := _declared([address], libvirt, process)):
         declared = _prototype(described[address])
     if declared is None:
         declared = Prototype(api, "void", ())
-        notes = [
-            "What it takes and returns is not known here: it is no public API of this virtrace.",
-            "Write its arguments into the prototype, and what to capture of them.",
-        ]
-    return _Noted(replace(_span(declared, LIBVIRT), root=True), notes)
+        note = (
+            "What it takes and returns is not known here: it is no public API of this virtrace. "
+            "Write its arguments into the prototype, and what to capture of them."
+        )
+    return _Noted(replace(_span(declared, LIBVIRT), root=True), note)
 
 
 @dataclass(frozen=True)
@@ -119,17 +119,17 @@ def _method(root: Span, process: Process) -> tuple[_Method | None, Module | None
         callees = functions.callees(address)
         within = [address, *(one.address for one in callees if one.address is not None)]
         declared = _declared(within, driver, process)
-        notes = ["The driver's method, found by its access check."]
+        note = "The driver's method, found by its access check."
         span = _named(declared.get(address), known.get(address), driver.name)
         if span is None:
             assert root.prototype is not None
             span = _span(replace(root.prototype, name=f"method_of_{root.function}"), driver.name)
-            notes += [
-                "Its name is not known here. It is taken to be declared as the API is: what it"
-            ]
-            notes += ["was given counts where both agree."]
+            note += (
+                " Its name is not known here. It is taken to be declared as the API is: what it "
+                "was given counts where both agree."
+            )
         span = replace(span, find=find, root=False, lines=None)
-        noted = _Noted(span, notes)
+        noted = _Noted(span, note)
         return _Method(noted, address, callees, functions, declared, known), driver, ""
     return None, None, why or f"no loaded driver checks access for {find.api}"
 
@@ -154,7 +154,7 @@ def _callees(method: _Method, driver: Module) -> tuple[list[_Noted], list[str]]:
         elif callee.name in exported:
             noted = _Noted(exported[callee.name])
         elif callee.address is None:
-            if callee.name.startswith(_TELLING):
+            if callee.name.startswith(_TELLING) and not callee.name.endswith("EnsureACL"):
                 imported.append(callee.name)
             continue
         elif declared is not None:
@@ -197,10 +197,10 @@ def _static(
     if calls is None:
         return None
     span = _named(declared, shipped, driver)
-    notes = () if span else ("Its name is not known here.",)
+    note = "" if span else "Its name is not known here."
     span = span or _span(Prototype(f"static_calling_{calls}", "void", ()), driver)
     find = CalledBy(method.noted.span.name, calls)
-    return _Noted(replace(span, find=find, root=False, lines=None), notes)
+    return _Noted(replace(span, find=find, root=False, lines=None), note)
 
 
 def _named(declared: Declared | None, shipped: Span | None, driver: str) -> Span | None:
@@ -341,8 +341,7 @@ def _lines(
     yield ""
     yield "spans:"
     for noted in found:
-        for note in noted.notes:
-            yield f"  # {note}"
+        yield from _folded(noted.note)
         yield from _item(_data(noted.span))
     for note in left_out:
         yield from _folded(note)
@@ -392,6 +391,8 @@ def _scalar(value: Any) -> str:
 
 
 def _folded(note: str) -> Iterator[str]:
+    if not note:
+        return
     line = "  #"
     for word in note.split():
         if len(line) + len(word) > 98:

@@ -113,7 +113,8 @@ def _new(args: argparse.Namespace) -> int:
         raise UsageError(
             f"cannot write {args.output}: {error.strerror}", "name a file that is not there yet"
         ) from error
-    print(f"{args.output}: prune it, then: virtrace recipe check {shlex.quote(args.output)}")
+    pid = f" -p {args.pid}" if args.pid is not None else ""
+    print(f"{args.output}: prune it, then: virtrace recipe check {shlex.quote(args.output)}{pid}")
     return DONE
 
 
