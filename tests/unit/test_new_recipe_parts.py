@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from toolchain import build
 
+from virtrace.binary.dwarf import Declared
 from virtrace.binary.process import installed, libvirt_version
 from virtrace.cli.main import main
-from virtrace.cli.new_recipe import captures
+from virtrace.cli.new_recipe import captures, prototype_of
 from virtrace.errors import TargetError
 from virtrace.recipe import path, prototype, public_api
 
@@ -51,8 +52,26 @@ from virtrace.recipe import path, prototype, public_api
     ],
 )
 def test_what_is_captured(declared: str, enter: dict[str, str], exit_: dict[str, str]) -> None:
-    found = captures(prototype.parse(declared))
-    assert [dict(one) for one in found] == [enter, exit_]
+    assert captures(prototype.parse(declared)) == (enter, exit_)
+
+
+@pytest.mark.parametrize(
+    ("declared", "expected"),
+    [
+        (Declared("f", "int", [("virDomainObj *", "vm"), ("bool", "b")]),
+         "int f(virDomainObj *vm, bool b)"),
+        (Declared("f", "void", [("unnamed at 0x1f *", "call"), ("int", "n")]),
+         "void f(void *call, int n)"),
+        # A register of another kind; an argument that has no name.
+        (Declared("f", "int", [("int", "n"), ("double", "x"), ("int", "m")]), "int f(int n)"),
+        (Declared("f", "int", [("int", ""), ("int", "m")]), "int f(void)"),
+        (Declared("f", "virUnknown", [("int", "n")]), "void f(void)"),
+    ],
+)  # fmt: skip
+def test_what_debug_info_declares(declared: Declared, expected: str) -> None:
+    found = prototype_of(declared)
+    assert str(found) == expected
+    assert prototype.parse(expected) == found
 
 
 def test_the_public_api_can_be_written_and_read_again() -> None:
@@ -62,9 +81,7 @@ def test_the_public_api_can_be_written_and_read_again() -> None:
         assert declared.name == name
         assert prototype.parse(str(declared)) == declared
         for captured in captures(declared):
-            names = [its for its, _ in captured]
-            assert len(names) == len(set(names))
-            for _, text in captured:
+            for text in captured.values():
                 path.parse(text)
 
 

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
+from itertools import takewhile
 from typing import Any
 
 import yaml
@@ -17,7 +19,7 @@ from virtrace.binary.functions import Callee, Functions
 from virtrace.binary.process import Module, Process, libvirt_version
 from virtrace.errors import TargetError, UsageError
 from virtrace.recipe import catalogue, loader, path, public_api
-from virtrace.recipe.model import CalledBy, DriverMethod, Span
+from virtrace.recipe.model import CalledBy, DriverMethod, Recipe, Span
 from virtrace.recipe.prototype import Parameter, Prototype, normal_type
 
 LIBVIRT, QEMU = "libvirt.so.0", "libvirt_driver_qemu.so"
@@ -46,13 +48,13 @@ def write(api: str, process: Process) -> str:
     if address is None:
         raise _unknown(api, libvirt, libvirt_version(process))
     found = [_root(api, address, libvirt, process)]
-    left_out: list[str] = []
-    method, driver, why = _method(found[0].span, process)
-    if method is not None and driver is not None:
-        callees, left_out = _callees(method, driver)
+    method = _method(found[0].span, process)
+    if isinstance(method, str):
+        driver, left_out = None, [f"The driver's method was not found: {method}."]
+    else:
+        driver = method.driver
+        callees, left_out = _callees(method)
         found += [method.noted, *callees]
-    elif why:
-        left_out = [f"The driver's method was not found: {why}."]
     text = "\n".join(_lines(api, process, driver, found, left_out)) + "\n"
     loader.loads(text.encode(), "the new recipe")
     return text
@@ -71,7 +73,7 @@ def _root(api: str, address: int, libvirt: Module, process: Process) -> _Noted:
     declared = public_api.functions().get(api)
     note = ""
     if declared is None and (described := _declared([address], libvirt, process)):
-        declared = _prototype(described[address])
+        declared = prototype_of(described[address])
     if declared is None:
         declared = Prototype(api, "void", ())
         note = (
@@ -90,6 +92,7 @@ class _Method:
     """
 
     noted: _Noted
+    driver: Module
     address: int
     callees: Sequence[Callee]
     functions: Functions
@@ -97,10 +100,10 @@ class _Method:
     known: dict[int, Span]
 
 
-def _method(root: Span, process: Process) -> tuple[_Method | None, Module | None, str]:
+def _method(root: Span, process: Process) -> _Method | str:
     """Or why it was not found."""
-    why = ""
     find = DriverMethod(root.function)
+    why = f"no loaded driver checks access for {find.api}"
     # Of the drivers that do the same, the one that runs guests.
     drivers = [one for one in process.modules if one.name.startswith("libvirt_driver_")]
     for driver in sorted(drivers, key=lambda one: (one.name != QEMU, one.name)):
@@ -130,21 +133,23 @@ def _method(root: Span, process: Process) -> tuple[_Method | None, Module | None
             )
         span = replace(span, find=find, root=False, lines=None)
         noted = _Noted(span, note)
-        return _Method(noted, address, callees, functions, declared, known), driver, ""
-    return None, None, why or f"no loaded driver checks access for {find.api}"
+        return _Method(noted, driver, address, callees, functions, declared, known)
+    return why
 
 
-def _callees(method: _Method, driver: Module) -> tuple[list[_Noted], list[str]]:
+def _callees(method: _Method) -> tuple[list[_Noted], list[str]]:
     """What is worth to be traced, and what to say of the rest."""
     exported = _exported_in_catalogue()
-    found: list[_Noted] = []
+    driver = method.driver.name
+    # By name: of a function that the compiler cloned, the first body.
+    found: dict[str, _Noted] = {}
     imported: list[str] = []
     common: list[str] = []
     unclear: list[str] = []
     for callee in method.callees:
         declared = method.declared.get(callee.address) if callee.address is not None else None
         if callee.name is None:
-            noted = _static(callee, declared, method, driver.name)
+            noted = _static(callee, declared, method)
             if noted is None:
                 unclear.append(f"+{callee.address:#x}")
                 continue
@@ -158,16 +163,17 @@ def _callees(method: _Method, driver: Module) -> tuple[list[_Noted], list[str]]:
                 imported.append(callee.name)
             continue
         elif declared is not None:
-            noted = _Noted(_span(_prototype(declared), driver.name))
+            noted = _Noted(_span(prototype_of(declared), driver))
         else:
-            noted = _Noted(_span(Prototype(callee.name, "void", ()), driver.name))
-        found.append(noted)
+            noted = _Noted(_span(Prototype(callee.name, "void", ()), driver))
+        found.setdefault(noted.span.name, noted)
+    spans = [*found.values()]
     method_name = method.noted.span.function
     left = []
-    if len(found) > MAX_CALLEES:
-        rest = ", ".join(noted.span.function for noted in found[MAX_CALLEES:])
+    if len(spans) > MAX_CALLEES:
+        rest = ", ".join([*found][MAX_CALLEES:])
         left.append(f"{method_name} calls more: {rest}.")
-    if any(noted.span.prototype == Prototype(noted.span.function, "void", ()) for noted in found):
+    if any(noted.span.prototype == Prototype(noted.span.function, "void", ()) for noted in spans):
         left.append(
             "Spans `void NAME(void)` are of functions whose declaration is not known here: they "
             "show when, and how long. Their arguments can be written into the prototype."
@@ -185,17 +191,17 @@ def _callees(method: _Method, driver: Module) -> tuple[list[_Noted], list[str]]:
     common = [name for name in common if name.startswith(_TELLING)]
     if common:
         left.append(f"It calls {', '.join(common)}, too, as much else does.")
-    return found[:MAX_CALLEES], left
+    return spans[:MAX_CALLEES], left
 
 
-def _static(
-    callee: Callee, declared: Declared | None, method: _Method, driver: str
-) -> _Noted | None:
+def _static(callee: Callee, declared: Declared | None, method: _Method) -> _Noted | None:
+    """None where nothing tells it from the others."""
     assert callee.address is not None
     shipped = method.known.get(callee.address)
     calls = _calls(callee.address, shipped, method)
     if calls is None:
         return None
+    driver = method.driver.name
     span = _named(declared, shipped, driver)
     note = "" if span else "Its name is not known here."
     span = span or _span(Prototype(f"static_calling_{calls}", "void", ()), driver)
@@ -207,7 +213,7 @@ def _named(declared: Declared | None, shipped: Span | None, driver: str) -> Span
     """Debug info has the last word on the name; what a shipped recipe captures was tried."""
     if declared is None or (shipped is not None and shipped.function == declared.name):
         return shipped
-    return _span(_prototype(declared), driver)
+    return _span(prototype_of(declared), driver)
 
 
 def _calls(address: int, shipped: Span | None, method: _Method) -> str | None:
@@ -228,16 +234,17 @@ def _calls(address: int, shipped: Span | None, method: _Method) -> str | None:
     return None
 
 
-def _shipped_spans() -> Iterator[Span]:
-    for name in catalogue.shipped():
-        yield from catalogue.find(name).spans
+@cache
+def _shipped() -> list[Recipe]:
+    return [*map(catalogue.find, catalogue.shipped())]
 
 
 def _exported_in_catalogue() -> dict[str, Span]:
     """By name: spans that need nothing but their symbol."""
     return {
         span.function: replace(span, root=False)
-        for span in _shipped_spans()
+        for recipe in _shipped()
+        for span in recipe.spans
         if span.prototype is not None and span.find is None and span.name == span.function
     }
 
@@ -245,9 +252,9 @@ def _exported_in_catalogue() -> dict[str, Span]:
 def _known(functions: Functions, driver: str) -> dict[int, Span]:
     """By their address: the static functions that shipped recipes find in this file."""
     found: dict[int, Span] = {}
-    for name in catalogue.shipped():
+    for recipe in _shipped():
         addresses: dict[str, int] = {}
-        for span in catalogue.find(name).spans:
+        for span in recipe.spans:
             if span.find is None or span.module != driver:
                 continue
             with suppress(TargetError):
@@ -268,9 +275,25 @@ def _declared(addresses: Sequence[int], module: Module, process: Process) -> dic
     return declarations(debug.path, addresses, x86_64.ABI) if debug is not None else {}
 
 
-def _prototype(declared: Declared) -> Prototype:
-    parameters = [Parameter(name, normal_type(type_)) for type_, name in declared.parameters]
-    return Prototype(declared.name, normal_type(declared.returns), tuple(parameters))
+def prototype_of(declared: Declared) -> Prototype:
+    """As much of it as a recipe can read: up to what is not handed over like a number."""
+
+    def is_plain(spelled: str) -> bool:
+        return isinstance(layouts.named(normal_type(spelled)), (Integer, Boolean, Pointer))
+
+    if declared.returns != "void" and not is_plain(declared.returns):
+        # Where it goes may be an argument, before all others.
+        return Prototype(declared.name, "void", ())
+    plain = takewhile(lambda one: one[1] and is_plain(one[0]), declared.parameters)
+    return Prototype(
+        declared.name,
+        normal_type(declared.returns),
+        # What has no name in C, such as what a pointer to a function points to.
+        tuple(
+            Parameter(name, "void *" if "unnamed at" in type_ else normal_type(type_))
+            for type_, name in plain
+        ),
+    )
 
 
 def _span(prototype: Prototype, module: str) -> Span:
@@ -280,34 +303,35 @@ def _span(prototype: Prototype, module: str) -> Span:
         function=prototype.name,
         module=module,
         prototype=prototype,
-        enter={name: path.parse(text) for name, text in enter},
-        exit={name: path.parse(text) for name, text in exit_},
+        enter={name: path.parse(text) for name, text in enter.items()},
+        exit={name: path.parse(text) for name, text in exit_.items()},
     )
 
 
-def captures(prototype: Prototype) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+def captures(prototype: Prototype) -> tuple[dict[str, str], dict[str, str]]:
     """At the entry and at the return: what the types alone say can be read."""
-    enter, exit_ = [], []
+    enter: dict[str, str] = {}
+    exit_: dict[str, str] = {}
     if isinstance(layouts.named(prototype.returns), (Integer, Boolean, Pointer)):
-        exit_.append(("result", path.RETURN))
+        exit_["result"] = path.RETURN
     for parameter, following in zip(prototype.parameters, [*prototype.parameters[1:], None]):
         name, type_ = parameter.name, parameter.type
         ctype = layouts.named(type_)
         if name == _SECRET:
             continue
         if isinstance(ctype, (Integer, Boolean)) or type_ == "char *":
-            enter.append((name, name))
+            enter[name] = name
         elif type_ == "virDomain *":
-            enter.append(("domain", f"{name}->name"))
+            enter.setdefault("domain", f"{name}->name")
         elif type_ == "virTypedParameter *" and following is not None:
             if following.type == "int":
-                enter.append((name, f"typed({name}, {following.name})"))
+                enter[name] = f"typed({name}, {following.name})"
             elif following.type == "int *":
-                exit_.append((name, f"typed({name}, {following.name})"))
+                exit_[name] = f"typed({name}, {following.name})"
         elif type_ == "virDomainStatsRecord ***" and prototype.returns == "int":
-            exit_.append((name, f"records({name}, {path.RETURN})"))
+            exit_[name] = f"records({name}, {path.RETURN})"
         elif isinstance(ctype, Pointer) and _is_read(type_[:-1].strip()):
-            exit_.append((name, f"*{name}"))
+            exit_.setdefault(name, f"*{name}")
     return enter, exit_
 
 
@@ -356,8 +380,7 @@ def _lines(
 
 
 def _try(api: str) -> str:
-    for name in catalogue.shipped():
-        recipe = catalogue.find(name)
+    for recipe in _shipped():
         if api in {root.function for root in recipe.roots}:
             return recipe.try_
     return f"what makes a client call {api}"
