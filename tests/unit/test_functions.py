@@ -88,21 +88,20 @@ class Driver:
         return sorted(self.addresses[name] for name in names)
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["-O2"],
-        ["-O0"],
-        ["-Wl,-z,lazy"],
-        ["-fcf-protection=full", "-Wl,-z,ibtplt"],
-        ["-fno-plt", "-Wl,-z,now"],
-        ["-fno-plt", "-Wl,-z,now", "-fcf-protection=full"],
-        ["-Wl,-z,norelro", "-Wl,--no-relax"],
-        ["-mavx2", "-O3"],
-        ["-Wl,-Bsymbolic"],
-    ],
-    ids=" ".join,
-)
+FLAGS = [
+    ["-O2"],
+    ["-O0"],
+    ["-Wl,-z,lazy"],
+    ["-fcf-protection=full", "-Wl,-z,ibtplt"],
+    ["-fno-plt", "-Wl,-z,now"],
+    ["-fno-plt", "-Wl,-z,now", "-fcf-protection=full"],
+    ["-Wl,-z,norelro", "-Wl,--no-relax"],
+    ["-mavx2", "-O3"],
+    ["-Wl,-Bsymbolic"],
+]
+
+
+@pytest.mark.parametrize("flags", FLAGS, ids=" ".join)
 def test_finds_the_method_and_what_it_calls(tmp_path: Path, flags: list[str]) -> None:
     driver = Driver(tmp_path, *flags)
     assert driver.functions.driver_methods(API) == driver.named("getThing")
@@ -111,6 +110,25 @@ def test_finds_the_method_and_what_it_calls(tmp_path: Path, flags: list[str]) ->
         assert driver.functions.called_by(caller, CALLS) == driver.named("gather")
     [get_thing] = driver.named("getThing")
     assert driver.functions.called_by(get_thing, "work") == driver.named("gather", "decoy")
+
+
+@pytest.mark.parametrize("flags", FLAGS, ids=" ".join)
+def test_what_a_function_calls(tmp_path: Path, flags: list[str]) -> None:
+    driver = Driver(tmp_path, *flags)
+    names = ("gather", "decoy", "getThing", CALLS)
+    gather, decoy, get_thing, ask = (driver.addresses[name] for name in names)
+    functions = driver.functions
+    assert {(callee.address, callee.name) for callee in functions.callees(get_thing)} == {
+        (None, f"{API}EnsureACL"),
+        (gather, None),
+        (decoy, None),
+    }
+    assert [(callee.address, callee.name) for callee in functions.callees(gather)] == [
+        (ask, CALLS),
+        (None, "work"),
+    ]
+    assert functions.uses(CALLS) < functions.uses("work")
+    assert functions.uses("no_such_function") == 0
 
 
 def test_packed_relocations(tmp_path: Path) -> None:

@@ -22,7 +22,14 @@ from hypothesis import strategies as st
 
 from virtrace.errors import RecipeError
 from virtrace.recipe import catalogue, path, prototype
-from virtrace.recipe.loader import MAX_BYTES, MAX_PROBES, MAX_TEXT, MAX_VALUES, loads
+from virtrace.recipe.loader import (
+    MAX_ALTERNATIVES,
+    MAX_BYTES,
+    MAX_PROBES,
+    MAX_TEXT,
+    MAX_VALUES,
+    loads,
+)
 from virtrace.recipe.model import Recipe
 
 T = TypeVar("T")
@@ -40,9 +47,21 @@ many = settings(
 SHIPPED = [catalogue.file_of(name).read_text() for name in catalogue.shipped()]
 WORDS = sorted({word for text in SHIPPED for word in text.split()})
 KEYS = (
-    *("virtrace", "name", "about", "try", "spans", "points", "prototype", "function", "module"),
+    *(
+        "virtrace",
+        "name",
+        "about",
+        "try",
+        "spans",
+        "points",
+        "where",
+        "seconds",
+        "prototype",
+        "function",
+        "module",
+    ),
     *("root", "optional", "find", "driver_method", "called_by", "calls", "enter", "exit", "lines"),
-    *("usdt", "arguments", "at", "anywhere", "capture", "json", "answers", "point", "by"),
+    *("any_of", "usdt", "arguments", "at", "anywhere", "capture", "json", "answers", "point", "by"),
 )
 C_TEXT = st.text(st.sampled_from("ab_ \t\n*&()[]{},;.->/%$'\"0189éint") | st.characters())
 
@@ -92,6 +111,8 @@ SPANS = st.fixed_dictionaries(
         "enter": captures("a", "text->a", "*text", "caller()"),
         "exit": captures("return", "typed(text, a)", "records(text, return)"),
         "lines": captures("a", "local"),
+        "name": mostly("s"),
+        "any_of": st.lists(mostly({"function": "g"}, {"prototype": FUNCTION}, {"module": "n"})),
     },
 )
 POINTS = st.fixed_dictionaries(
@@ -120,6 +141,9 @@ def recipes(draw: st.DrawFn) -> str:
         "try": draw(mostly("t")),
         "spans": draw(st.lists(SPANS, min_size=1, max_size=2)),
         "points": draw(st.lists(points, max_size=3)),
+        "where": draw(captures("vm1")),
+        "calls": draw(mostly(1)),
+        "seconds": draw(mostly(0.5)),
     }
     return yaml.safe_dump(document, allow_unicode=True)
 
@@ -156,8 +180,8 @@ def load(data: bytes) -> None:
         assert recipe.remedy
         return
     assert isinstance(recipe, Recipe)
-    assert len(recipe.spans) <= MAX_PROBES
-    assert len(recipe.points) <= MAX_PROBES
+    assert len(recipe.spans) <= MAX_PROBES * MAX_ALTERNATIVES
+    assert len(recipe.points) <= MAX_PROBES * MAX_ALTERNATIVES
     for probe in recipe.probes:
         assert len(probe.captures) <= 2 * MAX_VALUES
         for capture in probe.captures.values():
@@ -217,6 +241,27 @@ def test_declarations(text: str) -> None:
         return
     names = [parsed.name, *(parameter.name for parameter in parsed.parameters)]
     assert all(name.isidentifier() and name.isascii() for name in names)
+
+
+TARGET = Path(__file__).resolve().parents[1] / "support" / "fuzz_recipe.py"
+
+
+def test_guided_by_coverage(tmp_path: Path) -> None:
+    """What libFuzzer finds new ways through, from the shipped recipes on."""
+    pytest.importorskip("atheris", reason="no atheris for this Python on this processor")
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for number, text in enumerate(SHIPPED):
+        (corpus / str(number)).write_text(text)
+    words = tmp_path / "words"
+    words.write_text("".join(f'"{word}: "\n' for word in KEYS))
+    bounds = (f"-timeout={SECONDS:.0f}", f"-rss_limit_mb={MEGABYTES}", f"-max_len={MAX_BYTES}")
+    fuzzer = [sys.executable, str(TARGET), str(corpus), f"-dict={words}", f"-runs={EXAMPLES}"]
+    fuzzed = subprocess.run(
+        [*fuzzer, "-seed=1", *bounds], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert fuzzed.returncode == 0, fuzzed.stderr[-4000:]
+    assert f"Done {EXAMPLES} runs" in fuzzed.stderr
 
 
 # A process's high-water mark begins with that of the one it was forked from: a small one.

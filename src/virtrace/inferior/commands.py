@@ -30,7 +30,13 @@ from virtrace.binary import x86_64
 from virtrace.binary.abi import Abi
 from virtrace.binary.pack import Pack
 from virtrace.binary.pack import find as find_pack
-from virtrace.binary.process import Process, check_traceable, inspect, require_libvirt
+from virtrace.binary.process import (
+    Process,
+    check_traceable,
+    inspect,
+    installed,
+    require_libvirt,
+)
 from virtrace.binary.source import Sources
 from virtrace.errors import DONE, INTERRUPTED, NOT_TRACED, TargetError, UsageError, VirtraceError
 from virtrace.inferior import target
@@ -87,8 +93,8 @@ class _Start(gdb.Command):
 class _Check(gdb.Command):
     """virtrace check RECIPE: say what each probe would resolve to, as the header of a trace.
 
-    Of the process in the environment (VIRTRACE_PID), which is not touched, or of the one that
-    GDB is attached to, and lets go.
+    Of the process in the environment (VIRTRACE_PID), which is not touched, of files that no process
+    runs (VIRTRACE_AGAINST), or of the process that GDB is attached to, and lets go.
     """
 
     def __init__(self) -> None:
@@ -222,6 +228,9 @@ def _process() -> Process:
     pid = target.attached_pid()
     if pid:
         return require_libvirt(inspect(pid))
+    against = os.environ.get("VIRTRACE_AGAINST")
+    if against is not None:
+        return installed(Path(against))
     wanted = os.environ.get("VIRTRACE_PID")
     if wanted is None:
         raise TargetError(
