@@ -37,7 +37,7 @@ def semaphores(lab: Lab) -> list[int]:
 
 @pytest.mark.parametrize("wait", [0.0, 0.05])
 def test_the_guard_takes_back_what_gdb_left(lab: Lab, tmp_path: Path, wait: float) -> None:
-    said = killed_while_tracing(lab, tmp_path, wait=wait)
+    said = killed_while_tracing(lab, tmp_path, wait=wait).said
     assert "GDB was killed; what it left in process" in said
     assert "GDB was ended by SIGKILL while it traced" in said
     assert lives(lab, lab.pid)

@@ -58,6 +58,9 @@ def _stand_by(gdb: socket.socket, journal: Journal, pid: int) -> NoReturn:
         with suppress(OSError), open("/proc/self/comm", "w") as name:
             name.write("virtrace-guard")
         _prefer_to_live(_NEVER)
+        # It sleeps until it matters, and then must not queue behind others.
+        with suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
         _close_all_but(gdb.fileno(), *journal.descriptors())
         gdb.send(_STANDS_BY)
         if gdb.recv(1) != _ENDED_WELL:
