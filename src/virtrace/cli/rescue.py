@@ -57,7 +57,11 @@ def _rescue(process: Process, memory: int, agreed: bool) -> int:
         print(f"nothing is left in process {process.pid}, and it is not stopped")
         return DONE
     if found:
-        print(f"process {process.pid} ({process.exe}): what a killed debugger left there")
+        count = f"{len(found)} places" if len(found) > 1 else "one place"
+        print(
+            f"process {process.pid} ({process.exe}) holds at {count} what a killed debugger left; "
+            "a call that\nmeets a breakpoint there ends it"
+        )
         for place in found:
             print(f"  {_where(process, place):<40} {place.written.hex()} -> {place.was.hex()}")
     if stopped:
