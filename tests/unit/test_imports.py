@@ -23,9 +23,10 @@ ALLOWED = {
     "analysis": {"errors", "recipe", "trace"},
     "report": {"errors", "recipe", "trace", "analysis"},
     "lab": {"errors"},
-    "inferior": {"errors", "recipe", "trace", "binary", "analysis", "report"},
+    "guard": {"errors", "binary"},
+    "inferior": {"errors", "recipe", "trace", "binary", "guard", "analysis", "report"},
     # It reaches inferior only by starting GDB.
-    "cli": {"errors", "recipe", "trace", "binary", "analysis", "report", "lab"},
+    "cli": {"errors", "recipe", "trace", "binary", "guard", "analysis", "report", "lab"},
 }
 
 

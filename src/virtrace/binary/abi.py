@@ -16,6 +16,7 @@ class Abi:
     arguments that found no register begin one word above it.
     reads_result: instructions that read an `int` result: one right behind a call shows that it
     returns one. dwarf_registers: by DWARF's numbers. word: bytes of a register.
+    breakpoint: the instruction that GDB writes.
     """
 
     machine: str
@@ -27,6 +28,7 @@ class Abi:
     # GDB's name for it on every machine.
     stack_pointer: str = "sp"
     word: int = 8
+    breakpoint: bytes | None = None
 
     def stack_argument(self, index: int, sp: int) -> int:
         """Address, at entry, of argument ``index``, which found no register."""

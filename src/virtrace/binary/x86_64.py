@@ -25,6 +25,7 @@ ABI = Abi(
         *("rax", "rdx", "rcx", "rbx", "rsi", "rdi", "rbp", "rsp"),
         *("r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"),
     ),
+    breakpoint=b"\xcc",
 )
 
 ABSOLUTE, GLOB_DAT, JUMP_SLOT, RELATIVE = 1, 6, 7, 8  # R_X86_64_...

@@ -23,7 +23,7 @@ from virtrace.binary.process import Process, check_traceable, choose_daemon
 from virtrace.cli.doctor import gdb_section
 from virtrace.cli.gdb import command as gdb_command
 from virtrace.cli.host_facts import collect
-from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, TargetError, UsageError
+from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, IncompleteError, TargetError, UsageError
 from virtrace.recipe import catalogue, selection
 from virtrace.recipe.model import Recipe
 from virtrace.trace.reader import read_trace
@@ -195,7 +195,13 @@ def _run_gdb(recipe: str, settings: dict[str, str], command: Sequence[str]) -> i
         problem = gdb_section().problem
         if problem is not None:
             raise TargetError(problem.text, problem.remedy or "run `virtrace doctor`")
-    return status if status >= 0 else INCOMPLETE
+    if status < 0:
+        raise IncompleteError(
+            f"GDB was ended by {signal.Signals(-status).name} while it traced",
+            "every whole line of the trace counts; "
+            f"`virtrace rescue {settings['PID']}` says whether anything was left in the daemon",
+        )
+    return status
 
 
 def _run_traced(command: Sequence[str], gdb: subprocess.Popen[bytes]) -> None:

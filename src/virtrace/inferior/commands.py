@@ -19,8 +19,9 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 
 import gdb
@@ -39,9 +40,11 @@ from virtrace.binary.process import (
 )
 from virtrace.binary.source import Sources
 from virtrace.errors import DONE, INTERRUPTED, NOT_TRACED, TargetError, UsageError, VirtraceError
+from virtrace.guard.journal import Journal
+from virtrace.guard.process import Guard
 from virtrace.inferior import target
 from virtrace.inferior.infer import infer
-from virtrace.inferior.resolve import require_traceable, resolve
+from virtrace.inferior.resolve import ResolvedProbe, require_traceable, resolve
 from virtrace.inferior.session import Session, header_record
 from virtrace.inferior.terminal import TerminalView, terminal_without_gdb
 from virtrace.recipe import catalogue, selection
@@ -190,6 +193,7 @@ def _trace(name: str) -> int:
                 symbols.enter_context(target.symbols(process, recipe.modules, debug_files))
                 probes = resolve(recipe, process, abi, inferred, packs)
                 require_traceable(recipe, probes)
+                journal = symbols.enter_context(_guarded(recipe, process, abi, probes))
                 target.attach(process, recipe.modules)
             except BaseException:
                 writer.discard()
@@ -197,10 +201,52 @@ def _trace(name: str) -> int:
             command = os.environ.get("VIRTRACE_COMMAND")
             view = TerminalView(terminal, output, command)
             session = Session(
-                recipe, chosen, process, abi, probes, _sources(), writer, view, command, _say_ready
+                recipe,
+                chosen,
+                process,
+                abi,
+                probes,
+                journal,
+                _sources(),
+                writer,
+                view,
+                command,
+                _say_ready,
             )
             _written.append(output)
             return session.run()
+
+
+@contextmanager
+def _guarded(
+    recipe: Recipe, process: Process, abi: Abi, probes: Sequence[ResolvedProbe]
+) -> Iterator[Journal | None]:
+    """A guard stands by, and knows where breakpoints will be; None where there can be none."""
+    modules = [module for module in map(process.module, recipe.modules) if module is not None]
+    try:
+        if abi.breakpoint is None:
+            raise OSError(f"its breakpoints on {abi.machine} are not known")
+        journal = Journal(process, modules, abi.breakpoint)
+        guard = Guard(journal, process.pid)
+    except OSError as error:
+        print(
+            f"virtrace: there is no guard ({error}): if GDB is killed while it traces, "
+            "the next traced call ends the daemon\n"
+            "try: end the trace by Ctrl-C or SIGTERM only",
+            file=sys.__stderr__,
+            flush=True,
+        )
+        yield None
+        return
+    try:
+        for site in chain.from_iterable(probe.sites for probe in probes):
+            for address in site.addresses:
+                journal.breakpoint(address)
+            for address in site.semaphores:
+                journal.semaphore(address)
+        yield journal
+    finally:
+        guard.release()
 
 
 def _check(name: str) -> int:

@@ -44,18 +44,26 @@ LINES = "lines"
 class Site:
     """One place to stop at.
 
-    location: for GDB's ``break``. at_entry: it is the very first instruction, where the
-    return address lies at the stack pointer.
+    addresses: of one, or of every place of a static probe. at_entry: it is the very first
+    instruction, where the return address lies at the stack pointer.
     known: the body that debug info or a pack describes; prototype: what the recipe declares;
-    find: how it was found, where that alone tells where the arguments are.
+    find: how it was found, where that alone tells where the arguments are. usdt, semaphores:
+    of a static probe its PROVIDER:NAME, and what GDB raises beside the breakpoints.
     """
 
-    location: str
+    addresses: tuple[int, ...]
     plan: SpanPlan | PointPlan | LinePlan
     at_entry: bool
     known: KnownFunction | None = None
     prototype: Prototype | None = None
     find: DriverMethod | CalledBy | None = None
+    usdt: str | None = None
+    semaphores: tuple[int, ...] = ()
+
+    @property
+    def location(self) -> str:
+        """For GDB's ``break``."""
+        return f"-probe-stap {self.usdt}" if self.usdt else f"*{self.addresses[0]:#x}"
 
 
 @dataclass(frozen=True)
@@ -228,7 +236,7 @@ class _Resolver:
             here = statement.known
             watch = _compile(span.lines, here.arguments)
             plan = LinePlan(span.name, statement.file, statement.line, statement.declared, watch)
-            yield Site(f"*{here.pc:#x}", plan, False, here)
+            yield Site((here.pc,), plan, False, here)
 
     def point(self, point: Point) -> ResolvedProbe:
         if point.usdt is not None:
@@ -321,7 +329,7 @@ class _Resolver:
     ) -> ResolvedProbe:
         sites = tuple(
             Site(
-                f"*{body.known.pc if body.known else body.entry:#x}",
+                (body.known.pc if body.known else body.entry,),
                 build({**body.types, **self._caller}),
                 body.known is None or body.known.pc == body.entry,
                 body.known,
@@ -360,7 +368,16 @@ class _Resolver:
                 "report it, with what VIRTRACE_DEBUG=1 prints",
             )
         plan = _point_plan(point, types)
-        site = Site(f"-probe-stap {usdt}", plan, False, None, point.prototype)
+        raised = {module.base + place.semaphore for place in places if place.semaphore}
+        site = Site(
+            tuple(addresses),
+            plan,
+            False,
+            None,
+            point.prototype,
+            usdt=usdt,
+            semaphores=tuple(sorted(raised)),
+        )
         return ResolvedProbe(
             point.name, usdt, "point", point.module, "usdt", (site,), places[0].address
         )

@@ -18,6 +18,7 @@ from virtrace.binary.debuginfo import how_to_get
 from virtrace.binary.process import Process, libvirt_version, read_status
 from virtrace.binary.source import Sources
 from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, IncompleteError, VirtraceError
+from virtrace.guard.journal import Journal
 from virtrace.inferior import target
 from virtrace.inferior.answers import Answers
 from virtrace.inferior.probes import ReturnProbe, probe
@@ -57,6 +58,7 @@ class Session:
         process: Process,
         abi: Abi,
         resolved: list[ResolvedProbe],
+        journal: Journal | None,
         sources: Sources,
         writer: Writer,
         view: View,
@@ -70,6 +72,7 @@ class Session:
         self._selection = selection
         self._process = process
         self._resolved = resolved
+        self._journal = journal
         self._writer = writer
         self._view = view
         self._command = command
@@ -241,6 +244,8 @@ class Session:
             for pc in self._returns_wanted:
                 if pc not in self._returns:
                     self._returns.add(pc)
+                    if self._journal is not None:
+                        self._journal.breakpoint(pc)
                     self._probes.append(ReturnProbe(self, pc))
             self._returns_wanted.clear()
             self._account(self._still_since_ns)

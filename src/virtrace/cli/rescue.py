@@ -1,0 +1,109 @@
+"""``virtrace rescue``: what a killed debugger left in a daemon, taken back."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any
+
+from virtrace.binary import x86_64
+from virtrace.binary.process import Module, Process, describe, inspect, read_status
+from virtrace.errors import ANSWER_IS_NO, DONE, TargetError
+from virtrace.guard import journal, restore
+from virtrace.guard.journal import Place
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "rescue",
+        help="take breakpoints out of a daemon that a killed debugger left there",
+        description="Say what a debugger that was killed left in process PID, and take it back "
+        "after you agree. It is found by what virtrace noted when it traced, and by comparing the "
+        "code in memory with its files, so that breakpoints of other debuggers are found too.",
+        epilog="Exit status: 0 nothing is left there, 1 something is, 3 it cannot be told.",
+    )
+    parser.add_argument("pid", metavar="PID", type=int, help="the daemon")
+    parser.add_argument("--yes", action="store_true", help="agree beforehand")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    process = inspect(args.pid)
+    status = read_status(args.pid)
+    if status is not None and status["TracerPid"] != "0":
+        raise TargetError(
+            f"process {args.pid} is traced by {describe(int(status['TracerPid']))}, "
+            "whose breakpoints may be wanted",
+            "end that tracer first (in GDB: `detach`, `quit`), which takes them out",
+        )
+    try:
+        memory = os.open(f"/proc/{args.pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise TargetError(
+            f"the memory of process {args.pid} cannot be opened: {error.strerror}", "run as root"
+        ) from error
+    try:
+        return _rescue(process, memory, args.yes)
+    finally:
+        os.close(memory)
+
+
+def _rescue(process: Process, memory: int, agreed: bool) -> int:
+    found = _left_behind(process, memory)
+    status = read_status(process.pid)
+    stopped = status is not None and status["State"].startswith("T")
+    if not found and not stopped:
+        print(f"nothing is left in process {process.pid}, and it is not stopped")
+        return DONE
+    if found:
+        count = f"{len(found)} places" if len(found) > 1 else "one place"
+        print(
+            f"process {process.pid} ({process.exe}) holds at {count} what a killed debugger left; "
+            "a call that\nmeets a breakpoint there ends it"
+        )
+        for place in found:
+            print(f"  {_where(process, place):<40} {place.written.hex()} -> {place.was.hex()}")
+    if stopped:
+        print(f"process {process.pid} ({process.exe}) is stopped (state T), and answers no call")
+    if not agreed and sys.stdin.isatty():
+        answer = input("take it back, and let the process run? [y/N] ")
+        agreed = answer.strip().lower() in ("y", "yes")
+    if not agreed:
+        print(f"nothing was changed; to do it: virtrace rescue {process.pid} --yes")
+        return ANSWER_IS_NO
+    try:
+        restore.take_back(memory, found)
+    except OSError as error:
+        raise TargetError(
+            f"process {process.pid} cannot be written to: {error.strerror}",
+            "the kernel may forbid it (proc_mem.force_override=); attach a GDB and detach it, or "
+            "restart the daemon",
+        ) from error
+    restore.let_run(process.pid)
+    print("taken back; the process runs")
+    return DONE
+
+
+def _left_behind(process: Process, memory: int) -> list[Place]:
+    noted = journal.find(process)
+    found = noted.left_behind(memory) if noted is not None else []
+    known = {place.address for place in found}
+    for module in process.modules:
+        try:
+            if module.elf.machine == x86_64.ABI.machine and x86_64.ABI.breakpoint is not None:
+                compared = restore.in_code(memory, module, x86_64.ABI.breakpoint)
+                found += [place for place in compared if place.address not in known]
+        except TargetError as error:
+            print(f"virtrace: not looked at: {error.what}", file=sys.stderr)
+    return sorted(found, key=lambda place: place.address)
+
+
+def _where(process: Process, place: Place) -> str:
+    def holds(module: Module) -> bool:
+        return module.contains(place.address)
+
+    module = next(filter(holds, process.modules), None)
+    if module is None:
+        return f"{place.address:#x}"
+    return f"{module.name}+{place.address - module.base:#x}"

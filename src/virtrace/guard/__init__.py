@@ -1,0 +1,1 @@
+"""What takes breakpoints out of a daemon when GDB no longer can."""

@@ -1,0 +1,181 @@
+"""What GDB writes into a process, noted before it is written.
+
+Lines of JSON, in a file of the user's cache that is named by the process's pid and start time:
+a header, and an entry for each place. The file is what `virtrace rescue` goes by.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from virtrace.binary import private
+from virtrace.binary.process import Module, Process
+from virtrace.errors import TargetError
+
+_KIND = "guard"
+_LARGEST = 1 << 20
+_SEMAPHORE = 2  # bytes
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where GDB writes: the bytes that were there before, and those that it writes."""
+
+    address: int
+    was: bytes
+    written: bytes
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Bytes that tell that a module is still where it was; GDB never writes there."""
+
+    address: int
+    content: bytes
+
+
+@dataclass(frozen=True)
+class Noted:
+    """What a journal says."""
+
+    marks: tuple[Mark, ...]
+    places: tuple[Place, ...]
+
+    def left_behind(self, memory: int) -> list[Place]:
+        """Those that still hold just what GDB wrote; none where the modules have gone."""
+
+        def holds(address: int, content: bytes) -> bool:
+            return read(memory, address, len(content)) == content
+
+        if not all(holds(mark.address, mark.content) for mark in self.marks):
+            return []
+        return [place for place in self.places if holds(place.address, place.written)]
+
+
+def read(memory: int, address: int, size: int) -> bytes:
+    """Empty where nothing is mapped, or the process has gone."""
+    try:
+        return os.pread(memory, size, address)
+    except OSError:
+        return b""
+
+
+class Journal:
+    """Grows while the process is traced.
+
+    memory: of the process, by /proc/PID/mem, which takes no ptrace; it is never another
+    process's, whatever becomes of the pid.
+    """
+
+    def __init__(self, process: Process, modules: Iterable[Module], breakpoint_: bytes) -> None:
+        """OSError where the process's memory cannot be written. breakpoint_: the instruction.
+
+        TargetError where what another trace wrote is there still.
+        """
+        self._pid = process.pid
+        self._name = _name(process)
+        self._breakpoint = breakpoint_
+        self._noted: set[int] = set()
+        self.memory = os.open(f"/proc/{process.pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+        before = find(process)
+        if before is not None:
+            for place in before.left_behind(self.memory):
+                raise self._left_behind(place.address)
+        self._file = self._create()
+        marks = [(module.base + module.elf.mark[0], module.elf.mark[1]) for module in modules]
+        os.write(self._file, _line([[at, content.hex()] for at, content in marks]))
+
+    def _create(self) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            with private.cache_folder(_KIND) as folder:
+                # What is left of other processes, or of a trace that was rescued, is no use.
+                for name in os.listdir(folder):
+                    if name == self._name or not _runs(name):
+                        os.unlink(name, dir_fd=folder)
+                return os.open(self._name, flags, 0o600, dir_fd=folder)
+        except OSError:
+            # The guard can do without a file; a rescue then goes by the code alone.
+            return os.memfd_create(self._name)
+
+    def breakpoint(self, address: int) -> None:
+        """One will be set there. OSError where the memory cannot be read.
+
+        TargetError where there is one already, which no code begins with.
+        """
+        if address in self._noted:
+            return
+        was = os.pread(self.memory, len(self._breakpoint), address)
+        if was == self._breakpoint:
+            raise self._left_behind(address)
+        self._note(address, was, self._breakpoint)
+
+    def semaphore(self, address: int) -> None:
+        """That of a static probe there will be raised by one."""
+        if address not in self._noted:
+            was = os.pread(self.memory, _SEMAPHORE, address)
+            raised = int.from_bytes(was, "little") + 1 & 0xFFFF
+            self._note(address, was, raised.to_bytes(_SEMAPHORE, "little"))
+
+    def _left_behind(self, address: int) -> TargetError:
+        return TargetError(
+            f"process {self._pid} has a breakpoint at {address:#x} that nobody waits for: "
+            "a debugger was killed while it traced",
+            f"virtrace rescue {self._pid}",
+        )
+
+    def _note(self, address: int, was: bytes, written: bytes) -> None:
+        self._noted.add(address)
+        os.write(self._file, _line([address, was.hex(), written.hex()]))
+
+    def read(self) -> Noted:
+        return _parse(os.pread(self._file, _LARGEST, 0))
+
+    def remove(self) -> None:
+        """Nothing of it is in the process any more."""
+        with suppress(OSError), private.cache_folder(_KIND) as folder:
+            os.unlink(self._name, dir_fd=folder)
+
+    def descriptors(self) -> tuple[int, int]:
+        return self.memory, self._file
+
+    def close(self) -> None:
+        for descriptor in self.descriptors():
+            os.close(descriptor)
+
+
+def find(process: Process) -> Noted | None:
+    """What a trace of this very process noted and did not take back; None without one."""
+    try:
+        with private.cache_folder(_KIND) as folder:
+            return _parse(private.read(folder, _name(process), _LARGEST))
+    except (OSError, ValueError):
+        return None
+
+
+def _name(process: Process) -> str:
+    return f"{process.pid}-{process.start_time}"
+
+
+def _runs(name: str) -> bool:
+    return os.path.exists(f"/proc/{name.partition('-')[0]}")
+
+
+def _line(entry: object) -> bytes:
+    return json.dumps(entry).encode() + b"\n"
+
+
+def _parse(data: bytes) -> Noted:
+    """ValueError where it is none. A last line without its end was never acted on."""
+    header, *entries = data.split(b"\n")[:-1]
+    return Noted(
+        tuple(Mark(at, bytes.fromhex(content)) for at, content in json.loads(header)),
+        tuple(
+            Place(at, bytes.fromhex(was), bytes.fromhex(written))
+            for at, was, written in map(json.loads, entries)
+        ),
+    )

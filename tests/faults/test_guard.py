@@ -1,0 +1,160 @@
+"""A GDB that is killed while it traces, and what takes its breakpoints out of the daemon."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from faults.killed import killed_while_tracing, lives, wait_for_breakpoints
+from lab.conftest import bring_up
+from support.intact import assert_untraced_and_intact
+from virtrace.binary.process import inspect, read_status
+from virtrace.cli.main import main
+from virtrace.lab.daemon import Lab
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    lab = bring_up()
+    yield lab
+    lab.down()
+
+
+def semaphores(lab: Lab) -> list[int]:
+    module = inspect(lab.pid).module("libvirt_driver_qemu.so")
+    assert module is not None
+    places = {module.base + probe.semaphore for probe in module.elf.stap_probes()} - {module.base}
+    with open(f"/proc/{lab.pid}/mem", "rb", buffering=0) as memory:
+        return [int.from_bytes(os.pread(memory.fileno(), 2, at), "little") for at in places]
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.05])
+def test_the_guard_takes_back_what_gdb_left(lab: Lab, tmp_path: Path, wait: float) -> None:
+    said = killed_while_tracing(lab, tmp_path, wait=wait).said
+    assert "GDB was killed; what it left in process" in said
+    assert "GDB was ended by SIGKILL while it traced" in said
+    assert lives(lab, lab.pid)
+    assert not any(semaphores(lab))
+    # Nothing is left to be rescued, and no journal to be believed.
+    assert main(["rescue", str(lab.pid)]) == 0
+
+
+def test_the_guard_ends_with_the_trace(lab: Lab, tmp_path: Path) -> None:
+    before = guards()
+    command = [sys.executable, "-m", "virtrace.cli.main", "record", "blockinfo", "-p", str(lab.pid)]
+    record = subprocess.Popen(
+        [*command, "-o", str(tmp_path / "t.jsonl")], stdout=subprocess.PIPE, text=True
+    )
+    assert record.stdout is not None
+    assert any("Ctrl-C" in line for line in record.stdout)
+    [guard] = guards() - before
+    record.send_signal(signal.SIGINT)
+    record.communicate(timeout=30)
+    until = time.monotonic() + 10
+    while os.path.exists(f"/proc/{guard}"):
+        assert time.monotonic() < until, "the guard outlives its trace"
+
+
+def guards() -> set[int]:
+    found = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        status = read_status(int(pid))
+        if status is not None and status["Name"] == "virtrace-guard":
+            found.add(int(pid))
+    return found
+
+
+def killed_with_its_guard(lab: Lab, folder: Path) -> None:
+    before = guards()
+    command = [sys.executable, "-m", "virtrace.cli.main", "record", "blockinfo", "-p", str(lab.pid)]
+    record = subprocess.Popen(
+        [*command, "-o", str(folder / "t.jsonl")], stdout=subprocess.PIPE, text=True
+    )
+    assert record.stdout is not None
+    assert any("Ctrl-C" in line for line in record.stdout)
+    wait_for_breakpoints(lab.pid)
+    status = read_status(lab.pid)
+    assert status is not None
+    [guard] = guards() - before
+    os.kill(guard, signal.SIGKILL)
+    os.kill(int(status["TracerPid"]), signal.SIGKILL)
+    record.communicate(timeout=30)
+
+
+def rescue(lab: Lab, *options: str, home: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **({"XDG_CACHE_HOME": str(home)} if home else {})}
+    return subprocess.run(
+        [sys.executable, "-m", "virtrace.cli.main", "rescue", str(lab.pid), *options],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=60,
+        env=environment,
+    )
+
+
+@pytest.mark.parametrize("journal", [True, False], ids=["by the journal", "by the files alone"])
+def test_rescue(lab: Lab, tmp_path: Path, journal: bool) -> None:
+    killed_with_its_guard(lab, tmp_path)
+    with pytest.raises(AssertionError, match="was changed"):
+        assert_untraced_and_intact(lab.pid)
+    home = None if journal else tmp_path
+
+    told = rescue(lab, home=home)
+    assert told.returncode == 1, told.stderr
+    assert "libvirt_driver_qemu.so+0x" in told.stdout
+    assert " cc -> " in told.stdout
+    assert f"virtrace rescue {lab.pid} --yes" in told.stdout
+    with pytest.raises(AssertionError, match="was changed"):
+        assert_untraced_and_intact(lab.pid)
+
+    # Nobody traces a daemon that the next call would end.
+    again = subprocess.run(
+        [sys.executable, "-m", "virtrace.cli.main", "record", "blockinfo", "-p", str(lab.pid)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+    )
+    assert again.returncode == 3, again.stdout
+    assert "that nobody waits for" in again.stderr
+    assert f"try: virtrace rescue {lab.pid}" in again.stderr
+
+    done = rescue(lab, "--yes", home=home)
+    assert done.returncode == 0, done.stderr
+    assert "taken back; the process runs" in done.stdout
+    assert lives(lab, lab.pid)
+    # Only the journal tells what a static probe's semaphore was.
+    assert not (journal and any(semaphores(lab)))
+    assert rescue(lab, home=home).stdout.startswith("nothing is left in process")
+
+
+def test_rescue_lets_a_stopped_daemon_run(lab: Lab) -> None:
+    os.kill(lab.pid, signal.SIGSTOP)
+    told = rescue(lab)
+    assert told.returncode == 1
+    assert "is stopped (state T)" in told.stdout
+    assert rescue(lab, "--yes").returncode == 0
+    assert lives(lab, lab.pid)
+
+
+def test_rescue_leaves_a_traced_process_alone(lab: Lab, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "virtrace.cli.main", "record", "blockinfo", "-p", str(lab.pid)]
+    record = subprocess.Popen(
+        [*command, "-o", str(tmp_path / "t.jsonl")], stdout=subprocess.PIPE, text=True
+    )
+    assert record.stdout is not None
+    assert any("Ctrl-C" in line for line in record.stdout)
+    told = rescue(lab, "--yes")
+    assert told.returncode == 3
+    assert "is traced by gdb" in told.stderr
+    record.send_signal(signal.SIGINT)
+    record.communicate(timeout=30)
+    assert lives(lab, lab.pid)
