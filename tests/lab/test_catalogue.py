@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,10 +34,19 @@ def lab(request: pytest.FixtureRequest) -> Lab:
     return lab
 
 
-def traced(lab: Lab, recipe: str, output: Path, *virsh: str) -> tuple[Trace, str, str]:
-    """What a recipe saw while virsh ran, and what virsh printed as output and as errors."""
+# What prints its own process id before it becomes a command.
+OWN_PID = ("sh", "-c", 'echo $$; exec "$@"', "sh")
+
+
+def traced(
+    lab: Lab, recipe: str, output: Path, *virsh: str, by: tuple[str, ...] = ()
+) -> tuple[Trace, str, str]:
+    """What a recipe saw while virsh ran, and what virsh printed as output and as errors.
+
+    by: what runs virsh.
+    """
     options = ("-p", str(lab.pid), "-o", str(output))
-    done = virtrace("record", recipe, *options, "--", *lab.virsh_command("; ".join(virsh)))
+    done = virtrace("record", recipe, *options, "--", *by, *lab.virsh_command("; ".join(virsh)))
     assert done.returncode == 0, done.stderr
     trace = whole_trace(output)
     assert trace.footer is not None
@@ -325,6 +335,53 @@ def test_start_failure(lab: Lab, tmp_path: Path) -> None:
     assert any("no-such-option" in message and f"error: {message}" in told for message in whole)
     if lab.libvirt_version >= (9, 0):
         assert any(str(gone) in message and f"error: {message}" in told for message in whole)
+
+
+# The wire protocol's numbers of REMOTE_PROC_*, which never change.
+PROCEDURES = {
+    "remoteDispatchConnectOpen": 1,
+    "remoteDispatchConnectClose": 2,
+    "remoteDispatchDomainLookupByName": 23,
+    "remoteDispatchAuthList": 66,
+    "remoteDispatchDomainGetBlockInfo": 194,
+    "remoteDispatchDomainGetState": 212,
+}
+
+
+def test_rpc(lab: Lab, tmp_path: Path) -> None:
+    """Of a client whose process id, user and commands are known."""
+    asked = ["domblkinfo vm1 vda", "domstate vm1", "domstate no-such-domain"]
+    trace, printed, _ = traced(lab, "rpc", tmp_path / "t.jsonl", *asked, by=OWN_PID)
+    assert set(levels(trace).values()) in ({"symbol", "usdt"}, {"dwarf", "usdt"})
+    found = calls(trace)
+    [pid] = [int(line) for line in printed.splitlines() if line.isdigit()]
+    for call in found:
+        assert call.client is not None
+        assert call.client["process-id"] == pid
+        assert call.client["unix-user-id"] == os.getuid()
+        assert call.client["unix-group-id"] == os.getgid()
+        assert call.received is not None
+        assert call.received.values["procedure"] == call.root.arguments["procedure"]
+        assert call.queued_ns is not None
+        assert call.queued_ns > 0
+        [reply] = [node.event for node in call.nodes()
+                   if isinstance(node, Point) and node.event.name == "rpc.reply"]  # fmt: skip
+        assert reply.values["serial"] == call.root.arguments["serial"]
+    assert [call.root.arguments["serial"] for call in found] == [*range(len(found))]
+    named = {call.procedure: call.root.arguments["procedure"] for call in found}
+    assert {name: named.get(name) for name in PROCEDURES} == PROCEDURES
+    commands = ("remoteDispatchDomainGetBlockInfo", "remoteDispatchDomainGetState")
+    assert [call.procedure for call in found if call.procedure in commands] == [*commands]
+    [failed] = [call for call in found if call.failed]
+    assert failed.procedure == "remoteDispatchDomainLookupByName"
+    [error] = failed.errors()
+    assert "no-such-domain" in error.values["message"]
+    shown = " ".join(virtrace("show", str(tmp_path / "t.jsonl")).stdout.split())
+    assert f" remoteDispatchDomainGetBlockInfo of process {pid} = 0 in " in shown
+    summary = virtrace("show", "--summary", "--json", str(tmp_path / "t.jsonl")).stdout
+    functions = {row["name"]: row for row in json.loads(summary)["functions"]}
+    assert [*functions] == [*dict.fromkeys(call.procedure for call in found)]
+    assert functions["remoteDispatchDomainLookupByName"]["errors"] == 1
 
 
 @pytest.mark.parametrize("name", catalogue.shipped())
