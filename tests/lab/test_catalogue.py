@@ -6,6 +6,12 @@ import errno
 import json
 import os
 import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +19,14 @@ import pytest
 
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, CallBuilder, Point, Span
+from virtrace.analysis.waiting import ended_ns, waiting
 from virtrace.lab.daemon import Lab
 from virtrace.lab.guest import disk_xml, file_source
 from virtrace.recipe import catalogue
 from virtrace.trace.format import Event
-from virtrace.trace.reader import Trace
+from virtrace.trace.reader import Trace, read_trace
 
-from .tracing import COUNTERS, DISKS, as_measured, exchanges, span, virtrace, whole_trace
+from .tracing import COUNTERS, DISKS, SECONDS, as_measured, exchanges, span, virtrace, whole_trace
 
 # What virsh calls a counter, where that is not its own name.
 VIRSH = {"wr_operations": "wr_req", "rd_operations": "rd_req"}
@@ -335,6 +342,79 @@ def test_start_failure(lab: Lab, tmp_path: Path) -> None:
     assert any("no-such-option" in message and f"error: {message}" in told for message in whole)
     if lab.libvirt_version >= (9, 0):
         assert any(str(gone) in message and f"error: {message}" in told for message in whole)
+
+
+@contextmanager
+def recording(
+    lab: Lab, recipe: str, output: Path, *virsh: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """virtrace, while it records what virsh asks of a guest that gives no answer meanwhile."""
+    line = [sys.executable, "-m", "virtrace.cli.main", "record", recipe]
+    options = ("-p", str(lab.pid), "-o", str(output))
+    command = lab.virsh_command("; ".join(virsh))
+    with lab.stalled():
+        running = subprocess.Popen([*line, *options, "--", *command], stdout=subprocess.DEVNULL)
+        try:
+            yield running
+        except BaseException:
+            running.kill()
+            raise
+
+
+def until(output: Path, what: str) -> None:
+    """Wait until the trace has a record with this text."""
+    deadline = time.monotonic() + SECONDS
+    while not output.exists() or what not in output.read_text(encoding="utf-8"):
+        assert time.monotonic() < deadline, output.read_text(encoding="utf-8")
+        time.sleep(0.01)
+
+
+def test_monitor_stall(lab: Lab, tmp_path: Path) -> None:
+    """A command that had no reply when the trace ended, and one that QEMU answers late."""
+    output = tmp_path / "open.jsonl"
+    with recording(lab, "monitor-stall", output, "domblkinfo vm1 vda") as running:
+        until(output, '"name":"qmp.send","span"')
+        running.send_signal(signal.SIGINT)
+        until(output, '"type":"footer"')
+    # QEMU goes on by now, and virsh had its answer.
+    assert running.wait(SECONDS) == 130
+    trace = read_trace(output)
+    assert only_optional_is_missing(trace, "monitor-stall")
+    assert trace.footer is not None
+    [send] = [event for event in trace.events if event.name == "qmp.send"]
+    [one] = waiting(CallBuilder().everything(trace.events), ended_ns(trace))
+    assert isinstance(one.node, Exchange)
+    assert one.node.send is send
+    assert one.ns == trace.footer["t_ns"] - send.t_ns > 0
+    assert one.call is not None
+    assert one.call.procedure == "remoteDispatchDomainGetBlockInfo"
+    assert (one.call.domain, one.call.complete) == ("vm1", False)
+    assert one.call.client is not None
+    shown = virtrace("show", str(output)).stdout
+    assert max(map(len, shown.splitlines()[:-2])) <= 80, shown
+    _, answer, *_ = shown.split("\n\n")
+    process = one.call.client["process-id"]
+    assert re.fullmatch(
+        "still waiting when the trace ended, since: "
+        rf"[\d.]+ m?s QMP query-blockstats {one.node.id} to monitor {send.values['mon']} "
+        rf"in remoteDispatchDomainGetBlockInfo\(vm1\) of process {process}",
+        " ".join(answer.split()),
+    )
+
+    output = tmp_path / "late.jsonl"
+    with recording(lab, "monitor-stall", output, "domblkinfo vm1 vda") as running:
+        until(output, '"name":"qmp.send","span"')
+        held_ns = time.monotonic_ns()
+    assert running.wait(SECONDS) == 0
+    trace = whole_trace(output)
+    assert waiting(CallBuilder().everything(trace.events), ended_ns(trace)) == []
+    [call] = [one for one in calls(trace) if one.procedure == "remoteDispatchDomainGetBlockInfo"]
+    late, *others = exchanges(call)
+    assert late.reply is not None
+    # By the clock of this test: sent before, answered after QEMU was let go.
+    start_ns = trace.header["clock"]["start_ns"]
+    assert start_ns + late.send.t_ns < held_ns < start_ns + late.reply.t_ns
+    assert late.duration_ns == max(one.duration_ns or 0 for one in (late, *others))
 
 
 # The wire protocol's numbers of REMOTE_PROC_*, which never change.

@@ -14,11 +14,12 @@ from virtrace.trace.format import Event, Record
 RECEIVED = "rpc.received"
 CLIENT = "rpc.client"
 PROCEDURE = "rpc.procedure"
+DOMAIN = "rpc.domain"
 REPLY = "rpc.reply"
 
 # virNetMessageType, virNetMessageStatus (libvirt: src/rpc/virnetprotocol.x).
 _CALLS = (0, 4)
-_ERROR = 1
+ERROR = 1
 
 Key = Optional[str]
 
@@ -33,7 +34,3 @@ def key(values: Record) -> Key:
     agreed = [values.get(name) for name in ("client", "program", "serial")]
     known = isinstance(agreed[0], str) and all(type(value) is int for value in agreed[1:])
     return json.dumps(agreed) if known else None
-
-
-def is_error(reply: Event) -> bool:
-    return reply.values.get("status") == _ERROR

@@ -13,7 +13,7 @@ from typing import Union
 
 from virtrace.analysis import rpc
 from virtrace.analysis.qmp import REPLY, SEND, Exchange, Pairing
-from virtrace.trace.format import ENDED, Event, Record, is_unavailable
+from virtrace.trace.format import ENDED, Event, Json, Record, is_unavailable
 
 ERROR = "error"
 
@@ -112,21 +112,22 @@ class Call:
     @property
     def failed(self) -> bool:
         """The API says so by what it returned; to a client, by what it replied."""
-        reply = self._own(rpc.REPLY)
-        return self.root.failed or (reply is not None and rpc.is_error(reply))
+        return self.root.failed or self._own(rpc.REPLY, "status") == rpc.ERROR
 
     @property
     def procedure(self) -> str | None:
         """Of a client's call: what libvirt calls the procedure."""
-        named = self._own(rpc.PROCEDURE)
-        name = named.values.get("name") if named else None
-        return name if isinstance(name, str) else None
+        return self._name(rpc.PROCEDURE)
+
+    @property
+    def domain(self) -> str | None:
+        """Of a client's call: the domain that it is about, where that is one alone."""
+        return self._name(rpc.DOMAIN)
 
     @property
     def client(self) -> Record | None:
         """Of a client's call: who the client is, by the names of libvirt's identities."""
-        told = self._own(rpc.CLIENT)
-        identity = told.values.get("identity") if told else None
+        identity = self._own(rpc.CLIENT, "identity")
         return identity if isinstance(identity, dict) and not is_unavailable(identity) else None
 
     @property
@@ -134,10 +135,15 @@ class Call:
         """Of a client's call: how long it waited until a worker took it up."""
         return None if self.received is None else self.root.t_enter_ns - self.received.t_ns
 
-    def _own(self, name: str) -> Event | None:
-        """The first point of this name directly below the root."""
-        points = (child.event for child in self.root.children if isinstance(child, Point))
-        return next((event for event in points if event.name == name), None)
+    def _name(self, point: str) -> str | None:
+        name = self._own(point, "name")
+        return name if isinstance(name, str) else None
+
+    def _own(self, name: str, value: str) -> Json:
+        """A value of the one point of this name directly below the root; None without one."""
+        points = [child.event for child in self.root.children if isinstance(child, Point)]
+        found = [event for event in points if event.name == name]
+        return found[0].values.get(value) if len(found) == 1 else None
 
     def nodes(self) -> Iterator[Child]:
         """Every node of the tree, parents first, children in order of time."""

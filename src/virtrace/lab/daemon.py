@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -183,6 +184,22 @@ class Lab:
             self.virsh_checked("qemu-monitor-command", guest, json.dumps(command))
         )
         return reply
+
+    @contextmanager
+    def stalled(self, guest: str = GUEST.name) -> Iterator[None]:
+        """While this lasts a guest's QEMU stands still (SIGSTOP): it takes commands, answers none.
+
+        LabError where it does not run.
+        """
+        named = f"guest={guest},".encode()
+        found = [pid for pid in self.processes if named in processes.command_line(pid)]
+        if len(found) != 1:
+            raise LabError(f"{guest} does not run in the lab", f"start {guest} first")
+        os.kill(found[0], signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(found[0], signal.SIGCONT)
 
     def write(self, guest: str, disk: int, offset: int, length: int, raw: Path | None) -> None:
         """Have QEMU write on a guest's virtio disk, counted from 0.

@@ -138,11 +138,14 @@ def answer_of(call: Call) -> Record:
 def question(call: Call, style: Style) -> str:
     """The call as a person would write it: ``virDomainGetBlockInfo(vm1, vda)``.
 
-    Of a client's call: the procedure and whose it is, ``remoteDispatchConnectOpen of process 7``.
+    Of a client's call: the procedure and whose it is, ``remoteDispatchDomainGetState(vm1) of
+    process 7``.
     """
     if call.procedure is not None:
         process = (call.client or {}).get("process-id")
-        return f"{call.procedure}{f' of process {process}' if type(process) is int else ''}"
+        domain = "" if call.domain is None else f"({call.domain})"
+        whose = f" of process {process}" if type(process) is int else ""
+        return f"{call.procedure}{domain}{whose}"
     told = [
         plain(value) if isinstance(value, str) else shown(name, value, style)[0]
         for name, value in call.root.arguments.items()
