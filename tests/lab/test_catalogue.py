@@ -417,6 +417,54 @@ def test_monitor_stall(lab: Lab, tmp_path: Path) -> None:
     assert late.duration_ns == max(one.duration_ns or 0 for one in (late, *others))
 
 
+def test_job_lock(lab: Lab, tmp_path: Path) -> None:
+    """A client that waits for a job, which another holds while QEMU does not answer it."""
+    output = tmp_path / "t.jsonl"
+    before_ms = time.time_ns() // 1_000_000
+    with recording(lab, "job-lock", output, "domblkinfo vm1 vda") as running:
+        until(output, '"name":"qmp.send","span"')
+        after_ms = time.time_ns() // 1_000_000
+        command = lab.virsh_command("domblkstat", "vm1", "vda")
+        with open(tmp_path / "printed", "w") as printed:
+            waits = subprocess.Popen(command, stdout=printed)
+        until(output, '"owner_api":"remoteDispatchDomainGetBlockInfo"')
+        running.send_signal(signal.SIGINT)
+        until(output, '"type":"footer"')
+    assert running.wait(SECONDS) == 130
+    # It had its turn.
+    assert waits.wait(SECONDS) == 0
+    assert printed_counters((tmp_path / "printed").read_text())
+    trace = read_trace(output)
+    assert only_optional_is_missing(trace, "job-lock")
+    nodes = [*CallBuilder().everything(trace.events)]
+    owner, waiter = waiting(nodes, ended_ns(trace))
+    assert owner.call is not None
+    assert waiter.call is not None
+    assert isinstance(owner.node, Exchange)
+    assert isinstance(waiter.node, Span)
+    assert waiter.ns < owner.ns
+    assert waiter.call.client is not None
+    assert (waiter.call.procedure, waiter.call.domain, waiter.call.client["process-id"]) == (
+        "remoteDispatchDomainBlockStatsFlags", "vm1", waits.pid
+    )  # fmt: skip
+    # What libvirt keeps of the owner, beside what the owner itself was seen to do.
+    told = waiter.node.arguments
+    taken, *_ = [
+        span for span in owner.call.nodes() if isinstance(span, Span) and "Job" in span.name
+    ]
+    assert (taken.returned, taken.arguments["obj"]) == ({"result": 0}, told["obj"])
+    assert (taken.arguments["owner"], taken.arguments["owner_since_ms"]) == (0, 0)
+    assert (told["owner"], told["owner_api"]) == (taken.tid, owner.call.procedure)
+    assert (told["async_owner"], told["async_owner_since_ms"]) == (0, 0)
+    assert before_ms <= told["owner_since_ms"] <= after_ms
+    # Of the jobs that were begun all but the owner's had ended.
+    ended = [event for event in trace.events if event.name.startswith("job.end")]
+    assert {event.values["obj"] for event in ended} <= {told["obj"]}
+    assert taken.tid not in {event.tid for event in ended if event.t_ns > taken.t_enter_ns}
+    shown = " ".join(virtrace("show", str(output)).stdout.split("\n\n")[1].split())
+    assert f"for a job that thread {taken.tid} holds, {owner.call.procedure}, since " in shown
+
+
 # The wire protocol's numbers of REMOTE_PROC_*, which never change.
 PROCEDURES = {
     "remoteDispatchConnectOpen": 1,

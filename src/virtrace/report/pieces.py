@@ -299,7 +299,23 @@ def waited_for(one: Waiting, style: Style) -> list[Piece]:
     if one.call is not None:
         inside = len(pieces) > 1
         pieces += [*words("in" if inside else "", "dim"), (question(one.call, style), "bold")]
+    if isinstance(one.node, Span):
+        pieces += _held_by(one.node)
     return [piece for piece in pieces if piece[0]]
+
+
+def _held_by(span: Span) -> list[Piece]:
+    """Who held what the function asks for when it was entered: ``owner``, or ``async_owner``."""
+    held = []
+    for owner in ("owner", "async_owner"):
+        tid, api, since = (
+            span.arguments.get(f"{owner}{what}") for what in ("", "_api", "_since_ms")
+        )
+        if type(tid) is int and tid:
+            told = f"for a job that thread {tid} holds, {plain(api)}"
+            when = f", since {units.clock(since)}" if type(since) is int and since else ""
+            held += words(told + when, "yellow")
+    return held
 
 
 def _exchange(node: qmp.Exchange, style: Style) -> list[Piece]:
