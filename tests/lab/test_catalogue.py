@@ -22,6 +22,7 @@ from virtrace.analysis.spans import Call, CallBuilder, Point, Span
 from virtrace.analysis.waiting import ended_ns, waiting
 from virtrace.lab.daemon import Lab
 from virtrace.lab.guest import disk_xml, file_source
+from virtrace.lab.stage import Stage
 from virtrace.recipe import catalogue
 from virtrace.trace.format import Event
 from virtrace.trace.reader import Trace, read_trace
@@ -510,6 +511,79 @@ def test_rpc(lab: Lab, tmp_path: Path) -> None:
     functions = {row["name"]: row for row in json.loads(summary)["functions"]}
     assert [*functions] == [*dict.fromkeys(call.procedure for call in found)]
     assert functions["remoteDispatchDomainLookupByName"]["errors"] == 1
+
+
+PIVOT = 2
+PULL, COPY, ACTIVE_COMMIT = 1, 2, 4
+COMPLETED, CANCELLED, READY = 0, 2, 3
+
+
+def test_blockjob(lab: Lab, tmp_path: Path) -> None:
+    """A commit and a copy that are pivoted to, a pull, a copy that is aborted, and nothing."""
+    stage = Stage(lab)
+    copy = stage.images / "copy.qcow2"
+    snapshot = "snapshot-create-as vm2 --disk-only --no-metadata --diskspec vda,file="
+    asked = (
+        f"{snapshot}{stage.images / 'first.qcow2'}",
+        "blockcommit vm2 vda --active --pivot --wait --verbose",
+        f"blockcopy vm2 vda {copy} --transient-job --pivot --wait --verbose",
+        f"{snapshot}{stage.images / 'second.qcow2'}",
+        "blockpull vm2 vda --wait --verbose",
+        f"blockcopy vm2 vda {stage.images / 'aborted.qcow2'} --transient-job --wait --verbose",
+        *["blockjob vm2 vda --abort"] * 2,
+    )
+    try:
+        image = stage.image("vda.qcow2", 1 << 20, "qcow2")
+        stage.start(disk_xml("file", file_source(image), "vda", "type='qcow2'"))
+        trace, printed, told = traced(lab, "blockjob", tmp_path / "t.jsonl", *asked)
+        assert lab.qmp({"execute": "query-jobs"}, "vm2")["return"] == []
+        used = lab.virsh_checked("domblklist", "vm2").split()
+        assert str(stage.images / "second.qcow2") in used
+    finally:
+        stage.clear()
+    assert only_optional_is_missing(trace, "blockjob")
+    assert printed.count("Successfully pivoted") == 2
+    assert printed.count("Pull complete") == 1
+    assert printed.count("Now in mirroring phase") == 1
+    nodes = [*CallBuilder().everything(trace.events)]
+    found = [node for node in nodes if isinstance(node, Call)]
+    commit, pivot, copied, pivot_again, pulled, begun, aborted, late = found
+    assert all((call.root.arguments["domain"], call.root.arguments["disk"]) == ("vm2", "vda")
+               for call in found)  # fmt: skip
+    for call in found:
+        [driver] = [one for one in call.root.children if isinstance(one, Span)]
+        assert driver.name == call.root.name.replace("vir", "qemu", 1)
+    assert [call.failed for call in found] == [*[False] * 7, True]
+    [error] = late.errors()
+    assert f"error: {error.values['message']}\n" in told
+    flags = [call.root.arguments["flags"] for call in (pivot, pivot_again, aborted)]
+    assert flags == [PIVOT, PIVOT, 0]
+    assert str(copy) in copied.root.arguments["destination"]
+    points = [event for event in trace.events if event.type == "point"]
+    clients = [event.values for event in points if event.name == "blockjob.told"]
+    assert {values["disk"] for values in clients} == {"vda"}
+    assert [(values["type"], values["status"]) for values in clients] == [
+        *((ACTIVE_COMMIT, READY), (ACTIVE_COMMIT, COMPLETED)),
+        *((COPY, READY), (COPY, COMPLETED)),
+        (PULL, COMPLETED),
+        *((COPY, READY), (COPY, CANCELLED)),
+    ]
+    # Each job that a call began by its command, through all of QEMU's events of it.
+    changes: dict[str, list[str]] = {}
+    for event in points:
+        data = event.values.get("json", {}).get("data", {})
+        if event.name == "qmp.event" and event.values["json"]["event"] == "JOB_STATUS_CHANGE":
+            changes.setdefault(data["id"], []).append(data["status"])
+    begins = ("block-commit", "blockdev-mirror", "block-stream", "blockdev-mirror")
+    jobs = []
+    for call, command in zip((commit, copied, pulled, begun), begins):
+        [sent] = [one for one in exchanges(call) if one.command == command]
+        jobs.append(sent.send.values["json"]["arguments"]["job-id"])
+    assert len(set(jobs)) == 4
+    for job in jobs:
+        first, second, *_, last_but_one, last = changes[job]
+        assert (first, second, last_but_one, last) == ("created", "running", "concluded", "null")
+        assert ("ready" in changes[job]) is (job != jobs[2])
 
 
 @pytest.mark.parametrize("name", catalogue.shipped())
