@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from support.intact import assert_untraced_and_intact
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, CallBuilder, Point, Span
 from virtrace.analysis.waiting import ended_ns, waiting
@@ -584,6 +585,76 @@ def test_blockjob(lab: Lab, tmp_path: Path) -> None:
         first, second, *_, last_but_one, last = changes[job]
         assert (first, second, last_but_one, last) == ("created", "running", "concluded", "null")
         assert ("ready" in changes[job]) is (job != jobs[2])
+
+
+PHASES = ("virDomainMigrateBegin3Params", "virDomainMigratePerform3Params",
+          "virDomainMigrateConfirm3Params")  # fmt: skip
+# What virsh calls QEMU's figures of a migration.
+FIGURES = {"Setup time": "setup-time", "Constant pages": "duplicate", "Normal pages": "normal"}
+
+
+def figures_of(call: Call) -> dict[str, int]:
+    """QEMU's last word on the migration."""
+    last = [one for one in exchanges(call) if one.command == "query-migrate"][-1]
+    assert last.reply is not None
+    told = last.reply.values["json"]["return"]
+    assert told["status"] == "completed"
+    return {**told, **told["ram"]}
+
+
+def assert_told_alike(lab: Lab, call: Call) -> None:
+    figures = figures_of(call)
+    said = printed_fields(lab.virsh_checked("domjobinfo", "vm2", "--completed"))
+    assert {name: figures[ours] for name, ours in FIGURES.items()} == {
+        name: int(said[name].split()[0]) for name in FIGURES
+    }
+
+
+def test_migration(lab: Lab, other_host: Lab, tmp_path: Path) -> None:
+    """To another daemon, led by the client; and back, peer to peer."""
+    there, back = (f"unix://{one.folder}/run/migration.sock" for one in (other_host, lab))
+    lab.define("vm2", tmp_path / "vm2.xml", "")
+    try:
+        lab.virsh_checked("start", "vm2")
+        asked = f"migrate vm2 {other_host.uri} --live --migrateuri {there}"
+        trace, _, _ = traced(lab, "migration", tmp_path / "t.jsonl", asked)
+        assert lab.virsh_checked("domstate", "vm2").strip() == "shut off"
+        assert other_host.virsh_checked("domstate", "vm2").strip() == "running"
+        begin, perform, confirm = led = [
+            node for node in CallBuilder().everything(trace.events) if isinstance(node, Call)
+        ]
+        assert_told_alike(lab, perform)
+
+        asked = f"migrate vm2 {lab.uri} --live --p2p --migrateuri {back}"
+        returning, _, _ = traced(other_host, "migration", tmp_path / "p2p.jsonl", asked)
+        assert lab.virsh_checked("domstate", "vm2").strip() == "running"
+        assert_untraced_and_intact(other_host.pid)
+        [alone] = [
+            node for node in CallBuilder().everything(returning.events) if isinstance(node, Call)
+        ]
+        assert_told_alike(lab, alone)
+    finally:
+        lab.virsh("destroy", "vm2")
+        lab.virsh_checked("undefine", "vm2")
+    for one in (trace, returning):
+        assert only_optional_is_missing(one, "migration")
+        events = [event.values["json"] for event in one.events if event.name == "qmp.event"]
+        states = [each["data"]["status"] for each in events if each["event"] == "MIGRATION"]
+        assert (states[0], states[-1]) == ("setup", "completed")
+        assert "STOP" in [each["event"] for each in events]
+    assert [call.root.name for call in led] == [*PHASES]
+    assert all((call.root.arguments["domain"], call.failed, call.complete) == ("vm2", False, True)
+               for call in (*led, alone))  # fmt: skip
+    assert begin.root.returned is not None
+    assert "<name>vm2</name>" in begin.root.returned["result"]
+    for call, uri in ((perform, there), (alone, back)):
+        assert call.root.arguments["params"]["migrate_uri"] == uri
+        assert span(call, "qemuMigrationSrcPerform").returned == {"result": 0}
+        assert "migrate" in [one.command for one in exchanges(call)]
+    assert alone.root.arguments["destination"] == lab.uri
+    assert confirm.root.arguments["cancelled"] == 0
+    assert span(confirm, "qemuMigrationSrcConfirm").returned == {"result": 0}
+    assert span(confirm, "qemuProcessStop")
 
 
 FILE, FOLDER = 0, 2

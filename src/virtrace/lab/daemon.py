@@ -17,10 +17,12 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
+from uuid import NAMESPACE_DNS, uuid5
 
 from virtrace.errors import LabError
 from virtrace.lab import debug_build, loop, processes
@@ -70,9 +72,12 @@ class Lab:
         debug_info: bool = False,
         release: str | None = None,
         progress: Callable[[str], None] = _silent,
+        hostname: str | None = None,
     ) -> None:
         """debug_info: run libvirt 9.0.0 with debug info, built on first use.
 
+        hostname: the daemon takes itself to be on a host of this name, which another lab's guests
+        can migrate to; root only.
         release: run libvirt and QEMU of this Debian release, by its code name, in a root that is
         made on first use; root only. progress: called with one line before each step.
         """
@@ -82,7 +87,7 @@ class Lab:
         self.debug_info = debug_info
         self.progress = progress
         self.release = release
-        self.system = System(self.folder)
+        self.system = System(self.folder, hostname=hostname)
 
     def __enter__(self) -> Lab:
         self.up()
@@ -239,7 +244,8 @@ class Lab:
         LabError where it cannot be, and then nothing is left behind.
         """
         if self.release:
-            self.system = System(self.folder, ensure_root(self.release, self.progress))
+            root = ensure_root(self.release, self.progress)
+            self.system = replace(self.system, root=root)
         self.system.require_packages()
         self._require_short_path()
         libvirtd = self._libvirtd()
@@ -400,6 +406,9 @@ class Lab:
         settings.mkdir(parents=True)
         # Without virtlogd, which would be one more daemon.
         (settings / "qemu.conf").write_text('stdio_handler = "file"\n')
+        if self.system.hostname:
+            uuid = uuid5(NAMESPACE_DNS, self.system.hostname)
+            (settings / "libvirtd.conf").write_text(f'host_uuid = "{uuid}"\n')
         for name in ("run", "cache", "data"):
             (self.folder / name).mkdir(mode=0o700)
         for path in (
