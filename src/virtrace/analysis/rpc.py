@@ -7,7 +7,6 @@ call. The two belong together where client, program and serial number agree.
 from __future__ import annotations
 
 import json
-from typing import Optional
 
 from virtrace.trace.format import Event, Record
 
@@ -21,15 +20,13 @@ REPLY = "rpc.reply"
 _CALLS = (0, 4)
 ERROR = 1
 
-Key = Optional[str]
-
 
 def is_call(event: Event) -> bool:
     """A message that a worker has to take up: neither keepalive nor data of a stream."""
     return event.name == RECEIVED and event.values.get("type") in _CALLS
 
 
-def key(values: Record) -> Key:
+def key(values: Record) -> str | None:
     """What a message and the call that it became agree in; None where one of them is not known."""
     agreed = [values.get(name) for name in ("client", "program", "serial")]
     known = isinstance(agreed[0], str) and all(type(value) is int for value in agreed[1:])

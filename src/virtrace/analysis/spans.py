@@ -290,6 +290,9 @@ class CallBuilder:
         if event.name == SEND:
             self._unanswered[event.seq] = self._pairing.send(event)
         elif rpc.is_call(event) and (key := rpc.key(event.values)):
+            # A client freed and made anew can have the address of the old one.
+            if key in self._received:
+                self._apart.append(Point(self._received[key]))
             self._received[key] = event
         else:
             self._apart.append(Point(event))

@@ -76,10 +76,11 @@ class Lab:
     ) -> None:
         """debug_info: run libvirt 9.0.0 with debug info, built on first use.
 
-        hostname: the daemon takes itself to be on a host of this name, which another lab's guests
-        can migrate to; root only.
         release: run libvirt and QEMU of this Debian release, by its code name, in a root that is
         made on first use; root only. progress: called with one line before each step.
+
+        hostname: the daemon takes itself to be on a host of this name, which another lab's guests
+        can migrate to; root only.
         """
         absolute = Path(os.path.abspath(folder))
         # Not the last part: a symlink there is refused.

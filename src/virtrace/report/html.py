@@ -250,7 +250,7 @@ def _call(anchor: str, call: Call, texts: _Texts, stories: _Stories) -> Record:
         "anchor": anchor,
         "when": f"+{units.seconds(call.root.t_enter_ns)}",
         "question": pieces.question(call, _STYLE),
-        "outcome": _joined(pieces.outcome(call.root, _STYLE)),
+        "outcome": _joined([*pieces.outcome(call.root, _STYLE), *pieces.queued(call)]),
         "answer": fields if len(fields) <= _FIELDS_IN_LINE else [],
         "fields": fields if len(fields) > _FIELDS_IN_LINE else [],
         "error": _joined(error) if call.failed else [],
