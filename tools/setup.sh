@@ -25,6 +25,11 @@ case $purpose in
     *) echo "usage: tools/setup.sh demo|test|matrix" >&2; exit 2 ;;
 esac
 
+# Where libvirt's storage driver is a package of its own, after Debian 12.
+if apt-cache show libvirt-daemon-driver-storage >/dev/null 2>&1; then
+    packages+=(libvirt-daemon-driver-storage)
+fi
+
 say() { echo "setup: $*"; }
 fail() { printf 'virtrace: %s\ntry: %s\n' "$1" "$2" >&2; exit "${3:-3}"; }
 

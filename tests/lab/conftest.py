@@ -15,10 +15,14 @@ from virtrace.lab import debug_build
 from virtrace.lab.daemon import Lab
 
 
-def bring_up(debug_info: bool = False, daemon: str = debug_build.DAEMON) -> Lab:
+def bring_up(
+    debug_info: bool = False,
+    daemon: str = debug_build.DAEMON,
+    hostname: str | None = None,
+) -> Lab:
     # Not pytest's own tmp_path: its parents keep out the user that runs root's lab.
     folder = Path(tempfile.mkdtemp(prefix="virtrace-test-", dir="/var/tmp"))
-    lab = Lab(folder, debug_info=debug_info, daemon=daemon)
+    lab = Lab(folder, debug_info=debug_info, daemon=daemon, hostname=hostname)
     try:
         lab.up()
     except LabError as error:
@@ -41,6 +45,16 @@ def stock_lab() -> Iterator[Lab]:
 def debug_lab() -> Iterator[Lab]:
     """Libvirt 9.0.0 with debug info."""
     lab = bring_up(debug_info=True)
+    yield lab
+    lab.down()
+
+
+@pytest.fixture
+def other_host() -> Iterator[Lab]:
+    """The distribution's own libvirtd again, on another host as far as it can tell."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a daemon another host's name")
+    lab = bring_up(hostname="elsewhere")
     yield lab
     lab.down()
 

@@ -291,10 +291,30 @@ def test_what_is_no_array_of_typed_parameters(contents: bytes, count: int, why: 
         run_typed("typed(params, count)", contents, count)
 
 
-@pytest.mark.parametrize("path", ["typed(count, count)", "typed(params, params)"])
-def test_typed_parameters_want_a_pointer_and_a_count(path: str) -> None:
-    with pytest.raises(Unavailable, match="wants a pointer, and a number"):
-        Capture(parse(path), TYPED)
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("typed(count, count)", "wants a pointer, and how many"),
+        ("typed(params, params)", "layout of virTypedParameter is not known"),
+        ("typed(params, strings)", "wants a number, or a pointer to one"),
+    ],
+)
+def test_typed_parameters_want_a_pointer_and_a_count(path: str, why: str) -> None:
+    with pytest.raises(Unavailable, match=why):
+        Capture(parse(path), {**TYPED, "strings": Pointer(lambda: TEXT)})
+
+
+def test_typed_parameters_that_a_struct_has() -> None:
+    fields = (Field("nparams", 0, INT), Field("params", 8, TYPED["params"]))
+    types = {"return": Pointer(lambda: Struct("identity", 16, fields))}
+    mapped = {0x1000: PARAMETERS, 0x4000: struct.pack("<ixxxxQ", 2, 0x1000)}
+    capture = Capture(parse("typed(return->params, return->nparams)"), types)
+    assert capture.run(Pages(mapped), {"return": 0x4000}.__getitem__) == {
+        "int": -1,
+        "uint": 0xFFFFFFFF,
+    }
+    with pytest.raises(Unavailable, match="NULL pointer"):
+        capture.run(Pages(mapped), {"return": 0}.__getitem__)
 
 
 def test_what_called_a_function_is_told_by_name() -> None:

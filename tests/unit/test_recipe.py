@@ -426,8 +426,22 @@ def test_a_name_that_is_not_shipped(name: str, hint: str) -> None:
         ("**retstats", CapturePath("**retstats", "retstats", stars=2)),
         ("*a->b", CapturePath("*a->b", "a", ("b",), 1)),
         ("format(return, info)", CapturePath("format(return, info)", "return", filler="info")),
-        ("typed(ps, n)", CapturePath("typed(ps, n)", "ps", count="n")),
-        ("records(rs, n)", CapturePath("records(rs, n)", "rs", count="n", records=True)),
+        ("typed(ps, n)", CapturePath("typed(ps, n)", "ps", count=CapturePath("typed(ps, n)", "n"))),
+        (
+            "records(rs, n)",
+            CapturePath(
+                "records(rs, n)", "rs", count=CapturePath("records(rs, n)", "n"), records=True
+            ),
+        ),
+        (
+            "typed(return->ps, return->a.n)",
+            CapturePath(
+                "typed(return->ps, return->a.n)",
+                "return",
+                ("ps",),
+                count=CapturePath("typed(return->ps, return->a.n)", "return", ("a", "n")),
+            ),
+        ),
         ("caller()", CapturePath("caller()", "caller()")),
         ("***a", CapturePath("***a", "a", stars=3)),
     ],
@@ -440,6 +454,7 @@ def test_capture_paths(text: str, expected: CapturePath) -> None:
     "text",
     ["", "*", "1a", "a->", "a b", "a->b()", "&a", "a[0]", "a+1", "(a)", "a; b", "$sp", "format(a)",
      "format(a, b, c)", "format(*a, b)", "a->*b", "a\n->b!", "typed(a)", "typed(*a, b)",
+     "typed(a->b, *n)", "format(a->b, c)",
      "caller(a)", "caller() ()", "other(a, b)", "****a", "a" + "->b" * 16, "é"],
 )  # fmt: skip
 def test_what_is_no_capture_path(text: str) -> None:

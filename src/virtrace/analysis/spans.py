@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Union
 
+from virtrace.analysis import rpc
 from virtrace.analysis.qmp import REPLY, SEND, Exchange, Pairing
-from virtrace.trace.format import Event, Record
+from virtrace.trace.format import ENDED, Event, Json, Record, is_unavailable
 
 ERROR = "error"
 
@@ -40,6 +41,11 @@ class Span:
     @property
     def duration_ns(self) -> int | None:
         return None if self.t_exit_ns is None else self.t_exit_ns - self.t_enter_ns
+
+    @property
+    def unfinished(self) -> bool:
+        """It had not returned when the trace ended."""
+        return self.t_exit_ns is None and self.lost in (None, ENDED)
 
     def errors(self) -> list[Event]:
         """The errors that libvirt raised in it, in order of time."""
@@ -85,12 +91,14 @@ class Call:
     """One call of a traced API, with all that happened in it.
 
     id: ``call`` of its events. problems: what is missing from the tree, in words; known
-    once the tree is handed out.
+    once the tree is handed out. received: where a client asked for it, the message that it came
+    in.
     """
 
     id: int | None
     root: Span
     problems: list[str] = field(default_factory=list)
+    received: Event | None = None
 
     @property
     def complete(self) -> bool:
@@ -103,8 +111,39 @@ class Call:
 
     @property
     def failed(self) -> bool:
-        """The API says so by what it returned."""
-        return self.root.failed
+        """The API says so by what it returned; to a client, by what it replied."""
+        return self.root.failed or self._own(rpc.REPLY, "status") == rpc.ERROR
+
+    @property
+    def procedure(self) -> str | None:
+        """Of a client's call: what libvirt calls the procedure."""
+        return self._name(rpc.PROCEDURE)
+
+    @property
+    def domain(self) -> str | None:
+        """Of a client's call: the domain that it is about, where that is one alone."""
+        return self._name(rpc.DOMAIN)
+
+    @property
+    def client(self) -> Record | None:
+        """Of a client's call: who the client is, by the names of libvirt's identities."""
+        identity = self._own(rpc.CLIENT, "identity")
+        return identity if isinstance(identity, dict) and not is_unavailable(identity) else None
+
+    @property
+    def queued_ns(self) -> int | None:
+        """Of a client's call: how long it waited until a worker took it up."""
+        return None if self.received is None else self.root.t_enter_ns - self.received.t_ns
+
+    def _name(self, point: str) -> str | None:
+        name = self._own(point, "name")
+        return name if isinstance(name, str) else None
+
+    def _own(self, name: str, value: str) -> Json:
+        """A value of the one point of this name directly below the root; None without one."""
+        points = [child.event for child in self.root.children if isinstance(child, Point)]
+        found = [event for event in points if event.name == name]
+        return found[0].values.get(value) if len(found) == 1 else None
 
     def nodes(self) -> Iterator[Child]:
         """Every node of the tree, parents first, children in order of time."""
@@ -146,6 +185,8 @@ class CallBuilder:
         self._apart: list[Point | Exchange] = []
         # Commands outside of calls whose reply is waited for, by the `seq` of the command.
         self._unanswered: dict[int, Exchange] = {}
+        # Calls of clients that no worker has taken up yet.
+        self._received: dict[str, Event] = {}
 
     def take_apart(self) -> list[Point | Exchange]:
         """What happened outside of calls and was not taken yet; a command once it is answered."""
@@ -186,6 +227,8 @@ class CallBuilder:
         """
         self._apart += self._unanswered.values()
         self._unanswered.clear()
+        self._apart += map(Point, self._received.values())
+        self._received.clear()
         trees = {id(tree): tree for _, tree in self._open.values()}
         return [self._close(tree) for tree in trees.values()]
 
@@ -196,7 +239,8 @@ class CallBuilder:
         span = Span(id_, event.name, event.tid, event.t_ns, event.values)
         home = self._home(event)
         if home is None:
-            tree = _Tree(Call(event.call, span))
+            received = self._received.pop(rpc.key(event.values) or "", None)
+            tree = _Tree(Call(event.call, span, received=received))
             if event.parent is not None:
                 tree.call.problems.append(f"the caller of {event.name} is not in the trace")
         else:
@@ -245,6 +289,11 @@ class CallBuilder:
     def _happened_apart(self, event: Event) -> None:
         if event.name == SEND:
             self._unanswered[event.seq] = self._pairing.send(event)
+        elif rpc.is_call(event) and (key := rpc.key(event.values)):
+            # A client freed and made anew can have the address of the old one.
+            if key in self._received:
+                self._apart.append(Point(self._received[key]))
+            self._received[key] = event
         else:
             self._apart.append(Point(event))
 

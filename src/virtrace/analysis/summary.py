@@ -142,8 +142,10 @@ def summarize(nodes: Iterable[Call | Point | Exchange]) -> Summary:
         summary.incomplete += not call.complete
         for node in call.nodes():
             if isinstance(node, Span):
-                row = summary.functions.setdefault(node.name, Statistics(node.name))
-                row.add(call, node.duration_ns, failed=node.failed)
+                is_root = node is call.root
+                name = call.procedure if is_root and call.procedure else node.name
+                row = summary.functions.setdefault(name, Statistics(name))
+                row.add(call, node.duration_ns, failed=call.failed if is_root else node.failed)
             elif isinstance(node, Exchange):
                 _add_command(summary, call, node)
         _add_disk(summary.disks, call)

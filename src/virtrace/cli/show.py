@@ -11,6 +11,7 @@ from pathlib import Path
 
 from virtrace.analysis.spans import Call, CallBuilder
 from virtrace.analysis.summary import summarize
+from virtrace.analysis.waiting import ended_ns, waiting
 from virtrace.errors import DONE, TraceError, UsageError
 from virtrace.report import document, text
 from virtrace.report import summary as many
@@ -66,8 +67,10 @@ def _lines(trace: Trace, args: argparse.Namespace) -> Iterator[str]:
 def _text(trace: Trace, path: str, *, full: bool) -> Iterator[str]:
     style = style_for(sys.stdout, full=full)
     builder = CallBuilder()
+    nodes = list(builder.everything(trace.events))
     yield from text.heading(trace.header, style)
-    for node in builder.everything(trace.events):
+    yield from text.still_waiting(waiting(nodes, ended_ns(trace)), style)
+    for node in nodes:
         if isinstance(node, Call):
             yield from text.call_tree(node, style)
         else:
@@ -83,11 +86,13 @@ def _text(trace: Trace, path: str, *, full: bool) -> Iterator[str]:
 
 
 def _summary(trace: Trace, path: str, *, as_json: bool) -> Iterator[str]:
-    summary = summarize(CallBuilder().everything(trace.events))
+    nodes = list(CallBuilder().everything(trace.events))
+    summary = summarize(nodes)
     if as_json:
         yield json.dumps(document.summary_record(summary, trace.problems), indent=2)
         return
     style = style_for(sys.stdout)
+    yield from text.still_waiting(waiting(nodes, ended_ns(trace)), style)
     yield from many.lines(summary, style)
     if summary.disks:
         yield copyable("why", f"virtrace explain {shlex.quote(path)}", style)

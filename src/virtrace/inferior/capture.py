@@ -10,7 +10,7 @@ import math
 import re
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from virtrace.binary import layouts
@@ -100,7 +100,7 @@ class Capture:
         self.arguments = path.arguments
         self._steps: list[Step] = []
         self._ctype = types[path.name]
-        self._count = types[path.count] if path.count else None
+        self._count = _count(path.count, types) if path.count else None
         self._read = _records if path.records else _typed
         # Whether the value at hand is the address of one of type self._ctype.
         self._in_memory = False
@@ -109,21 +109,13 @@ class Capture:
             self._to_member(path, member)
         for _ in range(path.stars):
             self._to_target(path, None)
-        if self._count is not None:
-            self._require_typed(path)
+        if self._count is not None and not isinstance(self._ctype, Pointer):
+            raise Unavailable(f"{path.text}: wants a pointer, and how many there are")
         if isinstance(self._ctype, Opaque):
             raise Unavailable(f"{path.text}: the layout of {self._ctype.name} is not known")
         wide = self._ctype.size > REGISTER
         if not self._in_memory and (wide or isinstance(self._ctype, (Struct, Array))):
             raise Unavailable(f"{path.text}: passed by value, which is not decoded")
-
-    def _require_typed(self, path: Path) -> None:
-        """An array, and its count as a number or where one points to."""
-        count = self._count
-        if isinstance(count, Pointer) and count.target is not None:
-            count = count.target()
-        if not isinstance(self._ctype, Pointer) or not isinstance(count, Integer):
-            raise Unavailable(f"{path.text}: wants a pointer, and a number or a pointer to one")
 
     def _to_target(self, path: Path, member: str | None) -> None:
         if member is not None and self._in_memory and isinstance(self._ctype, Struct):
@@ -152,14 +144,17 @@ class Capture:
 
     def run(self, memory: Memory, arguments: Arguments) -> Json:
         value = arguments(self.arguments[0])
-        if self._count is not None:
-            count = _counted(self._count, memory, arguments(self.arguments[1]))
-            return self._read(memory, value, count)
         if isinstance(self._ctype, Code):
             return self._ctype.name(value)
         for step in self._steps:
             value = step(memory, value)
         ctype = self._ctype
+        if self._count is not None:
+            if self._in_memory:
+                value = integer(memory.read(value, ctype.size))
+            count = self._count.run(memory, arguments)
+            assert isinstance(count, int)
+            return self._read(memory, value, count)
         if self._in_memory:
             if isinstance(ctype, Struct) and ctype.qmp:
                 return Unconfirmed(ctype, memory.read(value, _largest(ctype)))
@@ -206,14 +201,13 @@ def _proven(struct: Struct, memory: Memory, address: int, member: str | None) ->
     return address + (field.offset if field else 0)
 
 
-def _counted(count: CType, memory: Memory, value: int) -> int:
-    if isinstance(count, Pointer):
-        assert count.target is not None
-        count = count.target()
-        value = integer(memory.read(_not_null(memory, value), count.size))
-    return int.from_bytes(
-        (value & (1 << 8 * count.size) - 1).to_bytes(count.size, "little"), "little", signed=True
-    )
+def _count(path: Path, types: Mapping[str, CType]) -> Capture:
+    """Of a number, or of a pointer to one."""
+    to_number = isinstance(types.get(path.name), Pointer) and not path.members
+    capture = Capture(replace(path, stars=int(to_number)), types)
+    if not isinstance(capture._ctype, Integer):
+        raise Unavailable(f"{path.text}: wants a number, or a pointer to one")
+    return capture
 
 
 def _typed(memory: Memory, address: int, count: int) -> Json:

@@ -27,7 +27,7 @@ from virtrace.inferior.tracer import LinePlan, RawEvent, Tracer
 from virtrace.inferior.watch import Watch
 from virtrace.recipe.model import Recipe
 from virtrace.recipe.selection import Selection
-from virtrace.trace.format import FORMAT, VERSION, Event, Record
+from virtrace.trace.format import ENDED, FORMAT, VERSION, Event, Record
 from virtrace.trace.writer import Writer
 
 # How long calls that are open may take to return once the traced command is done.
@@ -280,9 +280,9 @@ class Session:
             self._failure = self._failure or error
         self._account(self._still_since_ns)
         ended_ns = time.monotonic_ns() - self.started_ns
-        self.tracer.finish(ended_ns, "the trace ended before its return")
+        self.tracer.finish(ended_ns, ENDED)
         self._drain()
-        footer = self._footer()
+        footer = self._footer(ended_ns)
         try:
             self._writer.write([footer])
         except VirtraceError as error:
@@ -294,11 +294,12 @@ class Session:
         self._still_total_ns += still
         self._still_max_ns = max(self._still_max_ns, still)
 
-    def _footer(self) -> Record:
+    def _footer(self, ended_ns: int) -> Record:
         status = read_status(self._process.pid)
         return {
             "type": "footer",
             "reason": self._reason,
+            "t_ns": ended_ns,
             "events": self._events,
             "dropped": self._dropped,
             "hits": self._hits,

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import gdb
 
-from virtrace.analysis.spans import CallBuilder
+from virtrace.analysis.qmp import Exchange
+from virtrace.analysis.spans import Call, CallBuilder, Point
+from virtrace.analysis.waiting import waiting
 from virtrace.report import text
 from virtrace.report.highlight import style_for
 from virtrace.trace.format import Event, Record
@@ -60,6 +62,8 @@ class TerminalView:
         self._command = command
         # What to type when the trace is done, if not `virtrace show`.
         self._next_step: str | None = None
+        # Calls that had not ended when the trace did.
+        self._cut_off: list[Call] = []
         self._not_shown = 0
         self._waiting: queue.SimpleQueue[Callable[[], Iterable[str]] | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write_all, daemon=True)
@@ -76,13 +80,16 @@ class TerminalView:
     def event(self, event: Event) -> None:
         call = self._builder.feed(event)
         if call is not None:
+            if call.root.unfinished:
+                self._cut_off.append(call)
             self._show(partial(text.call_tree, call, self._style))
         self._show_apart()
 
     def summary(self, footer: Record) -> None:
         for call in self._builder.finish():
             self._show(partial(text.call_tree, call, self._style))
-        self._show_apart()
+        found = waiting([*self._cut_off, *self._show_apart()], footer["t_ns"])
+        self._waiting.put(lambda: text.still_waiting(found, self._style))
         if self._not_shown:
             missed = f"{self._not_shown:,} more are not shown: the terminal did not keep up\n"
             self._waiting.put(lambda: [missed])
@@ -103,9 +110,11 @@ class TerminalView:
             # In short turns, so that Ctrl-C gets through.
             self._writer.join(0.1)
 
-    def _show_apart(self) -> None:
-        for node in self._builder.take_apart():
+    def _show_apart(self) -> list[Point | Exchange]:
+        nodes = self._builder.take_apart()
+        for node in nodes:
             self._show(partial(text.apart, node, self._style))
+        return nodes
 
     def _show(self, lines: Callable[[], Iterable[str]]) -> None:
         if self._waiting.qsize() < _WAITING:

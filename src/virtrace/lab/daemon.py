@@ -12,14 +12,17 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
+from uuid import NAMESPACE_DNS, uuid5
 
 from virtrace.errors import LabError
 from virtrace.lab import debug_build, loop, processes
@@ -70,12 +73,14 @@ class Lab:
         release: str | None = None,
         progress: Callable[[str], None] = _silent,
         daemon: str = debug_build.DAEMON,
+        hostname: str | None = None,
     ) -> None:
         """debug_info: run libvirt 9.0.0 with debug info, built on first use.
 
         release: run libvirt and QEMU of this Debian release, by its code name, in a root that is
         made on first use; root only. progress: called with one line before each step.
-        daemon: the build with debug info has virtqemud too.
+        daemon: the build with debug info has virtqemud too. hostname: the daemon takes itself to
+        be on a host of this name, which another lab's guests can migrate to; root only.
         """
         absolute = Path(os.path.abspath(folder))
         # Not the last part: a symlink there is refused.
@@ -84,7 +89,7 @@ class Lab:
         self.progress = progress
         self.release = release
         self.daemon = daemon
-        self.system = System(self.folder)
+        self.system = System(self.folder, hostname=hostname)
 
     def __enter__(self) -> Lab:
         self.up()
@@ -188,6 +193,22 @@ class Lab:
         )
         return reply
 
+    @contextmanager
+    def stalled(self, guest: str = GUEST.name) -> Iterator[None]:
+        """While this lasts a guest's QEMU stands still (SIGSTOP): it takes commands, answers none.
+
+        LabError where it does not run.
+        """
+        named = f"guest={guest},".encode()
+        found = [pid for pid in self.processes if named in processes.command_line(pid)]
+        if len(found) != 1:
+            raise LabError(f"{guest} does not run in the lab", f"start {guest} first")
+        os.kill(found[0], signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(found[0], signal.SIGCONT)
+
     def write(self, guest: str, disk: int, offset: int, length: int, raw: Path | None) -> None:
         """Have QEMU write on a guest's virtio disk, counted from 0.
 
@@ -226,7 +247,8 @@ class Lab:
         LabError where it cannot be, and then nothing is left behind.
         """
         if self.release:
-            self.system = System(self.folder, ensure_root(self.release, self.progress))
+            root = ensure_root(self.release, self.progress)
+            self.system = replace(self.system, root=root)
         self.system.require_packages()
         self._require_short_path()
         libvirtd = self._libvirtd()
@@ -391,6 +413,9 @@ class Lab:
         settings.mkdir(parents=True)
         # Without virtlogd, which would be one more daemon.
         (settings / "qemu.conf").write_text('stdio_handler = "file"\n')
+        if self.system.hostname:
+            uuid = uuid5(NAMESPACE_DNS, self.system.hostname)
+            (settings / "libvirtd.conf").write_text(f'host_uuid = "{uuid}"\n')
         for name in ("run", "cache", "data"):
             (self.folder / name).mkdir(mode=0o700)
         for path in (

@@ -27,6 +27,14 @@ def executable(pid: int) -> str:
         return ""
 
 
+def command_line(pid: int) -> bytes:
+    """Arguments, each with a NUL behind it; empty where the process is gone."""
+    try:
+        return Path("/proc", str(pid), "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
 def is_of_lab(pid: int, folder: Path, uid: int) -> bool:
     if not os.path.basename(executable(pid)).startswith(PROGRAMS):
         return False

@@ -29,6 +29,14 @@ PACKAGES = (
     *("gdb", "python3", "python3-venv", "gcc", "libc6-dev"),
 )
 
+# Releases whose libvirt-daemon has the storage driver; later ones have a package for it.
+_STORAGE_WITHIN = ("bullseye", "bookworm")
+
+
+def packages(suite: str) -> tuple[str, ...]:
+    """What the root of a release has."""
+    return PACKAGES if suite in _STORAGE_WITHIN else (*PACKAGES, "libvirt-daemon-driver-storage")
+
 
 def cache_folder() -> Path:
     """Where builds and roots are kept; everybody may pass, as root's lab is run by nobody."""
@@ -44,8 +52,8 @@ def key_of(contents: Sequence[str]) -> str:
 
 
 def root_folder(suite: str) -> Path:
-    """The root of a release with PACKAGES; the folder exists only once it is whole."""
-    return cache_folder() / "roots" / f"{suite}-{key_of(PACKAGES)}"
+    """The root of a release with its packages; the folder exists only once it is whole."""
+    return cache_folder() / "roots" / f"{suite}-{key_of(packages(suite))}"
 
 
 def ensure_root(suite: str, progress: Callable[[str], None]) -> Path:
@@ -81,7 +89,7 @@ def ensure_root(suite: str, progress: Callable[[str], None]) -> Path:
         # for. An old sid is as good here, and the signature is checked all the same.
         status = run_mmdebstrap(
             [
-                *("--variant=minbase", f"--include={','.join(PACKAGES)}"),
+                *("--variant=minbase", f"--include={','.join(packages(suite))}"),
                 '--aptopt=Acquire::Check-Valid-Until "false"',
                 *(suite, str(work), *sources),
             ],

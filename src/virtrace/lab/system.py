@@ -35,10 +35,14 @@ ANSWER_TIMEOUT = 60.0
 
 @dataclass(frozen=True)
 class System:
-    """folder: the lab's, under the same path in a root. root: None for this host."""
+    """folder: the lab's, under the same path in a root. root: None for this host.
+
+    hostname: what the daemon takes for the host's name, if not the host's own; root only.
+    """
 
     folder: Path
     root: Path | None = None
+    hostname: str | None = None
 
     @property
     def uid(self) -> int:
@@ -88,6 +92,9 @@ class System:
         When it has not ended within ANSWER_TIMEOUT, its exit status is that of timeout(1).
         """
         argv = [*(self._become() if as_daemon else []), *command]
+        if as_daemon and self.hostname:
+            named = 'echo "$0" >/proc/sys/kernel/hostname && exec "$@"'
+            argv = ["unshare", "--uts", "sh", "-c", named, self.hostname, *argv]
         if self.root:
             argv = inside(self.root, {str(self.folder): self.folder}, argv)
         # Not a pipe: what a program leaves running may hold it open.

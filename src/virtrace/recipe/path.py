@@ -20,12 +20,14 @@ from dataclasses import dataclass
 RETURN = "return"
 CALLER = "caller()"
 
+_MEMBERS = r"(?:(?:->|\.)[A-Za-z_]\w*){,15}"
 _PATH = re.compile(
-    r"(?P<stars>\*{,3})\s{,9}(?P<name>[A-Za-z_]\w*)(?P<members>(?:(?:->|\.)[A-Za-z_]\w*){,15})",
-    re.A,
+    rf"(?P<stars>\*{{,3}})\s{{,9}}(?P<name>[A-Za-z_]\w*)(?P<members>{_MEMBERS})", re.A
 )
 _OF_TWO = re.compile(
-    r"(?P<what>format|typed|records)\(\s*(?P<name>[A-Za-z_]\w*)\s*,\s*(?P<other>[A-Za-z_]\w*)\s*\)",
+    r"(?P<what>format|typed|records)\(\s*"
+    rf"(?P<name>[A-Za-z_]\w*)(?P<members>{_MEMBERS})\s*,\s*"
+    rf"(?P<other>[A-Za-z_]\w*)(?P<others>{_MEMBERS})\s*\)",
     re.A,
 )
 _MEMBER = re.compile(r"(->|\.)(\w+)")
@@ -45,7 +47,7 @@ class Path:
     """``name``, then each of ``members``, then ``stars`` dereferences, as C binds them.
 
     name: an argument of the function, RETURN or CALLER. filler: of format(name, filler);
-    count: of typed(name, count), and, of records, of records(name, count).
+    count: of typed(path, count), and, of records, of records(path, count).
     """
 
     text: str
@@ -53,13 +55,14 @@ class Path:
     members: tuple[str, ...] = ()
     stars: int = 0
     filler: str | None = None
-    count: str | None = None
+    count: Path | None = None
     records: bool = False
 
     @property
     def arguments(self) -> tuple[str, ...]:
         """What of the function it starts from."""
-        return tuple(name for name in (self.name, self.filler, self.count) if name is not None)
+        count = self.count.name if self.count else None
+        return tuple(name for name in (self.name, self.filler, count) if name is not None)
 
 
 def parse(text: str) -> Path:
@@ -70,15 +73,22 @@ def parse(text: str) -> Path:
     if text == CALLER:
         return Path(text, CALLER)
     if match := _OF_TWO.fullmatch(text):
-        if match["what"] == "format":
+        members, others = _members(match["members"]), _members(match["others"])
+        if match["what"] != "format":
+            count = Path(text, match["other"], others)
+            records = match["what"] == "records"
+            return Path(text, match["name"], members, count=count, records=records)
+        if not members and not others:
             return Path(text, match["name"], filler=match["other"])
-        return Path(text, match["name"], count=match["other"], records=match["what"] == "records")
-    if match := _PATH.fullmatch(text):
-        # `a->b` and `a.b` walk alike: the types know which of the two it is.
-        members = tuple(name for _, name in _MEMBER.findall(match["members"]))
-        return Path(text, match["name"], members, len(match["stars"]))
+    elif match := _PATH.fullmatch(text):
+        return Path(text, match["name"], _members(match["members"]), len(match["stars"]))
     raise ValueError(
         f"{shortened(text)} is not a capture: write a C path such as disk, domain->name, *info, "
         "return, format(return, info), typed(params, nparams), records(retStats, return) or "
         "caller()"
     )
+
+
+def _members(text: str) -> tuple[str, ...]:
+    """`a->b` and `a.b` walk alike: the types know which of the two it is."""
+    return tuple(name for _, name in _MEMBER.findall(text))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, Child, Point, Span
 from virtrace.analysis.summary import Movement, Statistics, Summary, histograms
+from virtrace.analysis.waiting import Waiting, ended_ns, waiting
 from virtrace.trace.format import Event, Record
 from virtrace.trace.reader import Trace
 
@@ -25,18 +27,21 @@ def lines(trace: Trace, nodes: Iterable[Call | Point | Exchange]) -> Iterator[st
     yield f'{{"format": "{FORMAT}", "version": {VERSION},'
     yield f'"header": {json.dumps(trace.header)},'
     yield '"calls": ['
-    waiting = ""
+    last = ""
     apart = []
+    nodes = list(nodes)
+    found = waiting(nodes, ended_ns(trace))
     for node in nodes:
         if not isinstance(node, Call):
             apart.append(_node(node))
             continue
-        if waiting:
-            yield waiting + ","
-        waiting = json.dumps(call_record(node))
-    if waiting:
-        yield waiting
+        if last:
+            yield last + ","
+        last = json.dumps(call_record(node))
+    if last:
+        yield last
     yield f'], "outside": {json.dumps(apart)},'
+    yield f'"waiting": {json.dumps([_waiting(one) for one in found])},'
     yield f'"footer": {json.dumps(trace.footer)}, "problems": {json.dumps(trace.problems)}}}'
 
 
@@ -48,7 +53,16 @@ def call_record(call: Call) -> Record:
         "problems": call.problems,
         "failed": call.failed,
         "errors": [event.values for event in errors],
+        "received": _moment(call.received) if call.received else None,
         "root": _node(call.root),
+    }
+
+
+def _waiting(one: Waiting) -> Record:
+    return {
+        "ns": one.ns,
+        "call": one.call.id if one.call else None,
+        "for": _node(replace(one.node, children=[]) if isinstance(one.node, Span) else one.node),
     }
 
 

@@ -31,6 +31,7 @@ from virtrace.analysis.summary import (
     histograms,
     summarize,
 )
+from virtrace.analysis.waiting import ended_ns, waiting
 from virtrace.report import diagram, explanation, origins, pieces, units
 from virtrace.report import summary as many
 from virtrace.report.drawing import style_sheet
@@ -53,6 +54,7 @@ _LINES_WIDTH = 40
 def page(trace: Trace, nodes: Sequence[Call | Point | Exchange]) -> str:
     """The whole document. nodes: calls, and what is outside of them."""
     summary = summarize(nodes)
+    found = waiting(nodes, ended_ns(trace))
     calls = [node for node in nodes if isinstance(node, Call)]
     apart = [node for node in nodes if not isinstance(node, Call)]
     texts, stories = _Texts(), _Stories(trace)
@@ -78,6 +80,7 @@ def page(trace: Trace, nodes: Sequence[Call | Point | Exchange]) -> str:
         headline=_joined(many.headline(summary)),
         attached=_joined(pieces.attached(trace.header)),
         problems=trace.problems,
+        waiting=[_joined(pieces.waited_for(one, _STYLE)) for one in found],
         many=len(calls) > _MANY,
         calls=shown,
         errors=list(_errors(anchored)),
@@ -247,7 +250,7 @@ def _call(anchor: str, call: Call, texts: _Texts, stories: _Stories) -> Record:
         "anchor": anchor,
         "when": f"+{units.seconds(call.root.t_enter_ns)}",
         "question": pieces.question(call, _STYLE),
-        "outcome": _joined(pieces.outcome(call.root, _STYLE)),
+        "outcome": _joined([*pieces.outcome(call.root, _STYLE), *pieces.queued(call)]),
         "answer": fields if len(fields) <= _FIELDS_IN_LINE else [],
         "fields": fields if len(fields) > _FIELDS_IN_LINE else [],
         "error": _joined(error) if call.failed else [],

@@ -18,6 +18,7 @@ from typing import Union
 from virtrace.analysis import qmp
 from virtrace.analysis.source_lines import Change, Line, is_line, lines_of
 from virtrace.analysis.spans import ERROR, Call, Child, Point, Span, Tally
+from virtrace.analysis.waiting import Waiting
 from virtrace.report import units
 from virtrace.report.highlight import Style, cells, shorten
 from virtrace.trace.format import Event, Json, Record, is_unavailable
@@ -135,7 +136,16 @@ def answer_of(call: Call) -> Record:
 
 
 def question(call: Call, style: Style) -> str:
-    """The call as a person would write it: ``virDomainGetBlockInfo(vm1, vda)``."""
+    """The call as a person would write it: ``virDomainGetBlockInfo(vm1, vda)``.
+
+    Of a client's call: the procedure and whose it is, ``remoteDispatchDomainGetState(vm1) of
+    process 7``.
+    """
+    if call.procedure is not None:
+        process = (call.client or {}).get("process-id")
+        domain = "" if call.domain is None else f"({call.domain})"
+        whose = f" of process {process}" if type(process) is int else ""
+        return f"{call.procedure}{domain}{whose}"
     told = [
         plain(value) if isinstance(value, str) else shown(name, value, style)[0]
         for name, value in call.root.arguments.items()
@@ -258,13 +268,58 @@ def outcome(span: Span, style: Style) -> list[Piece]:
     return pieces
 
 
-def _exchange(node: qmp.Exchange, style: Style) -> list[Piece]:
+def queued(call: Call) -> list[Piece]:
+    """How long a client's call waited until a worker took it up."""
+    if call.queued_ns is None:
+        return []
+    return words(f"after {units.duration(call.queued_ns)} of waiting for a worker", "dim")
+
+
+def _command(node: qmp.Exchange, style: Style) -> list[Piece]:
     document = node.send.values.get("json")
     pieces = [("QMP", "dim"), (node.command or "command of unknown name", "bold")]
     pieces.append((node.id or "without an id", ""))
     if isinstance(document, dict) and "arguments" in document:
         arguments = compact(document["arguments"])
         pieces.append((arguments if style.full else shorten(arguments, 40, style), "json"))
+    return pieces
+
+
+def waited_for(one: Waiting, style: Style) -> list[Piece]:
+    """For how long, what, and the call that waits for it."""
+    pieces = [(units.duration(one.ns), "yellow")]
+    if isinstance(one.node, qmp.Exchange):
+        mon = one.node.send.values.get("mon")
+        pieces += _command(one.node, style)
+        pieces += words(f"to monitor {mon}" if isinstance(mon, str) else "", "dim")
+    elif isinstance(one.node, Point):
+        pieces += [*said(one.node, style), *words("was taken up by no worker")]
+    elif one.call is None or one.node is not one.call.root:
+        pieces.append((f"{one.node.name}()", "bold"))
+    if one.call is not None:
+        inside = len(pieces) > 1
+        pieces += [*words("in" if inside else "", "dim"), (question(one.call, style), "bold")]
+    if isinstance(one.node, Span):
+        pieces += _held_by(one.node)
+    return [piece for piece in pieces if piece[0]]
+
+
+def _held_by(span: Span) -> list[Piece]:
+    """Who held what the function asks for when it was entered: ``owner``, or ``async_owner``."""
+    held = []
+    for owner in ("owner", "async_owner"):
+        tid, api, since = (
+            span.arguments.get(f"{owner}{what}") for what in ("", "_api", "_since_ms")
+        )
+        if type(tid) is int and tid:
+            told = f"for a job that thread {tid} holds, {plain(api)}"
+            when = f", since {units.clock(since)}" if type(since) is int and since else ""
+            held += words(told + when, "yellow")
+    return held
+
+
+def _exchange(node: qmp.Exchange, style: Style) -> list[Piece]:
+    pieces = _command(node, style)
     if node.reply is None:
         why = "no reply was seen" if node.id else "its reply cannot be told from others"
         return [*pieces, ("->", ""), *words(why, "yellow")]
@@ -296,7 +351,7 @@ def _point(event: Event, style: Style) -> list[Piece]:
         return pieces
     inline = [
         (f"{name}={text}", role)
-        for name, value in values.items()
+        for name, value in flat(values)
         for text, role in [shown(name, value, style)]
     ]
     return [(event.name, "bold"), *inline]

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from virtrace.analysis import qmp
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, Point, Tally
+from virtrace.analysis.waiting import Waiting
 from virtrace.report import units
 from virtrace.report.highlight import Style, cells, paint, safe, shorten
 from virtrace.report.lines import ROOM, copyable, fold, label, labelled, room_beside
@@ -39,6 +40,7 @@ from virtrace.report.pieces import (
     outcome,
     plain,
     question,
+    queued,
     raised,
     remedy_of,
     reply_of,
@@ -46,12 +48,14 @@ from virtrace.report.pieces import (
     said,
     said_apart,
     shown,
+    waited_for,
     words,
 )
 from virtrace.trace.format import Json, Record, is_unavailable
 
 # Up to so many fields of a struct are as easily read in a line as in a column.
 _FIELDS_IN_LINE = 4
+_MOST_WAITING = 20
 
 
 def banner(
@@ -102,6 +106,20 @@ def heading(header: Record, style: Style) -> Iterator[str]:
     yield from labelled("probes", words(seen or "none"), style)
     for why, names in not_found(header["probes"]):
         yield from labelled("missing", [*listed(names), *words(f"({why})", "yellow")], style)
+    yield ""
+
+
+def still_waiting(found: list[Waiting], style: Style) -> Iterator[str]:
+    """What had not ended when the trace did, longest first; nothing where all had."""
+    if not found:
+        return
+    yield from fold(words("still waiting when the trace ended, since:", "yellow"), style)
+    for one in found[:_MOST_WAITING]:
+        yield from fold(waited_for(one, style), style, "  ", "    ")
+    if len(found) > _MOST_WAITING:
+        yield from fold(
+            words(f"and {len(found) - _MOST_WAITING:,} more, for less long"), style, "  "
+        )
     yield ""
 
 
@@ -221,6 +239,7 @@ def _answer(call: Call, answer: Record, style: Style) -> Iterator[str]:
         (f"+{units.seconds(root.t_enter_ns)}", "dim"),
         (question(call, style), "bold"),
         *outcome(root, style),
+        *queued(call),
     ]
     if call.failed:
         errors = call.errors()

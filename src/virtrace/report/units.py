@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
+
 _BYTES = frozenset({"capacity", "allocation", "physical", "wr_highest_offset", "write_threshold"})
 _KIB = frozenset({"maxMem", "memory"})
 _BYTES_ENDING = "_bytes"
@@ -56,6 +58,12 @@ def seconds(ns: int) -> str:
     """A moment, to the millisecond: ``12.345 s``."""
     whole, rest = divmod(ns, _NS_PER_SECOND)
     return f"{whole}.{rest // 1_000_000:03} s"
+
+
+def clock(ms: int) -> str:
+    """A time that is told in milliseconds since the epoch: ``13:05:09.123 UTC``."""
+    moment = datetime.fromtimestamp(ms // 1000, timezone.utc)
+    return f"{moment:%H:%M:%S}.{ms % 1000:03} UTC"
 
 
 def count(number: int, noun: str) -> str:

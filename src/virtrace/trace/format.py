@@ -18,6 +18,9 @@ VERSION = 1
 Json = Any
 Record = dict[str, Any]
 
+# Of a `lost` event: why no return of the function was seen.
+ENDED = "the trace ended before its return"
+
 LEVELS = ("dwarf", "pack", "symbol", "inferred", "usdt", "missing")
 
 
