@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from .test_matrix import PRIVATE
 from .tracing import REPOSITORY
 
 pytestmark = [
@@ -16,16 +17,14 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="a PID namespace takes root"),
 ]
 
-SECONDS = 120.0
+SECONDS = 300.0
 
 
 def test_virtqemud_beside_libvirtd() -> None:
     """Where the daemons of other tests, and those of this host, are not to be seen."""
-    private = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
-    # It is a shell that reaps what was orphaned there.
-    command = ("sh", "-c", '"$@"; exit $?', "sh", sys.executable, "-m", "pytest")
+    command = [PRIVATE[0], "--mount-proc", *PRIVATE[1:], sys.executable, "-m", "pytest"]
     done = subprocess.run(
-        [*private, *command, "-p", "no:cacheprovider", Path(__file__).with_name("modular.py")],
+        [*command, "-p", "no:cacheprovider", Path(__file__).with_name("modular.py")],
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
