@@ -7,7 +7,7 @@ it cloned or split as entries of their own, with an abstract origin that has the
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -100,9 +100,16 @@ def declarations(file: Path, addresses: Collection[int], abi: Abi) -> dict[int, 
     with _opened(file) as dwarf:
         return {
             entry: declared
-            for unit in dwarf.iter_CUs()
+            for unit in _units_of(dwarf, addresses)
             for entry, declared in _Reader(dwarf, abi).declared(unit, addresses)
         }
+
+
+def _units_of(dwarf: Any, addresses: Collection[int]) -> Iterable[Any]:
+    """The units that have these addresses, where the file has an index of that; else all."""
+    index = dwarf.get_aranges()
+    offsets: set[Any] = {index and index.cu_offset_at_addr(address) for address in addresses}
+    return dwarf.iter_CUs() if None in offsets else map(dwarf.get_CU_at, sorted(offsets))
 
 
 @contextmanager
