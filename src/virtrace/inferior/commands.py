@@ -35,6 +35,7 @@ from virtrace.binary.source import Sources
 from virtrace.errors import DONE, INTERRUPTED, NOT_TRACED, TargetError, UsageError, VirtraceError
 from virtrace.inferior import target
 from virtrace.inferior.infer import infer
+from virtrace.inferior.notes import Notebook
 from virtrace.inferior.resolve import require_traceable, resolve
 from virtrace.inferior.session import Session, header_record
 from virtrace.inferior.terminal import TerminalView, terminal_without_gdb
@@ -98,6 +99,29 @@ class _Check(gdb.Command):
         _finish(lambda: _check(argument.strip()))
 
 
+class _Save(gdb.Command):
+    """virtrace save FILE: write what you look at by hand as a recipe.
+
+    FILE must not exist; a recipe's name ends in .yaml. It gets the functions at your breakpoints,
+    and what `display`, `dprintf`, `commands` and each `print` of this session show. What a recipe
+    cannot say stands in it as a comment. Save before `detach`; then `virtrace start FILE`.
+    """
+
+    def __init__(self, notebook: Notebook) -> None:
+        super().__init__("virtrace save", gdb.COMMAND_BREAKPOINTS, gdb.COMPLETE_FILENAME)
+        self._notebook = notebook
+
+    def invoke(self, argument: str, from_tty: bool) -> None:
+        _finish(lambda: self._save(argument.strip()))
+
+    def _save(self, file: str) -> int:
+        if not file.endswith(".yaml"):
+            raise UsageError("which file?", "a name that ends in .yaml: virtrace save mine.yaml")
+        print(f"saved    {file}: {self._notebook.save(Path(file))}")
+        print(f"next     virtrace start {file}")
+        return DONE
+
+
 class _Explain(gdb.Command):
     """virtrace explain [FILE]: say where each number of a trace came from, and why it surprises.
 
@@ -123,6 +147,7 @@ def register() -> None:
         _Start()
         _Check()
         _Explain()
+        _Save(Notebook())
 
 
 def run(recipe: str) -> None:

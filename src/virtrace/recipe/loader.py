@@ -26,11 +26,11 @@ MAX_VALUES = 50
 
 # What reaches GDB, or names a file, is no more than a name.
 _C_NAME = re.compile(r"[A-Za-z_]\w{,199}", re.A)
-_FILE_NAME = re.compile(r"[A-Za-z0-9][\w.+-]{,199}", re.A)
+FILE_NAME = re.compile(r"[A-Za-z0-9][\w.+-]{,199}", re.A)
 _PROBE_NAME = re.compile(r"[A-Za-z_]\w{,99}:[A-Za-z_]\w{,99}", re.A)
 _IN_WORDS = {
     _C_NAME: "a name as C has them, such as qemuDomainGetBlockInfo",
-    _FILE_NAME: "a name of letters, digits and . _ + -, such as libvirt.so.0",
+    FILE_NAME: "a name of letters, digits and . _ + -, such as libvirt.so.0",
     _PROBE_NAME: "`provider:name`, such as libvirt:qemu_monitor_send_msg",
 }
 
@@ -204,7 +204,7 @@ def _recipe(root: _Node) -> Recipe:
                 "add `spans:` with a root, or `anywhere: true` to a point",
             )
     recipe = Recipe(
-        name=keys["name"].name(_FILE_NAME),
+        name=keys["name"].name(FILE_NAME),
         about=keys["about"].text().strip(),
         try_=keys["try"].text(),
         spans=tuple(spans),
@@ -287,7 +287,7 @@ def _span(node: _Node) -> Span:
         declared, known, name = None, None, keys["function"].name(_C_NAME)
     return Span(
         name=name,
-        module=keys["module"].name(_FILE_NAME),
+        module=keys["module"].name(FILE_NAME),
         root="root" in keys and keys["root"].flag(),
         optional="optional" in keys and keys["optional"].flag(),
         prototype=declared,
@@ -362,8 +362,8 @@ def _point(node: _Node) -> Point:
             "name a value of `capture:`, which must leave the name json free",
         )
     return Point(
-        name=keys["name"].name(_FILE_NAME),
-        module=keys["module"].name(_FILE_NAME),
+        name=keys["name"].name(FILE_NAME),
+        module=keys["module"].name(FILE_NAME),
         prototype=declared,
         usdt=usdt,
         at_return=at_return,

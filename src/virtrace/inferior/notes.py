@@ -1,0 +1,335 @@
+"""What somebody looks at by hand in this GDB, kept as a recipe.
+
+GDB itself knows the breakpoints and displays. What was printed it shows once: so each command
+that prints is noted, with the function it was typed in. Nothing here runs while a trace does.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import gdb
+
+from virtrace.binary import layouts
+from virtrace.binary.ctype import Array, CType, Opaque, Struct
+from virtrace.binary.process import Process, inspect
+from virtrace.errors import TargetError, UsageError
+from virtrace.inferior import handmade, target
+from virtrace.inferior.capture import Capture, Unavailable
+from virtrace.inferior.handmade import Made
+from virtrace.recipe import draft, loader, prototype
+from virtrace.recipe import path as c_path
+from virtrace.recipe.draft import Draft
+from virtrace.report.units import count
+from virtrace.trace.writer import write_new
+
+_NUMBERED = re.compile(r" *(\d+)  (.*)", re.S)
+
+
+@dataclass
+class _Function:
+    """A function as debug info has it; of one that has none, its name and module alone.
+
+    declaration: as C writes it, where all of it is known. entry: its first instruction.
+    variables: the arguments too. walked: it was stepped through. printed: what was printed in
+    it, and whether at its entry. displayed: the expressions that GDB evaluates in it alone.
+    """
+
+    name: str
+    module: str
+    entry: int | None = None
+    declaration: str | None = None
+    returns: bool = False
+    arguments: Mapping[str, CType] = field(default_factory=dict)
+    variables: dict[str, CType] = field(default_factory=dict)
+    walked: bool = False
+    printed: dict[tuple[str, bool], None] = field(default_factory=dict)
+    displayed: set[str] = field(default_factory=set)
+
+
+class Notebook:
+    """Of one GDB, from when it is made."""
+
+    def __init__(self) -> None:
+        self._functions: dict[tuple[str, str], _Function] = {}
+        self._deleted: list[Made] = []
+        self._unplaced: list[str] = []
+        self._commands = _last_command()[0]
+        gdb.events.before_prompt.connect(self._on_prompt)
+        gdb.events.breakpoint_deleted.connect(self._on_deleted)
+
+    def _on_prompt(self, _: object = None) -> None:
+        number, command = _last_command()
+        # Those that were typed at once are the lines of one, such as `commands`.
+        typed = command if number == self._commands + 1 else ""
+        self._commands = number
+        shown, displayed = handmade.printed(typed), handmade.displayed(typed)
+        try:
+            frame = gdb.selected_frame()
+            pc = frame.pc()
+        except gdb.error:
+            # Nothing stands still.
+            return
+        try:
+            function = self._function(target.enclosing(frame.block()), _module_of(pc))
+        except RuntimeError:
+            self._unplaced += shown or ()
+            return
+        at_entry = pc == function.entry
+        function.walked |= not at_entry
+        for expression in shown or ():
+            function.printed[expression, at_entry] = None
+        if displayed is not None and _base(displayed) in function.variables:
+            function.displayed.add(displayed)
+
+    def _on_deleted(self, breakpoint_: gdb.Breakpoint) -> None:
+        if breakpoint_.number < 0 or not breakpoint_.location or not breakpoint_.hit_count:
+            return
+        lines = [f"break {breakpoint_.location}"]
+        if breakpoint_.condition:
+            lines.append(f"  condition $bpnum {breakpoint_.condition}")
+        if breakpoint_.commands:
+            lines += ["  commands", breakpoint_.commands, "  end"]
+        [made] = handmade.breakpoints("\n".join(lines))
+        made.made += ", deleted again"
+        self._deleted.append(made)
+
+    def _function(self, blocks: list[gdb.Block], module: str) -> _Function:
+        """The function of these blocks, with the variables that are in scope there too."""
+        symbol = blocks[-1].function
+        assert symbol is not None
+        function = self._functions.get((module, symbol.name))
+        if function is None:
+            function = _described(module, symbol, blocks[-1])
+            self._functions[module, symbol.name] = function
+        # Variables of functions that are inlined there are none of its own.
+        inlined = [i for i, block in enumerate(blocks[:-1]) if block.function is not None]
+        for block in blocks[inlined[-1] + 1 if inlined else 0 :]:
+            for variable in block:
+                if variable.is_variable and variable.type is not None:
+                    function.variables.setdefault(variable.name, target.c_type(variable.type))
+        return function
+
+    def save(self, file: Path) -> str:
+        """Write a recipe, and say what is in it."""
+        pid = target.attached_pid()
+        if not pid:
+            raise TargetError(
+                "GDB is attached to no process, so breakpoints have no place",
+                "attach to the daemon, and save before `detach`",
+            )
+        recipe = _Recipe(inspect(pid))
+        for made in (*self._deleted, *handmade.breakpoints(_saved_breakpoints())):
+            self._keep(recipe, made)
+        for function in self._functions.values():
+            for expression, at_entry in function.printed:
+                recipe.look(function, expression, at_entry)
+        shown = handmade.displays(gdb.execute("info display", to_string=True))
+        for expression, on in shown.items():
+            if on:
+                self._keep_display(recipe, expression)
+            else:
+                recipe.comments.append(f"display {expression}: it is disabled")
+        for expression in self._unplaced:
+            recipe.comments.append(f"print {expression}: GDB has no debug info there")
+        text = recipe.text(file.stem)
+        write_new(file, "the recipe", text)
+        return recipe.summary()
+
+    def _keep_display(self, recipe: _Recipe, expression: str) -> None:
+        """In the function that it is of; where that is not known, in all that have such a name."""
+        met = [one for one in self._functions.values() if one.walked or recipe.has(one)]
+        having = [one for one in met if expression in one.displayed] or [
+            one for one in met if _base(expression) in one.variables
+        ]
+        for function in having:
+            recipe.look(function, expression, not function.walked)
+        if not having:
+            recipe.comments.append(f"display {expression}: no function here has it")
+
+    def _keep(self, recipe: _Recipe, made: Made) -> None:
+        if made.location is None or not made.enabled:
+            why = "a recipe has no such thing" if made.enabled else "it is disabled"
+            recipe.comments.append(f"{made.made}: {why}")
+            return
+        places = target.location_addresses(made.location)
+        for pc in places:
+            blocks, module = target.outward(pc), _module_of(pc)
+            if blocks:
+                function = self._function(blocks, module)
+            elif made.function is not None:
+                function = _Function(made.function, module)
+            else:
+                recipe.comments.append(f"{made.made}: GDB has no debug info there")
+                continue
+            recipe.stop(function, made, pc)
+        if not places:
+            recipe.comments.append(f"{made.made}: GDB finds no such place now")
+
+
+class _Recipe:
+    """The spans so far."""
+
+    def __init__(self, process: Process) -> None:
+        self.comments: list[str] = []
+        self._process = process
+        self._drafts: dict[tuple[str, str], Draft] = {}
+        self._conditions: list[tuple[Draft, str]] = []
+
+    def has(self, function: _Function) -> bool:
+        return (function.module, function.name) in self._drafts
+
+    def _draft(self, function: _Function) -> Draft:
+        key = (function.module, function.name)
+        if key not in self._drafts:
+            exported = self._is_exported(function)
+            declaration = function.declaration
+            if exported and function.entry is None:
+                # Enough to find it.
+                declaration = f"void {function.name}(void)"
+            self._drafts[key] = Draft(
+                function.name,
+                function.module,
+                declaration if exported else None,
+                exit={"result": c_path.RETURN} if function.returns else {},
+            )
+        return self._drafts[key]
+
+    def _is_exported(self, function: _Function) -> bool:
+        module = self._process.module(function.module)
+        return module is not None and module.elf.exported_function(function.name) is not None
+
+    def stop(self, function: _Function, made: Made, pc: int) -> None:
+        """A breakpoint stands there."""
+        at_entry = function.name == made.function or pc == function.entry
+        span = self._draft(function)
+        span.root = True
+        span.comments.append(made.made)
+        if not at_entry and span.lines is None:
+            span.lines = {}
+        for expression in made.shown:
+            self.look(function, expression, at_entry)
+        span.comments += [f"not kept: {command}" for command in made.others]
+        if made.ignored:
+            span.comments.append(f"not kept: that it ignores {count(made.ignored, 'hit')}")
+        if made.condition:
+            self._conditions.append((span, made.condition))
+
+    def look(self, function: _Function, expression: str, at_entry: bool) -> None:
+        """A value is looked at, at the entry or behind it."""
+        span = self._draft(function)
+        try:
+            path = c_path.parse(expression)
+        except ValueError:
+            span.comments.append(f"not kept: {expression}, which is no path such as a->b or *a")
+            return
+        at_entry = at_entry and path.name in function.arguments
+        try:
+            if path.name not in function.variables:
+                raise Unavailable(f"{path.name} is no variable of {function.name}")
+            Capture(path, function.variables)
+            if not at_entry and span.lines is None:
+                span.lines = {}
+            captures = span.enter if at_entry else span.lines
+            assert captures is not None
+            draft.add(captures, path)
+        except (Unavailable, ValueError) as why:
+            span.comments.append(f"not kept: {expression}: {why}")
+
+    def text(self, name: str) -> str:
+        spans = [*self._drafts.values()]
+        if not spans:
+            raise UsageError(
+                "this session has looked at no function yet",
+                "break FUNCTION, or step into one and print what you want to know",
+            )
+        if not any(span.root for span in spans):
+            for span in spans:
+                span.root = True
+        for span, condition in self._conditions:
+            span.comments.append(f"not kept: if {condition}")
+        roots = ", ".join(span.function for span in spans if span.root)
+        return draft.text(
+            name if loader.FILE_NAME.fullmatch(name) else "saved",
+            "What was looked at by hand in a GDB session, saved by `virtrace save`.",
+            f"what calls {roots}"[: loader.MAX_TEXT],
+            spans,
+            self.comments,
+        )
+
+    def summary(self) -> str:
+        spans = self._drafts.values()
+        values = sum(len(span.enter) + len(span.lines or ()) for span in spans)
+        return f"{count(len(spans), 'function')}, {count(values, 'value')}"
+
+
+def _described(module: str, symbol: gdb.Symbol, block: gdb.Block) -> _Function:
+    assert symbol.type is not None
+    arguments = [one for one in block if one.is_argument]
+    types = {one.name: target.c_type(one.type) for one in arguments if one.type is not None}
+    returned = symbol.type.target().strip_typedefs()
+    return _Function(
+        symbol.name,
+        module,
+        int(symbol.value().address),  # type: ignore[arg-type]
+        _declaration(symbol, arguments),
+        returned.code != gdb.TYPE_CODE_VOID,
+        types,
+        dict(types),
+    )
+
+
+def _declaration(symbol: gdb.Symbol, arguments: list[gdb.Symbol]) -> str | None:
+    """As a recipe can have it; None where that does not tell how all of it is passed."""
+    assert symbol.type is not None
+    if len(arguments) != len(symbol.type.fields()):
+        return None
+    declared = ", ".join(
+        f"{argument.type} {argument.name}".replace("* ", "*") for argument in arguments
+    )
+    returned = f"{symbol.type.target()} {symbol.name}".replace("* ", "*")
+    text = f"{returned}({declared or 'void'})"
+    try:
+        parsed = prototype.parse(text)
+    except ValueError:
+        return None
+    for name in (parsed.returns, *(parameter.type for parameter in parsed.parameters)):
+        ctype = layouts.named(name)
+        if isinstance(ctype, (Opaque, Struct, Array)) and ctype != Opaque("void"):
+            return None
+    return text
+
+
+def _module_of(pc: int) -> str:
+    """The file that an address is in, by the name that recipes have for it."""
+    name = gdb.solib_name(pc) or gdb.current_progspace().filename or ""  # type: ignore[union-attr]
+    return os.path.basename(name)
+
+
+def _base(expression: str) -> str:
+    try:
+        return c_path.parse(expression).name
+    except ValueError:
+        return ""
+
+
+def _last_command() -> tuple[int, str]:
+    """The last one that was typed, and its number in GDB's history."""
+    lines = gdb.execute("show commands", to_string=True).splitlines()
+    match = _NUMBERED.fullmatch(lines[-1]) if lines else None
+    return (int(match[1]), match[2]) if match else (0, "")
+
+
+def _saved_breakpoints() -> str:
+    """By GDB's own `save breakpoints`: the one that tells of dprintf, too."""
+    descriptor = os.memfd_create("breakpoints")
+    try:
+        gdb.execute(f"save breakpoints /proc/self/fd/{descriptor}", to_string=True)
+        with open(descriptor, encoding="utf-8", errors="replace", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
