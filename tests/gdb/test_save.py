@@ -125,6 +125,21 @@ def test_a_session_becomes_a_recipe(daemon: Daemon, terminal: Terminal, tmp_path
     assert seen[-1]["physical"] == number * 1000 + 3
 
 
+def test_a_condition_becomes_a_filter(daemon: Daemon, terminal: Terminal, tmp_path: Path) -> None:
+    terminal.do('break virDomainGetBlockInfo if $_streq(disk, "vdb") && flags == 7')
+    recipe = saved(terminal, tmp_path / "mine.yaml")
+    assert recipe.where == {"disk": "vdb", "flags": "7"}
+    assert "#" not in (tmp_path / "mine.yaml").read_text().replace("# break", "")
+    found, _ = trace(
+        daemon,
+        tmp_path / "t.jsonl",
+        "call vm1 vda",
+        "call vm1 vdb",
+        recipe=str(tmp_path / "mine.yaml"),
+    )
+    assert values(found, "virDomainGetBlockInfo", "enter") == {"disk": "vdb", "flags": 7}
+
+
 def test_what_was_printed_while_stepping(
     daemon: Daemon, terminal: Terminal, tmp_path: Path
 ) -> None:

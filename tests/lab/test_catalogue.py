@@ -360,3 +360,82 @@ def test_check_of_a_function_that_is_not_there(lab: Lab, tmp_path: Path, optiona
     )
     why = "this build of libvirt.so.0 (does not export it|has no such function)"
     assert re.search(why, " ".join(done.stdout.split()))
+
+
+# By what each version has first: virDomainObjBeginJob came with 8.10, instead of a job of each
+# driver's own.
+JOB = """
+virtrace: 1
+name: job
+about: Where a job begins.
+try: virsh suspend DOMAIN
+spans:
+  - prototype: int virDomainSuspend(virDomainPtr domain)
+    module: libvirt.so.0
+    root: true
+    enter: {domain: domain->name}
+  - name: beginJob
+    exit: {result: return}
+    any_of:
+      - prototype: int virDomainObjBeginJob(virDomainObj *obj, int job)
+        module: libvirt.so.0
+        enter: {job: job}
+      - prototype: int qemuDomainObjBeginJob(virQEMUDriver *driver, virDomainObj *obj, int job)
+        module: libvirt_driver_qemu.so
+        enter: {job: job}
+points:
+  - name: sent
+    any_of:
+      - {usdt: 'libvirt:no_such_probe', module: libvirt_driver_qemu.so, arguments: char *text}
+      - usdt: libvirt:qemu_monitor_send_msg
+        module: libvirt_driver_qemu.so
+        arguments: void *mon, const char *text, int fd
+    capture: {text: text}
+"""
+# VIR_JOB_SUSPEND, and QEMU_JOB_SUSPEND before it.
+SUSPEND = 3
+
+
+def test_alternatives(lab: Lab, tmp_path: Path) -> None:
+    """One name, whatever function it is here; the header says which, and why no other."""
+    file = tmp_path / "job.yaml"
+    file.write_text(JOB)
+    trace, _, _ = traced(lab, str(file), tmp_path / "t.jsonl", "suspend vm1", "resume vm1")
+    [call] = calls(trace)
+    job = span(call, "beginJob")
+    assert (job.arguments, job.returned) == ({"job": SUSPEND}, {"result": 0})
+    [sent] = [node.event for node in call.nodes() if isinstance(node, Point)]
+    assert json.loads(sent.values["text"])["execute"] == "stop"
+    _, begin, asked = trace.header["probes"]
+    taken, why = as_measured(
+        {
+            (7, 0, 0): (
+                "qemuDomainObjBeginJob",
+                "not virDomainObjBeginJob: this build of libvirt.so.0 does not export it",
+            ),
+            (9, 0, 0): ("virDomainObjBeginJob", None),
+        },
+        lab.libvirt_version,
+    )
+    assert (begin["taken"], begin["why"]) == (taken, why)
+    assert asked["taken"] == "libvirt:qemu_monitor_send_msg"
+    assert asked["why"] == (
+        "not libvirt:no_such_probe: this build of libvirt_driver_qemu.so has no static probe "
+        "libvirt:no_such_probe"
+    )
+    checked = virtrace("recipe", "check", str(file), "-p", str(lab.pid))
+    assert checked.returncode == 0
+    assert f"({taken}" in " ".join(checked.stdout.split())
+
+
+def test_no_alternative_is_there(lab: Lab, tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(JOB.replace("ObjBeginJob", "ObjNoSuchJob"))
+    done = virtrace("recipe", "check", str(file), "-p", str(lab.pid))
+    assert done.returncode == 1
+    told = " ".join(done.stdout.split())
+    assert "job: not found, and not optional: beginJob" in told
+    for name in ("virDomainObjNoSuchJob", "qemuDomainObjNoSuchJob"):
+        assert re.search(
+            rf"not {name}: this build of [\w.]+ (does not export it|has no such)", told
+        )

@@ -9,6 +9,7 @@ from pathlib import Path
 import pexpect
 
 from virtrace.lab.daemon import Lab
+from virtrace.recipe import catalogue
 from virtrace.trace.format import Record
 
 from .tracing import SECONDS, calls_of, record, virtrace, whole_trace
@@ -97,3 +98,29 @@ def test_a_recipe_is_replayed_by_its_name(stock_lab: Lab, tmp_path: Path) -> Non
     options = ["-p", str(stock_lab.pid), "-o", str(new)]
     assert virtrace("replay", "blockinfo", *options, "--", *asked).returncode == 0
     assert disks(new) == [DISK]
+
+
+def test_what_a_recipe_selects_holds_unless_the_user_says_otherwise(
+    stock_lab: Lab, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "one.yaml"
+    shipped = catalogue.file_of("blockinfo").read_text()
+    recipe.write_text(f"{shipped}where: {{domain: vm1, disk: {DISK}}}\ncalls: 2\nseconds: 60\n")
+    asked = ["--", *stock_lab.virsh_command(f"domblkinfo vm1 vda; domblkinfo vm1 {DISK}")]
+    process = ["-p", str(stock_lab.pid)]
+    by_recipe, by_user, again = (tmp_path / f"{name}.jsonl" for name in ("recipe", "user", "again"))
+
+    def traced(path: Path, *command: str) -> object:
+        done = virtrace(*command, *process, "-o", str(path), *asked)
+        assert done.returncode == 0, done.stderr
+        return whole_trace(path).header["selection"]
+
+    selected = traced(by_recipe, "record", str(recipe))
+    assert selected == {"where": {"domain": "vm1", "disk": DISK}, "calls": 2, "seconds": 60}
+    assert disks(by_recipe) == [DISK]
+    options = ("--where", "disk=vda", "--calls", "1", "--seconds", "30")
+    selected = traced(by_user, "record", str(recipe), *options)
+    assert selected == {"where": {"domain": "vm1", "disk": "vda"}, "calls": 1, "seconds": 30}
+    # What held is replayed, not what the recipe would say.
+    assert traced(again, "replay", str(by_user)) == selected
+    assert disks(by_user) == disks(again) == ["vda"]

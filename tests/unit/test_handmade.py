@@ -95,27 +95,35 @@ def test_commands_that_print(command: str, expressions: list[str] | None) -> Non
 @pytest.mark.parametrize(
     ("condition", "wanted"),
     [
-        ("flags == 0x10", {"flags": "16"}),
+        ("flags == 0x10", {"flags": 16}),
         ('$_streq(disk, "vda")', {"disk": "vda"}),
-        ('strcmp (domain->name, "vm1") == 0 && flags==0', {"domain->name": "vm1", "flags": "0"}),
+        ('strcmp (domain->name, "vm1") == 0 && flags==0', {"domain->name": "vm1", "flags": 0}),
         ('!strcmp(disk,"")', {"disk": ""}),
         ("flags > 1", None),
+        ("flags == -1", None),
+        ("flags == 010", None),
         ("flags == 0 || flags == 1", None),
         ("flags", None),
     ],
 )
-def test_conditions_that_a_filter_can_say(condition: str, wanted: dict[str, str] | None) -> None:
+def test_conditions_that_a_filter_can_say(
+    condition: str, wanted: dict[str, str | int] | None
+) -> None:
     assert handmade.filters(condition) == wanted
 
 
-@given(st.lists(st.text(max_size=400), max_size=5))
-def test_a_draft_is_read_whatever_was_typed(comments: list[str]) -> None:
+@given(
+    st.lists(st.text(max_size=400), max_size=5), st.text(st.characters(codec="utf-8"), max_size=200)
+)
+def test_a_draft_is_read_whatever_was_typed(comments: list[str], wanted: str) -> None:
     captures: dict[str, str] = {}
-    for wanted in ("a", "*a", "b->a", "c->a", "a"):
-        draft.add(captures, path.parse(wanted))
+    for path_text in ("a", "*a", "b->a", "c->a", "a"):
+        draft.add(captures, path.parse(path_text))
     span = Draft("f", "m.so", root=True, enter=captures, lines={}, comments=comments)
-    text = draft.text("r", "about", "try", [span], comments)
+    where = {"a": wanted}
+    text = draft.text("r", "about", "try", where, [span], comments)
     recipe = loader.loads(text.encode(), "r")
     assert {name: one.text for name, one in recipe.spans[0].enter.items()} == captures
+    assert recipe.where == where
     assert sorted(captures.values()) == ["*a", "a", "b->a", "c->a"]
     assert text.count("# ") >= 2 * len(comments)

@@ -47,7 +47,12 @@ def inferred(
     driver = build(source, folder / "libvirt_driver_qemu.so", *flags)
     subprocess.run(["strip", driver], check=True)
     module = Module(str(driver), driver, 0, 0, 0, False)
-    return infer(find("blockinfo"), Process(1, "libvirtd", Path("/"), 0, (module,)))
+    return by_name(module)
+
+
+def by_name(module: Module) -> dict[str, Inferred]:
+    process = Process(1, "libvirtd", Path("/"), 0, (module,))
+    return {span.name: found for span, found in infer(find("blockinfo"), process).items()}
 
 
 def test_both_are_found(tmp_path: Path) -> None:
@@ -75,6 +80,6 @@ def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
     driver = tmp_path / "libvirt_driver_qemu.so"
     build("int nothing;", driver, "-shared", "-fno-asynchronous-unwind-tables", "-nostdlib")
     module = Module(str(driver), driver, 0, 0, 0, False)
-    found = infer(find("blockinfo"), Process(1, "libvirtd", Path("/"), 0, (module,)))
+    found = by_name(module)
     assert found[METHOD].offset is None
     assert "cannot be found" in found[METHOD].how

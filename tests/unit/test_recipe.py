@@ -111,6 +111,14 @@ def test_blockinfo_is_found_with_its_roots_and_filters() -> None:
 BROKEN = [
     ("virtrace: 1", "virtrace: 2", "1:11", "version 2", "reads version 1"),
     ("virtrace: 1", "virtrac: 1", "1:1", "unknown key 'virtrac'", "'virtrace'?"),
+    ("try:", "where: {disk: vda}\ntry:", "5:9", "'disk=vda' is not a filter", "domain, flags"),
+    ("try:", "where: vda\ntry:", "5:8", "found 'vda'", "`key: value`"),
+    ("try:", "where: {a=b: vda}\ntry:", "5:9", "found 'a=b'", "a name as C has them"),
+    ("try:", "where: {domain: }\ntry:", "5:16", "found nothing", "write text"),
+    ("try:", "calls: 0\ntry:", "5:8", "'0' is no number of calls", "above 0"),
+    ("try:", "calls: 1.5\ntry:", "5:8", "'1.5' is no number of calls", "above 0"),
+    ("try:", "seconds: 1e9\ntry:", "5:10", "'1e9' is no number of seconds", "above 0"),
+    ("try:", "seconds: [1]\ntry:", "5:10", "found a list", "write text"),
     ("name: states\n", "", "1:1", "the key 'name' is missing", "`name: ...`"),
     ("    root: true", "    rot: true", "9:5", "unknown key 'rot'", "did you mean 'root'?"),
     ("    root: true", "    root: yes", "9:11", "found 'yes'", "true or false"),
@@ -142,6 +150,92 @@ BROKEN = [
     ("answers: {point: qmp.send, by: [mon", "answers: {point: error, by: [mon",
      "23:5", "no value of 'error'", "code, message"),
 ]  # fmt: skip
+
+
+JOB = """\
+virtrace: 1
+name: jobs
+about: Where a job begins, by version.
+try: virsh suspend DOMAIN
+spans:
+  - prototype: int virDomainSuspend(virDomainPtr domain)
+    module: libvirt.so.0
+    root: true
+  - name: beginJob
+    module: libvirt.so.0
+    enter: {job: job}
+    any_of:
+      - prototype: int virDomainObjBeginJob(virDomainObj *obj, int job)
+      - prototype: int qemuDomainObjBeginJob(virQEMUDriver *driver, virDomainObj *obj, int job)
+        module: libvirt_driver_qemu.so
+        enter: {kind: job}
+points:
+  - name: asked
+    json: text
+    capture: {text: text}
+    any_of:
+      - {usdt: 'libvirt:new', module: m, arguments: char *text}
+      - {usdt: 'libvirt:old', module: m, arguments: 'void *mon, char *text'}
+"""
+
+
+def test_alternatives_of_one_name() -> None:
+    recipe = load(JOB)
+    root, new, old = recipe.spans
+    assert (root.name, root.function) == ("virDomainSuspend", "virDomainSuspend")
+    assert {span.name for span in (new, old)} == {"beginJob"}
+    assert (new.function, new.module, [*new.enter]) == (
+        *("virDomainObjBeginJob", "libvirt.so.0"),
+        ["job"],
+    )
+    assert (old.function, old.module, [*old.enter]) == (
+        *("qemuDomainObjBeginJob", "libvirt_driver_qemu.so"),
+        ["kind"],
+    )
+    assert [(point.name, point.usdt, point.json) for point in recipe.points] == [
+        ("asked", "libvirt:new", "text"),
+        ("asked", "libvirt:old", "text"),
+    ]
+    assert recipe.modules == ("libvirt.so.0", "libvirt_driver_qemu.so", "m")
+
+
+BROKEN_ALTERNATIVES = [
+    ("  - name: beginJob\n", "  - optional: true\n", "9:5", "'name' is missing", "`name: ...`"),
+    ("'libvirt:old'", "nothing", "23:16", "found 'nothing'", "provider:name"),
+    ("module: m, arguments: 'v", "arguments: 'v", "23:9", "'module' is missing", "`module: ...`"),
+    ("        enter: {kind: job}\n", "        root: true\n", "16:9", "unknown key 'root'", ""),
+    ("        enter: {kind: job}", "        enter: {kind: jo}", "16:23", "'jo' is not an arg", ""),
+    ("    enter: {job: job}", "    enter: {job: obj->x, mon: driver}", "11:31",
+     "'driver' is not an arg", "job, obj"),
+    ("    json: text\n", "    json: txt\n", "19:11", "'txt' is not captured", "capture:"),
+    ("  - name: beginJob", "  - name: virDomainSuspend", "9:5", "a second probe", "its own name"),
+    ("      - prototype: int virDomainObj", "      - function: f\n        prototype: int f",
+     "13:9", "a span names its function once", "`prototype:`"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "where", "what", "remedy"), BROKEN_ALTERNATIVES)
+def test_errors_of_alternatives(old: str, new: str, where: str, what: str, remedy: str) -> None:
+    assert JOB.count(old) == 1
+    caught = error(JOB.replace(old, new))
+    assert caught.what.startswith(f"r.yaml:{where}: ")
+    assert what in caught.what
+    assert remedy in caught.remedy
+
+
+@pytest.mark.parametrize(
+    ("number", "what"),
+    [(0, "found no alternative"), (10, None), (11, "found 11 elements")],
+)
+def test_how_many_alternatives(number: int, what: str | None) -> None:
+    listed = "".join(f"      - function: f{n}\n" for n in range(number)) or "      []\n"
+    text = JOB[: JOB.index("  - name: beginJob")] + "  - name: a\n    module: m\n    any_of:\n"
+    if what is None:
+        assert len(load(text + listed).spans) == 1 + number
+    else:
+        caught = error(text + listed)
+        assert what in caught.what
+        assert caught.what.startswith("r.yaml:12:7: ")
 
 
 @pytest.mark.parametrize(("old", "new", "where", "what", "remedy"), BROKEN)
@@ -402,6 +496,26 @@ class TestSelection:
         assert found.where == {"domain": "vm1=x", "flags": "0"}
         assert (found.calls, found.seconds) == (3, 0.5)
         assert selection.parse(recipe, [], None, "") == selection.Selection()
+
+    def test_what_the_recipe_says_holds_where_the_user_does_not(self) -> None:
+        defaults = "where: {domain: vm1, flags: 0}\ncalls: 5\nseconds: 1.5\ntry:"
+        recipe = load(changed("try:", defaults))
+        found = selection.parse(recipe, [], None, "")
+        assert found == selection.Selection({"domain": "vm1", "flags": "0"}, 5, 1.5)
+        found = selection.parse(recipe, ["domain=vm2"], "3", "9")
+        assert found == selection.Selection({"domain": "vm2", "flags": "0"}, 3, 9.0)
+        assert selection.filters(recipe, ["flags=1"]) == {"flags": "1"}
+        assert (recipe.raw["calls"], recipe.raw["seconds"]) == (5, 1.5)
+        again = load(json.dumps(recipe.raw))
+        assert (again.where, again.calls, again.seconds) == (
+            {"domain": "vm1", "flags": "0"},
+            5,
+            1.5,
+        )
+
+    @pytest.mark.parametrize("limit", ["calls: 1", "where: {a: b}"])
+    def test_without_calls_there_is_none_to_choose_or_to_count(self, limit: str) -> None:
+        assert "traces no calls" in error(ROOTLESS + limit + "\n").what
 
     @pytest.mark.parametrize("where", ["domain", "=x", "disk=vda", "result=0", ""])
     def test_no_filter(self, where: str) -> None:

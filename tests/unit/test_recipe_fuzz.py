@@ -22,7 +22,14 @@ from hypothesis import strategies as st
 
 from virtrace.errors import RecipeError
 from virtrace.recipe import catalogue, path, prototype
-from virtrace.recipe.loader import MAX_BYTES, MAX_PROBES, MAX_TEXT, MAX_VALUES, loads
+from virtrace.recipe.loader import (
+    MAX_ALTERNATIVES,
+    MAX_BYTES,
+    MAX_PROBES,
+    MAX_TEXT,
+    MAX_VALUES,
+    loads,
+)
 from virtrace.recipe.model import Recipe
 
 T = TypeVar("T")
@@ -40,9 +47,21 @@ many = settings(
 SHIPPED = [catalogue.file_of(name).read_text() for name in catalogue.shipped()]
 WORDS = sorted({word for text in SHIPPED for word in text.split()})
 KEYS = (
-    *("virtrace", "name", "about", "try", "spans", "points", "prototype", "function", "module"),
+    *(
+        "virtrace",
+        "name",
+        "about",
+        "try",
+        "spans",
+        "points",
+        "where",
+        "seconds",
+        "prototype",
+        "function",
+        "module",
+    ),
     *("root", "optional", "find", "driver_method", "called_by", "calls", "enter", "exit", "lines"),
-    *("usdt", "arguments", "at", "anywhere", "capture", "json", "answers", "point", "by"),
+    *("any_of", "usdt", "arguments", "at", "anywhere", "capture", "json", "answers", "point", "by"),
 )
 C_TEXT = st.text(st.sampled_from("ab_ \t\n*&()[]{},;.->/%$'\"0189éint") | st.characters())
 
@@ -92,6 +111,8 @@ SPANS = st.fixed_dictionaries(
         "enter": captures("a", "text->a", "*text", "caller()"),
         "exit": captures("return", "typed(text, a)", "records(text, return)"),
         "lines": captures("a", "local"),
+        "name": mostly("s"),
+        "any_of": st.lists(mostly({"function": "g"}, {"prototype": FUNCTION}, {"module": "n"})),
     },
 )
 POINTS = st.fixed_dictionaries(
@@ -120,6 +141,9 @@ def recipes(draw: st.DrawFn) -> str:
         "try": draw(mostly("t")),
         "spans": draw(st.lists(SPANS, min_size=1, max_size=2)),
         "points": draw(st.lists(points, max_size=3)),
+        "where": draw(captures("vm1")),
+        "calls": draw(mostly(1)),
+        "seconds": draw(mostly(0.5)),
     }
     return yaml.safe_dump(document, allow_unicode=True)
 
@@ -156,8 +180,8 @@ def load(data: bytes) -> None:
         assert recipe.remedy
         return
     assert isinstance(recipe, Recipe)
-    assert len(recipe.spans) <= MAX_PROBES
-    assert len(recipe.points) <= MAX_PROBES
+    assert len(recipe.spans) <= MAX_PROBES * MAX_ALTERNATIVES
+    assert len(recipe.points) <= MAX_PROBES * MAX_ALTERNATIVES
     for probe in recipe.probes:
         assert len(probe.captures) <= 2 * MAX_VALUES
         for capture in probe.captures.values():

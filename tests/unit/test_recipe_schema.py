@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from test_recipe import BROKEN, GOOD, ROOTLESS, changed
+from test_recipe import BROKEN, BROKEN_ALTERNATIVES, GOOD, JOB, ROOTLESS, changed
 
 from virtrace.errors import RecipeError
 from virtrace.recipe import catalogue, loader
@@ -33,15 +33,20 @@ BEYOND_A_SCHEMA = (
     "only with its declaration",
     "no value of",
     "by which it answers",
+    "is not a filter",
     "found 'yes'",  # which YAML itself takes for true
 )
+TOGETHER = ("'module' is missing", "is not captured", "names its function once")
+
+
+HEAD = "virtrace: 1\nname: example\nabout: a\ntry: t\n"
 
 
 def whole(example: str) -> str:
     """An example of the documentation shows a part: the rest is taken from a sound recipe."""
     if "virtrace: 1" in example:
         return example
-    head = "virtrace: 1\nname: example\nabout: a\ntry: t\n"
+    head = HEAD
     if example.startswith("points:") and "anywhere: true" not in example:
         head += "spans: [{function: f, module: m, root: true}]\n"
     return head + example
@@ -57,8 +62,14 @@ def test_is_a_valid_schema() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [*SHIPPED.values(), GOOD, ROOTLESS, *map(whole, EXAMPLES)],
-    ids=[*SHIPPED, "good", "rootless", *(f"example {n}" for n in range(len(EXAMPLES)))],
+    [*SHIPPED.values(), GOOD, ROOTLESS, JOB, *map(whole, EXAMPLES)],
+    ids=[
+        *SHIPPED,
+        "good",
+        "rootless",
+        "alternatives",
+        *(f"example {n}" for n in range(len(EXAMPLES))),
+    ],
 )
 def test_takes_what_the_loader_takes(text: str) -> None:
     VALIDATOR.validate(yaml.safe_load(text))
@@ -72,6 +83,13 @@ def test_refuses_another_structure(old: str, new: str, where: str, what: str, re
     assert refused(changed(old, new))
 
 
+@pytest.mark.parametrize(("old", "new", "where", "what", "remedy"), BROKEN_ALTERNATIVES)
+def test_refuses_other_alternatives(old: str, new: str, where: str, what: str, remedy: str) -> None:
+    # What a probe and its alternatives have together takes the loader.
+    if not any(known in what for known in (*BEYOND_A_SCHEMA, *TOGETHER)):
+        assert refused(JOB.replace(old, new))
+
+
 def probes(of: str, number: int) -> str:
     spans = "".join(f"- {{function: f{i}, module: m, root: true}}\n" for i in range(number))
     points = "".join(
@@ -79,6 +97,11 @@ def probes(of: str, number: int) -> str:
         for i in range(number)
     )
     return f"virtrace: 1\nname: n\nabout: a\ntry: t\n{of}:\n{spans if of == 'spans' else points}"
+
+
+def alternatives(number: int) -> str:
+    listed = ", ".join(f"{{function: f{n}}}" for n in range(number))
+    return f"{HEAD}spans: [{{name: a, module: m, root: true, any_of: [{listed}]}}]\n"
 
 
 def captures(number: int, path: str = "return") -> str:
@@ -91,6 +114,7 @@ def captures(number: int, path: str = "return") -> str:
     [
         (probes("spans", 100), probes("spans", 101)),
         (probes("points", 100), probes("points", 101)),
+        (alternatives(10), alternatives(11)),
         (captures(50), captures(51)),
         (captures(1, "domain" + "->a" * 15), captures(1, "domain" + "->a" * 16)),
         (captures(1, "'***state'"), captures(1, "'****state'")),
@@ -115,6 +139,7 @@ def test_the_documentation_describes_every_key() -> None:
     parts: list[Any] = [SCHEMA, definitions["span"], definitions["point"]]
     parts += definitions["span"]["properties"]["find"]["oneOf"]
     parts.append(definitions["point"]["properties"]["answers"])
+    parts += [definitions["spanAlternative"], definitions["pointAlternative"]]
     rows = set(re.findall(r"^\| `([\w.]+)` ", DOCUMENTATION, re.M))
     for part in parts:
         assert set(part["properties"]) <= {row.split(".")[-1] for row in rows}

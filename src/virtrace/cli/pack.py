@@ -95,9 +95,9 @@ def _wanted(recipes: Iterable[Recipe]) -> dict[str, Wanted]:
     lines: dict[str, list[Capture]] = {}
     for recipe in recipes:
         for span in recipe.spans:
-            captures.setdefault(span.name, []).extend(span.captures.values())
+            captures.setdefault(span.function, []).extend(span.captures.values())
             if span.lines is not None:
-                lines.setdefault(span.name, []).extend(span.lines.values())
+                lines.setdefault(span.function, []).extend(span.lines.values())
         for point in recipe.points:
             if point.usdt is None:
                 captures.setdefault(point.prototype.name, []).extend(point.captures.values())

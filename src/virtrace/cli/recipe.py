@@ -63,15 +63,16 @@ def _show(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     recipe = catalogue.find(args.recipe)
     if args.pid is None and args.process is None:
-        spans = units.count(len(recipe.spans), "span")
-        points = units.count(len(recipe.points), "point")
+        spans = units.count(len({span.name for span in recipe.spans}), "span")
+        points = units.count(len({point.name for point in recipe.points}), "point")
         print(f"{recipe.name} is sound: {spans}, {points}; with -p PID: what they find there")
         return DONE
     process = check_traceable(args.pid if args.pid is not None else choose_daemon(args.process))
     require_gdb()
     header = check(args.recipe, process.pid, fetch_debug_info(process, recipe.modules))
     missing = {probe["name"] for probe in header["probes"] if probe["level"] == "missing"}
-    needed = [probe.name for probe in recipe.probes if not probe.optional and probe.name in missing]
+    needed = [*dict.fromkeys(probe.name for probe in recipe.probes if not probe.optional)]
+    needed = [name for name in needed if name in missing]
     for line in _found(header, needed, style_for(sys.stdout)):
         print(line)
     return ANSWER_IS_NO if needed else DONE

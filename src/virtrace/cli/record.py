@@ -159,7 +159,7 @@ def _fetch_sources(
     if not has_servers():
         return found
     for name in recipe.modules:
-        functions = {span.name for span in recipe.spans if span.module == name and span.lines}
+        functions = {span.function for span in recipe.spans if span.module == name and span.lines}
         module = process.module(name)
         if not functions or module is None or module.build_id is None:
             continue

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     with TemporaryDirectory(prefix="virtrace-") as folder:
         recipe = _write(header, Path(folder))
         loaded = catalogue.find(str(recipe))
-        given = selection.parse(loaded, args.where, None, None).where
+        given = selection.filters(loaded, args.where)
         # By key: the old value of a filter, where it is replaced.
         old_values = {key: str(was["where"][key]) for key in given if key in was["where"]}
         new_names = {value: given[key] for key, value in old_values.items()}

@@ -117,6 +117,11 @@ class Capture:
         if not self._in_memory and (wide or isinstance(self._ctype, (Struct, Array))):
             raise Unavailable(f"{path.text}: passed by value, which is not decoded")
 
+    @property
+    def ctype(self) -> CType:
+        """Of what it gives."""
+        return self._ctype
+
     def _require_typed(self, path: Path) -> None:
         """An array, and its count as a number or where one points to."""
         count = self._count

@@ -26,10 +26,10 @@ _IMPLIED = {"silent", "continue", "c", "end"}
 _TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|' r"'(?:\\.|[^'\\])*'|.", re.S)
 
 _COMPARED = re.compile(
-    r"(?P<path>[\w.>*-]+)\s*==\s*(?P<number>-?(?:0x[0-9a-fA-F]+|\d+))"
-    r'|\$_streq\s*\(\s*(?P<text>[\w.>*-]+)\s*,\s*"(?P<is>[^"\\]*)"\s*\)'
-    r'|strcmp\s*\(\s*(?P<compared>[\w.>*-]+)\s*,\s*"(?P<with>[^"\\]*)"\s*\)\s*==\s*0'
-    r'|!\s*strcmp\s*\(\s*(?P<negated>[\w.>*-]+)\s*,\s*"(?P<to>[^"\\]*)"\s*\)'
+    r"(?P<path>[\w.>*-]+)\s*==\s*(?P<number>0x[0-9a-fA-F]+|[1-9]\d*|0)"
+    r'|\$_streq\s*\(\s*(?P<text>[\w.>*-]+)\s*,\s*"(?P<is>[^"\\]{,200})"\s*\)'
+    r'|strcmp\s*\(\s*(?P<compared>[\w.>*-]+)\s*,\s*"(?P<with>[^"\\]{,200})"\s*\)\s*==\s*0'
+    r'|!\s*strcmp\s*\(\s*(?P<negated>[\w.>*-]+)\s*,\s*"(?P<to>[^"\\]{,200})"\s*\)'
 )
 
 
@@ -123,15 +123,15 @@ def displays(info: str) -> dict[str, bool]:
     return {match["of"]: match["on"] == "y" for match in found}
 
 
-def filters(condition: str) -> dict[str, str] | None:
-    """By C path what it must be, as text, where a condition says no more than that."""
-    wanted = {}
+def filters(condition: str) -> dict[str, str | int] | None:
+    """By C path what it must be, where a condition says no more than that."""
+    wanted: dict[str, str | int] = {}
     for part in condition.split("&&"):
         match = _COMPARED.fullmatch(part.strip())
         if match is None:
             return None
         if match["path"]:
-            wanted[match["path"]] = str(int(match["number"], 0))
+            wanted[match["path"]] = int(match["number"], 0)
         else:
             path = match["text"] or match["compared"] or match["negated"]
             wanted[path] = next(

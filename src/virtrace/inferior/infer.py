@@ -5,12 +5,13 @@ Done before the process is stopped: reading the code of a driver takes its time.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from virtrace.binary.functions import Functions
 from virtrace.binary.process import Module, Process
 from virtrace.errors import TargetError
-from virtrace.recipe.model import CalledBy, DriverMethod, Recipe
+from virtrace.recipe.model import CalledBy, DriverMethod, Recipe, Span
 
 
 @dataclass(frozen=True)
@@ -21,25 +22,26 @@ class Inferred:
     how: str
 
 
-def infer(recipe: Recipe, process: Process) -> dict[str, Inferred]:
-    """By the name of the span; only for modules that do not carry debug info themselves."""
-    found: dict[str, Inferred] = {}
+def infer(recipe: Recipe, process: Process) -> dict[Span, Inferred]:
+    """Only for modules that do not carry debug info themselves."""
+    found: dict[Span, Inferred] = {}
     for span in recipe.spans:
         module = process.module(span.module)
         if span.find is not None and module is not None and not module.elf.has_debug_info:
-            found[span.name] = _infer(span.find, module, found)
+            found[span] = _infer(span.find, module, recipe, found)
     return found
 
 
-def _infer(find: DriverMethod | CalledBy, module: Module, earlier: dict[str, Inferred]) -> Inferred:
+def _infer(
+    find: DriverMethod | CalledBy, module: Module, recipe: Recipe, earlier: Mapping[Span, Inferred]
+) -> Inferred:
     try:
         functions = Functions(module.elf)
         if isinstance(find, DriverMethod):
             candidates = functions.driver_methods(find.api)
             how = f"checks access for {find.api}"
         else:
-            known = earlier.get(find.caller)
-            caller = known.offset if known else module.elf.exported_function(find.caller)
+            caller = _caller(find.caller, module, recipe, earlier)
             if caller is None:
                 return Inferred(None, f"{find.caller}, which calls it, was not found")
             candidates = functions.called_by(caller, find.calls)
@@ -50,3 +52,16 @@ def _infer(find: DriverMethod | CalledBy, module: Module, earlier: dict[str, Inf
         return Inferred(candidates[0], how)
     listed = ", ".join(f"+{candidate:#x}" for candidate in candidates)
     return Inferred(None, f"{listed or 'no function'}: {how}")
+
+
+def _caller(
+    name: str, module: Module, recipe: Recipe, earlier: Mapping[Span, Inferred]
+) -> int | None:
+    """Of a span of the recipe the first alternative that is there; else what is exported so."""
+    spans = [span for span in recipe.spans if span.name == name]
+    for span in spans:
+        known = earlier.get(span)
+        offset = known.offset if known else module.elf.exported_function(span.function)
+        if offset is not None:
+            return offset
+    return None if spans else module.elf.exported_function(name)

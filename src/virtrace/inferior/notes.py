@@ -15,13 +15,13 @@ from pathlib import Path
 import gdb
 
 from virtrace.binary import layouts
-from virtrace.binary.ctype import Array, CType, Opaque, Struct
+from virtrace.binary.ctype import Array, CType, Integer, Opaque, Pointer, Struct
 from virtrace.binary.process import Process, inspect
 from virtrace.errors import TargetError, UsageError
 from virtrace.inferior import handmade, target
 from virtrace.inferior.capture import Capture, Unavailable
 from virtrace.inferior.handmade import Made
-from virtrace.recipe import draft, loader, prototype
+from virtrace.recipe import draft, prototype
 from virtrace.recipe import path as c_path
 from virtrace.recipe.draft import Draft
 from virtrace.report.units import count
@@ -178,7 +178,8 @@ class _Recipe:
         self.comments: list[str] = []
         self._process = process
         self._drafts: dict[tuple[str, str], Draft] = {}
-        self._conditions: list[tuple[Draft, str]] = []
+        self._stops = 0
+        self._conditions: list[tuple[Draft, str, dict[str, str] | None]] = []
 
     def has(self, function: _Function) -> bool:
         return (function.module, function.name) in self._drafts
@@ -217,7 +218,25 @@ class _Recipe:
         if made.ignored:
             span.comments.append(f"not kept: that it ignores {count(made.ignored, 'hit')}")
         if made.condition:
-            self._conditions.append((span, made.condition))
+            wanted = self._filters(function, made.condition) if at_entry else None
+            self._conditions.append((span, made.condition, wanted))
+        self._stops += 1
+
+    @staticmethod
+    def _filters(function: _Function, condition: str) -> dict[str, str] | None:
+        """By capture: where the condition is what a filter can say of this function's arguments."""
+        wanted = handmade.filters(condition)
+        if wanted is None:
+            return None
+        for text, value in wanted.items():
+            try:
+                ctype = Capture(c_path.parse(text), function.arguments).ctype
+            except (Unavailable, ValueError):
+                return None
+            is_text = isinstance(ctype, Pointer) and ctype.string
+            if not (is_text if isinstance(value, str) else isinstance(ctype, Integer)):
+                return None
+        return {text: str(value) for text, value in wanted.items()}
 
     def look(self, function: _Function, expression: str, at_entry: bool) -> None:
         """A value is looked at, at the entry or behind it."""
@@ -250,13 +269,19 @@ class _Recipe:
         if not any(span.root for span in spans):
             for span in spans:
                 span.root = True
-        for span, condition in self._conditions:
-            span.comments.append(f"not kept: if {condition}")
+        where: dict[str, str] = {}
+        for span, condition, wanted in self._conditions:
+            # A filter is of all calls: of one breakpoint it says the same.
+            if wanted is not None and self._stops == 1:
+                where = {draft.add(span.enter, c_path.parse(path)): wanted[path] for path in wanted}
+            else:
+                span.comments.append(f"not kept: if {condition}")
         roots = ", ".join(span.function for span in spans if span.root)
         return draft.text(
-            name if loader.FILE_NAME.fullmatch(name) else "saved",
+            re.sub(r"[^A-Za-z0-9.+-]", "-", name).lstrip(".+-")[:100] or "saved",
             "What was looked at by hand in a GDB session, saved by `virtrace save`.",
-            f"what calls {roots}"[: loader.MAX_TEXT],
+            f"what calls {roots}"[:1000],
+            where,
             spans,
             self.comments,
         )

@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 
 from virtrace.binary import layouts
 from virtrace.binary.abi import Abi
@@ -61,10 +62,13 @@ class Site:
 class ResolvedProbe:
     """offset: of the first site, in the module's own addresses.
 
+    function: as C has it, or the static probe as provider:name; of alternatives, of the one that
+    was taken. taken: the same where there are alternatives, and one was.
     lacks: the values that cannot be had at this level.
     """
 
     name: str
+    function: str
     kind: str
     module: str
     level: str
@@ -72,6 +76,7 @@ class ResolvedProbe:
     offset: int | None = None
     why: str | None = None
     lacks: tuple[str, ...] = ()
+    taken: str | None = None
 
     def to_record(self) -> Record:
         offset = None if self.offset is None else f"{self.offset:#x}"
@@ -81,6 +86,7 @@ class ResolvedProbe:
             "module": self.module,
             "offset": offset,
             "level": self.level,
+            "taken": self.taken,
             "why": self.why,
             "lacks": list(self.lacks),
         }
@@ -110,7 +116,7 @@ def resolve(
     recipe: Recipe,
     process: Process,
     abi: Abi,
-    inferred: Mapping[str, Inferred],
+    inferred: Mapping[Span, Inferred],
     packs: Mapping[str, Pack],
 ) -> list[ResolvedProbe]:
     """inferred: what infer() found where there is no debug info; packs: by name of the module."""
@@ -119,20 +125,35 @@ def resolve(
     resolver = _Resolver(process, abi, packs, {CALLER: _caller_type(process)} if named else {})
     # Debug info and packs have the last word, also where they say that a function is inlined.
     usable = {
-        span.name: inferred[span.name]
-        for span in recipe.spans
-        if span.name in inferred
-        and not has_debug_info(process, span.module)
-        and not (span.module in packs and span.name in packs[span.module].functions)
+        span: found
+        for span, found in inferred.items()
+        if not has_debug_info(process, span.module)
+        and not (span.module in packs and span.function in packs[span.module].functions)
     }
-    callers = {_caller(span.find) for span in recipe.spans if span.find and span.name in usable}
+    callers = {_caller(span.find) for span in usable if span.find}
     return [
         *(
-            resolver.span(span, usable.get(span.name), span.name in callers)
-            for span in recipe.spans
+            _first_found([resolver.span(span, usable.get(span), name in callers) for span in spans])
+            for name, spans in groupby(recipe.spans, lambda span: span.name)
         ),
-        *(resolver.point(point) for point in recipe.points),
+        *(
+            _first_found([resolver.point(point) for point in points])
+            for _, points in groupby(recipe.points, lambda point: point.name)
+        ),
     ]
+
+
+def _first_found(alternatives: Sequence[ResolvedProbe]) -> ResolvedProbe:
+    """The one that is taken, with why those before it are not; where none is, with all reasons."""
+    if len(alternatives) == 1:
+        return alternatives[0]
+    passed: list[str] = []
+    for probe in alternatives:
+        if probe.sites:
+            why = "; ".join(filter(None, [probe.why, *passed]))
+            return replace(probe, taken=probe.function, why=why or None)
+        passed.append(f"not {probe.function}: {probe.why}")
+    return replace(alternatives[0], why="; ".join(passed))
 
 
 def require_traceable(recipe: Recipe, resolved: Sequence[ResolvedProbe]) -> None:
@@ -140,10 +161,10 @@ def require_traceable(recipe: Recipe, resolved: Sequence[ResolvedProbe]) -> None
 
     That is where none of its roots, and none of the points that need no call, was found.
     """
-    first = [
+    first = {
         *(span.name for span in recipe.roots),
         *(point.name for point in recipe.points if point.anywhere),
-    ]
+    }
     missing = [probe for probe in resolved if probe.name in first and not probe.sites]
     if len(missing) == len(first):
         raise TargetError(
@@ -174,7 +195,7 @@ class _Resolver:
         """is_caller: the arguments of another are proven by those of this one."""
         # A static function is not exported: its prototype only says what its source declares.
         exported = None if span.find else span.prototype
-        found = self._function(span.name, span.module, exported)
+        found = self._function(span.function, span.module, exported)
         module = self._process.module(span.module)
         if inferable and span.prototype and module and found.level == "missing":
             found = _inferred(inferable, span.prototype, module, found)
@@ -189,7 +210,7 @@ class _Resolver:
             keeps_registers=span.lines is not None and found.level == "pack",
         )
         find = span.find if inferred else None
-        probe = self._probe(span.name, "span", span.module, found, span.prototype, build, find)
+        probe = self._probe(span, "span", span.function, found, span.prototype, build, find)
         if span.lines is None or not probe.sites:
             return probe
         lines = [site for body in found.bodies for site in self._lines(span, body)]
@@ -211,7 +232,8 @@ class _Resolver:
             return self._static_probe(point, point.usdt)
         found = self._function(point.prototype.name, point.module, point.prototype)
         build = partial(_point_plan, point)
-        return self._probe(point.name, "point", point.module, found, point.prototype, build)
+        function = point.prototype.name
+        return self._probe(point, "point", function, found, point.prototype, build)
 
     def _function(self, name: str, module_name: str, prototype: Prototype | None) -> _Found:
         module = self._process.module(module_name)
@@ -286,9 +308,9 @@ class _Resolver:
 
     def _probe(
         self,
-        name: str,
+        probe: Span | Point,
         kind: str,
-        module_name: str,
+        function: str,
         found: _Found,
         prototype: Prototype | None,
         build: partial[SpanPlan] | partial[PointPlan],
@@ -305,22 +327,24 @@ class _Resolver:
             )
             for body in found.bodies
         )
-        module = self._process.module(module_name)
+        module = self._process.module(probe.module)
         offset = found.bodies[0].entry - module.base if module and found.bodies else None
         lacks = tuple(_lacking(sites[0])) if sites else ()
-        return ResolvedProbe(name, kind, module_name, found.level, sites, offset, found.why, lacks)
+        return ResolvedProbe(
+            probe.name, function, kind, probe.module, found.level, sites, offset, found.why, lacks
+        )
 
     def _static_probe(self, point: Point, usdt: str) -> ResolvedProbe:
         module = self._process.module(point.module)
         if module is None:
             why = f"{point.module} is not loaded in this process"
-            return ResolvedProbe(point.name, "point", point.module, "missing", why=why)
+            return ResolvedProbe(point.name, usdt, "point", point.module, "missing", why=why)
         places = [
             probe for probe in module.elf.stap_probes() if f"{probe.provider}:{probe.name}" == usdt
         ]
         if not places:
             why = f"this build of {point.module} has no static probe {usdt}"
-            return ResolvedProbe(point.name, "point", point.module, "missing", why=why)
+            return ResolvedProbe(point.name, usdt, "point", point.module, "missing", why=why)
         types = _declared_types(point.prototype)
         # GDB itself finds every place of the probe, and raises the semaphore that guards it: it
         # writes to where it takes the module to be.
@@ -334,7 +358,9 @@ class _Resolver:
             )
         plan = _point_plan(point, types)
         site = Site(f"-probe-stap {usdt}", plan, False, None, point.prototype)
-        return ResolvedProbe(point.name, "point", point.module, "usdt", (site,), places[0].address)
+        return ResolvedProbe(
+            point.name, usdt, "point", point.module, "usdt", (site,), places[0].address
+        )
 
 
 def _lacking(site: Site) -> Iterator[str]:

@@ -76,9 +76,9 @@ class Session:
         self._ready = ready
         self._answers = Answers(recipe.points)
         self._sources = sources
-        # Of the functions whose lines are traced: the line of the declaration.
+        # Of the functions whose lines are traced: their name, and the line of the declaration.
         self._declared = {
-            site.plan.name: site.plan.declared
+            item.name: (item.function, site.plan.declared)
             for item in resolved
             for site in item.sites
             if isinstance(site.plan, LinePlan)
@@ -204,7 +204,7 @@ class Session:
     def _add_source(self, event: RawEvent) -> None:
         if event.type == "line":
             file, line = event.values["file"], event.values["line"]
-            text = self._sources.text(file, line, event.name, self._declared[event.name])
+            text = self._sources.text(file, line, *self._declared[event.name])
             if text is not None:
                 event.values["text"] = text
 

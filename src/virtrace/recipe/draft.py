@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import yaml
+
 from virtrace.errors import UsageError
 from virtrace.recipe import loader, path
 
 _LONGEST_COMMENT = 300
+_ONE_LINE = 1 << 16
 
 
 @dataclass
@@ -28,31 +31,45 @@ class Draft:
     comments: list[str] = field(default_factory=list)
 
 
-def add(captures: dict[str, str], wanted: path.Path) -> None:
-    """Under a name of its own; ValueError where the mapping is full."""
-    if wanted.text in captures.values():
-        return
+def add(captures: dict[str, str], wanted: path.Path) -> str:
+    """Under a name of its own, which is returned; ValueError where the mapping is full."""
+    for name, text in captures.items():
+        if text == wanted.text:
+            return name
     if len(captures) == loader.MAX_VALUES:
         raise ValueError(f"a recipe has at most {loader.MAX_VALUES} values in one place")
     parts = (wanted.name, *wanted.members)
     names = [parts[-1], "_".join(parts), *(f"{parts[-1]}_{n}" for n in range(2, 99))]
-    captures[next(name for name in names if name not in captures)] = wanted.text
+    free = next(name for name in names if name not in captures)
+    captures[free] = wanted.text
+    return free
 
 
-def text(name: str, about: str, try_: str, spans: Sequence[Draft], comments: Iterable[str]) -> str:
+def text(
+    name: str,
+    about: str,
+    try_: str,
+    where: Mapping[str, str],
+    spans: Sequence[Draft],
+    comments: Iterable[str],
+) -> str:
     """A recipe that was read back. UsageError where it is more than a recipe can hold."""
     lines = ["virtrace: 1", f"name: {name}", "about: |", *_indented(about.splitlines(), 2)]
-    lines += [f"try: {_quoted(try_)}", "", *map(_comment, comments), "spans:"]
+    lines.append(f"try: {_quoted(try_)}")
+    if where:
+        written = yaml.safe_dump(dict(where), default_style='"', sort_keys=False, width=_ONE_LINE)
+        lines += ["where:", *_indented(written.splitlines(), 2)]
+    lines += ["", *map(_comment, comments), "spans:"]
     for span in spans:
         lines += _indented(_span(span), 2)
-    written = "\n".join(lines) + "\n"
-    if len(spans) > loader.MAX_PROBES or len(written.encode()) > loader.MAX_BYTES:
+    recipe = "\n".join(lines) + "\n"
+    if len(spans) > loader.MAX_PROBES or len(recipe.encode()) > loader.MAX_BYTES:
         raise UsageError(
             f"{len(spans)} functions with what is looked at there are more than a recipe can hold",
             "delete some of the breakpoints and displays",
         )
-    loader.loads(written.encode(), f"recipe {name}")
-    return written
+    loader.loads(recipe.encode(), f"recipe {name}")
+    return recipe
 
 
 def _span(span: Draft) -> Iterator[str]:

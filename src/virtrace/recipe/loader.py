@@ -5,15 +5,17 @@ from __future__ import annotations
 import difflib
 import re
 import stat
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any, NoReturn, TypeVar
 
 import yaml
 
-from virtrace.errors import RecipeError
-from virtrace.recipe import path, prototype
+from virtrace.errors import RecipeError, UsageError
+from virtrace.recipe import path, prototype, selection
 from virtrace.recipe.model import Answer, CalledBy, DriverMethod, Point, Recipe, Span
+from virtrace.recipe.selection import Selection
 
 VERSION = 1
 MAX_BYTES = 1 << 16
@@ -23,14 +25,16 @@ MAX_TEXT = 2000
 MAX_PROBES = 100
 # Of one probe, and of an answer's `by`.
 MAX_VALUES = 50
+# Of one probe; one of them is a breakpoint, but each is looked for.
+MAX_ALTERNATIVES = 10
 
 # What reaches GDB, or names a file, is no more than a name.
 _C_NAME = re.compile(r"[A-Za-z_]\w{,199}", re.A)
-FILE_NAME = re.compile(r"[A-Za-z0-9][\w.+-]{,199}", re.A)
+_FILE_NAME = re.compile(r"[A-Za-z0-9][\w.+-]{,199}", re.A)
 _PROBE_NAME = re.compile(r"[A-Za-z_]\w{,99}:[A-Za-z_]\w{,99}", re.A)
 _IN_WORDS = {
     _C_NAME: "a name as C has them, such as qemuDomainGetBlockInfo",
-    FILE_NAME: "a name of letters, digits and . _ + -, such as libvirt.so.0",
+    _FILE_NAME: "a name of letters, digits and . _ + -, such as libvirt.so.0",
     _PROBE_NAME: "`provider:name`, such as libvirt:qemu_monitor_send_msg",
 }
 
@@ -124,9 +128,12 @@ class _Node:
                     f"{hint}allowed here: {', '.join(allowed)}",
                 )
             values[name] = value
-        for name in sorted(set(required) - set(values)):
-            self.fail(f"the key {name!r} is missing", f"add `{name}: ...`")
+        self.require(required, values)
         return values
+
+    def require(self, names: Collection[str], found: Collection[str]) -> None:
+        for name in sorted(set(names) - set(found)):
+            self.fail(f"the key {name!r} is missing", f"add `{name}: ...`")
 
     def sequence(self, most: int) -> list[_Node]:
         if not isinstance(self._node, yaml.SequenceNode):
@@ -182,17 +189,23 @@ class _Node:
 
 
 def _recipe(root: _Node) -> Recipe:
-    keys = root.mapping({"virtrace", "name", "about", "try"}, {"spans", "points"})
+    keys = root.mapping(
+        {"virtrace", "name", "about", "try"}, {"spans", "points", "where", "calls", "seconds"}
+    )
     version = keys["virtrace"]
     if version.text() != str(VERSION):
         version.fail(
             f"this is a recipe of version {version.text()}",
             f"this virtrace reads version {VERSION}: use a newer virtrace",
         )
-    spans = [_span(node) for node in keys["spans"].sequence(MAX_PROBES)] if "spans" in keys else []
-    points = (
-        [_point(node) for node in keys["points"].sequence(MAX_PROBES)] if "points" in keys else []
-    )
+    nodes = {
+        key: keys[key].sequence(MAX_PROBES) if key in keys else [] for key in ("spans", "points")
+    }
+    # Each with its alternatives.
+    all_spans = [(node, [*_spans(node)]) for node in nodes["spans"]]
+    all_points = [(node, [*_points(node)]) for node in nodes["points"]]
+    spans = [span for _, some in all_spans for span in some]
+    points = [point for _, some in all_points for point in some]
     if not any(span.root for span in spans):
         if spans:
             keys["spans"].fail(
@@ -204,38 +217,58 @@ def _recipe(root: _Node) -> Recipe:
                 "add `spans:` with a root, or `anywhere: true` to a point",
             )
     recipe = Recipe(
-        name=keys["name"].name(FILE_NAME),
+        name=keys["name"].name(_FILE_NAME),
         about=keys["about"].text().strip(),
         try_=keys["try"].text(),
         spans=tuple(spans),
         points=tuple(points),
         raw=root.plain(),
     )
-    nodes = [
-        node
-        for key in ("spans", "points")
-        if key in keys
-        for node in keys[key].sequence(MAX_PROBES)
-    ]
     names = set()
-    for node, probe in zip(nodes, recipe.probes):
-        if probe.name in names:
-            node.fail(f"a second probe is named {probe.name!r}", "give each its own name")
-        names.add(probe.name)
-    for node, probe in zip(nodes, recipe.probes):
-        if isinstance(probe, Point) and probe.answers:
-            _check_answers(node, probe, probe.answers, points)
-    return recipe
+    named = [*((node, some[0].name) for node, some in all_spans)]
+    named += [(node, some[0].name) for node, some in all_points]
+    for node, name in named:
+        if name in names:
+            node.fail(f"a second probe is named {name!r}", "give each its own name")
+        names.add(name)
+    for node, some_points in all_points:
+        for point in some_points:
+            if point.answers:
+                _check_answers(node, point, point.answers, points)
+    return _selecting(recipe, keys)
+
+
+def _selecting(recipe: Recipe, keys: Mapping[str, _Node]) -> Recipe:
+    """The recipe with its filters and limits, by the rules of those that the user gives."""
+
+    def chosen(node: _Node, where: str | None, calls: str | None, seconds: str | None) -> Selection:
+        try:
+            return selection.parse(recipe, [where] if where else [], calls, seconds)
+        except UsageError as error:
+            node.fail(error.what, error.remedy)
+
+    limits: dict[str, Any] = {}
+    if "calls" in keys:
+        limits["calls"] = chosen(keys["calls"], None, keys["calls"].text(), None).calls
+    if "seconds" in keys:
+        limits["seconds"] = chosen(keys["seconds"], None, None, keys["seconds"].text()).seconds
+    where: dict[str, str] = {}
+    for name, key, value in keys["where"].items() if "where" in keys else ():
+        key.name(_C_NAME)
+        if len(where) == MAX_VALUES:
+            key.fail(f"found more than {MAX_VALUES} values", "choose by fewer")
+        where.update(chosen(key, f"{name}={value.text()}", None, None).where)
+    return replace(recipe, raw={**recipe.raw, **limits}, where=where, **limits)
 
 
 def _check_answers(node: _Node, point: Point, answers: Answer, points: list[Point]) -> None:
-    asked = {other.name: other for other in points}.get(answers.point)
-    if asked is None:
+    asked = [other for other in points if other.name == answers.point]
+    if not asked:
         node.fail(
             f"{point.name!r} answers {answers.point!r}, which is no point here",
-            f"name one of: {', '.join(other.name for other in points)}",
+            f"name one of: {', '.join(dict.fromkeys(other.name for other in points))}",
         )
-    for one in (point, asked):
+    for one in (point, *asked):
         known = {*one.capture, *(["json"] if one.json else ())}
         for name in answers.by:
             # What neither has would agree always.
@@ -265,10 +298,34 @@ def _captures(node: _Node | None, known: set[str] | None) -> dict[str, path.Path
     return captures
 
 
-def _span(node: _Node) -> Span:
-    keys = node.mapping(
-        {"module"}, {"function", "prototype", "find", "root", "optional", "enter", "exit", "lines"}
-    )
+def _alternatives(
+    node: _Node, own: Collection[str], shared: Collection[str]
+) -> Iterator[tuple[_Node, dict[str, _Node]]]:
+    """The keys of a probe; of one with `any_of`, those of each alternative and what they share.
+
+    own: the keys that an alternative may have, instead of those of the probe.
+    """
+    keys = node.mapping((), {*own, *shared, "any_of"})
+    if "any_of" not in keys:
+        yield node, keys
+        return
+    node.require({"name"}, keys)
+    any_of = keys.pop("any_of")
+    alternatives = any_of.sequence(MAX_ALTERNATIVES)
+    if not alternatives:
+        any_of.fail("found no alternative", "write where it may be, such as `- function: f`")
+    for alternative in alternatives:
+        yield alternative, {**keys, **alternative.mapping((), own)}
+
+
+def _spans(node: _Node) -> Iterator[Span]:
+    own = {"function", "prototype", "module", "find", "enter", "exit", "lines"}
+    for where, keys in _alternatives(node, own, {"name", "root", "optional"}):
+        where.require({"module"}, keys)
+        yield _span(where, keys)
+
+
+def _span(node: _Node, keys: Mapping[str, _Node]) -> Span:
     if ("function" in keys) == ("prototype" in keys):
         node.fail(
             "a span names its function once",
@@ -277,17 +334,18 @@ def _span(node: _Node) -> Span:
     if "prototype" in keys:
         declared = keys["prototype"].parsed(prototype.parse, _DECLARATION)
         known = {parameter.name for parameter in declared.parameters} | {path.CALLER}
-        name = declared.name
+        function = declared.name
     elif "find" in keys:
         keys["find"].fail(
             "how to find a function is of use only with its declaration",
             "write `prototype:` instead of `function:`",
         )
     else:
-        declared, known, name = None, None, keys["function"].name(_C_NAME)
+        declared, known, function = None, None, keys["function"].name(_C_NAME)
     return Span(
-        name=name,
-        module=keys["module"].name(FILE_NAME),
+        name=keys["name"].name(_C_NAME) if "name" in keys else function,
+        function=function,
+        module=keys["module"].name(_FILE_NAME),
         root="root" in keys and keys["root"].flag(),
         optional="optional" in keys and keys["optional"].flag(),
         prototype=declared,
@@ -312,14 +370,15 @@ def _find(node: _Node) -> DriverMethod | CalledBy:
     )
 
 
-def _point(node: _Node) -> Point:
-    keys = node.mapping(
-        {"name", "module"},
-        {
-            *("prototype", "usdt", "arguments", "at"),
-            *("capture", "json", "answers", "anywhere", "optional"),
-        },
-    )
+def _points(node: _Node) -> Iterator[Point]:
+    own = {"module", "prototype", "usdt", "arguments", "at", "capture"}
+    shared = {"name", "json", "answers", "anywhere", "optional"}
+    for where, keys in _alternatives(node, own, shared):
+        where.require({"name", "module"}, keys)
+        yield _point(where, keys)
+
+
+def _point(node: _Node, keys: Mapping[str, _Node]) -> Point:
     at_return = False
     usdt = None
     if "usdt" in keys:
@@ -362,8 +421,8 @@ def _point(node: _Node) -> Point:
             "name a value of `capture:`, which must leave the name json free",
         )
     return Point(
-        name=keys["name"].name(FILE_NAME),
-        module=keys["module"].name(FILE_NAME),
+        name=keys["name"].name(_FILE_NAME),
+        module=keys["module"].name(_FILE_NAME),
         prototype=declared,
         usdt=usdt,
         at_return=at_return,

@@ -26,10 +26,11 @@ class CalledBy:
     calls: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Span:
     """A function, from its entry to its return.
 
+    name: of its events; function: as C has it.
     root: a call of it begins a tree of its own; every other probe counts only inside one.
     prototype: as the source declares it; where it is exported, and where it was found by
     ``find`` alone, this tells the arguments. find: how to find a static function in a file
@@ -39,6 +40,7 @@ class Span:
     """
 
     name: str
+    function: str
     module: str
     root: bool = False
     optional: bool = False
@@ -93,7 +95,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Recipe:
-    """raw: the YAML document as plain data, as it goes into the trace's header."""
+    """Of spans of one name, which follow each other, the first that is found is traced; so points.
+
+    where, calls, seconds: which calls to record and when to end, where the user does not say.
+    raw: the YAML document as plain data, as it goes into the trace's header.
+    """
 
     name: str
     about: str
@@ -101,6 +107,9 @@ class Recipe:
     spans: tuple[Span, ...]
     points: tuple[Point, ...]
     raw: Mapping[str, Any]
+    where: Mapping[str, str] = field(default_factory=dict)
+    calls: int | None = None
+    seconds: float | None = None
 
     @property
     def probes(self) -> tuple[Span | Point, ...]:

@@ -22,14 +22,25 @@ class Selection:
 def parse(
     recipe: Recipe, where: Iterable[str], calls: str | None, seconds: str | None
 ) -> Selection:
-    """where: ``KEY=VALUE`` texts. UsageError where one of the three cannot be meant."""
+    """What is given, and what the recipe itself says of the rest.
+
+    where: ``KEY=VALUE`` texts. UsageError where one of the three cannot be meant.
+    """
+    if not recipe.roots and calls:
+        raise _no_calls(recipe)
+    return Selection(
+        {**recipe.where, **filters(recipe, where)},
+        _positive("calls", calls, int) or recipe.calls,
+        _positive("seconds", seconds, float) or recipe.seconds,
+    )
+
+
+def filters(recipe: Recipe, where: Iterable[str]) -> dict[str, str]:
+    """Only those that are given."""
     wanted = {}
-    if not recipe.roots and (where or calls):
-        raise UsageError(
-            f"the recipe {recipe.name} traces no calls that could be chosen or counted",
-            "end it with Ctrl-C, --seconds or `-- COMMAND`",
-        )
     for text in where:
+        if not recipe.roots:
+            raise _no_calls(recipe)
         key, equals, value = text.partition("=")
         if not equals or key not in recipe.filters:
             raise UsageError(
@@ -37,10 +48,13 @@ def parse(
                 f"KEY=VALUE with KEY one of: {', '.join(recipe.filters)}",
             )
         wanted[key] = value
-    return Selection(
-        wanted,
-        _positive("calls", calls, int),
-        _positive("seconds", seconds, float),
+    return wanted
+
+
+def _no_calls(recipe: Recipe) -> UsageError:
+    return UsageError(
+        f"the recipe {recipe.name} traces no calls that could be chosen or counted",
+        "end it with Ctrl-C, --seconds or `-- COMMAND`",
     )
 
 

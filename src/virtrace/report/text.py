@@ -201,8 +201,9 @@ def _probe_table(probes: list[Record], style: Style) -> Iterator[str]:
         name = probe["name"] + " " * (width - cells(probe["name"]))
         offset = f"+{probe['offset']}" if probe["offset"] else ""
         pieces = [(name, "cyan"), (f"{probe['level']:<8}", ""), (offset, "dim")]
-        if probe["why"]:
-            pieces += words(f"({probe['why']})", "dim")
+        about = "; ".join(filter(None, [probe.get("taken"), probe["why"]]))
+        if about:
+            pieces += words(f"({about})", "dim")
         if probe.get("lacks"):
             pieces += words(f"without {', '.join(probe['lacks'])}", "yellow")
         yield from fold(pieces, style, "    ", "      ")
