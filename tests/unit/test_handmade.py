@@ -10,7 +10,7 @@ from virtrace.inferior import handmade
 from virtrace.recipe import draft, loader, path
 from virtrace.recipe.draft import Draft
 
-# What `save breakpoints` of GDB 13.1 wrote.
+# As `save breakpoints` of GDB 13.1 writes it, and, of the dprintf, that of 18.1.
 SAVED = r"""break virDomainGetBlockInfo
   condition $bpnum flags == 0
   ignore $bpnum 2
@@ -26,7 +26,7 @@ break qemu_driver.c:10909 thread 3
 disable $bpnum
 tbreak -function virDomainGetInfo
 hbreak *0x7f82f9af59c0
-dprintf /src/qemu_driver.c:17,"d, %s \"%u\\n", path, f(a, "b,c")
+with breakpoint pending on -- dprintf /src/qemu_driver.c:17,"d, %s \"%u\\n", path, f(a, "b,c")
 watch -location *(int*)0x7ffff7ff0000
 """
 

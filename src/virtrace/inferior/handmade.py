@@ -20,6 +20,8 @@ _DISPLAY = re.compile(
     r"\d+:\s+(?P<on>[yn])\s+(?:/\w+ )?(?P<of>.+?)(?: \(cannot be evaluated .*\))?"
 )
 
+# What newer GDBs put before the command that makes a breakpoint.
+_PENDING = "with breakpoint pending on -- "
 # What a trace does in any case.
 _IMPLIED = {"silent", "continue", "c", "end"}
 
@@ -61,7 +63,7 @@ def breakpoints(saved: str) -> list[Made]:
     found: list[Made] = []
     in_commands = False
     for line in saved.splitlines():
-        words = line.strip()
+        words = line.strip().removeprefix(_PENDING)
         if in_commands:
             in_commands = line != "  end"
             if in_commands:
