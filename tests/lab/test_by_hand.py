@@ -12,6 +12,7 @@ import pexpect
 import pytest
 
 from virtrace.lab.daemon import Lab
+from virtrace.report.units import binary
 from virtrace.trace.reader import Trace
 
 from .test_debug_info import STATS, parsed
@@ -102,6 +103,9 @@ def test_what_was_done_by_hand_is_kept(debug_lab: Lab, by_hand: Gdb, tmp_path: P
     by_hand.next_until(10923)
     after = number(by_hand.do("p info->allocation"))
     offset = number(by_hand.do("p entry->wr_highest_offset"))
+    # What the pointers point to stands beside them.
+    assert f'"{debug_lab.disk_file(DISK)}" VIR_STORAGE_FILE_RAW' in by_hand.do("p disk")
+    assert re.search(r'"vm1" id \d+, 4 disks', by_hand.do("p vm"))
     assert (before, after) == (0, offset)
     # It comes from the statistics: another breakpoint, and the whole struct.
     by_hand.do("delete 1")
@@ -109,11 +113,14 @@ def test_what_was_done_by_hand_is_kept(debug_lab: Lab, by_hand: Gdb, tmp_path: P
     printed = by_hand.go_on_while_asked()
     # As soon as the compiler's code has it.
     by_hand.next_until(9827)
-    stats = parsed(by_hand.do("p *stats"))
+    stats = parsed(by_hand.do("p/r *stats"))
     assert list(stats) == STATS
     assert stats["wr_highest_offset"] == offset
+    with_units = by_hand.do("p *stats")
+    assert f"wr_highest_offset = {offset} ({binary(offset)})" in with_units
+    assert parsed(re.sub(r" \([^)]*\)", "", with_units)) == stats
     said = by_hand.do(f"virtrace save {recipe}")
-    assert "3 functions, 3 values" in said
+    assert "3 functions, 5 values" in said
     by_hand.do("detach")
     assert by_hand.answer() == printed
 

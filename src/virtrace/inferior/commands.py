@@ -29,7 +29,7 @@ from virtrace.binary.process import (
 )
 from virtrace.binary.source import Sources
 from virtrace.errors import DONE, INTERRUPTED, NOT_TRACED, TargetError, UsageError, VirtraceError
-from virtrace.inferior import target
+from virtrace.inferior import printers, target
 from virtrace.inferior.infer import infer
 from virtrace.inferior.notes import Notebook
 from virtrace.inferior.resolve import require_traceable, resolve
@@ -156,6 +156,7 @@ def register() -> None:
         _Prefix("show virtrace", _SETTINGS)
         for name, (what, more, is_file) in _PARAMETERS.items():
             _Parameter(name, what, more, is_file)
+        printers.register()
         save = update_wrapper(partial(_save, Notebook()), _save)
         _Command("start", _start, _recipes)
         _Command("stop", _stop, ends_batch=False)
