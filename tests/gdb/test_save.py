@@ -152,6 +152,7 @@ def test_what_was_printed_while_stepping(
     # It shows the same, and the recipe has it once.
     terminal.do("")
     terminal.do("print nothing->at_all")
+    terminal.do("print 1 + 1")
     terminal.do("up")
     terminal.do("print disk")
     terminal.do("delete")
@@ -164,6 +165,7 @@ def test_what_was_printed_while_stepping(
     assert captures(recipe, "call") == ([], ["return"], ["disk"])
     text = (tmp_path / "mine.yaml").read_text()
     assert "not kept: nothing->at_all: nothing is no variable of qemuDomainGetBlockInfo" in text
+    assert "not kept: 1 + 1: it is no path such as a->b or *a\n" in text
 
     found, answers = trace(
         daemon, tmp_path / "t.jsonl", "call vm1 vda", recipe=str(tmp_path / "mine.yaml")

@@ -97,6 +97,7 @@ def test_what_was_done_by_hand_is_kept(debug_lab: Lab, by_hand: Gdb, tmp_path: P
     by_hand.go_on_while_asked()
     # The call of the driver's method, and in there where the allocation is decided.
     by_hand.next_until(6577)
+    cleared = parsed(by_hand.do("print *info"))
     assert "qemuDomainGetBlockInfo (dom=" in by_hand.do("step")
     by_hand.next_until(10902)
     before = number(by_hand.do("print info->allocation"))
@@ -120,7 +121,7 @@ def test_what_was_done_by_hand_is_kept(debug_lab: Lab, by_hand: Gdb, tmp_path: P
     assert f"wr_highest_offset = {offset} ({binary(offset)})" in with_units
     assert parsed(re.sub(r" \([^)]*\)", "", with_units)) == stats
     said = by_hand.do(f"virtrace save {recipe}")
-    assert "3 functions, 5 values" in said
+    assert "3 functions, 6 values" in said
     by_hand.do("detach")
     assert by_hand.answer() == printed
 
@@ -135,6 +136,7 @@ def test_what_was_done_by_hand_is_kept(debug_lab: Lab, by_hand: Gdb, tmp_path: P
         [call] = calls_of(trace)
         method, gather = "qemuDomainGetBlockInfo", "qemuDomainBlocksStatsGather"
         assert span(call, gather) in span(call, method).children
+        assert cleared in seen(trace, "virDomainGetBlockInfo", "info")
         assert seen(trace, method, "allocation") == [before, after]
         assert seen(trace, method, "wr_highest_offset")[-1] == offset
         assert stats in seen(trace, gather, "stats")

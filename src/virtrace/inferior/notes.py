@@ -240,23 +240,23 @@ class _Recipe:
 
     def look(self, function: _Function, expression: str, at_entry: bool) -> None:
         """A value is looked at, at the entry or behind it."""
-        span = self._draft(function)
-        try:
-            path = c_path.parse(expression)
-        except ValueError:
-            span.comments.append(f"not kept: {expression}, which is no path such as a->b or *a")
+        why = _why_not(function, expression)
+        if why and not self.has(function):
+            # No reason to trace that function.
+            self.comments.append(f"not kept: {expression} in {function.name}: {why}")
             return
-        at_entry = at_entry and path.name in function.arguments
-        try:
-            if path.name not in function.variables:
-                raise Unavailable(f"{path.name} is no variable of {function.name}")
-            Capture(path, function.variables)
-            if not at_entry and span.lines is None:
-                span.lines = {}
-            captures = span.enter if at_entry else span.lines
-            assert captures is not None
-            draft.add(captures, path)
-        except (Unavailable, ValueError) as why:
+        span = self._draft(function)
+        if not why:
+            path = c_path.parse(expression)
+            if at_entry and path.name in function.arguments:
+                captures = span.enter
+            else:
+                captures = span.lines = {} if span.lines is None else span.lines
+            try:
+                draft.add(captures, path)
+            except ValueError as full:
+                why = str(full)
+        if why:
             span.comments.append(f"not kept: {expression}: {why}")
 
     def text(self, name: str) -> str:
@@ -290,6 +290,20 @@ class _Recipe:
         spans = self._drafts.values()
         values = sum(len(span.enter) + len(span.lines or ()) for span in spans)
         return f"{count(len(spans), 'function')}, {count(values, 'value')}"
+
+
+def _why_not(function: _Function, expression: str) -> str | None:
+    """Why a recipe cannot say the expression there; None where it can."""
+    try:
+        path = c_path.parse(expression)
+        if path.name not in function.variables:
+            return f"{path.name} is no variable of {function.name}"
+        Capture(path, function.variables)
+    except ValueError:
+        return "it is no path such as a->b or *a"
+    except Unavailable as why:
+        return str(why)
+    return None
 
 
 def _described(module: str, symbol: gdb.Symbol, block: gdb.Block) -> _Function:
