@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -140,3 +141,87 @@ def test_what_was_done_by_hand_is_kept(debug_lab: Lab, by_hand: Gdb, tmp_path: P
         assert seen(trace, method, "allocation") == [before, after]
         assert seen(trace, method, "wr_highest_offset")[-1] == offset
         assert stats in seen(trace, gather, "stats")
+
+
+TUTORIAL = (REPOSITORY / "docs" / "tutorial.md").read_text(encoding="utf-8")
+# What differs from run to run, and where a terminal's width has lines end.
+VARYING = {
+    r"[│├└─]": "",
+    r"0x[0-9a-f]+": "ADDRESS",
+    r"[\d.]+ (?:us|ms|s)\b": "TIME",
+    r"libvirt-\d+": "libvirt-N",
+    r"Thread \d+": "Thread N",
+    r"#\d+": "#N",
+    r"\$\d+ = ": "",
+    r"\s+": " ",
+}
+
+
+def blocks(prompt: str) -> list[tuple[str, list[str]]]:
+    """The commands of the page at a prompt, and what it shows of what each prints."""
+    found: list[tuple[str, list[str]]] = []
+    shown = False
+    for line in TUTORIAL.splitlines():
+        text = line.removeprefix("    ")
+        if not line.startswith("    ") or text.startswith(("$ virtrace", "$ virsh", "(gdb) ")):
+            shown = False
+        if line.startswith("    ") and text.startswith(prompt):
+            found.append((text[len(prompt) :], []))
+            shown = True
+        elif shown:
+            found[-1][1].append(text)
+    return found
+
+
+def same(text: str) -> str:
+    for pattern, instead in VARYING.items():
+        text = re.sub(pattern, instead, text)
+    return text.strip()
+
+
+def assert_shows(printed: str, expected: list[str]) -> None:
+    """All that stands between the `...` of the page, in its order."""
+    rest = same(printed)
+    for piece in re.split(r"^\.\.\.$", "\n".join(expected), flags=re.M):
+        wanted = same(piece)
+        assert wanted in rest, f"{wanted!r} is not in {rest!r}"
+        rest = rest[rest.index(wanted) + len(wanted) :]
+
+
+def test_the_tutorial(debug_lab: Lab, by_hand: Gdb, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("another release takes root")
+    by_hand.do(f"cd {tmp_path}")
+    for command, expected in blocks("(gdb) "):
+        if command == "continue":
+            by_hand.go_on_while_asked()
+        elif command != "quit":
+            assert_shows(by_hand.do(command), expected)
+    by_hand.answer()
+    [recipe] = re.findall(r"```yaml\n(.*?)```", TUTORIAL, re.S)
+    assert (tmp_path / "by-hand.yaml").read_text() == recipe
+
+    commands = [
+        block for block in blocks("$ ") if not re.match(r"virtrace lab (up|down)", block[0])
+    ]
+    assert len(commands) > 6
+    for command, expected in commands:
+        done = subprocess.run(
+            command,
+            shell=True,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=5 * SECONDS,
+            env={
+                **os.environ,
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                "LIBVIRT_DEFAULT_URI": debug_lab.uri,
+                "PID": str(debug_lab.pid),
+                "COLUMNS": "80",
+                "LC_ALL": "C.UTF-8",
+                "NO_COLOR": "1",
+            },
+        )
+        assert done.stderr == "", command
+        assert_shows(done.stdout, expected)
