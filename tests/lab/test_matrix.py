@@ -48,6 +48,7 @@ TESTS = (
     "tests/lab/test_scenarios.py",
     "tests/lab/test_explain.py",
     "tests/lab/test_catalogue.py",
+    "tests/lab/test_new_recipe.py",
     "tests/lab/test_lab.py",
 )
 TESTS_NEED = ("pytest", "pexpect", "jsonschema")

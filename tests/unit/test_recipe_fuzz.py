@@ -243,6 +243,27 @@ def test_declarations(text: str) -> None:
     assert all(name.isidentifier() and name.isascii() for name in names)
 
 
+TARGET = Path(__file__).resolve().parents[1] / "support" / "fuzz_recipe.py"
+
+
+def test_guided_by_coverage(tmp_path: Path) -> None:
+    """What libFuzzer finds new ways through, from the shipped recipes on."""
+    pytest.importorskip("atheris", reason="no atheris for this Python on this processor")
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for number, text in enumerate(SHIPPED):
+        (corpus / str(number)).write_text(text)
+    words = tmp_path / "words"
+    words.write_text("".join(f'"{word}: "\n' for word in KEYS))
+    bounds = (f"-timeout={SECONDS:.0f}", f"-rss_limit_mb={MEGABYTES}", f"-max_len={MAX_BYTES}")
+    fuzzer = [sys.executable, str(TARGET), str(corpus), f"-dict={words}", f"-runs={EXAMPLES}"]
+    fuzzed = subprocess.run(
+        [*fuzzer, "-seed=1", *bounds], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert fuzzed.returncode == 0, fuzzed.stderr[-4000:]
+    assert f"Done {EXAMPLES} runs" in fuzzed.stderr
+
+
 # A process's high-water mark begins with that of the one it was forked from: a small one.
 MEASURE = """
 import resource, subprocess, sys

@@ -20,7 +20,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SCHEMA = json.loads((Path(loader.__file__).parent / "schema.json").read_text())
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 DOCUMENTATION = (REPOSITORY / "docs" / "recipes.md").read_text()
-EXAMPLES = re.findall(r"^```yaml\n(.*?)^```", DOCUMENTATION, re.M | re.S)
+FIRST = (REPOSITORY / "docs" / "first-recipe.md").read_text()
+EXAMPLES = re.findall(r"^```yaml\n(.*?)^```", DOCUMENTATION + FIRST, re.M | re.S)
 SHIPPED = {name: catalogue.file_of(name).read_text() for name in catalogue.shipped()}
 # What only the loader can know: it takes the parts of a recipe together, or reads the C in them.
 BEYOND_A_SCHEMA = (

@@ -72,8 +72,8 @@ function _shtab_virtrace_using
   test "$_shtab_virtrace_cmdpath" = "$argv"
 end
 
-set -g _shtab_virtrace_commands record show explain diff export replay recipe 'recipe list' 'recipe show' 'recipe check' doctor pack 'pack make' 'pack show' lab 'lab up' 'lab down' 'lab status' 'lab run'
-set -g _shtab_virtrace_opts_with_value --call --calls --dir --for --html --output --pid --process --recipe --release --seconds --source --to --where -o -p
+set -g _shtab_virtrace_commands record show explain diff export replay recipe 'recipe list' 'recipe show' 'recipe check' 'recipe new' doctor pack 'pack make' 'pack show' lab 'lab up' 'lab down' 'lab status' 'lab run'
+set -g _shtab_virtrace_opts_with_value --against --call --calls --dir --for --html --output --pid --process --recipe --release --seconds --source --to --where -o -p
 
 complete -c virtrace -e
 complete -c virtrace -f
@@ -132,7 +132,14 @@ complete -c virtrace -n '_shtab_virtrace_using recipe; and test $_shtab_virtrace
 complete -c virtrace -n '_shtab_virtrace_using recipe check' -s h -l help -d 'show this help message and exit'
 complete -c virtrace -n '_shtab_virtrace_using recipe check' -s p -l pid -xka "(pidof libvirtd virtqemud)" -d 'the daemon'
 complete -c virtrace -n '_shtab_virtrace_using recipe check' -l process -x -d 'the daemon of this name'
+complete -c virtrace -n '_shtab_virtrace_using recipe check' -l against -x -d 'files that no process runs: libvirtd, libvirt.so.0 or a driver, and the others'
 complete -c virtrace -n '_shtab_virtrace_using recipe check; and test $_shtab_virtrace_npos -eq 0' -ka "(_virtrace_recipes)" -d 'a shipped recipe, or a file'
+complete -c virtrace -n '_shtab_virtrace_using recipe; and test $_shtab_virtrace_npos -eq 0' -a new -d 'Write a recipe for a function of libvirt'"'"'s API, of what the daemon'"'"'s files tell: the driver'"'"'s method, and what that calls. The daemon is not stopped. Prune it, and see what it finds: virtrace recipe check FILE.'
+complete -c virtrace -n '_shtab_virtrace_using recipe new' -s h -l help -d 'show this help message and exit'
+complete -c virtrace -n '_shtab_virtrace_using recipe new' -s o -l output -xka "(_shtab_glob_compgen_d650b53a)" -d 'instead of standard output; must not exist'
+complete -c virtrace -n '_shtab_virtrace_using recipe new' -s p -l pid -xka "(pidof libvirtd virtqemud)" -d 'the daemon; without it, the only one there'
+complete -c virtrace -n '_shtab_virtrace_using recipe new' -l process -x -d 'the daemon of this name'
+complete -c virtrace -n '_shtab_virtrace_using recipe new' -l against -x -d 'files that no process runs: libvirtd, libvirt.so.0 or a driver, and the others'
 complete -c virtrace -n '_shtab_virtrace_using; and test $_shtab_virtrace_npos -eq 0' -a doctor -d 'Looks at GDB, permissions, the daemon and its debug info. Touches nothing.'
 complete -c virtrace -n '_shtab_virtrace_using doctor' -s h -l help -d 'show this help message and exit'
 complete -c virtrace -n '_shtab_virtrace_using doctor' -s p -xka "(pidof libvirtd virtqemud)" -d 'the daemon (default: each that runs)'

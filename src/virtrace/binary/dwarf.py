@@ -86,6 +86,25 @@ def source_paths(file: Path, functions: Collection[str]) -> dict[str, str]:
     return found
 
 
+@dataclass(frozen=True)
+class Declared:
+    """A function as its source declares it: types as layouts.named() reads them, and names."""
+
+    name: str
+    returns: str
+    parameters: Sequence[tuple[str, str]]
+
+
+def declarations(file: Path, addresses: Collection[int], abi: Abi) -> dict[int, Declared]:
+    """Of the functions that begin at these addresses, as far as there is debug info for them."""
+    with _opened(file) as dwarf:
+        return {
+            entry: declared
+            for unit in dwarf.iter_CUs()
+            for entry, declared in _Reader(dwarf, abi).declared(unit, addresses)
+        }
+
+
 @contextmanager
 def _opened(file: Path) -> Iterator[Any]:
     """The DWARF of a file; TargetError where there is none, or it is broken."""
@@ -140,6 +159,21 @@ class _Reader:
             function["inlined_into"] = sorted({*function["inlined_into"]})
         return functions, {name: layout for name, layout in self._structs.items() if layout}
 
+    def declared(self, unit: Any, addresses: Collection[int]) -> Iterator[tuple[int, Declared]]:
+        for die in unit.get_top_DIE().iter_children():
+            if die.tag != "DW_TAG_subprogram" or not _has_code(die):
+                continue
+            entry = self._ranges(die)[0][0]
+            origin = _origin(die)
+            name = _name(origin)
+            if entry in addresses and name is not None:
+                parameters = [
+                    (self._type(child), _name(child) or "")
+                    for child in origin.iter_children()
+                    if child.tag == "DW_TAG_formal_parameter"
+                ]
+                yield entry, Declared(name, self._type(origin), parameters)
+
     def _functions(
         self, unit: Any, wanted: Mapping[str, Wanted]
     ) -> Iterator[tuple[str, DIE | None, DIE]]:
@@ -151,7 +185,7 @@ class _Reader:
             name = _name(origin)
             if name is None or name not in wanted:
                 continue
-            if "DW_AT_low_pc" in die.attributes or "DW_AT_ranges" in die.attributes:
+            if _has_code(die):
                 yield name, die, origin
             elif "DW_AT_inline" in die.attributes:
                 yield name, None, die
@@ -434,6 +468,10 @@ def _name(die: DIE) -> str | None:
     return None if attribute is None else attribute.value.decode("utf-8", "replace")
 
 
+def _has_code(die: DIE) -> bool:
+    return "DW_AT_low_pc" in die.attributes or "DW_AT_ranges" in die.attributes
+
+
 def _target(die: DIE) -> DIE | None:
     """The type that an entry refers to; None for void."""
     return die.get_DIE_from_attribute("DW_AT_type") if "DW_AT_type" in die.attributes else None
@@ -469,9 +507,7 @@ def _variables(
 
 def _inlined_at_the_top(function: DIE) -> Iterator[DIE]:
     for die in _below(function, inside_inlined=False):
-        if die.tag == "DW_TAG_inlined_subroutine" and (
-            "DW_AT_low_pc" in die.attributes or "DW_AT_ranges" in die.attributes
-        ):
+        if die.tag == "DW_TAG_inlined_subroutine" and _has_code(die):
             yield die
 
 

@@ -13,6 +13,7 @@ import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
 
 from virtrace.binary import private, x86_64
@@ -21,6 +22,14 @@ from virtrace.errors import TargetError
 
 CACHE_FORMAT = 1
 CACHE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Callee:
+    """address: of a function of this file; None where it is imported. name: None where static."""
+
+    address: int | None
+    name: str | None
 
 
 class Functions:
@@ -54,6 +63,17 @@ class Functions:
         """
         key = f"called_by {caller:#x} calls {calls}"
         return self._answer(key, lambda: self._code.called_by(caller, calls))
+
+    def callees(self, function: int) -> list[Callee]:
+        """What a function calls directly, in the order of its code.
+
+        Without what it calls by a pointer, and in a fragment that was split from it.
+        """
+        return list(self._code.callees(function))
+
+    def uses(self, name: str) -> int:
+        """How often the code seems to name an imported or exported function: how common it is."""
+        return self._code.uses(name)
 
     def _answer(self, key: str, find: Callable[[], list[int]]) -> list[int]:
         if key not in self._answers:
@@ -124,6 +144,43 @@ class _Code:
                 "an address is taken, maybe not for a call",
             )
         return found
+
+    def callees(self, function: int) -> Iterator[Callee]:
+        end = self._end(function)
+        found = set()
+        for site, target in self._calls.within(function, end):
+            if function <= target < end or self._is_load(site) or not self._decodes(function, site):
+                continue
+            callee = self._callee(target)
+            if callee is not None and callee.address != function and callee not in found:
+                found.add(callee)
+                yield callee
+
+    def uses(self, name: str) -> int:
+        targets = self._targets.get(name.encode(), set())
+        return sum(len(self._calls.to(target, target + 1)) for target in targets)
+
+    def _callee(self, target: int) -> Callee | None:
+        name = self._names.get(target)
+        if name is not None:
+            return Callee(self._exported.get(name), name.decode("ascii", "replace"))
+        with suppress(TargetError):
+            if self._starts[max(bisect_right(self._starts, target) - 1, 0)] == target:
+                return Callee(self._function(target), None)
+        return None
+
+    @cached_property
+    def _names(self) -> dict[int, bytes]:
+        """Of a symbol by each address that a call of it can name; of several the first."""
+        return {
+            target: name
+            for name, targets in sorted(self._targets.items(), reverse=True)
+            for target in targets
+        }
+
+    @cached_property
+    def _exported(self) -> dict[bytes, int]:
+        return {name: address for address, names in self._exports.items() for name in names}
 
     def _read_symbols(self) -> None:
         data = {name: section.data for name, section in self._sections.items()}
@@ -356,6 +413,11 @@ class _References:
                     for at in map(re.Match.start, pattern.finditer(data))
                 ]
         self._sorted.sort()
+
+    def within(self, low: int, high: int) -> list[tuple[int, int]]:
+        """Site and target of each that stands in [low, high), sorted."""
+        pairs = ((one & (1 << _SITE_BITS) - 1, one >> _SITE_BITS) for one in self._sorted)
+        return sorted((site, target) for site, target in pairs if low <= site < high)
 
     def to(self, low: int, high: int) -> list[int]:
         """The sites that refer to an address in [low, high)."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import pwd
 import re
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ from virtrace.errors import TargetError
 DAEMONS = ("libvirtd", "virtqemud")
 CAP_SYS_PTRACE = 1 << 19
 DELETED = " (deleted)"
+
+_DRIVERS = "connection-driver"
+# More than a module takes.
+_APART = 1 << 32
 
 _CONTAINER = re.compile(r"\b[0-9a-f]{64}\b")
 _LIBVIRT = re.compile(r"libvirt\.so\.0\.(\d+)\.(\d+)$")
@@ -128,6 +133,53 @@ def inspect(pid: int) -> Process:
         root=proc / "root",
         start_time=start_time,
         modules=tuple(_modules(proc, root, os.fsdecode(maps))),
+    )
+
+
+def installed(binary: Path) -> Process:
+    """What a daemon would have loaded, of files that no process runs; its pid is 0.
+
+    binary: libvirtd or virtqemud, libvirt.so.0, or a driver. The others are looked for beside it,
+    and where a distribution puts them. TargetError where there is no libvirt.so.0.
+    """
+    if not binary.name.startswith(("libvirt", *DAEMONS)):
+        raise TargetError(
+            f"{binary} is no part of libvirt by its name",
+            "name libvirtd or virtqemud, libvirt.so.0, or libvirt_driver_qemu.so",
+        )
+    ElfFile(binary)
+    here = binary.absolute().parent
+    prefix = here.parent
+    folders = [
+        here,
+        *((prefix.parent,) if here.name == _DRIVERS else ()),
+        *(prefix / "lib64", prefix / "lib"),
+        *sorted(prefix.glob("lib/*-linux-gnu*")),
+    ]
+    for folder in folders:
+        libvirt = binary if binary.name.startswith("libvirt.so.0") else folder / "libvirt.so.0"
+        if libvirt.is_file():
+            break
+    else:
+        raise TargetError(
+            f"there is no libvirt.so.0 beside {binary}, or where it is installed",
+            "name the libvirt.so.0 that belongs to it, or put both into one folder",
+        )
+    places = dict.fromkeys([here, folder, folder / "libvirt" / _DRIVERS])
+    drivers = {file.name: file for place in places for file in place.glob("libvirt_driver_*.so")}
+    if binary.name.startswith("libvirt_driver_"):
+        drivers[binary.name] = binary
+    files = [libvirt, *(drivers[name] for name in sorted(drivers))]
+    return Process(
+        pid=0,
+        exe=str(binary),
+        root=Path("/"),
+        start_time=0,
+        modules=tuple(
+            # Anywhere, and apart from each other.
+            Module(str(file), file, start, start + _APART, 0, False)
+            for start, file in zip(range(_APART, sys.maxsize, _APART), (f.resolve() for f in files))
+        ),
     )
 
 

@@ -329,7 +329,7 @@ def daemon_section(pid: int) -> Section:
     plan = None
     if driver is not None and not any(finding.kind == "problem" for finding in problem):
         try:
-            plan = check(RECIPE, pid)
+            plan = check(RECIPE, process)
         except TargetError as error:
             # Where GDB itself is the problem, its own section says so.
             found.append(Finding("note", error.what, error.remedy))

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+from virtrace.binary.process import Process
 from virtrace.errors import TargetError
 from virtrace.trace.format import Record
 
@@ -25,13 +26,20 @@ def command(action: str) -> list[str]:
     return [*_GDB, "-x", str(scripts / "virtrace.py"), "-ex", f"virtrace {action}"]
 
 
-def check(recipe: str, pid: int, debug_files: Mapping[str, str] | None = None) -> Record:
+def check(recipe: str, process: Process, debug_files: Mapping[str, str] | None = None) -> Record:
     """What a recipe would resolve to on a process, as the header of a trace; it is not touched.
+
+    process: one that runs, or files that none runs.
 
     debug_files: from debuginfod, by build-id. TargetError with GDB's own words where it cannot
     be found out.
     """
-    variables = {"VIRTRACE_PID": str(pid), "VIRTRACE_DEBUG_FILES": json.dumps(debug_files or {})}
+    variables = {
+        **(
+            {"VIRTRACE_PID": str(process.pid)} if process.pid else {"VIRTRACE_AGAINST": process.exe}
+        ),
+        "VIRTRACE_DEBUG_FILES": json.dumps(debug_files or {}),
+    }
     try:
         done = subprocess.run(
             command(f"check {recipe}"),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from virtrace.binary.process import check_traceable, choose_daemon
+from virtrace.binary.process import Process, check_traceable, choose_daemon, installed
+from virtrace.cli import new_recipe
 from virtrace.cli.gdb import check
 from virtrace.cli.record import fetch_debug_info, require_gdb
-from virtrace.errors import ANSWER_IS_NO, DONE
+from virtrace.errors import ANSWER_IS_NO, DONE, UsageError
 from virtrace.recipe import catalogue
 from virtrace.report import text, units
 from virtrace.report.highlight import Style, style_for
@@ -41,9 +44,28 @@ def add_parser(subparsers: Any) -> None:
     checking.set_defaults(run=_check)
     for action in (show, checking):
         action.add_argument("recipe", metavar="RECIPE", help="a shipped recipe, or a file")
-    target = checking.add_mutually_exclusive_group()
-    target.add_argument("-p", "--pid", type=int, help="the daemon")
-    target.add_argument("--process", metavar="NAME", help="the daemon of this name")
+    new = actions.add_parser(
+        "new",
+        help="write a recipe for a function of libvirt's API",
+        description="Write a recipe for a function of libvirt's API, of what the daemon's files "
+        "tell: the driver's method, and what that calls. The daemon is not stopped. Prune it, and "
+        "see what it finds: virtrace recipe check FILE.",
+    )
+    new.set_defaults(run=_new)
+    new.add_argument("function", metavar="FUNCTION", help="such as virDomainGetBlockInfo")
+    new.add_argument(
+        "-o", "--output", metavar="FILE", help="instead of standard output; must not exist"
+    )
+    for action, default in ((checking, ""), (new, "; without it, the only one there")):
+        target = action.add_mutually_exclusive_group()
+        target.add_argument("-p", "--pid", type=int, help=f"the daemon{default}")
+        target.add_argument("--process", metavar="NAME", help="the daemon of this name")
+        target.add_argument(
+            "--against",
+            metavar="BINARY",
+            type=Path,
+            help="files that no process runs: libvirtd, libvirt.so.0 or a driver, and the others",
+        )
 
 
 def _list(_: argparse.Namespace) -> int:
@@ -62,20 +84,44 @@ def _show(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     recipe = catalogue.find(args.recipe)
-    if args.pid is None and args.process is None:
+    if args.pid is None and args.process is None and args.against is None:
         spans = units.count(len({span.name for span in recipe.spans}), "span")
         points = units.count(len({point.name for point in recipe.points}), "point")
-        print(f"{recipe.name} is sound: {spans}, {points}; with -p PID: what they find there")
+        more = "with -p PID or --against BINARY: what they find there"
+        print(f"{recipe.name} is sound: {spans}, {points}; {more}")
         return DONE
-    process = check_traceable(args.pid if args.pid is not None else choose_daemon(args.process))
+    process = _process(args)
     require_gdb()
-    header = check(args.recipe, process.pid, fetch_debug_info(process, recipe.modules))
+    header = check(args.recipe, process, fetch_debug_info(process, recipe.modules))
     missing = {probe["name"] for probe in header["probes"] if probe["level"] == "missing"}
     needed = [*dict.fromkeys(probe.name for probe in recipe.probes if not probe.optional)]
     needed = [name for name in needed if name in missing]
     for line in _found(header, needed, style_for(sys.stdout)):
         print(line)
     return ANSWER_IS_NO if needed else DONE
+
+
+def _new(args: argparse.Namespace) -> int:
+    text = new_recipe.write(args.function, _process(args))
+    if args.output is None:
+        print(text, end="")
+        return DONE
+    try:
+        with open(args.output, "x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {args.output}: {error.strerror}", "name a file that is not there yet"
+        ) from error
+    pid = f" -p {args.pid}" if args.pid is not None else ""
+    print(f"{args.output}: prune it, then: virtrace recipe check {shlex.quote(args.output)}{pid}")
+    return DONE
+
+
+def _process(args: argparse.Namespace) -> Process:
+    if args.against is not None:
+        return installed(args.against)
+    return check_traceable(args.pid if args.pid is not None else choose_daemon(args.process))
 
 
 def _found(header: Record, needed: list[str], style: Style) -> Iterator[str]:

@@ -24,6 +24,7 @@ from virtrace.binary.process import (
     Process,
     check_traceable,
     inspect,
+    installed,
     libvirt_version,
     require_libvirt,
 )
@@ -302,8 +303,9 @@ def _check(name: str) -> int:
 
     Usage: virtrace check RECIPE
 
-    As the header of a trace, in JSON. Of the process that GDB is attached to, and lets go, or of
-    the one in the environment as VIRTRACE_PID, which is not touched.
+    As the header of a trace, in JSON. Of the process that GDB is attached to, and lets go; of the
+    one in the environment as VIRTRACE_PID, which is not touched; or of files that no process runs,
+    VIRTRACE_AGAINST.
     """
     recipe = catalogue.find(name)
     process = _process()
@@ -335,6 +337,9 @@ def _process() -> Process:
     pid = target.attached_pid()
     if pid:
         return require_libvirt(inspect(pid))
+    against = os.environ.get("VIRTRACE_AGAINST")
+    if against is not None:
+        return installed(Path(against))
     wanted = os.environ.get("VIRTRACE_PID")
     if wanted is None:
         raise TargetError(

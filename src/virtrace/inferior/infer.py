@@ -23,11 +23,10 @@ class Inferred:
 
 
 def infer(recipe: Recipe, process: Process) -> dict[Span, Inferred]:
-    """Only for modules that do not carry debug info themselves."""
     found: dict[Span, Inferred] = {}
     for span in recipe.spans:
         module = process.module(span.module)
-        if span.find is not None and module is not None and not module.elf.has_debug_info:
+        if span.find is not None and module is not None:
             found[span] = _infer(span.find, module, recipe, found)
     return found
 

@@ -120,17 +120,12 @@ def resolve(
     inferred: Mapping[Span, Inferred],
     packs: Mapping[str, Pack],
 ) -> list[ResolvedProbe]:
-    """inferred: what infer() found where there is no debug info; packs: by name of the module."""
+    """inferred: what infer() found; packs: by name of the module."""
     paths = (path for probe in recipe.probes for path in probe.captures.values())
     named = any(path.name == CALLER for path in paths)
     resolver = _Resolver(process, abi, packs, {CALLER: _caller_type(process)} if named else {})
     # Debug info and packs have the last word, also where they say that a function is inlined.
-    usable = {
-        span: found
-        for span, found in inferred.items()
-        if not has_debug_info(process, span.module)
-        and not (span.module in packs and span.function in packs[span.module].functions)
-    }
+    usable = {span: found for span, found in inferred.items() if not resolver.knows(span)}
     callers = {_caller(span.find) for span in usable if span.find}
     return [
         *(
@@ -191,6 +186,14 @@ class _Resolver:
         self._abi = abi
         self._packs = packs
         self._caller = caller
+
+    def knows(self, span: Span) -> bool:
+        """Whether debug info or a pack has a function of that name, be it only inlined."""
+        module = self._process.module(span.module)
+        if module is None:
+            return False
+        _, bodies, inlined = self._known(span.function, span.module, module)
+        return bool(bodies or inlined)
 
     def span(self, span: Span, inferable: Inferred | None, is_caller: bool) -> ResolvedProbe:
         """is_caller: the arguments of another are proven by those of this one."""

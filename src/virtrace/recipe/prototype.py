@@ -32,6 +32,14 @@ class Prototype:
     returns: str
     parameters: tuple[Parameter, ...]
 
+    def __str__(self) -> str:
+        parameters = ", ".join(_declared(one.type, one.name) for one in self.parameters)
+        return f"{_declared(self.returns, self.name)}({parameters or 'void'})"
+
+
+def _declared(type_: str, name: str) -> str:
+    return f"{type_}{name}" if type_.endswith("*") else f"{type_} {name}"
+
 
 def normal_type(text: str) -> str:
     """``const char*`` -> ``char *``; libvirt's ``virDomainPtr`` -> ``virDomain *``."""

@@ -75,7 +75,7 @@ def listed(names: Iterable[str]) -> list[Piece]:
 def attached(header: Record) -> list[Piece]:
     """What was traced, by what."""
     target = header["target"]
-    version = target["libvirt_version"]
+    version, pid = target["libvirt_version"], target["pid"]
     recipe = header["recipe"].get("name")
     return [
         ("virtrace", "bold"),
@@ -83,7 +83,7 @@ def attached(header: Record) -> list[Piece]:
         *words(f"recipe {recipe}" if isinstance(recipe, str) else "a recipe without a name"),
         *words("on libvirt"),
         (version, "bold") if version is not None else ("of unknown version,", "yellow"),
-        *words(f"({target['exe']}, pid {target['pid']})"),
+        *words(f"({target['exe']}, {f'pid {pid}' if pid else 'not running'})"),
     ]
 
 

@@ -1,0 +1,425 @@
+"""A recipe for a public API, of what its binaries tell: the driver's method and what that calls."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import takewhile
+from typing import Any
+
+import yaml
+
+from virtrace.binary import layouts, x86_64
+from virtrace.binary.ctype import Boolean, Integer, Pointer, Struct
+from virtrace.binary.dwarf import Declared, declarations
+from virtrace.binary.functions import Callee, Functions
+from virtrace.binary.process import Module, Process, libvirt_version
+from virtrace.errors import TargetError, UsageError
+from virtrace.recipe import catalogue, loader, path, public_api
+from virtrace.recipe.model import CalledBy, DriverMethod, Recipe, Span
+from virtrace.recipe.prototype import Parameter, Prototype, normal_type
+
+LIBVIRT, QEMU = "libvirt.so.0", "libvirt_driver_qemu.so"
+# Each is two breakpoints.
+MAX_CALLEES = 20
+# What is named in more places of a driver is housekeeping.
+MAX_USES = 50
+# Names that tell a static function from others; what all functions call does not.
+_TELLING = ("qemu", "vir")
+_SECRET = "password"
+
+
+@dataclass(frozen=True)
+class _Noted:
+    """A span, and what to say of it."""
+
+    span: Span
+    note: str = ""
+
+
+def write(api: str, process: Process) -> str:
+    """The recipe's file. UsageError where the process has no such function."""
+    libvirt = process.module(LIBVIRT)
+    assert libvirt is not None
+    address = libvirt.elf.exported_function(api)
+    if address is None:
+        raise _unknown(api, libvirt, libvirt_version(process))
+    found = [_root(api, address, libvirt, process)]
+    method = _method(found[0].span, process)
+    if isinstance(method, str):
+        driver, left_out = None, [f"The driver's method was not found: {method}."]
+    else:
+        driver = method.driver
+        callees, left_out = _callees(method)
+        found += [method.noted, *callees]
+    text = "\n".join(_lines(api, process, driver, found, left_out)) + "\n"
+    loader.loads(text.encode(), "the new recipe")
+    return text
+
+
+def _unknown(api: str, libvirt: Module, version: str | None) -> UsageError:
+    exported = {name for _, _, name in libvirt.elf.exported_functions()}
+    close = difflib.get_close_matches(api, sorted(exported & {*public_api.functions()}), 3)
+    hint = f"did you mean {' or '.join(close)}?" if close else "name a function of libvirt's API"
+    if api in public_api.functions():
+        hint = f"it came with a later version; {hint}" if close else "it came with a later version"
+    return UsageError(f"libvirt {version or ''} of {libvirt.path} exports no {api}", hint)
+
+
+def _root(api: str, address: int, libvirt: Module, process: Process) -> _Noted:
+    declared = public_api.functions().get(api)
+    note = ""
+    if declared is None and (described := _declared([address], libvirt, process)):
+        declared = prototype_of(described[address])
+    if declared is None:
+        declared = Prototype(api, "void", ())
+        note = (
+            "What it takes and returns is not known here: it is no public API of this virtrace. "
+            "Write its arguments into the prototype, and what to capture of them."
+        )
+    return _Noted(replace(_span(declared, LIBVIRT), root=True), note)
+
+
+@dataclass(frozen=True)
+class _Method:
+    """It, and what is known of its driver.
+
+    declared: by address, of it and of what it calls, where there is debug info. known: spans of
+    shipped recipes, by address.
+    """
+
+    noted: _Noted
+    driver: Module
+    address: int
+    callees: Sequence[Callee]
+    functions: Functions
+    declared: dict[int, Declared]
+    known: dict[int, Span]
+
+
+def _method(root: Span, process: Process) -> _Method | str:
+    """Or why it was not found."""
+    find = DriverMethod(root.function)
+    why = f"no loaded driver checks access for {find.api}"
+    # Of the drivers that do the same, the one that runs guests.
+    drivers = [one for one in process.modules if one.name.startswith("libvirt_driver_")]
+    for driver in sorted(drivers, key=lambda one: (one.name != QEMU, one.name)):
+        try:
+            functions = Functions(driver.elf)
+            methods = functions.driver_methods(find.api)
+        except TargetError as error:
+            why = error.what
+            continue
+        if len(methods) > 1:
+            why = f"{len(methods)} functions of {driver.name} check access for {find.api}"
+        if len(methods) != 1:
+            continue
+        [address] = methods
+        known = _known(functions, driver.name)
+        callees = functions.callees(address)
+        within = [address, *(one.address for one in callees if one.address is not None)]
+        declared = _declared(within, driver, process)
+        note = "The driver's method, found by its access check."
+        span = _named(declared.get(address), known.get(address), driver.name)
+        if span is None:
+            assert root.prototype is not None
+            span = _span(replace(root.prototype, name=f"method_of_{root.function}"), driver.name)
+            note += (
+                " Its name is not known here. It is taken to be declared as the API is: what it "
+                "was given counts where both agree."
+            )
+        span = replace(span, find=find, root=False, lines=None)
+        noted = _Noted(span, note)
+        return _Method(noted, driver, address, callees, functions, declared, known)
+    return why
+
+
+def _callees(method: _Method) -> tuple[list[_Noted], list[str]]:
+    """What is worth to be traced, and what to say of the rest."""
+    exported = _exported_in_catalogue()
+    driver = method.driver.name
+    # By name: of a function that the compiler cloned, the first body.
+    found: dict[str, _Noted] = {}
+    imported: list[str] = []
+    common: list[str] = []
+    unclear: list[str] = []
+    for callee in method.callees:
+        declared = method.declared.get(callee.address) if callee.address is not None else None
+        if callee.name is None:
+            noted = _static(callee, declared, method)
+            if noted is None:
+                unclear.append(f"+{callee.address:#x}")
+                continue
+        elif method.functions.uses(callee.name) > MAX_USES:
+            common.append(callee.name)
+            continue
+        elif callee.name in exported:
+            noted = _Noted(exported[callee.name])
+        elif callee.address is None:
+            if callee.name.startswith(_TELLING) and not callee.name.endswith("EnsureACL"):
+                imported.append(callee.name)
+            continue
+        elif declared is not None:
+            noted = _Noted(_span(prototype_of(declared), driver))
+        else:
+            noted = _Noted(_span(Prototype(callee.name, "void", ()), driver))
+        found.setdefault(noted.span.name, noted)
+    spans = [*found.values()]
+    method_name = method.noted.span.function
+    left = []
+    if len(spans) > MAX_CALLEES:
+        rest = ", ".join([*found][MAX_CALLEES:])
+        left.append(f"{method_name} calls more: {rest}.")
+    if any(noted.span.prototype == Prototype(noted.span.function, "void", ()) for noted in spans):
+        left.append(
+            "Spans `void NAME(void)` are of functions whose declaration is not known here: they "
+            "show when, and how long. Their arguments can be written into the prototype."
+        )
+    if unclear:
+        left.append(
+            f"Static functions that {method_name} calls and that no exported function that they "
+            f"call tells from others: {', '.join(unclear)}."
+        )
+    if imported:
+        left.append(
+            f"{method_name} also calls, of libvirt.so.0: {', '.join(imported)}. A span for one of "
+            "these: `prototype: void NAME(void)`, `module: libvirt.so.0`."
+        )
+    common = [name for name in common if name.startswith(_TELLING)]
+    if common:
+        left.append(f"It calls {', '.join(common)}, too, as much else does.")
+    return spans[:MAX_CALLEES], left
+
+
+def _static(callee: Callee, declared: Declared | None, method: _Method) -> _Noted | None:
+    """None where nothing tells it from the others."""
+    assert callee.address is not None
+    shipped = method.known.get(callee.address)
+    calls = _calls(callee.address, shipped, method)
+    if calls is None:
+        return None
+    driver = method.driver.name
+    span = _named(declared, shipped, driver)
+    note = "" if span else "Its name is not known here."
+    span = span or _span(Prototype(f"static_calling_{calls}", "void", ()), driver)
+    find = CalledBy(method.noted.span.name, calls)
+    return _Noted(replace(span, find=find, root=False, lines=None), note)
+
+
+def _named(declared: Declared | None, shipped: Span | None, driver: str) -> Span | None:
+    """Debug info has the last word on the name; what a shipped recipe captures was tried."""
+    if declared is None or (shipped is not None and shipped.function == declared.name):
+        return shipped
+    return _span(prototype_of(declared), driver)
+
+
+def _calls(address: int, shipped: Span | None, method: _Method) -> str | None:
+    """The exported function that tells it from the others that the method calls."""
+    names = [
+        callee.name
+        for callee in method.functions.callees(address)
+        if callee.name is not None and callee.name.startswith(_TELLING)
+    ]
+    # The rarest tells best; what a shipped recipe has was tried on other versions too.
+    names.sort(key=lambda name: (method.functions.uses(name), name))
+    if shipped is not None and isinstance(shipped.find, CalledBy):
+        names.insert(0, shipped.find.calls)
+    for name in names:
+        with suppress(TargetError):
+            if method.functions.called_by(method.address, name) == [address]:
+                return name
+    return None
+
+
+@cache
+def _shipped() -> list[Recipe]:
+    return [*map(catalogue.find, catalogue.shipped())]
+
+
+def _exported_in_catalogue() -> dict[str, Span]:
+    """By name: spans that need nothing but their symbol."""
+    return {
+        span.function: replace(span, root=False)
+        for recipe in _shipped()
+        for span in recipe.spans
+        if span.prototype is not None and span.find is None and span.name == span.function
+    }
+
+
+def _known(functions: Functions, driver: str) -> dict[int, Span]:
+    """By their address: the static functions that shipped recipes find in this file."""
+    found: dict[int, Span] = {}
+    for recipe in _shipped():
+        addresses: dict[str, int] = {}
+        for span in recipe.spans:
+            if span.find is None or span.module != driver:
+                continue
+            with suppress(TargetError):
+                if isinstance(span.find, DriverMethod):
+                    candidates = functions.driver_methods(span.find.api)
+                elif span.find.caller in addresses:
+                    candidates = functions.called_by(addresses[span.find.caller], span.find.calls)
+                else:
+                    continue
+                if len(candidates) == 1:
+                    addresses[span.name] = candidates[0]
+                    found.setdefault(candidates[0], span)
+    return found
+
+
+def _declared(addresses: Sequence[int], module: Module, process: Process) -> dict[int, Declared]:
+    debug = process.debug_info(module)
+    return declarations(debug.path, addresses, x86_64.ABI) if debug is not None else {}
+
+
+def prototype_of(declared: Declared) -> Prototype:
+    """As much of it as a recipe can read: up to what is not handed over like a number."""
+
+    def is_plain(spelled: str) -> bool:
+        return isinstance(layouts.named(normal_type(spelled)), (Integer, Boolean, Pointer))
+
+    if declared.returns != "void" and not is_plain(declared.returns):
+        # Where it goes may be an argument, before all others.
+        return Prototype(declared.name, "void", ())
+    plain = takewhile(lambda one: one[1] and is_plain(one[0]), declared.parameters)
+    return Prototype(
+        declared.name,
+        normal_type(declared.returns),
+        # What has no name in C, such as what a pointer to a function points to.
+        tuple(
+            Parameter(name, "void *" if "unnamed at" in type_ else normal_type(type_))
+            for type_, name in plain
+        ),
+    )
+
+
+def _span(prototype: Prototype, module: str) -> Span:
+    enter, exit_ = captures(prototype)
+    return Span(
+        name=prototype.name,
+        function=prototype.name,
+        module=module,
+        prototype=prototype,
+        enter={name: path.parse(text) for name, text in enter.items()},
+        exit={name: path.parse(text) for name, text in exit_.items()},
+    )
+
+
+def captures(prototype: Prototype) -> tuple[dict[str, str], dict[str, str]]:
+    """At the entry and at the return: what the types alone say can be read."""
+    enter: dict[str, str] = {}
+    exit_: dict[str, str] = {}
+    if isinstance(layouts.named(prototype.returns), (Integer, Boolean, Pointer)):
+        exit_["result"] = path.RETURN
+    for parameter, following in zip(prototype.parameters, [*prototype.parameters[1:], None]):
+        name, type_ = parameter.name, parameter.type
+        ctype = layouts.named(type_)
+        if name == _SECRET:
+            continue
+        if isinstance(ctype, (Integer, Boolean)) or type_ == "char *":
+            enter[name] = name
+        elif type_ == "virDomain *":
+            enter.setdefault("domain", f"{name}->name")
+        elif type_ == "virTypedParameter *" and following is not None:
+            if following.type == "int":
+                enter[name] = f"typed({name}, {following.name})"
+            elif following.type == "int *":
+                exit_[name] = f"typed({name}, {following.name})"
+        elif type_ == "virDomainStatsRecord ***" and prototype.returns == "int":
+            exit_[name] = f"records({name}, {path.RETURN})"
+        elif isinstance(ctype, Pointer) and _is_read(type_[:-1].strip()):
+            exit_.setdefault(name, f"*{name}")
+    return enter, exit_
+
+
+def _is_read(target: str) -> bool:
+    """Whether what a pointer points to is a value: no buffer, and no struct of unknown layout."""
+    ctype = layouts.named(target)
+    if isinstance(ctype, Integer):
+        return ctype.size > 1
+    return isinstance(ctype, (Boolean, Struct)) or target == "char *"
+
+
+def _lines(
+    api: str,
+    process: Process,
+    driver: Module | None,
+    found: Sequence[_Noted],
+    left_out: Iterable[str],
+) -> Iterator[str]:
+    version = libvirt_version(process) or "of unknown version"
+    yield f"# Written by `virtrace recipe new {api}` for libvirt {version}:"
+    for module in filter(None, (process.module(LIBVIRT), driver)):
+        how = "with debug info" if process.debug_info(module) else "without debug info"
+        yield f"# {module.name}, build-id {(module.build_id or 'none')[:12]}, {how}."
+    yield "# Remove what does not help: each span stops the daemon twice for every call of it."
+    yield "virtrace: 1"
+    yield f"name: {api}"
+    yield "about: |"
+    yield f"  {api}: what it was asked and what it answered, the driver's method, and what that"
+    yield "  calls, with the errors on the way."
+    yield f"try: {_scalar(_try(api))}"
+    yield ""
+    yield "spans:"
+    for noted in found:
+        yield from _folded(noted.note)
+        yield from _item(_data(noted.span))
+    for note in left_out:
+        yield from _folded(note)
+    yield ""
+    yield "points:"
+    has_qmp = driver is not None and any(
+        probe.name == "qemu_monitor_send_msg" for probe in driver.elf.stap_probes()
+    )
+    for point in catalogue.find("blockstats").raw["points"]:
+        if point["name"] == "error" or has_qmp:
+            yield from _item(point)
+
+
+def _try(api: str) -> str:
+    for recipe in _shipped():
+        if api in {root.function for root in recipe.roots}:
+            return recipe.try_
+    return f"what makes a client call {api}"
+
+
+def _data(span: Span) -> dict[str, Any]:
+    """As a recipe has it."""
+    data: dict[str, Any] = {"prototype": str(span.prototype), "module": span.module}
+    if span.root:
+        data["root"] = True
+    if isinstance(span.find, DriverMethod):
+        data["find"] = {"driver_method": span.find.api}
+    elif span.find is not None:
+        data["find"] = {"called_by": span.find.caller, "calls": span.find.calls}
+    for key, captures in (("enter", span.enter), ("exit", span.exit)):
+        if captures:
+            data[key] = {name: capture.text for name, capture in captures.items()}
+    return data
+
+
+def _item(data: dict[str, Any]) -> Iterator[str]:
+    """An element of a list, a key a line."""
+    for number, (key, value) in enumerate(data.items()):
+        yield f"  {' ' if number else '-'} {key}: {_scalar(value)}"
+
+
+def _scalar(value: Any) -> str:
+    """In one line, whatever it is."""
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1 << 16)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _folded(note: str) -> Iterator[str]:
+    if not note:
+        return
+    line = "  #"
+    for word in note.split():
+        if len(line) + len(word) > 98:
+            yield line
+            line = "  #"
+        line += f" {word}"
+    yield line
