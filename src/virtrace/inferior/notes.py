@@ -21,9 +21,10 @@ from virtrace.errors import TargetError, UsageError
 from virtrace.inferior import handmade, target
 from virtrace.inferior.capture import Capture, Unavailable
 from virtrace.inferior.handmade import Made
-from virtrace.recipe import draft, prototype
+from virtrace.recipe import draft, prototype, public_api
 from virtrace.recipe import path as c_path
 from virtrace.recipe.draft import Draft
+from virtrace.recipe.prototype import Prototype
 from virtrace.report.units import count
 from virtrace.trace.writer import write_new
 
@@ -187,16 +188,18 @@ class _Recipe:
     def _draft(self, function: _Function) -> Draft:
         key = (function.module, function.name)
         if key not in self._drafts:
+            declaration, returns = function.declaration, function.returns
             exported = self._is_exported(function)
-            declaration = function.declaration
             if exported and function.entry is None:
-                # Enough to find it.
-                declaration = f"void {function.name}(void)"
+                # To find it any declaration is enough.
+                unknown = Prototype(function.name, "void", ())
+                public = public_api.functions().get(function.name, unknown)
+                declaration, returns = str(public), public.returns != "void"
             self._drafts[key] = Draft(
                 function.name,
                 function.module,
                 declaration if exported else None,
-                exit={"result": c_path.RETURN} if function.returns else {},
+                exit={"result": c_path.RETURN} if returns else {},
             )
         return self._drafts[key]
 
