@@ -260,7 +260,7 @@ def _save(notebook: Notebook, file: str) -> int:
     """
     if not file.endswith(".yaml"):
         raise UsageError("which file?", "a name that ends in .yaml: virtrace save mine.yaml")
-    print(f"saved    {file}: {notebook.save(Path(file))}")
+    print(f"saved    {file}: {notebook.save(Path(file).expanduser())}")
     print(f"next     virtrace start {file}")
     return DONE
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import indent
 
 import gdb
 
@@ -78,6 +80,8 @@ class Notebook:
         try:
             function = self._function(target.enclosing(frame.block()), _module_of(pc))
         except RuntimeError:
+            function = None
+        if function is None:
             self._unplaced += shown or ()
             return
         at_entry = pc == function.entry
@@ -94,15 +98,16 @@ class Notebook:
         if breakpoint_.condition:
             lines.append(f"  condition $bpnum {breakpoint_.condition}")
         if breakpoint_.commands:
-            lines += ["  commands", breakpoint_.commands, "  end"]
+            lines += ["  commands", indent(breakpoint_.commands, "    "), "  end"]
         [made] = handmade.breakpoints("\n".join(lines))
         made.made += ", deleted again"
         self._deleted.append(made)
 
-    def _function(self, blocks: list[gdb.Block], module: str) -> _Function:
+    def _function(self, blocks: list[gdb.Block], module: str) -> _Function | None:
         """The function of these blocks, with the variables that are in scope there too."""
-        symbol = blocks[-1].function
-        assert symbol is not None
+        symbol = blocks[-1].function if blocks else None
+        if symbol is None:
+            return None
         function = self._functions.get((module, symbol.name))
         if function is None:
             function = _described(module, symbol, blocks[-1])
@@ -111,8 +116,9 @@ class Notebook:
         inlined = [i for i, block in enumerate(blocks[:-1]) if block.function is not None]
         for block in blocks[inlined[-1] + 1 if inlined else 0 :]:
             for variable in block:
-                if variable.is_variable and variable.type is not None:
-                    function.variables.setdefault(variable.name, target.c_type(variable.type))
+                is_new = variable.is_variable and variable.name not in function.variables
+                if is_new and variable.type is not None:
+                    function.variables[variable.name] = target.c_type(variable.type)
         return function
 
     def save(self, file: Path) -> str:
@@ -159,15 +165,14 @@ class Notebook:
             return
         places = target.location_addresses(made.location)
         for pc in places:
-            blocks, module = target.outward(pc), _module_of(pc)
-            if blocks:
-                function = self._function(blocks, module)
-            elif made.function is not None:
+            module = _module_of(pc)
+            function = self._function(target.outward(pc), module)
+            if function is None and made.function is not None:
                 function = _Function(made.function, module)
-            else:
+            if function is None:
                 recipe.comments.append(f"{made.made}: GDB has no debug info there")
-                continue
-            recipe.stop(function, made, pc)
+            else:
+                recipe.stop(function, made, pc)
         if not places:
             recipe.comments.append(f"{made.made}: GDB finds no such place now")
 
@@ -184,6 +189,17 @@ class _Recipe:
 
     def has(self, function: _Function) -> bool:
         return (function.module, function.name) in self._drafts
+
+    def _cannot_have(self, function: _Function) -> str | None:
+        """Why no span can be of this function; None where one can."""
+        if not re.fullmatch(r"[A-Za-z_]\w*", function.name, re.A):
+            return f"{function.name} is no function of C"
+        if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", function.module, re.A):
+            return f"{function.module!r} is no name of a module"
+        others = [one for one in self._drafts.values() if one.function == function.name]
+        if any(one.module != function.module for one in others):
+            return f"{others[0].module} has a {function.name}, too, which is in the recipe"
+        return None
 
     def _draft(self, function: _Function) -> Draft:
         key = (function.module, function.name)
@@ -209,6 +225,10 @@ class _Recipe:
 
     def stop(self, function: _Function, made: Made, pc: int) -> None:
         """A breakpoint stands there."""
+        why = self._cannot_have(function)
+        if why:
+            self.comments.append(f"not kept: {made.made}: {why}")
+            return
         at_entry = function.name == made.function or pc == function.entry
         span = self._draft(function)
         span.root = True
@@ -243,7 +263,7 @@ class _Recipe:
 
     def look(self, function: _Function, expression: str, at_entry: bool) -> None:
         """A value is looked at, at the entry or behind it."""
-        why = _why_not(function, expression)
+        why = self._cannot_have(function) or _why_not(function, expression)
         if why and not self.has(function):
             # No reason to trace that function.
             self.comments.append(f"not kept: {expression} in {function.name}: {why}")
@@ -276,8 +296,12 @@ class _Recipe:
         for span, condition, wanted in self._conditions:
             # A filter is of all calls: of one breakpoint it says the same.
             if wanted is not None and self._stops == 1:
-                where = {draft.add(span.enter, c_path.parse(path)): wanted[path] for path in wanted}
-            else:
+                with suppress(ValueError):
+                    where = {
+                        draft.add(span.enter, c_path.parse(path)): value
+                        for path, value in wanted.items()
+                    }
+            if not where:
                 span.comments.append(f"not kept: if {condition}")
         roots = ", ".join(span.function for span in spans if span.root)
         return draft.text(
@@ -330,11 +354,10 @@ def _declaration(symbol: gdb.Symbol, arguments: list[gdb.Symbol]) -> str | None:
     assert symbol.type is not None
     if len(arguments) != len(symbol.type.fields()):
         return None
-    declared = ", ".join(
-        f"{argument.type} {argument.name}".replace("* ", "*") for argument in arguments
-    )
-    returned = f"{symbol.type.target()} {symbol.name}".replace("* ", "*")
-    text = f"{returned}({declared or 'void'})"
+    declared = ", ".join(f"{argument.type} {argument.name}" for argument in arguments)
+    text = f"{symbol.type.target()} {symbol.name}({declared or 'void'})"
+    # As libvirt's source has it.
+    text = text.replace("* ", "*").replace("_Bool ", "bool ")
     try:
         parsed = prototype.parse(text)
     except ValueError:
