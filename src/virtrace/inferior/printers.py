@@ -1,7 +1,7 @@
 """Pretty-printers for libvirt's structs: units beside the numbers, chains where they are wanted.
 
-A pointer to one of them shows in a line what it points to. They read memory when somebody prints,
-and never while a trace runs; what cannot be read is said, as GDB itself does inside of a value.
+A pointer to one of them shows in a line what it points to. They read memory when somebody prints;
+what cannot be read is said, as GDB itself does inside of a value.
 """
 
 from __future__ import annotations

@@ -48,8 +48,6 @@ _SETTINGS = {
     "auto-solib-add": "off",
     # A stop of GDB's own would otherwise look for the source line to show.
     "print frame-info": "short-location",
-    # And for values to show, by printers that read memory.
-    "print frame-arguments": "none",
 }
 
 
