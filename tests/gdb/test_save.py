@@ -143,6 +143,9 @@ def test_a_condition_becomes_a_filter(daemon: Daemon, terminal: Terminal, tmp_pa
 def test_what_was_printed_while_stepping(
     daemon: Daemon, terminal: Terminal, tmp_path: Path
 ) -> None:
+    # As some have it in their .gdbinit: the same command again has no number of its own.
+    terminal.do("set history remove-duplicates unlimited")
+    terminal.do("print disk")
     terminal.do("break qemuDomainGetBlockInfo")
     stop_in_a_call(terminal, daemon)
     terminal.do("print path")

@@ -61,15 +61,16 @@ class Notebook:
         self._functions: dict[tuple[str, str], _Function] = {}
         self._deleted: list[Made] = []
         self._unplaced: list[str] = []
-        self._commands = _last_command()[0]
+        self._last = _last_command()
         gdb.events.before_prompt.connect(self._on_prompt)
         gdb.events.breakpoint_deleted.connect(self._on_deleted)
 
     def _on_prompt(self, _: object = None) -> None:
-        number, command = _last_command()
-        # Those that were typed at once are the lines of one, such as `commands`.
-        typed = command if number == self._commands + 1 else ""
-        self._commands = number
+        before, self._last = self._last, _last_command()
+        # Those that were typed at once are the lines of one, such as `commands`. The number stays
+        # where GDB removes what was typed twice.
+        is_one = self._last != before and self._last[0] - before[0] in (0, 1)
+        typed = self._last[1] if is_one else ""
         shown, displayed = handmade.printed(typed), handmade.displayed(typed)
         try:
             frame = gdb.selected_frame()
