@@ -4,7 +4,7 @@ MAKEFLAGS += --no-print-directory
 # On all processors, within reason: each worker has a libvirtd and guests of its own.
 PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 4
 
-.PHONY: help setup demo test test-matrix bench lint clean
+.PHONY: help setup demo test test-matrix bench lint share clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,10 @@ lint: ## ruff and mypy
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+
+share: ## make the man page and the shells' completions again, after a change of the options
+	@tools/setup.sh test
+	@$(BIN)/python tools/share.py
 
 clean: ## remove .venv, out/ and all caches in this checkout
 	rm -rf .venv out dist .mypy_cache .pytest_cache .ruff_cache

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
-from harness import HERE, PATIENCE, SCRIPTS, Daemon
+from harness import HERE, NAME, PATIENCE, SCRIPTS, Daemon
 
 from support.intact import assert_untraced_and_intact
+from virtrace.recipe import catalogue
 
 SAMPLE = HERE.parent / "data" / "sample-blockinfo.jsonl"
 
@@ -41,6 +43,72 @@ def test_explain_without_a_trace_says_what_to_do(tmp_path: Path) -> None:
     missing = in_gdb(f"virtrace explain {tmp_path}/none.jsonl")
     assert missing.returncode == 2
     assert "cannot open the trace" in missing.stderr
+
+
+COMMANDS = ("check", "explain", "save", "start", "status", "stop")
+PARAMETERS = ("calls", "output", "seconds", "source", "where")
+
+
+def each(*commands: str, folder: Path = HERE) -> list[str]:
+    """What each of them prints, in one GDB."""
+    words = [word for command in commands for word in ("echo ====\\n", command)]
+    return in_gdb(f"cd {folder}", *words).stdout.split("====\n")[1:]
+
+
+def test_every_command_and_parameter_has_help() -> None:
+    overview, bare, to_set, to_show = each(
+        "help virtrace", "virtrace", "help set virtrace", "help show virtrace"
+    )
+    assert bare == overview
+    # One line each, which is a sentence of its own.
+    for name in COMMANDS:
+        assert re.search(rf"^virtrace {name} -- [A-Z][^,\n]*\.$", overview, re.M)
+    for name in PARAMETERS:
+        assert re.search(rf"^set virtrace {name} -- Set .*\.$", to_set, re.M)
+        assert re.search(rf"^show virtrace {name} -- Show .*\.$", to_show, re.M)
+    for name, shown in zip(COMMANDS, each(*(f"help virtrace {name}" for name in COMMANDS))):
+        assert f"\nUsage: virtrace {name}" in shown
+    for name, shown in zip(PARAMETERS, each(*(f"help set virtrace {one}" for one in PARAMETERS))):
+        assert f"VIRTRACE_{name.upper()}" in shown
+    assert 'Undefined virtrace command: "fly"' in in_gdb("virtrace fly").stderr
+
+
+# What is typed, and what GDB's own `complete` then offers; in a folder with a recipe, a trace,
+# another file and a folder.
+RECIPES = sorted([*catalogue.shipped(), "mine.yaml"])
+OFFERED = {
+    "virtrace st": ["virtrace start", "virtrace status", "virtrace stop"],
+    "virtrace start ": [f"virtrace start {name}" for name in RECIPES],
+    "virtrace check ": [f"virtrace check {name}" for name in RECIPES],
+    # No part of such a name is a word of its own.
+    "virtrace start start-f": ["virtrace start start-failure"],
+    "virtrace start folder/o": ["virtrace start folder/other.yaml"],
+    "virtrace explain ": ["virtrace explain old.jsonl"],
+    "virtrace explain n": ["virtrace explain notes.txt"],
+    "virtrace save n": ["virtrace save notes.txt"],
+    "set virtrace output ol": ["set virtrace output old.jsonl"],
+    "set virtrace s": ["set virtrace seconds", "set virtrace source"],
+}
+
+
+def test_what_the_tab_key_offers(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for name in ("mine.yaml", "old.jsonl", "notes.txt", "folder/other.yaml"):
+        (tmp_path / name).touch()
+    found = each(*(f"complete {line}" for line in OFFERED), folder=tmp_path)
+    assert dict(zip(OFFERED, (offered.splitlines() for offered in found))) == OFFERED
+
+
+def test_status_and_stop_say_what_is_true(daemon: Daemon, tmp_path: Path) -> None:
+    before = in_gdb("virtrace status", "virtrace stop", VIRTRACE_CALLS="3")
+    # They end no GDB, in a batch either.
+    assert before.stdout.count("\n") == 5
+    assert "attached  nothing" in before.stdout
+    assert "set       virtrace calls 3" in before.stdout
+    assert re.search(r"nothing is traced .*\n.*`kill -INT \d+`$", before.stdout.strip())
+    attached = in_gdb(f"attach {daemon.pid}", "virtrace status", "detach").stdout
+    assert f"{daemon.folder}/{NAME}, pid {daemon.pid}, libvirt 9.0.0" in attached
+    assert_untraced_and_intact(daemon.pid)
 
 
 def test_check_leaves_the_program_alone(daemon: Daemon) -> None:

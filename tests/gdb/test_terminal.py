@@ -65,6 +65,11 @@ class Terminal:
         self.type(f"{command}\n")
         return self.until(PROMPT)
 
+    def end_gently(self) -> None:
+        """As a user ends it, with nothing attached."""
+        self.type("quit\n")
+        assert self.process.wait(PATIENCE) == 0
+
     def end(self) -> None:
         self.process.kill()
         self.process.wait()
@@ -125,8 +130,7 @@ def test_ctrl_c_gives_the_prompt_back_and_leaves_nothing_of_ours(
     terminal.do(f"attach {daemon.pid}")
     assert "virDomainGetBlockInfo" in terminal.do("info symbol virDomainGetBlockInfo")
     terminal.do("detach")
-    terminal.type("quit\n")
-    assert terminal.process.wait(PATIENCE) == 0
+    terminal.end_gently()
     assert_untraced_and_intact(daemon.pid)
 
 

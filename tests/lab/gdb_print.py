@@ -31,7 +31,7 @@ class Return(gdb.Breakpoint):
     def stop(self):
         self.enabled = False
         texts = {
-            name: gdb.execute(f"print {expression}", to_string=True)
+            name: gdb.execute(f"print/r {expression}", to_string=True)
             for name, expression in self.expressions.items()
         }
         result = int(gdb.parse_and_eval("(int) $rax"))

@@ -50,6 +50,13 @@ def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return command
 
 
+def test_the_man_page_and_completions_come_along(installed: Path) -> None:
+    """Where man and bash look for what is installed under the same prefix."""
+    share = installed.resolve().parents[1] / "share"
+    for file in ("man/man1/virtrace.1", "bash-completion/completions/virtrace"):
+        assert (share / file).read_bytes() == (REPOSITORY / "share" / file).read_bytes()
+
+
 def test_it_traces_with_its_own_recipes_and_scripts(
     installed: Path, stock_lab: Lab, tmp_path: Path
 ) -> None:

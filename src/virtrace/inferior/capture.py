@@ -117,6 +117,11 @@ class Capture:
         if not self._in_memory and (wide or isinstance(self._ctype, (Struct, Array))):
             raise Unavailable(f"{path.text}: passed by value, which is not decoded")
 
+    @property
+    def ctype(self) -> CType:
+        """Of what it gives."""
+        return self._ctype
+
     def _to_target(self, path: Path, member: str | None) -> None:
         if member is not None and self._in_memory and isinstance(self._ctype, Struct):
             return

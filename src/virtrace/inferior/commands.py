@@ -1,16 +1,4 @@
-"""The ``virtrace`` command of GDB, and its parameters.
-
-    set virtrace output FILE          where the trace goes
-    set virtrace where KEY=VALUE ...  only calls with these values
-    set virtrace calls N              end after N calls
-    set virtrace seconds S            end after S seconds
-    set virtrace source FOLDER        where libvirt's source is, for the text of its lines
-    virtrace start RECIPE             trace until Ctrl-C, or until one of these ends it
-    virtrace check RECIPE             say what each probe would resolve to
-    virtrace explain [FILE]           say where the numbers of a trace came from
-
-Each parameter begins with the value of its environment variable: VIRTRACE_OUTPUT and so on.
-"""
+"""The ``virtrace`` commands of GDB, and their parameters: `help virtrace` has them all."""
 
 from __future__ import annotations
 
@@ -21,6 +9,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial, update_wrapper
+from inspect import cleandoc
 from itertools import chain
 from pathlib import Path
 
@@ -36,14 +26,16 @@ from virtrace.binary.process import (
     check_traceable,
     inspect,
     installed,
+    libvirt_version,
     require_libvirt,
 )
 from virtrace.binary.source import Sources
 from virtrace.errors import DONE, INTERRUPTED, NOT_TRACED, TargetError, UsageError, VirtraceError
 from virtrace.guard.journal import Journal
 from virtrace.guard.process import Guard
-from virtrace.inferior import target
+from virtrace.inferior import printers, target
 from virtrace.inferior.infer import infer
+from virtrace.inferior.notes import Notebook
 from virtrace.inferior.resolve import ResolvedProbe, require_traceable, resolve
 from virtrace.inferior.session import Session, header_record
 from virtrace.inferior.terminal import TerminalView, terminal_without_gdb
@@ -54,12 +46,35 @@ from virtrace.report.highlight import style_for
 from virtrace.trace.reader import read_trace
 from virtrace.trace.writer import Writer, default_path
 
+_VIRTRACE = """Trace libvirt from its API down to what QEMU answered.
+
+Attach GDB to the daemon first; `virtrace start blockinfo` then traces `virsh domblkinfo`.
+What you do by hand instead can be kept: `virtrace save FILE`."""
+_SETTINGS = "What the `virtrace` commands go by."
+# By name: what it is, more about it, and whether it is a file.
 _PARAMETERS = {
-    "output": "File that the trace is written to; it must not exist.",
-    "where": "Trace only calls with these values: KEY=VALUE ..., quoted as in a shell.",
-    "calls": "End the trace after this many calls.",
-    "seconds": "End the trace after this many seconds.",
-    "source": "Folders of libvirt's source, for the text of the lines, with : between them.",
+    "output": (
+        "the file that a trace is written to.",
+        "It must not exist. Without it each trace gets a new file in the current folder.",
+        True,
+    ),
+    "where": (
+        "which calls are traced.",
+        "KEY=VALUE ..., quoted as in a shell: only calls with these values. The keys are the\n"
+        "values at the entry of a recipe's root, such as domain=vm1 disk=vda.",
+        False,
+    ),
+    "calls": (
+        "after how many calls a trace ends.",
+        "Without it no number of calls ends it.",
+        False,
+    ),
+    "seconds": ("after how many seconds a trace ends.", "Without it no time ends it.", False),
+    "source": (
+        "where libvirt's source is.",
+        "Folders with : between them: lines of source are traced with their text.",
+        True,
+    ),
 }
 
 
@@ -68,10 +83,13 @@ _written: list[Path] = []
 
 
 class _Parameter(gdb.Parameter):
-    def __init__(self, name: str, doc: str) -> None:
-        self.__doc__ = self.set_doc = self.show_doc = doc
-        super().__init__(f"virtrace {name}", gdb.COMMAND_DATA, gdb.PARAM_STRING_NOESCAPE)
-        self.value = os.environ.get(f"VIRTRACE_{name.upper()}", "")
+    def __init__(self, name: str, what: str, more: str, is_file: bool) -> None:
+        variable = f"VIRTRACE_{name.upper()}"
+        self.set_doc, self.show_doc = f"Set {what}", f"Show {what}"
+        self.__doc__ = f"{more}\nAt first it is what the environment has as {variable}."
+        kind = gdb.PARAM_OPTIONAL_FILENAME if is_file else gdb.PARAM_STRING_NOESCAPE
+        super().__init__(f"virtrace {name}", gdb.COMMAND_TRACEPOINTS, kind)
+        self.value = os.environ.get(variable, "")
 
     def get_set_string(self) -> str:
         return ""
@@ -80,44 +98,56 @@ class _Parameter(gdb.Parameter):
         return value or "(not set)"
 
 
-class _Start(gdb.Command):
-    """virtrace start RECIPE: trace the process that GDB is attached to, then detach.
-
-    RECIPE is the name of a shipped recipe, or a file. Ctrl-C ends the trace.
-    """
-
-    def __init__(self) -> None:
-        super().__init__("virtrace start", gdb.COMMAND_RUNNING)
+class _Prefix(gdb.Command):
+    def __init__(self, name: str, doc: str) -> None:
+        self.__doc__ = doc
+        super().__init__(name, gdb.COMMAND_TRACEPOINTS, prefix=True)
+        self._name = name
 
     def invoke(self, argument: str, from_tty: bool) -> None:
-        run(argument.strip())
+        if argument:
+            raise gdb.GdbError(f'Undefined {self._name} command: "{argument}".')
+        gdb.execute(f"help {self._name}")
 
 
-class _Check(gdb.Command):
-    """virtrace check RECIPE: say what each probe would resolve to, as the header of a trace.
+class _Command(gdb.Command):
+    """Does what the function does, whose documentation is its help.
 
-    Of the process in the environment (VIRTRACE_PID), which is not touched, of files that no process
-    runs (VIRTRACE_AGAINST), or of the process that GDB is attached to, and lets go.
+    names: what its argument can be, apart from other files. ends_batch: a GDB without a user ends
+    with it, and with its exit status.
     """
 
-    def __init__(self) -> None:
-        super().__init__("virtrace check", gdb.COMMAND_STATUS)
+    def __init__(
+        self,
+        name: str,
+        do: Callable[[str], int],
+        names: Callable[[], list[str]] = list,
+        ends_batch: bool = True,
+    ) -> None:
+        self.__doc__ = cleandoc(do.__doc__ or "")
+        self._do = do
+        self._names = names
+        self._ends_batch = ends_batch
+        super().__init__(f"virtrace {name}", gdb.COMMAND_TRACEPOINTS)
 
     def invoke(self, argument: str, from_tty: bool) -> None:
-        _finish(lambda: _check(argument.strip()))
+        _finish(lambda: self._do(argument.strip()), self._ends_batch)
+
+    def complete(self, text: str, word: str | None) -> list[str] | int:
+        begun = text.lstrip()
+        names = [name for name in self._names() if name.startswith(begun)]
+        if not names:
+            return gdb.COMPLETE_FILENAME
+        # GDB replaces the last word only, and has words end at a slash.
+        return [name[len(begun) - len(word or "") :] for name in names]
 
 
-class _Explain(gdb.Command):
-    """virtrace explain [FILE]: say where each number of a trace came from, and why it surprises.
+def _recipes() -> list[str]:
+    return [*catalogue.shipped(), *sorted(map(str, Path().glob("*.yaml")))]
 
-    FILE is a trace; the last one that this GDB wrote is the default.
-    """
 
-    def __init__(self) -> None:
-        super().__init__("virtrace explain", gdb.COMMAND_STATUS)
-
-    def invoke(self, argument: str, from_tty: bool) -> None:
-        _finish(lambda: _explain(argument.strip()))
+def _traces() -> list[str]:
+    return [*map(str, _written), *sorted(map(str, Path().glob("*.jsonl")))]
 
 
 def register() -> None:
@@ -125,28 +155,27 @@ def register() -> None:
     try:
         gdb.parameter("virtrace output")
     except RuntimeError:
-        for prefix in ("set virtrace", "show virtrace", "virtrace"):
-            gdb.Command(prefix, gdb.COMMAND_DATA, prefix=True)
-        for name, doc in _PARAMETERS.items():
-            _Parameter(name, doc)
-        _Start()
-        _Check()
-        _Explain()
+        _Prefix("virtrace", _VIRTRACE)
+        _Prefix("set virtrace", _SETTINGS)
+        _Prefix("show virtrace", _SETTINGS)
+        for name, (what, more, is_file) in _PARAMETERS.items():
+            _Parameter(name, what, more, is_file)
+        printers.register()
+        save = update_wrapper(partial(_save, Notebook()), _save)
+        _Command("start", _start, _recipes)
+        _Command("stop", _stop, ends_batch=False)
+        _Command("status", _status, ends_batch=False)
+        _Command("check", _check, _recipes)
+        _Command("explain", _explain, _traces)
+        _Command("save", save, ends_batch=False)
 
 
 def run(recipe: str) -> None:
     """Trace by the recipe. In a batch GDB this also ends GDB, with virtrace's exit status."""
-
-    def trace() -> int:
-        try:
-            return _trace(recipe)
-        finally:
-            target.detach()
-
-    _finish(trace)
+    _finish(lambda: _start(recipe))
 
 
-def _finish(work: Callable[[], int]) -> None:
+def _finish(work: Callable[[], int], ends_batch: bool = True) -> None:
     try:
         status = work()
     except VirtraceError as error:
@@ -166,11 +195,77 @@ def _finish(work: Callable[[], int]) -> None:
             flush=True,
         )
         status = NOT_TRACED
-    if _batch():
+    if ends_batch and _batch():
         # Not `quit`: what is still posted to its event loop makes GDB crash at exit, when its
         # Python has gone. Nothing is attached any more, and nothing else is left to do.
         gdb.flush()
         os._exit(status)
+
+
+def _start(name: str) -> int:
+    """Trace the process that GDB is attached to.
+
+    Usage: virtrace start RECIPE
+
+    RECIPE is the name of a shipped recipe, or a file. Ctrl-C ends the trace, and so do the
+    parameters `calls` and `seconds`; then GDB detaches.
+    """
+    try:
+        return _trace(name)
+    finally:
+        target.detach()
+
+
+def _stop(_: str) -> int:
+    """Say how a trace ends.
+
+    Usage: virtrace stop
+
+    A trace holds the prompt until it ends, so where this can be typed none is running.
+    """
+    print("nothing is traced by this GDB: a trace holds its prompt until it ends")
+    print(f"to end one: Ctrl-C, or from another terminal `kill -INT {os.getpid()}`")
+    return DONE
+
+
+def _status(_: str) -> int:
+    """Say what GDB is attached to and what it has traced.
+
+    Usage: virtrace status
+
+    With the parameters that are set.
+    """
+    pid = target.attached_pid()
+    if pid:
+        process = inspect(pid)
+        version = libvirt_version(process)
+        libvirt = f"libvirt {version}" if version else "no libvirt in it"
+        print(f"attached  {process.exe}, pid {pid}, {libvirt}; it stands still at this prompt")
+    else:
+        print("attached  nothing: attach PID")
+    print("tracing   nothing: a trace holds the prompt until it ends")
+    for path in _written:
+        print(f"traced    {path}")
+    for name in _PARAMETERS:
+        if _parameter(name):
+            print(f"set       virtrace {name} {_parameter(name)}")
+    return DONE
+
+
+def _save(notebook: Notebook, file: str) -> int:
+    """Write what you look at by hand as a recipe.
+
+    Usage: virtrace save FILE
+
+    FILE must not exist, and its name ends in .yaml. It gets the functions at your breakpoints, and
+    what `display`, `dprintf`, `commands` and each `print` of this session show. What a recipe
+    cannot say stands in it as a comment. Save before you detach; then `virtrace start FILE`.
+    """
+    if not file.endswith(".yaml"):
+        raise UsageError("which file?", "a name that ends in .yaml: virtrace save mine.yaml")
+    print(f"saved    {file}: {notebook.save(Path(file).expanduser())}")
+    print(f"next     virtrace start {file}")
+    return DONE
 
 
 def _trace(name: str) -> int:
@@ -250,6 +345,14 @@ def _guarded(
 
 
 def _check(name: str) -> int:
+    """Say what each probe of a recipe would resolve to.
+
+    Usage: virtrace check RECIPE
+
+    As the header of a trace, in JSON. Of the process that GDB is attached to, and lets go; of the
+    one in the environment as VIRTRACE_PID, which is not touched; or of files that no process runs,
+    VIRTRACE_AGAINST.
+    """
     recipe = catalogue.find(name)
     process = _process()
     with target.quiet_settings(), target.no_files():
@@ -261,6 +364,12 @@ def _check(name: str) -> int:
 
 
 def _explain(file: str) -> int:
+    """Say where the numbers of a trace came from.
+
+    Usage: virtrace explain [FILE]
+
+    And why they surprise. Without FILE of the last trace that this GDB wrote.
+    """
     path = file or (str(_written[-1]) if _written else "")
     if not path:
         raise UsageError("which trace?", "virtrace explain FILE, or trace a call first")

@@ -105,12 +105,13 @@ class _Body:
     """One body of a function. entry: its first instruction. types: of arguments, and RETURN.
 
     known: where debug info or a pack has to tell where the arguments are; an exported body
-    keeps them where the ABI says.
+    keeps them where the ABI says. described: what they tell of its lines.
     """
 
     entry: int
     types: Mapping[str, CType]
     known: KnownFunction | None = None
+    described: KnownFunction | None = None
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,7 @@ class _Resolver:
     def _lines(self, span: Span, body: _Body) -> Iterator[Site]:
         """A site for each statement of the function, where debug info tells them."""
         assert span.lines is not None
-        for statement in body.known.statements() if body.known else ():
+        for statement in body.described.statements() if body.described else ():
             here = statement.known
             watch = _compile(span.lines, here.arguments)
             plan = LinePlan(span.name, statement.file, statement.line, statement.declared, watch)
@@ -257,7 +258,8 @@ class _Resolver:
         if bodies:
             also = f"also inlined into {', '.join(inlined)}, not seen there" if inlined else None
             found = tuple(
-                _Body(body.entry, {**body.arguments, RETURN: body.returns}, body) for body in bodies
+                _Body(body.entry, {**body.arguments, RETURN: body.returns}, body, body)
+                for body in bodies
             )
             return _Found(level, found, also)
         return _Found("missing", why=self._why_missing(module_name, prototype, inlined))
@@ -300,7 +302,7 @@ class _Resolver:
             types[name] = actual
         # Where the processor's convention is not known, debug info has to tell.
         known = None if self._abi.argument_registers else body.renamed(parameters)
-        return _Found(level, (_Body(address, {**types, RETURN: body.returns}, known),))
+        return _Found(level, (_Body(address, {**types, RETURN: body.returns}, known, body),))
 
     def _why_missing(
         self, module_name: str, prototype: Prototype | None, inlined: Sequence[str]

@@ -411,13 +411,13 @@ class DebugFunction:
         assert function is not None
         own = _statements_of_file(function.symtab.filename)
         for pc in self._where_lines_begin(own):
-            blocks = _outward(pc)
+            blocks = outward(pc)
             inlined = [block for block in blocks if block.function is not None][:-1]
             file, line = function.symtab.filename, own.get(pc)
             if inlined:
                 # At its beginning a debugger shows where it is called; the rest is not ours.
                 outermost = inlined[-1]
-                if _identity(outermost) in map(_identity, _outward(pc - 1)):
+                if _identity(outermost) in map(_identity, outward(pc - 1)):
                     continue
                 assert outermost.function is not None
                 file, line = outermost.function.symtab.filename, outermost.function.line
@@ -450,7 +450,7 @@ class DebugFunction:
         return sorted(found)
 
     def _rows_from(self, pc: int) -> Iterator[int]:
-        while (blocks := _outward(pc)) and _identity(blocks[-1]) == _identity(self._block):
+        while (blocks := outward(pc)) and _identity(blocks[-1]) == _identity(self._block):
             yield pc
             last = gdb.find_pc_line(pc).last
             if last is None:
@@ -458,10 +458,14 @@ class DebugFunction:
             pc = last + 1
 
 
-def _outward(pc: int) -> list[gdb.Block]:
+def outward(pc: int) -> list[gdb.Block]:
     """The blocks around an address, from the innermost to that of its function."""
+    return enclosing(gdb.block_for_pc(pc))
+
+
+def enclosing(block: gdb.Block | None) -> list[gdb.Block]:
+    """A block and those around it, to that of its function."""
     blocks = []
-    block = gdb.block_for_pc(pc)
     while block is not None and not block.is_static and not block.is_global:
         blocks.append(block)
         block = block.superblock
@@ -503,7 +507,7 @@ def debug_functions(name: str) -> tuple[list[DebugFunction], list[str]]:
     bodies = []
     inlined = set()
     for pc in _breakpoint_addresses(name):
-        functions = [block for block in _outward(pc) if block.function is not None]
+        functions = [block for block in outward(pc) if block.function is not None]
         names = [block.function.name for block in functions if block.function is not None]
         if names[:1] != [name]:
             continue
@@ -526,7 +530,18 @@ def _breakpoint_addresses(name: str) -> list[int]:
         gdb.decode_line(name)
     except gdb.error:
         return []
-    probe = gdb.Breakpoint(function=name, internal=True)
+    return _addresses(gdb.Breakpoint(function=name, internal=True))
+
+
+def location_addresses(location: str) -> list[int]:
+    """Where a breakpoint at a location, as `break` takes it, stops; none where GDB finds none."""
+    try:
+        return _addresses(gdb.Breakpoint(location, internal=True))
+    except gdb.error:
+        return []
+
+
+def _addresses(probe: gdb.Breakpoint) -> list[int]:
     try:
         if hasattr(probe, "locations"):
             return [location.address for location in probe.locations]

@@ -1,0 +1,401 @@
+"""What somebody looks at by hand in this GDB, kept as a recipe.
+
+GDB itself knows the breakpoints and displays. What was printed it shows once: so each command
+that prints is noted, with the function it was typed in. Nothing here runs while a trace does.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from textwrap import indent
+
+import gdb
+
+from virtrace.binary import layouts
+from virtrace.binary.ctype import Array, CType, Integer, Opaque, Pointer, Struct
+from virtrace.binary.process import Process, inspect
+from virtrace.errors import TargetError, UsageError
+from virtrace.inferior import handmade, target
+from virtrace.inferior.capture import Capture, Unavailable
+from virtrace.inferior.handmade import Made
+from virtrace.recipe import draft, prototype, public_api
+from virtrace.recipe import path as c_path
+from virtrace.recipe.draft import Draft
+from virtrace.recipe.prototype import Prototype
+from virtrace.report.units import count
+from virtrace.trace.writer import write_new
+
+_NUMBERED = re.compile(r" *(\d+)  (.*)", re.S)
+
+
+@dataclass
+class _Function:
+    """A function as debug info has it; of one that has none, its name and module alone.
+
+    declaration: as C writes it, where all of it is known. entry: its first instruction.
+    variables: the arguments too. walked: it was stepped through. printed: what was printed in
+    it, and whether at its entry. displayed: the expressions that GDB evaluates in it alone.
+    """
+
+    name: str
+    module: str
+    entry: int | None = None
+    declaration: str | None = None
+    returns: bool = False
+    arguments: Mapping[str, CType] = field(default_factory=dict)
+    variables: dict[str, CType] = field(default_factory=dict)
+    walked: bool = False
+    printed: dict[tuple[str, bool], None] = field(default_factory=dict)
+    displayed: set[str] = field(default_factory=set)
+
+
+class Notebook:
+    """Of one GDB, from when it is made."""
+
+    def __init__(self) -> None:
+        self._functions: dict[tuple[str, str], _Function] = {}
+        self._deleted: list[Made] = []
+        self._unplaced: list[str] = []
+        self._last = _last_command()
+        gdb.events.before_prompt.connect(self._on_prompt)
+        gdb.events.breakpoint_deleted.connect(self._on_deleted)
+
+    def _on_prompt(self, _: object = None) -> None:
+        before, self._last = self._last, _last_command()
+        # Those that were typed at once are the lines of one, such as `commands`. The number stays
+        # where GDB removes what was typed twice.
+        is_one = self._last != before and self._last[0] - before[0] in (0, 1)
+        typed = self._last[1] if is_one else ""
+        shown, displayed = handmade.printed(typed), handmade.displayed(typed)
+        try:
+            frame = gdb.selected_frame()
+            pc = frame.pc()
+        except gdb.error:
+            # Nothing stands still.
+            return
+        try:
+            function = self._function(target.enclosing(frame.block()), _module_of(pc))
+        except RuntimeError:
+            function = None
+        if function is None:
+            self._unplaced += shown or ()
+            return
+        at_entry = pc == function.entry
+        function.walked |= not at_entry
+        for expression in shown or ():
+            function.printed[expression, at_entry] = None
+        if displayed is not None and _base(displayed) in function.variables:
+            function.displayed.add(displayed)
+
+    def _on_deleted(self, breakpoint_: gdb.Breakpoint) -> None:
+        if breakpoint_.number < 0 or not breakpoint_.location or not breakpoint_.hit_count:
+            return
+        lines = [f"break {breakpoint_.location}"]
+        if breakpoint_.condition:
+            lines.append(f"  condition $bpnum {breakpoint_.condition}")
+        if breakpoint_.commands:
+            lines += ["  commands", indent(breakpoint_.commands, "    "), "  end"]
+        [made] = handmade.breakpoints("\n".join(lines))
+        made.made += ", deleted again"
+        self._deleted.append(made)
+
+    def _function(self, blocks: list[gdb.Block], module: str) -> _Function | None:
+        """The function of these blocks, with the variables that are in scope there too."""
+        symbol = blocks[-1].function if blocks else None
+        if symbol is None:
+            return None
+        function = self._functions.get((module, symbol.name))
+        if function is None:
+            function = _described(module, symbol, blocks[-1])
+            self._functions[module, symbol.name] = function
+        # Variables of functions that are inlined there are none of its own.
+        inlined = [i for i, block in enumerate(blocks[:-1]) if block.function is not None]
+        for block in blocks[inlined[-1] + 1 if inlined else 0 :]:
+            for variable in block:
+                is_new = variable.is_variable and variable.name not in function.variables
+                if is_new and variable.type is not None:
+                    function.variables[variable.name] = target.c_type(variable.type)
+        return function
+
+    def save(self, file: Path) -> str:
+        """Write a recipe, and say what is in it."""
+        pid = target.attached_pid()
+        if not pid:
+            raise TargetError(
+                "GDB is attached to no process, so breakpoints have no place",
+                "attach to the daemon, and save before `detach`",
+            )
+        recipe = _Recipe(inspect(pid))
+        for made in (*self._deleted, *handmade.breakpoints(_saved_breakpoints())):
+            self._keep(recipe, made)
+        for function in self._functions.values():
+            for expression, at_entry in function.printed:
+                recipe.look(function, expression, at_entry)
+        shown = handmade.displays(gdb.execute("info display", to_string=True))
+        for expression, on in shown.items():
+            if on:
+                self._keep_display(recipe, expression)
+            else:
+                recipe.comments.append(f"display {expression}: it is disabled")
+        for expression in self._unplaced:
+            recipe.comments.append(f"print {expression}: GDB has no debug info there")
+        text = recipe.text(file.stem)
+        write_new(file, "the recipe", text)
+        return recipe.summary()
+
+    def _keep_display(self, recipe: _Recipe, expression: str) -> None:
+        """In the function that it is of; where that is not known, in all that have such a name."""
+        met = [one for one in self._functions.values() if one.walked or recipe.has(one)]
+        having = [one for one in met if expression in one.displayed] or [
+            one for one in met if _base(expression) in one.variables
+        ]
+        for function in having:
+            recipe.look(function, expression, not function.walked)
+        if not having:
+            recipe.comments.append(f"display {expression}: no function here has it")
+
+    def _keep(self, recipe: _Recipe, made: Made) -> None:
+        if made.location is None or not made.enabled:
+            why = "a recipe has no such thing" if made.enabled else "it is disabled"
+            recipe.comments.append(f"{made.made}: {why}")
+            return
+        places = target.location_addresses(made.location)
+        for pc in places:
+            module = _module_of(pc)
+            function = self._function(target.outward(pc), module)
+            if function is None and made.function is not None:
+                function = _Function(made.function, module)
+            if function is None:
+                recipe.comments.append(f"{made.made}: GDB has no debug info there")
+            else:
+                recipe.stop(function, made, pc)
+        if not places:
+            recipe.comments.append(f"{made.made}: GDB finds no such place now")
+
+
+class _Recipe:
+    """The spans so far."""
+
+    def __init__(self, process: Process) -> None:
+        self.comments: list[str] = []
+        self._process = process
+        self._drafts: dict[tuple[str, str], Draft] = {}
+        self._stops = 0
+        self._conditions: list[tuple[Draft, str, dict[str, str] | None]] = []
+
+    def has(self, function: _Function) -> bool:
+        return (function.module, function.name) in self._drafts
+
+    def _cannot_have(self, function: _Function) -> str | None:
+        """Why no span can be of this function; None where one can."""
+        if not re.fullmatch(r"[A-Za-z_]\w*", function.name, re.A):
+            return f"{function.name} is no function of C"
+        if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", function.module, re.A):
+            return f"{function.module!r} is no name of a module"
+        others = [one for one in self._drafts.values() if one.function == function.name]
+        if any(one.module != function.module for one in others):
+            return f"{others[0].module} has a {function.name}, too, which is in the recipe"
+        return None
+
+    def _draft(self, function: _Function) -> Draft:
+        key = (function.module, function.name)
+        if key not in self._drafts:
+            declaration, returns = function.declaration, function.returns
+            exported = self._is_exported(function)
+            if exported and function.entry is None:
+                # To find it any declaration is enough.
+                unknown = Prototype(function.name, "void", ())
+                public = public_api.functions().get(function.name, unknown)
+                declaration, returns = str(public), public.returns != "void"
+            self._drafts[key] = Draft(
+                function.name,
+                function.module,
+                declaration if exported else None,
+                exit={"result": c_path.RETURN} if returns else {},
+            )
+        return self._drafts[key]
+
+    def _is_exported(self, function: _Function) -> bool:
+        module = self._process.module(function.module)
+        return module is not None and module.elf.exported_function(function.name) is not None
+
+    def stop(self, function: _Function, made: Made, pc: int) -> None:
+        """A breakpoint stands there."""
+        why = self._cannot_have(function)
+        if why:
+            self.comments.append(f"not kept: {made.made}: {why}")
+            return
+        at_entry = function.name == made.function or pc == function.entry
+        span = self._draft(function)
+        span.root = True
+        span.comments.append(made.made)
+        if not at_entry and span.lines is None:
+            span.lines = {}
+        for expression in made.shown:
+            self.look(function, expression, at_entry)
+        span.comments += [f"not kept: {command}" for command in made.others]
+        if made.ignored:
+            span.comments.append(f"not kept: that it ignores {count(made.ignored, 'hit')}")
+        if made.condition:
+            wanted = self._filters(function, made.condition) if at_entry else None
+            self._conditions.append((span, made.condition, wanted))
+        self._stops += 1
+
+    @staticmethod
+    def _filters(function: _Function, condition: str) -> dict[str, str] | None:
+        """By capture: where the condition is what a filter can say of this function's arguments."""
+        wanted = handmade.filters(condition)
+        if wanted is None:
+            return None
+        for text, value in wanted.items():
+            try:
+                ctype = Capture(c_path.parse(text), function.arguments).ctype
+            except (Unavailable, ValueError):
+                return None
+            is_text = isinstance(ctype, Pointer) and ctype.string
+            if not (is_text if isinstance(value, str) else isinstance(ctype, Integer)):
+                return None
+        return {text: str(value) for text, value in wanted.items()}
+
+    def look(self, function: _Function, expression: str, at_entry: bool) -> None:
+        """A value is looked at, at the entry or behind it."""
+        why = self._cannot_have(function) or _why_not(function, expression)
+        if why and not self.has(function):
+            # No reason to trace that function.
+            self.comments.append(f"not kept: {expression} in {function.name}: {why}")
+            return
+        span = self._draft(function)
+        if not why:
+            path = c_path.parse(expression)
+            if at_entry and path.name in function.arguments:
+                captures = span.enter
+            else:
+                captures = span.lines = {} if span.lines is None else span.lines
+            try:
+                draft.add(captures, path)
+            except ValueError as full:
+                why = str(full)
+        if why:
+            span.comments.append(f"not kept: {expression}: {why}")
+
+    def text(self, name: str) -> str:
+        spans = [*self._drafts.values()]
+        if not spans:
+            raise UsageError(
+                "this session has looked at no function yet",
+                "break FUNCTION, or step into one and print what you want to know",
+            )
+        if not any(span.root for span in spans):
+            for span in spans:
+                span.root = True
+        where: dict[str, str] = {}
+        for span, condition, wanted in self._conditions:
+            # A filter is of all calls: of one breakpoint it says the same.
+            if wanted is not None and self._stops == 1:
+                with suppress(ValueError):
+                    where = {
+                        draft.add(span.enter, c_path.parse(path)): value
+                        for path, value in wanted.items()
+                    }
+            if not where:
+                span.comments.append(f"not kept: if {condition}")
+        roots = ", ".join(span.function for span in spans if span.root)
+        return draft.text(
+            re.sub(r"[^A-Za-z0-9.+-]", "-", name).lstrip(".+-")[:100] or "saved",
+            "What was looked at by hand in a GDB session, saved by `virtrace save`.",
+            f"what calls {roots}"[:1000],
+            where,
+            spans,
+            self.comments,
+        )
+
+    def summary(self) -> str:
+        spans = self._drafts.values()
+        values = sum(len(span.enter) + len(span.lines or ()) for span in spans)
+        return f"{count(len(spans), 'function')}, {count(values, 'value')}"
+
+
+def _why_not(function: _Function, expression: str) -> str | None:
+    """Why a recipe cannot say the expression there; None where it can."""
+    try:
+        path = c_path.parse(expression)
+        if path.name not in function.variables:
+            return f"{path.name} is no variable of {function.name}"
+        Capture(path, function.variables)
+    except ValueError:
+        return "it is no path such as a->b or *a"
+    except Unavailable as why:
+        return str(why)
+    return None
+
+
+def _described(module: str, symbol: gdb.Symbol, block: gdb.Block) -> _Function:
+    assert symbol.type is not None
+    arguments = [one for one in block if one.is_argument]
+    types = {one.name: target.c_type(one.type) for one in arguments if one.type is not None}
+    returned = symbol.type.target().strip_typedefs()
+    return _Function(
+        symbol.name,
+        module,
+        int(symbol.value().address),  # type: ignore[arg-type]
+        _declaration(symbol, arguments),
+        returned.code != gdb.TYPE_CODE_VOID,
+        types,
+        dict(types),
+    )
+
+
+def _declaration(symbol: gdb.Symbol, arguments: list[gdb.Symbol]) -> str | None:
+    """As a recipe can have it; None where that does not tell how all of it is passed."""
+    assert symbol.type is not None
+    if len(arguments) != len(symbol.type.fields()):
+        return None
+    declared = ", ".join(f"{argument.type} {argument.name}" for argument in arguments)
+    text = f"{symbol.type.target()} {symbol.name}({declared or 'void'})"
+    # As libvirt's source has it.
+    text = text.replace("* ", "*").replace("_Bool ", "bool ")
+    try:
+        parsed = prototype.parse(text)
+    except ValueError:
+        return None
+    for name in (parsed.returns, *(parameter.type for parameter in parsed.parameters)):
+        ctype = layouts.named(name)
+        if isinstance(ctype, (Opaque, Struct, Array)) and ctype != Opaque("void"):
+            return None
+    return text
+
+
+def _module_of(pc: int) -> str:
+    """The file that an address is in, by the name that recipes have for it."""
+    name = gdb.solib_name(pc) or gdb.current_progspace().filename or ""  # type: ignore[union-attr]
+    return os.path.basename(name)
+
+
+def _base(expression: str) -> str:
+    try:
+        return c_path.parse(expression).name
+    except ValueError:
+        return ""
+
+
+def _last_command() -> tuple[int, str]:
+    """The last one that was typed, and its number in GDB's history."""
+    lines = gdb.execute("show commands", to_string=True).splitlines()
+    match = _NUMBERED.fullmatch(lines[-1]) if lines else None
+    return (int(match[1]), match[2]) if match else (0, "")
+
+
+def _saved_breakpoints() -> str:
+    """By GDB's own `save breakpoints`: the one that tells of dprintf, too."""
+    descriptor = os.memfd_create("breakpoints")
+    try:
+        gdb.execute(f"save breakpoints /proc/self/fd/{descriptor}", to_string=True)
+        with open(descriptor, encoding="utf-8", errors="replace", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
