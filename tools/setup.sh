@@ -26,7 +26,7 @@ case $purpose in
 esac
 
 # Where libvirt's storage driver is a package of its own, after Debian 12.
-if apt-cache show libvirt-daemon-driver-storage >/dev/null 2>&1; then
+if [[ $purpose != demo ]] && apt-cache show libvirt-daemon-driver-storage >/dev/null 2>&1; then
     packages+=(libvirt-daemon-driver-storage)
 fi
 
