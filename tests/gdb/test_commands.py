@@ -118,3 +118,16 @@ def test_check_leaves_the_program_alone(daemon: Daemon) -> None:
     assert '"level": "dwarf"' in done.stdout
     assert_untraced_and_intact(daemon.pid)
     assert daemon.do("call vm1 vda")
+
+
+def test_no_thread_of_gdb_is_left_that_could_take_a_signal() -> None:
+    """Each time anew: GDB starts them again behind a trace."""
+    program = """
+import os, threading
+from virtrace.inferior import target
+for _ in range(50):
+    with target.quiet_settings():
+        print(len(os.listdir('/proc/self/task')) - threading.active_count())
+"""
+    done = in_gdb(f"python exec({program!r})")
+    assert done.stdout.split() == ["0"] * 50, done.stderr

@@ -14,6 +14,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
@@ -32,6 +34,8 @@ from virtrace.inferior.capture import Unavailable
 from virtrace.inferior.tracer import Entered
 
 _WORD = (1 << 64) - 1
+# GDB's threads end in a fraction of this on a busy machine; others may be somebody's own.
+_WORKERS_END_SECONDS = 2.0
 _NO_SUCH_ARGUMENT = "the function has no such argument here"
 
 # As a trace needs them while it runs.
@@ -66,6 +70,7 @@ def quiet_settings() -> Iterator[None]:
     workers = re.search(r" is (\d+)", shown)
     try:
         gdb.execute("maintenance set worker-threads 0")
+        _wait_for_workers()
         for name in before:
             gdb.execute(f"set {name} {_SETTINGS[name]}")
         yield
@@ -76,6 +81,15 @@ def quiet_settings() -> Iterator[None]:
             # GDB gives auto as None, and on and off as booleans.
             words = {None: "auto", True: "on", False: "off"}
             gdb.execute(f"set {name} {words.get(was, was)}")
+
+
+def _wait_for_workers() -> None:
+    """Until they have ended: GDB only tells them to, and what is sent to it now may meet one."""
+    until = time.monotonic() + _WORKERS_END_SECONDS
+    while len(os.listdir("/proc/self/task")) > threading.active_count():
+        if time.monotonic() > until:
+            return
+        time.sleep(0.001)
 
 
 def attached_pid() -> int:
