@@ -14,7 +14,11 @@ from virtrace.trace.format import Record
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # Nothing of the user's, of the current folder or of a traced file is executed.
-_GDB = ("gdb", "-nx", "-nh", "-q", "-batch", "-iex", "set auto-load no")
+_GDB = (
+    *("gdb", "-nx", "-nh", "-q", "-batch", "-iex", "set auto-load no"),
+    # A trace ends them, and waits for that: their end takes the longer the later it begins.
+    *("-iex", "maintenance set worker-threads 0"),
+)
 _CHECK_SECONDS = 60
 
 
