@@ -68,8 +68,10 @@ def test_every_command_and_parameter_has_help() -> None:
         assert re.search(rf"^show virtrace {name} -- Show .*\.$", to_show, re.M)
     for name, shown in zip(COMMANDS, each(*(f"help virtrace {name}" for name in COMMANDS))):
         assert f"\nUsage: virtrace {name}" in shown
+        assert max(map(len, shown.splitlines())) <= 80
     for name, shown in zip(PARAMETERS, each(*(f"help set virtrace {one}" for one in PARAMETERS))):
         assert f"VIRTRACE_{name.upper()}" in shown
+        assert max(map(len, shown.splitlines())) <= 80
     assert 'Undefined virtrace command: "fly"' in in_gdb("virtrace fly").stderr
 
 
@@ -103,11 +105,12 @@ def test_status_and_stop_say_what_is_true(daemon: Daemon, tmp_path: Path) -> Non
     before = in_gdb("virtrace status", "virtrace stop", VIRTRACE_CALLS="3")
     # They end no GDB, in a batch either.
     assert before.stdout.count("\n") == 5
+    assert max(map(len, before.stdout.splitlines())) <= 80
     assert "attached  nothing" in before.stdout
     assert "set       virtrace calls 3" in before.stdout
     assert re.search(r"nothing is traced .*\n.*`kill -INT \d+`$", before.stdout.strip())
     attached = in_gdb(f"attach {daemon.pid}", "virtrace status", "detach").stdout
-    assert f"{daemon.folder}/{NAME}, pid {daemon.pid}, libvirt 9.0.0" in attached
+    assert f"{daemon.folder}/{NAME}\n          pid {daemon.pid}, libvirt 9.0.0" in attached
     assert_untraced_and_intact(daemon.pid)
 
 

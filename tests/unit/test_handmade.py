@@ -117,7 +117,7 @@ def test_conditions_that_a_filter_can_say(
 )
 def test_a_draft_is_read_whatever_was_typed(comments: list[str], wanted: str) -> None:
     captures: dict[str, str] = {}
-    for path_text in ("a", "*a", "b->a", "c->a", "a"):
+    for path_text in ("a", "*a", "b->a", "c->a", "a", "null", "true"):
         draft.add(captures, path.parse(path_text))
     span = Draft("f", "m.so", root=True, enter=captures, lines={}, comments=comments)
     where = {"a": wanted}
@@ -125,5 +125,5 @@ def test_a_draft_is_read_whatever_was_typed(comments: list[str], wanted: str) ->
     recipe = loader.loads(text.encode(), "r")
     assert {name: one.text for name, one in recipe.spans[0].enter.items()} == captures
     assert recipe.where == where
-    assert sorted(captures.values()) == ["*a", "a", "b->a", "c->a"]
+    assert sorted(captures.values()) == ["*a", "a", "b->a", "c->a", "null", "true"]
     assert text.count("# ") >= 2 * len(comments)

@@ -48,20 +48,21 @@ from virtrace.trace.writer import Writer, default_path
 
 _VIRTRACE = """Trace libvirt from its API down to what QEMU answered.
 
-Attach GDB to the daemon first; `virtrace start blockinfo` then traces `virsh domblkinfo`.
+Attach GDB to the daemon first; then `virtrace start blockinfo` traces
+`virsh domblkinfo`.
 What you do by hand instead can be kept: `virtrace save FILE`."""
 _SETTINGS = "What the `virtrace` commands go by."
 # By name: what it is, more about it, and whether it is a file.
 _PARAMETERS = {
     "output": (
         "the file that a trace is written to.",
-        "It must not exist. Without it each trace gets a new file in the current folder.",
+        "It must not exist. Without it each trace gets a new file in this folder.",
         True,
     ),
     "where": (
         "which calls are traced.",
-        "KEY=VALUE ..., quoted as in a shell: only calls with these values. The keys are the\n"
-        "values at the entry of a recipe's root, such as domain=vm1 disk=vda.",
+        "KEY=VALUE ..., quoted as in a shell: only calls with these values. The keys\n"
+        "are the values at the entry of a recipe's root: domain=vm1 disk=vda.",
         False,
     ),
     "calls": (
@@ -207,8 +208,8 @@ def _start(name: str) -> int:
 
     Usage: virtrace start RECIPE
 
-    RECIPE is the name of a shipped recipe, or a file. Ctrl-C ends the trace, and so do the
-    parameters `calls` and `seconds`; then GDB detaches.
+    RECIPE is the name of a shipped recipe, or a file. Ctrl-C ends the trace, and
+    so do the parameters `calls` and `seconds`; then GDB detaches.
     """
     try:
         return _trace(name)
@@ -221,7 +222,7 @@ def _stop(_: str) -> int:
 
     Usage: virtrace stop
 
-    A trace holds the prompt until it ends, so where this can be typed none is running.
+    A trace holds the prompt until it ends: where you can type this none runs.
     """
     print("nothing is traced by this GDB: a trace holds its prompt until it ends")
     print(f"to end one: Ctrl-C, or from another terminal `kill -INT {os.getpid()}`")
@@ -240,7 +241,8 @@ def _status(_: str) -> int:
         process = inspect(pid)
         version = libvirt_version(process)
         libvirt = f"libvirt {version}" if version else "no libvirt in it"
-        print(f"attached  {process.exe}, pid {pid}, {libvirt}; it stands still at this prompt")
+        print(f"attached  {process.exe}")
+        print(f"          pid {pid}, {libvirt}; it stands still at this prompt")
     else:
         print("attached  nothing: attach PID")
     print("tracing   nothing: a trace holds the prompt until it ends")
@@ -257,9 +259,10 @@ def _save(notebook: Notebook, file: str) -> int:
 
     Usage: virtrace save FILE
 
-    FILE must not exist, and its name ends in .yaml. It gets the functions at your breakpoints, and
-    what `display`, `dprintf`, `commands` and each `print` of this session show. What a recipe
-    cannot say stands in it as a comment. Save before you detach; then `virtrace start FILE`.
+    FILE must not exist, and its name ends in .yaml. It gets the functions at
+    your breakpoints, and what `display`, `dprintf`, `commands` and each `print`
+    of this session show. What a recipe cannot say stands in it as a comment.
+    Save before you detach; then `virtrace start FILE`.
     """
     if not file.endswith(".yaml"):
         raise UsageError("which file?", "a name that ends in .yaml: virtrace save mine.yaml")
@@ -349,9 +352,9 @@ def _check(name: str) -> int:
 
     Usage: virtrace check RECIPE
 
-    As the header of a trace, in JSON. Of the process that GDB is attached to, and lets go; of the
-    one in the environment as VIRTRACE_PID, which is not touched; or of files that no process runs,
-    VIRTRACE_AGAINST.
+    As the header of a trace, in JSON. Of the process that GDB is attached to,
+    and lets go; of the one in the environment as VIRTRACE_PID, which is not
+    touched; or of files that no process runs, VIRTRACE_AGAINST.
     """
     recipe = catalogue.find(name)
     process = _process()

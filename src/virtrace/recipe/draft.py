@@ -57,8 +57,7 @@ def text(
     lines = ["virtrace: 1", f"name: {name}", "about: |", *_indented(about.splitlines(), 2)]
     lines.append(f"try: {_quoted(try_)}")
     if where:
-        written = yaml.safe_dump(dict(where), default_style='"', sort_keys=False, width=_ONE_LINE)
-        lines += ["where:", *_indented(written.splitlines(), 2)]
+        lines += ["where:", *(f"  {_quoted(key)}: {_text(where[key])}" for key in where)]
     lines += ["", *map(_comment, comments), "spans:"]
     for span in spans:
         lines += _indented(_span(span), 2)
@@ -85,14 +84,19 @@ def _span(span: Draft) -> Iterator[str]:
         captures: Mapping[str, str] | None = getattr(span, key)
         if captures:
             yield f"  {key}:"
-            yield from (f"    {name}: {_quoted(value)}" for name, value in captures.items())
+            yield from (f"    {_quoted(name)}: {_quoted(captures[name])}" for name in captures)
         elif captures is not None and key == "lines":
             yield "  lines: {}"
 
 
 def _quoted(plain: str) -> str:
-    """A scalar of YAML: declarations and captures have no other character that matters there."""
-    return f"'{plain}'" if plain.startswith("*") else plain
+    """A scalar of YAML: a name, a declaration or a capture, which has no character to escape."""
+    return f"'{plain}'" if plain.startswith("*") or plain.lower() == "null" else plain
+
+
+def _text(value: str) -> str:
+    """Whatever it is."""
+    return yaml.safe_dump(value, default_style='"', width=_ONE_LINE).strip()
 
 
 def _comment(words: str) -> str:
