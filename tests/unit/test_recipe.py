@@ -116,6 +116,7 @@ BROKEN = [
     ("try:", "where: {a=b: vda}\ntry:", "5:9", "found 'a=b'", "a name as C has them"),
     ("try:", "where: {domain: }\ntry:", "5:16", "found nothing", "write text"),
     ("try:", "calls: 0\ntry:", "5:8", "'0' is no number of calls", "above 0"),
+    ("try:", "calls: ''\ntry:", "5:8", "'nothing' is no number of calls", "above 0"),
     ("try:", "calls: 1.5\ntry:", "5:8", "'1.5' is no number of calls", "above 0"),
     ("try:", "seconds: 1e9\ntry:", "5:10", "'1e9' is no number of seconds", "above 0"),
     ("try:", "seconds: [1]\ntry:", "5:10", "found a list", "write text"),

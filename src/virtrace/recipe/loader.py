@@ -241,23 +241,23 @@ def _recipe(root: _Node) -> Recipe:
 def _selecting(recipe: Recipe, keys: Mapping[str, _Node]) -> Recipe:
     """The recipe with its filters and limits, by the rules of those that the user gives."""
 
-    def chosen(node: _Node, where: str | None, calls: str | None, seconds: str | None) -> Selection:
+    def chosen(node: _Node, **given: Any) -> Selection:
         try:
-            return selection.parse(recipe, [where] if where else [], calls, seconds)
+            return selection.parse(recipe, **{"where": [], "calls": None, "seconds": None, **given})
         except UsageError as error:
             node.fail(error.what, error.remedy)
 
-    limits: dict[str, Any] = {}
-    if "calls" in keys:
-        limits["calls"] = chosen(keys["calls"], None, keys["calls"].text(), None).calls
-    if "seconds" in keys:
-        limits["seconds"] = chosen(keys["seconds"], None, None, keys["seconds"].text()).seconds
+    limits = {}
+    for what in [one for one in ("calls", "seconds") if one in keys]:
+        # Nothing is no limit where the user gives it, and no number here.
+        limit = chosen(keys[what], **{what: keys[what].text() or "nothing"})
+        limits[what] = getattr(limit, what)
     where: dict[str, str] = {}
     for name, key, value in keys["where"].items() if "where" in keys else ():
         key.name(_C_NAME)
         if len(where) == MAX_VALUES:
             key.fail(f"found more than {MAX_VALUES} values", "choose by fewer")
-        where.update(chosen(key, f"{name}={value.text()}", None, None).where)
+        where.update(chosen(key, where=[f"{name}={value.text()}"]).where)
     return replace(recipe, raw={**recipe.raw, **limits}, where=where, **limits)
 
 
