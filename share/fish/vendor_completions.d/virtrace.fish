@@ -21,7 +21,7 @@ end
 
 
 function _virtrace_recipes
-  string split ' ' 'blockinfo blockstats dominfo domstats errors qmp start-failure'
+  string split ' ' 'blockinfo blockjob blockstats dominfo domstats errors job-lock migration monitor-stall pool-refresh qmp rpc start-failure'
   __fish_complete_suffix .yaml
 end
 
@@ -72,7 +72,7 @@ function _shtab_virtrace_using
   test "$_shtab_virtrace_cmdpath" = "$argv"
 end
 
-set -g _shtab_virtrace_commands record show explain diff export replay recipe 'recipe list' 'recipe show' 'recipe check' 'recipe new' doctor pack 'pack make' 'pack show' lab 'lab up' 'lab down' 'lab status' 'lab run'
+set -g _shtab_virtrace_commands record show explain diff export replay recipe 'recipe list' 'recipe show' 'recipe check' 'recipe new' doctor pack 'pack make' 'pack show' rescue lab 'lab up' 'lab down' 'lab status' 'lab run'
 set -g _shtab_virtrace_opts_with_value --against --call --calls --dir --for --html --output --pid --process --recipe --release --seconds --source --to --where -o -p
 
 complete -c virtrace -e
@@ -90,7 +90,7 @@ complete -c virtrace -n '_shtab_virtrace_using record' -l calls -x -d 'end after
 complete -c virtrace -n '_shtab_virtrace_using record' -l source -xka "(__fish_complete_directories)" -d 'libvirt'"'"'s source, for the text of its lines'
 complete -c virtrace -n '_shtab_virtrace_using record' -l seconds -x -d 'end after S seconds'
 complete -c virtrace -n '_shtab_virtrace_using record' -l host-facts -d 'add to the trace what the host says of each disk in it, once it is over'
-complete -c virtrace -n '_shtab_virtrace_using record; and test $_shtab_virtrace_npos -eq 0' -ka "(_virtrace_recipes)" -d 'blockinfo, blockstats, dominfo, domstats, errors, qmp, start-failure, or a recipe'"'"'s file'
+complete -c virtrace -n '_shtab_virtrace_using record; and test $_shtab_virtrace_npos -eq 0' -ka "(_virtrace_recipes)" -d 'blockinfo, blockjob, blockstats, dominfo, domstats, errors, job-lock, migration, monitor-stall, pool-refresh, qmp, rpc, start-failure, or a recipe'"'"'s file'
 complete -c virtrace -n '_shtab_virtrace_using; and test $_shtab_virtrace_npos -eq 0' -a show -d 'Show every traced call: its answer first, then how it came about.'
 complete -c virtrace -n '_shtab_virtrace_using show' -s h -l help -d 'show this help message and exit'
 complete -c virtrace -n '_shtab_virtrace_using show' -l json -d 'one JSON document, for scripts'
@@ -109,9 +109,9 @@ complete -c virtrace -n '_shtab_virtrace_using diff' -l json -d 'one JSON docume
 complete -c virtrace -n '_shtab_virtrace_using diff' -l full -d 'every difference, none folded'
 complete -c virtrace -n '_shtab_virtrace_using diff; and test $_shtab_virtrace_npos -eq 0' -ka "(_shtab_glob_compgen_d650b53a)" -d 'a trace (.jsonl)'
 complete -c virtrace -n '_shtab_virtrace_using diff; and test $_shtab_virtrace_npos -eq 1' -ka "(_shtab_glob_compgen_d650b53a)" -d 'the trace to compare it with'
-complete -c virtrace -n '_shtab_virtrace_using; and test $_shtab_virtrace_npos -eq 0' -a export -d 'Draw who called whom, down to the QMP commands, over all calls of a trace.'
+complete -c virtrace -n '_shtab_virtrace_using; and test $_shtab_virtrace_npos -eq 0' -a export -d 'Write a trace in the format of another tool. perfetto, chrome: what each thread did and when, for ui.perfetto.dev and other viewers of traces; csv: each call of each function, for pandas or a spreadsheet; mermaid, svg: who called whom, as a picture.'
 complete -c virtrace -n '_shtab_virtrace_using export' -s h -l help -d 'show this help message and exit'
-complete -c virtrace -n '_shtab_virtrace_using export' -l to -xka "mermaid svg" -d 'the format'
+complete -c virtrace -n '_shtab_virtrace_using export' -l to -xka "perfetto chrome csv mermaid svg" -d 'the format'
 complete -c virtrace -n '_shtab_virtrace_using export' -s o -l output -xka "(__fish_complete_path (commandline -ct))" -d 'the file; must not exist'
 complete -c virtrace -n '_shtab_virtrace_using export; and test $_shtab_virtrace_npos -eq 0' -ka "(_shtab_glob_compgen_d650b53a)" -d 'a trace (.jsonl)'
 complete -c virtrace -n '_shtab_virtrace_using; and test $_shtab_virtrace_npos -eq 0' -a replay -d 'Trace a daemon of this host by the recipe in FILE, with the filters and limits of that trace, and compare the new trace with it. The command that was traced is run again only after you agree; COMMAND is run instead.'
@@ -152,6 +152,10 @@ complete -c virtrace -n '_shtab_virtrace_using pack make' -l for -xka "(_shtab_g
 complete -c virtrace -n '_shtab_virtrace_using pack make' -s o -l output -xka "(__fish_complete_directories)" -d 'folder (default: the user'"'"'s cache)'
 complete -c virtrace -n '_shtab_virtrace_using pack; and test $_shtab_virtrace_npos -eq 0' -a show -d 'say what a pack holds'
 complete -c virtrace -n '_shtab_virtrace_using pack show' -s h -l help -d 'show this help message and exit'
+complete -c virtrace -n '_shtab_virtrace_using; and test $_shtab_virtrace_npos -eq 0' -a rescue -d 'Say what a debugger that was killed left in process PID, and take it back after you agree. It is found by what virtrace noted when it traced, and by comparing the code in memory with its files, so that breakpoints of other debuggers are found too.'
+complete -c virtrace -n '_shtab_virtrace_using rescue' -s h -l help -d 'show this help message and exit'
+complete -c virtrace -n '_shtab_virtrace_using rescue' -l yes -d 'agree beforehand'
+complete -c virtrace -n '_shtab_virtrace_using rescue; and test $_shtab_virtrace_npos -eq 0' -ka "(pidof libvirtd virtqemud)" -d 'the daemon'
 complete -c virtrace -n '_shtab_virtrace_using; and test $_shtab_virtrace_npos -eq 0' -a lab -d 'A private, real libvirtd with a running guest. It runs without root'"'"'s rights in a folder of its own and touches nothing of the host'"'"'s libvirt.'
 complete -c virtrace -n '_shtab_virtrace_using lab' -s h -l help -d 'show this help message and exit'
 complete -c virtrace -n '_shtab_virtrace_using lab; and test $_shtab_virtrace_npos -eq 0' -a up -d 'start it'
