@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -46,46 +47,57 @@ def test_the_guard_takes_back_what_gdb_left(lab: Lab, tmp_path: Path, wait: floa
     assert main(["rescue", str(lab.pid)]) == 0
 
 
-def test_the_guard_ends_with_the_trace(lab: Lab, tmp_path: Path) -> None:
-    before = guards()
+@contextmanager
+def tracing(lab: Lab, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A trace whose breakpoints are set; ended, where that was not done inside."""
     command = [sys.executable, "-m", "virtrace.cli.main", "record", "blockinfo", "-p", str(lab.pid)]
-    record = subprocess.Popen(
-        [*command, "-o", str(tmp_path / "t.jsonl")], stdout=subprocess.PIPE, text=True
-    )
-    assert record.stdout is not None
-    assert any("Ctrl-C" in line for line in record.stdout)
-    [guard] = guards() - before
-    record.send_signal(signal.SIGINT)
-    record.communicate(timeout=30)
+    with subprocess.Popen(
+        [*command, "-o", str(folder / "t.jsonl")], stdout=subprocess.PIPE, text=True
+    ) as record:
+        assert record.stdout is not None
+        assert any("Ctrl-C" in line for line in record.stdout)
+        wait_for_breakpoints(lab.pid)
+        try:
+            yield record
+        finally:
+            record.send_signal(signal.SIGINT)
+            record.stdout.read()
+
+
+def guard_of(lab: Lab) -> int:
+    """It has the memory of the daemon open."""
+    [guard] = [pid for pid in guards() if f"/proc/{lab.pid}/mem" in open_files(pid)]
+    return guard
+
+
+def guards() -> list[int]:
+    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    return [pid for pid in pids if (read_status(pid) or {}).get("Name") == "virtrace-guard"]
+
+
+def open_files(pid: int) -> list[str]:
+    found = []
+    with suppress(FileNotFoundError):
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(FileNotFoundError):
+                found.append(os.readlink(f"/proc/{pid}/fd/{name}"))
+    return found
+
+
+def test_the_guard_ends_with_the_trace(lab: Lab, tmp_path: Path) -> None:
+    with tracing(lab, tmp_path):
+        guard = guard_of(lab)
     until = time.monotonic() + 10
     while os.path.exists(f"/proc/{guard}"):
         assert time.monotonic() < until, "the guard outlives its trace"
 
 
-def guards() -> set[int]:
-    found = set()
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        status = read_status(int(pid))
-        if status is not None and status["Name"] == "virtrace-guard":
-            found.add(int(pid))
-    return found
-
-
 def killed_with_its_guard(lab: Lab, folder: Path) -> None:
-    before = guards()
-    command = [sys.executable, "-m", "virtrace.cli.main", "record", "blockinfo", "-p", str(lab.pid)]
-    record = subprocess.Popen(
-        [*command, "-o", str(folder / "t.jsonl")], stdout=subprocess.PIPE, text=True
-    )
-    assert record.stdout is not None
-    assert any("Ctrl-C" in line for line in record.stdout)
-    wait_for_breakpoints(lab.pid)
-    status = read_status(lab.pid)
-    assert status is not None
-    [guard] = guards() - before
-    os.kill(guard, signal.SIGKILL)
-    os.kill(int(status["TracerPid"]), signal.SIGKILL)
-    record.communicate(timeout=30)
+    with tracing(lab, folder):
+        status = read_status(lab.pid)
+        assert status is not None
+        os.kill(guard_of(lab), signal.SIGKILL)
+        os.kill(int(status["TracerPid"]), signal.SIGKILL)
 
 
 def rescue(lab: Lab, *options: str, home: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -146,15 +158,8 @@ def test_rescue_lets_a_stopped_daemon_run(lab: Lab) -> None:
 
 
 def test_rescue_leaves_a_traced_process_alone(lab: Lab, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "virtrace.cli.main", "record", "blockinfo", "-p", str(lab.pid)]
-    record = subprocess.Popen(
-        [*command, "-o", str(tmp_path / "t.jsonl")], stdout=subprocess.PIPE, text=True
-    )
-    assert record.stdout is not None
-    assert any("Ctrl-C" in line for line in record.stdout)
-    told = rescue(lab, "--yes")
+    with tracing(lab, tmp_path):
+        told = rescue(lab, "--yes")
     assert told.returncode == 3
     assert "is traced by gdb" in told.stderr
-    record.send_signal(signal.SIGINT)
-    record.communicate(timeout=30)
     assert lives(lab, lab.pid)

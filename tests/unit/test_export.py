@@ -18,6 +18,7 @@ import samples
 from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as protos
 
 from support import pages
+from virtrace import report
 from virtrace.cli.main import main
 from virtrace.trace.format import unavailable
 
@@ -71,6 +72,7 @@ def test_without_the_package_perfetto(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delitem(sys.modules, "virtrace.report.perfetto", raising=False)
+    monkeypatch.delattr(report, "perfetto", raising=False)
     monkeypatch.setitem(sys.modules, "perfetto.trace_builder.proto_builder", None)
     out = tmp_path / "out"
     assert main(["export", str(pages.SAMPLE), "--to", "perfetto", "-o", str(out)]) == 2
