@@ -8,11 +8,11 @@ import sys
 from collections.abc import Sequence
 
 from virtrace import __version__
-from virtrace.cli import diff, doctor, explain, export, lab, pack, recipe, record, replay, show
+from virtrace.cli import bundle, diff, doctor, explain, export, lab, pack, recipe, record, replay, show
 from virtrace.errors import INTERRUPTED, VirtraceError
 
 # Each module has add_parser(subparsers), which sets run=function(args) -> exit status.
-COMMANDS = (record, show, explain, diff, export, replay, recipe, doctor, pack, lab)
+COMMANDS = (record, show, explain, diff, export, bundle, replay, recipe, doctor, pack, lab)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,0 +1,321 @@
+"""REPORT.md: what to paste into a bug tracker, filled in from the redacted trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from virtrace.analysis import qmp
+from virtrace.analysis.blockinfo import API, NUMBERS
+from virtrace.analysis.explain import Explanation
+from virtrace.analysis.qmp import Exchange
+from virtrace.analysis.spans import Call, Point
+from virtrace.report import explanation, pieces, units
+from virtrace.report.highlight import Style, safe
+from virtrace.trace.format import Json, Record, is_unavailable
+from virtrace.trace.reader import Trace
+
+REPORT = "REPORT.md"
+_STYLE = Style(unicode=True)
+_MOST = 5
+_ABOUT = {
+    "trace.jsonl": "all that was traced, an event a line",
+    "recipe.yaml": "what was traced",
+    "explain.txt": "where each number came from, and the evidence",
+    "explain.json": "the same for scripts",
+    "page.html": "the trace as a page for a browser",
+    "versions.json": "versions",
+    "host/settings.txt": "settings of the daemon that are not the default",
+    "host/backtrace.txt": "`thread apply all bt` of the daemon",
+    REPORT: "this text",
+}
+_WORDS = {
+    "capacity": "the size that the guest sees",
+    "allocation": "the space that the image occupies on the host, as `du` says",
+    "physical": "the size of the image's file or device on the host, as `ls -l` says",
+}
+
+Nodes = Sequence["Call | Point | Exchange"]
+
+
+def markdown(
+    trace: Trace,
+    nodes: Nodes,
+    explained: Sequence[Explanation],
+    versions: Record,
+    files: Sequence[str],
+    absent: Mapping[str, str],
+    kept: Sequence[str],
+) -> str:
+    """trace, nodes, explained: of the redacted trace. files, absent: as in the manifest."""
+    calls = [node for node in nodes if isinstance(node, Call)]
+    parts = [
+        _title(trace, calls, explained),
+        _problem(trace, calls, nodes, explained),
+        ["## Software environment", "", *_environment(trace, versions)],
+        ["## Steps to reproduce", "", *_steps(trace, calls, explained)],
+        ["## Actual results", "", *_actual(nodes, calls, explained)],
+        ["## Expected results", "", *_expected(nodes, calls, explained)],
+        ["## Additional information", "", *_files(files, absent, kept)],
+    ]
+    return "\n\n".join("\n".join(part) for part in parts) + "\n"
+
+
+def _title(trace: Trace, calls: Sequence[Call], explained: Sequence[Explanation]) -> list[str]:
+    if explained:
+        block = explained[0].case.block
+        if not block.answered:
+            return [f"# `virsh domblkinfo` fails for disk {_code(block.disk)} of a guest"]
+        return ["# `virsh domblkinfo` shows numbers that surprise"]
+    failed = next((call for call in calls if call.failed), None)
+    if failed is not None:
+        return [f"# {_code(failed.root.name)} fails"]
+    name = trace.header["recipe"].get("name")
+    return [f"# A trace by the recipe {_code(name)}"]
+
+
+def _problem(
+    trace: Trace, calls: Sequence[Call], nodes: Nodes, explained: Sequence[Explanation]
+) -> list[str]:
+    lines = ["## Description of problem", ""]
+    if explained:
+        lines += [f"- {_about(each)}: {_text(explanation.answer(each))}" for each in explained[:_MOST]]
+        lines += _and_more(len(explained), "case")
+        lines += ["", "The sentences are those of `virtrace explain`, which read them off the trace."]
+    else:
+        failed = sum(call.failed for call in calls)
+        apart = sum(not isinstance(node, Call) for node in nodes)
+        lines.append(
+            f"{units.count(len(calls), 'call')} of libvirt's API were traced, {failed} of them "
+            f"failed; {units.count(apart, 'event')} happened outside of calls."
+        )
+    if trace.problems:
+        lines += ["", f"The trace is incomplete: {_text('; '.join(trace.problems))}."]
+    return lines
+
+
+def _environment(trace: Trace, versions: Record) -> Iterator[str]:
+    host = trace.header["host"]
+    rows = {
+        "Operating system": host["system"],
+        "Architecture": host["machine"],
+        "Kernel": host["kernel"],
+        "libvirt": versions["libvirt"],
+        "Hypervisor": versions["qemu"],
+        "GDB": trace.header["tool"]["gdb"],
+        "virtrace": trace.header["tool"]["virtrace"],
+    }
+    for name, value in rows.items():
+        yield f"- {name}: {_known(value)}"
+    for module in trace.header["target"]["modules"]:
+        name = module["path"].rpartition("/")[2]
+        yield f"- Build-id of {_code(name)}: {_known(module['build_id'])}"
+
+
+def _steps(
+    trace: Trace, calls: Sequence[Call], explained: Sequence[Explanation]
+) -> Iterator[str]:
+    number = 1
+    for each in explained[:_MOST]:
+        yield f"{number}. Have {_guest(each)}."
+        number += 1
+    command = trace.header.get("command")
+    shown = [command] if isinstance(command, str) else list(_commands(calls))
+    for each in shown[:_MOST] or [str(trace.header["recipe"].get("try") or "")]:
+        yield f"{number}. Run {_code(each)}."
+        number += 1
+    yield ""
+    yield (
+        "To trace the same on another host: "
+        f"`virtrace replay BUNDLE{_where(trace)} -- COMMAND`, with the names that are there."
+    )
+
+
+def _where(trace: Trace) -> str:
+    where = (trace.header.get("selection") or {}).get("where") or {}
+    return "".join(f" --where {key}={key.upper()}" for key in where)
+
+
+def _guest(each: Explanation) -> str:
+    """Guest and disk, as far as the trace tells."""
+    block, device = each.case.block, each.case.device
+    state = {True: "running", False: "shut-off", None: "defined"}[block.running]
+    if not block.answered:
+        return f"a guest, here {_code(block.domain)}"
+    told = f"a {state} guest, here {_code(block.domain)}, with a disk {_code(block.disk)}"
+    if device is not None and device.format:
+        storage = {"file": "file", "host_device": "block device of the host"}.get(
+            device.protocol or "", f"storage by QEMU's driver {device.protocol}"
+        )
+        told += f": format {device.format} on a {storage}"
+    return told
+
+
+def _commands(calls: Sequence[Call]) -> Iterator[str]:
+    """What makes the same calls; each once."""
+    seen = set()
+    for call in calls:
+        asked = [
+            value for name, value in call.root.arguments.items()
+            if name in ("domain", "disk") and isinstance(value, str)
+        ]
+        text = " ".join(["virsh domblkinfo", *asked])
+        if call.root.name != API:
+            text = pieces.question(call, _STYLE)
+        if text not in seen:
+            seen.add(text)
+            yield text
+
+
+def _actual(
+    nodes: Nodes, calls: Sequence[Call], explained: Sequence[Explanation]
+) -> Iterator[str]:
+    for each in explained[:_MOST]:
+        yield from _case(each)
+        yield ""
+    yield from _and_more(len(explained), "case")
+    if explained:
+        yield "`explain.txt` has the way of each number from QEMU or the host, with its evidence."
+        return
+    errors = list(_errors(nodes))
+    for line in errors[:_MOST]:
+        yield f"- {line}"
+    yield from _and_more(len(errors), "error")
+    if not errors:
+        yield "No call failed, and no error was raised. `page.html` has every call."
+
+
+def _case(each: Explanation) -> Iterator[str]:
+    block = each.case.block
+    yield f"{_about(each)}, {_calls(each)}:"
+    yield ""
+    if not each.lineages:
+        message = block.error.values.get("message") if block.error else None
+        yield f"- libvirt's error: {_text(pieces.plain(message))}" if message else "- no numbers"
+    for lineage in each.lineages:
+        value = lineage.answer.value
+        number = "unknown" if value is None else units.quantity(lineage.number, value)
+        yield f"- {lineage.number.capitalize()}: {number}; {_text(explanation.meaning(lineage))}"
+    first = each.findings[0].cause
+    yield ""
+    yield f"Cause `{first.name}`: {_text(explanation.fill(first.means, each.case))}"
+
+
+def _expected(
+    nodes: Nodes, calls: Sequence[Call], explained: Sequence[Explanation]
+) -> Iterator[str]:
+    answered = [each for each in explained if each.case.block.answered]
+    failed = [each for each in explained if not each.case.block.answered]
+    if failed:
+        disks = ", ".join(dict.fromkeys(_about(each) for each in failed[:_MOST]))
+        yield f"Three numbers and no error for {disks}, provided that the guest has such a disk."
+        yield ""
+    if answered:
+        yield "By libvirt's documentation of `virDomainBlockInfo`:"
+        yield ""
+        for number in NUMBERS:
+            yield f"- {number.capitalize()}: {_WORDS[number]}"
+        yield ""
+        for each in answered[:_MOST]:
+            yield from _compared(each)
+    if not explained:
+        if any(_errors(nodes)):
+            yield "No error."
+        else:
+            yield "(Please say here what should have happened; the trace has no error.)"
+
+
+def _compared(each: Explanation) -> Iterator[str]:
+    """The answer against what QEMU or the host told to be in use."""
+    block, host = each.case.block, each.case.host
+    device = each.case.device
+    used = device.actual_size.value if device and device.actual_size else None
+    if used is None and host is not None and host.is_block_device is False:
+        used = host.allocated
+    size = host.size if host is not None else None
+    for number, truth, source in (
+        ("allocation", used, "in use"),
+        ("physical", size, "the size on the host"),
+    ):
+        answer = block.number(number)
+        if truth is None or answer is None:
+            continue
+        agrees = "as" if truth == answer else "but"
+        yield (
+            f"- {_about(each)}: {number.capitalize()} is {units.quantity(number, answer)}, "
+            f"{agrees} {units.quantity(number, truth)} is {source}."
+        )
+
+
+def _errors(nodes: Nodes) -> Iterator[str]:
+    for node in nodes:
+        if isinstance(node, Call):
+            if node.failed:
+                last = node.errors()[-1:]
+                said = pieces.plain(last[0].values.get("message")) if last else "no error was seen"
+                yield f"{_code(pieces.question(node, _STYLE))} failed: {_text(said)}"
+        elif isinstance(node, Point):
+            if node.event.name == "error":
+                yield f"error: {_text(pieces.plain(node.event.values.get('message')))}"
+        elif node.reply is not None and node.failed:
+            yield f"QMP {_code(str(node.command))} failed: {_text(qmp.error_of(node.reply) or '')}"
+
+
+def _files(
+    files: Sequence[str], absent: Mapping[str, str], kept: Sequence[str]
+) -> Iterator[str]:
+    if kept:
+        yield f"Names are pseudonyms, but for these kinds, which were released: {', '.join(kept)}."
+    else:
+        yield "Names such as `domain-1` and `path-2.qcow2` are pseudonyms."
+    yield "One name has the same pseudonym everywhere; the reporter can tell what it stands for."
+    yield "Numbers and times are as they were."
+    yield ""
+    yield "The bundle beside this text has:"
+    yield ""
+    for name in sorted(files):
+        yield f"- `{name}`: {_about_file(name)}"
+    if absent:
+        yield ""
+        yield "It does not have:"
+        yield ""
+        for name, why in sorted(absent.items()):
+            yield f"- `{name}` ({_about_file(name)}): {_text(why)}"
+    yield ""
+    yield "`virtrace show BUNDLE`, `explain`, `diff`, `export` and `replay` read it as it is."
+
+
+def _about_file(name: str) -> str:
+    if name in _ABOUT:
+        return _ABOUT[name]
+    return "the guest's XML" if name.endswith(".xml") else "the end of the log of the guest's QEMU"
+
+
+def _about(each: Explanation) -> str:
+    block = each.case.block
+    return f"{_code(block.domain)} {_code(block.disk)}"
+
+
+def _calls(each: Explanation) -> str:
+    return f"{units.count(len(each.calls), 'call')} of {_code(API)}"
+
+
+def _and_more(number: int, noun: str) -> Iterator[str]:
+    if number > _MOST:
+        yield f"- and {units.count(number - _MOST, noun)} more"
+
+
+def _known(value: Json) -> str:
+    if is_unavailable(value):
+        return f"unknown ({_text(str(value['unavailable']))})"
+    return "unknown" if value is None else _text(str(value))
+
+
+def _text(text: str) -> str:
+    """No Markdown or HTML of its own."""
+    shown = safe(" ".join(text.split()), _STYLE)
+    return shown.replace("\\", "\\\\").replace("<", "&lt;").replace("*", "\\*")
+
+
+def _code(text: object) -> str:
+    shown = safe(str(text), _STYLE).replace("`", "'")
+    return f"`{shown}`"

@@ -1,0 +1,40 @@
+"""Words that are QEMU's, libvirt's and virtrace's own, and so tell nothing of a host."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+# Whatever these say can stand in a bundle without having come from the trace.
+_OWN_TEXTS = (
+    *("analysis/*.py", "analysis/*.yaml", "report/*.py", "report/*.json", "report/page/*"),
+    *("bundle/*", "trace/*.py", "trace/*.json", "recipes/*.yaml"),
+)
+
+
+@functools.cache
+def _lists() -> tuple[frozenset[str], frozenset[str]]:
+    text = Path(__file__).with_name("words.txt").read_text(encoding="utf-8")
+    _, names, words = text.split("\n\n# ")
+    return frozenset(names.split()[1:]), frozenset(words.split()[1:])
+
+
+def is_name(text: str) -> bool:
+    """A command, member, value or type of QEMU or libvirt; exactly so written."""
+    return text in _lists()[0]
+
+
+def is_word(text: str) -> bool:
+    """A word that messages of QEMU and libvirt are made of, in lower case."""
+    names, words = _lists()
+    return text in words or text in names
+
+
+@functools.cache
+def corpus() -> str:
+    """All that a bundle can say by itself, in lower case."""
+    folders = [_PACKAGE, _PACKAGE.parents[1]]
+    files = (file for name in _OWN_TEXTS for each in folders for file in sorted(each.glob(name)))
+    texts = (file.read_text(encoding="utf-8") for file in files if file.is_file())
+    return "\n".join(texts).lower()
