@@ -91,6 +91,10 @@ class Pseudonyms:
         """The pseudonym of a value that is one at another place."""
         return self._given.get(original)
 
+    def is_common(self, original: str) -> bool:
+        """A part of a path such as `libvirt`, which elsewhere is just that word."""
+        return self.kind_of(original) in ("path", "text") and self.is_ordinary(original)
+
     def find(self, text: str, start: int) -> tuple[int, str] | None:
         """Of a distinct original that stands right here, the end, and its pseudonym."""
         found = self._pattern.match(text, start) if self._pattern else None
@@ -190,6 +194,9 @@ class Audit(Pseudonyms):
         if original not in self._allowed:
             self.found.setdefault(original, kind)
         return original
+
+    def is_common(self, original: str) -> bool:
+        return self._made_with.is_common(original)
 
     def known(self, original: str) -> str | None:
         """A word that is nobody's may stand here; one that is another's pseudonym does."""

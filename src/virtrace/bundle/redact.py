@@ -25,7 +25,7 @@ from virtrace.recipe import catalogue
 from virtrace.trace.format import Json, Record, is_unavailable, unavailable
 
 # What a key says of its text, in JSON, in XML and in `key=value`. Besides the kinds: `disk`, a
-# target or a path; `command`, what a shell reads; `message`, prose of libvirt or QEMU; `name`,
+# target or a path; `place`, a path or something that is none; `command`, what a shell reads; `message`, prose of libvirt or QEMU; `name`,
 # a name of whatever is called so elsewhere.
 _KEYS = {
     **dict.fromkeys(("domain", "dom", "guest", "vm", "domname"), "domain"),
@@ -46,13 +46,19 @@ _KEYS = {
     ),
     **dict.fromkeys(
         (
-            *("path", "filename", "file", "dir", "folder", "source", "dev", "socket", "logfile"),
-            *("backing-file", "backing-filename", "full-backing-filename", "base", "top"),
-            *("backing", "mem-path", "kernel", "initrd", "dtb", "loader", "nvram", "emulator"),
-            *("script", "downscript", "pidfile", "image", "target", "exe", "snapshot-file"),
-            *("base-node-file", "backing-image", "directory", "fd-path", "pty", "datastore"),
+            *("path", "filename", "file", "dir", "folder", "logfile", "backing-file", "exe"),
+            *("backing-filename", "full-backing-filename", "snapshot-file", "mem-path"),
+            *("backing-image", "directory", "fd-path", "datastore"),
         ),
         "path",
+    ),
+    **dict.fromkeys(
+        (
+            *("base", "top", "backing", "source", "dev", "target", "image", "socket", "kernel"),
+            *("initrd", "dtb", "loader", "nvram", "emulator", "script", "downscript", "pidfile"),
+            *("pty", "device"),
+        ),
+        "place",
     ),
     **dict.fromkeys(("description", "title", "metadata", "comment", "notes"), "text"),
     **dict.fromkeys(("name", "id", "label", "alias", "usage", "export", "network"), "name"),
@@ -91,7 +97,8 @@ _ELEMENTS = {
     "graphics/keymap": "own",
     "type": "own",
     "model": "own",
-    "driver/name": "name",
+    "driver/name": "code",
+    "boot/dev": "code",
     "backingStore": "text",
 }
 # QEMU tells of itself in the replies to these, not of a guest.
@@ -132,7 +139,8 @@ _PLAIN = re.compile(
       |redir|fs|tpm|mem|memdimm|dimm|shmem|panic|hub|smartcard|hostdev|iothread|vcpu|cpu
       |masterKey|objmasterKey|ccid|vsock|iommu|vgamem|pflash|floppy|cd|thread)
       [0-9]+(?:[.-][0-9]+)*
-    | pc\.ram | pci | masterKey0
+    | (?:pci|pcie|ide|usb|scsi|sata|virtio-serial|virtio|isa|dimm)(?:\.[0-9]+)+
+    | pc\.ram | pci | masterKey0 | charmonitor | (?:serial|channel|console)[0-9]+-source
     | (?:pc|q35|pc-q35|pc-i440fx|virt|pseries|s390-ccw-virtio)(?:-[0-9.]+(?:\+[0-9a-z]+)?)?
     | (?:fd|hd|sd|vd|xvd)[a-z]{1,2}
     | [0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9:.]+(?:Z|[+-][0-9:]+)? | [0-9]{4}-[0-9]{2}-[0-9]{2}
@@ -186,6 +194,8 @@ _PROSE = re.compile(
 # A name in brackets behind what it is the name of: (vm1), [vm1].
 _VIRSH = frozenset({"sh", "bash", "sudo", "virsh", "virtrace", "qemu-img", "qemu-io", "--"})
 _DEEPEST = 100
+ElementTree.register_namespace("qemu", "http://libvirt.org/schemas/domain/qemu/1.0")
+_LARGE = 1 << 24
 
 
 class Redactor:
@@ -197,6 +207,8 @@ class Redactor:
         self._sent: dict[object, object] = {}
         self._by_domain: frozenset[str] = frozenset()
         self._depth = 0
+        # Whether a reason why something is unavailable is virtrace's own.
+        self._by_engine = False
 
     def complete(self) -> None:
         """All that is to be redacted has been read once."""
@@ -218,6 +230,7 @@ class Redactor:
 
     def _record(self, record: Record) -> Record:
         kind = record["type"]
+        self._by_engine = kind != "host"
         if kind == "header":
             return self._header(record)
         if kind == "footer":
@@ -342,11 +355,14 @@ class Redactor:
             if kind is not None:
                 return [self._named(each, kind) for each in value]
             return [self._value(each, key) for each in value]
+        if type(value) is int and value > _LARGE and _kind_of(key) in ("serial", "secret"):
+            # A WWN is a number to QEMU.
+            return self.names.add(_kind_of(key), str(value))
         return value
 
     def _object(self, value: Record, key: str) -> Json:
         if is_unavailable(value):
-            return unavailable(self._prose(str(value["unavailable"])))
+            return unavailable(self._prose(str(value["unavailable"]), own=self._by_engine))
         if set(value) <= {"text", "bytes", "length"} and ("bytes" in value or "length" in value):
             return self._cut(value, key)
         if key in self._by_domain:
@@ -360,7 +376,7 @@ class Redactor:
         if not isinstance(value, dict):
             return self._value(value, kind)
         return {
-            self._key(name): self._value(each, kind if name in ("name", "tag", "id") else name)
+            self._key(name): self._value(each, kind if name in ("name", "tag") else name)
             for name, each in value.items()
         }
 
@@ -415,9 +431,14 @@ class Redactor:
             "own": lambda each: self._prose(each, own=True),
             "code": lambda each: each if _IDENTIFIER.fullmatch(each) else self._untyped(each),
             "path": self._place,
-            "disk": lambda each: each if _TARGET.fullmatch(each) else self._place(each),
+            "place": lambda each: self._place(each) if "/" in each else self._name(each),
+            "disk": lambda each: (
+                each if _TARGET.fullmatch(each) else self._shaped(each) or self._place(each)
+            ),
             "name": self._name,
         }
+        if text in _FLAGS and kind not in _NAMES:
+            return text
         if kind in handlers:
             return handlers[kind](text)
         if kind not in KINDS:
@@ -436,19 +457,24 @@ class Redactor:
         structured = self._structured(text) or self._shaped(text)
         if structured is not None:
             return structured
-        if words.is_name(text):
+        if words.is_name(text) or len(text) == 1:
             return text
         plain = self._plain(text)
         if plain is not None:
             return plain
-        known = self.names.known(text)
+        prefixed = re.fullmatch(r"(unix|file|pipe|tcp|udp|telnet):(/.*)", text)
+        if prefixed:
+            return f"{prefixed[1]}:{self._place(prefixed[2])}"
+        known = None if self.names.is_common(text) else self.names.known(text)
         if known is not None:
             return known
         return self._prose(text) if " " in text else self.names.add("text", text)
 
     def _name(self, text: str) -> str:
         """Of a name what it is the name of is not known here, but may be elsewhere."""
-        known = self.names.known(text)
+        if text.isdecimal():
+            return text
+        known = None if self.names.is_common(text) else self.names.known(text)
         return known if known is not None else self._untyped(text)
 
     def _structured(self, text: str) -> str | None:
@@ -535,6 +561,8 @@ class Redactor:
             return self._uri(text)
         if _QOM.fullmatch(text):
             return self._qom(text)
+        if re.fullmatch(r"/[^:]*(?::/[^:]*)+", text):
+            return ":".join(map(self._path, text.split(":")))
         if _PLAIN.fullmatch(text) or _CODE.fullmatch(text):
             self.names.harmless(text)
             return text
@@ -665,8 +693,7 @@ class Redactor:
         if kind == "quoted":
             if own:
                 return token[0] + self._prose(token[1:-1], own=True) + token[-1]
-            inner = token[1:-1]
-            return token[0] + (self._name(inner) if inner.strip() else inner) + token[-1]
+            return token[0] + self._quoted(token[1:-1], match) + token[-1]
         if kind == "time":
             return token
         if kind == "uri":
@@ -679,6 +706,14 @@ class Redactor:
         if kind in ("ipv4", "ipv6"):
             return self._address(token)
         return self.names.replace(token) if own else self._word(token)
+
+    def _quoted(self, text: str, match: re.Match[str]) -> str:
+        before = match.string[: match.start()].rstrip().rpartition(" ")[2].lower()
+        if before == "name" or _KEYS.get(before) in KINDS:
+            known = self.names.known(text)
+            if known is not None:
+                return known
+        return self._name(text) if text.strip() else text
 
     def _own_uri(self, token: str) -> str:
         return token if token.startswith("https://") else self._uri(token)
@@ -710,13 +745,16 @@ class Redactor:
         return ElementTree.tostring(top, encoding="unicode")
 
     def _element(self, element: ElementTree.Element, above: str) -> None:
-        tag = element.tag.rpartition("}")[2]
-        if not words.is_name(tag):
+        space, _, tag = element.tag.rpartition("}")
+        if not words.is_name(tag) or not (space + "/").startswith(("/", "{http://libvirt.org/")):
             element.tag = self._key(tag)
         if tag in ("metadata", "description", "title"):
             self._hide(element)
             return
-        for name, value in list(element.attrib.items()):
+        for full, value in list(element.attrib.items()):
+            name = full.rpartition("}")[2]
+            if name != full:
+                del element.attrib[full]
             key = f"{tag}/{name}"
             element.set(name, self._typed_or(value, _ELEMENTS.get(key), name))
         if element.text and element.text.strip():
@@ -749,7 +787,9 @@ class Redactor:
         return "\n".join(map(self._log_line, text.split("\n")))
 
     def _log_line(self, line: str) -> str:
-        line = re.sub(r"(?<=hostname: )\S+", lambda found: self.text(found[0], "host"), line)
+        if re.match(rf"{_TIME}: starting up libvirt version: ", line):
+            before, _, host = line.partition("hostname: ")
+            return f"{self._prose(before, own=True)}hostname: {self.text(host.strip(), 'host')}"
         argument = re.fullmatch(r"('?(?:-|[A-Z_]+=|/usr/\S+).*?)( ?\\?)", line)
         if argument and not line.startswith("-machine: "):
             return self.command(argument[1]) + argument[2]
@@ -781,6 +821,9 @@ class Redactor:
 
 
 # Accounts and names that every host has.
+_FLAGS = frozenset("on off yes no true false none auto default".split())
+# What somebody has given a name to.
+_NAMES = frozenset(KINDS) - {"host", "path", "serial"}
 _NOBODY = frozenset({"root", "qemu", "kvm", "libvirt-qemu", "libvirt", "nobody", "localhost", "0", "?"})
 
 
