@@ -123,7 +123,9 @@ def _trace(trace: Trace, redactor: Redactor) -> Iterator[bytes]:
     events = (event.to_record() for event in trace.events)
     for records in ([trace.header], events, trace.host, footer):
         for record in records:
-            yield _encoded(encode(redactor.record(record)) + "\n")
+            redacted = redactor.record(record)
+            if redactor.names.is_complete:
+                yield _encoded(encode(redacted) + "\n")
 
 
 def _versions(header: Record, facts: HostFacts, redactor: Redactor) -> bytes:
@@ -167,7 +169,7 @@ def _encoded(text: str) -> bytes:
 
 
 def _require_tight(files: Mapping[str, bytes], names: Pseudonyms) -> None:
-    found = [*search.leaks(files, names), *_left(files, names)]
+    found = [*search.leaks(files, names), *misplaced(files, names)]
     if not found:
         return
     shown = [f"{leak.file}: {leak.original!r} {leak.form}" for leak in found[:_LEAKS_SHOWN]]
@@ -179,8 +181,8 @@ def _require_tight(files: Mapping[str, bytes], names: Pseudonyms) -> None:
     )
 
 
-def _left(files: Mapping[str, bytes], names: Pseudonyms) -> Iterator[search.Leak]:
-    """Where a name can stand, and something does that is no pseudonym."""
+def misplaced(files: Mapping[str, bytes], names: Pseudonyms) -> Iterator[search.Leak]:
+    """What stands where a name can stand, and is no pseudonym: also an everyday word."""
     for file, content in files.items():
         audit = Audit(names)
         redactor = Redactor(audit)

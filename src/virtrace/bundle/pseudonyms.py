@@ -49,9 +49,10 @@ class Pseudonyms:
         self._kinds: dict[str, dict[str, None]] = {}
         self._watched: dict[str, str] = {}
         self._harmless: set[str] = set()
+        self._forms = ""
         self._given: dict[str, str] = {}
         self._numbers: Counter[str] = Counter()
-        self._complete = False
+        self.is_complete = False
         self._forbidden: tuple[str, ...] = ()
         self._pattern: re.Pattern[str] | None = None
         self._ordinary: dict[str, bool] = {}
@@ -60,7 +61,7 @@ class Pseudonyms:
         """Its pseudonym, once all are known; until then what was given."""
         if original not in self._given:
             self._kinds.setdefault(original, {})[kind] = None
-            if not self._complete:
+            if not self.is_complete:
                 return original
             self._give(original)
         return self._given[original]
@@ -71,12 +72,13 @@ class Pseudonyms:
 
     def watch(self, original: str, pseudonym: str) -> None:
         """Made of other originals, as a path is; not to be found as a whole either."""
-        if original != pseudonym and self._complete:
+        if original != pseudonym and self.is_complete:
             self._watched[original] = pseudonym
 
     def complete(self) -> None:
         """All originals are known."""
-        self._complete = True
+        self.is_complete = True
+        self._forms = "\n".join(sorted(self._harmless))
         distinct = [each for each in self._kinds if not self.is_ordinary(each)]
         self._forbidden = tuple(each.lower() for each in distinct)
         for original in self._kinds:
@@ -120,7 +122,7 @@ class Pseudonyms:
                 len(text.encode("utf-8", "surrogatepass")) < _SHORTEST
                 or (text.isdecimal() and len(text) < _SHORTEST_NUMBER)
                 or text in words.corpus()
-                or any(text in each for each in self._harmless)
+                or text in self._forms
             )
         return self._ordinary[original]
 
@@ -165,7 +167,8 @@ class Pseudonyms:
         while True:
             self._numbers[stem] += 1
             pseudonym = f"{stem}-{self._numbers[stem]}{ending}"
-            if not any(each in pseudonym for each in self._forbidden):
+            taken = pseudonym in self._kinds
+            if not taken and not any(each in pseudonym for each in self._forbidden):
                 break
         self._given[original] = pseudonym
 
@@ -188,6 +191,7 @@ class Audit(Pseudonyms):
         super().__init__(names.keep)
         self._allowed = {name for name in names._given.values()}
         self._made_with = names
+        self.is_complete = True
         self.found: dict[str, str] = {}
 
     def add(self, kind: str, original: str) -> str:

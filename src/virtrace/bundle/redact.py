@@ -26,7 +26,7 @@ from virtrace.trace.format import Json, Record, is_unavailable, unavailable
 
 # What a key says of its text, in JSON, in XML and in `key=value`. Besides the kinds: `disk`, a
 # target or a path; `place`, a path or something that is none; `command`, what a shell reads; `message`, prose of libvirt or QEMU; `name`,
-# a name of whatever is called so elsewhere.
+# a name of whatever is called so elsewhere; `id`, the same, or a number.
 _KEYS = {
     **dict.fromkeys(("domain", "dom", "guest", "vm", "domname"), "domain"),
     **dict.fromkeys(("host", "hostname", "server", "servername", "peer-hostname"), "host"),
@@ -56,12 +56,13 @@ _KEYS = {
         (
             *("base", "top", "backing", "source", "dev", "target", "image", "socket", "kernel"),
             *("initrd", "dtb", "loader", "nvram", "emulator", "script", "downscript", "pidfile"),
-            *("pty", "device"),
+            "pty",
         ),
         "place",
     ),
     **dict.fromkeys(("description", "title", "metadata", "comment", "notes"), "text"),
-    **dict.fromkeys(("name", "id", "label", "alias", "usage", "export", "network"), "name"),
+    **dict.fromkeys(("name", "label", "usage", "export", "network"), "name"),
+    **dict.fromkeys(("id", "alias"), "id"),
     **dict.fromkeys(("desc", "message", "reason", "error", "why", "unavailable"), "message"),
     **dict.fromkeys(("command-line", "cmdline", "command", "append"), "command"),
     **dict.fromkeys(("function", "api"), "code"),
@@ -132,6 +133,7 @@ _PLAIN = re.compile(
     [0-9][0-9.,:_+-]*(?:[KMGTPE]i?B?|ms|us|ns|s|%)?  |  0x[0-9a-fA-F]+  |  [*?+@.-]+
     | v?[0-9]+(?:\.[0-9]+)+(?:[-+~][0-9.]+)?
     | libvirt-[0-9]+(?:-(?:format|storage|backing|slice|throttle))*(?:-sto|-filter)?
+    | qemu-system-[a-z0-9_]+ | qemu-(?:kvm|img|nbd) | libvirtd | virt[a-z]+d
     | \#block[0-9]+ | (?:drive|libvirt)-\#?[0-9]+
     | (?:drive-|host|ua-)?(?:virtio-disk|virtio-serial|ide|sata|scsi|usb|usb-disk|fdc|pci|pcie|net
       |vnet|tap|macvtap|serial|parallel|console|channel|charmonitor|charserial|charchannel
@@ -194,6 +196,7 @@ _PROSE = re.compile(
 # A name in brackets behind what it is the name of: (vm1), [vm1].
 _VIRSH = frozenset({"sh", "bash", "sudo", "virsh", "virtrace", "qemu-img", "qemu-io", "--"})
 _DEEPEST = 100
+_CUT = frozenset({"text", "bytes", "length"})
 ElementTree.register_namespace("qemu", "http://libvirt.org/schemas/domain/qemu/1.0")
 _LARGE = 1 << 24
 
@@ -204,6 +207,7 @@ class Redactor:
     def __init__(self, names: Pseudonyms) -> None:
         self.names = names
         self._cache: dict[tuple[str, str], str] = {}
+        self._keys: dict[str, str] = {}
         self._sent: dict[object, object] = {}
         self._by_domain: frozenset[str] = frozenset()
         self._depth = 0
@@ -214,6 +218,7 @@ class Redactor:
         """All that is to be redacted has been read once."""
         self.names.complete()
         self._cache.clear()
+        self._keys.clear()
         self._sent.clear()
 
     # A trace
@@ -252,11 +257,12 @@ class Redactor:
         recipe = header["recipe"]
         self._by_domain = frozenset(_keyed_by_domain(recipe))
         target, selection = header["target"], header.get("selection") or {}
+        paths: dict[str, Callable[[str], str]] = {"path": self._module, "exe": self._path}
         modules = [
-            {**self._own(module), "path": self._module(module["path"])}
+            {key: paths.get(key, self._own)(value) for key, value in module.items()}
             for module in target["modules"]
         ]
-        exe = self.text(target["exe"], "path")
+        rest = {key: value for key, value in target.items() if key != "modules"}
         found: Record = {
             "type": "header",
             "format": header["format"],
@@ -264,7 +270,10 @@ class Redactor:
             "started": self._own(header["started"]),
             "clock": self._own(header["clock"]),
             "tool": self._own(header["tool"]),
-            "target": {**self._own(target), "exe": exe, "modules": modules},
+            "target": {
+                **{key: paths.get(key, self._own)(value) for key, value in rest.items()},
+                "modules": modules,
+            },
             "host": self._own(header["host"]),
             "recipe": self._recipe(recipe),
             "probes": [self._own(probe) for probe in header["probes"]],
@@ -301,14 +310,13 @@ class Redactor:
 
     def _line(self, values: Record) -> Record:
         """A source line of libvirt, which is no secret, and what it changed."""
-        found = {key: self._value(value, key) for key, value in values.items()}
-        for key in ("text", "line"):
-            if key in values:
-                found[key] = self._own(values[key])
-        if isinstance(values.get("file"), str):
-            file = values["file"]
-            found["file"] = file if _CODE.fullmatch(file) else self.text(file, "path")
-        return found
+        kinds = {"text": "own", "file": "path"}
+        return {
+            key: self._typed(value, kinds[key])
+            if key in kinds and isinstance(value, str)
+            else self._value(value, key)
+            for key, value in values.items()
+        }
 
     def _qmp(self, probe: str, values: Record) -> Record:
         document = values["json"]
@@ -335,9 +343,11 @@ class Redactor:
 
     def _same_text(self, text: str, document: Json, redacted: Json) -> Json:
         """The text of a document as it was sent, with what became of the document."""
+        if not self.names.is_complete:
+            return text
         try:
             same = json.loads(text) == document
-        except ValueError:
+        except (ValueError, RecursionError):
             same = False
         if not same:
             return self._value(text)
@@ -347,7 +357,7 @@ class Redactor:
 
     def _value(self, value: Json, key: str = "") -> Json:
         if isinstance(value, str):
-            return self.text(value, key)
+            return self._cache.get((value, key)) or self.text(value, key)
         if isinstance(value, dict):
             return self._object(value, key)
         if isinstance(value, list):
@@ -363,14 +373,19 @@ class Redactor:
     def _object(self, value: Record, key: str) -> Json:
         if is_unavailable(value):
             return unavailable(self._prose(str(value["unavailable"]), own=self._by_engine))
-        if set(value) <= {"text", "bytes", "length"} and ("bytes" in value or "length" in value):
+        if ("bytes" in value or "length" in value) and not value.keys() - _CUT:
             return self._cut(value, key)
         if key in self._by_domain:
             return {
                 self.names.add("domain", domain): self._value(params)
                 for domain, params in value.items()
             }
-        return {self._key(name): self._value(each, _last(name)) for name, each in value.items()}
+        return {
+            self._key(name): each
+            if type(each) is int and each < _LARGE
+            else self._value(each, _last(name))
+            for name, each in value.items()
+        }
 
     def _named(self, value: Json, kind: str) -> Json:
         if not isinstance(value, dict):
@@ -387,9 +402,12 @@ class Redactor:
         return {"text": self.names.add(_kind_of(key), str(value.get("bytes"))), "length": 0}
 
     def _key(self, key: str) -> str:
-        if _KEY.fullmatch(key):
-            return self.names.replace(key)
-        return self.names.add("text", key)
+        found = self._keys.get(key)
+        if found is None:
+            known = _KEY.fullmatch(key)
+            found = self.names.replace(key) if known else self.names.add("text", key)
+            self._keys[key] = found
+        return found
 
     def _own(self, value: Json) -> Json:
         """What virtrace, or a tool of itself, says; only what is known to be private goes."""
@@ -436,6 +454,7 @@ class Redactor:
                 each if _TARGET.fullmatch(each) else self._shaped(each) or self._place(each)
             ),
             "name": self._name,
+            "id": lambda each: each if each.isdecimal() else self._name(each),
         }
         if text in _FLAGS and kind not in _NAMES:
             return text
@@ -449,7 +468,7 @@ class Redactor:
         shaped = None if kind in ("secret", "text") else self._shaped(text)
         if shaped is not None:
             return shaped
-        if kind in ("domain", "host", "user") and text in _NOBODY:
+        if text in _NOBODY.get(kind, ()):
             return text
         return self.names.add(kind, text)
 
@@ -472,8 +491,6 @@ class Redactor:
 
     def _name(self, text: str) -> str:
         """Of a name what it is the name of is not known here, but may be elsewhere."""
-        if text.isdecimal():
-            return text
         known = None if self.names.is_common(text) else self.names.known(text)
         return known if known is not None else self._untyped(text)
 
@@ -649,9 +666,7 @@ class Redactor:
             return structured
         if "=" in word:
             return self._pairs(word)
-        if re.search(r"\s", word) and before not in ("--description", "--title"):
-            return self.command(word)
-        return self._name(word) if not _TARGET.fullmatch(word) else word
+        return word if _TARGET.fullmatch(word) else self._name(word)
 
     def _pairs(self, text: str) -> str:
         """``guest=vm1,debug-threads=on``, ``virtio-blk-pci,id=disk0``; a comma in a value is double."""
@@ -659,7 +674,7 @@ class Redactor:
         for pair in re.split(r"(?<!,),(?!,)", text):
             key, equals, value = pair.partition("=")
             if not equals:
-                found.append(self.text(pair, "name"))
+                found.append(self.text(pair, "id"))
                 continue
             value = self.text(value.replace(",,", ","), _last(key)).replace(",", ",,")
             found.append(self._key(key) + equals + value)
@@ -709,11 +724,8 @@ class Redactor:
 
     def _quoted(self, text: str, match: re.Match[str]) -> str:
         before = match.string[: match.start()].rstrip().rpartition(" ")[2].lower()
-        if before == "name" or _KEYS.get(before) in KINDS:
-            known = self.names.known(text)
-            if known is not None:
-                return known
-        return self._name(text) if text.strip() else text
+        certain = before == "name" or _KEYS.get(before) in KINDS
+        return self.text(text, "name" if certain else "id")
 
     def _own_uri(self, token: str) -> str:
         return token if token.startswith("https://") else self._uri(token)
@@ -808,6 +820,8 @@ class Redactor:
 
     def setting(self, line: str) -> str:
         """``key = value`` of a daemon's configuration, or ``# file``."""
+        if not line.strip():
+            return line
         if line.startswith("# "):
             return "# " + self.text(line[2:], "path")
         key, equals, value = line.partition("=")
@@ -823,8 +837,11 @@ class Redactor:
 # Accounts and names that every host has.
 _FLAGS = frozenset("on off yes no true false none auto default".split())
 # What somebody has given a name to.
-_NAMES = frozenset(KINDS) - {"host", "path", "serial"}
-_NOBODY = frozenset({"root", "qemu", "kvm", "libvirt-qemu", "libvirt", "nobody", "localhost", "0", "?"})
+_NAMES = frozenset(KINDS) - {"host", "path", "serial", "secret"}
+_NOBODY = {
+    "user": frozenset("root qemu kvm libvirt-qemu libvirt nobody 0".split()),
+    "host": frozenset({"localhost"}),
+}
 
 
 def _kind_of(key: str) -> str:

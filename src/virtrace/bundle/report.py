@@ -34,6 +34,11 @@ _WORDS = {
     "physical": "the size of the image's file or device on the host, as `ls -l` says",
 }
 
+_READ_BY = (
+    "This is what virtrace read off a trace: it followed the call through libvirt's daemon, down "
+    "to the QMP text that QEMU answered."
+)
+
 Nodes = Sequence["Call | Point | Exchange"]
 
 
@@ -80,7 +85,7 @@ def _problem(
     if explained:
         lines += [f"- {_about(each)}: {_text(explanation.answer(each))}" for each in explained[:_MOST]]
         lines += _and_more(len(explained), "case")
-        lines += ["", "The sentences are those of `virtrace explain`, which read them off the trace."]
+        lines += ["", _READ_BY]
     else:
         failed = sum(call.failed for call in calls)
         apart = sum(not isinstance(node, Call) for node in nodes)
@@ -116,7 +121,7 @@ def _steps(
 ) -> Iterator[str]:
     number = 1
     for each in explained[:_MOST]:
-        yield f"{number}. Have {_guest(each)}."
+        yield f"{number}. Take {_guest(each)}."
         number += 1
     command = trace.header.get("command")
     shown = [command] if isinstance(command, str) else list(_commands(calls))
@@ -138,16 +143,17 @@ def _where(trace: Trace) -> str:
 def _guest(each: Explanation) -> str:
     """Guest and disk, as far as the trace tells."""
     block, device = each.case.block, each.case.device
-    state = {True: "running", False: "shut-off", None: "defined"}[block.running]
+    guest = {True: "a running guest", False: "a guest that is shut off", None: "a guest"}
+    told = f"{guest[block.running if block.answered else None]} (here {_code(block.domain)})"
     if not block.answered:
-        return f"a guest, here {_code(block.domain)}"
-    told = f"a {state} guest, here {_code(block.domain)}, with a disk {_code(block.disk)}"
+        return told
+    kind, place = "", ""
     if device is not None and device.format:
-        storage = {"file": "file", "host_device": "block device of the host"}.get(
-            device.protocol or "", f"storage by QEMU's driver {device.protocol}"
+        kind = f"{device.format} "
+        place = {"file": " in a file", "host_device": " on a block device of the host"}.get(
+            device.protocol or "", f" on storage of QEMU's driver {device.protocol}"
         )
-        told += f": format {device.format} on a {storage}"
-    return told
+    return f"{told} with a {kind}disk{place} (here {_code(block.disk)})"
 
 
 def _commands(calls: Sequence[Call]) -> Iterator[str]:
@@ -172,7 +178,8 @@ def _actual(
     for each in explained[:_MOST]:
         yield from _case(each)
         yield ""
-    yield from _and_more(len(explained), "case")
+    more = list(_and_more(len(explained), "case"))
+    yield from [*more, ""] if more else []
     if explained:
         yield "`explain.txt` has the way of each number from QEMU or the host, with its evidence."
         return
@@ -194,7 +201,7 @@ def _case(each: Explanation) -> Iterator[str]:
     for lineage in each.lineages:
         value = lineage.answer.value
         number = "unknown" if value is None else units.quantity(lineage.number, value)
-        yield f"- {lineage.number.capitalize()}: {number}; {_text(explanation.meaning(lineage))}"
+        yield f"- {lineage.number.capitalize()}: {number}: {_text(explanation.meaning(lineage))}"
     first = each.findings[0].cause
     yield ""
     yield f"Cause `{first.name}`: {_text(explanation.fill(first.means, each.case))}"
@@ -207,16 +214,18 @@ def _expected(
     failed = [each for each in explained if not each.case.block.answered]
     if failed:
         disks = ", ".join(dict.fromkeys(_about(each) for each in failed[:_MOST]))
-        yield f"Three numbers and no error for {disks}, provided that the guest has such a disk."
-        yield ""
+        yield f"Numbers instead of an error for {disks}, if the guest has such a disk."
+        if answered:
+            yield ""
     if answered:
         yield "By libvirt's documentation of `virDomainBlockInfo`:"
         yield ""
         for number in NUMBERS:
             yield f"- {number.capitalize()}: {_WORDS[number]}"
         yield ""
-        for each in answered[:_MOST]:
-            yield from _compared(each)
+        yield "By what QEMU and the host told in the same trace:"
+        yield ""
+        yield from map(_compared, answered[:_MOST])
     if not explained:
         if any(_errors(nodes)):
             yield "No error."
@@ -224,26 +233,27 @@ def _expected(
             yield "(Please say here what should have happened; the trace has no error.)"
 
 
-def _compared(each: Explanation) -> Iterator[str]:
+def _compared(each: Explanation) -> str:
     """The answer against what QEMU or the host told to be in use."""
-    block, host = each.case.block, each.case.host
-    device = each.case.device
+    block, host, device = each.case.block, each.case.host, each.case.device
     used = device.actual_size.value if device and device.actual_size else None
     if used is None and host is not None and host.is_block_device is False:
         used = host.allocated
     size = host.size if host is not None else None
-    for number, truth, source in (
-        ("allocation", used, "in use"),
-        ("physical", size, "the size on the host"),
-    ):
+    agree, differ = [], []
+    for number, truth in (("allocation", used), ("physical", size)):
         answer = block.number(number)
         if truth is None or answer is None:
             continue
-        agrees = "as" if truth == answer else "but"
-        yield (
-            f"- {_about(each)}: {number.capitalize()} is {units.quantity(number, answer)}, "
-            f"{agrees} {units.quantity(number, truth)} is {source}."
-        )
+        if truth == answer:
+            agree.append(number.capitalize())
+        else:
+            would = units.quantity(number, truth)
+            differ.append(f"{number.capitalize()} would be {would}")
+    if not agree and not differ:
+        return f"- {_about(each)}: the trace does not tell what the host has for it."
+    told = [*differ, *([f"{' and '.join(agree)} agree" if agree[1:] else f"{agree[0]} agrees"] if agree else [])]
+    return f"- {_about(each)}: {'; '.join(told)}."
 
 
 def _errors(nodes: Nodes) -> Iterator[str]:
@@ -263,14 +273,13 @@ def _errors(nodes: Nodes) -> Iterator[str]:
 def _files(
     files: Sequence[str], absent: Mapping[str, str], kept: Sequence[str]
 ) -> Iterator[str]:
-    if kept:
-        yield f"Names are pseudonyms, but for these kinds, which were released: {', '.join(kept)}."
-    else:
-        yield "Names such as `domain-1` and `path-2.qcow2` are pseudonyms."
-    yield "One name has the same pseudonym everywhere; the reporter can tell what it stands for."
-    yield "Numbers and times are as they were."
+    but = f" But for these kinds, which are as they were: {', '.join(kept)}." if kept else ""
+    yield (
+        "Names such as `domain-1` and `path-2.qcow2` are pseudonyms, the same everywhere; "
+        f"I can look up what one stands for.{but} Numbers and times are as they were."
+    )
     yield ""
-    yield "The bundle beside this text has:"
+    yield "The attached bundle has:"
     yield ""
     for name in sorted(files):
         yield f"- `{name}`: {_about_file(name)}"
@@ -278,8 +287,9 @@ def _files(
         yield ""
         yield "It does not have:"
         yield ""
-        for name, why in sorted(absent.items()):
-            yield f"- `{name}` ({_about_file(name)}): {_text(why)}"
+        for why in dict.fromkeys(absent.values()):
+            names = [f"`{name}`" for name, reason in sorted(absent.items()) if reason == why]
+            yield f"- {', '.join(names)}: {_text(why)}"
     yield ""
     yield "`virtrace show BUNDLE`, `explain`, `diff`, `export` and `replay` read it as it is."
 

@@ -34,7 +34,7 @@ def leaks(files: Mapping[str, bytes], names: Pseudonyms) -> Iterator[Leak]:
     texts = {each: list(_as_text(each)) for each in wanted}
     encoded = {each: list(_as_code(each)) for each in wanted}
     for file, content in {**files, "the names of the files": "\n".join(files).encode()}.items():
-        lower = content.lower()
+        lower = content.decode("utf-8", "surrogatepass").lower().encode("utf-8", "surrogatepass")
         runs = b"\n".join(sorted(set(_RUN.findall(content))))
         lower_runs = runs.lower()
         for original in wanted:
@@ -50,6 +50,7 @@ def leaks(files: Mapping[str, bytes], names: Pseudonyms) -> Iterator[Leak]:
 
 def _as_text(original: str) -> Iterator[tuple[str, bytes]]:
     """Each way of writing it once, in lower case."""
+    raw = original.encode("utf-8", "surrogatepass")
     escaped = json.dumps(original)[1:-1]
     forms = {
         "as it is": original,
@@ -61,6 +62,7 @@ def _as_text(original: str) -> Iterator[tuple[str, bytes]]:
         "as a URL": quote(original, safe="", errors="surrogatepass"),
         "as a path of a URL": quote(original, errors="surrogatepass"),
         "as a form": quote_plus(original, errors="surrogatepass"),
+        "as a URL of bytes": "".join(f"%{byte:02x}" for byte in raw),
     }
     seen: set[bytes] = set()
     for form, text in forms.items():

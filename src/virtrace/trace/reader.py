@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 import shlex
 import stat
 import sys
@@ -84,7 +83,8 @@ _HOST: Mapping[str, _Shape] = {
 }
 
 _LONGEST_NUMBER = 40
-_LONG_NUMBER = re.compile(rb"[0-9]{%d}" % (_LONGEST_NUMBER + 1))
+_LONG_NUMBER = b"0" * (_LONGEST_NUMBER + 1)
+_DIGITS = bytes.maketrans(b"123456789", b"000000000")
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ def _unreadable(path: str | Path, error: OSError) -> TraceError:
 
 def _parse(line: bytes) -> Record:
     # A number that is longer than any that C has would keep Python busy.
-    integer = _bounded if _LONG_NUMBER.search(line) else None
+    integer = _bounded if _LONG_NUMBER in line.translate(_DIGITS) else None
     try:
         record = json.loads(line, parse_int=integer)
     except (ValueError, RecursionError) as error:
