@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import base64
-import gzip
 import html
-import io
 import json
-import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +19,6 @@ import yaml
 from virtrace.lab.daemon import Lab
 from virtrace.lab.stage import Stage
 from virtrace.recipe import catalogue
-from virtrace.trace.reader import read_trace
 
 from .conftest import bring_up
 from .tracing import virtrace
@@ -69,7 +65,7 @@ SECRETS = {
     "second snapshot": "снимок-секрет",
     "bitmap": "bitmap-nachtsicherung",
     "title": "Lohnbuchhaltung der Kundin",
-    "description": "Nicht weitergeben: Vertrag \"Albatros\" <streng>",
+    "description": 'Nicht weitergeben: Vertrag "Albatros" <streng>',
     "metadata text": "Kostenstelle 99-42-X",
     "metadata attribute": "abteilung-schattenwirtschaft",
     "password": "Tr0ub4dor&3-horse",
@@ -77,7 +73,7 @@ SECRETS = {
     "HMP password": "hmp-passwort-xx",
     "base64 key": base64.b64encode(b"sehr geheimer schluessel 1234567").decode(),
     "IV": "AAECAwQFBgcICQoLDA0ODw==",
-    "password with quotes": "it's \"quoted\" \\ back",
+    "password with quotes": 'it\'s "quoted" \\ back',
     "token": "eyJhbGciOiJIUzI1NiJ9.c2VjcmV0.x",
     "id of a secret": "geheimnis-objekt-1",
     "path in JSON in a string": "/tresor/tief drin/erste.qcow2",
@@ -188,9 +184,11 @@ def _plain(lab: Lab, name: str, images: Path) -> str:
 
 def _main(lab: Lab, images: Path) -> str:
     text = {name: escape(value) for name, value in SECRETS.items()}
-    owner = quoteattr(f"name={SECRETS['name on a command line']},string="
-                      f"{SECRETS['value on a command line']} {SECRETS['IPv4 in prose']}"
-                      f" {SECRETS['e-mail']}")
+    owner = quoteattr(
+        f"name={SECRETS['name on a command line']},string="
+        f"{SECRETS['value on a command line']} {SECRETS['IPv4 in prose']}"
+        f" {SECRETS['e-mail']}"
+    )
     return f"""<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
     <name>{text["domain"]}</name><uuid>{text["UUID"]}</uuid>
     <title>{text["title"]}</title><description>{text["description"]}</description>
@@ -204,14 +202,23 @@ def _main(lab: Lab, images: Path) -> str:
     <devices><emulator>{lab.system.emulator}</emulator>
     <controller type='usb' model='none'/><memballoon model='none'/>
     {_disk(images / FILE, "qcow2", "vda", "virtio", f"<serial>{text['serial']}</serial>")}
-    {_disk(images / SECRETS["second image"], "qcow2", "hdb", "ide",
-           f"<serial>{text['second serial']}</serial><wwn>{text['WWN']}</wwn>")}
+    {
+        _disk(
+            images / SECRETS["second image"],
+            "qcow2",
+            "hdb",
+            "ide",
+            f"<serial>{text['second serial']}</serial><wwn>{text['WWN']}</wwn>",
+        )
+    }
     <interface type='user'><mac address='{text["MAC"]}'/><model type='e1000'/>
       <alias name='{text["alias"]}'/></interface>
     <serial type='file'><source path={quoteattr(str(images / SECRETS["log of the serial port"]))}/>
     </serial>
     <channel type='unix'>
-      <source mode='bind' path={quoteattr(str(images / SECRETS["channel"]))}/><target type='virtio' name='org.kundin'/></channel>
+      <source mode='bind' path={
+        quoteattr(str(images / SECRETS["channel"]))
+    }/><target type='virtio' name='org.kundin'/></channel>
     <graphics type='vnc' socket={quoteattr(str(images / SECRETS["VNC socket"]))}
       passwd='{text["VNC password"]}'/>
     </devices>
@@ -238,10 +245,13 @@ def _qmp() -> Iterator[tuple[str, dict[str, Any]]]:
     secret = SECRETS.__getitem__
     for number, name in enumerate(("password", "base64 key", "password with quotes")):
         ids = secret("id of a secret") if number == 0 else f"other{number}"
-        yield "object-add", {
-            **{"qom-type": "secret", "id": ids, "data": secret(name), "iv": secret("IV")},
-            "keyid": secret("id of a secret"),
-        }
+        yield (
+            "object-add",
+            {
+                **{"qom-type": "secret", "id": ids, "data": secret(name), "iv": secret("IV")},
+                "keyid": secret("id of a secret"),
+            },
+        )
     yield "set_password", {"protocol": "vnc", "password": secret("VNC password")}
     hmp = f"change vnc password {secret('HMP password')}"
     yield "human-monitor-command", {"command-line": hmp}
@@ -255,27 +265,42 @@ def _qmp() -> Iterator[tuple[str, dict[str, Any]]]:
     mounted = f"nfs://{secret('second IPv4')}{quote(secret('path in a URI'))}"
     for filename in (f"json:{json.dumps(deep)}", uri, mounted):
         yield "blockdev-add", {"driver": "file", "node-name": "x", "filename": filename}
-    yield "blockdev-add", {
-        **{"driver": "rbd", "pool": secret("pool"), "image": secret("volume")},
-        **{"user": secret("second user"), "snapshot": secret("second snapshot")},
-        "server": [{"host": secret("second host"), "port": "6789"}],
-    }
-    yield "blockdev-add", {
-        "driver": "https", "url": "https://x.invalid/", "cookie": secret("token"),
-        "server": {"type": "inet", "host": secret("IPv4"), "port": "1"},
-    }
+    yield (
+        "blockdev-add",
+        {
+            **{"driver": "rbd", "pool": secret("pool"), "image": secret("volume")},
+            **{"user": secret("second user"), "snapshot": secret("second snapshot")},
+            "server": [{"host": secret("second host"), "port": "6789"}],
+        },
+    )
+    yield (
+        "blockdev-add",
+        {
+            "driver": "https",
+            "url": "https://x.invalid/",
+            "cookie": secret("token"),
+            "server": {"type": "inet", "host": secret("IPv4"), "port": "1"},
+        },
+    )
     address = {"type": "inet", "data": {"host": secret("IPv6"), "port": "22"}}
-    yield "chardev-add", {
-        "id": secret("label"), "backend": {"type": "socket", "data": {"addr": address}}
-    }
+    yield (
+        "chardev-add",
+        {"id": secret("label"), "backend": {"type": "socket", "data": {"addr": address}}},
+    )
     yield "block-dirty-bitmap-add", {"node": "libvirt-1-format", "name": secret("bitmap")}
     yield "netdev_add", {"type": "user", "id": "n", "macaddr": secret("second MAC")}
-    yield "announce-self", {
-        "free": secret("free text"), "x-note": secret("comment"),
-        "at": f"reached at {secret('IPv6 in prose')} or by mail",
-        "uuid": secret("UUID of SMBIOS in QMP"), "name": secret("name with a percent sign"),
-        secret("name that is JSON"): 1, "odd": secret("name that is JSON"),
-    }
+    yield (
+        "announce-self",
+        {
+            "free": secret("free text"),
+            "x-note": secret("comment"),
+            "at": f"reached at {secret('IPv6 in prose')} or by mail",
+            "uuid": secret("UUID of SMBIOS in QMP"),
+            "name": secret("name with a percent sign"),
+            secret("name that is JSON"): 1,
+            "odd": secret("name that is JSON"),
+        },
+    )
 
 
 def bundled(seeded: Seeded, *options: str) -> dict[str, bytes]:
@@ -295,7 +320,10 @@ def occurrences(files: dict[str, bytes], secret: str) -> list[tuple[str, str]]:
     raw = secret.encode()
     forms: dict[str, set[bytes]] = {
         "raw": {raw, html.escape(secret).encode(), escape(secret).encode()},
-        "JSON": {json.dumps(secret)[1:-1].encode(), json.dumps(secret, ensure_ascii=False)[1:-1].encode()},
+        "JSON": {
+            json.dumps(secret)[1:-1].encode(),
+            json.dumps(secret, ensure_ascii=False)[1:-1].encode(),
+        },
         "URL": {quote(secret).encode(), quote(secret, safe="").encode()},
         "hex": {raw.hex().encode(), raw.hex().upper().encode()},
         "base64": set(),
@@ -308,8 +336,11 @@ def occurrences(files: dict[str, bytes], secret: str) -> list[tuple[str, str]]:
         (name, form)
         for name, content in files.items()
         for form, needles in forms.items()
-        if any(needle in content or needle.lower() in content.lower() for needle in needles
-               if form != "base64")
+        if any(
+            needle in content or needle.lower() in content.lower()
+            for needle in needles
+            if form != "base64"
+        )
         or (form == "base64" and any(needle in content for needle in needles))
     ]
 

@@ -29,6 +29,7 @@ from virtrace.bundle import archive
 from virtrace.bundle.collect import HostFacts, make
 from virtrace.cli.main import main
 from virtrace.trace.archive import FOLDER as TOP
+from virtrace.trace.archive import MAX_BYTES
 from virtrace.trace.format import unavailable
 from virtrace.trace.reader import read_trace
 
@@ -121,7 +122,10 @@ def value(data: bytes, rng: random.Random) -> bytes:
         if inner and rng.random() < 0.8 and isinstance(inner[0], dict):
             place = inner[0]
         while isinstance(place, (dict, list)) and place:
-            keys = [place, rng.choice(list(place) if isinstance(place, dict) else range(len(place)))]
+            keys = [
+                place,
+                rng.choice(list(place) if isinstance(place, dict) else range(len(place))),
+            ]
             place = place[keys[1]]
             if rng.random() < 0.3:
                 break
@@ -193,9 +197,11 @@ def tricked(plain: bytes, rng: random.Random) -> bytes:
     extra = header + body + b"\0" * (-len(body) % 512)
     extra *= rng.choice((1, 1, 1, 2, 100))
     if rng.random() < 0.02:
-        # A bomb: gigabytes are not needed to see that it is not followed.
-        extra += b"\0" * (80 << 20)
-    return extra + plain if rng.random() < 0.5 else plain.rstrip(b"\0")[:-512] + extra + plain[-1024:]
+        # A bomb, larger than what is read of it.
+        extra += bytes(MAX_BYTES)
+    return (
+        extra + plain if rng.random() < 0.5 else plain.rstrip(b"\0")[:-512] + extra + plain[-1024:]
+    )
 
 
 def commands(file: Path, base: Path, folder: Path, rng: random.Random) -> list[str]:

@@ -141,7 +141,8 @@ def test_everything_of_one_name_is_one_pseudonym(tmp_path: Path) -> None:
         ("anything", "geheim", "text-1"),
         ("anything", "/machine/peripheral/ua-geheim/virtio-backend",
          "/machine/peripheral/text-1/virtio-backend"),
-        ("message", "Could not open '/g/h': No such file", "Could not open '/path-1/path-2': No such file"),
+        ("message", "Could not open '/g/h': No such file",
+         "Could not open '/path-1/path-2': No such file"),
         ("message", "mail a@b.example or 10.1.2.3", "mail email-1 or ipv4-1"),
         ("message", "2026-11-22T10:00:00.123456Z qemu-system-x86_64: terminating on signal 15",
          "2026-11-22T10:00:00.123456Z qemu-system-x86_64: terminating on signal 15"),
@@ -201,9 +202,7 @@ def test_a_leak_is_found(form: str, secret: str) -> None:
     assert [leak.original for leak in leaks({secret: b""}, names)] == [secret]
 
 
-def test_no_bundle_where_something_leaks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_bundle_where_something_leaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a report would that had its words from somewhere else."""
     trace, facts = named("kundin-webshop7", tmp_path)
     monkeypatch.setattr(collect, "markdown", lambda *_: "of kundin-webshop7")
@@ -304,7 +303,9 @@ def test_preview_shows_what_would_leave_and_writes_nothing(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("arguments", [[], ["-o", "x.tar.gz", "--preview"], ["again"], ["--keep", "all"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["-o", "x.tar.gz", "--preview"], ["again"], ["--keep", "all"]]
+)
 def test_usage(arguments: list[str]) -> None:
     assert virtrace("bundle", pages.SAMPLE, *arguments).returncode == 2
 

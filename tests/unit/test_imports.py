@@ -22,10 +22,11 @@ ALLOWED = {
     "binary": {"errors"},
     "analysis": {"errors", "recipe", "trace"},
     "report": {"errors", "recipe", "trace", "analysis"},
+    "bundle": {"errors", "recipe", "trace", "analysis", "report"},
     "lab": {"errors"},
     "inferior": {"errors", "recipe", "trace", "binary", "analysis", "report"},
     # It reaches inferior only by starting GDB.
-    "cli": {"errors", "recipe", "trace", "binary", "analysis", "report", "lab"},
+    "cli": {"errors", "recipe", "trace", "binary", "analysis", "report", "bundle", "lab"},
 }
 
 

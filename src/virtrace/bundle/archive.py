@@ -14,7 +14,7 @@ from pathlib import Path
 
 from virtrace import __version__
 from virtrace.errors import TraceError
-from virtrace.trace.archive import FOLDER, MAX_BYTES
+from virtrace.trace.archive import FOLDER, excess
 from virtrace.trace.format import Record
 
 FORMAT = "virtrace-bundle"
@@ -40,24 +40,23 @@ def manifest(files: Mapping[str, bytes], kept: list[str], absent: Mapping[str, s
 
 def pack(files: Mapping[str, bytes]) -> bytes:
     """TraceError where it would be larger than a reader takes."""
-    size = sum(map(len, files.values()))
-    if size > MAX_BYTES:
+    too_much = excess(files)
+    if too_much is not None:
         raise TraceError(
-            f"the bundle would hold {size >> 20} MiB, and may hold {MAX_BYTES >> 20}",
+            f"the bundle would hold {too_much}",
             "record fewer calls: `virtrace record` has --calls and --where",
         )
     packed = io.BytesIO()
-    with gzip.GzipFile(filename="", fileobj=packed, mode="wb", compresslevel=6, mtime=0) as zipped:
-        with tarfile.open(fileobj=zipped, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-            for name, content in sorted(files.items()):
-                member = tarfile.TarInfo(FOLDER + name)
-                member.size, member.mode = len(content), 0o644
-                archive.addfile(member, io.BytesIO(content))
-    return packed.getvalue()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, content in sorted(files.items()):
+            member = tarfile.TarInfo(FOLDER + name)
+            member.size, member.mode = len(content), 0o644
+            archive.addfile(member, io.BytesIO(content))
+    return gzip.compress(packed.getvalue(), compresslevel=6, mtime=0)
 
 
 def write(path: Path, what: str, content: bytes) -> None:
-    """A new file, whole or not at all, readable by its owner only. TraceError where it cannot be."""
+    """A new file, whole or not at all, readable by its owner only; TraceError where not."""
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -79,6 +78,4 @@ def write(path: Path, what: str, content: bytes) -> None:
 
 
 def exists(path: Path, what: str) -> TraceError:
-    return TraceError(
-        f"{path} exists already", f"name another file for {what}, or remove this one"
-    )
+    return TraceError(f"{path} exists already", f"name another file for {what}, or remove this one")

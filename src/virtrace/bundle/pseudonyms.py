@@ -189,7 +189,7 @@ class Audit(Pseudonyms):
 
     def __init__(self, names: Pseudonyms) -> None:
         super().__init__(names.keep)
-        self._allowed = {name for name in names._given.values()}
+        self._allowed = set(names._given.values())
         self._made_with = names
         self.is_complete = True
         self.found: dict[str, str] = {}

@@ -19,186 +19,38 @@ from xml.etree import ElementTree
 
 from virtrace.analysis.qmp import REPLY, SEND
 from virtrace.bundle import words
+from virtrace.bundle.forms import (
+    ABOUT_QEMU,
+    CODE,
+    COMMON_FILE,
+    CUT,
+    DEEPEST,
+    ELEMENTS,
+    FLAGS,
+    IDENTIFIER,
+    KEY,
+    KEYS,
+    LARGE,
+    LIBRARY,
+    LISTS,
+    NAMES,
+    NOBODY,
+    PLAIN,
+    PROSE,
+    QOM,
+    QOM_PART,
+    SHAPES,
+    TARGET,
+    TIME,
+    URI,
+    VIRSH,
+)
 from virtrace.bundle.pseudonyms import KINDS, Pseudonyms
 from virtrace.errors import TraceError
 from virtrace.recipe import catalogue
 from virtrace.trace.format import Json, Record, is_unavailable, unavailable
 
-# What a key says of its text, in JSON, in XML and in `key=value`. Besides the kinds: `disk`, a
-# target or a path; `place`, a path or something that is none; `command`, what a shell reads; `message`, prose of libvirt or QEMU; `name`,
-# a name of whatever is called so elsewhere; `id`, the same, or a number.
-_KEYS = {
-    **dict.fromkeys(("domain", "dom", "guest", "vm", "domname"), "domain"),
-    **dict.fromkeys(("host", "hostname", "server", "servername", "peer-hostname"), "host"),
-    **dict.fromkeys(("serial", "wwn", "wwnn", "wwpn", "eui64", "asset", "family"), "serial"),
-    **dict.fromkeys(("mac", "macaddr", "mac-address", "hwaddr", "main-mac"), "mac"),
-    **dict.fromkeys(("user", "username", "owner", "group", "login", "sasl-username"), "user"),
-    **dict.fromkeys(("pool", "vg-name", "poolname"), "pool"),
-    **dict.fromkeys(("volume", "lv-name", "vol", "lv-full-name"), "volume"),
-    **dict.fromkeys(("snapshot", "snapshot-name", "tag", "checkpoint", "domainsnapshot"), "snapshot"),
-    **dict.fromkeys(("uuid", "genid"), "uuid"),
-    **dict.fromkeys(
-        (
-            *("password", "passwd", "secret", "key", "data", "iv", "passphrase", "token", "ticket"),
-            *("secret-data", "key-data", "credential", "credentials", "auth"),
-        ),
-        "secret",
-    ),
-    **dict.fromkeys(
-        (
-            *("path", "filename", "file", "dir", "folder", "logfile", "backing-file", "exe"),
-            *("backing-filename", "full-backing-filename", "snapshot-file", "mem-path"),
-            *("backing-image", "directory", "fd-path", "datastore"),
-        ),
-        "path",
-    ),
-    **dict.fromkeys(
-        (
-            *("base", "top", "backing", "source", "dev", "target", "image", "socket", "kernel"),
-            *("initrd", "dtb", "loader", "nvram", "emulator", "script", "downscript", "pidfile"),
-            "pty",
-        ),
-        "place",
-    ),
-    **dict.fromkeys(("description", "title", "metadata", "comment", "notes"), "text"),
-    **dict.fromkeys(("name", "label", "usage", "export", "network"), "name"),
-    **dict.fromkeys(("id", "alias"), "id"),
-    **dict.fromkeys(("desc", "message", "reason", "error", "why", "unavailable"), "message"),
-    **dict.fromkeys(("command-line", "cmdline", "command", "append"), "command"),
-    **dict.fromkeys(("function", "api"), "code"),
-    "disk": "disk",
-}
-# In XML, where the element says more than the attribute or the key.
-_ELEMENTS = {
-    "domain/name": "domain",
-    "domainsnapshot/name": "snapshot",
-    "host/name": "host",
-    "source/name": "volume",
-    "source/startupPolicy": "name",
-    "source/network": "text",
-    "source/bridge": "text",
-    "source/mode": "name",
-    "target/dev": "disk",
-    "target/path": "path",
-    "target/name": "text",
-    "alias/name": "name",
-    "type/machine": "own",
-    "entry": "serial",
-    "product": "name",
-    "vendor": "name",
-    "label": "text",
-    "imagelabel": "text",
-    "arg/value": "argument",
-    "env/value": "argument",
-    "env/name": "name",
-    "graphics/listen": "host",
-    "listen/address": "host",
-    "ip/address": "ip",
-    "address/domain": "own",
-    "graphics/keymap": "own",
-    "type": "own",
-    "model": "own",
-    "driver/name": "code",
-    "boot/dev": "code",
-    "backingStore": "text",
-}
-# QEMU tells of itself in the replies to these, not of a guest.
-_ABOUT_QEMU = frozenset(
-    {
-        *("query-version", "query-qmp-schema", "query-commands", "query-command-line-options"),
-        *("qom-list-types", "qom-list-properties", "device-list-properties", "query-machines"),
-        *("query-cpu-definitions", "query-cpu-model-expansion", "query-kvm", "query-target"),
-        *("query-tpm-models", "query-tpm-types", "query-gic-capabilities", "qmp_capabilities"),
-    }
-)
-# The snapshots inside an image have names too.
-_LISTS = {"snapshots": "snapshot", "bitmaps": "name", "dirty-bitmaps": "name"}
-
-_UUID = r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}"
-_MAC = r"(?:[0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}"
-_IPV4 = r"(?:[0-9]{1,3}\.){3}[0-9]{1,3}"
-_IPV6 = r"(?:[0-9a-fA-F]{0,4}:){2,7}(?:[0-9a-fA-F]{1,4}|(?:[0-9]{1,3}\.){3}[0-9]{1,3})?"
-_TIME = r"(?:[0-9]{4}-[0-9]{2}-[0-9]{2}[T ])?[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?(?:Z|[+-][0-9]{4})?"
-_EMAIL = r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+"
-_URI = r"[a-z][a-z0-9+.-]*://[^\s'\"<>`]*"
-_SHAPES = [
-    (kind, re.compile(pattern))
-    for kind, pattern in (("uuid", _UUID), ("mac", _MAC), ("ip", _IPV4), ("ip", _IPV6))
-] + [("email", re.compile(_EMAIL))]
-
-_TARGET = re.compile(r"(?:fd|hd|sd|vd|xvd|ubd|nvme[0-9]+n)[a-z0-9]{1,4}(?:\[[0-9]+\])?")
-# What libvirt, QEMU and the kernel number by themselves, versions and numbers.
-_PLAIN = re.compile(
-    r"""
-    [0-9][0-9.,:_+-]*(?:[KMGTPE]i?B?|ms|us|ns|s|%)?  |  0x[0-9a-fA-F]+  |  [*?+@.-]+
-    | v?[0-9]+(?:\.[0-9]+)+(?:[-+~][0-9.]+)?
-    | libvirt-[0-9]+(?:-(?:format|storage|backing|slice|throttle))*(?:-sto|-filter)?
-    | qemu-system-[a-z0-9_]+ | qemu-(?:kvm|img|nbd) | libvirtd | virt[a-z]+d
-    | \#block[0-9]+ | (?:drive|libvirt)-\#?[0-9]+
-    | (?:drive-|host|ua-)?(?:virtio-disk|virtio-serial|ide|sata|scsi|usb|usb-disk|fdc|pci|pcie|net
-      |vnet|tap|macvtap|serial|parallel|console|channel|charmonitor|charserial|charchannel
-      |charconsole|charparallel|mon|monitor|video|sound|audio|balloon|rng|objrng|watchdog|input
-      |redir|fs|tpm|mem|memdimm|dimm|shmem|panic|hub|smartcard|hostdev|iothread|vcpu|cpu
-      |masterKey|objmasterKey|ccid|vsock|iommu|vgamem|pflash|floppy|cd|thread)
-      [0-9]+(?:[.-][0-9]+)*
-    | (?:pci|pcie|ide|usb|scsi|sata|virtio-serial|virtio|isa|dimm)(?:\.[0-9]+)+
-    | pc\.ram | pci | masterKey0 | charmonitor | (?:serial|channel|console)[0-9]+-source
-    | (?:pc|q35|pc-q35|pc-i440fx|virt|pseries|s390-ccw-virtio)(?:-[0-9.]+(?:\+[0-9a-z]+)?)?
-    | (?:fd|hd|sd|vd|xvd)[a-z]{1,2}
-    | [0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9:.]+(?:Z|[+-][0-9:]+)? | [0-9]{4}-[0-9]{2}-[0-9]{2}
-    """,
-    re.VERBOSE,
-)
-_QOM = re.compile(r"/(?:machine|objects|chardevs|backend)(?:/[^/]*)*")
-_QOM_PART = re.compile(r"[\w.-]+\[[0-9]*\]")
-_CODE = re.compile(
-    r"(?:vir|qemu|remote|storage|secret|network|node|bdrv|blk|qmp|hmp|monitor|q?io|object)"
-    r"[A-Z_]\w*(?:\(\))?|(?:VIR|QEMU)_[A-Z_]+"
-    r"|(?:\.\./)*(?:src|block|hw|util|tools)/[\w/.-]+\.[ch](?::[0-9]+)?|[\w-]+\.[ch]:[0-9]+"
-)
-_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_KEY = re.compile(r"[A-Za-z_#*][\w.+:*#/-]{0,63}", re.ASCII)
-
-# Of every host the same.
-_COMMON_FOLDERS = frozenset(
-    """
-    / /bin /boot /dev /dev/char /dev/disk /dev/disk/by-id /dev/disk/by-path /dev/disk/by-uuid
-    /dev/fd /dev/fdset /dev/hugepages /dev/mapper /dev/net /dev/pts /dev/shm /dev/vfio /etc
-    /etc/libvirt /etc/libvirt/qemu /etc/libvirt/secrets /etc/libvirt/storage /home /lib /lib64
-    /media /mnt /opt /proc /proc/self /proc/self/fd /root /run /run/libvirt /run/libvirt/qemu /sbin
-    /srv /sys /sys/class /sys/block /tmp /usr /usr/bin /usr/lib /usr/lib64 /usr/libexec /usr/local
-    /usr/sbin /usr/share /usr/share/OVMF /usr/share/qemu /usr/share/seabios /var /var/cache
-    /usr/lib/x86_64-linux-gnu /usr/lib/aarch64-linux-gnu /usr/lib/x86_64-linux-gnu/libvirt
-    /usr/lib/x86_64-linux-gnu/libvirt/connection-driver /usr/lib64/libvirt
-    /usr/lib64/libvirt/connection-driver /usr/lib/libvirt /usr/lib/libvirt/connection-driver
-    /var/cache/libvirt /var/cache/libvirt/qemu /var/lib /var/lib/libvirt /var/lib/libvirt/boot
-    /var/lib/libvirt/images /var/lib/libvirt/qemu /var/lib/libvirt/qemu/channel
-    /var/lib/libvirt/qemu/nvram /var/lib/libvirt/qemu/save /var/lib/libvirt/qemu/snapshot /var/log
-    /var/log/libvirt /var/log/libvirt/qemu /var/run /var/run/libvirt /var/tmp
-    """.split()
-)
-_COMMON_FILE = re.compile(
-    r"/usr/.*/(?:qemu-[a-z]+(?:-[a-z0-9_]+)*|kvm|libvirtd?|virt[a-z]+d|virsh|virtrace|sh|bash"
-    r"|lib[\w+.-]*\.so[0-9.]*|OVMF_[\w.]+|bios[\w-]*\.bin)"
-    r"|/bin/(?:sh|bash)|/dev/(?:kvm|null|zero|u?random|fuse|net/tun|vhost-(?:net|vsock|scsi))"
-    r"|/dev/(?:sd[a-z]+|hd[a-z]+|vd[a-z]+|xvd[a-z]+|nvme[0-9]+n|loop|dm-|nbd|md|sr|pts/|fdset/)"
-    r"[0-9p]*|/proc/self/fd/[0-9]+|/dev/fd/[0-9]+|.*/(?:monitor\.sock|master-key\.aes)"
-)
-_LIBRARY = re.compile(r"lib[\w+-]+\.so[0-9.]*")
-
-_QUOTED = r"(?<!\w)'[^'\n]*'(?!\w)|(?<!\w)\"(?:[^\"\\\n]|\\.)*\"|`[^`\n]*`|‘[^’\n]*’|“[^”\n]*”"
-_PROSE = re.compile(
-    f"(?P<quoted>{_QUOTED})|(?P<uri>{_URI})|(?P<email>{_EMAIL})|(?P<uuid>\\b{_UUID}\\b)"
-    f"|(?P<time>(?<![\\w.:]){_TIME}(?![\\w:]*\\w))|(?P<mac>\\b{_MAC}\\b)|(?P<ipv4>(?<![\\w.]){_IPV4}(?![\\w.]))"
-    f"|(?P<ipv6>(?<![\\w:]){_IPV6}(?![\\w:]))"
-    r"|(?P<path>(?<![\w./*])/[^\s'\"`,;()<>|&]+)|(?P<word>[\w.][\w.+@:/#%-]*|[^\x00-\x7f]+)"
-)
-# A name in brackets behind what it is the name of: (vm1), [vm1].
-_VIRSH = frozenset({"sh", "bash", "sudo", "virsh", "virtrace", "qemu-img", "qemu-io", "--"})
-_DEEPEST = 100
-_CUT = frozenset({"text", "bytes", "length"})
 ElementTree.register_namespace("qemu", "http://libvirt.org/schemas/domain/qemu/1.0")
-_LARGE = 1 << 24
 
 
 class Redactor:
@@ -291,13 +143,15 @@ class Redactor:
         if _is_shipped(recipe):
             return recipe
         prose = {
-            key: self._prose(recipe[key]) for key in ("about", "try") if isinstance(recipe.get(key), str)
+            key: self._prose(recipe[key])
+            for key in ("about", "try")
+            if isinstance(recipe.get(key), str)
         }
         return {**self._own(recipe), **prose}
 
     def _module(self, path: str) -> str:
         folder, slash, name = path.rpartition("/")
-        if _LIBRARY.fullmatch(name):
+        if LIBRARY.fullmatch(name):
             return self._path(folder) + slash + name
         return self._path(path)
 
@@ -327,7 +181,7 @@ class Redactor:
                 self._sent[key] = document.get("execute")
             elif probe == REPLY:
                 command = self._sent.pop(key, None)
-                about_qemu = isinstance(command, str) and command in _ABOUT_QEMU
+                about_qemu = isinstance(command, str) and command in ABOUT_QEMU
                 if command == "query-name" and isinstance(document.get("return"), dict):
                     self._value(document["return"].get("name"), "domain")
         redacted = self._own(document) if about_qemu else self._value(document)
@@ -361,11 +215,11 @@ class Redactor:
         if isinstance(value, dict):
             return self._object(value, key)
         if isinstance(value, list):
-            kind = _LISTS.get(key)
+            kind = LISTS.get(key)
             if kind is not None:
                 return [self._named(each, kind) for each in value]
             return [self._value(each, key) for each in value]
-        if type(value) is int and value > _LARGE and _kind_of(key) in ("serial", "secret"):
+        if type(value) is int and value > LARGE and _kind_of(key) in ("serial", "secret"):
             # A WWN is a number to QEMU.
             return self.names.add(_kind_of(key), str(value))
         return value
@@ -373,7 +227,7 @@ class Redactor:
     def _object(self, value: Record, key: str) -> Json:
         if is_unavailable(value):
             return unavailable(self._prose(str(value["unavailable"]), own=self._by_engine))
-        if ("bytes" in value or "length" in value) and not value.keys() - _CUT:
+        if ("bytes" in value or "length" in value) and not value.keys() - CUT:
             return self._cut(value, key)
         if key in self._by_domain:
             return {
@@ -382,7 +236,7 @@ class Redactor:
             }
         return {
             self._key(name): each
-            if type(each) is int and each < _LARGE
+            if type(each) is int and each < LARGE
             else self._value(each, _last(name))
             for name, each in value.items()
         }
@@ -404,7 +258,7 @@ class Redactor:
     def _key(self, key: str) -> str:
         found = self._keys.get(key)
         if found is None:
-            known = _KEY.fullmatch(key)
+            known = KEY.fullmatch(key)
             found = self.names.replace(key) if known else self.names.add("text", key)
             self._keys[key] = found
         return found
@@ -434,29 +288,29 @@ class Redactor:
             return text
         self._depth += 1
         try:
-            if self._depth > _DEEPEST:
+            if self._depth > DEEPEST:
                 return self.names.add("text", text)
-            return self._typed(text, _KEYS.get(key.lower().replace("_", "-"), key))
+            return self._typed(text, KEYS.get(key.lower().replace("_", "-"), key))
         finally:
             self._depth -= 1
 
     def _typed(self, text: str, kind: str) -> str:
-        """kind: one of KINDS, of the further ones of _KEYS, or whatever a key is called."""
+        """kind: one of KINDS, of the further ones of KEYS, or whatever a key is called."""
         handlers: dict[str, Callable[[str], str]] = {
             "message": self._prose,
             "command": self.command,
             "argument": self._argument,
             "own": lambda each: self._prose(each, own=True),
-            "code": lambda each: each if _IDENTIFIER.fullmatch(each) else self._untyped(each),
+            "code": lambda each: each if IDENTIFIER.fullmatch(each) else self._untyped(each),
             "path": self._place,
             "place": lambda each: self._place(each) if "/" in each else self._name(each),
             "disk": lambda each: (
-                each if _TARGET.fullmatch(each) else self._shaped(each) or self._place(each)
+                each if TARGET.fullmatch(each) else self._shaped(each) or self._place(each)
             ),
             "name": self._name,
             "id": lambda each: each if each.isdecimal() else self._name(each),
         }
-        if text in _FLAGS and kind not in _NAMES:
+        if text in FLAGS and kind not in NAMES:
             return text
         if kind in handlers:
             return handlers[kind](text)
@@ -468,7 +322,7 @@ class Redactor:
         shaped = None if kind in ("secret", "text") else self._shaped(text)
         if shaped is not None:
             return shaped
-        if text in _NOBODY.get(kind, ()):
+        if text in NOBODY.get(kind, ()):
             return text
         return self.names.add(kind, text)
 
@@ -497,21 +351,21 @@ class Redactor:
     def _structured(self, text: str) -> str | None:
         if text.startswith(("json:", "{", "[")):
             return self._json(text)
-        if re.fullmatch(_URI, text):
+        if re.fullmatch(URI, text):
             return self._uri(text)
         if text.startswith("/"):
             return self._place(text)
         return None
 
     def _shaped(self, text: str) -> str | None:
-        for kind, pattern in _SHAPES:
+        for kind, pattern in SHAPES:
             if pattern.fullmatch(text):
                 return self._address(text) if kind == "ip" else self.names.add(kind, text)
         return self._place(text) if text.startswith("/") else None
 
     def _plain(self, text: str) -> str | None:
         """What stays because of its form."""
-        if _PLAIN.fullmatch(text) or _CODE.fullmatch(text):
+        if PLAIN.fullmatch(text) or CODE.fullmatch(text):
             self.names.harmless(text)
             return text
         return None
@@ -574,13 +428,13 @@ class Redactor:
         found = self._json(text) if text.startswith(("json:", "{")) else None
         if found is not None:
             return found
-        if re.fullmatch(_URI, text):
+        if re.fullmatch(URI, text):
             return self._uri(text)
-        if _QOM.fullmatch(text):
+        if QOM.fullmatch(text):
             return self._qom(text)
         if re.fullmatch(r"/[^:]*(?::/[^:]*)+", text):
             return ":".join(map(self._path, text.split(":")))
-        if _PLAIN.fullmatch(text) or _CODE.fullmatch(text):
+        if PLAIN.fullmatch(text) or CODE.fullmatch(text):
             self.names.harmless(text)
             return text
         prefix, colon, rest = text.partition(":")
@@ -603,15 +457,17 @@ class Redactor:
         return "/".join(parts)
 
     def _path(self, text: str) -> str:
-        if _COMMON_FILE.fullmatch(text):
+        if COMMON_FILE.fullmatch(text):
             folder, _, name = text.rpartition("/")
-            if folder in _COMMON_FOLDERS or text.startswith(("/usr/", "/dev/", "/proc/", "/bin/")):
+            if words.is_common_folder(folder) or text.startswith(
+                ("/usr/", "/dev/", "/proc/", "/bin/")
+            ):
                 return text
             return f"{self._path(folder)}/{name}" if folder else text
-        above, found = "", []
+        above, found = "", list[str]()
         for part in text.split("/"):
             above = f"{above}/{part}" if found else part
-            common = not part or part in (".", "..") or above in _COMMON_FOLDERS
+            common = not part or part in (".", "..") or words.is_common_folder(above)
             found.append(part if common else self.names.add("path", part))
         pseudonym = "/".join(found)
         self.names.watch(text, pseudonym)
@@ -630,10 +486,10 @@ class Redactor:
                 split, commands = [shlex.split(text)], [text]
             except ValueError:
                 return self.names.add("text", text)
-        found = []
+        found: list[str] = []
         for number, argv in enumerate(split):
             before = ""
-            shown = []
+            shown: list[str] = []
             for word in argv:
                 shown.append(self._argument(word, before, first=not shown))
                 before = word
@@ -645,9 +501,9 @@ class Redactor:
     def _argument(self, word: str, before: str = "", *, first: bool = False) -> str:
         if not word:
             return word
-        if first or word in _VIRSH:
+        if first or word in VIRSH:
             folder, slash, name = word.rpartition("/")
-            if name in _VIRSH or _COMMON_FILE.fullmatch(f"/usr/bin/{name}"):
+            if name in VIRSH or COMMON_FILE.fullmatch(f"/usr/bin/{name}"):
                 return self._path(folder) + slash + name if slash else name
         if word.startswith("-"):
             option, equals, value = word.partition("=")
@@ -666,10 +522,10 @@ class Redactor:
             return structured
         if "=" in word:
             return self._pairs(word)
-        return word if _TARGET.fullmatch(word) else self._name(word)
+        return word if TARGET.fullmatch(word) else self._name(word)
 
     def _pairs(self, text: str) -> str:
-        """``guest=vm1,debug-threads=on``, ``virtio-blk-pci,id=disk0``; a comma in a value is double."""
+        """``guest=vm1,debug-threads=on``, ``virtio-blk-pci,id=d0``; ``,,`` is a comma."""
         found = []
         for pair in re.split(r"(?<!,),(?!,)", text):
             key, equals, value = pair.partition("=")
@@ -694,7 +550,7 @@ class Redactor:
                 at = known[0]
                 found.append(known[1])
                 continue
-            match = _PROSE.match(text, at)
+            match = PROSE.match(text, at)
             if match is None:
                 found.append(text[at])
                 at += 1
@@ -724,7 +580,7 @@ class Redactor:
 
     def _quoted(self, text: str, match: re.Match[str]) -> str:
         before = match.string[: match.start()].rstrip().rpartition(" ")[2].lower()
-        certain = before == "name" or _KEYS.get(before) in KINDS
+        certain = before == "name" or KEYS.get(before) in KINDS
         return self.text(text, "name" if certain else "id")
 
     def _own_uri(self, token: str) -> str:
@@ -768,9 +624,9 @@ class Redactor:
             if name != full:
                 del element.attrib[full]
             key = f"{tag}/{name}"
-            element.set(name, self._typed_or(value, _ELEMENTS.get(key), name))
+            element.set(name, self._typed_or(value, ELEMENTS.get(key), name))
         if element.text and element.text.strip():
-            kind = _ELEMENTS.get(f"{above}/{tag}") or _ELEMENTS.get(tag)
+            kind = ELEMENTS.get(f"{above}/{tag}") or ELEMENTS.get(tag)
             element.text = self._typed_or(element.text, kind, tag)
         for child in element:
             if child.tail and child.tail.strip():
@@ -799,7 +655,7 @@ class Redactor:
         return "\n".join(map(self._log_line, text.split("\n")))
 
     def _log_line(self, line: str) -> str:
-        if re.match(rf"{_TIME}: starting up libvirt version: ", line):
+        if re.match(rf"{TIME}: starting up libvirt version: ", line):
             before, _, host = line.partition("hostname: ")
             return f"{self._prose(before, own=True)}hostname: {self.text(host.strip(), 'host')}"
         argument = re.fullmatch(r"('?(?:-|[A-Z_]+=|/usr/\S+).*?)( ?\\?)", line)
@@ -809,9 +665,7 @@ class Redactor:
 
     def backtrace(self, text: str) -> str:
         """GDB's: of its words and the daemon's functions nothing is private, what it quotes is."""
-        quoted = re.sub(
-            r'"((?:[^"\\]|\\.)+)"', lambda found: f'"{self._name(found[1])}"', text
-        )
+        quoted = re.sub(r'"((?:[^"\\]|\\.)+)"', lambda found: f'"{self._name(found[1])}"', text)
         return self._prose(quoted, own=True)
 
     def versions(self, record: Record) -> Record:
@@ -834,18 +688,8 @@ class Redactor:
         return f"{self._key(name)} {equals}{value if equals else ''}".rstrip()
 
 
-# Accounts and names that every host has.
-_FLAGS = frozenset("on off yes no true false none auto default".split())
-# What somebody has given a name to.
-_NAMES = frozenset(KINDS) - {"host", "path", "serial", "secret"}
-_NOBODY = {
-    "user": frozenset("root qemu kvm libvirt-qemu libvirt nobody 0".split()),
-    "host": frozenset({"localhost"}),
-}
-
-
 def _kind_of(key: str) -> str:
-    kind = _KEYS.get(key, "text")
+    kind = KEYS.get(key, "text")
     return kind if kind in KINDS else "text"
 
 
@@ -855,7 +699,7 @@ def _last(key: str) -> str:
 
 
 def _is_numbered(part: str) -> bool:
-    return bool(_QOM_PART.fullmatch(part)) and all(
+    return bool(QOM_PART.fullmatch(part)) and all(
         words.is_word(each.lower()) or not each
         for each in re.split("[-_.]", part.partition("[")[0])
     )

@@ -83,7 +83,9 @@ def _problem(
 ) -> list[str]:
     lines = ["## Description of problem", ""]
     if explained:
-        lines += [f"- {_about(each)}: {_text(explanation.answer(each))}" for each in explained[:_MOST]]
+        lines += [
+            f"- {_about(each)}: {_text(explanation.answer(each))}" for each in explained[:_MOST]
+        ]
         lines += _and_more(len(explained), "case")
         lines += ["", _READ_BY]
     else:
@@ -116,17 +118,15 @@ def _environment(trace: Trace, versions: Record) -> Iterator[str]:
         yield f"- Build-id of {_code(name)}: {_known(module['build_id'])}"
 
 
-def _steps(
-    trace: Trace, calls: Sequence[Call], explained: Sequence[Explanation]
-) -> Iterator[str]:
+def _steps(trace: Trace, calls: Sequence[Call], explained: Sequence[Explanation]) -> Iterator[str]:
     number = 1
     for each in explained[:_MOST]:
         yield f"{number}. Take {_guest(each)}."
         number += 1
     command = trace.header.get("command")
     shown = [command] if isinstance(command, str) else list(_commands(calls))
-    for each in shown[:_MOST] or [str(trace.header["recipe"].get("try") or "")]:
-        yield f"{number}. Run {_code(each)}."
+    for typed in shown[:_MOST] or [str(trace.header["recipe"].get("try") or "")]:
+        yield f"{number}. Run {_code(typed)}."
         number += 1
     yield ""
     yield (
@@ -161,7 +161,8 @@ def _commands(calls: Sequence[Call]) -> Iterator[str]:
     seen = set()
     for call in calls:
         asked = [
-            value for name, value in call.root.arguments.items()
+            value
+            for name, value in call.root.arguments.items()
             if name in ("domain", "disk") and isinstance(value, str)
         ]
         text = " ".join(["virsh domblkinfo", *asked])
@@ -172,9 +173,7 @@ def _commands(calls: Sequence[Call]) -> Iterator[str]:
             yield text
 
 
-def _actual(
-    nodes: Nodes, calls: Sequence[Call], explained: Sequence[Explanation]
-) -> Iterator[str]:
+def _actual(nodes: Nodes, calls: Sequence[Call], explained: Sequence[Explanation]) -> Iterator[str]:
     for each in explained[:_MOST]:
         yield from _case(each)
         yield ""
@@ -252,7 +251,10 @@ def _compared(each: Explanation) -> str:
             differ.append(f"{number.capitalize()} would be {would}")
     if not agree and not differ:
         return f"- {_about(each)}: the trace does not tell what the host has for it."
-    told = [*differ, *([f"{' and '.join(agree)} agree" if agree[1:] else f"{agree[0]} agrees"] if agree else [])]
+    told = [
+        *differ,
+        *([f"{' and '.join(agree)} agree" if agree[1:] else f"{agree[0]} agrees"] if agree else []),
+    ]
     return f"- {_about(each)}: {'; '.join(told)}."
 
 
@@ -270,9 +272,7 @@ def _errors(nodes: Nodes) -> Iterator[str]:
             yield f"QMP {_code(str(node.command))} failed: {_text(qmp.error_of(node.reply) or '')}"
 
 
-def _files(
-    files: Sequence[str], absent: Mapping[str, str], kept: Sequence[str]
-) -> Iterator[str]:
+def _files(files: Sequence[str], absent: Mapping[str, str], kept: Sequence[str]) -> Iterator[str]:
     but = f" But for these kinds, which are as they were: {', '.join(kept)}." if kept else ""
     yield (
         "Names such as `domain-1` and `path-2.qcow2` are pseudonyms, the same everywhere; "

@@ -14,21 +14,25 @@ _OWN_TEXTS = (
 
 
 @functools.cache
-def _lists() -> tuple[frozenset[str], frozenset[str]]:
+def _lists() -> dict[str, frozenset[str]]:
     text = Path(__file__).with_name("words.txt").read_text(encoding="utf-8")
-    _, names, words = text.split("\n\n# ")
-    return frozenset(names.split()[1:]), frozenset(words.split()[1:])
+    lists = (part.split() for part in text.split("\n\n# ")[1:])
+    return {name: frozenset(words) for name, *words in lists}
 
 
 def is_name(text: str) -> bool:
     """A command, member, value or type of QEMU or libvirt; exactly so written."""
-    return text in _lists()[0]
+    return text in _lists()["names"]
 
 
 def is_word(text: str) -> bool:
     """A word that messages of QEMU and libvirt are made of, in lower case."""
-    names, words = _lists()
-    return text in words or text in names
+    return text in _lists()["words"] or text in _lists()["names"]
+
+
+def is_common_folder(path: str) -> bool:
+    """The same on many hosts."""
+    return path in _lists()["folders"]
 
 
 @functools.cache

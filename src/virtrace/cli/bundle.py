@@ -44,7 +44,7 @@ def add_parser(subparsers: Any) -> None:
         "--output",
         metavar="OUT",
         type=Path,
-        help="the bundle; what its pseudonyms stand for goes into OUT with .map.json, for you alone",
+        help="the bundle; beside it OUT.map.json, what its pseudonyms stand for, for you alone",
     )
     parser.add_argument("-p", "--pid", type=int, help="the daemon, if another than the traced one")
     parser.add_argument(
@@ -131,7 +131,7 @@ def _written(bundle: Bundle, output: Path, map_file: Path, size: int) -> Iterato
     for each in record["absent"]:
         yield f"  without  {each['name']}: {safe(each['why'], Style(unicode=True))}"
     yield f"  map      {map_file}: what the pseudonyms stand for; keep it to yourself"
-    yield "  next     read it first: tar -xOzf "f"{output} virtrace-bundle/REPORT.md"
+    yield f"  next     read it first: tar -xOzf {output} virtrace-bundle/REPORT.md"
 
 
 def _preview(bundle: Bundle, style: Style) -> Iterator[str]:

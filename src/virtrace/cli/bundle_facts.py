@@ -8,6 +8,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from virtrace.binary.process import inspect
@@ -33,7 +34,7 @@ def gather(trace: Trace, pid: int | None, *, with_backtrace: bool) -> HostFacts:
         _require_same(trace, chosen)
     except Unavailable as reason:
         missing = unavailable(str(reason))
-        told = dict.fromkeys(names, {"xml": missing, "log": missing})
+        told = {name: {"xml": missing, "log": missing} for name in names}
         return HostFacts(missing, told, missing, missing if with_backtrace else None, private)
     asker = Asker(time.monotonic() + _SECONDS_IN_ALL)
     domains = {
@@ -169,8 +170,6 @@ def _host_names() -> list[str]:
 def _user_names() -> list[str]:
     """Whoever makes the bundle; those of the system are everywhere the same."""
     names = [os.environ.get("SUDO_USER", ""), os.environ.get("USER", "")]
-    try:
+    with suppress(KeyError):
         names.append(pwd.getpwuid(os.getuid()).pw_name)
-    except KeyError:
-        pass
     return list(dict.fromkeys(name for name in names if name))

@@ -8,7 +8,19 @@ import sys
 from collections.abc import Sequence
 
 from virtrace import __version__
-from virtrace.cli import bundle, diff, doctor, explain, export, lab, pack, recipe, record, replay, show
+from virtrace.cli import (
+    bundle,
+    diff,
+    doctor,
+    explain,
+    export,
+    lab,
+    pack,
+    recipe,
+    record,
+    replay,
+    show,
+)
 from virtrace.errors import INTERRUPTED, VirtraceError
 
 # Each module has add_parser(subparsers), which sets run=function(args) -> exit status.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from collections.abc import Mapping
 from typing import BinaryIO
 
 from virtrace.errors import TraceError
@@ -16,8 +17,9 @@ from virtrace.errors import TraceError
 MAGIC = b"\x1f\x8b"
 TRACE = "trace.jsonl"
 FOLDER = "virtrace-bundle/"
-# Of all that is in it.
-MAX_BYTES = 64 << 20
+# Of all that is in it. A value of JSON, be it of two bytes, takes some 70 in memory.
+MAX_BYTES = 48 << 20
+MAX_VALUES = 2_000_000
 MAX_FILES = 64
 _BLOCK = 512
 _LONGEST_FILL = 1 << 20
@@ -46,7 +48,7 @@ def read(stream: BinaryIO, path: object) -> dict[str, bytes]:
     """
     try:
         with gzip.GzipFile(fileobj=stream, mode="rb") as file:
-            return _files(file)
+            files = _files(file)
     except (OSError, EOFError, zlib.error) as error:
         raise TraceError(
             f"{path} is damaged, or no bundle: {error}", "take a fresh copy of the file"
@@ -56,6 +58,26 @@ def read(stream: BinaryIO, path: object) -> dict[str, bytes]:
             f"{path} is no bundle of virtrace: {error}",
             "ask for one that `virtrace bundle` made, or for the trace itself",
         ) from error
+    too_much = excess(files)
+    if too_much is not None:
+        raise TraceError(
+            f"{path} holds {too_much}, and a bundle may not",
+            "ask for the trace itself",
+        )
+    return files
+
+
+def excess(files: Mapping[str, bytes]) -> str | None:
+    """What there is more of than a bundle may hold; None where there is not."""
+    if sum(map(len, files.values())) > MAX_BYTES:
+        return f"more than {MAX_BYTES >> 20} MiB"
+    documents = [content for name, content in files.items() if name.endswith((".json", ".jsonl"))]
+    if (
+        sum(content.count(mark) for content in documents for mark in (b",", b"[", b"{"))
+        > MAX_VALUES
+    ):
+        return f"more than {MAX_VALUES:,} values"
+    return None
 
 
 def _files(archive: gzip.GzipFile) -> dict[str, bytes]:
