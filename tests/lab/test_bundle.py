@@ -5,17 +5,24 @@ from __future__ import annotations
 import base64
 import html
 import json
+import os
+import re
+import shlex
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from xml.etree import ElementTree
 from xml.sax.saxutils import escape, quoteattr
 
 import pytest
 import yaml
 
+from support.intact import assert_untraced_and_intact
+from virtrace.bundle.pseudonyms import KINDS
+from virtrace.cli.main import main
 from virtrace.lab.daemon import Lab
 from virtrace.lab.stage import Stage
 from virtrace.recipe import catalogue
@@ -26,8 +33,7 @@ from .tracing import virtrace
 MAIN, ORDINARY = "Größe-機密7", "disk"
 INNER = "acmecorp"
 FOLDER, FILE = "geheimer ordner", f"backup-{INNER}2026.qcow2"
-# What each is, and the value; ORDINARY and others that are parts of virtrace's own words stand
-# in COMMON.
+# What each is, and the value.
 SECRETS = {
     "domain": MAIN,
     "domain inside of other words": INNER,
@@ -92,7 +98,6 @@ SECRETS = {
     "name with a percent sign": "100%kundin",
     "name that is JSON": '{"kundin":"json-name"}',
 }
-COMMON = (ORDINARY, "file", "qcow2")
 
 
 def test_there_are_enough() -> None:
@@ -303,8 +308,8 @@ def _qmp() -> Iterator[tuple[str, dict[str, Any]]]:
     )
 
 
-def bundled(seeded: Seeded, *options: str) -> dict[str, bytes]:
-    output = seeded.folder / f"bundle{len(list(seeded.folder.iterdir()))}.tar.gz"
+def bundled(seeded: Seeded, name: str, *options: str) -> dict[str, bytes]:
+    output = seeded.folder / f"{name}.tar.gz"
     done = virtrace("bundle", str(seeded.trace), "-o", str(output), *options)
     assert done.returncode == 0, done.stderr
     assert output.stat().st_mode & 0o777 == 0o600
@@ -345,17 +350,92 @@ def occurrences(files: dict[str, bytes], secret: str) -> list[tuple[str, str]]:
     ]
 
 
-def test_no_secret_leaves(seeded: Seeded) -> None:
-    everything = [word for kind in _kinds() for word in ("--keep", kind)]
-    released = bundled(seeded, *everything)
-    redacted = bundled(seeded)
-    seeds = {name: occurrences(released, secret) for name, secret in SECRETS.items()}
-    assert [name for name, found in seeds.items() if not found] == []
+@pytest.fixture(scope="module")
+def redacted(seeded: Seeded) -> dict[str, bytes]:
+    return bundled(seeded, "redacted")
+
+
+def test_no_secret_leaves(seeded: Seeded, redacted: dict[str, bytes]) -> None:
+    everything = [word for kind in KINDS for word in ("--keep", kind)]
+    released = bundled(seeded, "released", *everything)
+    # What is not in the one would be missed in the other.
+    assert [name for name, secret in SECRETS.items() if not occurrences(released, secret)] == []
     left = {name: occurrences(redacted, secret) for name, secret in SECRETS.items()}
     assert {name: found for name, found in left.items() if found} == {}
 
 
-def _kinds() -> list[str]:
-    from virtrace.bundle.pseudonyms import KINDS
+def test_names_that_are_everyday_words_do_not_show_as_names(redacted: dict[str, bytes]) -> None:
+    """`disk` is in every bundle; nothing says that a guest is called so."""
+    assert ORDINARY == "disk"
+    text = b"\n".join(redacted.values()).decode()
+    for place in (
+        *('"domain":"disk"', '"domain": "disk"', "<name>disk<", "guest=disk,", '/disk"'),
+        *("domblkinfo disk ", "(disk, ", "domain=disk", "domain-disk", "-disk/", "'disk'"),
+    ):
+        assert place not in text.replace("virtio-disk", ""), place
+    assert '"domain":"domain-2"' in text
 
-    return list(KINDS)
+
+def test_what_maintainers_ask_for_is_there(redacted: dict[str, bytes]) -> None:
+    files = {name.removeprefix("virtrace-bundle/"): text for name, text in redacted.items()}
+    assert json.loads(files["MANIFEST.json"])["absent"] == []
+    versions = json.loads(files["versions.json"])
+    assert versions["qemu"].startswith("QEMU ")
+    assert versions["machine"] == os.uname().machine
+    guests = [ElementTree.fromstring(files[f"host/guest-{number}.xml"]) for number in (1, 2, 3)]
+    names = [guest.findtext("name") for guest in guests]
+    assert len({*names}) == 3
+    assert all(re.fullmatch("domain-[123]", str(name)) for name in names)
+    for number, name in enumerate(names, 1):
+        log = files[f"host/guest-{number}.log"].decode()
+        assert f"-name guest={name},debug-threads=on" in log
+        # From its last start on.
+        assert log.count("starting up libvirt version") == 1
+    # What the lab sets is all that is not the default.
+    assert "stdio_handler" in files["host/settings.txt"].decode()
+    report = files["REPORT.md"].decode()
+    assert f"- Hypervisor: {versions['qemu']}" in report
+    for heading in ("Steps to reproduce", "Actual results", "Expected results"):
+        assert f"\n## {heading}\n" in report
+
+
+def test_explain_says_the_same(
+    seeded: Seeded, redacted: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explain", "--json", str(seeded.trace)]) == 0
+    original = json.loads(capsys.readouterr().out)
+    of_bundle = json.loads(redacted["virtrace-bundle/explain.json"])
+    [told] = [json.loads(file.read_text()) for file in seeded.folder.glob("redacted.map.json")]
+    real = {name: text for kind in told["pseudonyms"].values() for name, text in kind.items()}
+    assert as_it_was(of_bundle, real) == as_it_was(original, {})
+
+
+def as_it_was(value: Any, real: dict[str, str]) -> Any:
+    """With the names in place of their pseudonyms, longest first; commands as their words."""
+    if isinstance(value, str):
+        pattern = "|".join(map(re.escape, sorted(real, key=len, reverse=True))) or "(?!)"
+        return re.sub(pattern, lambda found: real[found[0]], value)
+    if isinstance(value, list):
+        return [as_it_was(each, real) for each in value]
+    if isinstance(value, dict):
+        # Of a name with a space a shell wants quotes, of a pseudonym it does not.
+        words = {"command": shlex.split(value["command"])} if "command" in value else {}
+        return {key: as_it_was(each, real) for key, each in {**value, **words}.items()}
+    return value
+
+
+def test_backtrace_on_request(seeded: Seeded) -> None:
+    files = bundled(seeded, "with-backtrace", "--backtrace")
+    threads = files["virtrace-bundle/host/backtrace.txt"].decode()
+    assert threads.startswith("Thread ")
+    assert "poll" in threads
+    assert_untraced_and_intact(seeded.lab.pid)
+    assert seeded.lab.virsh("domblkinfo", "vm1", "vda").returncode == 0
+
+
+def test_of_another_daemon_nothing_is_asked(seeded: Seeded) -> None:
+    files = bundled(seeded, "elsewhere", "-p", str(os.getpid()))
+    manifest = json.loads(files["virtrace-bundle/MANIFEST.json"])
+    reasons = {each["why"] for each in manifest["absent"]}
+    assert len(reasons) == 1
+    assert "is no daemon of the build that was traced" in reasons.pop()

@@ -150,11 +150,11 @@ KEY = re.compile(r"[A-Za-z_#*][\w.+:*#/-]{0,63}", re.ASCII)
 COMMON_FILE = re.compile(
     r"/usr/.*/(?:qemu-[a-z]+(?:-[a-z0-9_]+)*|kvm|libvirtd?|virt[a-z]+d|virsh|virtrace|sh|bash"
     r"|lib[\w+.-]*\.so[0-9.]*|OVMF_[\w.]+|bios[\w-]*\.bin)"
-    r"|/bin/(?:sh|bash)|/dev/(?:kvm|null|zero|u?random|fuse|net/tun|vhost-(?:net|vsock|scsi))"
+    r"|/lib(?:64)?/.*/lib[\w+.-]*\.so[0-9.]*|/bin/(?:sh|bash)|/dev/(?:kvm|null|zero|u?random|fuse|net/tun|vhost-(?:net|vsock|scsi))"
     r"|/dev/(?:sd[a-z]+|hd[a-z]+|vd[a-z]+|xvd[a-z]+|nvme[0-9]+n|loop|dm-|nbd|md|sr|pts/|fdset/)"
     r"[0-9p]*|/proc/self/fd/[0-9]+|/dev/fd/[0-9]+|.*/(?:monitor\.sock|master-key\.aes)"
 )
-LIBRARY = re.compile(r"lib[\w+-]+\.so[0-9.]*")
+LIBRARY = re.compile(r"libvirt[\w+-]*\.so[0-9.]*")
 
 QUOTED = r"(?<!\w)'[^'\n]*'(?!\w)|(?<!\w)\"(?:[^\"\\\n]|\\.)*\"|`[^`\n]*`"
 PROSE = re.compile(

@@ -109,7 +109,7 @@ class Redactor:
         recipe = header["recipe"]
         self._by_domain = frozenset(_keyed_by_domain(recipe))
         target, selection = header["target"], header.get("selection") or {}
-        paths: dict[str, Callable[[str], str]] = {"path": self._module, "exe": self._path}
+        paths: dict[str, Callable[[str], str]] = {"path": self._path, "exe": self._path}
         modules = [
             {key: paths.get(key, self._own)(value) for key, value in module.items()}
             for module in target["modules"]
@@ -148,12 +148,6 @@ class Redactor:
             if isinstance(recipe.get(key), str)
         }
         return {**self._own(recipe), **prose}
-
-    def _module(self, path: str) -> str:
-        folder, slash, name = path.rpartition("/")
-        if LIBRARY.fullmatch(name):
-            return self._path(folder) + slash + name
-        return self._path(path)
 
     def _host(self, key: str, value: Json) -> Json:
         if key in ("type", "collected", "file_system"):
@@ -467,7 +461,12 @@ class Redactor:
         above, found = "", list[str]()
         for part in text.split("/"):
             above = f"{above}/{part}" if found else part
-            common = not part or part in (".", "..") or words.is_common_folder(above)
+            common = (
+                not part
+                or part in (".", "..")
+                or words.is_common_folder(above)
+                or LIBRARY.fullmatch(part)
+            )
             found.append(part if common else self.names.add("path", part))
         pseudonym = "/".join(found)
         self.names.watch(text, pseudonym)
