@@ -23,6 +23,7 @@ from virtrace.bundle.pseudonyms import KINDS, Pseudonyms
 from virtrace.bundle.redact import Redactor
 from virtrace.bundle.search import leaks
 from virtrace.cli.main import main
+from virtrace.errors import TraceError
 from virtrace.trace.format import unavailable
 from virtrace.trace.reader import Trace, read_bundle, read_trace
 
@@ -236,6 +237,18 @@ def test_an_everyday_word_is_found_where_a_name_can_stand(
 
 
 # The file
+
+
+@pytest.mark.parametrize("depth", [100, 150, 200, 250, 300, 400, 600, 900])
+def test_a_trace_that_is_nested_deep_is_bundled_or_refused(depth: int, tmp_path: Path) -> None:
+    records = samples.records()
+    records[0]["recipe"]["deep"] = "DEEP"
+    file = samples.write(tmp_path / "deep.jsonl", records)
+    file.write_text(file.read_text().replace('"DEEP"', '{"a":' * depth + "1" + "}" * depth))
+    try:
+        bundle_of(read_trace(file))
+    except TraceError as error:
+        assert "nested too deep" in error.what
 
 
 def test_the_same_trace_gives_the_same_bytes(packed: Path, tmp_path: Path) -> None:

@@ -62,7 +62,19 @@ class Bundle:
 def make(
     trace: Trace, facts: HostFacts, keep: Iterable[str], progress: Callable[[str], None]
 ) -> Bundle:
-    """LeakError where something private would leave all the same."""
+    """LeakError where something private would leave all the same; TraceError of odd traces."""
+    try:
+        return _make(trace, facts, keep, progress)
+    except RecursionError as error:
+        raise TraceError(
+            "the trace is nested too deep to be looked through",
+            "report what can be told without a bundle: virtrace show FILE",
+        ) from error
+
+
+def _make(
+    trace: Trace, facts: HostFacts, keep: Iterable[str], progress: Callable[[str], None]
+) -> Bundle:
     names = Pseudonyms(keep)
     redactor = Redactor(names)
     progress("reading what is private")

@@ -118,7 +118,7 @@ TARGET = re.compile(r"(?:fd|hd|sd|vd|xvd|ubd|nvme[0-9]+n)[a-z0-9]{1,4}(?:\[[0-9]
 # What libvirt, QEMU and the kernel number by themselves, versions and numbers.
 PLAIN = re.compile(
     r"""
-    [0-9][0-9.,:_+-]*(?:[KMGTPE]i?B?|ms|us|ns|s|%)?  |  0x[0-9a-fA-F]+  |  [*?+@.-]+
+    -?[0-9][0-9.,:_+/-]*(?:[KMGTPE]i?B?|ms|us|ns|s|%)?  |  0x[0-9a-fA-F]+  |  [*?+@.-]+
     | v?[0-9]+(?:\.[0-9]+)+(?:[-+~][0-9.]+)?
     | libvirt-[0-9]+(?:-(?:format|storage|backing|slice|throttle))*(?:-sto|-filter)?
     | qemu-system-[a-z0-9_]+ | qemu-(?:kvm|img|nbd) | libvirtd | virt[a-z]+d
@@ -152,7 +152,7 @@ COMMON_FILE = re.compile(
     r"|lib[\w+.-]*\.so[0-9.]*|OVMF_[\w.]+|bios[\w-]*\.bin)"
     r"|/lib(?:64)?/.*/lib[\w+.-]*\.so[0-9.]*|/bin/(?:sh|bash)|/dev/(?:kvm|null|zero|u?random|fuse|net/tun|vhost-(?:net|vsock|scsi))"
     r"|/dev/(?:sd[a-z]+|hd[a-z]+|vd[a-z]+|xvd[a-z]+|nvme[0-9]+n|loop|dm-|nbd|md|sr|pts/|fdset/)"
-    r"[0-9p]*|/proc/self/fd/[0-9]+|/dev/fd/[0-9]+|.*/(?:monitor\.sock|master-key\.aes)"
+    r"[0-9p]*|/proc/self/fd/[0-9]+|/dev/fd/[0-9]+|.*/(?:monitor\.sock|master-key\.aes|libvirt-sock(?:-ro)?|(?:qemu|libvirtd|virt[a-z]+d)\.conf)"
 )
 LIBRARY = re.compile(r"libvirt[\w+-]*\.so[0-9.]*")
 

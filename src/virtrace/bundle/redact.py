@@ -46,7 +46,6 @@ from virtrace.bundle.forms import (
     VIRSH,
 )
 from virtrace.bundle.pseudonyms import KINDS, Pseudonyms
-from virtrace.errors import TraceError
 from virtrace.recipe import catalogue
 from virtrace.trace.format import Json, Record, is_unavailable, unavailable
 
@@ -76,16 +75,7 @@ class Redactor:
     # A trace
 
     def record(self, record: Record) -> Record:
-        """A record of a trace; TraceError where it is nested too deep to be looked through."""
-        try:
-            return self._record(record)
-        except RecursionError as error:
-            raise TraceError(
-                "the trace is nested too deep to be redacted",
-                "send what can be told without it: virtrace show FILE",
-            ) from error
-
-    def _record(self, record: Record) -> Record:
+        """A record of a trace; RecursionError where it is nested too deep."""
         kind = record["type"]
         self._by_engine = kind != "host"
         if kind == "header":
@@ -454,7 +444,7 @@ class Redactor:
         if COMMON_FILE.fullmatch(text):
             folder, _, name = text.rpartition("/")
             if words.is_common_folder(folder) or text.startswith(
-                ("/usr/", "/dev/", "/proc/", "/bin/")
+                ("/usr/", "/lib", "/dev/", "/proc/", "/bin/")
             ):
                 return text
             return f"{self._path(folder)}/{name}" if folder else text

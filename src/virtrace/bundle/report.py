@@ -91,9 +91,12 @@ def _problem(
     else:
         failed = sum(call.failed for call in calls)
         apart = sum(not isinstance(node, Call) for node in nodes)
+        calls_of_it = f"{units.count(len(calls), 'call')} of libvirt's API"
         lines.append(
-            f"{units.count(len(calls), 'call')} of libvirt's API were traced, {failed} of them "
-            f"failed; {units.count(apart, 'event')} happened outside of calls."
+            f"The trace has {calls_of_it}, of which {failed or 'none'} failed, and "
+            f"{units.count(apart, 'event')} outside of calls."
+            if nodes
+            else "Nothing of what the recipe is about happened while it was traced."
         )
     if trace.problems:
         lines += ["", f"The trace is incomplete: {_text('; '.join(trace.problems))}."]
