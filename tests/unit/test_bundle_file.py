@@ -154,6 +154,7 @@ def test_everything_of_one_name_is_one_pseudonym(tmp_path: Path) -> None:
          "virsh -c qemu:///system domblkinfo text-1 vda"),
         ("command", "virsh start --domain='geheimer kunde' && virsh list",
          "virsh start '--domain=text-1 text-2' && virsh list"),
+        ("odd", '{"kunde7": 1, "wr_bytes": 2}', '{"text-1": 1, "wr_bytes": 2}'),
         ("password", "on the house", "secret-1"),
     ],
 )  # fmt: skip

@@ -122,7 +122,7 @@ PLAIN = re.compile(
     | v?[0-9]+(?:\.[0-9]+)+(?:[-+~][0-9.]+)?
     | libvirt-[0-9]+(?:-(?:format|storage|backing|slice|throttle))*(?:-sto|-filter)?
     | qemu-system-[a-z0-9_]+ | qemu-(?:kvm|img|nbd) | libvirtd | virt[a-z]+d
-    | \#block[0-9]+ | (?:drive|libvirt)-\#?[0-9]+
+    | libvirt-CoR-(?:[hsv]|xv)d[a-z]+ | \#block[0-9]+ | (?:drive|libvirt)-\#?[0-9]+
     | (?:drive-|host|ua-)?(?:virtio-disk|virtio-serial|ide|sata|scsi|usb|usb-disk|fdc|pci|pcie|net
       |vnet|tap|macvtap|serial|parallel|console|channel|charmonitor|charserial|charchannel
       |charconsole|charparallel|mon|monitor|video|sound|audio|balloon|rng|objrng|watchdog|input

@@ -58,7 +58,9 @@ class Redactor:
     def __init__(self, names: Pseudonyms) -> None:
         self.names = names
         self._cache: dict[tuple[str, str], str] = {}
-        self._keys: dict[str, str] = {}
+        self._keys: dict[tuple[str, bool], str] = {}
+        # Whether keys are those of QMP, of which most are known; others are C's and the recipe's.
+        self._of_qmp = False
         self._sent: dict[object, object] = {}
         self._by_domain: frozenset[str] = frozenset()
         self._depth = 0
@@ -134,7 +136,7 @@ class Redactor:
             return recipe
         prose = {
             key: self._prose(recipe[key])
-            for key in ("about", "try")
+            for key in ("name", "about", "try")
             if isinstance(recipe.get(key), str)
         }
         return {**self._own(recipe), **prose}
@@ -168,7 +170,9 @@ class Redactor:
                 about_qemu = isinstance(command, str) and command in ABOUT_QEMU
                 if command == "query-name" and isinstance(document.get("return"), dict):
                     self._value(document["return"].get("name"), "domain")
+        self._of_qmp = True
         redacted = self._own(document) if about_qemu else self._value(document)
+        self._of_qmp = False
         found: Record = {}
         for key_, value in values.items():
             if key_ == "json":
@@ -240,11 +244,16 @@ class Redactor:
         return {"text": self.names.add(_kind_of(key), str(value.get("bytes"))), "length": 0}
 
     def _key(self, key: str) -> str:
-        found = self._keys.get(key)
+        found = self._keys.get((key, self._of_qmp))
         if found is None:
-            known = KEY.fullmatch(key)
+            parts = re.split(r"[^A-Za-z]+|(?<=[a-z])(?=[A-Z])", key)
+            known = KEY.fullmatch(key) and (
+                not self._of_qmp
+                or words.is_name(key)
+                or all(words.is_word(part.lower()) or len(part) < 3 for part in parts)
+            )
             found = self.names.replace(key) if known else self.names.add("text", key)
-            self._keys[key] = found
+            self._keys[key, self._of_qmp] = found
         return found
 
     def _own(self, value: Json) -> Json:
@@ -372,7 +381,10 @@ class Redactor:
             return None
         if not isinstance(document, (dict, list)):
             return None
-        return prefix + _as_before(text[len(prefix) :], self._value(document))
+        outer, self._of_qmp = self._of_qmp, True
+        redacted = self._value(document)
+        self._of_qmp = outer
+        return prefix + _as_before(text[len(prefix) :], redacted)
 
     def _uri(self, text: str) -> str:
         """Scheme, and what the rest is made of: ``nbd+unix:///export?socket=/path``."""
@@ -398,7 +410,7 @@ class Redactor:
         pairs = []
         for pair in query.split("&") if query else []:
             name, equals, value = pair.partition("=")
-            pairs.append(name + equals + self._inside(value, name))
+            pairs.append(self._key(name) + equals + self._inside(value, name))
         return f"{scheme}://{account}{at}{host}{port}{slash}{quote(folders)}{question}" + "&".join(
             pairs
         )
@@ -557,7 +569,7 @@ class Redactor:
         if kind == "time":
             return token
         if kind == "uri":
-            return self._own_uri(token) if own else self._uri(token)
+            return self._uri(token)
         if kind == "path":
             path = token.rstrip(".:")
             return self._place(path) + token[len(path) :]
@@ -571,9 +583,6 @@ class Redactor:
         before = match.string[: match.start()].rstrip().rpartition(" ")[2].lower()
         certain = before == "name" or KEYS.get(before) in KINDS
         return self.text(text, "name" if certain else "id")
-
-    def _own_uri(self, token: str) -> str:
-        return token if token.startswith("https://") else self._uri(token)
 
     def _word(self, token: str) -> str:
         word = token.rstrip(".:/-%")
