@@ -8,6 +8,7 @@ import copy
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -333,6 +334,66 @@ def test_a_bundle_is_not_bundled_again(packed: Path, tmp_path: Path) -> None:
     done = virtrace("bundle", packed, "-o", tmp_path / "again.tar.gz")
     assert done.returncode == 2
     assert "is from a bundle already" in done.stderr
+
+
+# The report
+
+
+REPORTS = {
+    "stopped-qcow2-with-lines-9.0.0": (
+        "# `virsh domblkinfo` shows numbers that surprise",
+        "1. Take a guest that is shut off (here `domain-1`) with a disk (here `vda`).",
+        "2. Run `virsh domblkinfo domain-1 vda`.",
+        "- Allocation: 1314816 (1.254 MiB): space used by the file",
+        "- `domain-1` `vda`: the trace does not tell what the host has for it.",
+    ),
+    "error-9.0.0": (
+        "# `virsh domblkinfo` fails for disk `vdz` of a guest",
+        "1. Take a guest (here `domain-1`).",
+        "- libvirt's error: invalid argument: invalid path vdz not assigned to domain",
+        "Numbers instead of an error for `domain-1` `vdz`, if the guest has such a disk.",
+    ),
+    "discarded-9.0.0": (
+        "1. Take a running guest (here `domain-1`) with a raw disk in a file (here `vda`).",
+        "- Allocation: 67108864 (64.000 MiB): end of the farthest write since QEMU started",
+        "- `domain-1` `vda`: Allocation would be ",
+    ),
+}
+
+
+@pytest.mark.parametrize("sample", sorted(REPORTS))
+def test_report(sample: str) -> None:
+    bundle = bundle_of(read_trace(DATA / "explain" / f"{sample}.jsonl"))
+    report = bundle.files["REPORT.md"].decode()
+    lines = report.splitlines()
+    for beginning in REPORTS[sample]:
+        assert any(line.startswith(beginning) for line in lines), report
+    headings = [line for line in lines if line.startswith("#")]
+    assert headings[1:] == [
+        "## Description of problem",
+        "## Software environment",
+        "## Steps to reproduce",
+        "## Actual results",
+        "## Expected results",
+        "## Additional information",
+    ]
+
+
+def test_names_in_a_report_are_no_markup(tmp_path: Path) -> None:
+    hostile = "a`b\n# <b>*x*"
+    trace, _ = named(hostile, tmp_path)
+    report = bundle_of(trace, NO_FACTS, *KINDS).files["REPORT.md"].decode()
+    assert "\n# " not in report[2:]
+    assert "<b>" not in report
+    assert "&lt;b>" in report
+
+
+def test_progress_where_it_takes_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("virtrace.cli.bundle._PATIENCE", 0.0)
+    done = virtrace("bundle", pages.SAMPLE, "-o", tmp_path / "x.tar.gz")
+    assert done.returncode == 0
+    assert re.fullmatch(r"(\[ +[0-9.]+ s\] [a-z, ]+\n)+", done.stderr)
+    assert done.stderr.endswith("packing it\n")
 
 
 # Who reads it

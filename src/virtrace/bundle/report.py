@@ -326,9 +326,12 @@ def _known(value: Json) -> str:
 def _text(text: str) -> str:
     """No Markdown or HTML of its own."""
     shown = safe(" ".join(text.split()), _STYLE)
-    return shown.replace("\\", "\\\\").replace("<", "&lt;").replace("*", "\\*")
+    if shown.count("`") % 2:
+        shown = shown.replace("`", "\\`")
+    return shown.replace("<", "&lt;").replace("*", "\\*")
 
 
 def _code(text: object) -> str:
-    shown = safe(str(text), _STYLE).replace("`", "'")
-    return f"`{shown}`"
+    shown = safe(str(text), _STYLE)
+    # In code there is no way to write these.
+    return _text(shown) if "`" in shown or "<" in shown else f"`{shown}`"

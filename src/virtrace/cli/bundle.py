@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from virtrace.bundle import archive, verify
 from virtrace.bundle.collect import PAGE, Bundle, make
 from virtrace.bundle.pseudonyms import KINDS
+from virtrace.bundle.report import REPORT
 from virtrace.cli.bundle_facts import gather
 from virtrace.errors import ANSWER_IS_NO, DONE, UsageError
 from virtrace.report.highlight import Style, paint, safe, style_for
+from virtrace.report.lines import copyable, labelled
+from virtrace.report.pieces import words
+from virtrace.trace.archive import FOLDER, TRACE
 from virtrace.trace.reader import read_trace
 
 _MAP_FORMAT = "virtrace-bundle-map"
@@ -33,8 +40,8 @@ def add_parser(subparsers: Any) -> None:
         "Names, addresses, paths and secrets become pseudonyms, and the finished file\n"
         "is searched for all of them: where one is found, nothing is written.",
         epilog=f"kinds, each of which --keep releases:\n{kinds}\n\n"
-        "Exit status: 0 written, or verified; 1 verified, and not whole; 2 nothing written.",
-        usage="%(prog)s FILE -o OUT.tar.gz [-p PID] [--backtrace] [--keep KIND]...\n"
+        "Exit status: 0 written, or whole; 1 not whole; 2 nothing written, or no bundle.",
+        usage="%(prog)s FILE -o OUT [-p PID] [--backtrace] [--keep KIND]...\n"
         "       %(prog)s FILE --preview [--keep KIND]...\n"
         "       %(prog)s verify BUNDLE",
     )
@@ -74,22 +81,22 @@ def run(args: argparse.Namespace) -> int:
     for path, what in ((output, "the bundle"), (map_file, "the map")):
         if path is not None and path.exists():
             raise archive.exists(path, what)
-    step = _progress()
-    step("reading the trace")
-    trace = read_trace(args.file[0])
-    if "redacted" in trace.header:
-        raise UsageError(
-            f"{args.file[0]} is from a bundle already", "name the trace that was recorded"
-        )
-    step("asking the host")
-    facts = gather(trace, args.pid, with_backtrace=args.backtrace)
-    bundle = make(trace, facts, args.keep, step)
+    with _progress() as step:
+        step("reading the trace")
+        trace = read_trace(args.file[0])
+        if "redacted" in trace.header:
+            raise UsageError(
+                f"{args.file[0]} is from a bundle already", "name the trace that was recorded"
+            )
+        step("asking the host")
+        facts = gather(trace, args.pid, with_backtrace=args.backtrace)
+        bundle = make(trace, facts, args.keep, step)
+        step("packing it")
+        packed = archive.pack(bundle.files)
     if output is None or map_file is None:
         for line in _preview(bundle, style_for(sys.stdout)):
             print(line)
         return DONE
-    step("packing it")
-    packed = archive.pack(bundle.files)
     # First the map: without it nobody can ever tell what a pseudonym stands for.
     archive.write(map_file, "the map", _map(bundle))
     try:
@@ -102,16 +109,28 @@ def run(args: argparse.Namespace) -> int:
     return DONE
 
 
-def _progress() -> Callable[[str], None]:
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
     """Says what is being done, once it takes long."""
-    start = time.monotonic()
+    start, doing = time.monotonic(), "starting"
+
+    def say() -> None:
+        passed = time.monotonic() - start
+        print(f"[{passed:6.1f} s] {doing}", file=sys.stderr, flush=True)
 
     def step(what: str) -> None:
-        passed = time.monotonic() - start
-        if passed > _PATIENCE:
-            print(f"[{passed:6.1f} s] {what}", file=sys.stderr, flush=True)
+        nonlocal doing
+        doing = what
+        if not timer.is_alive():
+            say()
 
-    return step
+    timer = threading.Timer(_PATIENCE, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield step
+    finally:
+        timer.cancel()
 
 
 def _map(bundle: Bundle) -> bytes:
@@ -121,22 +140,26 @@ def _map(bundle: Bundle) -> bytes:
 
 
 def _written(bundle: Bundle, output: Path, map_file: Path, size: int) -> Iterator[str]:
+    style = style_for(sys.stdout)
     yield f"wrote {output} ({size / 1e6:.2f} MB), to be attached to a report"
     replaced = {kind: len(names) for kind, names in bundle.names.map().items()}
     told = ", ".join(f"{number} {kind}" for kind, number in sorted(replaced.items()))
-    yield f"  hidden   {told or 'nothing was private'}"
+    yield from labelled("hidden", words(told or "nothing was private"), style)
     if bundle.names.keep:
-        yield f"  released {', '.join(sorted(bundle.names.keep))}"
-    record = json.loads(bundle.files[archive.MANIFEST])
-    for each in record["absent"]:
-        yield f"  without  {each['name']}: {safe(each['why'], Style(unicode=True))}"
-    yield f"  map      {map_file}: what the pseudonyms stand for; keep it to yourself"
-    yield f"  next     read it first: tar -xOzf {output} virtrace-bundle/REPORT.md"
+        yield from labelled("released", words(", ".join(sorted(bundle.names.keep))), style)
+    absent = json.loads(bundle.files[archive.MANIFEST])["absent"]
+    for why in dict.fromkeys(each["why"] for each in absent):
+        names = ", ".join(each["name"] for each in absent if each["why"] == why)
+        yield from labelled("without", words(f"{names}: {why}"), style)
+    yield copyable("map", str(map_file), style)
+    yield from labelled("", words("what the pseudonyms stand for; keep it to yourself"), style)
+    report = f"{FOLDER}{REPORT}"
+    yield copyable("read it", f"tar -xOzf {shlex.quote(str(output))} {report}", style)
 
 
 def _preview(bundle: Bundle, style: Style) -> Iterator[str]:
     """Every file as text, its pseudonyms marked; but for the page, which is made of the trace."""
-    for name, content in bundle.files.items():
+    for name, content in sorted(bundle.files.items(), key=lambda file: (file[0] == TRACE, file)):
         yield paint(f"==> {name} ({len(content):,} bytes) <==", "bold", style)
         if name == PAGE:
             yield "the trace, for a browser"
