@@ -118,7 +118,7 @@ TARGET = re.compile(r"(?:fd|hd|sd|vd|xvd|ubd|nvme[0-9]+n)[a-z0-9]{1,4}(?:\[[0-9]
 # What libvirt, QEMU and the kernel number by themselves, versions and numbers.
 PLAIN = re.compile(
     r"""
-    -?[0-9][0-9.,:_+/-]*(?:[KMGTPE]i?B?|ms|us|ns|s|%)?  |  0x[0-9a-fA-F]+  |  [*?+@.-]+
+    -?[0-9][0-9.,:_+/-]*(?:[kKMGTPE]i?B?|ms|us|ns|s|%)?  |  0x[0-9a-fA-F]+  |  [*?+@.-]+
     | v?[0-9]+(?:\.[0-9]+)+(?:[-+~][0-9.]+)?
     | libvirt-[0-9]+(?:-(?:format|storage|backing|slice|throttle))*(?:-sto|-filter)?
     | qemu-system-[a-z0-9_]+ | qemu-(?:kvm|img|nbd) | libvirtd | virt[a-z]+d

@@ -16,7 +16,7 @@ from virtrace.bundle.collect import HostFacts
 from virtrace.cli.gdb import backtrace
 from virtrace.cli.host_facts import Asker, Unavailable, fact, seen_from_here, way_to
 from virtrace.errors import TargetError
-from virtrace.trace.format import Json, unavailable
+from virtrace.trace.format import Json, is_unavailable, unavailable
 from virtrace.trace.reader import Trace
 
 _SECONDS_IN_ALL = 30.0
@@ -72,9 +72,14 @@ def _require_same(trace: Trace, pid: int) -> None:
 
 def _domains(trace: Trace) -> Iterator[str]:
     """In the order in which the trace names them."""
-    named = (event.values.get("domain") for event in trace.events)
-    names = dict.fromkeys(name for name in named if isinstance(name, str) and name)
-    yield from list(names)[:_MOST_DOMAINS]
+    found: dict[str, None] = {}
+    for event in trace.events:
+        name, records = event.values.get("domain"), event.values.get("records")
+        if isinstance(name, str) and name:
+            found[name] = None
+        if isinstance(records, dict) and not is_unavailable(records):
+            found.update(dict.fromkeys(records))
+    yield from list(found)[:_MOST_DOMAINS]
 
 
 def _qemu(pid: int, asker: Asker) -> str:
