@@ -156,6 +156,8 @@ def test_everything_of_one_name_is_one_pseudonym(tmp_path: Path) -> None:
         ("command", "virsh start --domain='geheimer kunde' && virsh list",
          "virsh start '--domain=text-1 text-2' && virsh list"),
         ("odd", '{"kunde7": 1, "wr_bytes": 2}', '{"text-1": 1, "wr_bytes": 2}'),
+        ("odd", '{"function": "kunde7", "port": 22}', '{"function": "text-1", "port": 22}'),
+        ("odd", '{"wwn": 5764824129537754068}', '{"wwn": "serial-1"}'),
         ("password", "on the house", "secret-1"),
     ],
 )  # fmt: skip
@@ -164,6 +166,18 @@ def test_what_becomes_of_a_text(kind: str, text: str, expected: str) -> None:
     redactor.text(text, kind)
     redactor.complete()
     assert redactor.text(text, kind) == expected
+
+
+def test_text_that_is_not_utf_8_is_one_name(tmp_path: Path) -> None:
+    odd = {"bytes": base64.b64encode(b"geheim\xff\xfe").decode()}
+    records = samples.records()
+    for record in records:
+        if "disk" in record.get("values", {}):
+            record["values"]["disk"] = odd
+    bundle = bundle_of(read_trace(samples.write(tmp_path / "t.jsonl", records)))
+    events = [json.loads(line) for line in bundle.files["trace.jsonl"].splitlines()[1:-1]]
+    asked = {event["values"]["disk"] for event in events if "disk" in event["values"]}
+    assert asked == {"text-1"}
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))

@@ -9,7 +9,7 @@ from virtrace.bundle.pseudonyms import KINDS
 # What a key says of its text, in JSON, in XML and in `key=value`. Besides the kinds: `disk`, a
 # target or a path; `place`, a path or something that is none; `command`, what a shell reads;
 # `message`, prose of libvirt or QEMU; `name`, a name of whatever is called so elsewhere; `id`, the
-# same, or a number; `code`, a name of the tools' own, or somebody's; `own`, virtrace's words.
+# same, or a number; `code`, a name of C; `own`, virtrace's words; `untyped`, nothing.
 KEYS = {
     **dict.fromkeys(("domain", "dom", "guest", "vm", "domname"), "domain"),
     **dict.fromkeys(("host", "hostname", "server", "servername", "peer-hostname"), "host"),
@@ -67,7 +67,7 @@ ELEMENTS = {
     "target/path": "path",
     "target/name": "text",
     "alias/name": "name",
-    "type/machine": "own",
+    "type/machine": "untyped",
     "entry": "serial",
     "product": "name",
     "vendor": "name",
@@ -79,12 +79,12 @@ ELEMENTS = {
     "graphics/listen": "host",
     "listen/address": "host",
     "ip/address": "ip",
-    "address/domain": "own",
-    "graphics/keymap": "own",
-    "type": "own",
-    "model": "own",
-    "driver/name": "code",
-    "boot/dev": "code",
+    "address/domain": "untyped",
+    "graphics/keymap": "untyped",
+    "type": "untyped",
+    "model": "untyped",
+    "driver/name": "untyped",
+    "boot/dev": "untyped",
     "backingStore": "text",
 }
 # QEMU tells of itself in the replies to these, not of a guest.

@@ -12,7 +12,8 @@ import ipaddress
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote, unquote
 from xml.etree import ElementTree
@@ -57,10 +58,10 @@ class Redactor:
 
     def __init__(self, names: Pseudonyms) -> None:
         self.names = names
-        self._cache: dict[tuple[str, str], str] = {}
+        self._cache: dict[tuple[str, str, bool], str] = {}
         self._keys: dict[tuple[str, bool], str] = {}
-        # Whether keys are those of QMP, of which most are known; others are C's and the recipe's.
-        self._of_qmp = False
+        # Whether keys are names of C and of the recipe; of QMP and others most are known.
+        self._of_c = False
         self._sent: dict[object, object] = {}
         self._by_domain: frozenset[str] = frozenset()
         self._depth = 0
@@ -78,6 +79,18 @@ class Redactor:
 
     def record(self, record: Record) -> Record:
         """A record of a trace; RecursionError where it is nested too deep."""
+        with self._keys_of(c=record["type"] != "host"):
+            return self._record(record)
+
+    @contextmanager
+    def _keys_of(self, *, c: bool) -> Iterator[None]:
+        outer, self._of_c = self._of_c, c
+        try:
+            yield
+        finally:
+            self._of_c = outer
+
+    def _record(self, record: Record) -> Record:
         kind = record["type"]
         self._by_engine = kind != "host"
         if kind == "header":
@@ -170,9 +183,8 @@ class Redactor:
                 about_qemu = isinstance(command, str) and command in ABOUT_QEMU
                 if command == "query-name" and isinstance(document.get("return"), dict):
                     self._value(document["return"].get("name"), "domain")
-        self._of_qmp = True
-        redacted = self._own(document) if about_qemu else self._value(document)
-        self._of_qmp = False
+        with self._keys_of(c=about_qemu):
+            redacted = self._own(document) if about_qemu else self._value(document)
         found: Record = {}
         for key_, value in values.items():
             if key_ == "json":
@@ -199,7 +211,7 @@ class Redactor:
 
     def _value(self, value: Json, key: str = "") -> Json:
         if isinstance(value, str):
-            return self._cache.get((value, key)) or self.text(value, key)
+            return self._cache.get((value, key, self._of_c)) or self.text(value, key)
         if isinstance(value, dict):
             return self._object(value, key)
         if isinstance(value, list):
@@ -241,19 +253,20 @@ class Redactor:
         """The beginning of a text, or bytes: what it is cannot be read, equal stays equal."""
         if isinstance(value.get("text"), str):
             return {**value, "text": self.names.add(_kind_of(key), value["text"])}
-        return {"text": self.names.add(_kind_of(key), str(value.get("bytes"))), "length": 0}
+        pseudonym = self.names.add(_kind_of(key), str(value.get("bytes")))
+        return {"text": pseudonym, "length": value["length"]} if "length" in value else pseudonym
 
     def _key(self, key: str) -> str:
-        found = self._keys.get((key, self._of_qmp))
+        found = self._keys.get((key, self._of_c))
         if found is None:
             parts = re.split(r"[^A-Za-z]+|(?<=[a-z])(?=[A-Z])", key)
             known = KEY.fullmatch(key) and (
-                not self._of_qmp
+                self._of_c
                 or words.is_name(key)
                 or all(words.is_word(part.lower()) or len(part) < 3 for part in parts)
             )
             found = self.names.replace(key) if known else self.names.add("text", key)
-            self._keys[key, self._of_qmp] = found
+            self._keys[key, self._of_c] = found
         return found
 
     def _own(self, value: Json) -> Json:
@@ -270,10 +283,10 @@ class Redactor:
 
     def text(self, text: str, key: str = "") -> str:
         """A text whose key, attribute or place is called so."""
-        found = self._cache.get((text, key))
+        found = self._cache.get((text, key, self._of_c))
         if found is None:
             found = self._text(text, key)
-            self._cache[text, key] = found
+            self._cache[text, key, self._of_c] = found
         return found
 
     def _text(self, text: str, key: str) -> str:
@@ -294,7 +307,9 @@ class Redactor:
             "command": self.command,
             "argument": self._argument,
             "own": lambda each: self._prose(each, own=True),
-            "code": lambda each: each if IDENTIFIER.fullmatch(each) else self._untyped(each),
+            "code": lambda each: (
+                each if self._of_c and IDENTIFIER.fullmatch(each) else self._untyped(each)
+            ),
             "path": self._place,
             "place": lambda each: self._place(each) if "/" in each else self._name(each),
             "disk": lambda each: (
@@ -381,9 +396,8 @@ class Redactor:
             return None
         if not isinstance(document, (dict, list)):
             return None
-        outer, self._of_qmp = self._of_qmp, True
-        redacted = self._value(document)
-        self._of_qmp = outer
+        with self._keys_of(c=False):
+            redacted = self._value(document)
         return prefix + _as_before(text[len(prefix) :], redacted)
 
     def _uri(self, text: str) -> str:
@@ -527,6 +541,10 @@ class Redactor:
 
     def _pairs(self, text: str) -> str:
         """``guest=vm1,debug-threads=on``, ``virtio-blk-pci,id=d0``; ``,,`` is a comma."""
+        with self._keys_of(c=False):
+            return self._paired(text)
+
+    def _paired(self, text: str) -> str:
         found = []
         for pair in re.split(r"(?<!,),(?!,)", text):
             key, equals, value = pair.partition("=")
@@ -607,7 +625,8 @@ class Redactor:
             top = ElementTree.fromstring(text)
         except ElementTree.ParseError:
             return self.names.add("text", text)
-        self._element(top, "")
+        with self._keys_of(c=False):
+            self._element(top, "")
         return ElementTree.tostring(top, encoding="unicode")
 
     def _element(self, element: ElementTree.Element, above: str) -> None:
