@@ -111,6 +111,16 @@ def test_a_guest_that_is_called_like_a_pseudonym_is_not_taken_for_one(tmp_path: 
         assert b"domain-1" not in bundle.files[name]
 
 
+def test_a_guest_that_is_called_like_an_alias(tmp_path: Path) -> None:
+    """The alias stays, as it is libvirt's; the guest's name does not."""
+    trace, facts = named("disk0", tmp_path)
+    bundle = bundle_of(trace, facts)
+    assert bundle.names.map()["domain"] == {"domain-1": "disk0"}
+    text = bundle.files["trace.jsonl"].decode()
+    assert "/virtio-disk0/" in text
+    assert '"domain":"disk0"' not in text
+
+
 def test_everything_of_one_name_is_one_pseudonym(tmp_path: Path) -> None:
     bundle = bundle_of(*named("kunde", tmp_path))
     assert bundle.names.map()["domain"] == {"domain-1": "kunde"}

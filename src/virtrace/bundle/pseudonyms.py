@@ -79,6 +79,7 @@ class Pseudonyms:
         """All originals are known."""
         self.is_complete = True
         self._forms = "\n".join(sorted(self._harmless))
+        self._ordinary.clear()
         distinct = [each for each in self._kinds if not self.is_ordinary(each)]
         self._forbidden = tuple(each.lower() for each in distinct)
         for original in self._kinds:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+from virtrace.recipe import catalogue
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 # Whatever these say can stand in a bundle without having come from the trace.
 _OWN_TEXTS = (
     *("analysis/*.py", "analysis/*.yaml", "report/*.py", "report/*.json", "report/page/*"),
-    *("bundle/*", "trace/*.py", "trace/*.json", "recipes/*.yaml"),
+    *("bundle/*", "trace/*.py", "trace/*.json"),
 )
 
 
@@ -38,7 +40,7 @@ def is_common_folder(path: str) -> bool:
 @functools.cache
 def corpus() -> str:
     """All that a bundle can say by itself, in lower case."""
-    folders = [_PACKAGE, _PACKAGE.parents[1]]
-    files = (file for name in _OWN_TEXTS for each in folders for file in sorted(each.glob(name)))
+    own = (file for name in _OWN_TEXTS for file in sorted(_PACKAGE.glob(name)))
+    files = [*own, *(catalogue.file_of(name) for name in catalogue.shipped())]
     texts = (file.read_text(encoding="utf-8") for file in files if file.is_file())
     return "\n".join(texts).lower()
