@@ -338,6 +338,16 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
         archive.write(Path("/dev/full/x"), "the map", b"")
 
 
+def test_an_incomplete_trace_is_bundled_and_told(tmp_path: Path) -> None:
+    file = samples.write(tmp_path / "t.jsonl", samples.records()[:-1])
+    done = virtrace("bundle", file, "-o", tmp_path / "out.tar.gz")
+    assert done.returncode == 4
+    assert "no footer" in done.stderr
+    report = read_bundle(tmp_path / "out.tar.gz")["REPORT.md"].decode()
+    assert "The trace is incomplete: no footer" in report
+    assert virtrace("bundle", "verify", tmp_path / "out.tar.gz").returncode == 0
+
+
 def test_preview_shows_what_would_leave_and_writes_nothing(tmp_path: Path) -> None:
     done = virtrace("bundle", pages.SAMPLE, "--preview")
     assert done.returncode == 0, done.stderr

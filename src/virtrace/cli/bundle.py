@@ -23,7 +23,7 @@ from virtrace.report.highlight import Style, paint, safe, style_for
 from virtrace.report.lines import copyable, labelled
 from virtrace.report.pieces import words
 from virtrace.trace.archive import FOLDER, TRACE
-from virtrace.trace.reader import read_trace
+from virtrace.trace.reader import read_trace, require_whole
 
 _MAP_FORMAT = "virtrace-bundle-map"
 # After so long a user wants to know that something is going on, in seconds.
@@ -40,7 +40,8 @@ def add_parser(subparsers: Any) -> None:
         "Names, addresses, paths and secrets become pseudonyms, and the finished file\n"
         "is searched for all of them: where one is found, nothing is written.",
         epilog=f"kinds, each of which --keep releases:\n{kinds}\n\n"
-        "Exit status: 0 written, or whole; 1 not whole; 2 nothing written, or no bundle.",
+        "Exit status: 0 written, or verified; 1 verified and not whole; 2 nothing written,\n"
+        "or no bundle; 4 written, but the trace is incomplete.",
         usage="%(prog)s FILE -o OUT [-p PID] [--backtrace] [--keep KIND]...\n"
         "       %(prog)s FILE --preview [--keep KIND]...\n"
         "       %(prog)s verify BUNDLE",
@@ -96,6 +97,7 @@ def run(args: argparse.Namespace) -> int:
     if output is None or map_file is None:
         for line in _preview(bundle, style_for(sys.stdout)):
             print(line)
+        require_whole(trace, args.file[0])
         return DONE
     # First the map: without it nobody can ever tell what a pseudonym stands for.
     archive.write(map_file, "the map", _map(bundle))
@@ -106,6 +108,7 @@ def run(args: argparse.Namespace) -> int:
         raise
     for line in _written(bundle, output, map_file, len(packed)):
         print(line)
+    require_whole(trace, args.file[0])
     return DONE
 
 
