@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from support import bundle_fuzz
+from support import bundle_fuzz, pages
 from unit import samples
 from virtrace.bundle import archive
 from virtrace.errors import TraceError
@@ -133,3 +133,11 @@ def test_a_number_that_is_longer_than_any_of_c_is_refused(tmp_path: Path) -> Non
             continue
         with pytest.raises(TraceError, match=f"a number of {digits} digits"):
             read_trace(file)
+
+
+def test_a_thread_with_the_number_of_no_thread_is_drawn(tmp_path: Path) -> None:
+    records = samples.records(error="no disk")
+    for record in records[1:-1]:
+        record["tid"] = 0
+    trace = read_trace(samples.write(tmp_path / "t.jsonl", records))
+    assert "thread 0" in pages.page(trace) or "QEMU" in pages.page(trace)

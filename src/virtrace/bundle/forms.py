@@ -9,7 +9,8 @@ from virtrace.bundle.pseudonyms import KINDS
 # What a key says of its text, in JSON, in XML and in `key=value`. Besides the kinds: `disk`, a
 # target or a path; `place`, a path or something that is none; `command`, what a shell reads;
 # `message`, prose of libvirt or QEMU; `name`, a name of whatever is called so elsewhere; `id`, the
-# same, or a number; `code`, a name of C; `own`, virtrace's words; `untyped`, nothing.
+# same, or a number; `code`, a name of C; `source`, a file of it; `own`, virtrace's words;
+# `untyped`, nothing.
 KEYS = {
     **dict.fromkeys(("domain", "dom", "guest", "vm", "domname"), "domain"),
     **dict.fromkeys(("host", "hostname", "server", "servername", "peer-hostname"), "host"),
@@ -31,7 +32,7 @@ KEYS = {
     ),
     **dict.fromkeys(
         (
-            *("path", "filename", "file", "dir", "folder", "logfile", "backing-file", "exe"),
+            *("path", "filename", "dir", "folder", "logfile", "backing-file", "exe"),
             *("backing-filename", "full-backing-filename", "snapshot-file", "mem-path"),
             *("backing-image", "directory", "fd-path", "datastore"),
         ),
@@ -51,6 +52,7 @@ KEYS = {
     **dict.fromkeys(("desc", "message", "reason", "error", "why", "unavailable"), "message"),
     **dict.fromkeys(("command-line", "cmdline", "command", "append"), "command"),
     **dict.fromkeys(("function", "api"), "code"),
+    "file": "source",
     "disk": "disk",
 }
 # In XML, where the element says more than the attribute or the key.

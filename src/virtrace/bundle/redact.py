@@ -65,8 +65,6 @@ class Redactor:
         self._sent: dict[object, object] = {}
         self._by_domain: frozenset[str] = frozenset()
         self._depth = 0
-        # Whether a reason why something is unavailable is virtrace's own.
-        self._by_engine = False
 
     def complete(self) -> None:
         """All that is to be redacted has been read once."""
@@ -92,7 +90,6 @@ class Redactor:
 
     def _record(self, record: Record) -> Record:
         kind = record["type"]
-        self._by_engine = kind != "host"
         if kind == "header":
             return self._header(record)
         if kind == "footer":
@@ -163,7 +160,7 @@ class Redactor:
 
     def _line(self, values: Record) -> Record:
         """A source line of libvirt, which is no secret, and what it changed."""
-        kinds = {"text": "own", "file": "path"}
+        kinds = {"text": "own", "file": "source"}
         return {
             key: self._typed(value, kinds[key])
             if key in kinds and isinstance(value, str)
@@ -226,7 +223,7 @@ class Redactor:
 
     def _object(self, value: Record, key: str) -> Json:
         if is_unavailable(value):
-            return unavailable(self._prose(str(value["unavailable"]), own=self._by_engine))
+            return unavailable(self._prose(str(value["unavailable"])))
         if ("bytes" in value or "length" in value) and not value.keys() - CUT:
             return self._cut(value, key)
         if key in self._by_domain:
@@ -263,7 +260,7 @@ class Redactor:
             known = KEY.fullmatch(key) and (
                 self._of_c
                 or words.is_name(key)
-                or all(words.is_word(part.lower()) or len(part) < 3 for part in parts)
+                or all(words.is_word(part.lower()) or len(part) < 2 for part in parts)
             )
             found = self.names.replace(key) if known else self.names.add("text", key)
             self._keys[key, self._of_c] = found
@@ -311,6 +308,9 @@ class Redactor:
                 each if self._of_c and IDENTIFIER.fullmatch(each) else self._untyped(each)
             ),
             "path": self._place,
+            "source": lambda each: (
+                each if self._of_c and CODE.fullmatch(each) else self._place(each)
+            ),
             "place": lambda each: self._place(each) if "/" in each else self._name(each),
             "disk": lambda each: (
                 each if TARGET.fullmatch(each) else self._shaped(each) or self._place(each)
@@ -373,7 +373,7 @@ class Redactor:
 
     def _plain(self, text: str) -> str | None:
         """What stays because of its form."""
-        if PLAIN.fullmatch(text) or CODE.fullmatch(text):
+        if PLAIN.fullmatch(text) or _is_code(text):
             self.names.harmless(text)
             return text
         return None
@@ -403,6 +403,8 @@ class Redactor:
     def _uri(self, text: str) -> str:
         """Scheme, and what the rest is made of: ``nbd+unix:///export?socket=/path``."""
         scheme, _, rest = text.partition("://")
+        if not all(words.is_word(part) for part in re.split("[+.-]", scheme)):
+            scheme = self.names.add("text", scheme)
         rest, question, query = rest.partition("?")
         authority, slash, path = rest.partition("/")
         account, at, place = authority.rpartition("@")
@@ -424,7 +426,8 @@ class Redactor:
         pairs = []
         for pair in query.split("&") if query else []:
             name, equals, value = pair.partition("=")
-            pairs.append(self._key(name) + equals + self._inside(value, name))
+            with self._keys_of(c=False):
+                pairs.append(self._key(name) + equals + self._inside(value, name))
         return f"{scheme}://{account}{at}{host}{port}{slash}{quote(folders)}{question}" + "&".join(
             pairs
         )
@@ -444,7 +447,7 @@ class Redactor:
             return self._qom(text)
         if re.fullmatch(r"/[^:]*(?::/[^:]*)+", text):
             return ":".join(map(self._path, text.split(":")))
-        if PLAIN.fullmatch(text) or CODE.fullmatch(text):
+        if PLAIN.fullmatch(text):
             self.names.harmless(text)
             return text
         prefix, colon, rest = text.partition(":")
@@ -581,7 +584,7 @@ class Redactor:
     def _token(self, match: re.Match[str], own: bool) -> str:
         token, kind = match[0], match.lastgroup
         if kind == "quoted":
-            if own:
+            if own and token[0] == "`":
                 return token[0] + self._prose(token[1:-1], own=True) + token[-1]
             return token[0] + self._quoted(token[1:-1], match) + token[-1]
         if kind == "time":
@@ -713,6 +716,14 @@ def _kind_of(key: str) -> str:
 def _last(key: str) -> str:
     """``block.0.path`` is a path, ``file.filename`` a file's name."""
     return key.rpartition(".")[2]
+
+
+def _is_code(text: str) -> bool:
+    """A name of libvirt's or QEMU's source, of words that they are known to use."""
+    parts = re.split(r"[^A-Za-z]+|(?<=[a-z])(?=[A-Z])", text)
+    return bool(CODE.fullmatch(text)) and all(
+        words.is_word(part.lower()) or len(part) < 2 for part in parts
+    )
 
 
 def _is_numbered(part: str) -> bool:
