@@ -15,6 +15,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import quoteattr
 
 import pytest
 import samples
@@ -202,6 +203,45 @@ def test_what_is_kept_stays_and_nothing_else(kind: str) -> None:
         names.complete()
         assert (names.add(kind, original) == original) is stays
         assert (original not in names.hidden) is stays
+
+
+ANYWHERE = [
+    "zq7", "zq7-kunde", "kunde zq7 x", "/zq7/a b/zq7.raw", "user@zq7.example", "Zq7Kunde",
+    "zq7.example:443", "host=zq7,port=1", "zq7/zq7", "[zq7]", "zq7's", "Could not open 'zq7': no",
+    "failed: domain zq7 (zq7) not found", "zq7://zq7:zq7@zq7/zq7?zq7=zq7", 'json:{"zq7":"zq7"}',
+    '{"a":"zq7 zq7","zq7kk":1}', "unix:/zq7/zq7.sock", "drive-zq7disk0", "-name zq7 --zq7=zq7",
+    "qemuZq7Kunde", "100zq7", "zq7.c:123", "src/zq7/zq7.c", "../zq7", "libvirt-zq7-format",
+    "/machine/peripheral/zq7/virtio-backend", "2026-01-01 zq7", "ZQ7=zq7 zq7", "äzq7ö",
+    "zq7\n-S \\\nzq7", "<zq7 a='zq7'>zq7</zq7>", "tcp:zq7:22", "rbd:zq7/zq7:id=zq7",
+]  # fmt: skip
+KEYS = ("zq7", "path", "name", "device", "function", "data", "desc", "alias", "odd", "server", "id")
+
+
+@pytest.mark.parametrize("secret", ANYWHERE)
+def test_a_secret_at_any_place_and_of_any_form_is_hidden(secret: str, tmp_path: Path) -> None:
+    recorder = samples.Recorder()
+    samples.blockinfo(recorder, domain=secret, disk=secret)
+    samples.blockinfo(recorder, error=secret)
+    for event in recorder.events:
+        if "json" in event.values:
+            event.values["json"]["arguments"] = {**dict.fromkeys(KEYS, secret), "list": [secret]}
+            event.values["text"] = json.dumps(event.values["json"])
+        if event.name == "qemuDomainGetBlockInfo":
+            event.values["odd"] = {"unavailable": secret}
+            event.values["more"] = {"any": [secret]}
+    header = copy.deepcopy(samples.HEADER)
+    header["command"] = secret
+    header["recipe"] = {**header["recipe"], "about": secret, "name": secret}
+    host = {
+        **{"type": "host", "collected": "", "domain": secret, "disk": secret, "path": secret},
+        **{"xml": f"<disk><source file={quoteattr(secret)}/></disk>", "file_system": "ext2/ext3"},
+        **{"stat": {"unavailable": secret}, "image_info": {"filename": secret}, "lvm": {}},
+    }
+    events = [event.to_record() for event in recorder.events]
+    records = [header, *events, host, samples.footer(recorder.events)]
+    bundle = bundle_of(read_trace(samples.write(tmp_path / "t.jsonl", records)))
+    found = [name for name, text in bundle.files.items() if b"zq7" in text.lower()]
+    assert found == []
 
 
 # The second pass
