@@ -141,3 +141,12 @@ def test_a_thread_with_the_number_of_no_thread_is_drawn(tmp_path: Path) -> None:
         record["tid"] = 0
     trace = read_trace(samples.write(tmp_path / "t.jsonl", records))
     assert "no disk" in pages.page(trace)
+
+
+def test_xml_with_half_a_character(tmp_path: Path) -> None:
+    sample = bundle_fuzz.DATA / "explain" / "stopped-device-with-host-facts-9.0.0.jsonl"
+    file = tmp_path / "t.jsonl"
+    file.write_text(sample.read_text().replace('"xml":"<disk', r'"xml":"\ud800<disk'))
+    assert file.read_text() != sample.read_text()
+    assert bundle_fuzz.attempt(["explain", str(file)]) == 0
+    assert bundle_fuzz.attempt(["bundle", str(file), "-o", str(tmp_path / "b.tar.gz")]) == 0

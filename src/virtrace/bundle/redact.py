@@ -626,7 +626,7 @@ class Redactor:
         """The XML of a domain, or of a part of one; other text becomes a pseudonym."""
         try:
             top = ElementTree.fromstring(text)
-        except ElementTree.ParseError:
+        except (ElementTree.ParseError, ValueError):
             return self.names.add("text", text)
         with self._keys_of(c=False):
             self._element(top, "")
