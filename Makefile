@@ -28,6 +28,7 @@ test-matrix: ## the slow tests: libvirt with debug info, and other releases of e
 bench: ## measure, side by side in one run; a table, and JSON in out/bench/
 	@tools/setup.sh test
 	@$(BIN)/python bench/page.py
+	@$(BIN)/python bench/bundle.py
 
 lint: ## ruff and mypy
 	@tools/setup.sh test

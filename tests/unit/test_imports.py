@@ -22,11 +22,14 @@ ALLOWED = {
     "binary": {"errors"},
     "analysis": {"errors", "recipe", "trace"},
     "report": {"errors", "recipe", "trace", "analysis"},
+    "bundle": {"errors", "recipe", "trace", "analysis", "report"},
     "lab": {"errors"},
     "guard": {"errors", "binary"},
     "inferior": {"errors", "recipe", "trace", "binary", "guard", "analysis", "report"},
     # It reaches inferior only by starting GDB.
-    "cli": {"errors", "recipe", "trace", "binary", "guard", "analysis", "report", "lab"},
+    "cli": {
+        *("errors", "recipe", "trace", "binary", "guard", "analysis", "report", "bundle", "lab")
+    },
 }
 
 

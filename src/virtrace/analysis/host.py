@@ -55,7 +55,8 @@ class HostDisk:
             return None
         try:
             alias = ElementTree.fromstring(xml).find("alias")
-        except ElementTree.ParseError:
+        except (ElementTree.ParseError, ValueError):
+            # ValueError: half a character, which JSON can hold.
             return None
         return None if alias is None else alias.get("name")
 

@@ -23,8 +23,8 @@ def add_parser(subparsers: Any) -> None:
         epilog="Exit status: 0 equal, 1 they differ, 2 not a trace or no call in either, "
         "4 compared, but a trace is incomplete.",
     )
-    parser.add_argument("a", metavar="A", help="a trace (.jsonl)")
-    parser.add_argument("b", metavar="B", help="the trace to compare it with")
+    parser.add_argument("a", metavar="A", help="a trace (.jsonl) or a bundle")
+    parser.add_argument("b", metavar="B", help="the trace or bundle to compare it with")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON document, for scripts")
     form.add_argument("--full", action="store_true", help="every difference, none folded")

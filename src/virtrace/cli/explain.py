@@ -24,7 +24,7 @@ def add_parser(subparsers: Any) -> None:
         epilog="Exit status: 0 explained, 1 an answer contradicts what QEMU said, 2 not a trace or "
         f"no call of {API} in it, 4 explained, but the trace is incomplete.",
     )
-    parser.add_argument("file", metavar="FILE", help="a trace (.jsonl)")
+    parser.add_argument("file", metavar="FILE", help="a trace (.jsonl) or a bundle")
     parser.add_argument("--call", metavar="N", type=int, help="only call N, as its events name it")
     parser.add_argument("--json", action="store_true", help="one JSON document, for scripts")
     parser.set_defaults(run=run)

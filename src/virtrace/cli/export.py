@@ -90,7 +90,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         ),
         epilog="Exit status: 0 written, 2 nothing written, 4 written, but the trace is incomplete.",
     )
-    parser.add_argument("file", metavar="FILE", help="a trace (.jsonl)")
+    parser.add_argument("file", metavar="FILE", help="a trace (.jsonl) or a bundle")
     parser.add_argument("--to", choices=_FORMATS, required=True, help="the format")
     parser.add_argument(
         "-o", "--output", metavar="OUT", type=Path, required=True, help="the file; must not exist"

@@ -30,6 +30,31 @@ def command(action: str) -> list[str]:
     return [*_GDB, "-x", str(scripts / "virtrace.py"), "-ex", f"virtrace {action}"]
 
 
+def backtrace(pid: int) -> str:
+    """`thread apply all bt`. TargetError where GDB does not do it within a minute.
+
+    The process stands still for it; whatever ends GDB lets it go on.
+    """
+    quiet = ("-iex", "set debuginfod enabled off", "-iex", "set pagination off")
+    argv = [*_GDB, *quiet, "-p", str(pid), "-ex", "thread apply all bt"]
+    try:
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_CHECK_SECONDS,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise TargetError(f"gdb does not run: {error}", "run `virtrace doctor`") from error
+    start = done.stdout.find("\nThread ")
+    if start < 0:
+        said = done.stderr.strip().partition("\n")[0] or f"gdb ended with {done.returncode}"
+        raise TargetError(f"no backtrace: {said}", "run `virtrace doctor`")
+    return done.stdout[start + 1 :]
+
+
 def check(recipe: str, process: Process, debug_files: Mapping[str, str] | None = None) -> Record:
     """What a recipe would resolve to on a process, as the header of a trace; it is not touched.
 

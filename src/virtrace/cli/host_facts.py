@@ -53,13 +53,13 @@ def _disks(trace: Trace) -> Iterator[BlockInfo]:
 
 
 def _facts(block: BlockInfo, pid: int, asker: Asker) -> Record:
-    element = _fact(lambda: _disk_element(block.domain, block.disk, pid, asker))
+    element = fact(lambda: _disk_element(block.domain, block.disk, pid, asker))
     device = block.device
     path, format_ = _source(element)
     path = path or (device.file if device else None)
     format_ = format_ or (device.format if device else None)
-    there = None if path is None else _seen_from_here(path, pid)
-    kind = _fact(lambda: stat_of(there, asker))
+    there = None if path is None else seen_from_here(path, pid)
+    kind = fact(lambda: stat_of(there, asker))
     return {
         "type": "host",
         "collected": datetime.now(timezone.utc).isoformat(),
@@ -68,13 +68,13 @@ def _facts(block: BlockInfo, pid: int, asker: Asker) -> Record:
         "path": path,
         "xml": element,
         "stat": kind,
-        "file_system": _fact(lambda: _file_system(there, kind, asker)),
-        "image_info": _fact(lambda: image_info(there, kind, format_, asker)),
-        "lvm": _fact(lambda: _logical_volume(there, kind, asker)),
+        "file_system": fact(lambda: _file_system(there, kind, asker)),
+        "image_info": fact(lambda: image_info(there, kind, format_, asker)),
+        "lvm": fact(lambda: _logical_volume(there, kind, asker)),
     }
 
 
-def _fact(ask: Callable[[], Json]) -> Json:
+def fact(ask: Callable[[], Json]) -> Json:
     try:
         return ask()
     except Unavailable as reason:
@@ -149,7 +149,7 @@ def way_to(pid: int) -> list[str]:
             sockets[os.path.basename(fields[7])] = fields[7]
     for name in _SOCKETS:
         if name in sockets:
-            socket = _seen_from_here(sockets[name], pid)
+            socket = seen_from_here(sockets[name], pid)
             uri = f"qemu+unix:///{'session' if user else 'system'}?socket={quote(socket)}"
             return [uri, "-r"] if name.endswith("-ro") else [uri]
     raise Unavailable("the daemon listens on none of libvirt's sockets")
@@ -172,7 +172,7 @@ def _path_of(disk: ElementTree.Element) -> str | None:
 # The file or device
 
 
-def _seen_from_here(path: str, pid: int) -> str:
+def seen_from_here(path: str, pid: int) -> str:
     """Through the daemon's root, where it does not see the very files that we see."""
     try:
         same = os.path.samestat(os.stat(f"/proc/{pid}/root"), os.stat("/"))

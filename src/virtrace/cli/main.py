@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from virtrace import __version__
 from virtrace.cli import (
+    bundle,
     diff,
     doctor,
     explain,
@@ -24,7 +25,9 @@ from virtrace.cli import (
 from virtrace.errors import INTERRUPTED, VirtraceError
 
 # Each module has add_parser(subparsers), which sets run=function(args) -> exit status.
-COMMANDS = (record, show, explain, diff, export, replay, recipe, doctor, pack, rescue, lab)
+COMMANDS = (
+    *(record, show, explain, diff, export, bundle, replay, recipe, doctor, pack, rescue, lab),
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

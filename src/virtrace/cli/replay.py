@@ -15,7 +15,7 @@ from typing import Any
 from virtrace.binary.process import choose_daemon
 from virtrace.cli import diff
 from virtrace.cli.record import record_trace
-from virtrace.errors import DONE, INTERRUPTED
+from virtrace.errors import DONE, INTERRUPTED, UsageError
 from virtrace.recipe import catalogue, selection
 from virtrace.report.highlight import safe, style_for
 from virtrace.trace.format import Record
@@ -34,7 +34,9 @@ def add_parser(subparsers: Any) -> None:
         usage="%(prog)s FILE [-p PID | --process NAME] [-o OUT] [--where KEY=VALUE]... "
         "[-- COMMAND...]",
     )
-    parser.add_argument("file", metavar="FILE", help="a trace (.jsonl) or a recipe (.yaml)")
+    parser.add_argument(
+        "file", metavar="FILE", help="a trace (.jsonl), a bundle or a recipe (.yaml)"
+    )
     target = parser.add_mutually_exclusive_group()
     target.add_argument("-p", "--pid", type=int, help="the daemon; without it, the only one there")
     target.add_argument("--process", metavar="NAME", help="the daemon of this name")
@@ -62,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
         recipe = _write(header, Path(folder))
         loaded = catalogue.find(str(recipe))
         given = selection.filters(loaded, args.where)
+        _require_names(header, given)
         # By key: the old value of a filter, where it is replaced.
         old_values = {key: str(was["where"][key]) for key in given if key in was["where"]}
         new_names = {value: given[key] for key, value in old_values.items()}
@@ -83,6 +86,18 @@ def run(args: argparse.Namespace) -> int:
     renamed = _as_if(old, old_values, given)
     differs = diff.report(diff.compared(renamed, read_trace(output), paths), paths)
     return status or differs
+
+
+def _require_names(header: Record, given: Mapping[str, str]) -> None:
+    """Of a bundle, whose filters name pseudonyms: what they are to be here."""
+    was = (header.get("selection") or {}).get("where", {}) if "redacted" in header else {}
+    missing = [key for key in was if key not in given]
+    if missing:
+        asked = ", ".join(f"{key}={was[key]}" for key in missing)
+        raise UsageError(
+            f"the bundle was recorded with {asked}, which may be a pseudonym",
+            f"say what it is here: {' '.join(f'--where {key}={key.upper()}' for key in missing)}",
+        )
 
 
 def _as_if(trace: Trace, old: Mapping[str, str], new: Mapping[str, str]) -> Trace:

@@ -28,7 +28,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Show every traced call: its answer first, then how it came about.",
         epilog="Exit status: 0 shown, 2 not a trace, 4 shown, but the trace is incomplete.",
     )
-    parser.add_argument("file", metavar="FILE", help="a trace (.jsonl)")
+    parser.add_argument("file", metavar="FILE", help="a trace (.jsonl) or a bundle")
     parser.add_argument("--json", action="store_true", help="one JSON document, for scripts")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--full", action="store_true", help="every QMP reply whole")

@@ -405,7 +405,8 @@ def shown(field: str, value: Json, style: Style) -> Piece:
     if is_unavailable(value):
         return f"unavailable: {plain(value['unavailable'])}", "yellow"
     if is_text(value):
-        rest = f", of {units.count(value['length'], 'byte')}" if "length" in value else ""
+        length = value.get("length")
+        rest = f", of {units.count(length, 'byte')}" if type(length) is int else ""
         if "text" in value:
             return f"{_quoted(value['text'], style)}{rest}", "c"
         return f"{_raw_bytes(value['bytes'])}{rest}", "c"

@@ -125,7 +125,7 @@ def _lanes(items: Sequence[_Item]) -> dict[int, int]:
     """How many rows each thread takes: those that called first, then QEMU."""
     lanes: dict[int, int] = {}
     for item in items:
-        if item.lane != _QEMU:
+        if not isinstance(item.node, Exchange):
             lanes[item.lane] = max(lanes.get(item.lane, 0), item.row + 1)
     exchanges = [item.node for item in items if isinstance(item.node, Exchange)]
     for exchange in exchanges:

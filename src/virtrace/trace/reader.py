@@ -1,9 +1,11 @@
-"""Read a trace file, a whole one or one that was cut short."""
+"""Read a trace file, a whole one or one that was cut short, or the trace in a bundle."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shlex
 import stat
 import sys
 from collections.abc import Iterator, Mapping
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Union
 
 from virtrace.errors import IncompleteError, TraceError
+from virtrace.trace import archive
 from virtrace.trace.format import FORMAT, VERSION, Event, Json, Record
 
 EVENT_TYPES = ("enter", "exit", "point", "line", "lost")
@@ -79,6 +82,10 @@ _HOST: Mapping[str, _Shape] = {
     "lvm": dict,
 }
 
+_LONGEST_NUMBER = 40
+_LONG_NUMBER = b"0" * (_LONGEST_NUMBER + 1)
+_DIGITS = bytes.maketrans(b"123456789", b"000000000")
+
 
 @dataclass(frozen=True)
 class Trace:
@@ -100,13 +107,25 @@ class _BrokenLine(Exception):
 
 
 def read_trace(path: str | Path) -> Trace:
-    """TraceError where ``path`` is no trace, is of a newer version, or is damaged inside.
+    """TraceError where ``path`` is no trace or bundle, is of a newer version, or is damaged inside.
 
     A file cut short is no error: it is read up to its last whole line. Types of records
     that this version does not know are left out, unknown keys of known ones are kept in
     header and footer and left out of events.
     """
     with _open(path) as stream:
+        return read_lines(stream, path)
+
+
+def read_bundle(path: str | Path) -> dict[str, bytes]:
+    """All files of a bundle, by their names. TraceError where it is none."""
+    with _open_file(path) as stream:
+        return archive.read(stream, path)
+
+
+def read_lines(stream: BinaryIO, path: str | Path) -> Trace:
+    """The same, of an open file. path: how errors name it."""
+    with stream:
         lines = _lines(stream, path)
         _, first = next(lines, (0, None))
         header = _header(first, path)
@@ -175,6 +194,27 @@ def _missing(events: list[Event], footer: Record | None) -> list[str]:
 
 
 def _open(path: str | Path) -> BinaryIO:
+    """The lines of a trace, also of the one in a bundle."""
+    stream = _open_file(path)
+    try:
+        is_bundle = stream.read(len(archive.MAGIC)) == archive.MAGIC
+        stream.seek(0)
+    except OSError as error:
+        stream.close()
+        raise _unreadable(path, error) from error
+    if not is_bundle:
+        return stream
+    with stream:
+        files = archive.read(stream, path)
+    if archive.TRACE not in files:
+        raise TraceError(
+            f"{path} is a bundle without {archive.TRACE}",
+            f"see what else is wrong with it: virtrace bundle verify {shlex.quote(str(path))}",
+        )
+    return io.BytesIO(files[archive.TRACE])
+
+
+def _open_file(path: str | Path) -> BinaryIO:
     try:
         # O_NONBLOCK: opening a FIFO must not wait for somebody to write to it.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -188,7 +228,8 @@ def _open(path: str | Path) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise TraceError(
-            f"{path} is not a regular file", "name the .jsonl file that the trace was written to"
+            f"{path} is not a regular file",
+            "name the .jsonl file that the trace was written to, or a bundle",
         )
     return os.fdopen(descriptor, "rb")
 
@@ -204,19 +245,29 @@ def _lines(stream: BinaryIO, path: str | Path) -> Iterator[tuple[int, bytes]]:
             if line.strip():
                 yield number, line
     except OSError as error:
-        raise TraceError(
-            f"cannot read {path}: {error.strerror}", "check the disk that it is on"
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str | Path, error: OSError) -> TraceError:
+    return TraceError(f"cannot read {path}: {error.strerror}", "check the disk that it is on")
 
 
 def _parse(line: bytes) -> Record:
+    # A number that is longer than any that C has would keep Python busy.
+    integer = _bounded if _LONG_NUMBER in line.translate(_DIGITS) else None
     try:
-        record = json.loads(line)
+        record = json.loads(line, parse_int=integer)
     except (ValueError, RecursionError) as error:
         raise _BrokenLine(str(error)) from error
     if not isinstance(record, dict):
         raise _BrokenLine("it is not a JSON object")
     return record
+
+
+def _bounded(digits: str) -> int:
+    if len(digits) > _LONGEST_NUMBER:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
 
 
 def _header(line: bytes | None, path: str | Path) -> Record:

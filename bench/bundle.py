@@ -1,0 +1,59 @@
+"""The bundle of a 200-call trace: how large, how long to make, against reading the trace.
+
+Made as by `virtrace bundle`, away from the traced host. Times are of the processor, and the
+shortest of several rounds.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY / "tests"))
+
+from support import pages  # noqa: E402
+from virtrace.bundle import archive  # noqa: E402
+from virtrace.bundle.collect import HostFacts, make  # noqa: E402
+from virtrace.trace.format import unavailable  # noqa: E402
+from virtrace.trace.reader import read_trace  # noqa: E402
+
+CALLS, ROUNDS = 200, 3
+
+
+def main() -> int:
+    missing = unavailable("not asked")
+    facts = HostFacts(missing, {}, missing)
+    read_s, made_s = [], []
+    with TemporaryDirectory() as folder:
+        file = pages.many_calls_trace(Path(folder) / "trace.jsonl", CALLS)
+        size = file.stat().st_size
+        for _ in range(ROUNDS):
+            began = time.process_time()
+            trace = read_trace(file)
+            read_s.append(time.process_time() - began)
+            packed = archive.pack(make(trace, facts, (), lambda _: None).files)
+            made_s.append(time.process_time() - began)
+    figures = {
+        "calls": CALLS,
+        "trace_bytes": size,
+        "bundle_bytes": len(packed),
+        "made_cpu_s": round(min(made_s), 3),
+        "ratio_to_reading_the_trace": round(min(made_s) / min(read_s), 1),
+    }
+    output = REPOSITORY / "out" / "bench" / "bundle.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(figures, indent=2) + "\n")
+    print(f"the bundle of {CALLS} calls, a trace of {size / 1e6:.2f} MB")
+    print(f"  size     {len(packed) / 1e6:.2f} MB")
+    print(f"  made     in {min(made_s):.2f} s of processor time (shortest of {ROUNDS}),")
+    print(f"           {figures['ratio_to_reading_the_trace']} times as long as to read the trace")
+    print(f"  json     {output.relative_to(REPOSITORY)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

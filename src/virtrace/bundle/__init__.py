@@ -1,0 +1,1 @@
+"""What goes into a bug report: collected, redacted, searched for what must not leave, packed."""

@@ -1,0 +1,211 @@
+"""Originals and what stands for them in a bundle.
+
+Every original is known before the first is replaced: `add` them all, then ask for pseudonyms.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+from virtrace.bundle import words
+
+# What --keep can release, and what each is.
+KINDS = {
+    "domain": "names of guests",
+    "host": "names of hosts",
+    "uuid": "UUIDs",
+    "path": "names of files, folders and devices",
+    "serial": "serial numbers and WWNs of disks and machines",
+    "mac": "MAC addresses",
+    "ip": "IP addresses",
+    "user": "names of users",
+    "email": "e-mail addresses",
+    "pool": "names of storage pools and volume groups",
+    "volume": "names of volumes",
+    "snapshot": "names of snapshots and checkpoints",
+    "secret": "passwords, keys and other secrets",
+    "text": "all other text that is not known to be harmless, as descriptions",
+}
+
+_SHORTEST = 4
+_SHORTEST_NUMBER = 8
+# These stay at the end of a file's pseudonym: they say what kind of file it is.
+_ENDING = re.compile(
+    r"(?:\.(?:qcow2?|raw|img|iso|vmdk|vdi|vhdx?|qed|luks|fd|rom|bin|sock|socket|log|conf|xml|pid"
+    r"|json|yaml|pem|snap|snapshot|bak|debug)|\.so(?:\.[0-9]+)*)$"
+)
+
+
+class Pseudonyms:
+    """One pseudonym for each original, whatever it is the name of; equal stays equal.
+
+    keep: the kinds that are released; an original that is of another kind too is not.
+    """
+
+    def __init__(self, keep: Iterable[str] = ()) -> None:
+        self.keep = frozenset(keep)
+        self._kinds: dict[str, dict[str, None]] = {}
+        self._watched: dict[str, str] = {}
+        self._harmless: set[str] = set()
+        self._forms = ""
+        self._given: dict[str, str] = {}
+        self._numbers: Counter[str] = Counter()
+        self.is_complete = False
+        self._forbidden: tuple[str, ...] = ()
+        self._pattern: re.Pattern[str] | None = None
+        self._ordinary: dict[str, bool] = {}
+
+    def add(self, kind: str, original: str) -> str:
+        """Its pseudonym, once all are known; until then what was given."""
+        if original not in self._given:
+            self._kinds.setdefault(original, {})[kind] = None
+            if not self.is_complete:
+                return original
+            self._give(original)
+        return self._given[original]
+
+    def harmless(self, text: str) -> None:
+        """A text that stays because of its form, such as an alias that libvirt made."""
+        self._harmless.add(text.lower())
+
+    def watch(self, original: str, pseudonym: str) -> None:
+        """Made of other originals, as a path is; not to be found as a whole either."""
+        if original != pseudonym and self.is_complete:
+            self._watched[original] = pseudonym
+
+    def complete(self) -> None:
+        """All originals are known."""
+        self.is_complete = True
+        self._forms = "\n".join(sorted(self._harmless))
+        self._ordinary.clear()
+        distinct = [each for each in self._kinds if not self.is_ordinary(each)]
+        self._forbidden = tuple(each.lower() for each in distinct)
+        for original in self._kinds:
+            self._give(original)
+        found = sorted(
+            (each for each in distinct if self._given[each] != each), key=len, reverse=True
+        )
+        if found:
+            self._pattern = re.compile("|".join(map(re.escape, found)), re.IGNORECASE)
+
+    def known(self, original: str) -> str | None:
+        """The pseudonym of a value that is one at another place."""
+        return self._given.get(original)
+
+    def is_common(self, original: str) -> bool:
+        """A part of a path such as `libvirt`, which elsewhere is just that word."""
+        return self.kind_of(original) in ("path", "text") and self.is_ordinary(original)
+
+    def find(self, text: str, start: int) -> tuple[int, str] | None:
+        """Of a distinct original that stands right here, the end, and its pseudonym."""
+        found = self._pattern.match(text, start) if self._pattern else None
+        if found is None:
+            return None
+        return found.end(), self._of_any_case(found[0])
+
+    def replace(self, text: str) -> str:
+        """All distinct originals in it, longest first."""
+        if self._pattern is None:
+            return text
+        return self._pattern.sub(lambda found: self._of_any_case(found[0]), text)
+
+    def is_ordinary(self, original: str) -> bool:
+        """Whether a bundle can hold it without having it from the host.
+
+        It is very short, or a part of what QEMU, libvirt and virtrace say themselves: finding it
+        in a bundle says nothing. It is replaced, and looked for, where a name can stand.
+        """
+        if original not in self._ordinary:
+            text = original.lower().strip()
+            self._ordinary[original] = (
+                len(text.encode("utf-8", "surrogatepass")) < _SHORTEST
+                or (text.isdecimal() and len(text) < _SHORTEST_NUMBER)
+                or text in words.corpus()
+                or text in self._forms
+            )
+        return self._ordinary[original]
+
+    @property
+    def hidden(self) -> dict[str, str]:
+        """Original to pseudonym, of all that must not be found in the bundle."""
+        given = {each: name for each, name in self._given.items() if name != each}
+        return {**given, **self._watched}
+
+    def map(self) -> dict[str, dict[str, str]]:
+        """Pseudonym to original, by kind, for whoever made the bundle."""
+        found: dict[str, dict[str, str]] = {}
+        for original, pseudonym in self._given.items():
+            if original != pseudonym:
+                found.setdefault(self.kind_of(original), {})[pseudonym] = original
+        return found
+
+    def marked(self, text: str) -> list[tuple[str, bool]]:
+        """The text in parts, and whether each is a pseudonym."""
+        given = {name for original, name in self._given.items() if name != original}
+        parts = re.split(r"([a-z0-9]+-[0-9]+(?:\.[a-z0-9.]+)?)", text)
+        return [(part, part in given) for part in parts if part]
+
+    def kind_of(self, original: str) -> str:
+        """Of all that it was met as, the first; a place that says what it is wins."""
+        kinds = list(self._kinds.get(original, {"path" if "/" in original else "text": None}))
+        return next((kind for kind in kinds if kind != "text"), kinds[0])
+
+    def _give(self, original: str) -> None:
+        kinds = set(self._kinds[original]) - {"text"} or {"text"}
+        if kinds <= self.keep:
+            self._given[original] = original
+            return
+        kind = self.kind_of(original)
+        ending = ""
+        if kind == "path":
+            found = _ENDING.search(original)
+            ending = found[0] if found and found.start() > 0 else ""
+        stem = kind
+        if kind == "ip":
+            stem = "ipv6" if ":" in original else "ipv4"
+        while True:
+            self._numbers[stem] += 1
+            pseudonym = f"{stem}-{self._numbers[stem]}{ending}"
+            taken = pseudonym in self._kinds
+            if not taken and not any(each in pseudonym for each in self._forbidden):
+                break
+        self._given[original] = pseudonym
+
+    def _of_any_case(self, found: str) -> str:
+        if found in self._given:
+            return self._given[found]
+        # Not every pair of letters that a pattern takes for one has the same lower case.
+        fold = found.casefold()
+        return next((name for each, name in self._given.items() if each.casefold() == fold), "?")
+
+
+class Audit(Pseudonyms):
+    """In place of those that a finished text was made with: what stands there and is none.
+
+    found: text and kind of what stands where a name can stand and is neither a pseudonym nor
+    released.
+    """
+
+    def __init__(self, names: Pseudonyms) -> None:
+        super().__init__(names.keep)
+        self._allowed = set(names._given.values())
+        self._made_with = names
+        self.is_complete = True
+        self.found: dict[str, str] = {}
+
+    def add(self, kind: str, original: str) -> str:
+        if original not in self._allowed:
+            self.found.setdefault(original, kind)
+        return original
+
+    def is_common(self, original: str) -> bool:
+        return self._made_with.is_common(original)
+
+    def known(self, original: str) -> str | None:
+        """A word that is nobody's may stand here; one that is another's pseudonym does."""
+        hidden = self._made_with.known(original)
+        if hidden not in (None, original):
+            self.found.setdefault(original, "name")
+        return original if original in self._allowed else None

@@ -1,0 +1,85 @@
+"""The second pass: whatever must not leave is looked for in the finished files, byte by byte.
+
+It knows nothing of how these came about but what was to be hidden, and what stands for it.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from urllib.parse import quote, quote_plus
+
+from virtrace.bundle.pseudonyms import Pseudonyms
+
+# What base64 and hexadecimal are written with; in such runs alone they are looked for.
+_RUN = re.compile(rb"[A-Za-z0-9+/_=-]{6,}")
+
+
+@dataclass(frozen=True)
+class Leak:
+    """file: where. form: how it was encoded, or the kind of place that it stands in."""
+
+    file: str
+    original: str
+    form: str
+
+
+def leaks(files: Mapping[str, bytes], names: Pseudonyms) -> Iterator[Leak]:
+    """Of all originals that nothing but the host can have put there."""
+    wanted = [each for each in names.hidden if not names.is_ordinary(each)]
+    texts = {each: list(_as_text(each)) for each in wanted}
+    encoded = {each: list(_as_code(each)) for each in wanted}
+    for file, content in {**files, "the names of the files": "\n".join(files).encode()}.items():
+        lower = content.decode("utf-8", "surrogatepass").lower().encode("utf-8", "surrogatepass")
+        runs = b"\n".join(sorted(set(_RUN.findall(content))))
+        lower_runs = runs.lower()
+        for original in wanted:
+            for form, needle in texts[original]:
+                if needle in lower:
+                    yield Leak(file, original, form)
+                    break
+            for form, needle in encoded[original]:
+                if needle in (lower_runs if form == "hexadecimal" else runs):
+                    yield Leak(file, original, form)
+                    break
+
+
+def _as_text(original: str) -> Iterator[tuple[str, bytes]]:
+    """Each way of writing it once, in lower case."""
+    raw = original.encode("utf-8", "surrogatepass")
+    escaped = json.dumps(original)[1:-1]
+    forms = {
+        "as it is": original,
+        "as JSON": json.dumps(original, ensure_ascii=False)[1:-1],
+        "as ASCII JSON": escaped,
+        "as JSON inside of a string": json.dumps(escaped)[1:-1],
+        "as HTML": html.escape(original),
+        "as XML": html.escape(original, quote=False),
+        "as a URL": quote(original, safe="", errors="surrogatepass"),
+        "as a path of a URL": quote(original, errors="surrogatepass"),
+        "as a form": quote_plus(original, errors="surrogatepass"),
+        "as a URL of bytes": "".join(f"%{byte:02x}" for byte in raw),
+    }
+    seen: set[bytes] = set()
+    for form, text in forms.items():
+        for each in (text, text.lower()):
+            needle = each.encode("utf-8", "surrogatepass").lower()
+            if needle not in seen:
+                seen.add(needle)
+                yield form, needle
+
+
+def _as_code(original: str) -> Iterator[tuple[str, bytes]]:
+    raw = original.encode("utf-8", "surrogatepass")
+    yield "hexadecimal", raw.hex().encode()
+    for before in range(3):
+        # What stands before and behind it shares characters with it, which are left off.
+        code = base64.b64encode(bytes(before) + raw)
+        start = -(-before * 8 // 6)
+        end = (before + len(raw)) * 8 // 6
+        for each in {code[start:end], code[start:end].translate(bytes.maketrans(b"+/", b"-_"))}:
+            yield "base64", each

@@ -1,0 +1,151 @@
+"""Read a bundle: a gzip-compressed tar archive, which a stranger may have made.
+
+Nothing is unpacked: what it holds is read into memory, so much and no more. Only plain files and
+folders are taken, by the one old header that all tars can write; Python's own reader does also
+understand links, devices and headers that change the names and sizes of others.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Mapping
+from typing import BinaryIO
+
+from virtrace.errors import TraceError
+
+MAGIC = b"\x1f\x8b"
+TRACE = "trace.jsonl"
+FOLDER = "virtrace-bundle/"
+# Of all that is in it. A value of JSON, be it of two bytes, takes some 70 in memory.
+MAX_BYTES = 48 << 20
+MAX_VALUES = 2_000_000
+MAX_FILES = 64
+_BLOCK = 512
+_LONGEST_FILL = 1 << 20
+_FILES, _DIRECTORY = (b"0", b"\0"), b"5"
+_TYPES = {
+    b"1": "a link",
+    b"2": "a symbolic link",
+    b"3": "a device",
+    b"4": "a device",
+    b"6": "a FIFO",
+    b"L": "a name longer than 255 characters",
+    b"S": "a file with holes",
+    b"x": "an extended header",
+    b"g": "an extended header",
+}
+
+
+class _NotABundle(Exception):
+    """The message says why."""
+
+
+def read(stream: BinaryIO, path: object) -> dict[str, bytes]:
+    """The files of a bundle by their names, without the folder that they are in.
+
+    TraceError where it is not one, is damaged, holds what a bundle cannot hold, or too much.
+    """
+    try:
+        with gzip.GzipFile(fileobj=stream, mode="rb") as file:
+            files = _files(file)
+    except (OSError, EOFError, zlib.error) as error:
+        raise TraceError(
+            f"{path} is damaged, or no bundle: {error}", "take a fresh copy of the file"
+        ) from error
+    except _NotABundle as error:
+        raise TraceError(
+            f"{path} is no bundle of virtrace: {error}",
+            "ask for one that `virtrace bundle` made, or for the trace itself",
+        ) from error
+    too_much = excess(files)
+    if too_much is not None:
+        raise TraceError(
+            f"{path} holds {too_much}, and a bundle may not",
+            "ask for the trace itself",
+        )
+    return files
+
+
+def excess(files: Mapping[str, bytes]) -> str | None:
+    """What there is more of than a bundle may hold; None where there is not."""
+    if sum(map(len, files.values())) > MAX_BYTES:
+        return f"more than {MAX_BYTES >> 20} MiB"
+    documents = [content for name, content in files.items() if name.endswith((".json", ".jsonl"))]
+    if (
+        sum(content.count(mark) for content in documents for mark in (b",", b"[", b"{"))
+        > MAX_VALUES
+    ):
+        return f"more than {MAX_VALUES:,} values"
+    return None
+
+
+def _files(archive: gzip.GzipFile) -> dict[str, bytes]:
+    files: dict[str, bytes] = {}
+    room, members = MAX_BYTES, 0
+    while True:
+        header = archive.read(_BLOCK)
+        if len(header) < _BLOCK:
+            raise _NotABundle("it ends in the middle")
+        if not any(header):
+            break
+        members += 1
+        if members > MAX_FILES:
+            raise _NotABundle(f"it holds more than {MAX_FILES} files")
+        name, size, is_folder = _read_header(header)
+        room -= size
+        if room < 0:
+            raise _NotABundle(f"it holds more than {MAX_BYTES >> 20} MiB")
+        content = archive.read(size)
+        padding = archive.read(-size % _BLOCK)
+        if len(content) < size or len(padding) < -size % _BLOCK:
+            raise _NotABundle("it ends in the middle")
+        if is_folder:
+            continue
+        if name in files:
+            raise _NotABundle(f"it holds {name} twice")
+        files[name] = content
+    # To its end, for the checksum: tars fill up with zeros.
+    if archive.read(_LONGEST_FILL).strip(b"\0") or archive.read(1):
+        raise _NotABundle("there is more after its end")
+    return files
+
+
+def _read_header(header: bytes) -> tuple[str, int, bool]:
+    """Name, size in bytes, and whether it is a folder."""
+    if header[257:262] != b"ustar":
+        raise _NotABundle("what is compressed is no tar archive")
+    # The checksum counts itself as spaces.
+    if _octal(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
+        raise _NotABundle("a header of it is damaged")
+    kind = header[156:157]
+    is_folder = kind == _DIRECTORY
+    if not is_folder and kind not in _FILES:
+        raise _NotABundle(f"it holds {_TYPES.get(kind, 'something that is no file')}")
+    prefix = header[345:500] if header[257:263] == b"ustar\0" else b""
+    parts = [_text(part) for part in (prefix, header[:100]) if part[:1] != b"\0" and part]
+    name = "/".join(parts).removeprefix("./")
+    if is_folder:
+        name = name.rstrip("/") + "/"
+    if name.startswith("/") or ".." in name.split("/") or "\\" in name:
+        raise _NotABundle(f"the name {name!a} leads out of it")
+    if not name.startswith(FOLDER):
+        raise _NotABundle(f"{name!a} is not in the folder {FOLDER}")
+    size = _octal(header[124:136])
+    if is_folder and size:
+        raise _NotABundle("a folder in it has a size")
+    return name[len(FOLDER) :], size, is_folder
+
+
+def _text(field: bytes) -> str:
+    try:
+        return field.partition(b"\0")[0].decode("ascii")
+    except UnicodeDecodeError as error:
+        raise _NotABundle("the name of a file is not ASCII") from error
+
+
+def _octal(field: bytes) -> int:
+    digits = field.strip(b" \0")
+    if not digits or any(digit not in b"01234567" for digit in digits):
+        raise _NotABundle("a number in a header is damaged")
+    return int(digits, 8)
