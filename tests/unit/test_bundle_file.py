@@ -86,6 +86,7 @@ def named(domain: str, folder: Path) -> tuple[Trace, HostFacts]:
             event.values["text"] = json.dumps(sent)
     header = copy.deepcopy(samples.HEADER)
     header["selection"] = {"where": {"domain": domain}, "calls": None, "seconds": None}
+    header["recipe"] = {**header["recipe"], "name": "mine", "where": {"domain": domain}}
     records = [event.to_record() for event in recorder.events]
     file = samples.write(
         folder / "named.jsonl", [header, *records, samples.footer(recorder.events)]

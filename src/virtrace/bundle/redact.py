@@ -134,7 +134,7 @@ class Redactor:
             "redacted": sorted(self.names.keep),
         }
         if isinstance(selection.get("where"), dict):
-            where = {key: self._value(value, key) for key, value in selection["where"].items()}
+            where = self._where(selection["where"])
             limits = {key: self._own(selection.get(key)) for key in ("calls", "seconds")}
             found["selection"] = {"where": where, **limits}
         if isinstance(header.get("command"), str):
@@ -149,7 +149,13 @@ class Redactor:
             for key in ("name", "about", "try")
             if isinstance(recipe.get(key), str)
         }
-        return {**self._own(recipe), **prose}
+        redacted: Record = {**self._own(recipe), **prose}
+        if isinstance(recipe.get("where"), dict):
+            redacted["where"] = self._where(recipe["where"])
+        return redacted
+
+    def _where(self, filters: Record) -> Record:
+        return {key: self._value(value, key) for key, value in filters.items()}
 
     def _host(self, key: str, value: Json) -> Json:
         if key in ("type", "collected", "file_system"):
