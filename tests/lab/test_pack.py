@@ -141,8 +141,8 @@ def split_build(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Lab,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(debug_build, "ensure_built", lambda _: build)
         lab = bring_up(debug_info=True)
-        yield lab, debug
-        lab.down()
+    yield lab, debug
+    lab.down()
 
 
 def values_of(trace: Trace) -> list[tuple[str, str, str, Any]]:
