@@ -374,7 +374,11 @@ def test_nothing_is_replaced(tmp_path: Path) -> None:
 
 def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     done = virtrace("bundle", pages.SAMPLE, "-o", tmp_path / "none" / "out.tar.gz")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 2)
+    assert done.returncode == 2
+    # On a slow machine its progress comes before.
+    what, remedy = done.stderr.splitlines()[-2:]
+    assert what.startswith("virtrace: cannot write the map")
+    assert remedy.startswith("try: ")
     with pytest.raises(Exception, match="cannot write the map"):
         archive.write(Path("/dev/full/x"), "the map", b"")
 
