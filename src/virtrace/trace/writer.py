@@ -62,18 +62,19 @@ class Writer:
         """TraceError where the file exists or cannot be made; symbolic links are not followed."""
         self.path = path
         self._file = create(path, "the trace")
+        self.size = 0
 
     def write(self, records: Iterable[Record]) -> None:
         """All of the records, or none of them and TraceError where the disk does not take them."""
         data = _encoded(records)
-        whole = os.lseek(self._file, 0, os.SEEK_CUR)
         try:
             while data:
                 data = data[os.write(self._file, data) :]
+            self.size = os.lseek(self._file, 0, os.SEEK_CUR)
         except OSError as error:
             # Half a line in the middle would make the rest unreadable.
-            os.ftruncate(self._file, whole)
-            os.lseek(self._file, whole, os.SEEK_SET)
+            os.ftruncate(self._file, self.size)
+            os.lseek(self._file, self.size, os.SEEK_SET)
             raise TraceError(
                 f"cannot write the trace {self.path}: {error.strerror}",
                 "make room, or name a file on another disk; what was written until then is whole",
