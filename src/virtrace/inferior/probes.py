@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Protocol
 
 import gdb
@@ -35,8 +36,8 @@ class Session(Protocol):
     def wants_return_at(self, pc: int, switch: Switch) -> bool:
         """Whether GDB must stop so that a breakpoint can be set where a call returns to."""
 
-    def stopping(self) -> int:
-        """A thread has come to a probe: now, in monotonic ns."""
+    def stopping(self) -> None:
+        """A thread has come to a probe."""
 
     def stopped(self, since_ns: int, switch: Switch, tid: int) -> bool:
         """It may go on, where GDB need not stop."""
@@ -160,8 +161,9 @@ class Probe(gdb.Breakpoint):
         self.silent = True
 
     def stop(self) -> bool:
-        now = self._session.stopping()
+        now = time.monotonic_ns()
         try:
+            self._session.stopping()
             thread = StoppedThread(self._session, self._site, now - self._session.started_ns)
             act = self.met(thread)
             return self._session.stopped(now, min(self.switches), thread.tid) or act

@@ -135,8 +135,10 @@ class Session:
             }
             self._writer.write([header])
             with Watch(self._selection.seconds, GRACE_SECONDS, self._ask_end):
-                self._view.banner(header)
+                gdb.events.stop.connect(self._on_stop)
+                gdb.events.exited.connect(self._on_stop)
                 try:
+                    self._view.banner(header)
                     self._insert()
                     self._loop()
                 except Exception as error:
@@ -184,10 +186,9 @@ class Session:
             self._reason = self._reason or "done"
         return self._reason is not None
 
-    def stopping(self) -> int:
+    def stopping(self) -> None:
         self._gdb_unspent_ns = time.thread_time_ns() - self._gdb_since_ns
         self._gdb_ns += self._gdb_unspent_ns
-        return time.monotonic_ns()
 
     def stopped(self, since_ns: int, switch: Switch, tid: int) -> bool:
         self._met = switch, tid
@@ -203,9 +204,17 @@ class Session:
         self._queue.append(event)
         if len(self._queue) == 1:
             # JSON, the file and the terminal can wait until the thread runs again.
-            gdb.post_event(self._drain)
+            gdb.post_event(partial(self._guarded, self._drain))
 
     # --- Called by GDB's event loop, while the process runs.
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """GDB would only print what goes wrong in it, and go on."""
+        try:
+            work()
+        except Exception as error:
+            self._failure = self._failure or error
+            self._end("error")
 
     def _drain(self) -> None:
         queue, self._queue = self._queue, []
@@ -219,12 +228,9 @@ class Session:
                 Event(seq=seq, **vars(raw)) for seq, raw in enumerate(placed, start=self._events)
             ]
             self._writer.write([*switched_off, *(event.to_record() for event in events)])
-        except Exception as error:
-            # GDB's event loop would only print it.
+        except Exception:
             self._dropped += len(queue)
-            self._failure = self._failure or error
-            self._end("error")
-            return
+            raise
         self._events += len(events)
         if self._events >= self._limits.events or self._writer.size >= self._limits.bytes:
             self._end("limit")
@@ -244,7 +250,7 @@ class Session:
 
     def _ask_end(self, reason: str) -> None:
         """From the watch's thread: only post_event may be called there."""
-        gdb.post_event(partial(self._end, reason))
+        gdb.post_event(partial(self._guarded, partial(self._end, reason)))
 
     def _end(self, reason: str) -> None:
         if reason == "done" and not self._finishing and self.tracer.calls_open:
@@ -263,8 +269,6 @@ class Session:
     # --- The process stands still.
 
     def _insert(self) -> None:
-        gdb.events.stop.connect(self._on_stop)
-        gdb.events.exited.connect(self._on_stop)
         self._probes = [
             probe(self, site, self._budget.switch(site.plan))
             for item in self._resolved
@@ -329,7 +333,7 @@ class Session:
                 "why": why,
             }
         )
-        gdb.post_event(self._drain)
+        gdb.post_event(partial(self._guarded, self._drain))
         if not any(one.switches & self._budget.beginnings for one in self._probes):
             self._reason = self._reason or "limit"
 
@@ -337,21 +341,26 @@ class Session:
         gdb.events.stop.disconnect(self._on_stop)
         gdb.events.exited.disconnect(self._on_stop)
         try:
-            for breakpoint_ in self._probes:
-                breakpoint_.delete()
-            target.detach()
-        except gdb.error as error:
+            try:
+                for breakpoint_ in self._probes:
+                    breakpoint_.delete()
+            finally:
+                target.detach()
+        except Exception as error:
             self._failure = self._failure or error
         self._account(self._still_since_ns)
         ended_ns = time.monotonic_ns() - self.started_ns
         self.tracer.finish(ended_ns, ENDED)
-        self._drain()
+        self._guarded(self._drain)
+        self._guarded(partial(self._finish, ended_ns))
+
+    def _finish(self, ended_ns: int) -> None:
         footer = self._footer(ended_ns)
         try:
             self._writer.write([footer])
-        except VirtraceError as error:
-            self._failure = self._failure or error
-        self._view.summary(footer)
+            self._writer.check_there()
+        finally:
+            self._view.summary(footer)
 
     def _account(self, since_ns: int) -> None:
         """The process stood still from since_ns until now, and goes on or is not through yet."""

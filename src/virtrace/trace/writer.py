@@ -80,6 +80,14 @@ class Writer:
                 "make room, or name a file on another disk; what was written until then is whole",
             ) from error
 
+    def check_there(self) -> None:
+        """TraceError where somebody removed the file."""
+        if os.fstat(self._file).st_nlink == 0:
+            raise TraceError(
+                f"the trace {self.path} is no longer there: it was removed while it was written",
+                "record again, to a folder that stays",
+            )
+
     def close(self) -> None:
         os.close(self._file)
 
