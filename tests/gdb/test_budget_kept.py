@@ -86,7 +86,7 @@ def test_the_load_of_a_second_is_kept(daemon: Daemon, tmp_path: Path) -> None:
     found, logged = limited(daemon, output, "threads 4 100", MAX_LOAD="5")
     assert {line.split()[3] for line in logged} == {"0"}
     assert {record["why"] for record in found.switched_off} == {
-        "the process was kept standing for more than 5 % of a second"
+        "threads were kept standing for more than 5 % of a second"
     }
 
 

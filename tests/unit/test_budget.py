@@ -12,7 +12,7 @@ from virtrace.recipe.selection import Limits
 MS = 1_000_000
 BUDGET = Limits(stop_ms=10, load=50)
 CALL = "a call was kept standing for more than 10 ms"
-SECOND = "the process was kept standing for more than 50 % of a second"
+SECOND = "threads were kept standing for more than 50 % of a second"
 
 ROOT = SpanPlan("virDomainGetBlockInfo", True, {}, {})
 SPAN = SpanPlan("qemuDomainGetBlockInfo", False, {}, {})

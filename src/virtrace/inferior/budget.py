@@ -75,7 +75,7 @@ class Budget:
         if gone is not None:
             self._forget(gone)
             share = f"{self._limits.load:g} % of a second"
-            return gone, f"the process was kept standing for more than {share}"
+            return gone, f"threads were kept standing for more than {share}"
         return None
 
     def _forget(self, switch: Switch) -> None:

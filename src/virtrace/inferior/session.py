@@ -305,6 +305,7 @@ class Session:
                 return
             if isinstance(self._last_stop, gdb.SignalEvent):
                 self._still_since_ns = time.monotonic_ns()
+                self._met = None
                 if self._last_stop.stop_signal == "SIGINT":
                     if self._interrupt_sent:
                         self._interrupt_sent = False

@@ -135,6 +135,7 @@ def switched_off(records: Iterable[Record], style: Style) -> Iterator[str]:
             style,
             below="  ",
         )
+        yield ""
 
 
 def call_tree(call: Call, style: Style) -> Iterator[str]:
