@@ -506,6 +506,30 @@ def test_what_is_no_declaration(text: str) -> None:
 
 
 class TestSelection:
+    def test_what_a_trace_may_cost(self) -> None:
+        assert selection.limits({}) == selection.Limits()
+        given = {
+            "max-stop-ms": "0.5",
+            "max-load": "7",
+            "max-events": "9",
+            "max-bytes": "5000000000",
+        }
+        assert selection.limits(given) == selection.Limits(0.5, 7, 9, 5_000_000_000)
+
+    @pytest.mark.parametrize(
+        ("given", "what"),
+        [
+            ({"max-stop-ms": "0"}, "'0' is no number of max-stop-ms"),
+            ({"max-events": "1.5"}, "'1.5' is no number of max-events"),
+            ({"max-bytes": "1GB"}, "'1GB' is no number of max-bytes"),
+            ({"max-load": "101"}, "101 is no share of a second"),
+        ],
+    )
+    def test_costs_that_cannot_be_meant(self, given: dict[str, str], what: str) -> None:
+        with pytest.raises(UsageError) as caught:
+            selection.limits(given)
+        assert caught.value.what == what
+
     def test_what_is_asked_for(self) -> None:
         recipe = load(GOOD)
         found = selection.parse(recipe, ["domain=vm1=x", "flags=0"], "3", "0.5")

@@ -48,6 +48,13 @@ def test_accepts_lost_line_and_every_shape_of_value() -> None:
     VALIDATOR.validate({**event, "type": "lost", "values": {"why": "its thread ended"}})
 
 
+def test_accepts_what_was_switched_off() -> None:
+    record = {"type": "switched-off", "t_ns": 5, "name": "f", "kind": "line", "why": "too dear"}
+    VALIDATOR.validate(record)
+    for key in ("t_ns", "name", "kind", "why"):
+        assert not VALIDATOR.is_valid({**record, key: []})
+
+
 def test_is_open_to_what_later_versions_add() -> None:
     for record in samples.records():
         VALIDATOR.validate({**record, "new": 1})

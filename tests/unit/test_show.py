@@ -37,6 +37,29 @@ def trace(tmp_path: Path) -> Path:
     return samples.write(tmp_path / "t.jsonl", samples.records())
 
 
+OFF = {
+    "type": "switched-off",
+    "t_ns": 17_000_000,
+    "name": "qemuDomainGetBlockInfo",
+    "kind": "line",
+    "why": "a call was kept standing for more than 4 ms",
+}
+
+
+@pytest.mark.parametrize("form", [(), ("--summary",)])
+def test_what_was_switched_off_comes_before_the_calls(tmp_path: Path, form: tuple[str]) -> None:
+    records = samples.records()
+    path = samples.write(tmp_path / "t.jsonl", [*records[:3], OFF, *records[3:]])
+    lines = show(path, *form).stdout.splitlines()
+    begin = lines.index(
+        "not traced from +0.017 s on: lines of qemuDomainGetBlockInfo: a call was kept"
+    )
+    assert lines[begin + 1] == "  standing for more than 4 ms"
+    assert not [line for line in lines[:begin] if "virDomainGetBlockInfo(" in line]
+    document = json.loads(show(path, "--json").stdout)
+    assert document["switched_off"] == [OFF]
+
+
 def test_shows_heading_tree_and_summary(trace: Path) -> None:
     done = show(trace)
     assert done.returncode == 0

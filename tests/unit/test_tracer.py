@@ -10,7 +10,7 @@ from virtrace.binary.ctype import Integer
 from virtrace.inferior.capture import Capture, Unavailable
 from virtrace.inferior.tracer import LinePlan, PointPlan, RawEvent, SpanPlan, Tracer
 from virtrace.recipe.path import RETURN, parse
-from virtrace.trace.format import unavailable
+from virtrace.trace.format import SWITCHED_OFF, unavailable
 
 LONG = {"n": Integer(8, True), RETURN: Integer(8, True)}
 N = {"n": Capture(parse("n"), LONG)}
@@ -94,6 +94,38 @@ def test_a_call_within_a_call() -> None:
     assert traced.of("exit", "root").values == {"result": -10, "n": 1}
     assert traced.of("exit", "root").span == 1
     assert (traced.tracer.calls_done, traced.tracer.calls_open) == (1, 0)
+
+
+class TestSwitchedOff:
+    def test_what_is_open_of_it_is_lost_and_what_comes_later_is_not_in_it(self) -> None:
+        traced = Traced()
+        traced.enter(ROOT, CALLER, 1000)
+        traced.enter(INNER, IN_ROOT, 900)
+        traced.enter(INNERMOST, IN_INNER, 800)
+        traced.tracer.switch_off("inner", 5)
+        # Below the frame of `inner`, which may have returned and may not.
+        traced.enter(INNERMOST, IN_INNER, 800)
+        traced.leave(IN_INNER, 800)
+        traced.leave(CALLER, 1000)
+        assert traced.told == [
+            *("enter root", "enter inner", "enter innermost"),
+            *("lost innermost", "lost inner"),
+            *("enter innermost", "exit innermost", "exit root"),
+        ]
+        assert traced.of("lost", "inner").values == {"why": SWITCHED_OFF}
+        assert traced.events[5].parent == 1
+        assert traced.tracer.calls_done == 1
+
+    def test_without_its_root_a_call_is_over(self) -> None:
+        traced = Traced()
+        traced.enter(ROOT, CALLER, 1000)
+        assert traced.tracer.is_inside(1)
+        traced.tracer.switch_off("root", 5)
+        assert not traced.enter(INNER, IN_ROOT, 900)
+        traced.leave(CALLER, 1000)
+        assert traced.told == ["enter root", "lost root"]
+        assert not traced.tracer.is_inside(1)
+        assert (traced.tracer.calls_done, traced.tracer.calls_open) == (0, 0)
 
 
 def test_outside_of_a_root_nothing_is_traced() -> None:

@@ -27,6 +27,15 @@ def found(whole: Trace) -> list[Waiting]:
     return waiting(CallBuilder().everything(whole.events), ended_ns(whole))
 
 
+def test_where_a_probe_was_switched_off_nothing_is_said_to_wait() -> None:
+    recorder = samples.Recorder()
+    samples.blockinfo(recorder)
+    whole = trace(cut(recorder, 1))
+    nodes = list(CallBuilder().everything(whole.events))
+    assert waiting(nodes, ended_ns(whole))
+    assert waiting(nodes, ended_ns(whole), [{"name": "qmp.send"}]) == []
+
+
 def shown(whole: Trace) -> list[str]:
     return list(text.still_waiting(found(whole), Style(width=80)))
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from virtrace.analysis import rpc
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, Point, Span
+from virtrace.trace.format import Record
 from virtrace.trace.reader import Trace
 
 
@@ -30,11 +31,16 @@ def ended_ns(trace: Trace) -> int:
     return max(t_ns, last) if type(t_ns) is int else last
 
 
-def waiting(nodes: Iterable[Call | Point | Exchange], end_ns: int) -> list[Waiting]:
+def waiting(
+    nodes: Iterable[Call | Point | Exchange], end_ns: int, switched_off: Collection[Record] = ()
+) -> list[Waiting]:
     """Longest first; of a call that had not returned, what in it waited for nothing else.
 
-    nodes: calls, and what is outside of them, of a whole trace.
+    nodes: calls, and what is outside of them, of a whole trace. switched_off: its probes that
+    were; where any was, it cannot be told what was waited for.
     """
+    if switched_off:
+        return []
     found = [
         Waiting(node, call, end_ns - begun)
         for top in nodes

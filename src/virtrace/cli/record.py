@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from virtrace.binary.debuginfo import fetch, has_servers
@@ -37,7 +38,8 @@ def add_parser(subparsers: Any) -> None:
         description="Trace a libvirt daemon by a recipe until Ctrl-C, a limit, or the end of "
         "COMMAND, which is run once every call is traced.",
         usage="%(prog)s RECIPE [-p PID | --process NAME] [-o FILE] [--where KEY=VALUE]... "
-        "[--calls N] [--seconds S] [--source FOLDER] [--host-facts] [-- COMMAND...]",
+        "[--calls N] [--seconds S] [--max-stop-ms N] [--max-load PERCENT] [--max-events N] "
+        "[--max-bytes N] [--source FOLDER] [--host-facts] [-- COMMAND...]",
     )
     parser.add_argument(
         "recipe", metavar="RECIPE", help=f"{', '.join(catalogue.shipped())}, or a recipe's file"
@@ -59,7 +61,19 @@ def add_parser(subparsers: Any) -> None:
         action="store_true",
         help="add to the trace what the host says of each disk in it, once it is over",
     )
+    add_limits(parser)
     parser.set_defaults(run=run)
+
+
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    for name, (value, help_) in selection.LIMITS.items():
+        parser.add_argument(f"--{name}", metavar=value, help=help_)
+
+
+def limits_of(args: argparse.Namespace) -> dict[str, str]:
+    """Those that the user gave, by name."""
+    given = {name: getattr(args, name.replace("-", "_")) for name in selection.LIMITS}
+    return {name: value for name, value in given.items() if value}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -73,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
         source=args.source,
         command=args.traced,
         host_facts=args.host_facts,
+        limits=limits_of(args),
     )
 
 
@@ -87,15 +102,17 @@ def record_trace(
     source: str | None = None,
     command: Sequence[str] = (),
     host_facts: bool = False,
+    limits: Mapping[str, str] = MappingProxyType({}),
 ) -> int:
     """Trace a daemon, and show it live on standard output. The exit status of errors.py.
 
-    where, calls, seconds, host_facts: as the options of `virtrace record` have them. command:
-    run once every call is traced; the trace ends when it and the calls it made have ended.
+    where, calls, seconds, host_facts, limits: as the options of `virtrace record` have them.
+    command: run once every call is traced; the trace ends when it and the calls it made have ended.
     """
     # All that can be wrong is found before the daemon is touched.
     loaded = catalogue.find(recipe)
     selection.parse(loaded, where, calls, seconds)
+    selection.limits(limits)
     if command and shutil.which(command[0]) is None:
         raise UsageError(f"there is no command {command[0]}", "write the command after `--`")
     process = check_traceable(pid)
@@ -107,6 +124,7 @@ def record_trace(
         "WHERE": shlex.join(where),
         "CALLS": calls or "",
         "SECONDS": seconds or "",
+        **{name.upper().replace("-", "_"): value for name, value in limits.items()},
         **({"SOURCE": os.path.abspath(source)} if source else {}),
         **({"COMMAND": shlex.join(command)} if command else {}),
     }

@@ -14,7 +14,7 @@ from typing import Any
 
 from virtrace.binary.process import choose_daemon
 from virtrace.cli import diff
-from virtrace.cli.record import record_trace
+from virtrace.cli.record import add_limits, limits_of, record_trace
 from virtrace.errors import DONE, INTERRUPTED, UsageError
 from virtrace.recipe import catalogue, selection
 from virtrace.report.highlight import safe, style_for
@@ -32,7 +32,7 @@ def add_parser(subparsers: Any) -> None:
         "run again only after you agree; COMMAND is run instead.",
         epilog="Exit status: as of record; where all was traced, as of diff.",
         usage="%(prog)s FILE [-p PID | --process NAME] [-o OUT] [--where KEY=VALUE]... "
-        "[-- COMMAND...]",
+        "[--max-stop-ms N] [--max-load PERCENT] [--max-events N] [--max-bytes N] [-- COMMAND...]",
     )
     parser.add_argument(
         "file", metavar="FILE", help="a trace (.jsonl), a bundle or a recipe (.yaml)"
@@ -48,6 +48,7 @@ def add_parser(subparsers: Any) -> None:
         default=[],
         help="instead of what the trace had for KEY, such as domain=other",
     )
+    add_limits(parser)
     parser.set_defaults(run=run)
 
 
@@ -55,7 +56,12 @@ def run(args: argparse.Namespace) -> int:
     pid = args.pid if args.pid is not None else choose_daemon(args.process)
     if args.file in catalogue.shipped() or args.file.endswith((".yaml", ".yml")):
         return record_trace(
-            args.file, pid, output=args.output, where=args.where, command=args.traced
+            args.file,
+            pid,
+            output=args.output,
+            where=args.where,
+            command=args.traced,
+            limits=limits_of(args),
         )
     old = read_trace(args.file)
     header = old.header
@@ -78,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
             calls=_text(was["calls"]),
             seconds=_text(was["seconds"]),
             command=command,
+            limits=limits_of(args),
         )
     if status not in (DONE, INTERRUPTED):
         return status

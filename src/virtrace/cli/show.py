@@ -69,7 +69,8 @@ def _text(trace: Trace, path: str, *, full: bool) -> Iterator[str]:
     builder = CallBuilder()
     nodes = list(builder.everything(trace.events))
     yield from text.heading(trace.header, style)
-    yield from text.still_waiting(waiting(nodes, ended_ns(trace)), style)
+    yield from text.switched_off(trace.switched_off, style)
+    yield from text.still_waiting(waiting(nodes, ended_ns(trace), trace.switched_off), style)
     for node in nodes:
         if isinstance(node, Call):
             yield from text.call_tree(node, style)
@@ -92,7 +93,8 @@ def _summary(trace: Trace, path: str, *, as_json: bool) -> Iterator[str]:
         yield json.dumps(document.summary_record(summary, trace.problems), indent=2)
         return
     style = style_for(sys.stdout)
-    yield from text.still_waiting(waiting(nodes, ended_ns(trace)), style)
+    yield from text.switched_off(trace.switched_off, style)
+    yield from text.still_waiting(waiting(nodes, ended_ns(trace), trace.switched_off), style)
     yield from many.lines(summary, style)
     if summary.disks:
         yield copyable("why", f"virtrace explain {shlex.quote(path)}", style)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from virtrace.errors import TargetError
 _KIND = "guard"
 _LARGEST = 1 << 20
 _SEMAPHORE = 2  # bytes
+_KEPT_SECONDS = 7 * 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,8 @@ class Journal:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             with private.cache_folder(_KIND) as folder:
-                # What is left of other processes, or of a trace that was rescued, is no use.
                 for name in os.listdir(folder):
-                    if name == self._name or not _runs(name):
+                    if name == self._name or _is_old(name, folder):
                         os.unlink(name, dir_fd=folder)
                 return os.open(self._name, flags, 0o600, dir_fd=folder)
         except OSError:
@@ -161,8 +162,11 @@ def _name(process: Process) -> str:
     return f"{process.pid}-{process.start_time}"
 
 
-def _runs(name: str) -> bool:
-    return os.path.exists(f"/proc/{name.partition('-')[0]}")
+def _is_old(name: str, folder: int) -> bool:
+    """Of a process that is gone. Others can be in PID namespaces that cannot be seen from here."""
+    if os.path.exists(f"/proc/{name.partition('-')[0]}"):
+        return False
+    return time.time() - os.stat(name, dir_fd=folder).st_mtime > _KEPT_SECONDS
 
 
 def _line(entry: object) -> bytes:

@@ -76,6 +76,26 @@ _PARAMETERS = {
         "Folders with : between them: lines of source are traced with their text.",
         True,
     ),
+    "max-stop-ms": (
+        "for how many milliseconds one call may be kept standing.",
+        "What costs more is switched off, source lines first. Without it: 2000.",
+        False,
+    ),
+    "max-load": (
+        "for what share of a second the process may stand still, in percent.",
+        "What costs more is switched off, source lines first. Without it: 80.",
+        False,
+    ),
+    "max-events": (
+        "after how many events a trace ends.",
+        "Without it 1000000.",
+        False,
+    ),
+    "max-bytes": (
+        "how large the file of a trace may become.",
+        "Without it 1000000000 bytes.",
+        False,
+    ),
 }
 
 
@@ -85,7 +105,7 @@ _written: list[Path] = []
 
 class _Parameter(gdb.Parameter):
     def __init__(self, name: str, what: str, more: str, is_file: bool) -> None:
-        variable = f"VIRTRACE_{name.upper()}"
+        variable = f"VIRTRACE_{name.upper().replace('-', '_')}"
         self.set_doc, self.show_doc = f"Set {what}", f"Show {what}"
         self.__doc__ = f"{more}\nAt first it is what the environment has as {variable}."
         kind = gdb.PARAM_OPTIONAL_FILENAME if is_file else gdb.PARAM_STRING_NOESCAPE
@@ -278,6 +298,7 @@ def _trace(name: str) -> int:
     chosen = selection.parse(
         recipe, shlex.split(_parameter("where")), _parameter("calls"), _parameter("seconds")
     )
+    limits = selection.limits({name: _parameter(name) for name in selection.LIMITS})
     process = _process()
     abi = _abi(process)
     output = Path(_parameter("output") or default_path(recipe.name, process.pid))
@@ -301,6 +322,7 @@ def _trace(name: str) -> int:
             session = Session(
                 recipe,
                 chosen,
+                limits,
                 process,
                 abi,
                 probes,

@@ -9,6 +9,7 @@ import gdb
 
 from virtrace.binary.abi import Abi
 from virtrace.errors import TargetError
+from virtrace.inferior.budget import Switch
 from virtrace.inferior.capture import Memory, Unavailable
 from virtrace.inferior.proof import (
     Caller,
@@ -32,12 +33,16 @@ class Session(Protocol):
 
     def hit(self, name: str) -> None: ...
 
-    def wants_return_at(self, pc: int) -> bool:
+    def wants_return_at(self, pc: int, switch: Switch) -> bool:
         """Whether GDB must stop so that a breakpoint can be set where a call returns to."""
 
-    def wants_to_end(self) -> bool: ...
+    def stopping(self) -> None:
+        """A thread has come to a probe."""
 
-    def stopped(self, since_ns: int, error: Exception | None) -> None: ...
+    def stopped(self, since_ns: int, switch: Switch, tid: int) -> bool:
+        """It may go on, where GDB need not stop."""
+
+    def failed(self, since_ns: int, error: Exception) -> None: ...
 
 
 class StoppedThread:
@@ -135,10 +140,15 @@ class StoppedThread:
         return caller.pc(), register(caller, self._abi.stack_pointer)
 
 
-class _Probe(gdb.Breakpoint):
-    """Never stops but to let the session act; what goes wrong in it ends the trace."""
+class Probe(gdb.Breakpoint):
+    """Never stops but to let the session act; what goes wrong in it ends the trace.
 
-    def __init__(self, session: Session, location: str, site: Site | None) -> None:
+    switches: it is of use as long as one of these is on.
+    """
+
+    def __init__(
+        self, session: Session, location: str, site: Site | None, switches: set[Switch]
+    ) -> None:
         super().__init__(location, internal=True)
         if self.pending:
             self.delete()
@@ -147,25 +157,26 @@ class _Probe(gdb.Breakpoint):
             )
         self._session = session
         self._site = site
+        self.switches = switches
         self.silent = True
 
     def stop(self) -> bool:
         now = time.monotonic_ns()
         try:
+            self._session.stopping()
             thread = StoppedThread(self._session, self._site, now - self._session.started_ns)
             act = self.met(thread)
+            return self._session.stopped(now, min(self.switches), thread.tid) or act
         except Exception as error:
-            self._session.stopped(now, error)
+            self._session.failed(now, error)
             return True
-        self._session.stopped(now, None)
-        return act or self._session.wants_to_end()
 
     def met(self, thread: StoppedThread) -> bool:
         """Record. True: the session has something to do that only a stopped process allows."""
         raise NotImplementedError
 
 
-class EntryProbe(_Probe):
+class EntryProbe(Probe):
     def met(self, thread: StoppedThread) -> bool:
         assert self._site is not None
         plan = self._site.plan
@@ -174,14 +185,15 @@ class EntryProbe(_Probe):
         pc, sp = thread.return_to()
         if not self._session.tracer.enter(plan, thread, pc, sp):
             return False
-        return self._session.wants_return_at(pc)
+        (switch,) = self.switches
+        return self._session.wants_return_at(pc, switch)
 
 
-class ReturnProbe(_Probe):
+class ReturnProbe(Probe):
     """At a place where traced functions return to. Kept: the same call site serves every call."""
 
-    def __init__(self, session: Session, pc: int) -> None:
-        super().__init__(session, f"*{pc:#x}", None)
+    def __init__(self, session: Session, pc: int, switches: set[Switch]) -> None:
+        super().__init__(session, f"*{pc:#x}", None, switches)
         self._pc = pc
 
     def met(self, thread: StoppedThread) -> bool:
@@ -189,7 +201,7 @@ class ReturnProbe(_Probe):
         return False
 
 
-class PointProbe(_Probe):
+class PointProbe(Probe):
     def met(self, thread: StoppedThread) -> bool:
         assert self._site is not None
         plan = self._site.plan
@@ -199,9 +211,9 @@ class PointProbe(_Probe):
         return False
 
 
-class LineProbe(_Probe):
-    def __init__(self, session: Session, site: Site) -> None:
-        super().__init__(session, site.location, site)
+class LineProbe(Probe):
+    def __init__(self, session: Session, site: Site, switch: Switch) -> None:
+        super().__init__(session, site.location, site, {switch})
         assert site.known is not None
         self._pc = site.known.pc
 
@@ -213,9 +225,9 @@ class LineProbe(_Probe):
         return False
 
 
-def probe(session: Session, site: Site) -> gdb.Breakpoint:
+def probe(session: Session, site: Site, switch: Switch) -> Probe:
     if isinstance(site.plan, LinePlan):
-        return LineProbe(session, site)
+        return LineProbe(session, site, switch)
     if isinstance(site.plan, PointPlan) and not site.plan.at_return:
-        return PointProbe(session, site.location, site)
-    return EntryProbe(session, site.location, site)
+        return PointProbe(session, site.location, site, {switch})
+    return EntryProbe(session, site.location, site, {switch})

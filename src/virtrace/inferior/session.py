@@ -21,12 +21,13 @@ from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, IncompleteError, Virt
 from virtrace.guard.journal import Journal
 from virtrace.inferior import target
 from virtrace.inferior.answers import Answers
-from virtrace.inferior.probes import ReturnProbe, probe
+from virtrace.inferior.budget import Budget, Switch
+from virtrace.inferior.probes import Probe, ReturnProbe, probe
 from virtrace.inferior.resolve import ResolvedProbe
 from virtrace.inferior.tracer import LinePlan, RawEvent, Tracer
 from virtrace.inferior.watch import Watch
 from virtrace.recipe.model import Recipe
-from virtrace.recipe.selection import Selection
+from virtrace.recipe.selection import Limits, Selection
 from virtrace.trace.format import ENDED, FORMAT, VERSION, Event, Record
 from virtrace.trace.writer import Writer
 
@@ -41,6 +42,7 @@ class View(Protocol):
 
     def banner(self, header: Record) -> None: ...
     def event(self, event: Event) -> None: ...
+    def switched_off(self, record: Record) -> None: ...
     def summary(self, footer: Record) -> None: ...
     def close(self) -> None: ...
 
@@ -55,6 +57,7 @@ class Session:
         self,
         recipe: Recipe,
         selection: Selection,
+        limits: Limits,
         process: Process,
         abi: Abi,
         resolved: list[ResolvedProbe],
@@ -70,6 +73,7 @@ class Session:
         self.started_ns = time.monotonic_ns()
         self._recipe = recipe
         self._selection = selection
+        self._limits = limits
         self._process = process
         self._resolved = resolved
         self._journal = journal
@@ -86,9 +90,15 @@ class Session:
             for site in item.sites
             if isinstance(site.plan, LinePlan)
         }
-        self._probes: list[gdb.Breakpoint] = []
-        self._returns: set[int] = set()
-        self._returns_wanted: list[int] = []
+        self._probes: list[Probe] = []
+        # Where a breakpoint stands, or is to be set, for calls of whom that return there.
+        self._returns: dict[int, set[Switch]] = {}
+        self._returns_wanted: dict[int, set[Switch]] = {}
+        self._budget = Budget(limits, recipe)
+        # Who met the last probe, for which the process may stand still longer.
+        self._met: tuple[Switch, int] | None = None
+        self._too_dear: list[tuple[Switch, str]] = []
+        self._switched_off: list[Record] = []
         self._queue: list[RawEvent] = []
         self._events = 0
         self._dropped = 0
@@ -104,6 +114,10 @@ class Session:
         self._still_since_ns = self.started_ns
         self._still_total_ns = 0
         self._still_max_ns = 0
+        # What GDB itself works while the process stands still, and its clock when it last began.
+        self._gdb_ns = 0
+        self._gdb_unspent_ns = 0
+        self._gdb_since_ns = 0
 
     def run(self) -> int:
         """Trace until something ends it, and detach. The exit status, as errors.py has it."""
@@ -116,12 +130,15 @@ class Session:
                     "calls": self._selection.calls,
                     "seconds": self._selection.seconds,
                 },
+                "limits": {f"max_{name}": limit for name, limit in vars(self._limits).items()},
                 "command": self._command,
             }
             self._writer.write([header])
             with Watch(self._selection.seconds, GRACE_SECONDS, self._ask_end):
-                self._view.banner(header)
+                gdb.events.stop.connect(self._on_stop)
+                gdb.events.exited.connect(self._on_stop)
                 try:
+                    self._view.banner(header)
                     self._insert()
                     self._loop()
                 except Exception as error:
@@ -150,14 +167,15 @@ class Session:
     def hit(self, name: str) -> None:
         self._hits[name] += 1
 
-    def wants_return_at(self, pc: int) -> bool:
+    def wants_return_at(self, pc: int, switch: Switch) -> bool:
         if pc in self._returns:
+            self._returns[pc].add(switch)
             return False
-        # GDB's documentation forbids stop() to add a breakpoint: the loop does.
-        self._returns_wanted.append(pc)
+        # GDB's documentation forbids stop() to add or delete a breakpoint: the loop does.
+        self._returns_wanted.setdefault(pc, set()).add(switch)
         return True
 
-    def wants_to_end(self) -> bool:
+    def _wants_to_end(self) -> bool:
         if self._interrupt_sent:
             # Only the interrupt's own stop may end the trace: see _loop.
             return False
@@ -168,24 +186,40 @@ class Session:
             self._reason = self._reason or "done"
         return self._reason is not None
 
-    def stopped(self, since_ns: int, error: Exception | None) -> None:
-        """A thread stood at a probe from since_ns until now; error: what went wrong there."""
-        if error is not None:
-            self._failure = self._failure or error
-            self._reason = "error"
+    def stopping(self) -> None:
+        self._gdb_unspent_ns = time.thread_time_ns() - self._gdb_since_ns
+        self._gdb_ns += self._gdb_unspent_ns
+
+    def stopped(self, since_ns: int, switch: Switch, tid: int) -> bool:
+        self._met = switch, tid
         self._account(since_ns)
-        self._still_since_ns = time.monotonic_ns()
+        return bool(self._too_dear) or self._wants_to_end()
+
+    def failed(self, since_ns: int, error: Exception) -> None:
+        self._failure = self._failure or error
+        self._reason = "error"
+        self._account(since_ns)
 
     def _record(self, event: RawEvent) -> None:
         self._queue.append(event)
         if len(self._queue) == 1:
             # JSON, the file and the terminal can wait until the thread runs again.
-            gdb.post_event(self._drain)
+            gdb.post_event(partial(self._guarded, self._drain))
 
     # --- Called by GDB's event loop, while the process runs.
 
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """GDB would only print what goes wrong in it, and go on."""
+        try:
+            work()
+        except Exception as error:
+            self._failure = self._failure or error
+            self._end("error")
+
     def _drain(self) -> None:
         queue, self._queue = self._queue, []
+        switched_off, self._switched_off = self._switched_off, []
+        began_ns = time.thread_time_ns()
         try:
             placed = [raw for raw in queue if self._answers.place(raw)]
             for raw in placed:
@@ -193,16 +227,19 @@ class Session:
             events = [
                 Event(seq=seq, **vars(raw)) for seq, raw in enumerate(placed, start=self._events)
             ]
-            self._writer.write([event.to_record() for event in events])
-        except Exception as error:
-            # GDB's event loop would only print it.
+            self._writer.write([*switched_off, *(event.to_record() for event in events)])
+        except Exception:
             self._dropped += len(queue)
-            self._failure = self._failure or error
-            self._end("error")
-            return
+            raise
         self._events += len(events)
+        if self._events >= self._limits.events or self._writer.size >= self._limits.bytes:
+            self._end("limit")
+        for record in switched_off:
+            self._view.switched_off(record)
         for event in events:
             self._view.event(event)
+        # While the process runs.
+        self._gdb_since_ns += time.thread_time_ns() - began_ns
 
     def _add_source(self, event: RawEvent) -> None:
         if event.type == "line":
@@ -213,7 +250,7 @@ class Session:
 
     def _ask_end(self, reason: str) -> None:
         """From the watch's thread: only post_event may be called there."""
-        gdb.post_event(partial(self._end, reason))
+        gdb.post_event(partial(self._guarded, partial(self._end, reason)))
 
     def _end(self, reason: str) -> None:
         if reason == "done" and not self._finishing and self.tracer.calls_open:
@@ -232,21 +269,27 @@ class Session:
     # --- The process stands still.
 
     def _insert(self) -> None:
-        gdb.events.stop.connect(self._on_stop)
-        gdb.events.exited.connect(self._on_stop)
-        self._probes = [probe(self, site) for item in self._resolved for site in item.sites]
+        self._probes = [
+            probe(self, site, self._budget.switch(site.plan))
+            for item in self._resolved
+            for site in item.sites
+        ]
         self._ready()
 
     def _loop(self) -> None:
         resume = "continue"
         # An interrupt that was sent must be met here: left pending, it would end the daemon.
         while self._reason is None or self._interrupt_sent:
-            for pc in self._returns_wanted:
-                if pc not in self._returns:
-                    self._returns.add(pc)
-                    if self._journal is not None:
-                        self._journal.breakpoint(pc)
-                    self._probes.append(ReturnProbe(self, pc))
+            for switch, why in self._too_dear:
+                self._switch_off(switch, why)
+            self._too_dear.clear()
+            if self._reason is not None and not self._interrupt_sent:
+                return
+            for pc, switches in self._returns_wanted.items():
+                self._returns[pc] = switches
+                if self._journal is not None:
+                    self._journal.breakpoint(pc)
+                self._probes.append(ReturnProbe(self, pc, switches))
             self._returns_wanted.clear()
             self._account(self._still_since_ns)
             self._last_stop = None
@@ -262,6 +305,7 @@ class Session:
                 return
             if isinstance(self._last_stop, gdb.SignalEvent):
                 self._still_since_ns = time.monotonic_ns()
+                self._met = None
                 if self._last_stop.stop_signal == "SIGINT":
                     if self._interrupt_sent:
                         self._interrupt_sent = False
@@ -269,30 +313,80 @@ class Session:
                         # Somebody ends the daemon; GDB would keep the signal to itself.
                         resume = "signal SIGINT"
 
+    def _switch_off(self, switch: Switch, why: str) -> None:
+        """Nothing is met of it from now on."""
+        self._returns_wanted = _without(switch, self._returns_wanted)
+        self._returns = _without(switch, self._returns)
+        for one in self._probes:
+            one.switches.discard(switch)
+            if not one.switches:
+                one.delete()
+        self._probes = [one for one in self._probes if one.switches]
+        t_ns = time.monotonic_ns() - self.started_ns
+        if switch.kind != "line":
+            self.tracer.switch_off(switch.name, t_ns)
+        self._switched_off.append(
+            {
+                "type": "switched-off",
+                "t_ns": t_ns,
+                "name": switch.name,
+                "kind": switch.kind,
+                "why": why,
+            }
+        )
+        gdb.post_event(partial(self._guarded, self._drain))
+        if not any(one.switches & self._budget.beginnings for one in self._probes):
+            self._reason = self._reason or "limit"
+
     def _leave(self) -> None:
         gdb.events.stop.disconnect(self._on_stop)
         gdb.events.exited.disconnect(self._on_stop)
         try:
-            for breakpoint_ in self._probes:
-                breakpoint_.delete()
-            target.detach()
-        except gdb.error as error:
+            try:
+                for breakpoint_ in self._probes:
+                    breakpoint_.delete()
+            finally:
+                target.detach()
+        except Exception as error:
             self._failure = self._failure or error
+        if isinstance(self._failure, gdb.error) and self._has_ended():
+            # It went while GDB was at work on it.
+            self._reason, self._failure = "target-exit", None
         self._account(self._still_since_ns)
         ended_ns = time.monotonic_ns() - self.started_ns
         self.tracer.finish(ended_ns, ENDED)
-        self._drain()
+        self._guarded(self._drain)
+        self._guarded(partial(self._finish, ended_ns))
+
+    def _has_ended(self) -> bool:
+        status = read_status(self._process.pid)
+        return status is None or status["State"].startswith(("Z", "X"))
+
+    def _finish(self, ended_ns: int) -> None:
         footer = self._footer(ended_ns)
         try:
             self._writer.write([footer])
-        except VirtraceError as error:
-            self._failure = self._failure or error
-        self._view.summary(footer)
+            self._writer.check_there()
+        finally:
+            self._view.summary(footer)
 
     def _account(self, since_ns: int) -> None:
-        still = time.monotonic_ns() - since_ns
+        """The process stood still from since_ns until now, and goes on or is not through yet."""
+        now_ns = time.monotonic_ns()
+        still = now_ns - since_ns
         self._still_total_ns += still
         self._still_max_ns = max(self._still_max_ns, still)
+        self._still_since_ns = now_ns
+        self._gdb_since_ns = time.thread_time_ns()
+        if self._met is not None:
+            switch, tid = self._met
+            spent_ns = still + self._gdb_unspent_ns
+            self._gdb_unspent_ns = 0
+            gone = self._budget.spend(
+                switch, spent_ns, now_ns - self.started_ns, tid, self.tracer.is_inside(tid)
+            )
+            if gone is not None:
+                self._too_dear.append(gone)
 
     def _footer(self, ended_ns: int) -> Record:
         status = read_status(self._process.pid)
@@ -304,8 +398,19 @@ class Session:
             "dropped": self._dropped,
             "hits": self._hits,
             "detached": status is None or status["TracerPid"] != str(os.getpid()),
-            "stopped_ns": {"total": self._still_total_ns, "max": self._still_max_ns},
+            "stopped_ns": {
+                "total": self._still_total_ns,
+                "max": self._still_max_ns,
+                "gdb": self._gdb_ns,
+            },
         }
+
+
+def _without(switch: Switch, returns: dict[int, set[Switch]]) -> dict[int, set[Switch]]:
+    # Not new sets: the probes have these.
+    for switches in returns.values():
+        switches.discard(switch)
+    return {pc: switches for pc, switches in returns.items() if switches}
 
 
 def header_record(

@@ -65,6 +65,7 @@ class TerminalView:
         # Calls that had not ended when the trace did.
         self._cut_off: list[Call] = []
         self._not_shown = 0
+        self._switched_off: list[Record] = []
         self._waiting: queue.SimpleQueue[Callable[[], Iterable[str]] | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write_all, daemon=True)
 
@@ -85,10 +86,15 @@ class TerminalView:
             self._show(partial(text.call_tree, call, self._style))
         self._show_apart()
 
+    def switched_off(self, record: Record) -> None:
+        self._switched_off.append(record)
+        self._waiting.put(lambda: text.switched_off([record], self._style))
+
     def summary(self, footer: Record) -> None:
         for call in self._builder.finish():
             self._show(partial(text.call_tree, call, self._style))
-        found = waiting([*self._cut_off, *self._show_apart()], footer["t_ns"])
+        nodes = [*self._cut_off, *self._show_apart()]
+        found = waiting(nodes, footer["t_ns"], self._switched_off)
         self._waiting.put(lambda: text.still_waiting(found, self._style))
         if self._not_shown:
             missed = f"{self._not_shown:,} more are not shown: the terminal did not keep up\n"

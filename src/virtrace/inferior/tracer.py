@@ -14,7 +14,7 @@ from virtrace.inferior.capture import Arguments, Capture, Memory, Unavailable
 from virtrace.inferior.proof import Caller, Proven
 from virtrace.recipe.path import RETURN
 from virtrace.recipe.prototype import Parameter
-from virtrace.trace.format import Json, Record, is_unavailable, unavailable
+from virtrace.trace.format import SWITCHED_OFF, Json, Record, is_unavailable, unavailable
 
 
 @dataclass(frozen=True)
@@ -172,6 +172,7 @@ class Tracer:
         self._record = record
         self._threads: dict[int, list[_Open]] = {}
         self._spans = 0
+        self._all_spans = True
         self.calls_done = 0
 
     @property
@@ -223,7 +224,8 @@ class Tracer:
             opened = _Open(plan, span, parent.span, parent.call, return_pc, return_sp, recorded)
         if opened.recorded:
             if plan.parameters:
-                proven = stop.arguments(parent.caller if parent else None)
+                # Its caller may be one that is no longer traced.
+                proven = stop.arguments(parent.caller if parent and self._all_spans else None)
                 opened.caller = Caller(plan.parameters, proven, return_sp)
             values = _values(plan.enter, stop.memory, stop.argument)
             opened.recorded = parent is not None or self._wanted(values)
@@ -303,6 +305,21 @@ class Tracer:
             "line", stop.t_ns, stop.tid, plan.name, None, inside.span, inside.call, values
         )
         self._record(event)
+
+    def is_inside(self, tid: int) -> bool:
+        """Whether the thread is in a call, recorded or not."""
+        return bool(self._threads.get(tid))
+
+    def switch_off(self, name: str, t_ns: int) -> None:
+        """No entry or return of it will be met any more.
+
+        What is open of it is lost, and all that is open in it: what comes later could not be told
+        from what happened in it.
+        """
+        self._all_spans = False
+        for tid, spans in self._threads.items():
+            while any(opened.plan.name == name for opened in spans):
+                self._lost(t_ns, tid, spans.pop(), SWITCHED_OFF)
 
     def finish(self, t_ns: int, why: str) -> None:
         """The trace ends: what is still open never returns as far as it can tell."""

@@ -15,6 +15,7 @@ _ENDINGS = {
 }
 # A GDB that dies of one of these, or is stopped by it, leaves the daemon at a breakpoint.
 _HARMFUL = {signal.SIGPIPE, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
+_AGAIN_SECONDS = 1.0
 _HELD = {*_ENDINGS, *_HARMFUL}
 
 
@@ -60,4 +61,8 @@ class Watch:
                 return
             reason = _ENDINGS[signal.Signals(came.si_signo)] if came else at_timeout
             timeout, at_timeout = (self._grace, "done") if reason == "done" and came else (None, "")
-            self._end(reason)
+            try:
+                self._end(reason)
+            except Exception:
+                # Nobody else can end the trace.
+                timeout, at_timeout = _AGAIN_SECONDS, reason

@@ -1,4 +1,4 @@
-"""Which calls of a recipe to record, and when to stop: filters and limits."""
+"""Which calls of a recipe to record, when to stop, and what a trace may cost."""
 
 from __future__ import annotations
 
@@ -17,6 +17,46 @@ class Selection:
     where: Mapping[str, str] = field(default_factory=dict)
     calls: int | None = None
     seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a trace may cost. docs/safety.md has what the numbers come from.
+
+    stop_ms: how long a call may be kept standing for the probes that it meets. load: percent of
+    each second that the process may stand still. events, bytes: in the trace's file.
+    """
+
+    stop_ms: float = 2000
+    load: float = 80
+    events: int = 1_000_000
+    bytes: int = 1_000_000_000
+
+
+# By the name of the option: the placeholder of its value, and what it is.
+LIMITS = {
+    "max-stop-ms": ("N", "keep no call standing longer (2000), else trace less"),
+    "max-load": ("PERCENT", "of each second keep the daemon standing (80), else trace less"),
+    "max-events": ("N", "end after N events (1000000)"),
+    "max-bytes": ("N", "end when the trace has N bytes (1000000000)"),
+}
+
+
+def limits(given: Mapping[str, str]) -> Limits:
+    """By the names of LIMITS; empty or left out: the default.
+
+    UsageError where one of them cannot be meant.
+    """
+    default = Limits()
+    load = _positive("max-load", given.get("max-load"), float) or default.load
+    if load > 100:
+        raise UsageError(f"{load:g} is no share of a second", "give max-load as percent, up to 100")
+    return Limits(
+        _positive("max-stop-ms", given.get("max-stop-ms"), float) or default.stop_ms,
+        load,
+        _positive("max-events", given.get("max-events"), int) or default.events,
+        _positive("max-bytes", given.get("max-bytes"), int, 1e15) or default.bytes,
+    )
 
 
 def parse(
@@ -61,13 +101,13 @@ def _no_calls(recipe: Recipe) -> UsageError:
 Number = TypeVar("Number", int, float)
 
 
-def _positive(what: str, text: str | None, kind: type[Number]) -> Number | None:
+def _positive(what: str, text: str | None, kind: type[Number], below: float = 1e9) -> Number | None:
     if not text:
         return None
     try:
         number = kind(text)
     except ValueError:
         number = kind(0)
-    if not 0 < number < 1e9:
+    if not 0 < number < below:
         raise UsageError(f"{text!r} is no number of {what}", f"give {what} above 0")
     return number

@@ -30,7 +30,7 @@ def lines(trace: Trace, nodes: Iterable[Call | Point | Exchange]) -> Iterator[st
     last = ""
     apart = []
     nodes = list(nodes)
-    found = waiting(nodes, ended_ns(trace))
+    found = waiting(nodes, ended_ns(trace), trace.switched_off)
     for node in nodes:
         if not isinstance(node, Call):
             apart.append(_node(node))
@@ -41,6 +41,7 @@ def lines(trace: Trace, nodes: Iterable[Call | Point | Exchange]) -> Iterator[st
     if last:
         yield last
     yield f'], "outside": {json.dumps(apart)},'
+    yield f'"switched_off": {json.dumps(trace.switched_off)},'
     yield f'"waiting": {json.dumps([_waiting(one) for one in found])},'
     yield f'"footer": {json.dumps(trace.footer)}, "problems": {json.dumps(trace.problems)}}}'
 

@@ -54,7 +54,7 @@ _LINES_WIDTH = 40
 def page(trace: Trace, nodes: Sequence[Call | Point | Exchange]) -> str:
     """The whole document. nodes: calls, and what is outside of them."""
     summary = summarize(nodes)
-    found = waiting(nodes, ended_ns(trace))
+    found = waiting(nodes, ended_ns(trace), trace.switched_off)
     calls = [node for node in nodes if isinstance(node, Call)]
     apart = [node for node in nodes if not isinstance(node, Call)]
     texts, stories = _Texts(), _Stories(trace)
@@ -463,6 +463,9 @@ def _facts(trace: Trace) -> Iterator[tuple[str, str]]:
     yield "libvirt", target["libvirt_version"] or "of unknown version"
     yield "virtrace", f"{tool['virtrace']}, in GDB {tool['gdb']} with Python {tool['python']}"
     yield "recipe", str(header["recipe"].get("name", "without a name"))
+    for off in trace.switched_off:
+        lines = "lines of " if off["kind"] == "line" else ""
+        yield "switched off", f"{lines}{off['name']} at +{units.seconds(off['t_ns'])}: {off['why']}"
     if trace.footer is not None:
         yield "ended", " ".join(text for text, _ in pieces.ending(trace.footer))
         stopped = trace.footer["stopped_ns"]

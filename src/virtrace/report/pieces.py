@@ -31,7 +31,7 @@ _SHORT_BUILD_ID = 12
 
 _REASONS = {
     "done": "all that was asked for is traced",
-    "limit": "the limit of calls or seconds was reached",
+    "limit": "a limit was reached",
     "interrupt": "interrupted",
     "target-exit": "the traced process ended",
     "error": "stopped by an error",

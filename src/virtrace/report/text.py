@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from virtrace.analysis import qmp
 from virtrace.analysis.qmp import Exchange
@@ -121,6 +121,21 @@ def still_waiting(found: list[Waiting], style: Style) -> Iterator[str]:
             words(f"and {len(found) - _MOST_WAITING:,} more, for less long"), style, "  "
         )
     yield ""
+
+
+def switched_off(records: Iterable[Record], style: Style) -> Iterator[str]:
+    """What stopped being traced before the end, and is no longer missing by accident."""
+    for record in records:
+        what = f"{'lines of ' if record['kind'] == 'line' else ''}{plain(record['name'])}"
+        yield from fold(
+            [
+                (f"not traced from +{units.seconds(record['t_ns'])} on:", "yellow"),
+                *words(f"{what}: {record['why']}"),
+            ],
+            style,
+            below="  ",
+        )
+        yield ""
 
 
 def call_tree(call: Call, style: Style) -> Iterator[str]:

@@ -68,6 +68,7 @@ _FOOTER: Mapping[str, _Shape] = {
     "detached": bool,
     "stopped_ns": {"total": int, "max": int},
 }
+_SWITCHED_OFF: Mapping[str, _Shape] = {"t_ns": int, "name": str, "kind": str, "why": str}
 
 
 _HOST: Mapping[str, _Shape] = {
@@ -93,6 +94,7 @@ class Trace:
 
     footer: None where the run was cut short. problems: what is missing, in words; empty
     where the trace is all that was recorded. host: what the host said of the disks.
+    switched_off: probes that met nothing from then on, as they had cost too much.
     """
 
     header: Record
@@ -100,6 +102,7 @@ class Trace:
     footer: Record | None = None
     problems: list[str] = field(default_factory=list)
     host: list[Record] = field(default_factory=list)
+    switched_off: list[Record] = field(default_factory=list)
 
 
 class _BrokenLine(Exception):
@@ -133,6 +136,7 @@ def read_lines(stream: BinaryIO, path: str | Path) -> Trace:
         footer: Record | None = None
         problems: list[str] = []
         host: list[Record] = []
+        switched_off: list[Record] = []
         for number, line in lines:
             try:
                 record = _parse(line)
@@ -148,6 +152,9 @@ def read_lines(stream: BinaryIO, path: str | Path) -> Trace:
                 elif kind == "host":
                     _check(record, _HOST)
                     host.append(record)
+                elif kind == "switched-off":
+                    _check(record, _SWITCHED_OFF)
+                    switched_off.append(record)
                 elif kind == "header":
                     raise _BrokenLine("a second header: two traces in one file")
                 elif not isinstance(kind, str):
@@ -161,7 +168,8 @@ def read_lines(stream: BinaryIO, path: str | Path) -> Trace:
                         f"head -n {number - 1}",
                     ) from broken
                 problems.append(f"line {number} is cut short: the run ended while it was written")
-    return Trace(header, events, footer, problems + _missing(events, footer), host)
+    problems += _missing(events, footer)
+    return Trace(header, events, footer, problems, host, switched_off)
 
 
 def require_whole(trace: Trace, path: str | Path) -> None:

@@ -62,22 +62,31 @@ class Writer:
         """TraceError where the file exists or cannot be made; symbolic links are not followed."""
         self.path = path
         self._file = create(path, "the trace")
+        self.size = 0
 
     def write(self, records: Iterable[Record]) -> None:
         """All of the records, or none of them and TraceError where the disk does not take them."""
         data = _encoded(records)
-        whole = os.lseek(self._file, 0, os.SEEK_CUR)
         try:
             while data:
                 data = data[os.write(self._file, data) :]
+            self.size = os.lseek(self._file, 0, os.SEEK_CUR)
         except OSError as error:
             # Half a line in the middle would make the rest unreadable.
-            os.ftruncate(self._file, whole)
-            os.lseek(self._file, whole, os.SEEK_SET)
+            os.ftruncate(self._file, self.size)
+            os.lseek(self._file, self.size, os.SEEK_SET)
             raise TraceError(
                 f"cannot write the trace {self.path}: {error.strerror}",
                 "make room, or name a file on another disk; what was written until then is whole",
             ) from error
+
+    def check_there(self) -> None:
+        """TraceError where somebody removed the file."""
+        if os.fstat(self._file).st_nlink == 0:
+            raise TraceError(
+                f"the trace {self.path} is no longer there: it was removed while it was written",
+                "record again, to a folder that stays",
+            )
 
     def close(self) -> None:
         os.close(self._file)

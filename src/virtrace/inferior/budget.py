@@ -1,0 +1,92 @@
+"""How long the process may be kept standing, and what gives way. Does not need gdb."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+from virtrace.inferior.tracer import LinePlan, PointPlan, SpanPlan
+from virtrace.recipe.model import Recipe
+from virtrace.recipe.selection import Limits
+
+_SECOND_NS = 1_000_000_000
+_LINE, _POINT, _SPAN, _ROOT = range(4)
+
+
+class Switch(NamedTuple):
+    """What is switched off as one; that of less worth is smaller, and goes first.
+
+    All lines of a function; a point, with the one that answers it; a span.
+    """
+
+    worth: int
+    name: str
+
+    @property
+    def kind(self) -> str:
+        return ("line", "point", "span", "span")[self.worth]
+
+
+class Budget:
+    def __init__(self, limits: Limits, recipe: Recipe) -> None:
+        self._limits = limits
+        self._asked = {point.name: point.answers.point for point in recipe.points if point.answers}
+        # Without one of these nothing is recorded any more.
+        self.beginnings = {Switch(_ROOT, span.name) for span in recipe.roots} | {
+            Switch(_POINT, point.name)
+            for point in recipe.points
+            if point.anywhere and not point.answers
+        }
+        self._gone: set[Switch] = set()
+        self._calls: dict[int, Counter[Switch]] = {}
+        self._second: Counter[Switch] = Counter()
+        self._second_began_ns = 0
+
+    def switch(self, plan: SpanPlan | PointPlan | LinePlan) -> Switch:
+        if isinstance(plan, LinePlan):
+            return Switch(_LINE, plan.name)
+        if isinstance(plan, PointPlan):
+            return Switch(_POINT, self._asked.get(plan.name, plan.name))
+        return Switch(_ROOT if plan.root else _SPAN, plan.name)
+
+    def spend(
+        self, switch: Switch, ns: int, t_ns: int, tid: int, in_call: bool
+    ) -> tuple[Switch, str] | None:
+        """The process stood still for it until t_ns. What has to be switched off, and why.
+
+        in_call: whether the thread that met it is in a call, still.
+        """
+        if switch in self._gone:
+            return None
+        if t_ns - self._second_began_ns >= _SECOND_NS:
+            self._second.clear()
+            self._second_began_ns = t_ns
+        self._second[switch] += ns
+        if in_call:
+            call = self._calls.setdefault(tid, Counter())
+            call[switch] += ns
+            gone = _over(call, self._limits.stop_ms * 1e6)
+            if gone is not None:
+                self._forget(gone)
+                return gone, f"a call was kept standing for more than {self._limits.stop_ms:g} ms"
+        else:
+            self._calls.pop(tid, None)
+        gone = _over(self._second, self._limits.load / 100 * _SECOND_NS)
+        if gone is not None:
+            self._forget(gone)
+            share = f"{self._limits.load:g} % of a second"
+            return gone, f"threads were kept standing for more than {share}"
+        return None
+
+    def _forget(self, switch: Switch) -> None:
+        """What it costs is not counted further: the rest may be cheap enough."""
+        self._gone.add(switch)
+        for spent in (self._second, *self._calls.values()):
+            del spent[switch]
+
+
+def _over(spent: Counter[Switch], limit_ns: float) -> Switch | None:
+    """Of those that cost anything the one of least worth, once all is too much."""
+    if sum(spent.values()) <= limit_ns:
+        return None
+    return min(spent, key=lambda switch: (switch.worth, -spent[switch]))

@@ -1,0 +1,92 @@
+"""What is switched off once a trace costs too much, in which order."""
+
+from __future__ import annotations
+
+import pytest
+
+from virtrace.inferior.budget import Budget
+from virtrace.inferior.tracer import LinePlan, PointPlan, SpanPlan
+from virtrace.recipe import catalogue
+from virtrace.recipe.selection import Limits
+
+MS = 1_000_000
+BUDGET = Limits(stop_ms=10, load=50)
+CALL = "a call was kept standing for more than 10 ms"
+SECOND = "threads were kept standing for more than 50 % of a second"
+
+ROOT = SpanPlan("virDomainGetBlockInfo", True, {}, {})
+SPAN = SpanPlan("qemuDomainGetBlockInfo", False, {}, {})
+POINT = PointPlan("error", {})
+LINE = LinePlan("qemuDomainGetBlockInfo", "qemu_driver.c", 1, 1, {})
+
+
+@pytest.fixture
+def budget() -> Budget:
+    return Budget(BUDGET, catalogue.find("blockinfo"))
+
+
+def spend(
+    budget: Budget,
+    plan: SpanPlan | PointPlan | LinePlan,
+    ms: int,
+    at_ms: int = 0,
+    tid: int = 1,
+    in_call: bool = True,
+) -> tuple[str, str, str] | None:
+    gone = budget.spend(budget.switch(plan), ms * MS, at_ms * MS, tid, in_call)
+    return gone and (gone[0].kind, gone[0].name, gone[1])
+
+
+def test_lines_go_first_and_a_root_last(budget: Budget) -> None:
+    for plan in (ROOT, SPAN, POINT, LINE):
+        assert spend(budget, plan, 2) is None
+    # The cost of what went is not counted further: the rest may be cheap enough.
+    assert spend(budget, ROOT, 3) == ("line", LINE.name, CALL)
+    assert spend(budget, LINE, 9) is None
+    assert spend(budget, ROOT, 1) is None
+    assert spend(budget, ROOT, 1) == ("point", POINT.name, CALL)
+    assert spend(budget, ROOT, 2) == ("span", SPAN.name, CALL)
+    assert spend(budget, ROOT, 2) == ("span", ROOT.name, CALL)
+
+
+def test_what_costs_nothing_stays(budget: Budget) -> None:
+    spend(budget, SPAN, 6)
+    assert spend(budget, SPAN, 6) == ("span", SPAN.name, CALL)
+
+
+def test_of_equal_worth_the_dearest_goes(budget: Budget) -> None:
+    cheap = SpanPlan("cheap", False, {}, {})
+    spend(budget, cheap, 3)
+    assert spend(budget, SPAN, 8) == ("span", SPAN.name, CALL)
+
+
+def test_each_call_has_a_budget_of_its_own(budget: Budget) -> None:
+    for tid in range(5):
+        assert spend(budget, SPAN, 9, tid=tid) is None
+    assert spend(budget, ROOT, 9, tid=0, in_call=False) is None
+    assert spend(budget, ROOT, 9, tid=0) is None
+    assert spend(budget, ROOT, 9, tid=1) == ("span", SPAN.name, CALL)
+
+
+def test_all_calls_share_a_second(budget: Budget) -> None:
+    for i in range(50):
+        assert spend(budget, SPAN, 10, at_ms=10 * i, tid=i) is None
+    assert spend(budget, ROOT, 1, at_ms=990, tid=99) == ("span", SPAN.name, SECOND)
+
+
+def test_the_next_second_has_a_new_one(budget: Budget) -> None:
+    for i in range(500):
+        assert spend(budget, POINT, 5, at_ms=10 * i, in_call=False) is None
+
+
+def test_an_answer_goes_with_what_it_answers(budget: Budget) -> None:
+    asked, answer = PointPlan("qmp.send", {}), PointPlan("qmp.reply", {}, anywhere=True)
+    assert budget.switch(asked) == budget.switch(answer)
+    # Nor does a trace go on for answers alone.
+    assert {switch.name for switch in budget.beginnings} == {ROOT.name}
+
+
+def test_a_recipe_without_calls_goes_on_as_long_as_a_point_does() -> None:
+    budget = Budget(BUDGET, catalogue.find("qmp"))
+    assert budget.switch(PointPlan("qmp.send", {})) in budget.beginnings
+    assert {switch.kind for switch in budget.beginnings} == {"point"}
