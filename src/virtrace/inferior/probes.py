@@ -35,7 +35,8 @@ class Session(Protocol):
     def wants_return_at(self, pc: int) -> bool:
         """Whether GDB must stop so that a breakpoint can be set where a call returns to."""
 
-    def wants_to_end(self) -> bool: ...
+    def wants_stop(self) -> bool:
+        """Whether every thread must stand: for a backtrace, or because the trace ends."""
 
     def stopped(self, since_ns: int, error: Exception | None) -> None: ...
 
@@ -158,7 +159,7 @@ class _Probe(gdb.Breakpoint):
             self._session.stopped(now, error)
             return True
         self._session.stopped(now, None)
-        return act or self._session.wants_to_end()
+        return act or self._session.wants_stop()
 
     def met(self, thread: StoppedThread) -> bool:
         """Record. True: the session has something to do that only a stopped process allows."""
