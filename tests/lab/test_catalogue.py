@@ -21,6 +21,7 @@ from support.intact import assert_untraced_and_intact
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, CallBuilder, Point, Span
 from virtrace.analysis.waiting import ended_ns, waiting
+from virtrace.binary.process import Process, inspect
 from virtrace.lab.daemon import Lab
 from virtrace.lab.guest import disk_xml, file_source
 from virtrace.lab.stage import Stage
@@ -419,6 +420,36 @@ def test_monitor_stall(lab: Lab, tmp_path: Path) -> None:
     assert late.duration_ns == max(one.duration_ns or 0 for one in (late, *others))
 
 
+def frames_by_gdb(pid: int, tid: int) -> list[tuple[int, str]]:
+    """Address and symbol of each frame of a thread, as a GDB without virtrace finds them."""
+    script = Path(__file__).with_name("gdb_frames.py")
+    done = subprocess.run(
+        ["gdb", "-nx", "-nh", "-batch", "-p", str(pid), "-x", str(script)],
+        env={**os.environ, "GDB_FRAMES_TID": str(tid)},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    frames: list[tuple[int, str]] = json.loads(done.stdout.splitlines()[-2])
+    return frames
+
+
+def stands_for(frame: str, address: int, symbol: str, process: Process) -> bool:
+    """Whether a recorded frame names this address. symbol: what GDB says is there."""
+    found = re.fullmatch(r"(.+)\+(0x[0-9a-f]+)(?: \((.+)\))?", frame)
+    assert found, frame
+    module = process.module(found[3] or found[1])
+    assert module is not None
+    offset = int(found[2], 16)
+    if found[3] is None:
+        return module.base + offset == address
+    exported = [start for start, _, name in module.elf.exported_functions() if name == found[1]]
+    if not exported:
+        return symbol.startswith(f"{found[1]} + {offset} in section ")
+    # glibc has several functions of a name, for old programs.
+    return address - offset - module.base in exported
+
+
 def test_job_lock(lab: Lab, tmp_path: Path) -> None:
     """A client that waits for a job, which another holds while QEMU does not answer it."""
     output = tmp_path / "t.jsonl"
@@ -432,6 +463,9 @@ def test_job_lock(lab: Lab, tmp_path: Path) -> None:
         until(output, '"owner_api":"remoteDispatchDomainGetBlockInfo"')
         running.send_signal(signal.SIGINT)
         until(output, '"type":"footer"')
+        [tid] = {event.tid for event in read_trace(output).events if event.name == "qmp.send"}
+        # It still waits for its reply.
+        frames = frames_by_gdb(lab.pid, tid)
     assert running.wait(SECONDS) == 130
     # It had its turn.
     assert waits.wait(SECONDS) == 0
@@ -451,6 +485,14 @@ def test_job_lock(lab: Lab, tmp_path: Path) -> None:
     )  # fmt: skip
     # What libvirt keeps of the owner, beside what the owner itself was seen to do.
     told = waiter.node.arguments
+    process = inspect(lab.pid)
+    assert len(told["owner_backtrace"]) == len(frames)
+    for frame, (address, symbol) in zip(told["owner_backtrace"], frames):
+        assert stands_for(frame, address, symbol, process), (frame, hex(address), symbol)
+    functions = [frame.partition("+")[0] for frame in told["owner_backtrace"]]
+    waits_in = ("virCondWait", "qemuMonitorSend", "virDomainGetBlockInfo")
+    assert [name for name in functions if name in waits_in] == [*waits_in]
+    assert told["async_owner_backtrace"] == {"unavailable": "thread 0 is nobody"}
     taken, *_ = [
         span for span in owner.call.nodes() if isinstance(span, Span) and "Job" in span.name
     ]
@@ -465,6 +507,10 @@ def test_job_lock(lab: Lab, tmp_path: Path) -> None:
     assert taken.tid not in {event.tid for event in ended if event.t_ns > taken.t_enter_ns}
     shown = " ".join(virtrace("show", str(output)).stdout.split("\n\n")[1].split())
     assert f"for a job that thread {taken.tid} holds, {owner.call.procedure}, since " in shown
+    # Below the call that waits.
+    below = "".join(f" #{n} {frame}" for n, frame in enumerate(told["owner_backtrace"]))
+    words = " ".join(virtrace("show", str(output)).stdout.replace("│", "").split())
+    assert f"└─ owner_backtrace on entry{below}" in words
 
 
 # The wire protocol's numbers of REMOTE_PROC_*, which never change.

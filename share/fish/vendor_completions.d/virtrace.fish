@@ -73,7 +73,7 @@ function _shtab_virtrace_using
 end
 
 set -g _shtab_virtrace_commands record show explain diff export bundle replay recipe 'recipe list' 'recipe show' 'recipe check' 'recipe new' doctor pack 'pack make' 'pack show' rescue lab 'lab up' 'lab down' 'lab status' 'lab run'
-set -g _shtab_virtrace_opts_with_value --against --call --calls --dir --for --html --keep --output --pid --process --recipe --release --seconds --source --to --where -o -p
+set -g _shtab_virtrace_opts_with_value --against --call --calls --dir --for --html --keep --max-bytes --max-events --max-load --max-stop-ms --output --pid --process --recipe --release --seconds --source --to --where -o -p
 
 complete -c virtrace -e
 complete -c virtrace -f
@@ -90,6 +90,10 @@ complete -c virtrace -n '_shtab_virtrace_using record' -l calls -x -d 'end after
 complete -c virtrace -n '_shtab_virtrace_using record' -l source -xka "(__fish_complete_directories)" -d 'libvirt'"'"'s source, for the text of its lines'
 complete -c virtrace -n '_shtab_virtrace_using record' -l seconds -x -d 'end after S seconds'
 complete -c virtrace -n '_shtab_virtrace_using record' -l host-facts -d 'add to the trace what the host says of each disk in it, once it is over'
+complete -c virtrace -n '_shtab_virtrace_using record' -l max-stop-ms -x -d 'keep no call standing longer (2000), else trace less'
+complete -c virtrace -n '_shtab_virtrace_using record' -l max-load -x -d 'of each second keep the daemon standing (80), else trace less'
+complete -c virtrace -n '_shtab_virtrace_using record' -l max-events -x -d 'end after N events (1000000)'
+complete -c virtrace -n '_shtab_virtrace_using record' -l max-bytes -x -d 'end when the trace has N bytes (1000000000)'
 complete -c virtrace -n '_shtab_virtrace_using record; and test $_shtab_virtrace_npos -eq 0' -ka "(_virtrace_recipes)" -d 'blockinfo, blockjob, blockstats, dominfo, domstats, errors, job-lock, migration, monitor-stall, pool-refresh, qmp, rpc, start-failure, or a recipe'"'"'s file'
 complete -c virtrace -n '_shtab_virtrace_using; and test $_shtab_virtrace_npos -eq 0' -a show -d 'Show every traced call: its answer first, then how it came about.'
 complete -c virtrace -n '_shtab_virtrace_using show' -s h -l help -d 'show this help message and exit'
@@ -128,6 +132,10 @@ complete -c virtrace -n '_shtab_virtrace_using replay' -s p -l pid -xka "(pidof 
 complete -c virtrace -n '_shtab_virtrace_using replay' -l process -x -d 'the daemon of this name'
 complete -c virtrace -n '_shtab_virtrace_using replay' -s o -l output -xka "(__fish_complete_path (commandline -ct))" -d 'the new trace; must not exist'
 complete -c virtrace -n '_shtab_virtrace_using replay' -l where -x -d 'instead of what the trace had for KEY, such as domain=other'
+complete -c virtrace -n '_shtab_virtrace_using replay' -l max-stop-ms -x -d 'keep no call standing longer (2000), else trace less'
+complete -c virtrace -n '_shtab_virtrace_using replay' -l max-load -x -d 'of each second keep the daemon standing (80), else trace less'
+complete -c virtrace -n '_shtab_virtrace_using replay' -l max-events -x -d 'end after N events (1000000)'
+complete -c virtrace -n '_shtab_virtrace_using replay' -l max-bytes -x -d 'end when the trace has N bytes (1000000000)'
 complete -c virtrace -n '_shtab_virtrace_using replay; and test $_shtab_virtrace_npos -eq 0' -ka "(_shtab_glob_compgen_d650b53a)" -d 'a trace (.jsonl), a bundle or a recipe (.yaml)'
 complete -c virtrace -n '_shtab_virtrace_using; and test $_shtab_virtrace_npos -eq 0' -a recipe -d 'A recipe says what to trace; docs/recipes.md has the format.'
 complete -c virtrace -n '_shtab_virtrace_using recipe' -s h -l help -d 'show this help message and exit'

@@ -327,17 +327,10 @@ class _Code:
     def _unwind(self, part: int) -> tuple[int, bool]:
         """The first address behind a part, and whether a frame is there when it is entered."""
         entry = self._unwind_entries[bisect_left(self._starts, part)]
-        frames = self._sections.get(".eh_frame")
-        if frames is not None and entry in frames:
-            data, at = frames.data, entry - frames.address
-            try:
-                to_common, start, size = _UNWIND_ENTRY.unpack_from(data, at + 4)
-                # That the usual encoding gives the part's own start proves it.
-                if entry + 8 + start == part and data[at + 4 - to_common + 9] == ord("z"):
-                    rule = data[at + 17 + data[at + 16]]
-                    return part + size, not _is_later(rule)
-            except (struct.error, IndexError):
-                pass
+        found = _unwind_entry(self._sections, part, entry)
+        if found is not None:
+            end, rule = found
+            return end, not _is_later(rule)
         raise _unknown(self._elf, f"it is not known where the function at {part:#x} ends")
 
     def _end(self, part: int) -> int:
@@ -363,6 +356,28 @@ def function_starts(elf: ElfFile) -> list[int]:
         return _unwind_table(elf, elf.loaded_sections())[0]
     except (struct.error, IndexError) as error:
         raise _unknown(elf, f"its tables are broken ({error})") from error
+
+
+class UnwindTable:
+    """The code of a file for which it says how a caller's frame is found; maybe none."""
+
+    def __init__(self, elf: ElfFile) -> None:
+        sections = elf.loaded_sections()
+        # Of many files at once the rest would be too much to keep.
+        self._frames = {name: one for name, one in sections.items() if name == ".eh_frame"}
+        try:
+            self._starts, self._entries = _unwind_table(elf, sections)
+        except (TargetError, struct.error, IndexError):
+            self._starts, self._entries = [], []
+
+    def start(self, address: int) -> int | None:
+        """Where the function, or fragment of one, begins that an address is in."""
+        index = bisect_right(self._starts, address) - 1
+        if index < 0:
+            return None
+        start = self._starts[index]
+        found = _unwind_entry(self._frames, start, self._entries[index])
+        return start if found is not None and address < found[0] else None
 
 
 def begin_instructions(elf: ElfFile, addresses: Iterable[int]) -> bool:
@@ -394,6 +409,21 @@ def _unwind_table(elf: ElfFile, sections: Mapping[str, Section]) -> tuple[list[i
     if not starts or starts != sorted(starts):
         raise _unknown(elf, "the table of its functions is empty or not sorted")
     return starts, [header.address + offset for offset in offsets[1::2]]
+
+
+def _unwind_entry(sections: Mapping[str, Section], part: int, entry: int) -> tuple[int, int] | None:
+    """The first address behind a part, and its first rule; None where they are not known."""
+    frames = sections.get(".eh_frame")
+    if frames is not None and entry in frames:
+        data, at = frames.data, entry - frames.address
+        try:
+            to_common, start, size = _UNWIND_ENTRY.unpack_from(data, at + 4)
+            # That the usual encoding gives the part's own start proves it.
+            if entry + 8 + start == part and data[at + 4 - to_common + 9] == ord("z"):
+                return part + size, data[at + 17 + data[at + 16]]
+        except (struct.error, IndexError):
+            pass
+    return None
 
 
 class _References:

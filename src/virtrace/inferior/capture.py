@@ -11,6 +11,7 @@ import re
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 from virtrace.binary import layouts
@@ -89,6 +90,17 @@ def read_string(memory: Memory, address: int) -> bytes:
 Step = Callable[[Memory, int], int]
 
 
+@dataclass(frozen=True)
+class Unwalked:
+    """A backtrace that is to be taken as soon as no thread runs.
+
+    tid: the thread's id, as the process itself counts. again: reads it once more.
+    """
+
+    tid: int
+    again: Callable[[], Json]
+
+
 class Capture:
     """``run`` gives the plain value, or raises Unavailable."""
 
@@ -101,6 +113,9 @@ class Capture:
         self._steps: list[Step] = []
         self._ctype = types[path.name]
         self._count = _count(path.count, types) if path.count else None
+        self._thread = Capture(replace(path, backtrace=False), types) if path.backtrace else None
+        if self._thread and not isinstance(self._thread._ctype, Integer):
+            raise Unavailable(f"{path.text}: wants a number, the id of a thread")
         self._read = _records if path.records else _typed
         # Whether the value at hand is the address of one of type self._ctype.
         self._in_memory = False
@@ -149,6 +164,8 @@ class Capture:
 
     def run(self, memory: Memory, arguments: Arguments) -> Json:
         value = arguments(self.arguments[0])
+        if self._thread is not None:
+            return _unwalked(partial(self._thread.run, memory, lambda _: value))
         if isinstance(self._ctype, Code):
             return self._ctype.name(value)
         for step in self._steps:
@@ -258,6 +275,13 @@ def _typed_value(memory: Memory, kind: int, raw: bytes) -> Json:
     if isinstance(value, float) and not math.isfinite(value):
         return unavailable(f"{value} is no number of JSON")
     return value
+
+
+def _unwalked(read: Callable[[], Json]) -> Unwalked:
+    tid = read()
+    if not tid:
+        raise Unavailable("thread 0 is nobody")
+    return Unwalked(tid, read)
 
 
 def _filled(template: bytes, memory: Memory, filler: int) -> Json:

@@ -34,6 +34,7 @@ from virtrace.errors import DONE, INTERRUPTED, NOT_TRACED, TargetError, UsageErr
 from virtrace.guard.journal import Journal
 from virtrace.guard.process import Guard
 from virtrace.inferior import printers, target
+from virtrace.inferior.backtrace import Backtraces
 from virtrace.inferior.infer import infer
 from virtrace.inferior.notes import Notebook
 from virtrace.inferior.resolve import ResolvedProbe, require_traceable, resolve
@@ -309,9 +310,12 @@ def _trace(name: str) -> int:
             try:
                 inferred = infer(recipe, process)
                 packs = _packs(recipe, process, name)
-                symbols.enter_context(target.symbols(process, recipe.modules, debug_files))
+                symbols.enter_context(
+                    target.symbols(process, recipe.modules, debug_files, recipe.has_backtraces)
+                )
                 probes = resolve(recipe, process, abi, inferred, packs)
                 require_traceable(recipe, probes)
+                backtraces = Backtraces(process, probes, packs) if recipe.has_backtraces else None
                 journal = symbols.enter_context(_guarded(recipe, process, abi, probes))
                 target.attach(process, recipe.modules)
             except BaseException:
@@ -330,6 +334,7 @@ def _trace(name: str) -> int:
                 _sources(),
                 writer,
                 view,
+                backtraces,
                 command,
                 _say_ready,
             )

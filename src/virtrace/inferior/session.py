@@ -21,14 +21,16 @@ from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, IncompleteError, Virt
 from virtrace.guard.journal import Journal
 from virtrace.inferior import target
 from virtrace.inferior.answers import Answers
+from virtrace.inferior.backtrace import Backtraces
 from virtrace.inferior.budget import Budget, Switch
+from virtrace.inferior.capture import Unavailable, Unwalked
 from virtrace.inferior.probes import Probe, ReturnProbe, probe
 from virtrace.inferior.resolve import ResolvedProbe
 from virtrace.inferior.tracer import LinePlan, RawEvent, Tracer
 from virtrace.inferior.watch import Watch
 from virtrace.recipe.model import Recipe
 from virtrace.recipe.selection import Limits, Selection
-from virtrace.trace.format import ENDED, FORMAT, VERSION, Event, Record
+from virtrace.trace.format import ENDED, FORMAT, VERSION, Event, Record, unavailable
 from virtrace.trace.writer import Writer
 
 # How long calls that are open may take to return once the traced command is done.
@@ -50,7 +52,8 @@ class View(Protocol):
 class Session:
     """Runs once.
 
-    ready: called when every call from then on is traced. command: what is run then, if known.
+    backtraces: where the recipe has any. ready: called when every call from then on is traced.
+    command: what is run then, if known.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Session:
         sources: Sources,
         writer: Writer,
         view: View,
+        backtraces: Backtraces | None,
         command: str | None,
         ready: Callable[[], None],
     ) -> None:
@@ -79,6 +83,7 @@ class Session:
         self._journal = journal
         self._writer = writer
         self._view = view
+        self._backtraces = backtraces
         self._command = command
         self._ready = ready
         self._answers = Answers(recipe.points)
@@ -100,6 +105,8 @@ class Session:
         self._too_dear: list[tuple[Switch, str]] = []
         self._switched_off: list[Record] = []
         self._queue: list[RawEvent] = []
+        # Of the events in the queue: whose backtraces GDB can take once all threads stand.
+        self._unwalked: list[tuple[Record, str, Unwalked]] = []
         self._events = 0
         self._dropped = 0
         self._hits = {item.name: 0 for item in recipe.probes}
@@ -193,7 +200,8 @@ class Session:
     def stopped(self, since_ns: int, switch: Switch, tid: int) -> bool:
         self._met = switch, tid
         self._account(since_ns)
-        return bool(self._too_dear) or self._wants_to_end()
+        # Every thread must stand, too, for a backtrace.
+        return bool(self._too_dear or self._unwalked) or self._wants_to_end()
 
     def failed(self, since_ns: int, error: Exception) -> None:
         self._failure = self._failure or error
@@ -202,6 +210,11 @@ class Session:
 
     def _record(self, event: RawEvent) -> None:
         self._queue.append(event)
+        self._unwalked += [
+            (event.values, name, value)
+            for name, value in event.values.items()
+            if isinstance(value, Unwalked)
+        ]
         if len(self._queue) == 1:
             # JSON, the file and the terminal can wait until the thread runs again.
             gdb.post_event(partial(self._guarded, self._drain))
@@ -265,6 +278,19 @@ class Session:
 
     def _on_stop(self, event: gdb.Event) -> None:
         self._last_stop = event
+        # Here rather than in the loop: GDB may write the queue before that goes on.
+        for values, name, thread in self._unwalked:
+            assert self._backtraces is not None
+            try:
+                values[name] = self._backtraces.of(thread)
+            except Unavailable as why:
+                values[name] = unavailable(str(why))
+            except Exception as error:
+                # GDB would only print it.
+                values[name] = unavailable("an error of virtrace's own")
+                self._failure = self._failure or error
+                self._reason = "error"
+        self._unwalked.clear()
 
     # --- The process stands still.
 

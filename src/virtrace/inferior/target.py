@@ -55,14 +55,35 @@ _SETTINGS = {
 }
 
 
+# glibc, which had a library for threads before 2.34.
+_WAITS = ("libc.", "libc-", "libpthread")
+# Without debug info, be it from the network, as it takes long to read and would go on with it
+# when the process stands.
+_FOR_UNWINDING = {"debug-file-directory": "/dev/null", "debuginfod enabled": "off"}
+
+
 @contextlib.contextmanager
-def quiet_settings() -> Iterator[None]:
-    """GDB's settings as a trace needs them; put back at the end."""
+def _changed(settings: Mapping[str, str]) -> Iterator[None]:
+    """GDB's settings, as far as it has them; put back at the end."""
     before: dict[str, Any] = {}
-    for name in _SETTINGS:
+    for name in settings:
         # A GDB without Guile does not know of its scripts.
         with contextlib.suppress(RuntimeError):
             before[name] = gdb.parameter(name)
+    try:
+        for name in before:
+            gdb.execute(f"set {name} {settings[name]}")
+        yield
+    finally:
+        for name, was in before.items():
+            # GDB gives auto as None, and on and off as booleans.
+            words = {None: "auto", True: "on", False: "off"}
+            gdb.execute(f"set {name} {words.get(was, was)}")
+
+
+@contextlib.contextmanager
+def quiet_settings() -> Iterator[None]:
+    """GDB's settings as a trace needs them; put back at the end."""
     # Any of GDB's worker threads could take a signal that ends the trace, and with it GDB.
     # There is no way but its text to learn how many it may have: a number, "unlimited", or in
     # newer versions "the default", which is what `unlimited` sets.
@@ -71,16 +92,11 @@ def quiet_settings() -> Iterator[None]:
     try:
         gdb.execute("maintenance set worker-threads 0")
         _wait_for_workers()
-        for name in before:
-            gdb.execute(f"set {name} {_SETTINGS[name]}")
-        yield
+        with _changed(_SETTINGS):
+            yield
     finally:
         number = workers[1] if workers else "unlimited"
         gdb.execute(f"maintenance set worker-threads {number}")
-        for name, was in before.items():
-            # GDB gives auto as None, and on and off as booleans.
-            words = {None: "auto", True: "on", False: "off"}
-            gdb.execute(f"set {name} {words.get(was, was)}")
 
 
 def _wait_for_workers() -> None:
@@ -120,14 +136,19 @@ def no_files() -> Iterator[None]:
 
 @contextlib.contextmanager
 def symbols(
-    process: Process, names: Iterable[str], debug_files: Mapping[str, str]
+    process: Process,
+    names: Iterable[str],
+    debug_files: Mapping[str, str],
+    unwinding: bool = False,
 ) -> Iterator[None]:
     """GDB with the symbols of these modules at the addresses they have in the process.
 
-    debug_files: separate debug files in places of their own, by build-id.
+    debug_files: separate debug files in places of their own, by build-id. unwinding: with those
+    of all other modules too, as far as they can be read.
     """
     with contextlib.ExitStack() as copies:
-        for module in filter(None, map(process.module, names)):
+        wanted = [*filter(None, map(process.module, names))]
+        for module in wanted:
             try:
                 _add_symbols(process, module, debug_files, copies)
             except gdb.error as error:
@@ -135,6 +156,16 @@ def symbols(
                     f"GDB cannot read {module.path}: {error}",
                     "install the package that owns it again",
                 ) from error
+        if unwinding:
+            others = [module for module in process.modules if module not in wanted]
+            # GDB looks for a frame's table from file to file, and reads all of each on its way,
+            # while the process stands: those of waiting threads come first.
+            others.sort(key=lambda module: not module.name.startswith(_WAITS))
+            with _changed(_FOR_UNWINDING):
+                for module in others:
+                    with contextlib.suppress(TargetError, gdb.error):
+                        path = copies.enter_context(_copy(module.elf, module))
+                        _quietly(f"add-symbol-file {path} -o {module.base:#x}")
         yield
 
 

@@ -353,8 +353,19 @@ def _span(node: _Node, keys: Mapping[str, _Node]) -> Span:
         enter=_captures(keys.get("enter"), known),
         exit=_captures(keys.get("exit"), known and known | {path.RETURN}),
         # Debug info has the local variables; nothing else that is known here does.
-        lines=_captures(keys["lines"], None) if "lines" in keys else None,
+        lines=_watched(keys["lines"]) if "lines" in keys else None,
     )
+
+
+def _watched(node: _Node) -> dict[str, path.Path]:
+    watched = _captures(node, None)
+    for name, _, value in node.items():
+        if watched[name].backtrace:
+            value.fail(
+                "a backtrace is no value that a line changes",
+                "move it to `enter:` or `exit:`",
+            )
+    return watched
 
 
 def _find(node: _Node) -> DriverMethod | CalledBy:

@@ -130,6 +130,10 @@ class Recipe:
         return tuple(dict.fromkeys(probe.module for probe in self.probes))
 
     @property
+    def has_backtraces(self) -> bool:
+        return any(path.backtrace for probe in self.probes for path in probe.captures.values())
+
+    @property
     def filters(self) -> tuple[str, ...]:
         """The keys that a filter (``--where KEY=VALUE``) can name."""
         return tuple(dict.fromkeys(key for span in self.roots for key in span.enter))

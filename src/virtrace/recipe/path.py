@@ -7,6 +7,7 @@
     typed(params, nparams)  an array of virTypedParameter, and how many it has
     records(retStats, return)  an array of pointers to virDomainStatsRecord, likewise
     caller()              the name of the exported function that called this one
+    backtrace(job->owner)  the frames of the thread with this id
 
 They are parsed here and walked over values by the engine; nothing of a recipe ever
 reaches GDB's expression evaluator.
@@ -30,6 +31,7 @@ _OF_TWO = re.compile(
     rf"(?P<other>[A-Za-z_]\w*)(?P<others>{_MEMBERS})\s*\)",
     re.A,
 )
+_BACKTRACE = re.compile(rf"backtrace\(\s*(?P<name>[A-Za-z_]\w*)(?P<members>{_MEMBERS})\s*\)", re.A)
 _MEMBER = re.compile(r"(->|\.)(\w+)")
 
 
@@ -47,7 +49,8 @@ class Path:
     """``name``, then each of ``members``, then ``stars`` dereferences, as C binds them.
 
     name: an argument of the function, RETURN or CALLER. filler: of format(name, filler);
-    count: of typed(path, count), and, of records, of records(path, count).
+    count: of typed(path, count), and, of records, of records(path, count). backtrace: it
+    gives a thread's id, and the frames of that thread are meant.
     """
 
     text: str
@@ -57,6 +60,7 @@ class Path:
     filler: str | None = None
     count: Path | None = None
     records: bool = False
+    backtrace: bool = False
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -80,12 +84,14 @@ def parse(text: str) -> Path:
             return Path(text, match["name"], members, count=count, records=records)
         if not members and not others:
             return Path(text, match["name"], filler=match["other"])
+    elif match := _BACKTRACE.fullmatch(text):
+        return Path(text, match["name"], _members(match["members"]), backtrace=True)
     elif match := _PATH.fullmatch(text):
         return Path(text, match["name"], _members(match["members"]), len(match["stars"]))
     raise ValueError(
         f"{shortened(text)} is not a capture: write a C path such as disk, domain->name, *info, "
-        "return, format(return, info), typed(params, nparams), records(retStats, return) or "
-        "caller()"
+        "return, format(return, info), typed(params, nparams), records(retStats, return), "
+        "caller() or backtrace(job->owner)"
     )
 
 

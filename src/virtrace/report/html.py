@@ -297,6 +297,12 @@ def _steps(call: Call, answer: Record, texts: _Texts) -> Iterator[_Step]:
             note = [("as in the answer above", "dim")] if node.in_answer else []
             fields = [] if node.in_answer else [_field(*pair) for pair in pieces.flat(node.fields)]
             yield _Step(_joined([(node.name, "bold"), *note]), fields=fields)
+        elif isinstance(node, pieces.Frames):
+            frames = [
+                {"name": number, "exact": text, "reading": "", "role": role}
+                for number, (text, role) in node.rows
+            ]
+            yield _Step([(node.name, "bold")], fields=frames)
         elif isinstance(node, pieces.Lines):
             yield _lines(node)
         else:

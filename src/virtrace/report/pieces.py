@@ -48,6 +48,21 @@ class Struct:
 
 
 @dataclass(frozen=True)
+class Frames:
+    """A captured backtrace, as a node of the tree below its function; innermost first."""
+
+    name: str
+    frames: list[Json]
+
+    @property
+    def rows(self) -> Iterator[tuple[str, Piece]]:
+        """Number and frame; of what ends it early only the reason."""
+        for number, frame in enumerate(self.frames):
+            known = isinstance(frame, str)
+            yield f"#{number}" if known else "", (plain(frame), "" if known else "yellow")
+
+
+@dataclass(frozen=True)
 class Lines:
     """Source lines of one file, with nothing between them, as a node below their function.
 
@@ -58,7 +73,7 @@ class Lines:
     lines: list[Line]
 
 
-Node = Union[Child, Struct, Lines]
+Node = Union[Child, Struct, Frames, Lines]
 
 
 def words(text: str, role: str = "") -> list[Piece]:
@@ -168,7 +183,15 @@ def nodes_below(node: Node, answer: Record, *, is_root: bool) -> list[Node]:
         for name, value in (node.returned or {}).items()
         if is_struct(value) and not (is_root and name in answer)
     ]
-    return [*entry, *_with_lines(node), *returned]
+    asked = [
+        Frames(f"{name} on entry", value)
+        for name, value in node.arguments.items()
+        if is_backtrace(value)
+    ]
+    told = [
+        Frames(name, value) for name, value in (node.returned or {}).items() if is_backtrace(value)
+    ]
+    return [*entry, *asked, *_with_lines(node), *returned, *told]
 
 
 def _with_lines(span: Span) -> Iterator[Node]:
@@ -240,7 +263,7 @@ def _function(span: Span, style: Style) -> list[Piece]:
     arguments = [
         (f"{name}={text}", role)
         for name, value in span.arguments.items()
-        if not is_struct(value)
+        if not is_struct(value) and not is_backtrace(value)
         for text, role in [shown(name, value, style)]
     ]
     pieces = with_commas(arguments)
@@ -260,7 +283,7 @@ def outcome(span: Span, style: Style) -> list[Piece]:
         return words(f"return not seen{f': {span.lost}' if span.lost else ''}", "yellow")
     pieces: list[Piece] = []
     for name, value in span.returned.items():
-        if not is_struct(value):
+        if not is_struct(value) and not is_backtrace(value):
             text, role = shown(name, value, style)
             pieces.append((f"= {text}" if name == "result" else f"{name}={text}", role))
     if span.duration_ns is not None:
@@ -373,6 +396,11 @@ def raised(event: Event) -> list[Piece]:
 
 def is_struct(value: Json) -> bool:
     return isinstance(value, dict) and not is_text(value)
+
+
+def is_backtrace(value: Json) -> bool:
+    """No array of C is one: those hold numbers, pointers and structs."""
+    return isinstance(value, list) and bool(value) and all(map(is_text, value))
 
 
 def is_text(value: Json) -> bool:

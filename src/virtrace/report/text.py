@@ -20,6 +20,7 @@ from virtrace.report import units
 from virtrace.report.highlight import Style, cells, paint, safe, shorten
 from virtrace.report.lines import ROOM, copyable, fold, label, labelled, room_beside
 from virtrace.report.pieces import (
+    Frames,
     Lines,
     Node,
     Piece,
@@ -281,6 +282,11 @@ def _answer(call: Call, answer: Record, style: Style) -> Iterator[str]:
 def _node(node: Node, first: str, below: str, style: Style) -> Iterator[str]:
     if isinstance(node, Struct):
         yield from _struct(node, first, below, style)
+        return
+    if isinstance(node, Frames):
+        yield from fold([(node.name, "bold")], style, first, below)
+        for number, frame in node.rows:
+            yield from fold([(f"{number:<3}", "dim"), *words(*frame)], style, below, below + "    ")
         return
     if isinstance(node, Lines):
         for row in _lines(node, room_beside(below, style), style):

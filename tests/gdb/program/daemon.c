@@ -3,16 +3,21 @@
  *   call DOMAIN DISK [TIMES]   log of each call, see log_call()
  *   threads THREADS TIMES      domain vmN on thread N, all at once
  *   values | many | recurse DEPTH | jump
+ *   hold DEPTH                 a thread waits so deep (-1: where no table tells its caller)
+ *                              while it is asked for, and once it has ended; its frames
  *   fork                       a child makes a call; how it ended
  *   pad BYTES                  every reply from now on is that much longer
  *   signals                    how many came of USR1, CHLD and INT
  *   semaphores                 of the static probes, added up
  *   exit STATUS
  */
+#define _GNU_SOURCE
 #include "fake.h"
 
 #include <dlfcn.h>
+#include <execinfo.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdio.h>
@@ -175,6 +180,57 @@ static KEPT void jump(void)
     }
 }
 
+static sem_t held, let_go;
+static unsigned long long owner;
+static void *frames[200];
+static int frame_count;
+
+static KEPT void hold(void)
+{
+    frame_count = backtrace(frames, 200);
+    owner = syscall(SYS_gettid);
+    sem_post(&held);
+    sem_wait(&let_go);
+    __asm__ volatile("");
+}
+
+static void *run_holder(void *opaque)
+{
+    int depth = *(int *)opaque;
+
+    if (depth < 0)
+        virTestHoldBare(hold);
+    else
+        virTestHold(depth, hold);
+    return NULL;
+}
+
+/* Prints the frames that the waiting thread found by itself, from its first caller on. */
+static void hold_and_ask(int depth)
+{
+    pthread_t holder;
+
+    sem_init(&held, 0, 0);
+    sem_init(&let_go, 0, 0);
+    virTestAsk(0);
+    pthread_create(&holder, NULL, run_holder, &depth);
+    sem_wait(&held);
+    virTestAsk(owner);
+    sem_post(&let_go);
+    pthread_join(holder, NULL);
+    virTestAsk(owner);
+    for (int i = 1; i < frame_count; i++) {
+        Dl_info found;
+        char *file;
+
+        dladdr(frames[i], &found);
+        /* Not by the link that it was loaded by. */
+        file = realpath(found.dli_fname, NULL);
+        printf("%s+%#lx\n", strrchr(file, '/') + 1,
+               (unsigned long)((char *)frames[i] - (char *)found.dli_fbase));
+    }
+}
+
 static void in_child(void)
 {
     int status;
@@ -216,6 +272,8 @@ static void obey(const char *line)
         printf("%d\n", virTestRecurse(number));
     else if (strcmp(line, "jump\n") == 0)
         jump();
+    else if (sscanf(line, "hold %d", &number) == 1)
+        hold_and_ask(number);
     else if (strcmp(line, "fork\n") == 0)
         in_child();
     else if (sscanf(line, "pad %d", &number) == 1)

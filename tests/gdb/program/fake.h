@@ -103,3 +103,6 @@ struct triple virTestTriple(int count);
 int virTestRecurse(int depth);
 int virTestJump(int number, void (*leave)(void));
 int virTestJumpInner(int number, void (*leave)(void));
+int virTestHold(int depth, void (*hold)(void));
+int virTestHoldBare(void (*hold)(void));
+bool virTestAsk(unsigned long long owner);

@@ -90,3 +90,33 @@ KEPT int virTestJump(int number, void (*leave)(void))
 {
     return virTestJumpInner(number, leave) + 1;
 }
+
+KEPT int virTestHold(int depth, void (*hold)(void))
+{
+    int result = 0;
+
+    if (depth)
+        result = virTestHold(depth - 1, hold) + 1;
+    else
+        hold();
+    __asm__ volatile("" : "+r"(result));
+    return result;
+}
+
+/* The same without unwind table: nothing tells where it was called from. */
+#if defined(__x86_64__)
+__asm__(".pushsection .text\n"
+        ".globl virTestHoldBare\n"
+        ".type virTestHoldBare, @function\n"
+        "virTestHoldBare: sub $24, %rsp\n"
+        "call *%rdi\n"
+        "add $24, %rsp\n"
+        "ret\n"
+        ".size virTestHoldBare, . - virTestHoldBare\n"
+        ".popsection\n");
+#endif
+
+KEPT bool virTestAsk(unsigned long long owner)
+{
+    return owner != 0;
+}
