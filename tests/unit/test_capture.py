@@ -20,7 +20,14 @@ from virtrace.binary.ctype import (
     Pointer,
     Struct,
 )
-from virtrace.inferior.capture import MAX_STRING, PAGE, Capture, Unavailable, read_string
+from virtrace.inferior.capture import (
+    MAX_STRING,
+    PAGE,
+    Capture,
+    Unavailable,
+    Unwalked,
+    read_string,
+)
 from virtrace.recipe.path import CALLER, parse
 
 INT = Integer(4, True)
@@ -321,6 +328,27 @@ def test_what_called_a_function_is_told_by_name() -> None:
     names = {0x1234: "virDomainGetInfo"}
     capture = Capture(parse("caller()"), {CALLER: Code(names.__getitem__)})
     assert capture.run(Pages({}), {CALLER: 0x1234}.__getitem__) == "virDomainGetInfo"
+
+
+def test_a_backtrace_is_of_the_thread_that_a_number_names() -> None:
+    fields = (Field("owner", 8, Integer(8)), Field("name", 16, TEXT))
+    types = {"job": Pointer(lambda: Struct("job", 24, fields))}
+    mapped = {0x1000: struct.pack("<QQQ", 0, 4711, 0)}
+    memory = Pages(mapped)
+    capture = Capture(parse("backtrace(job->owner)"), types)
+    wanted = capture.run(memory, {"job": 0x1000}.__getitem__)
+    assert isinstance(wanted, Unwalked)
+    assert wanted.tid == 4711
+    # Whether it still is, once all threads stand.
+    mapped[0x1000] = struct.pack("<QQQ", 0, 0, 0)
+    assert wanted.again() == 0
+    with pytest.raises(Unavailable, match="thread 0 is nobody"):
+        capture.run(memory, {"job": 0x1000}.__getitem__)
+    with pytest.raises(Unavailable, match="NULL pointer"):
+        capture.run(memory, {"job": 0}.__getitem__)
+    for path in ("backtrace(job->name)", "backtrace(job)"):
+        with pytest.raises(Unavailable, match="wants a number, the id of a thread"):
+            Capture(parse(path), types)
 
 
 @pytest.mark.parametrize("filler", [b"Cannot access '%s'", b"%s", b"%d of 7"])

@@ -146,6 +146,10 @@ BROKEN = [
     ("    optional: true", "    find: {driver_method: a}",
      "14:11", "only with its declaration", "`prototype:`"),
     ("    at: return", "    arguments: int a", "33:16", "stand in its `prototype:`", "remove"),
+    ("{domain: domain->name", "{domain: backtrace(no->id)",
+     "10:21", "'no' is not an argument", "domain, flags"),
+    ("    optional: true", "    lines: {a: b, c: backtrace(b)}",
+     "14:22", "no value that a line changes", "move it to `enter:`"),
     ("by: [mon, json.id]", "by: []", "29:36", "nothing to answer by", "json.id"),
     ("by: [mon, json.id]", "by: [no]", "23:5", "'no', by which it answers, is no", "json, mon"),
     ("answers: {point: qmp.send, by: [mon", "answers: {point: error, by: [mon",
@@ -444,6 +448,10 @@ def test_a_name_that_is_not_shipped(name: str, hint: str) -> None:
             ),
         ),
         ("caller()", CapturePath("caller()", "caller()")),
+        (
+            "backtrace( job->a.owner )",
+            CapturePath("backtrace( job->a.owner )", "job", ("a", "owner"), backtrace=True),
+        ),
         ("***a", CapturePath("***a", "a", stars=3)),
     ],
 )
@@ -456,6 +464,7 @@ def test_capture_paths(text: str, expected: CapturePath) -> None:
     ["", "*", "1a", "a->", "a b", "a->b()", "&a", "a[0]", "a+1", "(a)", "a; b", "$sp", "format(a)",
      "format(a, b, c)", "format(*a, b)", "a->*b", "a\n->b!", "typed(a)", "typed(*a, b)",
      "typed(a->b, *n)", "format(a->b, c)",
+     "backtrace()", "backtrace(*a)", "backtrace(a, b)", "*backtrace(a)", "backtrace(a)->b",
      "caller(a)", "caller() ()", "other(a, b)", "****a", "a" + "->b" * 16, "é"],
 )  # fmt: skip
 def test_what_is_no_capture_path(text: str) -> None:

@@ -72,13 +72,13 @@ def joined(*tokens: str) -> st.SearchStrategy[str]:
 
 PATHS = joined(
     *("a", "b", "text", "->", ".", "*", " ", "return", "caller()", ", ", ")", "é"),
-    *("format(", "typed(", "records("),
+    *("format(", "typed(", "records(", "backtrace("),
 )
 PARAMETERS = joined(*("int a", "char *b", "vir", "Ptr ", "const ", "*", " ", ", ", "...", "void"))
 DECLARATIONS = st.builds("{} f({})".format, joined("int", " ", "*", "const "), PARAMETERS)
 SCALARS = st.one_of(
     st.sampled_from([1, True, False, None, "f", "m", "a", "return", "caller()", "int f(int a)"]),
-    st.sampled_from(["*a", "a->b", "format(a, a)", "typed(a, a->b)", "libvirt:probe", "json.id"]),
+    st.sampled_from(["*a", "a->b", "format(a, a)", "typed(a, a->b)", "backtrace(a)", "libvirt:probe", "json.id"]),
     C_TEXT | PATHS | DECLARATIONS,
 )
 DOCUMENTS = st.recursive(
@@ -108,9 +108,9 @@ SPANS = st.fixed_dictionaries(
     optional={
         "optional": mostly(True),
         "find": mostly({"driver_method": "a"}, {"called_by": "a", "calls": "b"}),
-        "enter": captures("a", "text->a", "*text", "caller()"),
+        "enter": captures("a", "text->a", "*text", "caller()", "backtrace(a)"),
         "exit": captures("return", "typed(text, a)", "records(text, return)"),
-        "lines": captures("a", "local"),
+        "lines": captures("a", "local", "backtrace(a)"),
         "name": mostly("s"),
         "any_of": st.lists(mostly({"function": "g"}, {"prototype": FUNCTION}, {"module": "n"})),
     },

@@ -145,6 +145,20 @@ def test_tree() -> None:
     assert lines[-2:] == ["   └─ info as in the answer above", ""]
 
 
+def test_a_backtrace_has_a_line_for_each_frame() -> None:
+    frames = ["virCondWait+0x6 (libvirt.so.0.9000.0)", "libvirtd+0x3be29", unavailable("no table")]
+    call = with_values("enter", "qemuDomainBlocksStatsGather", {"owner_backtrace": frames})
+    lines = list(text.call_tree(call, PLAIN))
+    first = next(n for n, line in enumerate(lines) if "owner_backtrace" in line)
+    assert "owner_backtrace=" not in lines[first]
+    assert [line.strip("│├─ ") for line in lines[first : first + 4]] == [
+        "owner_backtrace on entry",
+        "#0  virCondWait+0x6 (libvirt.so.0.9000.0)",
+        "#1  libvirtd+0x3be29",
+        "unavailable: no table",
+    ]
+
+
 def test_every_field_of_the_struct_is_there() -> None:
     shown = "\n".join(tree())
     for field, value in samples.STATS.items():
