@@ -55,6 +55,8 @@ _SETTINGS = {
 }
 
 
+# glibc, which had a library for threads before 2.34.
+_WAITS = ("libc.", "libc-", "libpthread")
 # Without debug info, be it from the network, as it takes long to read and would go on with it
 # when the process stands.
 _FOR_UNWINDING = {"debug-file-directory": "/dev/null", "debuginfod enabled": "off"}
@@ -156,9 +158,10 @@ def symbols(
                 ) from error
         if unwinding:
             others = [module for module in process.modules if module not in wanted]
+            # GDB looks for a frame's table from file to file, and reads all of each on its way,
+            # while the process stands: those of waiting threads come first.
+            others.sort(key=lambda module: not module.name.startswith(_WAITS))
             with _changed(_FOR_UNWINDING):
-                # Behind the others: GDB looks for a frame's table from file to file, and reads
-                # all of each on its way, while the process stands.
                 for module in others:
                     with contextlib.suppress(TargetError, gdb.error):
                         path = copies.enter_context(_copy(module.elf, module))
