@@ -78,7 +78,9 @@ PARAMETERS = joined(*("int a", "char *b", "vir", "Ptr ", "const ", "*", " ", ", 
 DECLARATIONS = st.builds("{} f({})".format, joined("int", " ", "*", "const "), PARAMETERS)
 SCALARS = st.one_of(
     st.sampled_from([1, True, False, None, "f", "m", "a", "return", "caller()", "int f(int a)"]),
-    st.sampled_from(["*a", "a->b", "format(a, a)", "typed(a, a->b)", "backtrace(a)", "libvirt:probe", "json.id"]),
+    st.sampled_from(
+        ["*a", "a->b", "format(a, a)", "typed(a, a->b)", "backtrace(a)", "libvirt:probe", "json.id"]
+    ),
     C_TEXT | PATHS | DECLARATIONS,
 )
 DOCUMENTS = st.recursive(
