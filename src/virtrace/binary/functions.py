@@ -362,9 +362,11 @@ class UnwindTable:
     """The code of a file for which it says how a caller's frame is found; maybe none."""
 
     def __init__(self, elf: ElfFile) -> None:
-        self._sections = elf.loaded_sections()
+        sections = elf.loaded_sections()
+        # Of many files at once the rest would be too much to keep.
+        self._frames = {name: one for name, one in sections.items() if name == ".eh_frame"}
         try:
-            self._starts, self._entries = _unwind_table(elf, self._sections)
+            self._starts, self._entries = _unwind_table(elf, sections)
         except (TargetError, struct.error, IndexError):
             self._starts, self._entries = [], []
 
@@ -374,7 +376,7 @@ class UnwindTable:
         if index < 0:
             return None
         start = self._starts[index]
-        found = _unwind_entry(self._sections, start, self._entries[index])
+        found = _unwind_entry(self._frames, start, self._entries[index])
         return start if found is not None and address < found[0] else None
 
 
