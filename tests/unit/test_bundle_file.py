@@ -106,6 +106,28 @@ def test_a_bundle_does_not_depend_on_what_a_guest_is_called(domain: str, tmp_pat
     assert bundle_of(*named(domain, tmp_path)).files == plain
 
 
+def test_what_a_trace_cost_and_whom_it_waited_for_is_told(tmp_path: Path) -> None:
+    frames = ["virCondWait+0x1d (libvirt.so.0.9000.0)", "libc.so.6+0x89144", "0x7f12 (in no file)"]
+    frames_of = [*frames, unavailable("GDB cannot unwind this frame: outermost")]
+    header = copy.deepcopy(samples.HEADER)
+    header["limits"] = {"max_stop_ms": 2000, "max_load": 80}
+    header["recipe"] = {"name": "mine", "spans": [{"enter": {"who": "backtrace(job->owner)"}}]}
+    recorder = samples.Recorder()
+    samples.blockinfo(recorder)
+    recorder.events[0].values.update(who=frames_of, other=["virCondWait+0x1d (secret.so)"])
+    off = {"type": "switched-off", "t_ns": 9, "kind": "point", "name": "qmp.send", "why": "load"}
+    events = [event.to_record() for event in recorder.events]
+    lines = [header, off, *events, samples.footer(recorder.events)]
+    trace = read_trace(samples.write(tmp_path / "t", lines))
+    (tmp_path / "b").write_bytes(archive.pack(bundle_of(trace).files))
+    told = read_trace(tmp_path / "b")
+    assert told.header["limits"] == header["limits"]
+    assert told.switched_off == [off]
+    assert told.events[0].values["who"] == frames_of
+    # Only what the engine itself made is taken for a backtrace.
+    assert "secret" not in str(told.events[0].values["other"])
+
+
 def test_a_guest_that_is_called_like_a_pseudonym_is_not_taken_for_one(tmp_path: Path) -> None:
     bundle = bundle_of(*named("domain-1", tmp_path))
     assert bundle.names.map()["domain"] == {"domain-2": "domain-1"}

@@ -133,7 +133,7 @@ def _trace(trace: Trace, redactor: Redactor) -> Iterator[bytes]:
     encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
     footer = [] if trace.footer is None else [trace.footer]
     events = (event.to_record() for event in trace.events)
-    for records in ([trace.header], events, trace.host, footer):
+    for records in ([trace.header], events, trace.switched_off, trace.host, footer):
         for record in records:
             redacted = redactor.record(record)
             if redactor.names.is_complete:

@@ -28,6 +28,7 @@ from virtrace.bundle.forms import (
     DEEPEST,
     ELEMENTS,
     FLAGS,
+    FRAME,
     IDENTIFIER,
     KEY,
     KEYS,
@@ -64,6 +65,7 @@ class Redactor:
         self._of_c = False
         self._sent: dict[object, object] = {}
         self._by_domain: frozenset[str] = frozenset()
+        self._backtraces: frozenset[str] = frozenset()
         self._depth = 0
 
     def complete(self) -> None:
@@ -92,7 +94,7 @@ class Redactor:
         kind = record["type"]
         if kind == "header":
             return self._header(record)
-        if kind == "footer":
+        if kind in ("footer", "switched-off"):
             return {key: self._own(value) for key, value in record.items()}
         if kind == "host":
             return {key: self._host(key, value) for key, value in record.items()}
@@ -109,7 +111,8 @@ class Redactor:
 
     def _header(self, header: Record) -> Record:
         recipe = header["recipe"]
-        self._by_domain = frozenset(_keyed_by_domain(recipe))
+        self._by_domain = frozenset(_captured(recipe, "records("))
+        self._backtraces = frozenset(_captured(recipe, "backtrace("))
         target, selection = header["target"], header.get("selection") or {}
         paths: dict[str, Callable[[str], str]] = {"path": self._path, "exe": self._path}
         modules = [
@@ -133,6 +136,8 @@ class Redactor:
             "probes": [self._own(probe) for probe in header["probes"]],
             "redacted": sorted(self.names.keep),
         }
+        if isinstance(header.get("limits"), dict):
+            found["limits"] = self._own(header["limits"])
         if isinstance(selection.get("where"), dict):
             where = self._where(selection["where"])
             limits = {key: self._own(selection.get(key)) for key in ("calls", "seconds")}
@@ -219,6 +224,8 @@ class Redactor:
             return self._object(value, key)
         if isinstance(value, list):
             kind = LISTS.get(key)
+            if key in self._backtraces and all(map(_is_frame, value)):
+                return [self._own(each) for each in value]
             if kind is not None:
                 return [self._named(each, kind) for each in value]
             return [self._value(each, key) for each in value]
@@ -748,8 +755,8 @@ def _as_before(text: str, document: Any) -> str:
     return text[:start] + shown + text[start + len(body) :]
 
 
-def _keyed_by_domain(recipe: Record) -> Iterable[str]:
-    """The values that are objects by domain: captures ``records(...)``."""
+def _captured(recipe: Record, beginning: str) -> Iterable[str]:
+    """The names of values whose capture begins so: ``records(`` has objects by domain."""
     rest: list[tuple[str, Json]] = [("", recipe)]
     while rest:
         key, value = rest.pop()
@@ -757,8 +764,12 @@ def _keyed_by_domain(recipe: Record) -> Iterable[str]:
             rest += list(value.items())
         elif isinstance(value, list):
             rest += [(key, each) for each in value]
-        elif isinstance(value, str) and value.startswith("records("):
+        elif isinstance(value, str) and value.startswith(beginning):
             yield key
+
+
+def _is_frame(value: Json) -> bool:
+    return is_unavailable(value) or (isinstance(value, str) and bool(FRAME.fullmatch(value)))
 
 
 def _is_shipped(recipe: Record) -> bool:
