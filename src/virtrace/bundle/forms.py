@@ -116,8 +116,8 @@ SHAPES = [
     for kind, pattern in (("uuid", UUID), ("mac", MAC), ("ip", IPV4), ("ip", IPV6))
 ] + [("email", re.compile(EMAIL))]
 
-# Of a backtrace: `function+0x12 (module)`, `module+0x12`, `0x12 (in no file)`.
-FRAME = re.compile(r"(?:[\w.@+-]+\+)?0x[0-9a-f]+(?: \((?:[\w.+-]+|in no file)\))?")
+# Of a backtrace: `function+0x12 (module)`, `module+0x12`, `0x12 (in no file)`; or a pseudonym.
+FRAME = re.compile(r"[\w.@+-]+(?: \((?:[\w.+-]+|in no file)\))?")
 TARGET = re.compile(r"(?:fd|hd|sd|vd|xvd|ubd|nvme[0-9]+n)[a-z0-9]{1,4}(?:\[[0-9]+\])?")
 # What libvirt, QEMU and the kernel number by themselves, versions and numbers.
 PLAIN = re.compile(
