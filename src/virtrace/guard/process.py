@@ -2,7 +2,7 @@
 
 Killed by SIGKILL (the kernel's, when memory runs out), GDB leaves its breakpoints in the daemon,
 and the next thread that meets one ends the daemon. The guard holds the other end of a socket that
-only GDB has: the kernel closes GDB's files before it lets go of what GDB traces.
+only GDB has, and that the kernel closes when GDB's last thread ends.
 """
 
 from __future__ import annotations
