@@ -36,7 +36,7 @@ def _traces_follow_the_schema(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[None]:
     """Every trace that the engine wrote for a test of this module, line by line."""
-    if request.path.parent.name not in ("gdb", "lab"):
+    if request.path.parent.name not in ("gdb", "lab", "faults"):
         yield
         return
     before = set(_traces(tmp_path_factory.getbasetemp()))
