@@ -260,7 +260,11 @@ def test_guided_by_coverage(tmp_path: Path) -> None:
     bounds = (f"-timeout={SECONDS:.0f}", f"-rss_limit_mb={MEGABYTES}", f"-max_len={MAX_BYTES}")
     fuzzer = [sys.executable, str(TARGET), str(corpus), f"-dict={words}", f"-runs={EXAMPLES}"]
     fuzzed = subprocess.run(
-        [*fuzzer, "-seed=1", *bounds], cwd=tmp_path, capture_output=True, text=True
+        # The limit goes by the high-water mark, too.
+        [sys.executable, "-c", MEASURE, *fuzzer, "-seed=1", *bounds],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert fuzzed.returncode == 0, fuzzed.stderr[-4000:]
     assert f"Done {EXAMPLES} runs" in fuzzed.stderr
