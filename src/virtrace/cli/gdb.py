@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from subprocess import CompletedProcess
 
 from virtrace.binary.process import Process
 from virtrace.errors import TargetError
@@ -19,7 +20,7 @@ _GDB = (
     # A trace ends them, and waits for that: their end takes the longer the later it begins.
     *("-iex", "maintenance set worker-threads 0"),
 )
-_CHECK_SECONDS = 60
+_RUN_SECONDS = 60
 
 
 def command(action: str) -> list[str]:
@@ -36,18 +37,7 @@ def backtrace(pid: int) -> str:
     The process stands still for it; whatever ends GDB lets it go on.
     """
     quiet = ("-iex", "set debuginfod enabled off", "-iex", "set pagination off")
-    argv = [*_GDB, *quiet, "-p", str(pid), "-ex", "thread apply all bt"]
-    try:
-        done = subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_CHECK_SECONDS,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise TargetError(f"gdb does not run: {error}", "run `virtrace doctor`") from error
+    done = _run([*_GDB, *quiet, "-p", str(pid), "-ex", "thread apply all bt"])
     start = done.stdout.find("\nThread ")
     if start < 0:
         said = done.stderr.strip().partition("\n")[0] or f"gdb ended with {done.returncode}"
@@ -69,18 +59,7 @@ def check(recipe: str, process: Process, debug_files: Mapping[str, str] | None =
         ),
         "VIRTRACE_DEBUG_FILES": json.dumps(debug_files or {}),
     }
-    try:
-        done = subprocess.run(
-            command(f"check {recipe}"),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_CHECK_SECONDS,
-            env={**os.environ, **variables},
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise TargetError(f"gdb does not run: {error}", "run `virtrace doctor`") from error
+    done = _run(command(f"check {recipe}"), variables)
     for line in done.stdout.splitlines():
         if line.startswith('{"type": "header"'):
             header: Record = json.loads(line)
@@ -90,3 +69,19 @@ def check(recipe: str, process: Process, debug_files: Mapping[str, str] | None =
         what.removeprefix("virtrace: ") or f"gdb ended with {done.returncode}",
         remedy or "run `virtrace doctor`",
     )
+
+
+def _run(argv: Sequence[str], variables: Mapping[str, str] | None = None) -> CompletedProcess[str]:
+    """GDB to its end. variables: of its environment, beside ours. TargetError after a minute."""
+    try:
+        return subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_RUN_SECONDS,
+            env={**os.environ, **(variables or {})},
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise TargetError(f"gdb does not run: {error}", "run `virtrace doctor`") from error
