@@ -205,6 +205,21 @@ static void *run_holder(void *opaque)
     return NULL;
 }
 
+/* Once it has said so, the thread still has to begin to wait: its frames are others till then. */
+static void until_asleep(unsigned long long tid)
+{
+    char path[64], state = 0;
+
+    snprintf(path, sizeof(path), "/proc/self/task/%llu/stat", tid);
+    while (state != 'S') {
+        FILE *stat = fopen(path, "r");
+
+        fscanf(stat, "%*d (%*[^)]) %c", &state);
+        fclose(stat);
+        sched_yield();
+    }
+}
+
 /* Prints the frames that the waiting thread found by itself, from its first caller on. */
 static void hold_and_ask(int depth)
 {
@@ -215,6 +230,7 @@ static void hold_and_ask(int depth)
     virTestAsk(0);
     pthread_create(&holder, NULL, run_holder, &depth);
     sem_wait(&held);
+    until_asleep(owner);
     virTestAsk(owner);
     sem_post(&let_go);
     pthread_join(holder, NULL);
