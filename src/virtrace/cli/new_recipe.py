@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import takewhile
 from typing import Any
-
-import yaml
 
 from virtrace.binary import layouts, x86_64
 from virtrace.binary.ctype import Boolean, Integer, Pointer, Struct
@@ -18,7 +16,8 @@ from virtrace.binary.dwarf import Declared, declarations
 from virtrace.binary.functions import Callee, Functions
 from virtrace.binary.process import Module, Process, libvirt_version
 from virtrace.errors import TargetError, UsageError
-from virtrace.recipe import catalogue, loader, path, public_api
+from virtrace.recipe import catalogue, draft, path, public_api
+from virtrace.recipe.draft import Item
 from virtrace.recipe.model import CalledBy, DriverMethod, Recipe, Span
 from virtrace.recipe.prototype import Parameter, Prototype, normal_type
 
@@ -39,6 +38,20 @@ class _Noted:
     span: Span
     note: str = ""
 
+    def item(self) -> Item:
+        span = self.span
+        data: dict[str, Any] = {"prototype": str(span.prototype), "module": span.module}
+        if span.root:
+            data["root"] = True
+        if isinstance(span.find, DriverMethod):
+            data["find"] = {"driver_method": span.find.api}
+        elif span.find is not None:
+            data["find"] = {"called_by": span.find.caller, "calls": span.find.calls}
+        for key, captures in (("enter", span.enter), ("exit", span.exit)):
+            if captures:
+                data[key] = {name: capture.text for name, capture in captures.items()}
+        return Item(data, [self.note])
+
 
 def write(api: str, process: Process) -> str:
     """The recipe's file. UsageError where the process has no such function."""
@@ -55,9 +68,16 @@ def write(api: str, process: Process) -> str:
         driver = method.driver
         callees, left_out = _callees(method)
         found += [method.noted, *callees]
-    text = "\n".join(_lines(api, process, driver, found, left_out)) + "\n"
-    loader.loads(text.encode(), "the new recipe")
-    return text
+    return draft.text(
+        api,
+        f"{api}: what it was asked and what it answered, the driver's method, and what that\n"
+        "calls, with the errors on the way.",
+        _try(api),
+        [noted.item() for noted in found],
+        head=_head(api, process, driver),
+        left_out=left_out,
+        points=_points(driver),
+    )
 
 
 def _unknown(api: str, libvirt: Module, version: str | None) -> UsageError:
@@ -343,40 +363,22 @@ def _is_read(target: str) -> bool:
     return isinstance(ctype, (Boolean, Struct)) or target == "char *"
 
 
-def _lines(
-    api: str,
-    process: Process,
-    driver: Module | None,
-    found: Sequence[_Noted],
-    left_out: Iterable[str],
-) -> Iterator[str]:
+def _head(api: str, process: Process, driver: Module | None) -> Iterator[str]:
     version = libvirt_version(process) or "of unknown version"
-    yield f"# Written by `virtrace recipe new {api}` for libvirt {version}:"
+    yield f"Written by `virtrace recipe new {api}` for libvirt {version}:"
     for module in filter(None, (process.module(LIBVIRT), driver)):
         how = "with debug info" if process.debug_info(module) else "without debug info"
-        yield f"# {module.name}, build-id {(module.build_id or 'none')[:12]}, {how}."
-    yield "# Remove what does not help: each span stops the daemon twice for every call of it."
-    yield "virtrace: 1"
-    yield f"name: {api}"
-    yield "about: |"
-    yield f"  {api}: what it was asked and what it answered, the driver's method, and what that"
-    yield "  calls, with the errors on the way."
-    yield f"try: {_scalar(_try(api))}"
-    yield ""
-    yield "spans:"
-    for noted in found:
-        yield from _folded(noted.note)
-        yield from _item(_data(noted.span))
-    for note in left_out:
-        yield from _folded(note)
-    yield ""
-    yield "points:"
+        yield f"{module.name}, build-id {(module.build_id or 'none')[:12]}, {how}."
+    yield "Remove what does not help: each span stops the daemon twice for every call of it."
+
+
+def _points(driver: Module | None) -> Iterator[Item]:
     has_qmp = driver is not None and any(
         probe.name == "qemu_monitor_send_msg" for probe in driver.elf.stap_probes()
     )
     for point in catalogue.find("blockstats").raw["points"]:
         if point["name"] == "error" or has_qmp:
-            yield from _item(point)
+            yield Item(point)
 
 
 def _try(api: str) -> str:
@@ -384,42 +386,3 @@ def _try(api: str) -> str:
         if api in {root.function for root in recipe.roots}:
             return recipe.try_
     return f"what makes a client call {api}"
-
-
-def _data(span: Span) -> dict[str, Any]:
-    """As a recipe has it."""
-    data: dict[str, Any] = {"prototype": str(span.prototype), "module": span.module}
-    if span.root:
-        data["root"] = True
-    if isinstance(span.find, DriverMethod):
-        data["find"] = {"driver_method": span.find.api}
-    elif span.find is not None:
-        data["find"] = {"called_by": span.find.caller, "calls": span.find.calls}
-    for key, captures in (("enter", span.enter), ("exit", span.exit)):
-        if captures:
-            data[key] = {name: capture.text for name, capture in captures.items()}
-    return data
-
-
-def _item(data: dict[str, Any]) -> Iterator[str]:
-    """An element of a list, a key a line."""
-    for number, (key, value) in enumerate(data.items()):
-        yield f"  {' ' if number else '-'} {key}: {_scalar(value)}"
-
-
-def _scalar(value: Any) -> str:
-    """In one line, whatever it is."""
-    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1 << 16)
-    return text.removesuffix("\n").removesuffix("\n...")
-
-
-def _folded(note: str) -> Iterator[str]:
-    if not note:
-        return
-    line = "  #"
-    for word in note.split():
-        if len(line) + len(word) > 98:
-            yield line
-            line = "  #"
-        line += f" {word}"
-    yield line

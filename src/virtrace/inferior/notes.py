@@ -309,9 +309,9 @@ class _Recipe:
             re.sub(r"[^A-Za-z0-9.+-]", "-", name).lstrip(".+-")[:100] or "saved",
             "What was looked at by hand in a GDB session, saved by `virtrace save`.",
             f"what calls {roots}"[:1000],
-            where,
-            spans,
-            self.comments,
+            [span.item() for span in spans],
+            where=where,
+            left_out=self.comments,
         )
 
     def summary(self) -> str:

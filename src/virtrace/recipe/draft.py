@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import yaml
 
 from virtrace.errors import UsageError
 from virtrace.recipe import loader, path
 
-_LONGEST_COMMENT = 300
+_LONGEST_COMMENT = 4000
+_COLUMNS = 98
 _ONE_LINE = 1 << 16
+
+
+@dataclass
+class Item:
+    """A span or a point, as a recipe has it, and what to say of it."""
+
+    data: Mapping[str, Any]
+    comments: Sequence[str] = ()
 
 
 @dataclass
@@ -29,6 +40,18 @@ class Draft:
     exit: dict[str, str] = field(default_factory=dict)
     lines: dict[str, str] | None = None
     comments: list[str] = field(default_factory=list)
+
+    def item(self) -> Item:
+        known = {"prototype": self.declaration} if self.declaration else {"function": self.function}
+        data: dict[str, Any] = {**known, "module": self.module}
+        if self.root:
+            data["root"] = True
+        for key, captures in (("enter", self.enter), ("exit", self.exit)):
+            if captures:
+                data[key] = captures
+        if self.lines is not None:
+            data["lines"] = self.lines
+        return Item(data, self.comments)
 
 
 def add(captures: dict[str, str], wanted: path.Path) -> str:
@@ -49,18 +72,30 @@ def text(
     name: str,
     about: str,
     try_: str,
-    where: Mapping[str, str],
-    spans: Sequence[Draft],
-    comments: Iterable[str],
+    spans: Sequence[Item],
+    *,
+    head: Iterable[str] = (),
+    where: Mapping[str, str] | None = None,
+    left_out: Iterable[str] = (),
+    points: Iterable[Item] = (),
 ) -> str:
-    """A recipe that was read back. UsageError where it is more than a recipe can hold."""
-    lines = ["virtrace: 1", f"name: {name}", "about: |", *_indented(about.splitlines(), 2)]
-    lines.append(f"try: {_quoted(try_)}")
+    """A recipe that was read back. UsageError where it is more than a recipe can hold.
+
+    head, left_out: comments, above it and behind its spans.
+    """
+    lines = [line for words in head for line in _comment(words, "")]
+    lines += ["virtrace: 1", f"name: {_scalar(name)}", "about: |"]
+    lines += [f"  {line}" for line in about.splitlines()]
+    lines.append(f"try: {_scalar(try_)}")
     if where:
-        lines += ["where:", *(f"  {_quoted(key)}: {_text(where[key])}" for key in where)]
-    lines += ["", *map(_comment, comments), "spans:"]
+        lines.append(f"where: {_scalar(where)}")
+    lines += ["", "spans:"]
     for span in spans:
-        lines += _indented(_span(span), 2)
+        lines += _item(span)
+    lines += [line for words in left_out for line in _comment(words, "  ")]
+    point_lines = [line for point in points for line in _item(point)]
+    if point_lines:
+        lines += ["", "points:", *point_lines]
     recipe = "\n".join(lines) + "\n"
     if len(spans) > loader.MAX_PROBES or len(recipe.encode()) > loader.MAX_BYTES:
         raise UsageError(
@@ -71,39 +106,32 @@ def text(
     return recipe
 
 
-def _span(span: Draft) -> Iterator[str]:
-    yield from map(_comment, span.comments)
-    if span.declaration:
-        yield f"- prototype: {_quoted(span.declaration)}"
-    else:
-        yield f"- function: {span.function}"
-    yield f"  module: {span.module}"
-    if span.root:
-        yield "  root: true"
-    for key in ("enter", "exit", "lines"):
-        captures: Mapping[str, str] | None = getattr(span, key)
-        if captures:
-            yield f"  {key}:"
-            yield from (f"    {_quoted(name)}: {_quoted(captures[name])}" for name in captures)
-        elif captures is not None and key == "lines":
-            yield "  lines: {}"
+def _item(item: Item) -> Iterator[str]:
+    """An element of a list, a key a line."""
+    for words in item.comments:
+        yield from _comment(words, "  ")
+    for number, (key, value) in enumerate(item.data.items()):
+        yield f"  {' ' if number else '-'} {key}: {_scalar(value)}"
 
 
-def _quoted(plain: str) -> str:
-    """A scalar of YAML: a name, a declaration or a capture, which has no character to escape."""
-    return f"'{plain}'" if plain.startswith("*") or plain.lower() == "null" else plain
+def _scalar(value: Any) -> str:
+    """In one line, whatever it is."""
+    plain = dict(value) if isinstance(value, Mapping) else value
+    text = yaml.safe_dump(plain, default_flow_style=True, sort_keys=False, width=_ONE_LINE)
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
-def _text(value: str) -> str:
-    """Whatever it is."""
-    return yaml.safe_dump(value, default_style='"', width=_ONE_LINE).strip()
-
-
-def _comment(words: str) -> str:
-    """On one line, whatever somebody typed."""
+def _comment(words: str, indent: str) -> list[str]:
+    """Whatever somebody typed."""
     shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in words)
-    return f"# {shown if len(shown) <= _LONGEST_COMMENT else shown[:_LONGEST_COMMENT] + '...'}"
-
-
-def _indented(lines: Iterable[str], by: int) -> list[str]:
-    return [" " * by + line for line in lines]
+    if len(shown) > _LONGEST_COMMENT:
+        shown = shown[:_LONGEST_COMMENT] + "..."
+    prefix = f"{indent}# "
+    return textwrap.wrap(
+        shown,
+        _COLUMNS,
+        initial_indent=prefix,
+        subsequent_indent=prefix,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
