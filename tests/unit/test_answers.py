@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from virtrace.inferior.answers import Answers
-from virtrace.inferior.tracer import RawEvent
+from virtrace.engine.answers import Answers
+from virtrace.engine.tracer import RawEvent
 from virtrace.recipe import catalogue
 from virtrace.trace.writer import Writer
 

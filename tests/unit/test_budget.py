@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from virtrace.engine.tracer import LinePlan, PointPlan, SpanPlan
 from virtrace.inferior.budget import Budget
-from virtrace.inferior.tracer import LinePlan, PointPlan, SpanPlan
 from virtrace.recipe import catalogue
 from virtrace.recipe.selection import Limits
 

@@ -20,7 +20,7 @@ from virtrace.binary.ctype import (
     Pointer,
     Struct,
 )
-from virtrace.inferior.capture import (
+from virtrace.engine.capture import (
     MAX_STRING,
     PAGE,
     Capture,

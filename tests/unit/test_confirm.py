@@ -9,8 +9,8 @@ import pytest
 
 from virtrace.binary.ctype import Struct
 from virtrace.binary.layouts import named
-from virtrace.inferior.capture import Unconfirmed
-from virtrace.inferior.confirm import settle
+from virtrace.engine.capture import Unconfirmed
+from virtrace.engine.confirm import settle
 
 COUNTERS = (712, 17435136, 130, 418816, 527027278, 86798718, 20, 94396427)
 CAPACITY, PHYSICAL, HIGHEST = 2147483648, 1717986918, 32870912

@@ -25,7 +25,8 @@ ALLOWED = {
     "bundle": {"errors", "recipe", "trace", "analysis", "report"},
     "lab": {"errors"},
     "guard": {"errors", "binary"},
-    "inferior": {"errors", "recipe", "trace", "binary", "guard", "analysis", "report"},
+    "engine": {"errors", "recipe", "trace", "binary"},
+    "inferior": {*("errors", "recipe", "trace", "binary", "engine", "guard", "analysis", "report")},
     # It reaches inferior only by starting GDB.
     "cli": {
         *("errors", "recipe", "trace", "binary", "guard", "analysis", "report", "bundle", "lab")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from virtrace.inferior.proof import Caller, of_driver_method, of_static_function
+from virtrace.engine.proof import Caller, of_driver_method, of_static_function
 from virtrace.recipe.prototype import Parameter, parse_parameters
 
 API = parse_parameters(

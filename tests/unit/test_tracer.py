@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from virtrace.binary.ctype import Integer
-from virtrace.inferior.capture import Capture, Unavailable
-from virtrace.inferior.tracer import LinePlan, PointPlan, RawEvent, SpanPlan, Tracer
+from virtrace.engine.capture import Capture, Unavailable
+from virtrace.engine.tracer import LinePlan, PointPlan, RawEvent, SpanPlan, Tracer
 from virtrace.recipe.path import RETURN, parse
 from virtrace.trace.format import SWITCHED_OFF, unavailable
 

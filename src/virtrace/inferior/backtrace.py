@@ -13,8 +13,8 @@ import gdb
 from virtrace.binary.functions import UnwindTable
 from virtrace.binary.pack import Pack
 from virtrace.binary.process import Module, Process, read_status
+from virtrace.engine.capture import Unavailable, Unwalked
 from virtrace.errors import TargetError
-from virtrace.inferior.capture import Unavailable, Unwalked
 from virtrace.inferior.resolve import ResolvedProbe
 from virtrace.trace.format import Json, unavailable
 

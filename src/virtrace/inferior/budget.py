@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import NamedTuple
 
-from virtrace.inferior.tracer import LinePlan, PointPlan, SpanPlan
+from virtrace.engine.tracer import LinePlan, PointPlan, SpanPlan
 from virtrace.recipe.model import Recipe
 from virtrace.recipe.selection import Limits
 

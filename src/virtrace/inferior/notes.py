@@ -19,9 +19,9 @@ import gdb
 from virtrace.binary import layouts
 from virtrace.binary.ctype import Array, CType, Integer, Opaque, Pointer, Struct
 from virtrace.binary.process import Process, inspect
+from virtrace.engine.capture import Capture, Unavailable
 from virtrace.errors import TargetError, UsageError
 from virtrace.inferior import handmade, target
-from virtrace.inferior.capture import Capture, Unavailable
 from virtrace.inferior.handmade import Made
 from virtrace.recipe import draft, prototype, public_api
 from virtrace.recipe import path as c_path

@@ -8,18 +8,18 @@ from typing import Protocol
 import gdb
 
 from virtrace.binary.abi import Abi
-from virtrace.errors import TargetError
-from virtrace.inferior.budget import Switch
-from virtrace.inferior.capture import Memory, Unavailable
-from virtrace.inferior.proof import (
+from virtrace.engine.capture import Memory, Unavailable
+from virtrace.engine.proof import (
     Caller,
     Proven,
     of_driver_method,
     of_static_function,
 )
+from virtrace.engine.tracer import Entered, LinePlan, PointPlan, Tracer
+from virtrace.errors import TargetError
+from virtrace.inferior.budget import Switch
 from virtrace.inferior.resolve import Site
 from virtrace.inferior.target import InferiorMemory, number, register
-from virtrace.inferior.tracer import Entered, LinePlan, PointPlan, Tracer
 from virtrace.recipe.model import DriverMethod
 from virtrace.recipe.path import CALLER
 

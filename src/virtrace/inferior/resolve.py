@@ -19,10 +19,11 @@ from virtrace.binary.abi import Abi
 from virtrace.binary.ctype import Array, Code, CType, Opaque, Struct
 from virtrace.binary.pack import Pack
 from virtrace.binary.process import Module, Process
+from virtrace.engine.capture import Capture, Unavailable
+from virtrace.engine.proof import is_provable
+from virtrace.engine.tracer import Captures, LinePlan, PointPlan, SpanPlan
 from virtrace.errors import TargetError
-from virtrace.inferior.capture import Capture, Unavailable
 from virtrace.inferior.infer import Inferred
-from virtrace.inferior.proof import is_provable
 from virtrace.inferior.target import (
     KnownFunction,
     PackedFunction,
@@ -30,7 +31,6 @@ from virtrace.inferior.target import (
     has_debug_info,
     static_probe_addresses,
 )
-from virtrace.inferior.tracer import Captures, LinePlan, PointPlan, SpanPlan
 from virtrace.recipe.model import CalledBy, DriverMethod, Point, Recipe, Span
 from virtrace.recipe.path import CALLER, RETURN, Path
 from virtrace.recipe.prototype import Parameter, Prototype

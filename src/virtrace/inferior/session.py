@@ -17,16 +17,16 @@ from virtrace.binary.abi import Abi
 from virtrace.binary.debuginfo import how_to_get
 from virtrace.binary.process import Process, libvirt_version, read_status
 from virtrace.binary.source import Sources
+from virtrace.engine.answers import Answers
+from virtrace.engine.capture import Unavailable, Unwalked
+from virtrace.engine.tracer import LinePlan, RawEvent, Tracer
 from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, IncompleteError, VirtraceError
 from virtrace.guard.journal import Journal
 from virtrace.inferior import target
-from virtrace.inferior.answers import Answers
 from virtrace.inferior.backtrace import Backtraces
 from virtrace.inferior.budget import Budget, Switch
-from virtrace.inferior.capture import Unavailable, Unwalked
 from virtrace.inferior.probes import Probe, ReturnProbe, probe
 from virtrace.inferior.resolve import ResolvedProbe
-from virtrace.inferior.tracer import LinePlan, RawEvent, Tracer
 from virtrace.inferior.watch import Watch
 from virtrace.recipe.model import Recipe
 from virtrace.recipe.selection import Limits, Selection

@@ -29,9 +29,9 @@ from virtrace.binary.abi import Abi
 from virtrace.binary.elf import ElfFile
 from virtrace.binary.process import Module, Process
 from virtrace.binary.source import source_name
+from virtrace.engine.capture import Unavailable
+from virtrace.engine.tracer import Entered
 from virtrace.errors import TargetError
-from virtrace.inferior.capture import Unavailable
-from virtrace.inferior.tracer import Entered
 
 _WORD = (1 << 64) - 1
 # GDB's threads end in a fraction of this on a busy machine; others may be somebody's own.

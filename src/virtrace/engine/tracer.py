@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol, Union
 
-from virtrace.inferior.capture import Arguments, Capture, Memory, Unavailable
-from virtrace.inferior.proof import Caller, Proven
+from virtrace.engine.capture import Arguments, Capture, Memory, Unavailable
+from virtrace.engine.proof import Caller, Proven
 from virtrace.recipe.path import RETURN
 from virtrace.recipe.prototype import Parameter
 from virtrace.trace.format import SWITCHED_OFF, Json, Record, is_unavailable, unavailable

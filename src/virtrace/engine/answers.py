@@ -6,8 +6,8 @@ import json
 import math
 from collections.abc import Mapping
 
-from virtrace.inferior.confirm import Exchange, settle
-from virtrace.inferior.tracer import RawEvent
+from virtrace.engine.confirm import Exchange, settle
+from virtrace.engine.tracer import RawEvent
 from virtrace.recipe.model import Point
 from virtrace.trace.format import Json, is_unavailable
 

@@ -1,0 +1,1 @@
+"""What a stop means, whoever tells of it: captures, calls, answers. Needs no GDB."""
