@@ -39,11 +39,12 @@ from virtrace.inferior.infer import infer
 from virtrace.inferior.notes import Notebook
 from virtrace.inferior.resolve import ResolvedProbe, require_traceable, resolve
 from virtrace.inferior.session import Session, header_record
-from virtrace.inferior.terminal import TerminalView, terminal_without_gdb
+from virtrace.inferior.terminal import terminal_without_gdb
 from virtrace.recipe import catalogue, selection
 from virtrace.recipe.model import Recipe
 from virtrace.report import explanation
 from virtrace.report.highlight import style_for
+from virtrace.report.live import TerminalView
 from virtrace.trace.reader import read_trace
 from virtrace.trace.writer import Writer, default_path
 

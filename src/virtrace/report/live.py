@@ -1,0 +1,119 @@
+"""What the person in front of a trace sees while it is written."""
+
+from __future__ import annotations
+
+import os
+import queue
+import shlex
+import threading
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+from virtrace.analysis.qmp import Exchange
+from virtrace.analysis.spans import Call, CallBuilder, Point
+from virtrace.analysis.waiting import waiting
+from virtrace.report import text
+from virtrace.report.highlight import style_for
+from virtrace.trace.format import Event, Record
+
+# Calls, and what is outside of them, that may wait to be shown; a terminal that falls further
+# behind misses some.
+_WAITING = 1000
+
+
+class TerminalView:
+    """Banner, each call's tree as it ends, summary; written by a thread of its own.
+
+    A terminal that takes no output (Ctrl-S, a pager that nobody scrolls) would otherwise
+    keep the engine from its next event; under GDB, with it the daemon.
+    """
+
+    def __init__(self, terminal: int, output: Path, command: str | None) -> None:
+        """command: what virtrace runs itself."""
+        self._terminal = terminal
+        with open(terminal, "w", closefd=False) as stream:
+            self._style = style_for(stream)
+            self._encoding = stream.encoding
+        self._builder = CallBuilder()
+        self._output = str(output)
+        self._command = command
+        # What to type when the trace is done, if not `virtrace show`.
+        self._next_step: str | None = None
+        # Calls that had not ended when the trace did.
+        self._cut_off: list[Call] = []
+        self._not_shown = 0
+        self._switched_off: list[Record] = []
+        self._waiting: queue.SimpleQueue[Callable[[], Iterable[str]] | None] = queue.SimpleQueue()
+        self._writer = threading.Thread(target=self._write_all, daemon=True)
+
+    def banner(self, header: Record) -> None:
+        # Only here the thread begins: signals are held back by now, and so they are in it.
+        self._writer.start()
+        if header["recipe"]["name"] == "blockinfo":
+            self._next_step = f"virtrace explain {shlex.quote(self._output)}"
+        self._waiting.put(
+            lambda: text.banner(header, self._style, output=self._output, command=self._command)
+        )
+
+    def event(self, event: Event) -> None:
+        call = self._builder.feed(event)
+        if call is not None:
+            if call.root.unfinished:
+                self._cut_off.append(call)
+            self._show(partial(text.call_tree, call, self._style))
+        self._show_apart()
+
+    def switched_off(self, record: Record) -> None:
+        self._switched_off.append(record)
+        self._waiting.put(lambda: text.switched_off([record], self._style))
+
+    def summary(self, footer: Record) -> None:
+        for call in self._builder.finish():
+            self._show(partial(text.call_tree, call, self._style))
+        nodes = [*self._cut_off, *self._show_apart()]
+        found = waiting(nodes, footer["t_ns"], self._switched_off)
+        self._waiting.put(lambda: text.still_waiting(found, self._style))
+        if self._not_shown:
+            missed = f"{self._not_shown:,} more are not shown: the terminal did not keep up\n"
+            self._waiting.put(lambda: [missed])
+        self._waiting.put(
+            lambda: text.summary(
+                footer,
+                self._style,
+                tally=self._builder.tally,
+                output=self._output,
+                next_step=self._next_step,
+            )
+        )
+
+    def close(self) -> None:
+        """Wait until all is written, however long a reader takes: the daemon is free by now."""
+        self._waiting.put(None)
+        while self._writer.is_alive():
+            # In short turns, so that Ctrl-C gets through.
+            self._writer.join(0.1)
+
+    def _show_apart(self) -> list[Point | Exchange]:
+        nodes = self._builder.take_apart()
+        for node in nodes:
+            self._show(partial(text.apart, node, self._style))
+        return nodes
+
+    def _show(self, lines: Callable[[], Iterable[str]]) -> None:
+        if self._waiting.qsize() < _WAITING:
+            self._waiting.put(lines)
+        else:
+            self._not_shown += 1
+
+    def _write_all(self) -> None:
+        for lines in iter(self._waiting.get, None):
+            data = "".join(f"{line}\n" for line in lines()).encode(
+                self._encoding, "backslashreplace"
+            )
+            try:
+                while data:
+                    data = data[os.write(self._terminal, data) :]
+            except OSError:
+                # The terminal is gone, or its reader is; the trace is not.
+                return
