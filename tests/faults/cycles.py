@@ -173,9 +173,11 @@ def main() -> None:
             for client in (*clients, other):
                 running.enter_context(client.calling())
             try:
-                for _ in range(args.times):
+                for done in range(1, args.times + 1):
                     cycles.append(cycle(lab, Path(folder)))
                     sizes.append(size(lab))
+                    if done % 50 == 0:
+                        print(f"{done} cycles, {sizes[-1]}", flush=True)
             finally:
                 report(cycles, sizes, clients, other)
         assert lab.pid == pid

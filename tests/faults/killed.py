@@ -56,7 +56,8 @@ def killed_while_tracing(lab: Lab, folder: Path, clients: int = 0, wait: float =
         text=True,
     )
     assert record.stdout is not None
-    assert any("Ctrl-C" in line for line in record.stdout)
+    if not any("Ctrl-C" in line for line in record.stdout):
+        raise AssertionError(record.communicate()[1])
     places = wait_for_breakpoints(pid)
     status = read_status(pid)
     assert status is not None

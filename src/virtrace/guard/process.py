@@ -1,22 +1,24 @@
 """A process that outlives GDB, and takes its breakpoints out of the daemon where it dies.
 
 Killed by SIGKILL (the kernel's, when memory runs out), GDB leaves its breakpoints in the daemon,
-and the next thread that meets one ends the daemon. The guard holds the other end of a socket that
-only GDB has, and that the kernel closes when GDB's last thread ends.
+and the next thread that meets one ends the daemon. The kernel lets go of what GDB traces when the
+thread that traces ends, which is the one that runs Python: the guard waits for the end of that.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
-import socket
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import NoReturn
 
 from virtrace.guard import restore
-from virtrace.guard.journal import Journal
+from virtrace.guard.journal import Journal, Place
+from virtrace.guard.lifeline import Lifeline
 
-_STANDS_BY = _ENDED_WELL = b"."
+_STANDS_BY = b"."
 _NEVER, _LATE = -1000, -900  # of what the kernel ends when memory runs out
 
 
@@ -26,33 +28,34 @@ class Guard:
     def __init__(self, journal: Journal, pid: int) -> None:
         """pid: of the process that is traced. Nothing may be attached yet. OSError: no guard."""
         self._journal = journal
-        self._socket, its = socket.socketpair()
+        self._lifeline = Lifeline()
+        told, tell = os.pipe()
         child = os.fork()
         if child == 0:
-            _stand_by(its, journal, pid)
-        its.close()
+            _stand_by(tell, self._lifeline, journal, pid)
+        os.close(tell)
         os.waitpid(child, 0)
-        if self._socket.recv(1) != _STANDS_BY:
-            raise OSError("it did not start")
+        with open(told, "rb", buffering=0) as pipe:
+            if pipe.read(1) != _STANDS_BY:
+                raise OSError("it did not start")
         self._oom_before = _prefer_to_live(_LATE)
 
     def release(self) -> None:
         """GDB is done with the process. What it left there all the same, the guard takes back."""
         if not self._journal.read().left_behind(self._journal.memory):
             self._journal.remove()
-            with suppress(OSError):
-                self._socket.send(_ENDED_WELL)
-        self._socket.close()
+        self._lifeline.let_go()
         self._journal.close()
         if self._oom_before is not None:
             _prefer_to_live(self._oom_before)
 
 
-def _stand_by(gdb: socket.socket, journal: Journal, pid: int) -> NoReturn:
+def _stand_by(tell: int, lifeline: Lifeline, journal: Journal, pid: int) -> NoReturn:
     """In the child: a process that nobody waits for, and no signal but SIGKILL ends."""
     try:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         os.setsid()
+        # Not a child of GDB, which waits for every one that it has.
         if os.fork():
             os._exit(0)
         with suppress(OSError), open("/proc/self/comm", "w") as name:
@@ -61,18 +64,28 @@ def _stand_by(gdb: socket.socket, journal: Journal, pid: int) -> NoReturn:
         # It sleeps until it matters, and then must not queue behind others.
         with suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-        _close_all_but(gdb.fileno(), *journal.descriptors())
-        gdb.send(_STANDS_BY)
-        if gdb.recv(1) != _ENDED_WELL:
-            _rescue(journal, pid)
+        _close_all_but(tell, *journal.descriptors())
+        gc.disable()
+        # Once beforehand: the kernel copies memory that GDB has too when it is first used.
+        _take_back(journal)
+        os.write(tell, _STANDS_BY)
+        os.close(tell)
+        died = lifeline.wait()
+        places = _take_back(journal)
+        if died or places:
+            _clear_up(journal, pid, places)
     finally:
         # Never back into what is GDB's.
         os._exit(0)
 
 
-def _rescue(journal: Journal, pid: int) -> None:
+def _take_back(journal: Journal) -> list[Place]:
     places = journal.read().left_behind(journal.memory)
     restore.take_back(journal.memory, places)
+    return places
+
+
+def _clear_up(journal: Journal, pid: int, places: Sequence[Place]) -> None:
     stopped = restore.let_run(pid)
     journal.remove()
     told = f"virtrace: GDB was killed; what it left in process {pid} at {len(places)} places"
