@@ -137,7 +137,7 @@ def test_rescue(lab: Lab, tmp_path: Path, journal: bool) -> None:
     )
     assert again.returncode == 3, again.stdout
     assert "that nobody waits for" in again.stderr
-    assert f"try: virtrace rescue {lab.pid}" in again.stderr
+    assert f"virtrace rescue {lab.pid}" in again.stderr
 
     done = rescue(lab, "--yes", home=home)
     assert done.returncode == 0, done.stderr

@@ -18,6 +18,7 @@ from typing import Any
 from virtrace.binary.debuginfo import how_to_get, install_command
 from virtrace.binary.elf import ElfFile, debug_file
 from virtrace.binary.functions import Functions
+from virtrace.binary.hazards import Look
 from virtrace.binary.process import (
     can_trace_all,
     check_traceable,
@@ -31,6 +32,7 @@ from virtrace.binary.process import (
 )
 from virtrace.cli.gdb import check
 from virtrace.errors import DONE, NOT_TRACED, TargetError
+from virtrace.recipe.selection import Limits
 from virtrace.report import text
 from virtrace.report.highlight import style_for
 from virtrace.trace.format import Record
@@ -300,6 +302,10 @@ def daemon_section(pid: int) -> Section:
             Finding("ok", f"{module.path} has been replaced since: what is mapped can be read")
             for name in (LIBRARY, DRIVER)
             if (module := process.module(name)) and module.deleted and not problem
+        ),
+        *(
+            Finding("note", hazard.what, hazard.remedy)
+            for hazard in Look(process).hazards(Limits().stop_ms)
         ),
     ]
     files = [(LIBRARY, library.path, library.file)]

@@ -10,12 +10,11 @@ from __future__ import annotations
 import gc
 import os
 import signal
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import NoReturn
 
 from virtrace.guard import restore
-from virtrace.guard.journal import Journal, Place
+from virtrace.guard.journal import Journal
 from virtrace.guard.lifeline import Lifeline
 
 _STANDS_BY = b"."
@@ -41,9 +40,9 @@ class Guard:
         self._oom_before = _prefer_to_live(_LATE)
 
     def release(self) -> None:
-        """GDB is done with the process. What it left there all the same, the guard takes back."""
-        if not self._journal.read().left_behind(self._journal.memory):
-            self._journal.remove()
+        """GDB is done with the process. What it left there all the same is taken back."""
+        _take_back(self._journal)
+        self._journal.remove()
         self._lifeline.let_go()
         self._journal.close()
         if self._oom_before is not None:
@@ -70,25 +69,24 @@ def _stand_by(tell: int, lifeline: Lifeline, journal: Journal, pid: int) -> NoRe
         _take_back(journal)
         os.write(tell, _STANDS_BY)
         os.close(tell)
-        died = lifeline.wait()
-        places = _take_back(journal)
-        if died or places:
-            _clear_up(journal, pid, places)
+        if lifeline.wait():
+            _clear_up(journal, pid, _take_back(journal))
     finally:
         # Never back into what is GDB's.
         os._exit(0)
 
 
-def _take_back(journal: Journal) -> list[Place]:
+def _take_back(journal: Journal) -> int:
+    """At how many places."""
     places = journal.read().left_behind(journal.memory)
     restore.take_back(journal.memory, places)
-    return places
+    return len(places)
 
 
-def _clear_up(journal: Journal, pid: int, places: Sequence[Place]) -> None:
+def _clear_up(journal: Journal, pid: int, places: int) -> None:
     stopped = restore.let_run(pid)
     journal.remove()
-    told = f"virtrace: GDB was killed; what it left in process {pid} at {len(places)} places"
+    told = f"virtrace: GDB was killed; what it left in process {pid} at {places} places"
     told += " was taken back" + (", and the process let run again" if stopped else "")
     with suppress(OSError):
         os.write(2, f"{told}\n".encode())

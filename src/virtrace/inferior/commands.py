@@ -19,6 +19,7 @@ import gdb
 from virtrace.analysis.explain import explain_trace
 from virtrace.binary import x86_64
 from virtrace.binary.abi import Abi
+from virtrace.binary.hazards import Look
 from virtrace.binary.pack import Pack
 from virtrace.binary.pack import find as find_pack
 from virtrace.binary.process import (
@@ -309,6 +310,7 @@ def _trace(name: str) -> int:
         writer = Writer(output)
         with ExitStack() as symbols:
             try:
+                look = Look(process)
                 inferred = infer(recipe, process)
                 packs = _packs(recipe, process, name)
                 symbols.enter_context(
@@ -318,6 +320,7 @@ def _trace(name: str) -> int:
                 require_traceable(recipe, probes)
                 backtraces = Backtraces(process, probes, packs) if recipe.has_backtraces else None
                 journal = symbols.enter_context(_guarded(recipe, process, abi, probes))
+                warnings = list(_warn(look, limits))
                 target.attach(process, recipe.modules)
             except BaseException:
                 writer.discard()
@@ -337,6 +340,7 @@ def _trace(name: str) -> int:
                 view,
                 backtraces,
                 command,
+                warnings,
                 _say_ready,
             )
             _written.append(output)
@@ -373,6 +377,17 @@ def _guarded(
         yield journal
     finally:
         guard.release()
+
+
+def _warn(look: Look, limits: selection.Limits) -> Iterator[str]:
+    """Of what makes this trace dangerous; the process runs still."""
+    for hazard in look.hazards(limits.stop_ms):
+        print(
+            f"virtrace: {hazard.what}\ntry: {hazard.remedy}",
+            file=sys.__stderr__,
+            flush=True,
+        )
+        yield hazard.what
 
 
 def _check(name: str) -> int:

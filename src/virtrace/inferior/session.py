@@ -53,7 +53,7 @@ class Session:
     """Runs once.
 
     backtraces: where the recipe has any. ready: called when every call from then on is traced.
-    command: what is run then, if known.
+    command: what is run then, if known. warnings: what was said of the daemon before the attach.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class Session:
         view: View,
         backtraces: Backtraces | None,
         command: str | None,
+        warnings: Sequence[str],
         ready: Callable[[], None],
     ) -> None:
         self.abi = abi
@@ -85,6 +86,7 @@ class Session:
         self._view = view
         self._backtraces = backtraces
         self._command = command
+        self._warnings = warnings
         self._ready = ready
         self._answers = Answers(recipe.points)
         self._sources = sources
@@ -140,6 +142,7 @@ class Session:
                 "limits": {f"max_{name}": limit for name, limit in vars(self._limits).items()},
                 "command": self._command,
             }
+            header["host"]["warnings"] = self._warnings
             self._writer.write([header])
             with Watch(self._selection.seconds, GRACE_SECONDS, self._ask_end):
                 gdb.events.stop.connect(self._on_stop)
