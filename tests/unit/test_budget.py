@@ -49,6 +49,16 @@ def test_lines_go_first_and_a_root_last(budget: Budget) -> None:
     assert spend(budget, ROOT, 2) == ("span", ROOT.name, CALL)
 
 
+def test_the_root_goes_last_even_where_the_time_is_its_own(budget: Budget) -> None:
+    for plan in (ROOT, SPAN, LINE):
+        budget.switch(plan)
+    assert spend(budget, ROOT, 11) == ("line", LINE.name, CALL)
+    # It has all the time again: what is off may have made it slow.
+    assert spend(budget, ROOT, 9) is None
+    assert spend(budget, ROOT, 2) == ("span", SPAN.name, CALL)
+    assert spend(budget, ROOT, 11) == ("span", ROOT.name, CALL)
+
+
 def test_what_costs_nothing_stays(budget: Budget) -> None:
     spend(budget, SPAN, 6)
     assert spend(budget, SPAN, 6) == ("span", SPAN.name, CALL)

@@ -37,12 +37,19 @@ class Budget:
             for point in recipe.points
             if point.anywhere and not point.answers
         }
+        self._set: set[Switch] = set()
         self._gone: set[Switch] = set()
         self._calls: dict[int, Counter[Switch]] = {}
         self._second: Counter[Switch] = Counter()
         self._second_began_ns = 0
 
     def switch(self, plan: SpanPlan | PointPlan | LinePlan) -> Switch:
+        """By which a probe of the plan, which will be set, is switched off."""
+        switch = self._switch(plan)
+        self._set.add(switch)
+        return switch
+
+    def _switch(self, plan: SpanPlan | PointPlan | LinePlan) -> Switch:
         if isinstance(plan, LinePlan):
             return Switch(_LINE, plan.name)
         if isinstance(plan, PointPlan):
@@ -65,13 +72,13 @@ class Budget:
         if in_call:
             call = self._calls.setdefault(tid, Counter())
             call[switch] += ns
-            gone = _over(call, self._limits.stop_ms * 1e6)
+            gone = self._over(call, self._limits.stop_ms * 1e6)
             if gone is not None:
                 self._forget(gone)
                 return gone, f"a call was kept standing for more than {self._limits.stop_ms:g} ms"
         else:
             self._calls.pop(tid, None)
-        gone = _over(self._second, self._limits.load / 100 * _SECOND_NS)
+        gone = self._over(self._second, self._limits.load / 100 * _SECOND_NS)
         if gone is not None:
             self._forget(gone)
             share = f"{self._limits.load:g} % of a second"
@@ -84,9 +91,13 @@ class Budget:
         for spent in (self._second, *self._calls.values()):
             del spent[switch]
 
-
-def _over(spent: Counter[Switch], limit_ns: float) -> Switch | None:
-    """Of those that cost anything the one of least worth, once all is too much."""
-    if sum(spent.values()) <= limit_ns:
-        return None
-    return min(spent, key=lambda switch: (switch.worth, -spent[switch]))
+    def _over(self, spent: Counter[Switch], limit_ns: float) -> Switch | None:
+        """Of those that cost anything the one of least worth, once all is too much."""
+        if sum(spent.values()) <= limit_ns:
+            return None
+        gone = min(spent, key=lambda switch: (switch.worth, -spent[switch]))
+        if gone.worth == _ROOT and (others := self._set - self._gone - self.beginnings):
+            # Nothing would be left, at the first call already, where that is slow.
+            spent.clear()
+            gone = min(others)
+        return gone
