@@ -81,7 +81,7 @@ def _begun(command: list[str], variables: dict[str, str]) -> subprocess.Popen[st
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, **variables},
+        env={**os.environ, **variables, "PYTHONFAULTHANDLER": "1"},
     )
 
 
@@ -89,11 +89,22 @@ def _ended(tracing: subprocess.Popen[str], output: Path) -> Ended:
     """The trace is read, up to its last whole line; TraceError where that is not possible."""
     try:
         _, said = tracing.communicate(timeout=_PATIENCE)
-    except subprocess.TimeoutExpired:
-        tracing.kill()
-        tracing.communicate()
-        raise
+    except subprocess.TimeoutExpired as error:
+        raise AssertionError(f"GDB does not end:\n{_doing(tracing)}") from error
     return Ended(tracing.returncode, said, read_trace(output) if output.exists() else None)
+
+
+def _doing(tracing: subprocess.Popen[str]) -> str:
+    """What a GDB that does not end is at; it is ended for it."""
+    proc = Path("/proc")
+    children = (proc / f"{tracing.pid}/task/{tracing.pid}/children").read_text().split()
+    gdb = int(children[0]) if children else tracing.pid
+    told = []
+    for task in (proc / str(gdb) / "task").iterdir():
+        told += [f"{task.name}: {(task / name).read_text().strip()}" for name in ("comm", "stack")]
+    # Python's fault handler says where its threads are.
+    os.kill(gdb, signal.SIGABRT)
+    return "\n".join([*told, tracing.communicate(timeout=_PATIENCE)[1]])
 
 
 def _reason(ended: Ended) -> str | None:
@@ -227,7 +238,7 @@ def main() -> None:
                         assert unharmed is (name != "daemon-killed"), "the daemon has ended"
                         whole += 1
                     except Exception as error:
-                        print(f"{name}: {type(error).__name__}: {error}"[:400], flush=True)
+                        print(f"{name}: {type(error).__name__}: {error}"[:4000], flush=True)
                 if not unharmed:
                     lab.down()
                     lab = None
