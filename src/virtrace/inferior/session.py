@@ -378,7 +378,7 @@ class Session:
                 target.detach()
         except Exception as error:
             self._failure = self._failure or error
-        if isinstance(self._failure, gdb.error) and self._has_ended():
+        if isinstance(self._failure, gdb.error) and target.is_over(self._process):
             # It went while GDB was at work on it.
             self._reason, self._failure = "target-exit", None
         self._account(self._still_since_ns)
@@ -386,10 +386,6 @@ class Session:
         self.tracer.finish(ended_ns, ENDED)
         self._guarded(self._drain)
         self._guarded(partial(self._finish, ended_ns))
-
-    def _has_ended(self) -> bool:
-        status = read_status(self._process.pid)
-        return status is None or status["State"].startswith(("Z", "X"))
 
     def _finish(self, ended_ns: int) -> None:
         footer = self._footer(ended_ns)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,7 +28,7 @@ from virtrace.binary import ctype as c
 from virtrace.binary import pack
 from virtrace.binary.abi import Abi
 from virtrace.binary.elf import ElfFile
-from virtrace.binary.process import Module, Process
+from virtrace.binary.process import Module, Process, inspect, read_status
 from virtrace.binary.source import source_name
 from virtrace.engine.capture import Unavailable
 from virtrace.engine.tracer import Entered
@@ -127,9 +128,11 @@ def no_files() -> Iterator[None]:
         yield
     finally:
         detach()
-        _quietly("file")
-        _quietly(f"set sysroot {sysroot}")
-        if program is not None:
+        # One that has ended unseen is in the way of it.
+        if not attached_pid():
+            _quietly("file")
+            _quietly(f"set sysroot {sysroot}")
+        if not attached_pid() and program is not None:
             with contextlib.suppress(gdb.error):
                 _quietly(f"file {_quoted(program)}")
 
@@ -248,8 +251,28 @@ def _quoted(path: str) -> str:
 
 def detach() -> None:
     """Leave the process running, with no breakpoint in it."""
-    if attached_pid():
+    pid = attached_pid()
+    # From a process that has ended it fails, and in GDB 13 ends GDB ("internal-error").
+    if pid and not _ends(pid):
         gdb.execute("detach")
+
+
+def _ends(pid: int) -> bool:
+    """It has ended, or nothing can keep it from that."""
+    status = read_status(pid)
+    if status is None or status["State"].startswith(("Z", "X")):
+        return True
+    pending = int(status["SigPnd"], 16) | int(status["ShdPnd"], 16)
+    return bool(pending >> (signal.SIGKILL - 1) & 1)
+
+
+def is_over(process: Process) -> bool:
+    """It has ended, runs another program, or does not have all of its modules any more."""
+    try:
+        there = inspect(process.pid).modules
+    except TargetError:
+        return True
+    return not set(process.modules) <= set(there)
 
 
 class InferiorMemory:

@@ -6,6 +6,8 @@
  *   hold DEPTH                 a thread waits so deep (-1: where no table tells its caller)
  *                              while it is asked for, and once it has ended; its frames
  *   fork                       a child makes a call; how it ended
+ *   exec                       begins anew, as another program would
+ *   reload                     the driver is unloaded, and loaded again
  *   pad BYTES                  every reply from now on is that much longer
  *   signals                    how many came of USR1, CHLD and INT
  *   semaphores                 of the static probes, added up
@@ -15,6 +17,7 @@
 #include "fake.h"
 
 #include <dlfcn.h>
+#include <errno.h>
 #include <execinfo.h>
 #include <pthread.h>
 #include <semaphore.h>
@@ -32,6 +35,8 @@ static virHypervisorDriver *driver;
 static unsigned long (*call_number)(void);
 static unsigned int (*semaphores)(void);
 static unsigned long *padding;
+static char **arguments;
+static void *module;
 static volatile sig_atomic_t signals[64];
 
 static void count(int number)
@@ -270,6 +275,24 @@ static void in_child(void)
         printf("status %d\n", WEXITSTATUS(status));
 }
 
+static int load(void)
+{
+    void (*start)(void);
+
+    module = dlopen(arguments[0], RTLD_NOW);
+    if (!module) {
+        fprintf(stderr, "%s\n", dlerror());
+        return -1;
+    }
+    driver = dlsym(module, "fakeDriver");
+    call_number = dlsym(module, "fakeCallNumber");
+    semaphores = dlsym(module, "fakeSemaphores");
+    padding = dlsym(module, "fakePadding");
+    start = dlsym(module, "fakeStart");
+    start();
+    return 0;
+}
+
 static void obey(const char *line)
 {
     char first[64];
@@ -292,6 +315,10 @@ static void obey(const char *line)
         hold_and_ask(number);
     else if (strcmp(line, "fork\n") == 0)
         in_child();
+    else if (strcmp(line, "exec\n") == 0)
+        execl("/proc/self/exe", program_invocation_name, arguments[0], NULL);
+    else if (strcmp(line, "reload\n") == 0)
+        printf("%d\n", dlclose(module) || load());
     else if (sscanf(line, "pad %d", &number) == 1)
         *padding = number;
     else if (strcmp(line, "signals\n") == 0)
@@ -307,23 +334,15 @@ static void obey(const char *line)
 int main(int argc, char **argv)
 {
     struct sigaction action = {.sa_handler = count, .sa_flags = SA_RESTART};
-    void *module = dlopen(argv[argc - 1], RTLD_NOW);
-    void (*start)(void);
     char line[256];
 
-    if (!module) {
-        fprintf(stderr, "%s\n", dlerror());
+    /* Of all that it was started with the last is the driver. */
+    arguments = argv + argc - 1;
+    if (load() < 0)
         return 1;
-    }
-    driver = dlsym(module, "fakeDriver");
-    call_number = dlsym(module, "fakeCallNumber");
-    semaphores = dlsym(module, "fakeSemaphores");
-    padding = dlsym(module, "fakePadding");
-    start = dlsym(module, "fakeStart");
     sigaction(SIGUSR1, &action, NULL);
     sigaction(SIGCHLD, &action, NULL);
     sigaction(SIGINT, &action, NULL);
-    start();
     printf(".\n");
     fflush(stdout);
     while (fgets(line, sizeof(line), stdin)) {
