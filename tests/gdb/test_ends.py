@@ -18,6 +18,7 @@ from support.intact import assert_untraced_and_intact
 from virtrace.errors import BAD_INPUT, DONE, INCOMPLETE, INTERRUPTED, NOT_TRACED
 from virtrace.trace.reader import Trace, read_trace
 
+RAISING = Path(__file__).parents[1] / "faults" / "raising.py"
 INT, TERM, HUP, USR1, CHLD = (
     signal.SIGINT,
     signal.SIGTERM,
@@ -232,6 +233,19 @@ def test_a_full_disk_ends_the_trace_and_not_the_program(daemon: Daemon, tmp_path
     assert output.stat().st_size <= room
     assert events(found, ROOT, "exit")
     assert found.footer is None
+
+
+def test_an_error_of_its_own_says_where_when_asked(daemon: Daemon, tmp_path: Path) -> None:
+    output = tmp_path / "t.jsonl"
+    *gdb, option, action = gdb_command("blockinfo")
+    settings = {"PID": str(daemon.pid), "OUTPUT": str(output), "DEBUG": "1"}
+    settings["TEST_HOOK"] = "inferior.session:Session._insert"
+    tracing = Tracing([*gdb, "-x", str(RAISING), option, action], settings)
+    status, printed = tracing.ended()
+    assert status == INCOMPLETE, printed
+    assert "virtrace: an error of its own ended the trace: RuntimeError: " in printed
+    assert "in raising\n    raise RuntimeError" in printed
+    assert_untraced_and_intact(daemon.pid)
 
 
 def test_a_terminal_that_nobody_reads_does_not_hold_the_program(

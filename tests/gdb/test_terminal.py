@@ -10,29 +10,35 @@ import re
 import select
 import signal
 import subprocess
+import sys
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from harness import NAME, PATIENCE, SCRIPTS, Daemon, Tracing
+from harness import NAME, PATIENCE, SCRIPTS, Daemon, Tracing, poll
 from test_ends import check_ended, disks
 
 from support.intact import assert_untraced_and_intact
 from virtrace.errors import INTERRUPTED
 
 PROMPT = "(gdb) "
+GDB = ("gdb", "-nx", "-q")
+RECORD = (sys.executable, "-m", "virtrace.cli.main", "record", "blockinfo")
 PROGRAM = "python print(gdb.current_progspace().filename)"
 
 
 class Terminal:
-    """An interactive GDB on a pseudo-terminal; what a user types, and what stands there."""
+    """An interactive GDB on a pseudo-terminal; what a user types, and what stands there.
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    program: another one.
+    """
+
+    def __init__(self, folder: Path, *arguments: str, program: Sequence[str] = GDB) -> None:
         self._ours, theirs = pty.openpty()
         self.process = subprocess.Popen(
-            ["gdb", "-nx", "-q", *arguments],
+            [*program, *arguments],
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
@@ -73,7 +79,13 @@ class Terminal:
     def end(self) -> None:
         self.process.kill()
         self.process.wait()
-        os.close(self._ours)
+        self.close()
+
+    def close(self) -> None:
+        """As when its window is closed, or the connection is lost."""
+        if self._ours >= 0:
+            os.close(self._ours)
+        self._ours = -1
 
 
 @pytest.fixture
@@ -152,6 +164,32 @@ def test_the_script_itself_ends_at_the_prompt(daemon: Daemon, tmp_path: Path) ->
         opened.end()
     (output,) = tmp_path.glob(f"virtrace-blockinfo-{daemon.pid}-*.jsonl")
     check_ended(output, "interrupt")
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments"),
+    [(GDB, ["-x", str(SCRIPTS / "trace_blockinfo.py")]), (RECORD, [])],
+    ids=["gdb -x -p", "virtrace record"],
+)
+def test_a_terminal_that_is_closed_ends_the_trace(
+    daemon: Daemon, tmp_path: Path, program: Sequence[str], arguments: list[str]
+) -> None:
+    opened = Terminal(tmp_path, *arguments, "-p", str(daemon.pid), program=program)
+    try:
+        opened.until("to end   Ctrl-C")
+        poll(lambda: bool(daemon.do("call vm1 vda")) and traced(tmp_path), "a traced call")
+        opened.close()
+        opened.process.wait(PATIENCE)
+    finally:
+        opened.end()
+    (output,) = tmp_path.glob("*.jsonl")
+    assert set(disks(check_ended(output, "interrupt"))) == {"vda"}
+    assert_untraced_and_intact(daemon.pid)
+    assert len(daemon.do("call vm1 vda")) == 1
+
+
+def traced(folder: Path) -> bool:
+    return any('"type":"enter"' in file.read_text() for file in folder.glob("*.jsonl"))
 
 
 def test_in_batch_through_a_link_from_another_folder(daemon: Daemon, tmp_path: Path) -> None:

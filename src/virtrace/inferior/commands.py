@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial, update_wrapper
@@ -203,15 +204,13 @@ def _finish(work: Callable[[], int], ends_batch: bool = True) -> None:
     try:
         status = work()
     except VirtraceError as error:
-        if os.environ.get("VIRTRACE_DEBUG") == "1":
-            raise
+        _show_where()
         print("\n".join(error.lines()), file=sys.__stderr__, flush=True)
         status = error.exit_status
     except KeyboardInterrupt:
         status = INTERRUPTED
     except Exception as error:
-        if os.environ.get("VIRTRACE_DEBUG") == "1":
-            raise
+        _show_where()
         print(
             f"virtrace: an error of its own: {type(error).__name__}: {error}\n"
             "try: VIRTRACE_DEBUG=1 shows where; please report it",
@@ -224,6 +223,12 @@ def _finish(work: Callable[[], int], ends_batch: bool = True) -> None:
         # Python has gone. Nothing is attached any more, and nothing else is left to do.
         gdb.flush()
         os._exit(status)
+
+
+def _show_where() -> None:
+    # GDB itself shows no more of an error than its text.
+    if os.environ.get("VIRTRACE_DEBUG") == "1":
+        traceback.print_exc(file=sys.__stderr__)
 
 
 def _start(name: str) -> int:

@@ -378,7 +378,7 @@ class Session:
                 target.detach()
         except Exception as error:
             self._failure = self._failure or error
-        if isinstance(self._failure, gdb.error) and target.is_over(self._process):
+        if isinstance(self._failure, (gdb.error, Unavailable)) and target.is_over(self._process):
             # It went while GDB was at work on it.
             self._reason, self._failure = "target-exit", None
         self._account(self._still_since_ns)

@@ -128,11 +128,9 @@ def no_files() -> Iterator[None]:
         yield
     finally:
         detach()
-        # One that has ended unseen is in the way of it.
-        if not attached_pid():
-            _quietly("file")
-            _quietly(f"set sysroot {sysroot}")
-        if not attached_pid() and program is not None:
+        _quietly("file")
+        _quietly(f"set sysroot {sysroot}")
+        if program is not None:
             with contextlib.suppress(gdb.error):
                 _quietly(f"file {_quoted(program)}")
 
@@ -252,14 +250,26 @@ def _quoted(path: str) -> str:
 def detach() -> None:
     """Leave the process running, with no breakpoint in it."""
     pid = attached_pid()
-    # From a process that has ended it fails, and in GDB 13 ends GDB ("internal-error").
-    if pid and not _ends(pid):
+    if not pid:
+        return
+    if _ends(pid):
+        # Its end is what this waits for. A detach fails, ends GDB 13 ("internal-error"), or hangs,
+        # and so does any command as long as GDB believes that it is there.
+        _quietly("kill")
+    else:
         gdb.execute("detach")
 
 
 def _ends(pid: int) -> bool:
-    """It has ended, or nothing can keep it from that."""
-    status = read_status(pid)
+    """Each of its threads has ended, or nothing can keep it from that."""
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return all(_thread_ends(read_status(int(thread))) for thread in threads)
+
+
+def _thread_ends(status: Mapping[str, str] | None) -> bool:
     if status is None or status["State"].startswith(("Z", "X")):
         return True
     pending = int(status["SigPnd"], 16) | int(status["ShdPnd"], 16)

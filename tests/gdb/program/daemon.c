@@ -293,6 +293,14 @@ static int load(void)
     return 0;
 }
 
+static int reload(void)
+{
+    void (*stop)(void) = dlsym(module, "fakeStop");
+
+    stop();
+    return dlclose(module) || load();
+}
+
 static void obey(const char *line)
 {
     char first[64];
@@ -318,7 +326,7 @@ static void obey(const char *line)
     else if (strcmp(line, "exec\n") == 0)
         execl("/proc/self/exe", program_invocation_name, arguments[0], NULL);
     else if (strcmp(line, "reload\n") == 0)
-        printf("%d\n", dlclose(module) || load());
+        printf("%d\n", reload());
     else if (sscanf(line, "pad %d", &number) == 1)
         *padding = number;
     else if (strcmp(line, "signals\n") == 0)

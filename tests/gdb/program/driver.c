@@ -202,13 +202,22 @@ static KEPT int qemuDomainGetBlockInfo(virDomainPtr dom, const char *path,
 
 virHypervisorDriver fakeDriver = {qemuDomainGetBlockInfo};
 
+static pthread_t threads[2];
+
 void fakeStart(void)
 {
-    pthread_t thread;
-
     for (int i = 0; i < 2; i++) {
         pthread_mutex_init(&monitors[i].lock, NULL);
         pthread_cond_init(&monitors[i].changed, NULL);
-        pthread_create(&thread, NULL, answer, &monitors[i]);
+        pthread_create(&threads[i], NULL, answer, &monitors[i]);
+    }
+}
+
+/* So that the module can be unloaded. */
+void fakeStop(void)
+{
+    for (int i = 0; i < 2; i++) {
+        pthread_cancel(threads[i]);
+        pthread_join(threads[i], NULL);
     }
 }
