@@ -84,9 +84,17 @@ def open_files(pid: int) -> list[str]:
     return found
 
 
+def oom_score(pid: int) -> str:
+    return Path(f"/proc/{pid}/oom_score_adj").read_text().strip()
+
+
 def test_the_guard_ends_with_the_trace(lab: Lab, tmp_path: Path) -> None:
     with tracing(lab, tmp_path):
         guard = guard_of(lab)
+        status = read_status(lab.pid)
+        assert status is not None
+        # When memory runs out, the kernel ends others first.
+        assert (oom_score(guard), oom_score(int(status["TracerPid"]))) == ("-1000", "-900")
     until = time.monotonic() + 10
     while os.path.exists(f"/proc/{guard}"):
         assert time.monotonic() < until, "the guard outlives its trace"

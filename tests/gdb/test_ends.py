@@ -11,13 +11,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import PATIENCE, SCRIPTS, Daemon, Tracing, calls, events, gdb_command, poll, start
+from harness import (
+    NAME,
+    PATIENCE,
+    SCRIPTS,
+    Daemon,
+    Tracing,
+    calls,
+    events,
+    gdb_command,
+    poll,
+    start,
+)
 from test_chain import ROOT
 
 from support.intact import assert_untraced_and_intact
 from virtrace.errors import BAD_INPUT, DONE, INCOMPLETE, INTERRUPTED, NOT_TRACED
 from virtrace.trace.reader import Trace, read_trace
 
+VIRTRACE = Path(sys.executable).with_name("virtrace")
 RAISING = Path(__file__).parents[1] / "faults" / "raising.py"
 INT, TERM, HUP, USR1, CHLD = (
     signal.SIGINT,
@@ -347,6 +359,31 @@ class TestRecord:
         assert recording.returncode == INTERRUPTED, printed
         assert disks(check_ended(tmp_path / "t.jsonl", "interrupt")) == ["vda"]
         assert_untraced_and_intact(daemon.pid)
+
+    def test_nothing_of_the_current_folder_is_run(self, daemon: Daemon, tmp_path: Path) -> None:
+        """As root in a folder where somebody else leaves files."""
+        ran = tmp_path / "ran"
+        python = f"open({str(ran)!r}, 'a').write(__file__)\n"
+        for name in ("gdb", "yaml", "elftools", "virtrace", "json", "sitecustomize", "site"):
+            (tmp_path / f"{name}.py").write_text(python)
+        for name in (".gdbinit", ".gdbearlyinit", f"{NAME}-gdb.gdb", "gdbinit"):
+            (tmp_path / name).write_text(f"python open({str(ran)!r}, 'a').write({name!r})\n")
+        (tmp_path / "blockinfo").write_text("not a recipe")
+        (tmp_path / "blockinfo.yaml").write_text("not a recipe")
+        done = subprocess.run(
+            [
+                VIRTRACE,
+                *("record", "blockinfo", "-p", str(daemon.pid)),
+                *("-o", "t.jsonl", "--", "true"),
+            ],
+            cwd=tmp_path,
+            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == DONE, done.stderr
+        check_ended(tmp_path / "t.jsonl", "done")
+        assert not ran.exists(), ran.read_text()
 
     def test_the_limit_is_reached_as_the_command_ends(
         self,

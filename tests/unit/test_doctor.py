@@ -124,6 +124,16 @@ def test_the_answer_comes_first(
     assert ("`virtrace pack make`" in told) == (level == "missing")
 
 
+def test_what_would_make_a_trace_dangerous(
+    tmp_path: Path, report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "30000000")
+    with Daemon(tmp_path, DRIVER + QMP, "-g") as pid:
+        _, lines = report("-p", pid)
+    at = next(i for i, line in enumerate(lines) if line.startswith("  note     systemd ends this"))
+    assert "--engine bpftrace" in lines[at + 1]
+
+
 def test_driver_that_is_not_loaded_is_looked_at_on_disk(tmp_path: Path, report: Report) -> None:
     need("gdb")
     with Daemon(tmp_path, DRIVER + QMP, load=False) as pid:

@@ -352,6 +352,38 @@ def test_choosing_a_daemon(start: Start, daemon: Path) -> None:
     ]
 
 
+# As a container's runtime does it: ptrace is refused, and all else allowed.
+FILTERED = """
+import ctypes, struct, sys
+from virtrace.binary.process import check_traceable, ptrace_is_filtered
+from virtrace.errors import TargetError
+def step(code, yes, no, value):
+    return struct.pack("HBBI", code, yes, no, value)
+load, equal, answer = 0x20, 0x15, 0x06
+steps = step(load, 0, 0, 0) + step(equal, 0, 1, int(sys.argv[2]))
+steps += step(answer, 0, 0, 0x00050001) + step(answer, 0, 0, 0x7fff0000)
+filter_ = ctypes.create_string_buffer(steps)
+program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", 4, ctypes.addressof(filter_)))
+assert not ptrace_is_filtered()
+libc = ctypes.CDLL(None)
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+assert libc.prctl(22, 2, program) == 0
+try:
+    check_traceable(int(sys.argv[1]))
+except TargetError as error:
+    print(error.what)
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="names its system calls by number")
+@pytest.mark.parametrize(("call", "filtered"), [(101, True), (156, False)], ids=["ptrace", "other"])
+def test_seccomp(start: Start, daemon: Path, call: int, filtered: bool) -> None:
+    command = [sys.executable, "-c", FILTERED, str(start(daemon).pid), str(call)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ("a seccomp filter forbids ptrace here" in done.stdout) is filtered
+
+
 @pytest.mark.parametrize(
     ("scope", "may_trace_all", "part"),
     [

@@ -5,6 +5,8 @@ Every check here comes before GDB is started: a process that fails one is left a
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import pwd
 import re
@@ -219,6 +221,12 @@ def check_traceable(pid: int) -> Process:
     yama = yama_refusal(yama_scope(), can_trace_all())
     if yama is not None:
         raise yama
+    if ptrace_is_filtered():
+        raise TargetError(
+            "a seccomp filter forbids ptrace here, as that of many containers does",
+            "run in the host, or start the container with --cap-add SYS_PTRACE "
+            "--security-opt seccomp=unconfined",
+        )
     if status["State"].startswith("T"):
         raise TargetError(
             f"process {pid} is stopped (state T) and would answer no call",
@@ -266,6 +274,18 @@ def yama_refusal(scope: int, may_trace_all: bool) -> TargetError | None:
     return TargetError(
         f"kernel.yama.ptrace_scope is {scope}: only root may attach to a running process", remedy
     )
+
+
+def ptrace_is_filtered() -> bool:
+    """Whether a seccomp filter keeps us from tracing any process at all."""
+    status = read_status(os.getpid())
+    if status is None or status.get("Seccomp", "0") == "0":
+        return False
+    # Of no process; a kernel that gets to see it says so.
+    libc = ctypes.CDLL(None, use_errno=True)
+    ptrace_cont = 7
+    libc.ptrace(ptrace_cont, 0, None, None)
+    return ctypes.get_errno() != errno.ESRCH
 
 
 def yama_scope() -> int:
