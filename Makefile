@@ -3,6 +3,8 @@ BIN := .venv/bin
 MAKEFLAGS += --no-print-directory
 # On all processors, within reason: each worker has a libvirtd and guests of its own.
 PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 4
+# What the tests start, hundreds of times, is compiled once.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo test test-matrix bench lint share clean
 
