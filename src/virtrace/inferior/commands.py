@@ -17,7 +17,6 @@ from pathlib import Path
 
 import gdb
 
-from virtrace.analysis.explain import explain_trace
 from virtrace.binary import x86_64
 from virtrace.binary.abi import Abi
 from virtrace.binary.hazards import Look
@@ -44,7 +43,6 @@ from virtrace.inferior.session import Session, header_record
 from virtrace.inferior.terminal import terminal_without_gdb
 from virtrace.recipe import catalogue, selection
 from virtrace.recipe.model import Recipe
-from virtrace.report import explanation
 from virtrace.report.highlight import style_for
 from virtrace.report.live import TerminalView
 from virtrace.trace.reader import read_trace
@@ -421,6 +419,10 @@ def _explain(file: str) -> int:
 
     And why they surprise. Without FILE of the last trace that this GDB wrote.
     """
+    # Not above: a trace would wait for them, and for the table of causes, in vain.
+    from virtrace.analysis.explain import explain_trace
+    from virtrace.report import explanation
+
     path = file or (str(_written[-1]) if _written else "")
     if not path:
         raise UsageError("which trace?", "virtrace explain FILE, or trace a call first")
