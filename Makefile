@@ -1,12 +1,14 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 MAKEFLAGS += --no-print-directory
-# On all processors, within reason: each worker has a libvirtd and guests of its own.
-PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 4
+# One more than processors, as tests wait for GDB and QEMU; within reason: each worker has a
+# libvirtd and guests of its own.
+WORKERS := $(shell n=$$(nproc); echo $$((n < 3 ? n + 1 : 4)))
+PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder
 # What the tests start, hundreds of times, is compiled once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test test-matrix bench lint share clean
+.PHONY: help setup demo test test-matrix test-all bench lint share clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,12 +22,18 @@ demo: ## set up, then trace virsh domblkinfo on a private libvirtd; the trace go
 test: ## set up, then lint, types and all tests but the slow ones
 	@$(MAKE) lint
 	@echo "test: pytest, all but the slow tests"
-	@$(PYTEST) --dist loadfile --no-loadscope-reorder -m "not matrix"
+	@$(PYTEST) -m "not matrix"
 
 test-matrix: ## the slow tests: libvirt with debug info, and other releases of everything, cached
 	@tools/setup.sh matrix
 	@echo "test-matrix: pytest, the slow tests"
-	@$(PYTEST) --dist loadgroup -m matrix
+	@$(PYTEST) -m matrix
+
+test-all: ## both in one run, which leaves no processor idle between them
+	@tools/setup.sh matrix
+	@$(MAKE) lint
+	@echo "test-all: pytest, all tests"
+	@$(PYTEST)
 
 bench: ## measure, side by side in one run; a table, and JSON in out/bench/
 	@tools/setup.sh test
