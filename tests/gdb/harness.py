@@ -25,7 +25,7 @@ SCRIPTS = HERE.parents[1] / "gdb_scripts"
 # Not libvirtd: whoever looks for one on this machine must not find ours.
 NAME = "fakelibvirtd"
 # Bounds a wait for something that should have happened at once.
-PATIENCE = 20.0
+PATIENCE = 120.0
 
 INLINED = "inline __attribute__((always_inline))"
 # How the compiler and the packager can treat the same source; flags, and whether stripped.

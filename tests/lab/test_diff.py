@@ -16,7 +16,7 @@ from virtrace.lab.daemon import Lab
 from virtrace.report.difference_document import schema
 
 from .conftest import bring_up
-from .tracing import all_disks, record, virtrace, whole_trace
+from .tracing import SECONDS, all_disks, record, virtrace, whole_trace
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_counters_grow_and_a_write_is_a_difference(own_lab: Lab, tmp_path: Path)
     before = reads(own_lab)
     # The firmware reads the boot sector again.
     own_lab.virsh_checked("reset", "vm1")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + SECONDS
     while reads(own_lab) == before:
         assert time.monotonic() < deadline
     second = traced(own_lab, tmp_path / "second.jsonl")

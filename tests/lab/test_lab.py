@@ -21,6 +21,8 @@ from virtrace.lab import daemon, debug_build, processes, system
 from virtrace.lab.daemon import Lab
 from virtrace.lab.guest import GUEST
 
+from .tracing import SECONDS
+
 NOBODY = pwd.getpwnam("nobody").pw_uid
 LAB_UID = NOBODY if os.geteuid() == 0 else os.geteuid()
 
@@ -173,7 +175,7 @@ def crash_daemon(lab: Lab) -> list[int]:
     """Kill the daemon; what of the lab still runs then."""
     handle = os.pidfd_open(lab.pid)
     signal.pidfd_send_signal(handle, signal.SIGKILL)
-    ended, _, _ = select.select([handle], [], [], 10)
+    ended, _, _ = select.select([handle], [], [], SECONDS)
     os.close(handle)
     assert ended
     assert not lab.is_up

@@ -24,7 +24,7 @@ from virtrace.lab.scenarios import SCENARIOS
 
 from .test_lab import assert_nothing_left, crash_daemon
 from .test_scenarios import EXPECTED, Answer, in_bytes
-from .tracing import as_measured, calls_of, printed_info, virtrace, whole_trace
+from .tracing import SECONDS, as_measured, calls_of, printed_info, virtrace, whole_trace
 
 pytestmark = [
     pytest.mark.matrix,
@@ -165,13 +165,13 @@ def test_what_runs_in_a_root_ends_with_who_started_it() -> None:
         assert process.stdout.readline() == "ready\n"
         process.kill()
         # To its end: everybody whose output it is has ended then.
-        assert process.communicate(timeout=10) == ("", None)
+        assert process.communicate(timeout=SECONDS) == ("", None)
 
 
 def await_unlocked(folder: Path) -> None:
     """A process that was forked to run a command shares the lock until it runs it."""
     handle = os.open(folder, os.O_RDONLY)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + SECONDS
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -184,7 +184,7 @@ def await_unlocked(folder: Path) -> None:
 
 def await_none(folder: Path) -> None:
     """What was killed with its parent may take a moment to go."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + SECONDS
     while namespaces_with(folder) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert namespaces_with(folder) == []

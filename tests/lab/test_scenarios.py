@@ -31,6 +31,7 @@ from virtrace.trace.reader import Trace
 from .conftest import bring_up
 from .test_lab import assert_nothing_left, crash_daemon
 from .tracing import (
+    SECONDS,
     as_measured,
     calls_of,
     exchanges,
@@ -411,7 +412,7 @@ def stop(pid: int) -> None:
     """Until then it may write in a folder that is to be removed."""
     os.kill(pid, signal.SIGSTOP)
     threads = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + SECONDS
     while any((status := read_status(tid)) and status["State"][0] != "T" for tid in threads):
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -17,12 +17,12 @@ def test_two_that_find_it_missing_make_it_once(tmp_path: Path) -> None:
 
     def fill(work: Path) -> None:
         filling.set()
-        assert waiting.wait(20)
+        assert waiting.wait(120)
         (work / "file").write_text("the first's")
 
     first = threading.Thread(target=keep_in_cache, args=(finished, fill, pytest.fail))
     first.start()
-    assert filling.wait(20)
+    assert filling.wait(120)
     assert not finished.exists()
     told: list[str] = []
 

@@ -630,10 +630,10 @@ def test_lines_of_a_loop_are_aligned_one_by_one() -> None:
 def test_lines_of_which_too_many_differ() -> None:
     a = lined(edited(DISCARDED, builds), [0, *range(1000, 3000)])
     b = lined(edited(DISCARDED, builds), [0, *range(3000, 5000)])
-    begun = time.monotonic()
+    begun = time.process_time()
     steps = only(compare(a, b)).steps
     assert len(steps) == 4000
-    assert time.monotonic() - begun < 10
+    assert time.process_time() - begun < 10
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).parents[2]
 SHARE = REPOSITORY / "share"
 BASH = SHARE / "bash-completion/completions/virtrace"
 PAGE = SHARE / "man/man1/virtrace.1"
-PATIENCE = 20
+PATIENCE = 120
 
 
 def test_it_is_what_the_parser_says() -> None:
