@@ -11,8 +11,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, CallBuilder, Point, Span
 from virtrace.analysis.waiting import ended_ns, waiting
 from virtrace.binary.process import Process, inspect
+from virtrace.cli.main import main
 from virtrace.lab.daemon import Lab
 from virtrace.lab.guest import disk_xml, file_source
 from virtrace.lab.stage import Stage
@@ -62,11 +64,10 @@ def traced(
     assert trace.footer is not None
     assert (trace.footer["detached"], trace.footer["dropped"]) == (True, 0)
     # What no person could read is no answer: the same trace again, as text and as a page.
-    shown = virtrace("show", str(output))
-    assert shown.returncode == 0
-    assert max(map(len, shown.stdout.splitlines()[:-2])) <= 80, shown.stdout
-    page = output.with_suffix(".html")
-    assert virtrace("show", str(output), "--html", str(page)).returncode == 0
+    with redirect_stdout(StringIO()) as shown:
+        assert main(["show", str(output)]) == 0
+        assert max(map(len, shown.getvalue().splitlines()[:-2])) <= 80, shown.getvalue()
+        assert main(["show", str(output), "--html", str(output.with_suffix(".html"))]) == 0
     return trace, done.stdout, done.stderr
 
 
