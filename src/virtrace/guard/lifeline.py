@@ -18,7 +18,10 @@ _ATTRIBUTES_SIZE, _SIZE = 64, 256
 
 
 class Lifeline:
-    """Held by the thread that makes it. Made before the fork of the process that waits."""
+    """Held by the thread that makes it, which must let it go before it drops it.
+
+    Made before the fork of the process that waits.
+    """
 
     def __init__(self) -> None:
         """OSError where the C library cannot do it."""

@@ -28,22 +28,33 @@ class Guard:
         """pid: of the process that is traced. Nothing may be attached yet. OSError: no guard."""
         self._journal = journal
         self._lifeline = Lifeline()
+        try:
+            self._start(pid)
+        except OSError:
+            self._lifeline.let_go()
+            raise
+        self._oom_before = _prefer_to_live(_LATE)
+
+    def _start(self, pid: int) -> None:
         told, tell = os.pipe()
-        child = os.fork()
-        if child == 0:
-            _stand_by(tell, self._lifeline, journal, pid)
-        os.close(tell)
-        os.waitpid(child, 0)
         with open(told, "rb", buffering=0) as pipe:
+            try:
+                child = os.fork()
+                if child == 0:
+                    _stand_by(tell, self._lifeline, self._journal, pid)
+            finally:
+                os.close(tell)
+            os.waitpid(child, 0)
             if pipe.read(1) != _STANDS_BY:
                 raise OSError("it did not start")
-        self._oom_before = _prefer_to_live(_LATE)
 
     def release(self) -> None:
         """GDB is done with the process. What it left there all the same is taken back."""
-        _take_back(self._journal)
-        self._journal.remove()
-        self._lifeline.let_go()
+        try:
+            _take_back(self._journal)
+            self._journal.remove()
+        finally:
+            self._lifeline.let_go()
         self._journal.close()
         if self._oom_before is not None:
             _prefer_to_live(self._oom_before)
