@@ -61,12 +61,16 @@ class Look:
     def hazards(self, stop_ms: float) -> list[Hazard]:
         """Waits until it has looked for long enough. stop_ms: of recipe.selection.Limits."""
         time.sleep(max(0.0, self._before.at + _LOOK_SECONDS - time.monotonic()))
+        after = _read(self._process.pid)
+        status = read_status(self._process.pid)
+        if status is None:
+            # It has ended, which is for the attach to say.
+            return []
         environment = _environment(self._process.pid)
-        conf = _conf(self._process, environment)
         found = (
-            watchdog(environment, _own_pid(self._process.pid)),
-            patience(stop_ms, conf),
-            swapping(self._before, after := _read(self._process.pid)),
+            watchdog(environment, own_pid=status["NSpid"].split()[-1]),
+            patience(stop_ms, _conf(self._process, status["Uid"].split()[0], environment)),
+            swapping(self._before, after),
             pressure(_text("/proc/pressure/memory")),
             busy(self._before, after),
         )
@@ -154,12 +158,7 @@ def _environment(pid: int) -> dict[str, str]:
     return dict(variable.split("=", 1) for variable in variables if "=" in variable)
 
 
-def _own_pid(pid: int) -> str:
-    status = read_status(pid)
-    return status["NSpid"].split()[-1] if status else ""
-
-
-def _conf(process: Process, environment: Mapping[str, str]) -> str:
+def _conf(process: Process, user: str, environment: Mapping[str, str]) -> str:
     """The file that the daemon was configured by; empty where it has none, or hides it."""
     proc = Path(f"/proc/{process.pid}")
     arguments = _text(str(proc / "cmdline")).replace("--config=", "--config\0").split("\0")
@@ -168,7 +167,7 @@ def _conf(process: Process, environment: Mapping[str, str]) -> str:
         path = given[-1]
     else:
         home = environment.get("XDG_CONFIG_HOME") or f"{environment.get('HOME', '')}/.config"
-        folder = home if os.stat(proc).st_uid else "/etc"
+        folder = "/etc" if user == "0" else home
         path = f"{folder}/libvirt/{os.path.basename(process.exe)}.conf"
     return _text(str(proc / ("root" if os.path.isabs(path) else "cwd")) + "/" + path)
 

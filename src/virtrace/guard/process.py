@@ -30,7 +30,7 @@ class Guard:
         self._lifeline = Lifeline()
         try:
             self._start(pid)
-        except OSError:
+        except BaseException:
             self._lifeline.let_go()
             raise
         self._oom_before = _prefer_to_live(_LATE)
