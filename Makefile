@@ -8,7 +8,7 @@ PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscop
 # What the tests start, hundreds of times, is compiled once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test test-matrix test-all bench lint share clean
+.PHONY: help setup demo test test-matrix bench lint share clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,21 +19,16 @@ setup: ## install what is needed: Debian packages (if allowed to), and virtrace 
 demo: ## set up, then trace virsh domblkinfo on a private libvirtd; the trace goes to out/
 	@tools/demo.sh
 
-test: ## set up, then lint, types and all tests but the slow ones
+test: ## set up, then lint, types and all tests but the slow ones; SLOW=1: these, too
+	@$(if $(SLOW),tools/setup.sh matrix)
 	@$(MAKE) lint
-	@echo "test: pytest, all but the slow tests"
-	@$(PYTEST) -m "not matrix"
+	@echo "test: pytest, all$(if $(SLOW),, but the slow) tests"
+	@$(PYTEST) $(if $(SLOW),,-m "not matrix")
 
 test-matrix: ## the slow tests: libvirt with debug info, and other releases of everything, cached
 	@tools/setup.sh matrix
 	@echo "test-matrix: pytest, the slow tests"
 	@$(PYTEST) -m matrix
-
-test-all: ## both in one run, which leaves no processor idle between them
-	@tools/setup.sh matrix
-	@$(MAKE) lint
-	@echo "test-all: pytest, all tests"
-	@$(PYTEST)
 
 bench: ## measure, side by side in one run; a table, and JSON in out/bench/
 	@tools/setup.sh test
