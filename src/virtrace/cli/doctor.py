@@ -125,7 +125,6 @@ class Section:
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "doctor",
-        help="say whether tracing will work here, how deep, and what to do for more",
         description="Looks at GDB, permissions, the daemon and its debug info. Touches nothing.",
     )
     parser.add_argument(

@@ -28,7 +28,6 @@ _INDENT = " " * 22
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     lab = subparsers.add_parser(
         "lab",
-        help="a private, real libvirtd with a running guest, to trace",
         description="A private, real libvirtd with a running guest. It runs without root's "
         "rights in a folder of its own and touches nothing of the host's libvirt.",
     )

@@ -3,42 +3,57 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from virtrace import __version__
-from virtrace.cli import (
-    bundle,
-    diff,
-    doctor,
-    explain,
-    export,
-    lab,
-    pack,
-    recipe,
-    record,
-    replay,
-    rescue,
-    show,
-)
 from virtrace.errors import INTERRUPTED, VirtraceError
 
-# Each module has add_parser(subparsers), which sets run=function(args) -> exit status.
-COMMANDS = (
-    *(record, show, explain, diff, export, bundle, replay, recipe, doctor, pack, rescue, lab),
-)
+# Each is a module of this package that has add_parser(subparsers), which sets
+# run=function(args) -> exit status. It is imported where it is asked for: what a command needs
+# can take longer to import than another takes to run.
+COMMANDS = {
+    "record": "trace a daemon by a recipe",
+    "show": "show a trace as call trees",
+    "explain": "say where each number came from, and why it surprises",
+    "diff": "say what two traces differ in, and why",
+    "export": "a trace for other tools: time lines, a table, a picture",
+    "bundle": "one file for a bug report, without what is private; or check one",
+    "replay": "trace this host's daemon by the recipe of a trace",
+    "recipe": "list, show and check recipes",
+    "doctor": "say whether tracing will work here, how deep, and what to do for more",
+    "pack": "make a symbol pack: a few KB of debug info for hosts that have none",
+    "rescue": "take breakpoints out of a daemon that a killed debugger left there",
+    "lab": "a private, real libvirtd with a running guest, to trace",
+}
 
 
-def build_parser() -> argparse.ArgumentParser:
+class _Commands:
+    """What add_parser of a command is given; adds what `virtrace --help` says of it."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self._parsers = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add_parser(self, name: str, **settings: Any) -> argparse.ArgumentParser:
+        return self._parsers.add_parser(name, help=COMMANDS[name], **settings)
+
+
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """command: the one whose options are asked for; None: all of them are."""
     parser = argparse.ArgumentParser(
         prog="virtrace",
         description="Trace libvirt from its API down to the QMP text that QEMU answered.",
     )
     parser.add_argument("--version", action="version", version=f"virtrace {__version__}")
-    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in COMMANDS:
-        command.add_parser(subparsers)
+    commands = _Commands(parser)
+    for name in COMMANDS:
+        if command in (None, name):
+            importlib.import_module(f"virtrace.cli.{name}").add_parser(commands)
+        else:
+            commands.add_parser(name)
     return parser
 
 
@@ -49,7 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] in (["record"], ["replay"]) and "--" in words:
         end = words.index("--")
         words, traced = words[:end], words[end + 1 :]
-    args = build_parser().parse_args(words, argparse.Namespace(traced=traced))
+    args = build_parser(words[0] if words else "").parse_args(
+        words, argparse.Namespace(traced=traced)
+    )
     try:
         status: int = args.run(args)
         sys.stdout.flush()

@@ -25,7 +25,6 @@ from virtrace.trace.format import Record
 def add_parser(subparsers: Any) -> None:
     recipe = subparsers.add_parser(
         "recipe",
-        help="list, show and check recipes",
         description="A recipe says what to trace; docs/recipes.md has the format.",
     )
     actions = recipe.add_subparsers(metavar="ACTION", required=True)

@@ -17,7 +17,6 @@ from virtrace.guard.journal import Place
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "rescue",
-        help="take breakpoints out of a daemon that a killed debugger left there",
         description="Say what a debugger that was killed left in process PID, and take it back "
         "after you agree. It is found by what virtrace noted when it traced, and by comparing the "
         "code in memory with its files, so that breakpoints of other debuggers are found too.",

@@ -1,0 +1,44 @@
+"""A command imports what it needs: others need packages that take longer than its own work."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from support import pages
+
+HEAVY = {"elftools", "jinja2", "perfetto", "pygments.lexers", "tarfile", "tqdm", "yaml"}
+OFFLINE = {"ctypes", "virtrace.binary", "virtrace.bundle", "virtrace.lab", "virtrace.recipe"}
+SCRIPT = """
+import atexit, json, sys
+atexit.register(lambda: print(json.dumps(sorted(sys.modules)), file=sys.stderr))
+from virtrace.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def imported(*words: str) -> set[str]:
+    ended = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *words], capture_output=True, text=True, check=True
+    )
+    return set(json.loads(ended.stderr))
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_imports_no_command(option: str) -> None:
+    found = imported(option)
+    assert not found & HEAVY
+    ours = {name for name in found if name.startswith("virtrace")}
+    assert ours == {"virtrace", "virtrace.cli", "virtrace.cli.main", "virtrace.errors"}
+
+
+@pytest.mark.parametrize("words", [["show"], ["show", "--json"], ["show", "--summary"]], ids=str)
+def test_show_imports_what_it_shows_with(words: list[str]) -> None:
+    assert not imported(*words, str(pages.SAMPLE)) & (HEAVY | OFFLINE)
+
+
+def test_what_is_needed_elsewhere_is_seen() -> None:
+    assert HEAVY & imported("explain", str(pages.SAMPLE)) == {"yaml"}
