@@ -10,6 +10,7 @@ from typing import Any
 from unit import samples
 from virtrace.analysis.spans import CallBuilder
 from virtrace.report import html
+from virtrace.trace.archive import Bundle
 from virtrace.trace.reader import Trace, read_trace
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sample-blockinfo.jsonl"
@@ -21,6 +22,11 @@ HOSTILE = (
     "onerror='window.pwned=1'>\" onfocus=window.pwned=1 autofocus x=' \u2028\u202e\u0000\x1b[2J"
     '\ud800\ufffe{{ 7*7 }}{% raw %}${7*7}`\\ ]]> &lt; javascript:window.pwned=1 "] --> end %% #n1'
 )
+
+
+def read_bundle(path: Path) -> dict[str, bytes]:
+    with path.open("rb") as file:
+        return {name: member.read() for name, member in Bundle(file, path).members()}
 
 
 def page(trace: Trace) -> str:

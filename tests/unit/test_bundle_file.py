@@ -21,6 +21,7 @@ import pytest
 import samples
 
 from support import pages
+from support.pages import read_bundle
 from virtrace.bundle import archive, collect, verify
 from virtrace.bundle.collect import HostFacts, LeakError, make, misplaced
 from virtrace.bundle.pseudonyms import KINDS, Pseudonyms
@@ -29,7 +30,7 @@ from virtrace.bundle.search import leaks
 from virtrace.cli.main import main
 from virtrace.errors import TraceError
 from virtrace.trace.format import unavailable
-from virtrace.trace.reader import Trace, read_bundle, read_trace
+from virtrace.trace.reader import Trace, read_trace
 
 DATA = Path(__file__).parents[1] / "data"
 NO_FACTS = HostFacts(unavailable("not asked"), {}, unavailable("not asked"))

@@ -18,11 +18,12 @@ from pathlib import Path
 import pytest
 
 from support import bundle_fuzz, pages
+from support.pages import read_bundle
 from unit import samples
 from virtrace.bundle import archive
 from virtrace.errors import TraceError
 from virtrace.trace.archive import MAX_BYTES, MAX_FILES, MAX_VALUES
-from virtrace.trace.reader import read_bundle, read_trace
+from virtrace.trace.reader import read_trace
 
 INPUTS = int(os.environ.get("VIRTRACE_FUZZ", "250"))
 MEGABYTES = 300

@@ -700,7 +700,7 @@ def test_only_large_differences_of_time_are_told() -> None:
     def slower(factor: int, plus_ns: int) -> Trace:
         trace = many(3)
         trace.events[:] = [
-            Event(**{**vars(each), "t_ns": each.t_ns * factor + plus_ns}) for each in trace.events
+            each._replace(t_ns=each.t_ns * factor + plus_ns) for each in trace.events
         ]
         return trace
 
@@ -824,7 +824,7 @@ def test_never_fails_whatever_is_missing(seed: int) -> None:
                 values = _smaller(event.values, chance)
                 values = values if isinstance(values, dict) else {}
                 if chance.random() > 0.05:
-                    events.append(Event(**{**vars(event), "values": values}))
+                    events.append(event._replace(values=values))
             trace.events[:] = events
             traces.append(trace)
         found = compare(traces[0], traces[1])

@@ -26,7 +26,7 @@ from virtrace.analysis.lineage import Step
 from virtrace.analysis.spans import CallBuilder
 from virtrace.report import explanation, explanation_document
 from virtrace.report.highlight import Style, cells
-from virtrace.trace.format import Event, unavailable
+from virtrace.trace.format import unavailable
 from virtrace.trace.reader import Trace, read_trace
 
 DATA = Path(__file__).parents[1] / "data"
@@ -475,7 +475,7 @@ def test_never_fails_whatever_is_missing(seed: int) -> None:
             values = _smaller(event.values, chance)
             values = values if isinstance(values, dict) else {}
             if chance.random() > 0.05:
-                events.append(Event(**{**vars(event), "values": values}))
+                events.append(event._replace(values=values))
         trace.events[:] = events
         found = explained(trace)
         assert list(explanation.lines(found, Style(80), path="t")) or not found

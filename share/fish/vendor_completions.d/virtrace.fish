@@ -84,7 +84,7 @@ complete -c virtrace -n '_shtab_virtrace_using; and test $_shtab_virtrace_npos -
 complete -c virtrace -n '_shtab_virtrace_using record' -s h -l help -d 'show this help message and exit'
 complete -c virtrace -n '_shtab_virtrace_using record' -s p -l pid -xka "(pidof libvirtd virtqemud)" -d 'the daemon; without it, the only one there'
 complete -c virtrace -n '_shtab_virtrace_using record' -l process -x -d 'the daemon of this name'
-complete -c virtrace -n '_shtab_virtrace_using record' -s o -l output -xka "(_shtab_glob_compgen_d650b53a)" -d 'the trace; must not exist'
+complete -c virtrace -n '_shtab_virtrace_using record' -s o -l output -xka "(_shtab_glob_compgen_d650b53a)" -d 'the trace, compressed where it ends in .gz or .zst; must not exist'
 complete -c virtrace -n '_shtab_virtrace_using record' -l where -x -d 'only these calls'
 complete -c virtrace -n '_shtab_virtrace_using record' -l calls -x -d 'end after N calls'
 complete -c virtrace -n '_shtab_virtrace_using record' -l source -xka "(__fish_complete_directories)" -d 'libvirt'"'"'s source, for the text of its lines'

@@ -64,12 +64,12 @@ class BlockInfo:
     def disk(self) -> str:
         return _name(self.call.root.arguments.get("disk"))
 
-    @property
+    @cached_property
     def answered(self) -> bool:
         """The call returned three numbers."""
         return self.info is not None and not self.call.failed
 
-    @property
+    @cached_property
     def device(self) -> Device | None:
         """The disk, where it is sure which one it is."""
         return self.devices[0] if len(self.devices) == 1 else None
@@ -120,7 +120,7 @@ class BlockInfo:
             told = device.highest_offset
             yield device.usage.value, told.value if told else None
 
-    @property
+    @cached_property
     def error(self) -> Event | None:
         """The error that the call failed with, as libvirt worded it."""
         errors = self.call.errors() if self.call.failed else []

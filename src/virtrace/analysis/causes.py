@@ -50,7 +50,7 @@ class Case:
     block: BlockInfo
     host: HostDisk | None = None
 
-    @property
+    @functools.cached_property
     def device(self) -> Device | None:
         """The disk, or one of several that QEMU said the same of."""
         devices = self.block.devices

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import pickle
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from tempfile import TemporaryFile
 from typing import Any, TypeVar
 
 from virtrace.analysis import values
 from virtrace.analysis.explain import Explanation, explain
 from virtrace.analysis.qmp import REPLY, SEND, Exchange
 from virtrace.analysis.spans import Call, CallBuilder, Child, Span
-from virtrace.analysis.summary import summarize
+from virtrace.analysis.summary import Summary
 from virtrace.analysis.values import Difference, Place, Values
+from virtrace.errors import TraceError
 from virtrace.trace.format import Event, Json, Record, is_unavailable, unavailable
-from virtrace.trace.reader import Trace
+from virtrace.trace.reader import Recording
 
 Item = TypeVar("Item")
 
@@ -33,6 +39,11 @@ _AT_LEAST_NS = 1_000_000
 # Items on one side only, in one sequence: what comes after these is not aligned any more, as
 # that takes a time that grows with their square.
 _MOST_ALONE = 1000
+
+# Each pair is kept with its calls, and nobody reads this many.
+MOST_PAIRS = 200
+# Calls of one trace that wait in memory for the one of the other.
+_MOST_NEAR = 200
 
 
 @dataclass(frozen=True)
@@ -113,20 +124,26 @@ class Timing:
 
 @dataclass(frozen=True)
 class Comparison:
-    """pairs: in the order in which a's calls began. passed: what was passed over on the way."""
+    """pairs: in the order in which a's calls began, as many as are told.
 
-    a: Trace
-    b: Trace
+    more: further pairs of calls that are equal to none of them; more_differ: how many of them
+    differ. passed: what was passed over on the way.
+    """
+
+    a: Recording
+    b: Recording
     pairs: tuple[Pair, ...]
     alone: tuple[Alone, ...]
     hidden: tuple[Hidden, ...]
     notes: tuple[str, ...]
     timings: tuple[Timing, ...]
     passed: Values
+    more: int = 0
+    more_differ: int = 0
 
     @property
     def equal(self) -> bool:
-        return not self.alone and all(pair.equal for pair in self.pairs)
+        return not self.alone and not self.more_differ and all(pair.equal for pair in self.pairs)
 
     def problems(self, side: str) -> list[str]:
         """What is missing from a trace, or from one of its calls."""
@@ -136,30 +153,55 @@ class Comparison:
         return trace.problems + [problem for call in calls for problem in call.problems]
 
 
-def compare(a: Trace, b: Trace) -> Comparison:
+def compare(a: Recording, b: Recording) -> Comparison:
+    """Reads both twice: to know which calls belong together, and to compare those."""
     both = _Both(a, b)
-    calls = _calls(a), _calls(b)
-    found: dict[str, Pair] = {}
+    outlines = _outlines(a), _outlines(b)
+    # By the place among a's calls as they end: that among b's, and among the pairs.
+    partners: dict[int, tuple[int, int]] = {}
     alone: list[Alone] = []
-    paired: list[tuple[Call, Call]] = []
-    for one, other in _paired(*calls):
+    for place, (one, other) in enumerate(_paired(outlines[0].calls, outlines[1].calls)):
         if one is not None and other is not None:
-            paired.append((one, other))
-            pair = both.pair(one, other)
-            found.setdefault(_key(pair), pair).calls.append((one.id, other.id))
+            partners[one.place] = other.place, place
         elif one is not None:
-            alone.append(Alone("a", one))
+            alone.append(Alone("a", one.call))
         elif other is not None:
-            alone.append(Alone("b", other))
+            alone.append(Alone("b", other.call))
+    found: dict[bytes, tuple[int, Pair]] = {}
+    more = more_differ = 0
+    summaries = Summary(), Summary()
+    with _Later(b, {other for other, _ in partners.values()}) as later:
+        for number, one_call in enumerate(_calls(a)):
+            if number not in partners:
+                continue
+            partner, place = partners[number]
+            other_call = later.call(partner)
+            summaries[0].add(one_call)
+            summaries[1].add(other_call)
+            pair = both.pair(one_call, other_call)
+            key = _key(pair)
+            if key not in found and len(found) >= MOST_PAIRS:
+                more += 1
+                more_differ += not pair.equal
+                continue
+            first, kept = found.setdefault(key, (place, pair))
+            calls = kept.calls
+            if place < first:
+                found[key] = place, pair
+                pair.calls = calls
+            calls.append((one_call.id, other_call.id))
+    ordered = [pair for _, pair in sorted(found.values(), key=lambda each: each[0])]
     return Comparison(
         a=a,
         b=b,
-        pairs=tuple(found.values()),
+        pairs=tuple(ordered),
         alone=tuple(alone),
-        hidden=tuple(both.hidden(*calls)),
+        hidden=tuple(both.hidden(*(each.names for each in outlines))),
         notes=tuple(dict.fromkeys([*_settings(a, b), *both.notes])),
-        timings=tuple(_timings(paired, both.seen)),
+        timings=tuple(_timings(*summaries, both.seen)),
         passed=both.values,
+        more=more,
+        more_differ=more_differ,
     )
 
 
@@ -171,32 +213,114 @@ def texts(call: Call) -> Record:
 # Calls
 
 
-def _calls(trace: Trace) -> list[Call]:
-    calls = list(CallBuilder().calls(trace.events))
-    return sorted(calls, key=lambda call: call.root.t_enter_ns)
+@dataclass(frozen=True)
+class _Outline:
+    """What says which calls belong together. place: among the calls, as they end."""
+
+    call: Call
+    place: int
 
 
-def _paired(a: list[Call], b: list[Call]) -> Iterator[tuple[Call | None, Call | None]]:
+@dataclass
+class _Outlines:
+    """calls: in the order in which they began. names: of all that happened in them, likewise."""
+
+    calls: list[_Outline]
+    names: list[str]
+
+
+def _calls(trace: Recording) -> Iterator[Call]:
+    return CallBuilder(trace.most_open).calls(trace)
+
+
+def _outlines(trace: Recording) -> _Outlines:
+    calls: list[_Outline] = []
+    names: dict[str, tuple[int, int]] = {}
+    for place, call in enumerate(_calls(trace)):
+        calls.append(_Outline(call.alone(), place))
+        for node in call.nodes():
+            met = call.root.t_enter_ns, place
+            name = _name(node)
+            if names.setdefault(name, met) > met:
+                names[name] = met
+    calls.sort(key=lambda each: each.call.root.t_enter_ns)
+    return _Outlines(calls, sorted(names, key=lambda name: names[name]))
+
+
+class _Later:
+    """Calls of a trace by their places, asked for once each, in nearly any order.
+
+    Those that are passed on the way are kept until they are asked for: a few in memory, the rest
+    in a file without a name. wanted: the places that will be asked for.
+    """
+
+    def __init__(self, trace: Recording, wanted: Collection[int]) -> None:
+        self._rest = enumerate(_calls(trace))
+        self._wanted = wanted
+        self._near: dict[int, Call] = {}
+        self._far: dict[int, tuple[int, int]] = {}
+        self._file = TemporaryFile(prefix="virtrace-")  # noqa: SIM115
+
+    def __enter__(self) -> _Later:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def call(self, place: int) -> Call:
+        if place in self._near:
+            return self._near.pop(place)
+        if place in self._far:
+            start, size = self._far.pop(place)
+            self._file.seek(start)
+            kept: Call = pickle.loads(zlib.decompress(self._file.read(size)))
+            return kept
+        for passed, call in self._rest:
+            if passed == place:
+                return call
+            if passed in self._wanted:
+                self._keep(passed, call)
+        raise TraceError("the trace has changed while it was compared", "compare it once it ended")
+
+    def _keep(self, place: int, call: Call) -> None:
+        if len(self._near) < _MOST_NEAR:
+            self._near[place] = call
+            return
+        try:
+            data = zlib.compress(pickle.dumps(call, pickle.HIGHEST_PROTOCOL), 1)
+        except RecursionError:
+            self._near[place] = call
+            return
+        self._far[place] = self._file.seek(0, os.SEEK_END), len(data)
+        self._file.write(data)
+
+
+def _paired(
+    a: list[_Outline], b: list[_Outline]
+) -> Iterator[tuple[_Outline | None, _Outline | None]]:
     """In order, those that asked the same; then those where one side knows less of what."""
     left = a, b
     unread = {
-        name for call in (*a, *b) for name, value in texts(call).items() if is_unavailable(value)
+        name
+        for each in (*a, *b)
+        for name, value in texts(each.call).items()
+        if is_unavailable(value)
     }
     for key in (_asked, _asked_by_name, partial(_asked_by_name, without=unread)):
-        waiting: dict[str, list[Call]] = defaultdict(list)
-        for call in reversed(left[1]):
-            waiting[key(call)].append(call)
+        waiting: dict[str, list[_Outline]] = defaultdict(list)
+        for each in reversed(left[1]):
+            waiting[key(each.call)].append(each)
         alone = []
-        for call in left[0]:
-            same = waiting[key(call)]
+        for each in left[0]:
+            same = waiting[key(each.call)]
             if same:
-                yield call, same.pop()
+                yield each, same.pop()
             else:
-                alone.append(call)
-        others = {id(call) for calls in waiting.values() for call in calls}
-        left = alone, [call for call in left[1] if id(call) in others]
-    yield from ((call, None) for call in left[0])
-    yield from ((None, call) for call in left[1])
+                alone.append(each)
+        others = {each.place for several in waiting.values() for each in several}
+        left = alone, [each for each in left[1] if each.place in others]
+    yield from ((each, None) for each in left[0])
+    yield from ((None, each) for each in left[1])
 
 
 def _asked(call: Call, without: Collection[str] = ()) -> str:
@@ -208,7 +332,7 @@ def _asked_by_name(call: Call, without: Collection[str] = ()) -> str:
     return values.without_folders(_asked(call, without))
 
 
-def _key(pair: Pair) -> str:
+def _key(pair: Pair) -> bytes:
     """Of what makes two pairs one: all but the counters, and where it stands."""
     differences = [
         repr((each.kind, each.place.where, each.place.part, each.place.entry, each.path))
@@ -216,7 +340,8 @@ def _key(pair: Pair) -> str:
         for each in pair.differences
     ]
     returned = None if pair.explained is None else (pair.a.root.returned, pair.b.root.returned)
-    return repr((_asked(pair.a), returned, pair.steps, differences))
+    key = repr((_asked(pair.a), returned, pair.steps, differences))
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
 
 
 # What is seen of a call on the way
@@ -269,8 +394,9 @@ def _way(call: Call, seen: frozenset[str]) -> _Way:
 class _Both:
     """What goes for all calls of the two traces. seen: the probes that both could see."""
 
-    def __init__(self, a: Trace, b: Trace) -> None:
+    def __init__(self, a: Recording, b: Recording) -> None:
         self.traces = a, b
+        self._facts = a.host_records(), b.host_records()
         self.notes: list[str] = []
         self._probes = tuple({each["name"]: each for each in t.header["probes"]} for t in (a, b))
         found = [
@@ -286,9 +412,9 @@ class _Both:
             a_is_later=a.header["clock"]["start_ns"] > b.header["clock"]["start_ns"],
         )
 
-    def hidden(self, a: Iterable[Call], b: Iterable[Call]) -> Iterator[Hidden]:
-        for side, calls, probes in (("b", a, self._probes[1]), ("a", b, self._probes[0])):
-            happened = {_name(node): None for call in calls for node in call.nodes()}
+    def hidden(self, a: Iterable[str], b: Iterable[str]) -> Iterator[Hidden]:
+        """a, b: the names of all that happened."""
+        for side, happened, probes in (("b", a, self._probes[1]), ("a", b, self._probes[0])):
             for name in happened:
                 if name not in self.seen:
                     probe = probes.get(name)
@@ -297,8 +423,8 @@ class _Both:
 
     def pair(self, a: Call, b: Call) -> Pair:
         explained = [
-            explain([call], trace.header["probes"], trace.host)
-            for call, trace in zip((a, b), self.traces)
+            explain([call], trace.header["probes"], host)
+            for call, trace, host in zip((a, b), self.traces, self._facts)
         ]
         both = (explained[0][0], explained[1][0]) if all(explained) else None
         found = list(self._walk(_way(a, self.seen), _way(b, self.seen), both))
@@ -517,7 +643,7 @@ def _entries(told: list[Json], nodes: dict[str, str]) -> dict[str, Json]:
 # The traces as a whole
 
 
-def _loaded(a: Trace, b: Trace, key: str) -> list[tuple[Json, Json]]:
+def _loaded(a: Recording, b: Recording, key: str) -> list[tuple[Json, Json]]:
     """What is told of each file that both have loaded."""
     one, other = (
         {each["path"]: each[key] for each in trace.header["target"]["modules"]} for trace in (a, b)
@@ -530,7 +656,7 @@ def _is_same(loaded: list[tuple[Json, Json]]) -> bool:
     return bool(loaded) and all(one is not None and one == other for one, other in loaded)
 
 
-def _settings(a: Trace, b: Trace) -> Iterator[str]:
+def _settings(a: Recording, b: Recording) -> Iterator[str]:
     """What was set up otherwise, and is no difference of the calls."""
     tools = [trace.header["tool"]["virtrace"] for trace in (a, b)]
     if tools[0] != tools[1]:
@@ -554,8 +680,7 @@ def _settings(a: Trace, b: Trace) -> Iterator[str]:
         yield f"{more} was traced with debug info, {less} without"
 
 
-def _timings(pairs: list[tuple[Call, Call]], seen: frozenset[str]) -> Iterator[Timing]:
-    a, b = (summarize(pair[side] for pair in pairs) for side in (0, 1))
+def _timings(a: Summary, b: Summary, seen: frozenset[str]) -> Iterator[Timing]:
     functions = [name for name in a.functions if name in seen]
     for rows, others, names in (
         (a.functions, b.functions, functions),

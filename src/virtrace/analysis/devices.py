@@ -7,10 +7,11 @@ started with -drive, has the image of each.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Union
+from typing import NamedTuple, Union
 
 from virtrace.analysis.qmp import Exchange
 from virtrace.trace.format import Json
@@ -27,6 +28,7 @@ _VIRTIO_ALIAS = re.compile("(?:/|^drive-)virtio-disk([0-9]+)(?:/|$)")
 Key = Union[str, int]
 
 
+@functools.lru_cache(maxsize=1024)
 def step(key: Key) -> str:
     """What stands below, as jq writes it: ``.name``, ``["odd name"]``, ``[3]``."""
     if isinstance(key, int):
@@ -35,28 +37,31 @@ def step(key: Key) -> str:
     return f".{key}" if _IDENTIFIER.fullmatch(key) else f'["{quoted}"]'
 
 
-@dataclass(frozen=True)
-class Reading:
+class Reading(NamedTuple):
     """A value that stands in the trace. where: the function or QMP command that gave it.
 
-    seq: its event. path: where in the event's ``values``, as jq writes it.
+    seq: its event. keys: where in the event's ``values``.
     """
 
     value: Json
     where: str
     seq: int
-    path: str = ""
+    keys: tuple[Key, ...] = ()
+
+    @property
+    def path(self) -> str:
+        """Where in the event's ``values``, as jq writes it."""
+        return "".join(map(step, self.keys))
 
     def get(self, *keys: Key) -> Reading | None:
         """What stands below; None where it does not have that."""
-        value, path = self.value, self.path
-        for key in keys:
-            try:
+        value = self.value
+        try:
+            for key in keys:
                 value = value[key]
-            except (KeyError, IndexError, TypeError):
-                return None
-            path += step(key)
-        return Reading(value, self.where, self.seq, path)
+        except (KeyError, IndexError, TypeError):
+            return None
+        return Reading(value, self.where, self.seq, self.keys + keys)
 
     def number(self, *keys: Key) -> Reading | None:
         """The same, where it is an integer."""
@@ -93,22 +98,22 @@ class Device:
     protocol: str | None
     file: str | None
 
-    @property
+    @functools.cached_property
     def capacity(self) -> Reading | None:
         """V, bytes: the size that the guest sees."""
         return self.image.number("virtual-size") if self.image else None
 
-    @property
+    @functools.cached_property
     def actual_size(self) -> Reading | None:
         """Bytes that the host keeps for it; None where QEMU cannot tell."""
         return self.image.number("actual-size") if self.image else None
 
-    @property
+    @functools.cached_property
     def usage(self) -> Reading | None:
         """P, bytes: what libvirt takes for it, the size where QEMU cannot tell."""
         return self.actual_size or self.capacity
 
-    @property
+    @functools.cached_property
     def highest_offset(self) -> Reading | None:
         """W, bytes: the end of the farthest write, of the node below; None is `not valid`."""
         return self.node.number("parent", "stats", "wr_highest_offset")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from virtrace.analysis.blockinfo import API, NUMBERS, read
@@ -12,7 +12,11 @@ from virtrace.analysis.lineage import Lineage, trace_back
 from virtrace.analysis.spans import Call, CallBuilder
 from virtrace.errors import TraceError, UsageError
 from virtrace.trace.format import Record
-from virtrace.trace.reader import Trace
+from virtrace.trace.reader import Recording
+
+# Each case is kept with the call that first showed it, and nobody reads this many.
+MOST_CASES = 500
+_CALLS_NAMED = 8
 
 
 @dataclass
@@ -37,33 +41,57 @@ class Explanation:
     @property
     def contradicts(self) -> bool:
         """The answer does not follow from what QEMU said."""
-        return self.findings[0].cause.name == "contradiction"
+        return _contradicts(self.findings)
 
 
-def explain_trace(trace: Trace, path: str, wanted: int | None = None) -> list[Explanation]:
+class Explained(list[Explanation]):
+    """As many cases as are told.
+
+    more: further ones, and more_calls: calls that showed those. contradicts: any answer does not
+    follow from what QEMU said, also one of those.
+    """
+
+    more = 0
+    more_calls = 0
+    contradicts = False
+
+
+def explain_trace(trace: Recording, path: str, wanted: int | None = None) -> Explained:
     """Of all calls in a trace's file, or of the one whose ``call`` is wanted.
 
     TraceError where there is none; UsageError, which names some, where not the wanted one.
     """
-    calls = list(CallBuilder().calls(trace.events))
-    asked = [call for call in calls if call.root.name == API]
-    if not asked:
-        names = sorted({call.root.name for call in calls})
+    names: set[str] = set()
+    some: list[int | None] = []
+
+    def chosen() -> Iterator[Call]:
+        for call in CallBuilder(trace.most_open).calls(trace):
+            names.add(call.root.name)
+            if call.root.name == API:
+                if len(some) <= _CALLS_NAMED:
+                    some.append(call.id)
+                if wanted in (None, call.id):
+                    yield call
+
+    found = explain(chosen(), trace.header["probes"], trace.host_records())
+    if not some:
         raise TraceError(
             f"{path} has no call of {API} to explain, "
-            + (f"only of {', '.join(names)}" if names else "nor any other call"),
+            + (f"only of {', '.join(sorted(names))}" if names else "nor any other call"),
             "record one: virtrace record blockinfo -- virsh domblkinfo DOMAIN DISK",
         )
-    chosen = [call for call in asked if wanted in (None, call.id)]
-    if not chosen:
-        some = ", ".join(str(call.id) for call in asked[:8]) + (", ..." if len(asked) > 8 else "")
-        raise UsageError(f"{path} has no call {wanted} of {API}", f"one of its calls: {some}")
-    return explain(chosen, trace.header["probes"], trace.host)
+    if not found:
+        named = ", ".join(map(str, some[:_CALLS_NAMED]))
+        more = ", ..." if len(some) > _CALLS_NAMED else ""
+        raise UsageError(
+            f"{path} has no call {wanted} of {API}", f"one of its calls: {named}{more}"
+        )
+    return found
 
 
 def explain(
     calls: Iterable[Call], probes: Iterable[Record], host: Iterable[Record] = ()
-) -> list[Explanation]:
+) -> Explained:
     """In the order in which each case was met first; calls of other APIs are passed over.
 
     probes, host: of the trace.
@@ -71,31 +99,49 @@ def explain(
     levels = {probe["name"]: probe["level"] for probe in probes}
     host = list(host)
     cases: dict[object, Explanation] = {}
+    further: set[int] = set()
+    found = Explained()
     for call in calls:
-        if call.root.name == API:
-            explanation = _explain(call, levels, host)
-            cases.setdefault(_key(explanation), explanation).calls.append(call.id)
-    return list(cases.values())
+        if call.root.name != API:
+            continue
+        case = _case(call, levels, host)
+        findings = find(case)
+        key = _key(case, findings)
+        if key in cases:
+            cases[key].calls.append(call.id)
+        elif len(cases) < MOST_CASES:
+            lineages = trace_back(case.block, case.host)
+            cases[key] = Explanation(case, findings, lineages, [call.id])
+            found.contradicts |= cases[key].contradicts
+        else:
+            further.add(hash(key))
+            found.more_calls += 1
+            found.contradicts |= _contradicts(findings)
+    found.extend(cases.values())
+    found.more = len(further)
+    return found
 
 
-def _explain(call: Call, levels: Mapping[str, str], host: list[Record]) -> Explanation:
+def _case(call: Call, levels: Mapping[str, str], host: list[Record]) -> Case:
     block = read(call, levels)
     told = find_host(host, block.domain, block.disk)
     if told is not None and told.alias is not None:
         block = read(call, levels, told.alias)
-    case = Case(block, told)
-    return Explanation(case, find(case), trace_back(block, told))
+    return Case(block, told)
 
 
-def _key(explanation: Explanation) -> object:
+def _contradicts(findings: tuple[Finding, ...]) -> bool:
+    return findings[0].cause.name == "contradiction"
+
+
+def _key(case: Case, findings: tuple[Finding, ...]) -> object:
     """Of what makes two calls one case."""
-    case = explanation.case
     error = case.block.error
     return (
         case.block.domain,
         case.block.disk,
         tuple(case.block.number(name) for name in NUMBERS),
         str(error.values.get("message")) if error else None,
-        tuple((finding.cause.name, finding.possible) for finding in explanation.findings),
+        tuple((finding.cause.name, finding.possible) for finding in findings),
         case.decision,
     )

@@ -8,11 +8,12 @@ thread or its place in the file.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Union
 
 from virtrace.analysis import rpc
 from virtrace.analysis.qmp import REPLY, SEND, Exchange, Pairing
+from virtrace.errors import TraceError
 from virtrace.trace.format import ENDED, Event, Json, Record, is_unavailable
 
 ERROR = "error"
@@ -149,6 +150,11 @@ class Call:
         """Every node of the tree, parents first, children in order of time."""
         return self.root.nodes()
 
+    def alone(self) -> Call:
+        """Without what happened in it, but for what says what it was: to be kept for long."""
+        own = [child for child in self.root.children if isinstance(child, Point)]
+        return replace(self, root=replace(self.root, children=list(own)))
+
 
 @dataclass
 class Tally:
@@ -169,6 +175,7 @@ class _Tree:
     call: Call
     spans: list[Span] = field(default_factory=list)
     exchanges: list[Exchange] = field(default_factory=list)
+    held: int = 0
 
 
 class CallBuilder:
@@ -178,8 +185,11 @@ class CallBuilder:
     does.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most_open: int | None = None) -> None:
+        """most_open: so many events can be of calls that are open, TraceError where more are."""
         self.tally = Tally()
+        self._most_open = most_open
+        self._held = 0
         self._open: dict[int, tuple[Span, _Tree]] = {}
         self._pairing = Pairing()
         self._apart: list[Point | Exchange] = []
@@ -248,6 +258,7 @@ class CallBuilder:
             parent.children.append(span)
         tree.spans.append(span)
         self._open[id_] = (span, tree)
+        self._hold(tree)
 
     def _exit(self, event: Event, id_: int) -> Call | None:
         if id_ not in self._open:
@@ -279,6 +290,7 @@ class CallBuilder:
             self.tally.outside += 1
             return
         parent, tree = home
+        self._hold(tree)
         if event.name == SEND:
             exchange = self._pairing.send(event)
             tree.exchanges.append(exchange)
@@ -286,7 +298,21 @@ class CallBuilder:
         else:
             parent.children.append(Point(event))
 
+    def _hold(self, tree: _Tree) -> None:
+        tree.held += 1
+        self._held += 1
+        self._check_bound()
+
+    def _check_bound(self) -> None:
+        held = self._held + len(self._unanswered) + len(self._received)
+        if self._most_open is not None and held > self._most_open:
+            raise TraceError(
+                f"more than {self._most_open:,} events of the trace are open at a time",
+                "if you trust it, unpack it yourself and name the result",
+            )
+
     def _happened_apart(self, event: Event) -> None:
+        self._check_bound()
         if event.name == SEND:
             self._unanswered[event.seq] = self._pairing.send(event)
         elif rpc.is_call(event) and (key := rpc.key(event.values)):
@@ -314,6 +340,7 @@ class CallBuilder:
 
     def _close(self, tree: _Tree) -> Call:
         call = tree.call
+        self._held -= tree.held
         for span in tree.spans:
             del self._open[span.id]
             if span.returned is None:

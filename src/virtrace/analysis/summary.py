@@ -95,7 +95,7 @@ class Movement:
             return
         self.told += 1
         if not self.moves or self.moves[-1].value != value:
-            self.moves.append(Move(call, call.root.t_exit_ns, value))
+            self.moves.append(Move(call.alone(), call.root.t_exit_ns, value))
 
     @property
     def values(self) -> list[int]:
@@ -129,26 +129,30 @@ class Summary:
     commands: dict[str, Statistics] = field(default_factory=dict)
     disks: dict[str, Disk] = field(default_factory=dict)
 
+    def add(self, node: Call | Point | Exchange) -> None:
+        if isinstance(node, Exchange):
+            _add_command(self, None, node)
+        if not isinstance(node, Call):
+            return
+        call = node
+        self.calls.add(call, call.root.duration_ns, failed=call.failed)
+        self.incomplete += not call.complete
+        for each in call.nodes():
+            if isinstance(each, Span):
+                is_root = each is call.root
+                name = call.procedure if is_root and call.procedure else each.name
+                row = self.functions.setdefault(name, Statistics(name))
+                row.add(call, each.duration_ns, failed=call.failed if is_root else each.failed)
+            elif isinstance(each, Exchange):
+                _add_command(self, call, each)
+        _add_disk(self.disks, call)
+
 
 def summarize(nodes: Iterable[Call | Point | Exchange]) -> Summary:
     """nodes: calls, and what is outside of them, in the order they ended."""
     summary = Summary()
-    for call in nodes:
-        if isinstance(call, Exchange):
-            _add_command(summary, None, call)
-        if not isinstance(call, Call):
-            continue
-        summary.calls.add(call, call.root.duration_ns, failed=call.failed)
-        summary.incomplete += not call.complete
-        for node in call.nodes():
-            if isinstance(node, Span):
-                is_root = node is call.root
-                name = call.procedure if is_root and call.procedure else node.name
-                row = summary.functions.setdefault(name, Statistics(name))
-                row.add(call, node.duration_ns, failed=call.failed if is_root else node.failed)
-            elif isinstance(node, Exchange):
-                _add_command(summary, call, node)
-        _add_disk(summary.disks, call)
+    for node in nodes:
+        summary.add(node)
     return summary
 
 

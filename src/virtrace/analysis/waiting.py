@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Union
 
 from virtrace.analysis import rpc
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, Point, Span
 from virtrace.trace.format import Record
-from virtrace.trace.reader import Trace
+from virtrace.trace.reader import Recording
 
 
 @dataclass(frozen=True)
@@ -24,29 +25,57 @@ class Waiting:
     ns: int
 
 
-def ended_ns(trace: Trace) -> int:
+def ended_ns(trace: Recording) -> int:
     """When it ended, on the clock of its events; where it does not say so, when it last heard."""
-    last = max((event.t_ns for event in trace.events), default=0)
     t_ns = (trace.footer or {}).get("t_ns")
-    return max(t_ns, last) if type(t_ns) is int else last
+    return max(t_ns, trace.last_ns) if type(t_ns) is int else trace.last_ns
+
+
+Node = Union[Call, Point, Exchange]
+
+
+class Waiters:
+    """Keeps of the nodes of a trace that pass by only what had not ended.
+
+    Nodes: calls, and what is outside of them.
+    """
+
+    def __init__(self) -> None:
+        self._open: list[tuple[Span | Exchange | Point, Call | None, int]] = []
+
+    def watch(self, nodes: Iterable[Node]) -> Iterator[Node]:
+        for node in nodes:
+            self._open.extend(_open(node) if isinstance(node, Call) else _apart(node))
+            yield node
+
+    def found(self, trace: Recording) -> list[Waiting]:
+        """Longest first; of a call that had not returned, what in it waited for nothing else.
+
+        trace: read to its end. Where any of its probes was switched off, it cannot be told what
+        was waited for.
+        """
+        return _waiting(self._open, ended_ns(trace), trace.switched_off)
 
 
 def waiting(
-    nodes: Iterable[Call | Point | Exchange], end_ns: int, switched_off: Collection[Record] = ()
+    nodes: Iterable[Node], end_ns: int, switched_off: Collection[Record] = ()
 ) -> list[Waiting]:
-    """Longest first; of a call that had not returned, what in it waited for nothing else.
+    """The same, of the nodes of a whole trace."""
+    waiters = Waiters()
+    for _ in waiters.watch(nodes):
+        pass
+    return _waiting(waiters._open, end_ns, switched_off)
 
-    nodes: calls, and what is outside of them, of a whole trace. switched_off: its probes that
-    were; where any was, it cannot be told what was waited for.
-    """
+
+def _waiting(
+    found: Iterable[tuple[Span | Exchange | Point, Call | None, int]],
+    end_ns: int,
+    switched_off: Collection[Record],
+) -> list[Waiting]:
     if switched_off:
         return []
-    found = [
-        Waiting(node, call, end_ns - begun)
-        for top in nodes
-        for node, call, begun in (_open(top) if isinstance(top, Call) else _apart(top))
-    ]
-    return sorted(found, key=lambda one: -one.ns)
+    told = [Waiting(node, call, end_ns - begun) for node, call, begun in found]
+    return sorted(told, key=lambda one: -one.ns)
 
 
 def _apart(node: Point | Exchange) -> Iterator[tuple[Point | Exchange, None, int]]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import json
 import os
 import secrets
+import shutil
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from virtrace import __version__
+from virtrace.bundle.files import digest, opened
 from virtrace.errors import TraceError
-from virtrace.trace.archive import FOLDER, excess
+from virtrace.trace.archive import FOLDER, TRACE, excess
 from virtrace.trace.format import Record
 
 FORMAT = "virtrace-bundle"
@@ -29,40 +31,56 @@ def manifest(files: Mapping[str, bytes], kept: list[str], absent: Mapping[str, s
         "version": VERSION,
         "virtrace": __version__,
         "kept": kept,
-        "files": [
-            {"name": name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-            for name, content in sorted(files.items())
-        ],
+        "files": [_entry(name, files) for name in sorted(files)],
         "absent": [{"name": name, "why": why} for name, why in sorted(absent.items())],
     }
     return (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode()
 
 
+def _entry(name: str, files: Mapping[str, bytes]) -> Record:
+    size, sha256 = digest(opened(files, name))
+    return {"name": name, "size": size, "sha256": sha256}
+
+
 def pack(files: Mapping[str, bytes]) -> bytes:
     """TraceError where it would be larger than a reader takes."""
-    too_much = excess(files)
+    packed = io.BytesIO()
+    pack_into(packed, files)
+    return packed.getvalue()
+
+
+def pack_into(packed: BinaryIO, files: Mapping[str, bytes]) -> None:
+    """TraceError where it would be larger than a reader takes."""
+    too_much = excess({name: files[name] for name in files if name != TRACE})
     if too_much is not None:
         raise TraceError(
-            f"the bundle would hold {too_much}",
+            f"the bundle would hold {too_much} beside the trace",
             "record fewer calls: `virtrace record` has --calls and --where",
         )
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for name, content in sorted(files.items()):
+    with (
+        gzip.GzipFile("", "wb", 6, packed, mtime=0) as compressed,
+        tarfile.open(fileobj=compressed, mode="w", format=tarfile.USTAR_FORMAT) as archive,
+    ):
+        for name in sorted(files):
+            content = opened(files, name)
             member = tarfile.TarInfo(FOLDER + name)
-            member.size, member.mode = len(content), 0o644
-            archive.addfile(member, io.BytesIO(content))
-    return gzip.compress(packed.getvalue(), compresslevel=6, mtime=0)
+            member.size, member.mode = content.seek(0, os.SEEK_END), 0o644
+            content.seek(0)
+            archive.addfile(member, content)
 
 
-def write(path: Path, what: str, content: bytes) -> None:
+def write(path: Path, what: str, content: bytes | BinaryIO) -> None:
     """A new file, whole or not at all, readable by its owner only; TraceError where not."""
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with open(os.open(unfinished, flags, 0o600), "wb") as file:
             try:
-                file.write(content)
+                if isinstance(content, bytes):
+                    file.write(content)
+                else:
+                    content.seek(0)
+                    shutil.copyfileobj(content, file)
                 file.flush()
                 # Not rename, which would replace a file of that name.
                 os.link(unfinished, path)

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import yaml
 
-from virtrace.analysis.explain import Explanation, explain_trace
+from virtrace.analysis.explain import Explained, explain_trace
 from virtrace.analysis.spans import CallBuilder
 from virtrace.bundle import search
 from virtrace.bundle.archive import MANIFEST, manifest
+from virtrace.bundle.files import Files, opened
 from virtrace.bundle.pseudonyms import Audit, Pseudonyms
 from virtrace.bundle.redact import Redactor
-from virtrace.bundle.report import REPORT, markdown
+from virtrace.bundle.report import REPORT, markdown, overview
 from virtrace.errors import TraceError, VirtraceError
 from virtrace.report import explanation, explanation_document, html
 from virtrace.report.highlight import Style
 from virtrace.trace.archive import TRACE
 from virtrace.trace.format import Json, Record, is_unavailable
-from virtrace.trace.reader import Trace, read_lines
+from virtrace.trace.reader import Recording, TraceStream
 
 VERSIONS, RECIPE = "versions.json", "recipe.yaml"
 EXPLANATION, EXPLANATION_JSON, PAGE = "explain.txt", "explain.json", "page.html"
@@ -60,7 +60,7 @@ class Bundle:
 
 
 def make(
-    trace: Trace, facts: HostFacts, keep: Iterable[str], progress: Callable[[str], None]
+    trace: Recording, facts: HostFacts, keep: Iterable[str], progress: Callable[[str], None]
 ) -> Bundle:
     """LeakError where something private would leave all the same; TraceError of odd traces."""
     try:
@@ -73,7 +73,7 @@ def make(
 
 
 def _make(
-    trace: Trace, facts: HostFacts, keep: Iterable[str], progress: Callable[[str], None]
+    trace: Recording, facts: HostFacts, keep: Iterable[str], progress: Callable[[str], None]
 ) -> Bundle:
     names = Pseudonyms(keep)
     redactor = Redactor(names)
@@ -81,44 +81,63 @@ def _make(
     for kind, private in facts.private.items():
         for name in private:
             redactor.text(name, kind)
+    for _ in _trace(trace, redactor):
+        pass
     for _ in _sources(trace, facts, redactor):
         pass
     redactor.complete()
     progress("replacing it")
-    sources = dict(_sources(trace, facts, redactor))
-    files = {name: text for name, text in sources.items() if isinstance(text, bytes)}
-    absent = {name: why for name, why in sources.items() if isinstance(why, str)}
-    redacted = read_lines(io.BytesIO(files[TRACE]), TRACE)
+    files = Files()
+    absent: dict[str, str] = {}
+    files.add_trace(_trace(trace, redactor))
+    for name, text in _sources(trace, facts, redactor):
+        if isinstance(text, bytes):
+            files.add(name, text)
+        else:
+            absent[name] = text
+    redacted = TraceStream(TRACE, files.open(TRACE))
     progress("explaining the trace, and drawing its page")
     explained = _explained(redacted)
     if isinstance(explained, str):
         absent.update({EXPLANATION: explained, EXPLANATION_JSON: explained})
+        explained = Explained()
     else:
-        text = "\n".join(explanation.lines(explained, _STYLE, path=TRACE))
-        files[EXPLANATION] = _encoded(text + "\n")
-        files[EXPLANATION_JSON] = _encoded(explanation_document.text(redacted, explained) + "\n")
-    nodes = list(CallBuilder().everything(redacted.events))
-    files[PAGE] = _encoded(html.page(redacted, nodes))
-    files[RECIPE] = _encoded(
-        yaml.safe_dump(redacted.header["recipe"], sort_keys=False, allow_unicode=True, width=100)
+        told = (
+            *explanation.lines(explained, _STYLE, path=TRACE),
+            *explanation.further(explained, _STYLE, path=TRACE),
+        )
+        text = "\n".join(told)
+        files.add(EXPLANATION, _encoded(text + "\n"))
+        files.add(EXPLANATION_JSON, _encoded(explanation_document.text(redacted, explained) + "\n"))
+    seen = overview(CallBuilder().everything(redacted))
+    if redacted.count > html.MOST_EVENTS:
+        absent[PAGE] = f"the trace has more than {html.MOST_EVENTS:,} events, too many for a page"
+    else:
+        files.add(PAGE, _encoded(html.page(redacted, list(CallBuilder().everything(redacted)))))
+    files.add(
+        RECIPE,
+        _encoded(
+            yaml.safe_dump(
+                redacted.header["recipe"], sort_keys=False, allow_unicode=True, width=100
+            )
+        ),
     )
     versions = json.loads(files[VERSIONS])
-    cases = [] if isinstance(explained, str) else explained
     kept = sorted(names.keep)
-    files[REPORT] = _encoded(
-        markdown(redacted, nodes, cases, versions, [*files, REPORT], absent, kept)
+    files.add(
+        REPORT,
+        _encoded(markdown(redacted, seen, explained, versions, [*files, REPORT], absent, kept)),
     )
-    files[MANIFEST] = manifest(files, kept, absent)
+    files.add(MANIFEST, manifest(files, kept, absent))
     progress("searching it for what must not leave")
     _require_tight(files, names)
     return Bundle(files, names)
 
 
 def _sources(
-    trace: Trace, facts: HostFacts, redactor: Redactor
+    trace: Recording, facts: HostFacts, redactor: Redactor
 ) -> Iterator[tuple[str, bytes | str]]:
-    """Every file that holds what the host said; text instead of bytes: why there is none."""
-    yield TRACE, b"".join(_trace(trace, redactor))
+    """Every other file that holds what the host said; text, not bytes: why there is none."""
     yield VERSIONS, _versions(trace.header, facts, redactor)
     for number, (domain, told) in enumerate(facts.domains.items(), 1):
         redactor.text(domain, "domain")
@@ -129,15 +148,23 @@ def _sources(
         yield _fact(BACKTRACE, facts.backtrace, redactor, redactor.backtrace)
 
 
-def _trace(trace: Trace, redactor: Redactor) -> Iterator[bytes]:
+def _trace(trace: Recording, redactor: Redactor) -> Iterator[bytes]:
     encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-    footer = [] if trace.footer is None else [trace.footer]
-    events = (event.to_record() for event in trace.events)
-    for records in ([trace.header], events, trace.switched_off, trace.host, footer):
-        for record in records:
-            redacted = redactor.record(record)
-            if redactor.names.is_complete:
-                yield _encoded(encode(redacted) + "\n")
+    for record in _records(trace):
+        redacted = redactor.record(record)
+        if redactor.names.is_complete:
+            yield _encoded(encode(redacted) + "\n")
+
+
+def _records(trace: Recording) -> Iterator[Record]:
+    yield trace.header
+    for event in trace:
+        yield event.to_record()
+    # Known once all events were read.
+    yield from trace.switched_off
+    yield from trace.host
+    if trace.footer is not None:
+        yield trace.footer
 
 
 def _versions(header: Record, facts: HostFacts, redactor: Redactor) -> bytes:
@@ -168,7 +195,7 @@ def _settings(settings: Mapping[str, list[str]], redactor: Redactor) -> str:
     return "\n".join(lines)
 
 
-def _explained(trace: Trace) -> list[Explanation] | str:
+def _explained(trace: Recording) -> Explained | str:
     try:
         return explain_trace(trace, TRACE)
     except TraceError as error:
@@ -195,23 +222,27 @@ def _require_tight(files: Mapping[str, bytes], names: Pseudonyms) -> None:
 
 def misplaced(files: Mapping[str, bytes], names: Pseudonyms) -> Iterator[search.Leak]:
     """What stands where a name can stand, and is no pseudonym: also an everyday word."""
-    for file, content in files.items():
+    for file in files:
         audit = Audit(names)
         redactor = Redactor(audit)
-        text = content.decode("utf-8", "surrogatepass")
         if file == TRACE:
-            for line in text.splitlines():
+            for line in opened(files, file):
                 redactor.record(json.loads(line))
-        elif file == VERSIONS:
-            redactor.versions(json.loads(text))
-        elif file == SETTINGS:
-            for line in text.splitlines():
-                redactor.setting(line)
-        elif file == BACKTRACE:
-            redactor.backtrace(text)
-        elif file.endswith(".xml"):
-            redactor.xml(text)
-        elif file.endswith(".log"):
-            redactor.log(text)
+        else:
+            _audit(file, files[file].decode("utf-8", "surrogatepass"), redactor)
         for original, kind in audit.found.items():
             yield search.Leak(file, original, f"where a {kind} can stand")
+
+
+def _audit(file: str, text: str, redactor: Redactor) -> None:
+    if file == VERSIONS:
+        redactor.versions(json.loads(text))
+    elif file == SETTINGS:
+        for line in text.splitlines():
+            redactor.setting(line)
+    elif file == BACKTRACE:
+        redactor.backtrace(text)
+    elif file.endswith(".xml"):
+        redactor.xml(text)
+    elif file.endswith(".log"):
+        redactor.log(text)

@@ -53,6 +53,9 @@ from virtrace.trace.format import Json, Record, is_unavailable, unavailable
 
 ElementTree.register_namespace("qemu", "http://libvirt.org/schemas/domain/qemu/1.0")
 
+# Most texts of a trace are few; ids and pointers are as many as there are events.
+_MOST_CACHED = 20_000
+
 
 class Redactor:
     """Reads everything once to know all originals, then, when told so, again to replace them."""
@@ -296,6 +299,8 @@ class Redactor:
         found = self._cache.get((text, key, self._of_c))
         if found is None:
             found = self._text(text, key)
+            if len(self._cache) >= _MOST_CACHED:
+                self._cache.clear()
             self._cache[text, key, self._of_c] = found
         return found
 

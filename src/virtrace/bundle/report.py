@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from virtrace.analysis import qmp
 from virtrace.analysis.blockinfo import API, NUMBERS
-from virtrace.analysis.explain import Explanation
+from virtrace.analysis.explain import Explained, Explanation
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, Point
 from virtrace.report import explanation, pieces, units
 from virtrace.report.highlight import Style, safe
 from virtrace.trace.format import Json, Record, is_unavailable
-from virtrace.trace.reader import Trace
+from virtrace.trace.reader import Recording
 
 REPORT = "REPORT.md"
 _STYLE = Style(unicode=True)
@@ -39,63 +40,93 @@ _READ_BY = (
     "to the QMP text that QEMU answered."
 )
 
-Nodes = Sequence["Call | Point | Exchange"]
+
+@dataclass
+class Overview:
+    """What of a trace's calls, and of what is outside of them, the report tells.
+
+    failed_api: of the first call that failed. commands: what makes the same calls, each once.
+    errors: the first ones, of error_count.
+    """
+
+    calls: int = 0
+    failed: int = 0
+    apart: int = 0
+    failed_api: str | None = None
+    commands: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    error_count: int = 0
+
+
+def overview(nodes: Iterable[Call | Point | Exchange]) -> Overview:
+    found = Overview()
+    for node in nodes:
+        if isinstance(node, Call):
+            found.calls += 1
+            found.failed += node.failed
+            if node.failed and found.failed_api is None:
+                found.failed_api = node.root.name
+            command = _command(node)
+            if len(found.commands) < _MOST and command not in found.commands:
+                found.commands.append(command)
+        else:
+            found.apart += 1
+        error = _error(node)
+        if error is not None:
+            found.error_count += 1
+            if len(found.errors) < _MOST:
+                found.errors.append(error)
+    return found
 
 
 def markdown(
-    trace: Trace,
-    nodes: Nodes,
-    explained: Sequence[Explanation],
+    trace: Recording,
+    seen: Overview,
+    explained: Explained,
     versions: Record,
     files: Sequence[str],
     absent: Mapping[str, str],
     kept: Sequence[str],
 ) -> str:
-    """trace, nodes, explained: of the redacted trace. files, absent: as in the manifest."""
-    calls = [node for node in nodes if isinstance(node, Call)]
+    """trace, seen, explained: of the redacted trace. files, absent: as in the manifest."""
     parts = [
-        _title(trace, calls, explained),
-        _problem(trace, calls, nodes, explained),
+        _title(trace, seen, explained),
+        _problem(trace, seen, explained),
         ["## Software environment", "", *_environment(trace, versions)],
-        ["## Steps to reproduce", "", *_steps(trace, calls, explained)],
-        ["## Actual results", "", *_actual(nodes, calls, explained)],
-        ["## Expected results", "", *_expected(nodes, calls, explained)],
+        ["## Steps to reproduce", "", *_steps(trace, seen, explained)],
+        ["## Actual results", "", *_actual(seen, explained, files)],
+        ["## Expected results", "", *_expected(seen, explained)],
         ["## Additional information", "", *_files(files, absent, kept)],
     ]
     return "\n\n".join("\n".join(part) for part in parts) + "\n"
 
 
-def _title(trace: Trace, calls: Sequence[Call], explained: Sequence[Explanation]) -> list[str]:
+def _title(trace: Recording, seen: Overview, explained: Explained) -> list[str]:
     if explained:
         block = explained[0].case.block
         if not block.answered:
             return [f"# `virsh domblkinfo` fails for disk {_code(block.disk)} of a guest"]
         return ["# `virsh domblkinfo` shows numbers that surprise"]
-    failed = next((call for call in calls if call.failed), None)
-    if failed is not None:
-        return [f"# {_code(failed.root.name)} fails"]
+    if seen.failed_api is not None:
+        return [f"# {_code(seen.failed_api)} fails"]
     name = trace.header["recipe"].get("name")
     return [f"# A trace by the recipe {_code(name)}"]
 
 
-def _problem(
-    trace: Trace, calls: Sequence[Call], nodes: Nodes, explained: Sequence[Explanation]
-) -> list[str]:
+def _problem(trace: Recording, seen: Overview, explained: Explained) -> list[str]:
     lines = ["## Description of problem", ""]
     if explained:
         lines += [
             f"- {_about(each)}: {_text(explanation.answer(each))}" for each in explained[:_MOST]
         ]
-        lines += _and_more(len(explained), "case")
+        lines += _and_more(_cases(explained), "case")
         lines += ["", _READ_BY]
     else:
-        failed = sum(call.failed for call in calls)
-        apart = sum(not isinstance(node, Call) for node in nodes)
-        calls_of_it = f"{units.count(len(calls), 'call')} of libvirt's API"
+        calls_of_it = f"{units.count(seen.calls, 'call')} of libvirt's API"
         lines.append(
-            f"The trace has {calls_of_it}, of which {failed or 'none'} failed, and "
-            f"{units.count(apart, 'event')} outside of calls."
-            if nodes
+            f"The trace has {calls_of_it}, of which {seen.failed or 'none'} failed, and "
+            f"{units.count(seen.apart, 'event')} outside of calls."
+            if seen.calls or seen.apart
             else "Nothing of what the recipe is about happened while it was traced."
         )
     if trace.problems:
@@ -103,7 +134,7 @@ def _problem(
     return lines
 
 
-def _environment(trace: Trace, versions: Record) -> Iterator[str]:
+def _environment(trace: Recording, versions: Record) -> Iterator[str]:
     host = trace.header["host"]
     rows = {
         "Operating system": host["system"],
@@ -121,13 +152,13 @@ def _environment(trace: Trace, versions: Record) -> Iterator[str]:
         yield f"- Build-id of {_code(name)}: {_known(module['build_id'])}"
 
 
-def _steps(trace: Trace, calls: Sequence[Call], explained: Sequence[Explanation]) -> Iterator[str]:
+def _steps(trace: Recording, seen: Overview, explained: Explained) -> Iterator[str]:
     number = 1
     for each in explained[:_MOST]:
         yield f"{number}. Take {_guest(each)}."
         number += 1
     command = trace.header.get("command")
-    shown = [command] if isinstance(command, str) else list(_commands(calls))
+    shown = [command] if isinstance(command, str) else seen.commands
     for typed in shown[:_MOST] or [str(trace.header["recipe"].get("try") or "")]:
         yield f"{number}. Run {_code(typed)}."
         number += 1
@@ -138,7 +169,7 @@ def _steps(trace: Trace, calls: Sequence[Call], explained: Sequence[Explanation]
     )
 
 
-def _where(trace: Trace) -> str:
+def _where(trace: Recording) -> str:
     where = (trace.header.get("selection") or {}).get("where") or {}
     return "".join(f" --where {key}={key.upper()}" for key in where)
 
@@ -159,38 +190,37 @@ def _guest(each: Explanation) -> str:
     return f"{told} with a {kind}disk{place} (here {_code(block.disk)})"
 
 
-def _commands(calls: Sequence[Call]) -> Iterator[str]:
-    """What makes the same calls; each once."""
-    seen = set()
-    for call in calls:
-        asked = [
-            value
-            for name, value in call.root.arguments.items()
-            if name in ("domain", "disk") and isinstance(value, str)
-        ]
-        text = " ".join(["virsh domblkinfo", *asked])
-        if call.root.name != API:
-            text = pieces.question(call, _STYLE)
-        if text not in seen:
-            seen.add(text)
-            yield text
+def _command(call: Call) -> str:
+    """What makes the same call."""
+    if call.root.name != API:
+        return pieces.question(call, _STYLE)
+    asked = [
+        value
+        for name, value in call.root.arguments.items()
+        if name in ("domain", "disk") and isinstance(value, str)
+    ]
+    return " ".join(["virsh domblkinfo", *asked])
 
 
-def _actual(nodes: Nodes, calls: Sequence[Call], explained: Sequence[Explanation]) -> Iterator[str]:
+def _cases(explained: Explained) -> int:
+    return len(explained) + explained.more
+
+
+def _actual(seen: Overview, explained: Explained, files: Sequence[str]) -> Iterator[str]:
     for each in explained[:_MOST]:
         yield from _case(each)
         yield ""
-    more = list(_and_more(len(explained), "case"))
+    more = list(_and_more(_cases(explained), "case"))
     yield from [*more, ""] if more else []
     if explained:
         yield "`explain.txt` has the way of each number from QEMU or the host, with its evidence."
         return
-    errors = list(_errors(nodes))
-    for line in errors[:_MOST]:
+    for line in seen.errors:
         yield f"- {line}"
-    yield from _and_more(len(errors), "error")
-    if not errors:
-        yield "No call failed, and no error was raised. `page.html` has every call."
+    yield from _and_more(seen.error_count, "error")
+    if not seen.errors:
+        everything = "page.html" if "page.html" in files else "trace.jsonl"
+        yield f"No call failed, and no error was raised. `{everything}` has every call."
 
 
 def _case(each: Explanation) -> Iterator[str]:
@@ -209,9 +239,7 @@ def _case(each: Explanation) -> Iterator[str]:
     yield f"Cause `{first.name}`: {_text(explanation.fill(first.means, each.case))}"
 
 
-def _expected(
-    nodes: Nodes, calls: Sequence[Call], explained: Sequence[Explanation]
-) -> Iterator[str]:
+def _expected(seen: Overview, explained: Explained) -> Iterator[str]:
     answered = [each for each in explained if each.case.block.answered]
     failed = [each for each in explained if not each.case.block.answered]
     if failed:
@@ -229,7 +257,7 @@ def _expected(
         yield ""
         yield from map(_compared, answered[:_MOST])
     if not explained:
-        if any(_errors(nodes)):
+        if seen.errors:
             yield "No error."
         else:
             yield "(Please say here what should have happened; the trace has no error.)"
@@ -261,18 +289,20 @@ def _compared(each: Explanation) -> str:
     return f"- {_about(each)}: {'; '.join(told)}."
 
 
-def _errors(nodes: Nodes) -> Iterator[str]:
-    for node in nodes:
-        if isinstance(node, Call):
-            if node.failed:
-                last = node.errors()[-1:]
-                said = pieces.plain(last[0].values.get("message")) if last else "no error was seen"
-                yield f"{_code(pieces.question(node, _STYLE))} failed: {_text(said)}"
-        elif isinstance(node, Point):
-            if node.event.name == "error":
-                yield f"error: {_text(pieces.plain(node.event.values.get('message')))}"
-        elif node.reply is not None and node.failed:
-            yield f"QMP {_code(str(node.command))} failed: {_text(qmp.error_of(node.reply) or '')}"
+def _error(node: Call | Point | Exchange) -> str | None:
+    if isinstance(node, Call):
+        if not node.failed:
+            return None
+        last = node.errors()[-1:]
+        said = pieces.plain(last[0].values.get("message")) if last else "no error was seen"
+        return f"{_code(pieces.question(node, _STYLE))} failed: {_text(said)}"
+    if isinstance(node, Point):
+        if node.event.name != "error":
+            return None
+        return f"error: {_text(pieces.plain(node.event.values.get('message')))}"
+    if not node.failed or node.reply is None:
+        return None
+    return f"QMP {_code(str(node.command))} failed: {_text(qmp.error_of(node.reply) or '')}"
 
 
 def _files(files: Sequence[str], absent: Mapping[str, str], kept: Sequence[str]) -> Iterator[str]:

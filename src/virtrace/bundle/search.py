@@ -9,10 +9,11 @@ import base64
 import html
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import quote, quote_plus
 
+from virtrace.bundle.files import pieces
 from virtrace.bundle.pseudonyms import Pseudonyms
 
 # What base64 and hexadecimal are written with; in such runs alone they are looked for.
@@ -31,20 +32,39 @@ class Leak:
 def leaks(files: Mapping[str, bytes], names: Pseudonyms) -> Iterator[Leak]:
     """Of all originals that nothing but the host can have put there."""
     wanted = [each for each in names.hidden if not names.is_ordinary(each)]
-    texts = {each: list(_as_text(each)) for each in wanted}
-    encoded = {each: list(_as_code(each)) for each in wanted}
-    for file, content in {**files, "the names of the files": "\n".join(files).encode()}.items():
+    search = _Search(wanted)
+    for file in files:
+        yield from search.leaks(file, pieces(files, file))
+    yield from search.leaks("the names of the files", ["\n".join(files).encode()])
+
+
+class _Search:
+    def __init__(self, wanted: list[str]) -> None:
+        self._texts = {each: list(_as_text(each)) for each in wanted}
+        self._encoded = {each: list(_as_code(each)) for each in wanted}
+
+    def leaks(self, file: str, contents: Iterable[bytes]) -> Iterator[Leak]:
+        """The first of each original. contents: of one file, in pieces of whole lines."""
+        left = list(self._texts)
+        for content in contents:
+            found: dict[str, str] = {}
+            for original, form in self._found(content, left):
+                found.setdefault(original, form)
+            yield from (Leak(file, original, form) for original, form in found.items())
+            left = [original for original in left if original not in found]
+
+    def _found(self, content: bytes, wanted: list[str]) -> Iterator[tuple[str, str]]:
         lower = content.decode("utf-8", "surrogatepass").lower().encode("utf-8", "surrogatepass")
         runs = b"\n".join(sorted(set(_RUN.findall(content))))
         lower_runs = runs.lower()
         for original in wanted:
-            for form, needle in texts[original]:
+            for form, needle in self._texts[original]:
                 if needle in lower:
-                    yield Leak(file, original, form)
+                    yield original, form
                     break
-            for form, needle in encoded[original]:
+            for form, needle in self._encoded[original]:
                 if needle in (lower_runs if form == "hexadecimal" else runs):
-                    yield Leak(file, original, form)
+                    yield original, form
                     break
 
 

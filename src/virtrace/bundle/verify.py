@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 from collections.abc import Iterator, Mapping
 
 from virtrace.bundle.archive import FORMAT, MANIFEST, VERSION
 from virtrace.bundle.collect import PAGE, RECIPE, VERSIONS
+from virtrace.bundle.files import digest
 from virtrace.bundle.report import REPORT
 from virtrace.errors import TraceError
-from virtrace.trace.archive import TRACE
-from virtrace.trace.format import Json
-from virtrace.trace.reader import read_bundle, read_lines
+from virtrace.trace.archive import TRACE, Bundle, Member
+from virtrace.trace.format import Json, Record
+from virtrace.trace.reader import TraceStream, open_file
 
-_ALWAYS = (MANIFEST, REPORT, TRACE, RECIPE, PAGE, VERSIONS)
+_ALWAYS = (REPORT, TRACE, RECIPE, PAGE, VERSIONS)
+_PIECE = 1 << 20
 
 
 def problems(path: str) -> list[str]:
     """In words; none where all is well. TraceError where it is no bundle, or of a newer format."""
-    files = read_bundle(path)
+    files = {}
+    text = b""
+    with open_file(path) as stream:
+        for name, member in Bundle(stream, path).members():
+            if name == MANIFEST:
+                text = member.read()
+            else:
+                files[name] = digest(_read(member))[1]
     try:
-        record = json.loads(files.get(MANIFEST, b""))
+        record = json.loads(text)
     except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
@@ -34,30 +41,46 @@ def problems(path: str) -> list[str]:
             f"this virtrace understands version {VERSION}",
             "use a newer virtrace",
         )
-    return [*_listed(record.get("files"), files), *_complete(files)]
+    return [
+        *_listed(_entries(record.get("files")), files),
+        *_complete(_entries(record.get("absent")), files, path),
+    ]
 
 
-def _listed(entries: Json, files: Mapping[str, bytes]) -> Iterator[str]:
-    listed = {}
-    for entry in entries if isinstance(entries, list) else []:
-        if isinstance(entry, dict) and isinstance(entry.get("name"), str):
-            listed[entry["name"]] = entry.get("sha256")
-    for name, digest in listed.items():
+def _read(member: Member) -> Iterator[bytes]:
+    while piece := member.read(_PIECE):
+        yield piece
+
+
+def _entries(listed: Json) -> dict[str, Record]:
+    entries = listed if isinstance(listed, list) else []
+    return {
+        entry["name"]: entry
+        for entry in entries
+        if isinstance(entry, dict) and isinstance(entry.get("name"), str)
+    }
+
+
+def _listed(listed: Mapping[str, Record], files: Mapping[str, str]) -> Iterator[str]:
+    """files: what is there, with its SHA-256."""
+    for name, entry in listed.items():
         if name not in files:
             yield f"{name!a} is missing"
-        elif hashlib.sha256(files[name]).hexdigest() != digest:
+        elif files[name] != entry.get("sha256"):
             yield f"{name!a} is not as it was written"
     for name in files:
-        if name not in listed and name != MANIFEST:
+        if name not in listed:
             yield f"{name!a} is not in the manifest"
 
 
-def _complete(files: Mapping[str, bytes]) -> Iterator[str]:
+def _complete(absent: Mapping[str, Record], files: Mapping[str, str], path: str) -> Iterator[str]:
     for name in _ALWAYS:
-        if name not in files:
+        if name not in files and not (name == PAGE and name in absent):
             yield f"{name} is missing"
     if TRACE in files:
         try:
-            read_lines(io.BytesIO(files[TRACE]), TRACE)
+            with TraceStream(path) as trace:
+                for _ in trace:
+                    pass
         except TraceError as error:
             yield error.what

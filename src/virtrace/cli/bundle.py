@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO
 
 from virtrace.bundle import archive, verify
 from virtrace.bundle.collect import PAGE, Bundle, make
+from virtrace.bundle.files import opened
 from virtrace.bundle.pseudonyms import KINDS
 from virtrace.bundle.report import REPORT
 from virtrace.cli.bundle_facts import gather
@@ -23,7 +26,7 @@ from virtrace.report.highlight import Style, paint, safe, style_for
 from virtrace.report.lines import copyable, labelled
 from virtrace.report.pieces import words
 from virtrace.trace.archive import FOLDER, TRACE
-from virtrace.trace.reader import read_trace, require_whole
+from virtrace.trace.reader import TraceStream, require_whole
 
 _MAP_FORMAT = "virtrace-bundle-map"
 # After so long a user wants to know that something is going on, in seconds.
@@ -34,7 +37,6 @@ def add_parser(subparsers: Any) -> None:
     kinds = "\n".join(f"  {kind:<9} {about}" for kind, about in KINDS.items())
     parser = subparsers.add_parser(
         "bundle",
-        help="one file for a bug report, without what is private; or check one",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Put a trace, its explanation and what maintainers ask for into one file.\n"
         "Names, addresses, paths and secrets become pseudonyms, and the finished file\n"
@@ -82,9 +84,9 @@ def run(args: argparse.Namespace) -> int:
     for path, what in ((output, "the bundle"), (map_file, "the map")):
         if path is not None and path.exists():
             raise archive.exists(path, what)
-    with _progress() as step:
+    with ExitStack() as held, _progress() as step:
         step("reading the trace")
-        trace = read_trace(args.file[0])
+        trace = held.enter_context(TraceStream(args.file[0]))
         if "redacted" in trace.header:
             raise UsageError(
                 f"{args.file[0]} is from a bundle already", "name the trace that was recorded"
@@ -93,11 +95,24 @@ def run(args: argparse.Namespace) -> int:
         facts = gather(trace, args.pid, with_backtrace=args.backtrace)
         bundle = make(trace, facts, args.keep, step)
         step("packing it")
-        packed = archive.pack(bundle.files)
+        packed = held.enter_context(TemporaryFile(prefix="virtrace-"))
+        archive.pack_into(packed, bundle.files)
+        return _keep(args.file[0], trace, bundle, packed, output, map_file)
+
+
+def _keep(
+    path: str,
+    trace: TraceStream,
+    bundle: Bundle,
+    packed: BinaryIO,
+    output: Path | None,
+    map_file: Path | None,
+) -> int:
+    """Write it, or show it where there is no output."""
     if output is None or map_file is None:
         for line in _preview(bundle, style_for(sys.stdout)):
             print(line)
-        require_whole(trace, args.file[0])
+        require_whole(trace, path)
         return DONE
     # First the map: without it nobody can ever tell what a pseudonym stands for.
     archive.write(map_file, "the map", _map(bundle))
@@ -106,9 +121,9 @@ def run(args: argparse.Namespace) -> int:
     except BaseException:
         map_file.unlink()
         raise
-    for line in _written(bundle, output, map_file, len(packed)):
+    for line in _written(bundle, output, map_file, output.stat().st_size):
         print(line)
-    require_whole(trace, args.file[0])
+    require_whole(trace, path)
     return DONE
 
 
@@ -162,13 +177,16 @@ def _written(bundle: Bundle, output: Path, map_file: Path, size: int) -> Iterato
 
 def _preview(bundle: Bundle, style: Style) -> Iterator[str]:
     """Every file as text, its pseudonyms marked; but for the page, which is made of the trace."""
-    for name, content in sorted(bundle.files.items(), key=lambda file: (file[0] == TRACE, file)):
-        yield paint(f"==> {name} ({len(content):,} bytes) <==", "bold", style)
+    for name in sorted(bundle.files, key=lambda name: (name == TRACE, name)):
+        content = opened(bundle.files, name)
+        size = content.seek(0, os.SEEK_END)
+        content.seek(0)
+        yield paint(f"==> {name} ({size:,} bytes) <==", "bold", style)
         if name == PAGE:
             yield "the trace, for a browser"
             continue
-        for line in content.decode("utf-8", "surrogatepass").splitlines():
-            parts = bundle.names.marked(line)
+        for line in content:
+            parts = bundle.names.marked(line.decode("utf-8", "surrogatepass").rstrip("\n"))
             yield "".join(
                 (paint(safe(text, style), "cyan", style) if style.color else f"[[{text}]]")
                 if is_pseudonym

@@ -17,7 +17,7 @@ from virtrace.cli.gdb import backtrace
 from virtrace.cli.host_facts import Asker, Unavailable, fact, seen_from_here, way_to
 from virtrace.errors import TargetError
 from virtrace.trace.format import Json, is_unavailable, unavailable
-from virtrace.trace.reader import Trace
+from virtrace.trace.reader import Recording
 
 _SECONDS_IN_ALL = 30.0
 _LOG_BYTES = 64 << 10
@@ -25,7 +25,7 @@ _MOST_DOMAINS = 8
 _STARTED = "starting up libvirt version"
 
 
-def gather(trace: Trace, pid: int | None, *, with_backtrace: bool) -> HostFacts:
+def gather(trace: Recording, pid: int | None, *, with_backtrace: bool) -> HostFacts:
     """pid: of the daemon, or of None the one that was traced, if it still runs."""
     chosen = trace.header["target"]["pid"] if pid is None else pid
     private = {"host": _host_names(), "user": _user_names()}
@@ -53,7 +53,7 @@ def gather(trace: Trace, pid: int | None, *, with_backtrace: bool) -> HostFacts:
     )
 
 
-def _require_same(trace: Trace, pid: int) -> None:
+def _require_same(trace: Recording, pid: int) -> None:
     """Unavailable where this is no daemon of the build that was traced."""
     try:
         process = inspect(pid)
@@ -70,10 +70,12 @@ def _require_same(trace: Trace, pid: int) -> None:
             )
 
 
-def _domains(trace: Trace) -> Iterator[str]:
+def _domains(trace: Recording) -> Iterator[str]:
     """In the order in which the trace names them."""
     found: dict[str, None] = {}
-    for event in trace.events:
+    for event in trace:
+        if len(found) >= _MOST_DOMAINS:
+            break
         name, records = event.values.get("domain"), event.values.get("records")
         if isinstance(name, str) and name:
             found[name] = None

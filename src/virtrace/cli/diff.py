@@ -7,16 +7,16 @@ import sys
 from typing import Any
 
 from virtrace.analysis.compare import Comparison, compare
+from virtrace.cli.progress import reading
 from virtrace.errors import ANSWER_IS_NO, DONE, IncompleteError, TraceError
 from virtrace.report import difference, difference_document
 from virtrace.report.highlight import style_for
-from virtrace.trace.reader import Trace, read_trace
+from virtrace.trace.reader import Recording
 
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "diff",
-        help="say what two traces differ in, and why",
         description="Compare two traces call by call: answers and their causes first, then the "
         "way through libvirt and to QEMU, then all that was told. What must differ, such as "
         "addresses and times, is passed over; counters that grew leave two traces equal.",
@@ -33,14 +33,15 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     paths = args.a, args.b
-    found = compared(read_trace(args.a), read_trace(args.b), paths)
-    if args.json:
-        print(difference_document.text(found, paths))
-        return verdict(found, paths)
-    return report(found, paths, full=args.full)
+    with reading(args.a) as a, reading(args.b) as b:
+        found = compared(a, b, paths)
+        if args.json:
+            print(difference_document.text(found, paths))
+            return verdict(found, paths)
+        return report(found, paths, full=args.full)
 
 
-def compared(a: Trace, b: Trace, paths: tuple[str, str]) -> Comparison:
+def compared(a: Recording, b: Recording, paths: tuple[str, str]) -> Comparison:
     found = compare(a, b)
     if not found.pairs and not found.alone:
         raise TraceError(

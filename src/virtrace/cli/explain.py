@@ -8,16 +8,16 @@ from typing import Any
 
 from virtrace.analysis.blockinfo import API
 from virtrace.analysis.explain import explain_trace
+from virtrace.cli.progress import reading
 from virtrace.errors import ANSWER_IS_NO, DONE
 from virtrace.report import explanation, explanation_document
 from virtrace.report.highlight import style_for
-from virtrace.trace.reader import read_trace, require_whole
+from virtrace.trace.reader import require_whole
 
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "explain",
-        help="say where each number came from, and why it surprises",
         description="Explain the answers of virDomainGetBlockInfo (virsh domblkinfo) in a trace: "
         "the cause first, then its evidence, then the way of each number from QEMU or the host. "
         "Works from the file alone.",
@@ -31,12 +31,15 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    trace = read_trace(args.file)
-    explanations = explain_trace(trace, args.file, args.call)
-    if args.json:
-        print(explanation_document.text(trace, explanations))
-    else:
-        for line in explanation.lines(explanations, style_for(sys.stdout), path=args.file):
-            print(line)
-    require_whole(trace, args.file)
-    return ANSWER_IS_NO if any(each.contradicts for each in explanations) else DONE
+    with reading(args.file) as trace:
+        explained = explain_trace(trace, args.file, args.call)
+        if args.json:
+            print(explanation_document.text(trace, explained))
+        else:
+            style = style_for(sys.stdout)
+            for line in explanation.lines(explained, style, path=args.file):
+                print(line)
+            for line in explanation.further(explained, style, path=args.file):
+                print(line)
+        require_whole(trace, args.file)
+    return ANSWER_IS_NO if explained.contradicts else DONE

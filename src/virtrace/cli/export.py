@@ -3,41 +3,50 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Union
 
 from virtrace.analysis.chain import chains
-from virtrace.analysis.spans import CallBuilder
+from virtrace.analysis.spans import Call, CallBuilder
+from virtrace.cli.progress import reading
 from virtrace.errors import DONE, TraceError, UsageError
 from virtrace.report import chrome, diagram, table
-from virtrace.report.moments import moments
-from virtrace.trace.reader import Trace, read_trace, require_whole
+from virtrace.report.moments import Moment, moments
+from virtrace.trace.reader import TraceStream, require_whole
 from virtrace.trace.writer import write_new
 
-# What was made of it; empty where the trace holds nothing of the kind.
-_Made = Union[str, bytes]
+# What was made of it, in pieces; none where the trace holds nothing of the kind.
+_Made = Iterator[Union[str, bytes]]
 
 
-def _svg(trace: Trace) -> _Made:
-    links = chains(CallBuilder().calls(trace.events))
-    return diagram.svg(links, alone=True) + "\n" if links else ""
+def _calls(trace: TraceStream) -> Iterator[Call]:
+    return CallBuilder(trace.most_open).calls(trace)
 
 
-def _mermaid(trace: Trace) -> _Made:
-    links = chains(CallBuilder().calls(trace.events))
-    return "".join(f"{line}\n" for line in diagram.mermaid(links)) if links else ""
+def _svg(trace: TraceStream) -> _Made:
+    links = chains(_calls(trace))
+    if links:
+        yield diagram.svg(links, alone=True) + "\n"
 
 
-def _chrome(trace: Trace) -> _Made:
-    if not trace.events:
-        return ""
-    told = moments(CallBuilder().everything(trace.events))
-    return "".join(f"{line}\n" for line in chrome.lines(trace.header, told))
+def _mermaid(trace: TraceStream) -> _Made:
+    links = chains(_calls(trace))
+    yield from (f"{line}\n" for line in diagram.mermaid(links)) if links else ()
 
 
-def _perfetto(trace: Trace) -> _Made:
+def _moments(trace: TraceStream) -> Iterator[Moment]:
+    return moments(CallBuilder(trace.most_open).everything(trace))
+
+
+def _chrome(trace: TraceStream) -> _Made:
+    if any(True for _ in trace):
+        yield from (f"{line}\n" for line in chrome.lines(trace.header, _moments(trace)))
+
+
+def _perfetto(trace: TraceStream) -> _Made:
     try:
         from virtrace.report import perfetto
     except ImportError as error:
@@ -45,11 +54,10 @@ def _perfetto(trace: Trace) -> _Made:
             f"the package perfetto is not usable here: {error}",
             "pip install perfetto; or --to chrome, which Perfetto's UI opens as well",
         ) from error
-    if not trace.events:
-        return b""
-    told = moments(CallBuilder().everything(trace.events))
+    if not any(True for _ in trace):
+        return
     try:
-        return perfetto.document(trace.header, told)
+        yield from perfetto.pieces(trace.header, _moments(trace))
     except (ValueError, OverflowError) as error:
         raise TraceError(
             f"Perfetto has no place for a number or a date of this trace: {error}",
@@ -57,9 +65,10 @@ def _perfetto(trace: Trace) -> _Made:
         ) from error
 
 
-def _csv(trace: Trace) -> _Made:
-    calls = list(CallBuilder().calls(trace.events))
-    return table.table(calls) if calls else ""
+def _csv(trace: TraceStream) -> _Made:
+    values = table.values(_calls(trace))
+    if values is not None:
+        yield from table.lines(_calls(trace), values)
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ class _Format:
     """what: that it is, in a message. make: see _Made."""
 
     what: str
-    make: Callable[[Trace], _Made]
+    make: Callable[[TraceStream], _Made]
 
 
 _FORMATS = {
@@ -82,7 +91,6 @@ _FORMATS = {
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "export",
-        help="a trace for other tools: time lines, a table, a picture",
         description=(
             "Write a trace in the format of another tool. perfetto, chrome: what each thread did "
             "and when, for ui.perfetto.dev and other viewers of traces; csv: each call of each "
@@ -99,15 +107,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    trace = read_trace(args.file)
-    chosen = _FORMATS[args.to]
-    made = chosen.make(trace)
-    if not made:
-        raise TraceError(
-            f"{args.file} holds no calls, there is nothing to export",
-            "record again, and make a call while it is traced",
-        )
-    write_new(args.output, chosen.what, made)
-    print(f"wrote {args.output}")
-    require_whole(trace, args.file)
+    with reading(args.file) as trace:
+        chosen = _FORMATS[args.to]
+        made = chosen.make(trace)
+        first = next(made, None)
+        if first is None:
+            raise TraceError(
+                f"{args.file} holds no calls, there is nothing to export",
+                "record again, and make a call while it is traced",
+            )
+        write_new(args.output, chosen.what, chain([first], made))
+        print(f"wrote {args.output}")
+        require_whole(trace, args.file)
     return DONE

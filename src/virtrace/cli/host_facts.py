@@ -22,7 +22,7 @@ from xml.etree import ElementTree
 from virtrace.analysis.blockinfo import API, BlockInfo, read
 from virtrace.analysis.spans import CallBuilder
 from virtrace.trace.format import Json, Record, unavailable
-from virtrace.trace.reader import Trace
+from virtrace.trace.reader import Recording
 
 _SECONDS_EACH = 10.0
 _SECONDS_IN_ALL = 60.0
@@ -37,19 +37,23 @@ class Unavailable(Exception):
     """A fact that cannot be had; the message says why."""
 
 
-def collect(trace: Trace, pid: int) -> list[Record]:
+def collect(trace: Recording, pid: int) -> list[Record]:
     """A ``host`` record of each disk that the trace asks about. pid: of the traced daemon."""
     asker = Asker(time.monotonic() + _SECONDS_IN_ALL)
     return [_facts(block, pid, asker) for block in _disks(trace)]
 
 
-def _disks(trace: Trace) -> Iterator[BlockInfo]:
+def _disks(trace: Recording) -> Iterator[BlockInfo]:
     """The last call of each disk that libvirt knows."""
     builder = CallBuilder()
-    calls = [call for event in trace.events if (call := builder.feed(event))]
     levels = {probe["name"]: probe["level"] for probe in trace.header["probes"]}
-    blocks = [read(call, levels) for call in calls if call.root.name == API and not call.failed]
-    return iter({(block.domain, block.disk): block for block in blocks}.values())
+    last: dict[tuple[str, str], BlockInfo] = {}
+    for event in trace:
+        call = builder.feed(event)
+        if call is not None and call.root.name == API and not call.failed:
+            block = read(call, levels)
+            last[block.domain, block.disk] = block
+    yield from last.values()
 
 
 def _facts(block: BlockInfo, pid: int, asker: Asker) -> Record:

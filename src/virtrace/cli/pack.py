@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from virtrace.binary.pack import (
     load,
     write,
 )
+from virtrace.cli.progress import Progress
 from virtrace.errors import DONE, TargetError, UsageError
 from virtrace.recipe import catalogue
 from virtrace.recipe.model import Recipe
@@ -39,7 +39,6 @@ _ELF_MAGIC = b"\x7fELF"
 def add_parser(subparsers: Any) -> None:
     pack = subparsers.add_parser(
         "pack",
-        help="make a symbol pack: a few KB of debug info for hosts that have none",
         description="A symbol pack holds what recipes need of the debug info of one build. A "
         "trace uses the one that it finds beside its recipe or in the cache.",
     )
@@ -140,7 +139,7 @@ def _make_one(
             f"{target.path} has no build-id, by which a pack is found", "link it with --build-id"
         )
     debug = _debug_info(elf)
-    with _Progress(debug) as progress:
+    with Progress(debug.name) as progress:
         functions, structs = describe(debug, wanted, x86_64.ABI, RETURN, progress.show)
     if not functions:
         print(f"{debug}: no function of the recipes")
@@ -201,25 +200,6 @@ def _keep(output: Path | None, name: str, data: bytes) -> str:
         raise UsageError(
             f"the pack cannot be written: {error.strerror or error}", "name a folder with -o"
         ) from error
-
-
-class _Progress:
-    """One line that changes, on a terminal only."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._is_terminal = sys.stderr.isatty()
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def show(self, line: str) -> None:
-        if self._is_terminal:
-            print(f"\r\x1b[K{self._file.name}: {line}", end="", file=sys.stderr, flush=True)
-
-    def __exit__(self, *_: object) -> None:
-        if self._is_terminal:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def _show(args: argparse.Namespace) -> int:

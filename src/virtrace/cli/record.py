@@ -27,14 +27,13 @@ from virtrace.cli.host_facts import collect
 from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, IncompleteError, TargetError, UsageError
 from virtrace.recipe import catalogue, selection
 from virtrace.recipe.model import Recipe
-from virtrace.trace.reader import read_trace
+from virtrace.trace.reader import TraceStream
 from virtrace.trace.writer import default_path, insert_before_footer
 
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "record",
-        help="trace a daemon by a recipe",
         description="Trace a libvirt daemon by a recipe until Ctrl-C, a limit, or the end of "
         "COMMAND, which is run once every call is traced.",
         usage="%(prog)s RECIPE [-p PID | --process NAME] [-o FILE] [--where KEY=VALUE]... "
@@ -47,7 +46,12 @@ def add_parser(subparsers: Any) -> None:
     target = parser.add_mutually_exclusive_group()
     target.add_argument("-p", "--pid", type=int, help="the daemon; without it, the only one there")
     target.add_argument("--process", metavar="NAME", help="the daemon of this name")
-    parser.add_argument("-o", "--output", metavar="FILE", help="the trace; must not exist")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="the trace, compressed where it ends in .gz or .zst; must not exist",
+    )
     parser.add_argument(
         "--where", metavar="KEY=VALUE", action="append", default=[], help="only these calls"
     )
@@ -144,7 +148,8 @@ def require_gdb() -> None:
 
 
 def _add_host_facts(output: Path, pid: int) -> None:
-    records = collect(read_trace(output), pid)
+    with TraceStream(output) as trace:
+        records = collect(trace, pid)
     insert_before_footer(output, records)
     print(f"  host     facts of {len(records)} disks are in the trace")
 

@@ -6,8 +6,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,15 +17,14 @@ from virtrace.cli.record import add_limits, limits_of, record_trace
 from virtrace.errors import DONE, INTERRUPTED, UsageError
 from virtrace.recipe import catalogue, selection
 from virtrace.report.highlight import safe, style_for
-from virtrace.trace.format import Record
-from virtrace.trace.reader import Trace, read_trace
+from virtrace.trace.format import Event, Record
+from virtrace.trace.reader import TraceStream
 from virtrace.trace.writer import default_path
 
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "replay",
-        help="trace this host's daemon by the recipe of a trace",
         description="Trace a daemon of this host by the recipe in FILE, with the filters and "
         "limits of that trace, and compare the new trace with it. The command that was traced is "
         "run again only after you agree; COMMAND is run instead.",
@@ -63,7 +61,11 @@ def run(args: argparse.Namespace) -> int:
             command=args.traced,
             limits=limits_of(args),
         )
-    old = read_trace(args.file)
+    with TraceStream(args.file) as old:
+        return _again(old, pid, args)
+
+
+def _again(old: TraceStream, pid: int, args: argparse.Namespace) -> int:
     header = old.header
     was = header.get("selection") or {"where": {}, "calls": None, "seconds": None}
     with TemporaryDirectory(prefix="virtrace-") as folder:
@@ -90,8 +92,8 @@ def run(args: argparse.Namespace) -> int:
         return status
     print()
     paths = args.file, str(output)
-    renamed = _as_if(old, old_values, given)
-    differs = diff.report(diff.compared(renamed, read_trace(output), paths), paths)
+    with TraceStream(output) as new:
+        differs = diff.report(diff.compared(_AsIf(old, old_values, given), new, paths), paths)
     return status or differs
 
 
@@ -107,19 +109,24 @@ def _require_names(header: Record, given: Mapping[str, str]) -> None:
         )
 
 
-def _as_if(trace: Trace, old: Mapping[str, str], new: Mapping[str, str]) -> Trace:
-    """The trace with the new values of filters instead of the old ones, to compare it with one."""
-    events = [
-        replace(
-            event,
-            values={
-                key: new[key] if key in old and str(value) == old[key] else value
+class _AsIf:
+    """A trace with the new values of filters instead of the old ones, to compare it with one."""
+
+    def __init__(self, trace: TraceStream, old: Mapping[str, str], new: Mapping[str, str]) -> None:
+        self._trace = trace
+        self._old = old
+        self._new = new
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._trace, name)
+
+    def __iter__(self) -> Iterator[Event]:
+        for event in self._trace:
+            values = {
+                key: self._new[key] if key in self._old and str(value) == self._old[key] else value
                 for key, value in event.values.items()
-            },
-        )
-        for event in trace.events
-    ]
-    return replace(trace, events=events)
+            }
+            yield event._replace(values=values)
 
 
 def _write(header: Record, folder: Path) -> Path:

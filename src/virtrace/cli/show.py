@@ -7,24 +7,29 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from virtrace.analysis.spans import Call, CallBuilder
 from virtrace.analysis.summary import summarize
-from virtrace.analysis.waiting import ended_ns, waiting
+from virtrace.analysis.waiting import Waiters
+from virtrace.cli.progress import reading
 from virtrace.errors import DONE, TraceError, UsageError
 from virtrace.report import document, text
 from virtrace.report import summary as many
 from virtrace.report.highlight import style_for
 from virtrace.report.lines import copyable
-from virtrace.trace.reader import Trace, read_trace, require_whole
+from virtrace.trace.reader import TraceStream, require_whole
 from virtrace.trace.writer import write_new
+
+# So much of a trace, in bytes unpacked, is read before anything is shown: what a smaller one ends
+# with, such as what was still waited for, can stand at the top.
+_AT_ONCE = 8 << 20
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "show",
-        help="show a trace as call trees",
         description="Show every traced call: its answer first, then how it came about.",
         epilog="Exit status: 0 shown, 2 not a trace, 4 shown, but the trace is incomplete.",
     )
@@ -49,33 +54,50 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             "--json goes with --summary or alone", "leave out --full or --html: JSON has it all"
         )
-    trace = read_trace(args.file)
-    for line in _lines(trace, args):
-        print(line)
-    require_whole(trace, args.file)
+    is_printed = not (args.html or args.summary)
+    with reading(args.file, beside_output=is_printed) as trace:
+        for line in _lines(trace, args):
+            print(line)
+        require_whole(trace, args.file)
     return DONE
 
 
-def _lines(trace: Trace, args: argparse.Namespace) -> Iterator[str]:
+def _lines(trace: TraceStream, args: argparse.Namespace) -> Iterator[str]:
     if args.html:
-        return _html(trace, args.html)
+        return _html(trace, args.file, args.html)
     if args.summary:
         return _summary(trace, args.file, as_json=args.json)
     return _json(trace, args.file) if args.json else _text(trace, args.file, full=args.full)
 
 
-def _text(trace: Trace, path: str, *, full: bool) -> Iterator[str]:
+def _text(trace: TraceStream, path: str, *, full: bool) -> Iterator[str]:
     style = style_for(sys.stdout, full=full)
-    builder = CallBuilder()
-    nodes = list(builder.everything(trace.events))
-    yield from text.heading(trace.header, style)
-    yield from text.switched_off(trace.switched_off, style)
-    yield from text.still_waiting(waiting(nodes, ended_ns(trace), trace.switched_off), style)
+    builder = CallBuilder(trace.most_open)
+    pending = Waiters()
+    nodes = pending.watch(builder.everything(trace))
+    first = []
     for node in nodes:
+        first.append(node)
+        if trace.length > _AT_ONCE:
+            break
+    is_whole = trace.length <= _AT_ONCE
+
+    def stopped() -> Iterator[str]:
+        yield from text.switched_off(trace.switched_off, style)
+        yield from text.still_waiting(pending.found(trace), style)
+
+    yield from text.heading(trace.header, style)
+    if is_whole:
+        yield from stopped()
+    else:
+        yield from text.long_trace(style)
+    for node in chain(first, nodes):
         if isinstance(node, Call):
             yield from text.call_tree(node, style)
         else:
             yield from text.apart(node, style)
+    if not is_whole:
+        yield from stopped()
     more = "--json" if full else "--full"
     yield from text.summary(
         trace.footer,
@@ -86,33 +108,40 @@ def _text(trace: Trace, path: str, *, full: bool) -> Iterator[str]:
     )
 
 
-def _summary(trace: Trace, path: str, *, as_json: bool) -> Iterator[str]:
-    nodes = list(CallBuilder().everything(trace.events))
-    summary = summarize(nodes)
+def _summary(trace: TraceStream, path: str, *, as_json: bool) -> Iterator[str]:
+    pending = Waiters()
+    summary = summarize(pending.watch(CallBuilder(trace.most_open).everything(trace)))
     if as_json:
         yield json.dumps(document.summary_record(summary, trace.problems), indent=2)
         return
     style = style_for(sys.stdout)
     yield from text.switched_off(trace.switched_off, style)
-    yield from text.still_waiting(waiting(nodes, ended_ns(trace), trace.switched_off), style)
+    yield from text.still_waiting(pending.found(trace), style)
     yield from many.lines(summary, style)
     if summary.disks:
         yield copyable("why", f"virtrace explain {shlex.quote(path)}", style)
     yield copyable("next", f"virtrace show {shlex.quote(path)}", style)
 
 
-def _html(trace: Trace, output: Path) -> Iterator[str]:
+def _html(trace: TraceStream, path: str, output: Path) -> Iterator[str]:
     # Imported late: the rest of `show` does without Jinja2.
     from virtrace.report import html
 
-    nodes = list(CallBuilder().everything(trace.events))
-    write_new(output, "the page", html.page(trace, nodes))
+    nodes = []
+    for node in CallBuilder(trace.most_open).everything(trace):
+        nodes.append(node)
+        if trace.count > html.MOST_EVENTS:
+            raise UsageError(
+                f"{path} has more than {html.MOST_EVENTS:,} events, too many for a page",
+                f"virtrace show --summary {shlex.quote(path)}, or export --to perfetto",
+            )
+    write_new(output, "the page", [html.page(trace, nodes)])
     yield f"wrote {output}; like the trace it can hold secrets, and only you can read it"
 
 
-def _json(trace: Trace, path: str) -> Iterator[str]:
+def _json(trace: TraceStream, path: str) -> Iterator[str]:
     try:
-        yield from document.lines(trace, CallBuilder().everything(trace.events))
+        yield from document.lines(trace, CallBuilder(trace.most_open).everything(trace))
     except RecursionError as error:
         raise TraceError(
             f"{path}: its calls are nested too deep for one JSON document",

@@ -145,7 +145,7 @@ class Notebook:
         for expression in self._unplaced:
             recipe.comments.append(f"print {expression}: GDB has no debug info there")
         text = recipe.text(file.stem)
-        write_new(file, "the recipe", text)
+        write_new(file, "the recipe", [text])
         return recipe.summary()
 
     def _keep_display(self, recipe: _Recipe, expression: str) -> None:

@@ -390,7 +390,7 @@ class Session:
     def _finish(self, ended_ns: int) -> None:
         footer = self._footer(ended_ns)
         try:
-            self._writer.write([footer])
+            self._writer.finish(footer)
             self._writer.check_there()
         finally:
             self._view.summary(footer)

@@ -42,6 +42,11 @@ def lines(found: Comparison, style: Style, *, paths: tuple[str, str]) -> Iterato
         yield ""
         rest = units.count(len(differing) - len(shown_), "more pair") + " of calls differ"
         yield from fold(words(rest, "dim"), style, "  ")
+    if found.more:
+        yield ""
+        rest = f"{units.count(found.more, 'further pair')} of calls, of which"
+        told = f"{rest} {found.more_differ or 'none'} differ, are not told one by one"
+        yield from fold(words(told, "yellow"), style, "  ")
     yield ""
     yield from _counters(found, style)
     yield from _not_compared(found, style)

@@ -11,7 +11,7 @@ from virtrace.analysis.values import Difference
 from virtrace.report.difference import sentence
 from virtrace.report.explanation import answer
 from virtrace.trace.format import Record
-from virtrace.trace.reader import Trace
+from virtrace.trace.reader import Recording
 
 FORMAT = "virtrace-difference"
 VERSION = 1
@@ -38,6 +38,8 @@ def record(found: Comparison, paths: tuple[str, str]) -> Record:
         "b": _trace(found.b, paths[1], found.problems("b")),
         "same_daemon": found.passed.same_daemon,
         "pairs": [_pair(each) for each in found.pairs],
+        "more_pairs": found.more,
+        "more_differ": found.more_differ,
         "alone": [
             {
                 "side": each.side,
@@ -55,7 +57,7 @@ def record(found: Comparison, paths: tuple[str, str]) -> Record:
     }
 
 
-def _trace(trace: Trace, path: str, problems: list[str]) -> Record:
+def _trace(trace: Recording, path: str, problems: list[str]) -> Record:
     return {
         "file": path,
         "libvirt_version": trace.header["target"]["libvirt_version"],

@@ -9,9 +9,9 @@ from dataclasses import replace
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, Child, Point, Span
 from virtrace.analysis.summary import Movement, Statistics, Summary, histograms
-from virtrace.analysis.waiting import Waiting, ended_ns, waiting
+from virtrace.analysis.waiting import Waiters, Waiting
 from virtrace.trace.format import Event, Record
-from virtrace.trace.reader import Trace
+from virtrace.trace.reader import Recording
 
 FORMAT = "virtrace-calls"
 VERSION = 1
@@ -19,7 +19,7 @@ SUMMARY_FORMAT = "virtrace-summary"
 SUMMARY_VERSION = 1
 
 
-def lines(trace: Trace, nodes: Iterable[Call | Point | Exchange]) -> Iterator[str]:
+def lines(trace: Recording, nodes: Iterable[Call | Point | Exchange]) -> Iterator[str]:
     """The document, a call a line. RecursionError where a call is nested too deep for JSON.
 
     nodes: the calls, and what is outside of them.
@@ -29,9 +29,8 @@ def lines(trace: Trace, nodes: Iterable[Call | Point | Exchange]) -> Iterator[st
     yield '"calls": ['
     last = ""
     apart = []
-    nodes = list(nodes)
-    found = waiting(nodes, ended_ns(trace), trace.switched_off)
-    for node in nodes:
+    waiters = Waiters()
+    for node in waiters.watch(nodes):
         if not isinstance(node, Call):
             apart.append(_node(node))
             continue
@@ -42,7 +41,7 @@ def lines(trace: Trace, nodes: Iterable[Call | Point | Exchange]) -> Iterator[st
         yield last
     yield f'], "outside": {json.dumps(apart)},'
     yield f'"switched_off": {json.dumps(trace.switched_off)},'
-    yield f'"waiting": {json.dumps([_waiting(one) for one in found])},'
+    yield f'"waiting": {json.dumps([_waiting(one) for one in waiters.found(trace)])},'
     yield f'"footer": {json.dumps(trace.footer)}, "problems": {json.dumps(trace.problems)}}}'
 
 

@@ -7,14 +7,21 @@ from collections.abc import Iterator, Sequence
 
 from virtrace.analysis.blockinfo import NUMBERS
 from virtrace.analysis.causes import Case, Cause, Finding
-from virtrace.analysis.explain import Explanation
+from virtrace.analysis.explain import Explained, Explanation
 from virtrace.analysis.lineage import Lineage, Step
 from virtrace.report import units
 from virtrace.report.highlight import Style, paint, safe
 from virtrace.report.lines import ROOM, copyable, fold
 from virtrace.report.pieces import Piece, plain, words
+from virtrace.trace.archive import FOLDER, TRACE
 
 _CALLS_SHOWN = 8
+# What jq cannot read, by the ends of names.
+_UNPACK = {
+    ".tar.gz": f"tar -xOzf {{}} {FOLDER}{TRACE}",
+    ".gz": "zcat {}",
+    ".zst": "zstdcat {}",
+}
 _BELOW = " " * 4
 
 
@@ -28,6 +35,15 @@ def lines(explanations: Sequence[Explanation], style: Style, *, path: str) -> It
         yield from _case(explanation, style)
         yield ""
     yield from _how_to_see_an_event(explanations, path, style)
+
+
+def further(explained: Explained, style: Style, *, path: str) -> Iterator[str]:
+    """The cases that are not told; nothing where all are."""
+    if explained.more:
+        calls = units.count(explained.more_calls, "call")
+        more = f"{units.count(explained.more, 'more case')}, in {calls}; to see one of them:"
+        yield from fold(words(more, "yellow"), style)
+        yield copyable("one", f"virtrace explain --call N {shlex.quote(path)}", style)
 
 
 def _case(explanation: Explanation, style: Style) -> Iterator[str]:
@@ -212,5 +228,9 @@ def _how_to_see_an_event(
             if evidence.seq is not None:
                 chosen = f"select(.seq == {evidence.seq}).values{evidence.path or ''}"
                 command = f"jq {shlex.quote(chosen)} {shlex.quote(path)}"
+                for ending, unpack in _UNPACK.items():
+                    if path.endswith(ending):
+                        command = f"{unpack.format(shlex.quote(path))} | jq {shlex.quote(chosen)}"
+                        break
                 yield copyable(f"#{evidence.seq}", command, style)
                 return

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 from virtrace.analysis.causes import Case, Finding
-from virtrace.analysis.explain import Explanation
+from virtrace.analysis.explain import Explained, Explanation
 from virtrace.analysis.lineage import Lineage, Step
 from virtrace.analysis.source_lines import Seen
 from virtrace.report.explanation import answer, fill
 from virtrace.trace.format import Record
-from virtrace.trace.reader import Trace
+from virtrace.trace.reader import Recording
 
 FORMAT = "virtrace-explanation"
 VERSION = 1
@@ -25,14 +24,16 @@ def schema() -> Record:
     return document
 
 
-def text(trace: Trace, explanations: Iterable[Explanation]) -> str:
+def text(trace: Recording, explanations: Explained) -> str:
     """The document."""
     cases = [json.dumps(record(each)) for each in explanations]
     target = trace.header["target"]
     return (
         f'{{"format": "{FORMAT}", "version": {VERSION},\n'
         f'"libvirt_version": {json.dumps(target["libvirt_version"])},\n'
-        f'"cases": [\n{",".join(cases)}\n],\n"problems": {json.dumps(trace.problems)}}}'
+        f'"cases": [\n{",".join(cases)}\n],\n'
+        f'"more_cases": {explanations.more}, "more_calls": {explanations.more_calls},\n'
+        f'"problems": {json.dumps(trace.problems)}}}'
     )
 
 

@@ -39,9 +39,11 @@ from virtrace.report.highlight import Style, safe
 from virtrace.report.pieces import Piece
 from virtrace.report.timeline import timeline
 from virtrace.trace.format import Event, Json, Record
-from virtrace.trace.reader import Trace
+from virtrace.trace.reader import Recording
 
 _STYLE = Style(unicode=True, full=True)
+# All of a page is in memory, here and in the browser.
+MOST_EVENTS = 20_000
 # From so many calls on the summary is what is wanted first.
 _MANY = 10
 # Browsers give up nesting at some depth; below this one the tree goes no further to the right.
@@ -51,7 +53,7 @@ _CLOSED = Style(unicode=True)
 _LINES_WIDTH = 40
 
 
-def page(trace: Trace, nodes: Sequence[Call | Point | Exchange]) -> str:
+def page(trace: Recording, nodes: Sequence[Call | Point | Exchange]) -> str:
     """The whole document. nodes: calls, and what is outside of them."""
     summary = summarize(nodes)
     found = waiting(nodes, ended_ns(trace), trace.switched_off)
@@ -105,7 +107,7 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _title(trace: Trace, calls: Sequence[Call]) -> str:
+def _title(trace: Recording, calls: Sequence[Call]) -> str:
     if len(calls) == 1:
         return pieces.question(calls[0], _STYLE)
     return f"{units.count(len(calls), 'call')}, {trace.header['started']}"
@@ -210,7 +212,7 @@ class _Story:
 class _Stories:
     """Every distinct story once, however many calls have it."""
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: Recording) -> None:
         self._trace = trace
         self._index: dict[tuple[str, str], int] = {}
         self.stored: list[_Story] = []
@@ -460,7 +462,7 @@ def _path(movement: Movement) -> str:
 # The trace
 
 
-def _facts(trace: Trace) -> Iterator[tuple[str, str]]:
+def _facts(trace: Recording) -> Iterator[tuple[str, str]]:
     header, tool, target = trace.header, trace.header["tool"], trace.header["target"]
     yield "recorded", header["started"]
     yield "system", f"{header['host']['system'] or 'unknown'}, {header['host']['machine']}"
@@ -485,7 +487,7 @@ def _facts(trace: Trace) -> Iterator[tuple[str, str]]:
         yield "build-id", f"{module['build_id'] or 'none'}, {module['path']} at {module['base']}"
 
 
-def _modules(trace: Trace) -> Iterator[Record]:
+def _modules(trace: Recording) -> Iterator[Record]:
     hits = trace.footer["hits"] if trace.footer is not None else {}
     for module, probes in pieces.by_module(trace.header).items():
         yield {

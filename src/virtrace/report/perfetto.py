@@ -5,7 +5,7 @@ What its messages mean: https://perfetto.dev/docs/reference/synthetic-track-even
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 
 from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as protos
@@ -17,15 +17,20 @@ from virtrace.trace.format import Json, Record
 _SEQUENCE = 1
 # Tracks are numbered: a thread's by its id, which is below this.
 _PROCESS_TRACK = 1 << 32
+_TOGETHER = 1000
 
 
-def document(header: Record, moments: Iterable[Moment]) -> bytes:
-    """Times are those of the host's clock that the header names, with the time of day beside."""
+def pieces(header: Record, moments: Iterable[Moment]) -> Iterator[bytes]:
+    """Behind one another they are the trace: so protobuf has it.
+
+    Times are those of the host's clock that the header names, with the time of day beside.
+    """
     trace = _Trace(header)
-    for moment in moments:
+    for number, moment in enumerate(moments, 1):
         trace.add(moment)
-    made: bytes = trace.builder.serialize()
-    return made
+        if number % _TOGETHER == 0:
+            yield trace.taken()
+    yield trace.taken()
 
 
 class _Trace:
@@ -48,6 +53,12 @@ class _Trace:
         process.uuid = _PROCESS_TRACK
         process.process.pid = self._pid
         process.process.process_name = header["target"]["exe"]
+
+    def taken(self) -> bytes:
+        """What was added since."""
+        made: bytes = self.builder.serialize()
+        self.builder = TraceProtoBuilder()
+        return made
 
     def add(self, moment: Moment) -> None:
         if moment.tid not in self._threads:

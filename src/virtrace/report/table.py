@@ -16,17 +16,27 @@ _OUTCOME = ("complete", "failed", "error", "unavailable")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def table(calls: Iterable[Call]) -> str:
+def values(calls: Iterable[Call]) -> list[str] | None:
+    """The columns of what was captured; None where there is no call."""
+    found: dict[str, None] | None = None
+    for call in calls:
+        found = found or {}
+        found.update(dict.fromkeys(name for _, told, _ in _rows(call) for name in told))
+    return None if found is None else list(found)
+
+
+def lines(calls: Iterable[Call], values: list[str]) -> Iterator[str]:
     """CSV; docs/trace-format.md says what the columns are."""
-    rows = [row for call in calls for row in _rows(call)]
-    values = dict.fromkeys(name for _, values, _ in rows for name in values)
     out = io.StringIO()
     writer = csv.DictWriter(out, [*_PLACE, *values, *_OUTCOME], lineterminator="\n")
     writer.writeheader()
-    for place, told, outcome in rows:
-        cells = {**place, **told, **outcome}
-        writer.writerow({name: _cell(value) for name, value in cells.items()})
-    return out.getvalue()
+    for call in calls:
+        for place, told, outcome in _rows(call):
+            cells = {**place, **told, **outcome}
+            writer.writerow({name: _cell(value) for name, value in cells.items()})
+        yield out.getvalue()
+        out.seek(0)
+        out.truncate()
 
 
 def _rows(call: Call) -> Iterator[tuple[Record, Record, Record]]:

@@ -124,6 +124,20 @@ def still_waiting(found: list[Waiting], style: Style) -> Iterator[str]:
     yield ""
 
 
+def long_trace(style: Style) -> Iterator[str]:
+    """In place of what is known only once all was read."""
+    yield from fold(
+        words(
+            "a long trace, shown while it is read: what was still waiting when it ended, "
+            "and the counts, stand at the end",
+            "dim",
+        ),
+        style,
+        below="  ",
+    )
+    yield ""
+
+
 def switched_off(records: Iterable[Record], style: Style) -> Iterator[str]:
     """What stopped being traced before the end, and is no longer missing by accident."""
     for record in records:

@@ -1,23 +1,23 @@
 """Read a bundle: a gzip-compressed tar archive, which a stranger may have made.
 
-Nothing is unpacked: what it holds is read into memory, so much and no more. Only plain files and
-folders are taken, by the one old header that all tars can write; Python's own reader does also
-understand links, devices and headers that change the names and sizes of others.
+Nothing is unpacked, and nothing read into memory but in pieces. Only plain files and folders are
+taken, by the one old header that all tars can write; Python's own reader does also understand
+links, devices and headers that change the names and sizes of others.
 """
 
 from __future__ import annotations
 
-import gzip
-import zlib
-from collections.abc import Mapping
-from typing import BinaryIO
+import io
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
 
 from virtrace.errors import TraceError
+from virtrace.trace.compression import GZIP, Inflated
 
-MAGIC = b"\x1f\x8b"
 TRACE = "trace.jsonl"
 FOLDER = "virtrace-bundle/"
-# Of all that is in it. A value of JSON, be it of two bytes, takes some 70 in memory.
+# Of all that is in it but the trace, and of a line of that. A value of JSON, be it of two bytes,
+# takes some 70 in memory.
 MAX_BYTES = 48 << 20
 MAX_VALUES = 2_000_000
 MAX_FILES = 64
@@ -41,30 +41,90 @@ class _NotABundle(Exception):
     """The message says why."""
 
 
-def read(stream: BinaryIO, path: object) -> dict[str, bytes]:
-    """The files of a bundle by their names, without the folder that they are in.
+class Member(io.RawIOBase):
+    """The content of a file; it can be read until the next one is asked for."""
 
-    TraceError where it is not one, is damaged, holds what a bundle cannot hold, or too much.
-    """
-    try:
-        with gzip.GzipFile(fileobj=stream, mode="rb") as file:
-            files = _files(file)
-    except (OSError, EOFError, zlib.error) as error:
-        raise TraceError(
-            f"{path} is damaged, or no bundle: {error}", "take a fresh copy of the file"
-        ) from error
-    except _NotABundle as error:
-        raise TraceError(
-            f"{path} is no bundle of virtrace: {error}",
+    def __init__(self, bundle: Bundle, size: int) -> None:
+        self._bundle = bundle
+        self._left = size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._bundle.stream.read1(min(len(buffer), self._left)) if self._left else b""
+        if self._left and not data:
+            raise self._bundle.error("it ends in the middle")
+        self._left -= len(data)
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class Bundle:
+    """A file that is open; TraceError where it is no bundle, is damaged, or holds too much."""
+
+    def __init__(self, file: BinaryIO, path: object) -> None:
+        file.seek(0)
+        self._path = path
+        self._inflated = Inflated(file, GZIP, path)
+        self.stream = io.BufferedReader(self._inflated)
+
+    def members(self) -> Iterator[tuple[str, Member]]:
+        """Each file by its name, without the folder that they are in."""
+        try:
+            yield from self._members()
+        except _NotABundle as error:
+            raise self.error(str(error)) from error
+
+    def error(self, why: str) -> TraceError:
+        if self._inflated.cut:
+            return TraceError(
+                f"{self._path} is damaged, or no bundle: it ended before its end",
+                "take a fresh copy of the file",
+            )
+        return TraceError(
+            f"{self._path} is no bundle of virtrace: {why}",
             "ask for one that `virtrace bundle` made, or for the trace itself",
-        ) from error
-    too_much = excess(files)
-    if too_much is not None:
-        raise TraceError(
-            f"{path} holds {too_much}, and a bundle may not",
-            "ask for the trace itself",
         )
-    return files
+
+    def _members(self) -> Iterator[tuple[str, Member]]:
+        names: set[str] = set()
+        room, members = MAX_BYTES, 0
+        while True:
+            header = self.stream.read(_BLOCK)
+            if len(header) < _BLOCK:
+                raise _NotABundle("it ends in the middle")
+            if not any(header):
+                break
+            members += 1
+            if members > MAX_FILES:
+                raise _NotABundle(f"it holds more than {MAX_FILES} files")
+            name, size, is_folder = _read_header(header)
+            if name in names:
+                raise _NotABundle(f"it holds {name} twice")
+            if name != TRACE:
+                room -= size
+            if room < 0:
+                raise _NotABundle(f"it holds more than {MAX_BYTES >> 20} MiB beside the trace")
+            member = Member(self, size)
+            if not is_folder:
+                names.add(name)
+                yield name, member
+            # What nobody wanted of it.
+            while member.read(_LONGEST_FILL):
+                pass
+            if len(self.stream.read(-size % _BLOCK)) < -size % _BLOCK:
+                raise _NotABundle("it ends in the middle")
+        # To its end, for the checksum: tars fill up with zeros.
+        if self.stream.read(_LONGEST_FILL).strip(b"\0") or self.stream.read(1):
+            raise _NotABundle("there is more after its end")
+        if self._inflated.cut:
+            raise _NotABundle("it ends in the middle")
+
+
+def is_bundle(file: BinaryIO, path: object) -> bool:
+    """Whether what is compressed with gzip is an archive, and no line of JSON."""
+    return io.BufferedReader(Inflated(file, GZIP, path)).read(1) != b"{"
 
 
 def excess(files: Mapping[str, bytes]) -> str | None:
@@ -78,37 +138,6 @@ def excess(files: Mapping[str, bytes]) -> str | None:
     ):
         return f"more than {MAX_VALUES:,} values"
     return None
-
-
-def _files(archive: gzip.GzipFile) -> dict[str, bytes]:
-    files: dict[str, bytes] = {}
-    room, members = MAX_BYTES, 0
-    while True:
-        header = archive.read(_BLOCK)
-        if len(header) < _BLOCK:
-            raise _NotABundle("it ends in the middle")
-        if not any(header):
-            break
-        members += 1
-        if members > MAX_FILES:
-            raise _NotABundle(f"it holds more than {MAX_FILES} files")
-        name, size, is_folder = _read_header(header)
-        room -= size
-        if room < 0:
-            raise _NotABundle(f"it holds more than {MAX_BYTES >> 20} MiB")
-        content = archive.read(size)
-        padding = archive.read(-size % _BLOCK)
-        if len(content) < size or len(padding) < -size % _BLOCK:
-            raise _NotABundle("it ends in the middle")
-        if is_folder:
-            continue
-        if name in files:
-            raise _NotABundle(f"it holds {name} twice")
-        files[name] = content
-    # To its end, for the checksum: tars fill up with zeros.
-    if archive.read(_LONGEST_FILL).strip(b"\0") or archive.read(1):
-        raise _NotABundle("there is more after its end")
-    return files
 
 
 def _read_header(header: bytes) -> tuple[str, int, bool]:

@@ -8,8 +8,8 @@ functions below, and only by them.
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 FORMAT = "virtrace-trace"
 VERSION = 1
@@ -25,8 +25,7 @@ SWITCHED_OFF = "a probe was switched off before its return"
 LEVELS = ("dwarf", "pack", "symbol", "inferred", "usdt", "missing")
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """One thing that happened.
 
     type: enter, exit, point, line or lost. seq: its place in the file, from 0.
@@ -46,12 +45,15 @@ class Event:
     values: Record
 
     def to_record(self) -> Record:
-        return dict(vars(self))
+        return self._asdict()
 
     @classmethod
     def from_record(cls, record: Record) -> Event:
         """KeyError where a key of version 1 is absent; keys added later are ignored."""
-        return cls(**{name: record[name] for name in cls.__dataclass_fields__})
+        return cls._make(_PARTS(record))
+
+
+_PARTS = itemgetter(*Event._fields)
 
 
 def pointer(address: int) -> str:

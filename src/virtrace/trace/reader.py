@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shlex
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from io import BufferedReader, RawIOBase
 from pathlib import Path
-from typing import Any, BinaryIO, Union
+from typing import Any, BinaryIO, Protocol, Union
 
 from virtrace.errors import IncompleteError, TraceError
 from virtrace.trace import archive
+from virtrace.trace.compression import GZIP, ZSTD, Inflated
 from virtrace.trace.format import FORMAT, VERSION, Event, Json, Record
 
 EVENT_TYPES = ("enter", "exit", "point", "line", "lost")
@@ -83,19 +85,54 @@ _HOST: Mapping[str, _Shape] = {
     "lvm": dict,
 }
 
+# Of files that can be far larger than they are: the longest line, one that has to be looked at
+# for how much it holds, and how many events can be of calls that are open at a time.
+_LONGEST_LINE = 16 << 20
+_LONG_LINE = 1 << 20
+_MOST_OPEN = 200_000
+_BUFFER = 1 << 16
+_OFTEN = 1024
 _LONGEST_NUMBER = 40
 _LONG_NUMBER = b"0" * (_LONGEST_NUMBER + 1)
 _DIGITS = bytes.maketrans(b"123456789", b"000000000")
 
 
-@dataclass(frozen=True)
-class Trace:
-    """What a file holds, in its order.
+class Recording(Protocol):
+    """A trace, in memory or read in a stream; of that what is not the header is known at its end.
 
     footer: None where the run was cut short. problems: what is missing, in words; empty
     where the trace is all that was recorded. host: what the host said of the disks.
-    switched_off: probes that met nothing from then on, as they had cost too much.
+    switched_off: probes that met nothing from then on, as they had cost too much. last_ns: the
+    latest of the events. count: how many there are. most_open: of a file that a stranger may have
+    made small, how many events can be of calls that are open at a time; None: it has the size
+    that it takes.
     """
+
+    def __iter__(self) -> Iterator[Event]: ...
+    def host_records(self) -> list[Record]:
+        """The same as `host`, before the events were read."""
+
+    @property
+    def header(self) -> Record: ...
+    @property
+    def footer(self) -> Record | None: ...
+    @property
+    def problems(self) -> list[str]: ...
+    @property
+    def host(self) -> list[Record]: ...
+    @property
+    def switched_off(self) -> list[Record]: ...
+    @property
+    def last_ns(self) -> int: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def most_open(self) -> int | None: ...
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a file holds, in its order. See Recording."""
 
     header: Record
     events: list[Event] = field(default_factory=list)
@@ -104,75 +141,171 @@ class Trace:
     host: list[Record] = field(default_factory=list)
     switched_off: list[Record] = field(default_factory=list)
 
+    most_open = None
+
+    def __iter__(self) -> Iterator[Event]:
+        return iter(self.events)
+
+    def host_records(self) -> list[Record]:
+        return self.host
+
+    @property
+    def last_ns(self) -> int:
+        return max((event.t_ns for event in self.events), default=0)
+
+    @property
+    def count(self) -> int:
+        return len(self.events)
+
 
 class _BrokenLine(Exception):
     """Not a record of a version 1 trace; the message says why."""
 
 
-def read_trace(path: str | Path) -> Trace:
-    """TraceError where ``path`` is no trace or bundle, is of a newer version, or is damaged inside.
+class TraceStream:
+    """A trace that is read anew each time its events are asked for. See Recording."""
 
-    A file cut short is no error: it is read up to its last whole line. Types of records
-    that this version does not know are left out, unknown keys of known ones are kept in
-    header and footer and left out of events.
-    """
-    with _open(path) as stream:
-        return read_lines(stream, path)
+    def __init__(self, path: str | Path, file: BinaryIO | None = None) -> None:
+        """TraceError where it is no trace or bundle, or of a newer version.
 
+        path: how errors name it. file: where it is open already.
+        """
+        self.path = path
+        self.footer: Record | None = None
+        self.problems: list[str] = []
+        self.host: list[Record] = []
+        self.switched_off: list[Record] = []
+        self.last_ns = 0
+        self.count = 0
+        # Bytes of the lines so far, unpacked.
+        self.length = 0
+        # Called now and then while events are read, and with True at their end.
+        self.told: Callable[[bool], None] = lambda _: None
+        self._file = open_file(path) if file is None else file
+        try:
+            self._size = os.fstat(self._file.fileno()).st_size
+            self._read_by = _way_to_read(self._file, path)
+            self.header = _header(next(self._lines(), (0, None))[1], path)
+        except BaseException:
+            self._file.close()
+            raise
 
-def read_bundle(path: str | Path) -> dict[str, bytes]:
-    """All files of a bundle, by their names. TraceError where it is none."""
-    with _open_file(path) as stream:
-        return archive.read(stream, path)
+    def __enter__(self) -> TraceStream:
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
-def read_lines(stream: BinaryIO, path: str | Path) -> Trace:
-    """The same, of an open file. path: how errors name it."""
-    with stream:
-        lines = _lines(stream, path)
-        _, first = next(lines, (0, None))
-        header = _header(first, path)
-        events: list[Event] = []
-        footer: Record | None = None
-        problems: list[str] = []
-        host: list[Record] = []
-        switched_off: list[Record] = []
+    @property
+    def most_open(self) -> int | None:
+        return None if self._read_by is _plain_lines else _MOST_OPEN
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self._size
+
+    @property
+    def position(self) -> int:
+        """So many of them were read in this pass, in blocks."""
+        return os.lseek(self._file.fileno(), 0, os.SEEK_CUR)
+
+    def __iter__(self) -> Iterator[Event]:
+        """TraceError where the file is damaged inside.
+
+        A file cut short is no error: it is read up to its last whole line. Types of records
+        that this version does not know are left out, unknown keys of known ones are kept in
+        header and footer and left out of events.
+        """
+        self.footer = None
+        self.problems, self.host, self.switched_off = [], [], []
+        self.last_ns = self.count = self.length = 0
+        lines = self._lines()
+        next(lines)
         for number, line in lines:
             try:
                 record = _parse(line)
-                if footer is not None:
+                if self.footer is not None:
                     raise _BrokenLine("there is more after the footer")
                 kind = record.get("type")
                 if kind in EVENT_TYPES:
-                    _check(record, _EVENT if kind in ("point", "line") else _SPAN_EVENT)
-                    events.append(Event.from_record(record))
-                elif kind == "footer":
-                    _check(record, _FOOTER)
-                    footer = record
-                elif kind == "host":
-                    _check(record, _HOST)
-                    host.append(record)
-                elif kind == "switched-off":
-                    _check(record, _SWITCHED_OFF)
-                    switched_off.append(record)
-                elif kind == "header":
-                    raise _BrokenLine("a second header: two traces in one file")
-                elif not isinstance(kind, str):
-                    raise _BrokenLine("it has no type")
+                    event = _event(record)
+                    self.count += 1
+                    self.length += len(line)
+                    if not self.count % _OFTEN:
+                        self.told(False)
+                    if event.t_ns > self.last_ns:
+                        self.last_ns = event.t_ns
+                    yield event
+                else:
+                    self._take(record)
             except _BrokenLine as broken:
                 # A line without its end is the last one: its writer died over it.
                 if line.endswith(b"\n"):
+                    unpacked = "" if self.most_open is None else " of it, unpacked"
                     raise TraceError(
-                        f"{path}:{number}: not a record of a trace: {broken}",
-                        f"take a fresh copy of the file, or keep what stands before: "
-                        f"head -n {number - 1}",
+                        f"{self.path}:{number}: not a record of a trace: {broken}",
+                        "take a fresh copy of the file, or keep what stands before: "
+                        f"head -n {number - 1}{unpacked}",
                     ) from broken
-                problems.append(f"line {number} is cut short: the run ended while it was written")
-    problems += _missing(events, footer)
-    return Trace(header, events, footer, problems, host, switched_off)
+                cut = f"line {number} is cut short: the run ended while it was written"
+                self.problems.append(cut)
+        self.told(True)
+        self.problems += _missing(self.count, self.footer)
+
+    def host_records(self) -> list[Record]:
+        found = []
+        for _, line in self._lines():
+            if b'"host"' in line:
+                with suppress(_BrokenLine):
+                    record = _parse(line)
+                    if record.get("type") == "host":
+                        _check(record, _HOST)
+                        found.append(record)
+        return found
+
+    def _take(self, record: Record) -> None:
+        kind = record.get("type")
+        if kind == "footer":
+            _check(record, _FOOTER)
+            self.footer = record
+        elif kind == "host":
+            _check(record, _HOST)
+            self.host.append(record)
+        elif kind == "switched-off":
+            _check(record, _SWITCHED_OFF)
+            self.switched_off.append(record)
+        elif kind == "header":
+            raise _BrokenLine("a second header: two traces in one file")
+        elif not isinstance(kind, str):
+            raise _BrokenLine("it has no type")
+
+    def _lines(self) -> Iterator[tuple[int, bytes]]:
+        """(number from 1, line); blank lines, which an editor may leave, are passed over."""
+        try:
+            self._file.seek(0)
+            for number, line in enumerate(self._read_by(self._file, self.path), 1):
+                if not line.isspace():
+                    yield number, line
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
 
 
-def require_whole(trace: Trace, path: str | Path) -> None:
+def read_trace(path: str | Path) -> Trace:
+    """All of it. TraceError as of TraceStream."""
+    with TraceStream(path) as stream:
+        events = list(stream)
+        return Trace(
+            stream.header,
+            events,
+            stream.footer,
+            stream.problems,
+            stream.host,
+            stream.switched_off,
+        )
+
+
+def require_whole(trace: Recording, path: str | Path) -> None:
     """IncompleteError where something is missing from the file; what it has was read."""
     if trace.problems:
         # What was printed of it comes first, also where both go into one file.
@@ -190,39 +323,80 @@ def schema() -> Record:
     return document
 
 
-def _missing(events: list[Event], footer: Record | None) -> list[str]:
+def _missing(events: int, footer: Record | None) -> list[str]:
     if footer is None:
         return ["no footer: the run was cut short, or is still going on"]
     problems = []
-    if footer["events"] != len(events):
-        problems.append(f"{len(events)} of the {footer['events']} events are in the file")
+    if footer["events"] != events:
+        problems.append(f"{events} of the {footer['events']} events are in the file")
     if footer["dropped"]:
         problems.append(f"{footer['dropped']} events were dropped while it was recorded")
     return problems
 
 
-def _open(path: str | Path) -> BinaryIO:
-    """The lines of a trace, also of the one in a bundle."""
-    stream = _open_file(path)
+def _way_to_read(file: BinaryIO, path: str | Path) -> _WayToRead:
+    """By what is in it, whatever it is called."""
     try:
-        is_bundle = stream.read(len(archive.MAGIC)) == archive.MAGIC
-        stream.seek(0)
+        beginning = file.read(len(ZSTD))
+        file.seek(0)
     except OSError as error:
-        stream.close()
         raise _unreadable(path, error) from error
-    if not is_bundle:
-        return stream
-    with stream:
-        files = archive.read(stream, path)
-    if archive.TRACE not in files:
+    if beginning == ZSTD:
+        return _zstd_lines
+    if not beginning.startswith(GZIP):
+        return _plain_lines
+    return _bundled_lines if archive.is_bundle(file, path) else _gzip_lines
+
+
+def _plain_lines(file: BinaryIO, path: str | Path) -> Iterable[bytes]:
+    # Whatever is no text at all may be one line of gigabytes: do not read it.
+    first = file.read(1)
+    file.seek(0)
+    return file if first == b"{" else ()
+
+
+def _gzip_lines(file: BinaryIO, path: str | Path) -> Iterator[bytes]:
+    return _bounded_lines(Inflated(file, GZIP, path), path)
+
+
+def _zstd_lines(file: BinaryIO, path: str | Path) -> Iterator[bytes]:
+    return _bounded_lines(Inflated(file, ZSTD, path), path)
+
+
+def _bundled_lines(file: BinaryIO, path: str | Path) -> Iterator[bytes]:
+    found = False
+    for name, member in archive.Bundle(file, path).members():
+        if name == archive.TRACE:
+            found = True
+            yield from _bounded_lines(member, path)
+    if not found:
         raise TraceError(
             f"{path} is a bundle without {archive.TRACE}",
             f"see what else is wrong with it: virtrace bundle verify {shlex.quote(str(path))}",
         )
-    return io.BytesIO(files[archive.TRACE])
 
 
-def _open_file(path: str | Path) -> BinaryIO:
+_WayToRead = Callable[[BinaryIO, "str | Path"], Iterable[bytes]]
+
+
+def _bounded_lines(raw: RawIOBase, path: str | Path) -> Iterator[bytes]:
+    """Of what a stranger may have compressed."""
+    stream = BufferedReader(raw, _BUFFER)
+    while line := stream.readline(_LONGEST_LINE):
+        if len(line) > _LONG_LINE:
+            too_much = archive.excess({archive.TRACE: line})
+            if len(line) == _LONGEST_LINE:
+                too_much = f"a line of more than {_LONGEST_LINE >> 20} MiB"
+            if too_much:
+                raise TraceError(
+                    f"{path} holds {too_much}, and no trace does",
+                    "ask for a fresh copy of the trace",
+                )
+        yield line
+
+
+def open_file(path: str | Path) -> BinaryIO:
+    """TraceError where it is no file that can be read."""
     try:
         # O_NONBLOCK: opening a FIFO must not wait for somebody to write to it.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -242,29 +416,16 @@ def _open_file(path: str | Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-def _lines(stream: BinaryIO, path: str | Path) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, line); blank lines, which an editor may leave, are passed over."""
-    try:
-        # Whatever is no text at all may be one line of gigabytes: do not read it.
-        if stream.read(1) != b"{":
-            return
-        stream.seek(0)
-        for number, line in enumerate(stream, 1):
-            if line.strip():
-                yield number, line
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
 def _unreadable(path: str | Path, error: OSError) -> TraceError:
     return TraceError(f"cannot read {path}: {error.strerror}", "check the disk that it is on")
 
 
 def _parse(line: bytes) -> Record:
     # A number that is longer than any that C has would keep Python busy.
-    integer = _bounded if _LONG_NUMBER in line.translate(_DIGITS) else None
+    decode = _decode_bounded if _LONG_NUMBER in line.translate(_DIGITS) else _decode
     try:
-        record = json.loads(line, parse_int=integer)
+        # As json.loads does, which looks at each line for its encoding first.
+        record = decode(line.decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError) as error:
         raise _BrokenLine(str(error)) from error
     if not isinstance(record, dict):
@@ -276,6 +437,31 @@ def _bounded(digits: str) -> int:
     if len(digits) > _LONGEST_NUMBER:
         raise ValueError(f"a number of {len(digits)} digits")
     return int(digits)
+
+
+def _event(record: Record) -> Event:
+    try:
+        event = Event.from_record(record)
+    except KeyError:
+        # Says which one is missing.
+        _check(record, _EVENT)
+        raise
+    kind, seq, t_ns, tid, name, span, parent, call, values = event
+    # Asked one by one: what _check does would take as long as to read the line.
+    if not (
+        type(seq) is type(t_ns) is type(tid) is int
+        and type(name) is str
+        and type(values) is dict
+        and (type(span) is int or (span is None and kind in ("point", "line")))
+        and (parent is None or type(parent) is int)
+        and (call is None or type(call) is int)
+    ):
+        _check(record, _EVENT if kind in ("point", "line") else _SPAN_EVENT)
+    return event
+
+
+_decode = json.JSONDecoder().decode
+_decode_bounded = json.JSONDecoder(parse_int=_bounded).decode
 
 
 def _header(line: bytes | None, path: str | Path) -> Record:

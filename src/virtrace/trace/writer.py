@@ -10,6 +10,7 @@ from io import FileIO
 from pathlib import Path
 
 from virtrace.errors import TraceError
+from virtrace.trace.compression import Packer, is_packed, last_part
 from virtrace.trace.format import Record
 
 _LONGEST_FOOTER = 1 << 20
@@ -40,15 +41,20 @@ def create(path: Path, what: str) -> int:
         ) from error
 
 
-def write_new(path: Path, what: str, made: str | bytes) -> None:
-    """What was made of a trace, which can hold as much: whole, or no file and TraceError."""
-    # JSON can name halves of characters, which UTF-8 has no place for.
-    data = made.encode("utf-8", "backslashreplace") if isinstance(made, str) else made
+def write_new(path: Path, what: str, made: Iterable[str | bytes]) -> None:
+    """What was made of a trace, which can hold as much: whole, or no file and an error."""
+    descriptor = create(path, what)
     try:
-        with open(create(path, what), "wb") as file:
-            file.write(data)
-    except OSError as error:
+        with open(descriptor, "wb") as file:
+            for piece in made:
+                # JSON can name halves of characters, which UTF-8 has no place for.
+                file.write(
+                    piece.encode("utf-8", "backslashreplace") if isinstance(piece, str) else piece
+                )
+    except BaseException as error:
         path.unlink()
+        if not isinstance(error, OSError):
+            raise
         raise TraceError(
             f"cannot write {what} {path}: {error.strerror}",
             "make room, or name a file on another disk",
@@ -56,18 +62,32 @@ def write_new(path: Path, what: str, made: str | bytes) -> None:
 
 
 class Writer:
-    """A new file, readable by its owner only: a trace can hold whatever QMP carried."""
+    """A new file, readable by its owner only: a trace can hold whatever QMP carried.
+
+    Compressed where its name ends in `.gz` or `.zst`; what was written can be read all the same,
+    whatever happens to the writer. size: bytes of the file.
+    """
 
     def __init__(self, path: Path) -> None:
         """TraceError where the file exists or cannot be made; symbolic links are not followed."""
         self.path = path
+        self._packer = Packer(path.name) if is_packed(path.name) else None
         self._file = create(path, "the trace")
         self.size = 0
 
     def write(self, records: Iterable[Record]) -> None:
         """All of the records, or none of them and TraceError where the disk does not take them."""
-        data = _encoded(records)
+        self._write(_encoded(records))
+
+    def finish(self, footer: Record) -> None:
+        """The last record, so that others can be inserted before it; TraceError as of write."""
+        self._write(b"", last=True)
+        self._write(_encoded([footer]), last=True)
+
+    def _write(self, data: bytes, *, last: bool = False) -> None:
         try:
+            if self._packer is not None:
+                data = self._packer.end(data) if last else self._packer.pack(data)
             while data:
                 data = data[os.write(self._file, data) :]
             self.size = os.lseek(self._file, 0, os.SEEK_CUR)
@@ -75,6 +95,8 @@ class Writer:
             # Half a line in the middle would make the rest unreadable.
             os.ftruncate(self._file, self.size)
             os.lseek(self._file, self.size, os.SEEK_SET)
+            if self._packer is not None:
+                self._packer.undo()
             raise TraceError(
                 f"cannot write the trace {self.path}: {error.strerror}",
                 "make room, or name a file on another disk; what was written until then is whole",
@@ -105,12 +127,16 @@ def insert_before_footer(path: Path, records: Iterable[Record]) -> None:
     """
     try:
         with path.open("r+b", buffering=0) as file:
-            start, footer = _last_line(file)
+            packer = Packer(path.name) if is_packed(path.name) else None
+            start, footer = _last_line(file) if packer is None else last_part(file)
             if not footer.startswith(b'{"type":"footer"'):
                 raise TraceError(
                     f"the trace {path} has no footer", "nothing can be added to it; record again"
                 )
-            data = _encoded(records) + footer
+            data = _encoded(records)
+            if packer is not None:
+                data, footer = packer.end(data), packer.end(footer)
+            data += footer
             try:
                 file.seek(start)
                 while data:

@@ -1,0 +1,74 @@
+"""The files of a bundle: small ones in memory, and the trace, which can be large, on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from io import BytesIO
+from tempfile import TemporaryFile
+from typing import BinaryIO
+
+from virtrace.trace.archive import TRACE
+
+_PIECE = 1 << 20
+
+
+class Files(Mapping[str, bytes]):
+    """By name; what is asked for by it comes whole, also the trace.
+
+    The trace is in a file without a name, which nobody else can open and which is gone with us.
+    """
+
+    def __init__(self) -> None:
+        self._small: dict[str, bytes] = {}
+        self._trace = TemporaryFile(prefix="virtrace-")  # noqa: SIM115
+
+    def add(self, name: str, content: bytes) -> None:
+        self._small[name] = content
+
+    def add_trace(self, pieces: Iterable[bytes]) -> None:
+        self._trace.seek(0)
+        self._trace.truncate()
+        self._trace.writelines(pieces)
+
+    def open(self, name: str) -> BinaryIO:
+        """One at a time. It is not to be closed."""
+        if name != TRACE:
+            return BytesIO(self._small[name])
+        self._trace.seek(0)
+        return self._trace
+
+    def size(self, name: str) -> int:
+        return self.open(name).seek(0, 2)
+
+    def __getitem__(self, name: str) -> bytes:
+        return self.open(name).read()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([TRACE, *self._small])
+
+    def __len__(self) -> int:
+        return 1 + len(self._small)
+
+
+def opened(files: Mapping[str, bytes], name: str) -> BinaryIO:
+    return files.open(name) if isinstance(files, Files) else BytesIO(files[name])
+
+
+def pieces(files: Mapping[str, bytes], name: str) -> Iterator[bytes]:
+    """The trace in whole records; any other file whole."""
+    stream = opened(files, name)
+    if name != TRACE:
+        yield stream.read()
+        return
+    while lines := stream.readlines(_PIECE):
+        yield b"".join(lines)
+
+
+def digest(stream: Iterable[bytes]) -> tuple[int, str]:
+    """Size, and SHA-256."""
+    size, found = 0, hashlib.sha256()
+    for piece in stream:
+        size += len(piece)
+        found.update(piece)
+    return size, found.hexdigest()

@@ -1,0 +1,149 @@
+"""Compressed traces: read piece by piece and never larger than a bound, and written in order.
+
+gzip is everywhere; Zstandard where the package zstandard is.
+"""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import io
+import os
+import zlib
+from typing import Any, BinaryIO
+
+from virtrace.errors import TraceError, UsageError
+
+GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+# What a file of a stranger may become, if it is not small anyway. Traces shrink to a 20th, and
+# gzip can make a 1000th of zeros.
+MAX_RATIO = 100
+SMALL = 48 << 20
+# Memory that a Zstandard file may ask for; its highest levels take 8 MiB.
+_MAX_WINDOW = 8 << 20
+_GZIP_FORMAT = 31
+_PIECE = 1 << 20
+# What Python says of a file that was cut in the first bytes of a further part of it.
+_HALF_A_MAGIC = f"({GZIP[:1]!r})"
+
+
+class Inflated(io.RawIOBase):
+    """What a compressed file holds. cut: it ended before its end, which is no error here."""
+
+    def __init__(self, file: BinaryIO, magic: bytes, path: object) -> None:
+        self.cut = False
+        self._path = path
+        self._room = max(SMALL, MAX_RATIO * os.fstat(file.fileno()).st_size)
+        self._errors: tuple[type[Exception], ...] = (OSError, zlib.error, *_zstd_errors())
+        self._inner: Any = gzip.GzipFile(fileobj=file) if magic == GZIP else _zstd_reader(file)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._inner.read1(len(buffer))
+        except EOFError:
+            self.cut = True
+            return 0
+        except self._errors as error:
+            if str(error).endswith(_HALF_A_MAGIC):
+                self.cut = True
+                return 0
+            raise TraceError(
+                f"{self._path} is damaged, or no bundle or trace: {error}",
+                "take a fresh copy of the file",
+            ) from error
+        self._room -= len(data)
+        if self._room < 0:
+            raise TraceError(
+                f"{self._path} becomes more than {MAX_RATIO} times as large as it is, "
+                "which no trace does",
+                "if you trust it, unpack it yourself and name the result",
+            )
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class Packer:
+    """Compresses one piece after the other, each to be read without those that come later."""
+
+    def __init__(self, name: str) -> None:
+        """name: of the file, which says how. UsageError where this Python cannot."""
+        self._is_gzip = name.endswith(".gz")
+        self._zstandard: Any = None if self._is_gzip else _zstandard(f"write {name}")
+        self._compressor = self._new()
+        self._before: Any = None
+
+    def pack(self, data: bytes) -> bytes:
+        if self._compressor is None:
+            raise OSError(errno.EPIPE, "what is compressed goes on from a piece that was not kept")
+        # Before the first of them there is nothing to go on from.
+        self._before = self._compressor.copy() if self._is_gzip else None
+        packed: bytes = self._compressor.compress(data)
+        mode = zlib.Z_SYNC_FLUSH if self._is_gzip else self._zstandard.COMPRESSOBJ_FLUSH_BLOCK
+        return packed + bytes(self._compressor.flush(mode))
+
+    def undo(self) -> None:
+        """The last piece was not kept. Zstandard cannot go on from there, gzip can."""
+        self._compressor = self._before
+
+    def end(self, data: bytes = b"") -> bytes:
+        """A last piece, and the end; what comes next has a beginning of its own."""
+        packed = self.pack(data) + bytes(self._compressor.flush())
+        self._compressor = self._new()
+        return packed
+
+    def _new(self) -> Any:
+        if self._zstandard is not None:
+            return self._zstandard.ZstdCompressor().compressobj()
+        return zlib.compressobj(wbits=_GZIP_FORMAT)
+
+
+def is_packed(name: str) -> bool:
+    """Whether a file that is to be called so is to be compressed."""
+    return name.endswith((".gz", ".zst"))
+
+
+def last_part(file: BinaryIO) -> tuple[int, bytes]:
+    """Where what was written after the last `Packer.end` but one begins, and what it holds."""
+    start, content = 0, b""
+    decompressor: Any = None
+    while data := file.read(_PIECE):
+        while data:
+            if decompressor is None or decompressor.eof:
+                start, content = file.tell() - len(data), b""
+                is_gzip = data.startswith(GZIP)
+                zstandard = None if is_gzip else _zstandard("read this file")
+                decompressor = (
+                    zlib.decompressobj(_GZIP_FORMAT)
+                    if zstandard is None
+                    else zstandard.ZstdDecompressor().decompressobj()
+                )
+            content = (content + decompressor.decompress(data))[-_PIECE:]
+            data = decompressor.unused_data
+    return start, content
+
+
+def _zstd_reader(file: BinaryIO) -> Any:
+    decompressor = _zstandard("read this file").ZstdDecompressor(max_window_size=_MAX_WINDOW)
+    return decompressor.stream_reader(file, read_across_frames=True)
+
+
+def _zstd_errors() -> tuple[type[Exception], ...]:
+    try:
+        import zstandard
+    except ImportError:
+        return ()
+    return (zstandard.ZstdError,)
+
+
+def _zstandard(what: str) -> Any:
+    try:
+        import zstandard
+    except ImportError as error:
+        raise UsageError(
+            f"the package zstandard, which is needed to {what}, is not usable here: {error}",
+            "pip install 'virtrace[zstd]', or use gzip (.gz)",
+        ) from error
+    return zstandard
