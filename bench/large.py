@@ -1,0 +1,126 @@
+"""Offline work on traces of 10^3 to 10^6 events: time and memory of each command, and a plot.
+
+Time is of the processor. Memory is the peak of the process itself (VmHWM), as the kernel counts
+it. `first` is when the first line came, by the clock on the wall.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import matplotlib
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY / "tests"))
+
+from support import large  # noqa: E402
+
+matplotlib.use("svg")
+from matplotlib import pyplot  # noqa: E402
+
+SIZES = (1_000, 10_000, 100_000, 1_000_000)
+OUTPUT = REPOSITORY / "out" / "bench"
+# Prints the peak as the process ends, where nobody can have missed it.
+PEAK = (
+    "import sys; from virtrace.cli.main import main; status = main(sys.argv[1:]); "
+    "lines = open('/proc/self/status').read().split('\\n'); "
+    "print([l.split()[1] for l in lines if l.startswith('VmHWM')][0], file=sys.stderr); "
+    "sys.exit(status)"
+)
+
+
+def commands(trace: Path, packed: Path, folder: Path) -> Iterator[tuple[str, list[str]]]:
+    yield "show", ["show", str(trace)]
+    yield "show .gz", ["show", str(packed)]
+    yield "explain", ["explain", str(trace)]
+    yield "diff", ["diff", str(trace), str(packed)]
+    yield "export csv", ["export", "--to", "csv", "-o", str(folder / "out"), str(trace)]
+    yield "export perfetto", ["export", "--to", "perfetto", "-o", str(folder / "out"), str(trace)]
+    yield "bundle", ["bundle", str(trace), "-o", str(folder / "out.tar.gz")]
+
+
+def measured(words: list[str]) -> dict[str, Any]:
+    began = time.monotonic()
+    before = os.times()
+    process = subprocess.Popen(
+        [sys.executable, "-c", PEAK, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.read(1)
+    first = time.monotonic() - began
+    while process.stdout.read(1 << 20):
+        pass
+    told = process.communicate()[1].decode()
+    wall = time.monotonic() - began
+    after = os.times()
+    assert process.returncode == 0, told
+    return {
+        "cpu_s": round(
+            after.children_user + after.children_system
+            - before.children_user - before.children_system, 2,
+        ),
+        "wall_s": round(wall, 2),
+        "first_s": round(first, 2),
+        "peak_mib": round(int(told.split()[-1]) / 1024),
+    }  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--most", type=int, default=SIZES[-1], help="no trace of more events")
+    most = parser.parse_args().most
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    print(f"{'command':<16} {'events':>9} {'cpu s':>8} {'first s':>8} {'peak MiB':>8}")
+    for size in SIZES:
+        if size > most:
+            break
+        with TemporaryDirectory(dir=OUTPUT) as name:
+            folder = Path(name)
+            trace = large.write(folder / "trace.jsonl", size)
+            packed = folder / "trace.jsonl.gz"
+            with trace.open("rb") as plain, gzip.open(packed, "wb", 6) as small:
+                shutil.copyfileobj(plain, small)
+            for what, words in commands(trace, packed, folder):
+                figures = measured(words)
+                found.setdefault(what, {})[size] = figures
+                print(
+                    f"{what:<16} {size:>9,} {figures['cpu_s']:>8.2f} {figures['first_s']:>8.2f} "
+                    f"{figures['peak_mib']:>8}",
+                    flush=True,
+                )
+                for left in folder.glob("out*"):
+                    left.unlink()
+    (OUTPUT / "large.json").write_text(json.dumps(found, indent=2) + "\n")
+    plot(found, OUTPUT / "large.svg")
+    print(f"json {OUTPUT.relative_to(REPOSITORY)}/large.json, plot large.svg beside it")
+    return 0
+
+
+def plot(found: dict[str, dict[int, dict[str, Any]]], file: Path) -> None:
+    matplotlib.rcParams.update({"svg.hashsalt": "virtrace", "font.size": 9})
+    figure, (times, peaks) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for what, sizes in found.items():
+        events = list(sizes)
+        times.loglog(events, [sizes[n]["cpu_s"] for n in events], marker="o", label=what)
+        peaks.semilogx(events, [sizes[n]["peak_mib"] for n in events], marker="o")
+    times.set(xlabel="events", ylabel="processor time, s")
+    times.legend(frameon=False)
+    peaks.axhline(250, linestyle=":", color="gray")
+    peaks.set(xlabel="events", ylabel="peak memory, MiB", ylim=(0, None))
+    figure.savefig(file, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
