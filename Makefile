@@ -31,9 +31,10 @@ test-matrix: ## the slow tests: libvirt with debug info, and other releases of e
 	@$(PYTEST) -m matrix
 
 bench: ## measure, side by side in one run; a table, and JSON in out/bench/
-	@tools/setup.sh test
+	@tools/setup.sh bench
 	@$(BIN)/python bench/page.py
 	@$(BIN)/python bench/bundle.py
+	@$(BIN)/python bench/cost.py
 
 lint: ## ruff and mypy
 	@tools/setup.sh test

@@ -3,13 +3,14 @@
 #
 #   tools/setup.sh demo     Debian packages of the lab, and virtrace in .venv
 #   tools/setup.sh test     the same, a C compiler, a browser, and the tools that check the code
-#   tools/setup.sh matrix   the same, and what builds other systems' roots
+#   tools/setup.sh bench    the same, and what is measured beside virtrace
+#   tools/setup.sh matrix   as test, and what builds other systems' roots
 #
 # Exit status 3: packages are missing and could not be installed (the virtual environment
 # is made all the same, where a usable Python is here).
 set -euo pipefail
 
-readonly purpose=${1:?usage: tools/setup.sh demo|test|matrix}
+readonly purpose=${1:?usage: tools/setup.sh demo|test|bench|matrix}
 checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 readonly checkout
 readonly venv=$checkout/.venv
@@ -21,8 +22,11 @@ extras=
 case $purpose in
     demo) ;;
     test) extras='[dev]'; packages+=(gcc libc6-dev chromium chromium-driver man-db) ;;
+    bench)
+        extras='[bench,dev]'
+        packages+=(gcc libc6-dev chromium chromium-driver man-db bpftrace) ;;
     matrix) extras='[dev]'; packages+=(gcc libc6-dev mmdebstrap debuginfod) ;;
-    *) echo "usage: tools/setup.sh demo|test|matrix" >&2; exit 2 ;;
+    *) echo "usage: tools/setup.sh demo|test|bench|matrix" >&2; exit 2 ;;
 esac
 
 # Where libvirt's storage driver is a package of its own, after Debian 12.
@@ -112,8 +116,9 @@ make_venv() {
     local python want have=
     want="$checkout $(sha256sum <"$checkout/pyproject.toml")"
     [[ ! -f $stamp ]] || have=$(<"$stamp")
-    # One made for the tests serves the demo too.
-    if [[ $have == "$want $extras" || $have == "$want [dev]" ]] &&
+    # One made for more serves the others too.
+    if [[ $have == "$want $extras" || $have == "$want [bench,dev]" ||
+        ($have == "$want [dev]" && $purpose == demo) ]] &&
         "$venv/bin/python" -c '' 2>/dev/null; then
         return
     fi
