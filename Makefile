@@ -36,6 +36,7 @@ bench: ## measure, side by side in one run; a table, and JSON in out/bench/
 	@$(BIN)/python bench/large.py
 	@$(BIN)/python bench/page.py
 	@$(BIN)/python bench/bundle.py
+	@$(BIN)/python bench/cost.py
 
 lint: ## ruff and mypy
 	@tools/setup.sh test

@@ -3,8 +3,8 @@
 #
 #   tools/setup.sh demo     Debian packages of the lab, and virtrace in .venv
 #   tools/setup.sh test     the same, a C compiler, a browser, and the tools that check the code
-#   tools/setup.sh bench    the same, and what draws its figures
-#   tools/setup.sh matrix   the same, and what builds other systems' roots
+#   tools/setup.sh bench    the same, what is measured beside virtrace, and what shows it
+#   tools/setup.sh matrix   as test, and what builds other systems' roots
 #
 # Exit status 3: packages are missing and could not be installed (the virtual environment
 # is made all the same, where a usable Python is here).
@@ -22,7 +22,9 @@ extras=
 case $purpose in
     demo) ;;
     test) extras='[dev]'; packages+=(gcc libc6-dev chromium chromium-driver man-db) ;;
-    bench) extras='[dev,bench]'; packages+=(gcc libc6-dev chromium chromium-driver man-db) ;;
+    bench)
+        extras='[bench,dev]'
+        packages+=(gcc libc6-dev chromium chromium-driver man-db bpftrace) ;;
     matrix) extras='[dev]'; packages+=(gcc libc6-dev mmdebstrap debuginfod) ;;
     *) echo "usage: tools/setup.sh demo|test|bench|matrix" >&2; exit 2 ;;
 esac
@@ -115,7 +117,7 @@ make_venv() {
     want="$checkout $(sha256sum <"$checkout/pyproject.toml")"
     [[ ! -f $stamp ]] || have=$(<"$stamp")
     # One made for more serves what needs less too.
-    if [[ $have == "$want $extras" || $have == "$want [dev,bench]" ||
+    if [[ $have == "$want $extras" || $have == "$want [bench,dev]" ||
           ( $have == "$want [dev]" && $purpose != bench ) ]] &&
         "$venv/bin/python" -c '' 2>/dev/null; then
         return

@@ -16,7 +16,8 @@ class Abi:
     arguments that found no register begin one word above it.
     reads_result: instructions that read an `int` result: one right behind a call shows that it
     returns one. dwarf_registers: by DWARF's numbers. word: bytes of a register.
-    breakpoint: the instruction that GDB writes.
+    breakpoint: the instruction that GDB writes. user_registers: in the order in which Linux gives
+    a tracer all of them at once, each a word.
     """
 
     machine: str
@@ -25,10 +26,12 @@ class Abi:
     return_address_on_stack: bool = False
     reads_result: re.Pattern[bytes] | None = None
     dwarf_registers: tuple[str, ...] = ()
-    # GDB's name for it on every machine.
+    # GDB's names for them on every machine.
     stack_pointer: str = "sp"
+    program_counter: str = "pc"
     word: int = 8
     breakpoint: bytes | None = None
+    user_registers: tuple[str, ...] = ()
 
     def stack_argument(self, index: int, sp: int) -> int:
         """Address, at entry, of argument ``index``, which found no register."""

@@ -6,6 +6,7 @@ to know which.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Union
@@ -110,33 +111,69 @@ def integer(raw: bytes, signed: bool = False) -> int:
     return int.from_bytes(raw, "little", signed=signed)
 
 
-def decode(ctype: CType, raw: bytes) -> Any:
-    """The plain value of ``ctype`` in ``raw``, little-endian, of at least its size.
+Decode = Callable[[bytes], Any]
+
+# By size and sign, for the module struct.
+_INTEGERS = {
+    (size, signed): struct.Struct("<" + (code if signed else code.upper())).unpack_from
+    for size, code in ((1, "b"), (2, "h"), (4, "i"), (8, "q"))
+    for signed in (False, True)
+}
+
+
+def decoder(ctype: CType, offset: int = 0) -> Decode:
+    """What gives the plain value of ``ctype`` at ``offset`` in bytes, little-endian.
 
     Pointers are not followed: strings ``"0x.."``, and ``"0x0"`` for NULL.
     """
+    end = offset + ctype.size
     if isinstance(ctype, Integer):
-        return integer(raw[: ctype.size], ctype.signed)
+        unpack = _INTEGERS.get((ctype.size, ctype.signed))
+        if unpack is not None:
+            return lambda raw: unpack(raw, offset)[0]
+        signed = ctype.signed
+        return lambda raw: integer(raw[offset:end], signed)
     if isinstance(ctype, Boolean):
-        return any(raw[: ctype.size])
+        return lambda raw: any(raw[offset:end])
     if isinstance(ctype, Pointer):
-        return f"{integer(raw[: ctype.size]):#x}"
+        return lambda raw: f"{integer(raw[offset:end]):#x}"
     if isinstance(ctype, Array):
         step = ctype.element.size
-        return [decode(ctype.element, raw[i * step :]) for i in range(ctype.count)]
+        elements = [decoder(ctype.element, offset + i * step) for i in range(ctype.count)]
+        return lambda raw: [element(raw) for element in elements]
     if isinstance(ctype, Struct):
-        return {field.name: decode(field.type, raw[field.offset :]) for field in ctype.fields}
-    return {"unavailable": f"values of {ctype.name} are not decoded"}
+        fields = [
+            (field.name, decoder(field.type, offset + field.offset)) for field in ctype.fields
+        ]
+        return lambda raw: {name: field(raw) for name, field in fields}
+    why = {"unavailable": f"values of {ctype.name} are not decoded"}
+    return lambda raw: dict(why)
 
 
-def matching_layouts(struct: Struct, raw: bytes) -> list[Struct]:
+def decode(ctype: CType, raw: bytes) -> Any:
+    """The plain value of ``ctype`` in ``raw``, of at least its size."""
+    return decoder(ctype)(raw)
+
+
+def matcher(ctype: Struct) -> Callable[[bytes], list[Struct]]:
+    """What gives the layouts, of this one and its alternatives, whose every check holds."""
+    layouts = [
+        (layout, [_holds(layout, check) for check in layout.checks])
+        for layout in (ctype, *ctype.alternatives)
+    ]
+    return lambda raw: [layout for layout, checks in layouts if all(held(raw) for held in checks)]
+
+
+def matching_layouts(ctype: Struct, raw: bytes) -> list[Struct]:
     """The layouts, of this one and its alternatives, whose every check holds in ``raw``."""
-    found = []
-    for layout in (struct, *struct.alternatives):
-        values = {field.name: decode(field.type, raw[field.offset :]) for field in layout.fields}
-        if all(check.low <= _number(values[check.field]) <= check.high for check in layout.checks):
-            found.append(layout)
-    return found
+    return matcher(ctype)(raw)
+
+
+def _holds(layout: Struct, check: Check) -> Callable[[bytes], bool]:
+    field = layout.member(check.field)
+    assert field is not None
+    value = decoder(field.type, field.offset)
+    return lambda raw: check.low <= _number(value(raw)) <= check.high
 
 
 def _number(value: Any) -> int:

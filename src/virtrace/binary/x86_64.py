@@ -11,6 +11,7 @@ import re
 import struct
 from collections.abc import Iterable, Iterator
 from functools import cache
+from typing import NamedTuple
 
 from virtrace.binary.abi import Abi
 
@@ -25,7 +26,14 @@ ABI = Abi(
         *("rax", "rdx", "rcx", "rbx", "rsi", "rdi", "rbp", "rsp"),
         *("r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"),
     ),
+    stack_pointer="rsp",
+    program_counter="rip",
     breakpoint=b"\xcc",
+    # struct user_regs_struct of <sys/user.h>, to the stack pointer.
+    user_registers=(
+        *("r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx"),
+        *("rsi", "rdi", "orig_rax", "rip", "cs", "eflags", "rsp"),
+    ),
 )
 
 ABSOLUTE, GLOB_DAT, JUMP_SLOT, RELATIVE = 1, 6, 7, 8  # R_X86_64_...
@@ -46,6 +54,34 @@ CALLS = (
     ),
 )
 LOADS_OF_ADDRESSES = ((re.compile(rb"\x8d" + _AT_PC + rb"(?=.{4})", re.DOTALL), 2),)  # lea
+
+_OPERAND = re.compile(
+    r"(?P<size>-?[1248])@(?:(?P<offset>-?\d*)\(%(?P<base>r\w+)\)|%(?P<register>r\w+))"
+)
+
+
+class Operand(NamedTuple):
+    """Where an argument of a static probe is: in a register, or ``offset`` from what that holds.
+
+    size: in bytes. offset: None where the register itself has the value.
+    """
+
+    register: str
+    offset: int | None
+    size: int
+    signed: bool
+
+
+def operand(text: str) -> Operand | None:
+    """Of the assembler's text; None where it is of a form that is not known here."""
+    found = _OPERAND.fullmatch(text)
+    name = found and (found["base"] or found["register"])
+    # What counts from the instruction itself is left to GDB.
+    if found is None or name not in ABI.user_registers or name == ABI.program_counter:
+        return None
+    size = int(found["size"])
+    offset = int(found["offset"] or 0) if found["base"] else None
+    return Operand(name, offset, abs(size), size < 0)
 
 
 def is_load(code: bytes, at: int) -> bool:

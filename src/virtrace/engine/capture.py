@@ -23,9 +23,9 @@ from virtrace.binary.ctype import (
     Opaque,
     Pointer,
     Struct,
-    decode,
+    decoder,
     integer,
-    matching_layouts,
+    matcher,
 )
 from virtrace.recipe.path import Path
 from virtrace.trace.format import Json, text, unavailable
@@ -88,6 +88,8 @@ def read_string(memory: Memory, address: int) -> bytes:
 
 
 Step = Callable[[Memory, int], int]
+# From what the steps came to, to the value.
+End = Callable[[Memory, Arguments, int], Json]
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ class Capture:
         wide = self._ctype.size > REGISTER
         if not self._in_memory and (wide or isinstance(self._ctype, (Struct, Array))):
             raise Unavailable(f"{path.text}: passed by value, which is not decoded")
+        self._end = self._ending()
 
     @property
     def ctype(self) -> CType:
@@ -157,40 +160,62 @@ class Capture:
         if not isinstance(struct, Struct) or field is None:
             raise Unavailable(f"{path.text}: no member {member!r} there")
         if struct.checks:
-            self._steps.append(lambda memory, address: _proven(struct, memory, address, member))
+            self._steps.append(_proving(struct, member))
         else:
             self._steps.append(lambda _, address: address + field.offset)
         self._ctype = field.type
 
     def run(self, memory: Memory, arguments: Arguments) -> Json:
         value = arguments(self.arguments[0])
-        if self._thread is not None:
-            return _unwalked(partial(self._thread.run, memory, lambda _: value))
-        if isinstance(self._ctype, Code):
-            return self._ctype.name(value)
         for step in self._steps:
             value = step(memory, value)
-        ctype = self._ctype
+        return self._end(memory, arguments, value)
+
+    def _ending(self) -> End:
+        ctype, steps = self._ctype, self._steps
+        thread = self._thread
+        if thread is not None:
+            self._steps = []
+            return lambda memory, _, value: _unwalked(partial(thread.run, memory, lambda _: value))
+        if isinstance(ctype, Code):
+            self._steps = []
+            return lambda memory, arguments, value: ctype.name(value)
         if self._count is not None:
-            if self._in_memory:
-                value = integer(memory.read(value, ctype.size))
-            count = self._count.run(memory, arguments)
-            assert isinstance(count, int)
-            return self._read(memory, value, count)
-        if self._in_memory:
-            if isinstance(ctype, Struct) and ctype.qmp:
-                return Unconfirmed(ctype, memory.read(value, _largest(ctype)))
-            if isinstance(ctype, Struct) and ctype.checks:
-                _proven(ctype, memory, value, None)
-            raw = memory.read(value, ctype.size)
-        else:
-            raw = (value & (1 << 64) - 1).to_bytes(REGISTER, "little")
+            return self._counted(self._count, self._read, ctype.size if self._in_memory else 0)
+        size, value_of = ctype.size, decoder(ctype)
+        if not self._in_memory:
+            if isinstance(ctype, Pointer) and ctype.string:
+                return self._string
+            mask = (1 << 64) - 1
+            return lambda _, __, value: value_of((value & mask).to_bytes(REGISTER, "little"))
         if isinstance(ctype, Pointer) and ctype.string:
-            string = read_string(memory, integer(raw[: ctype.size]))
-            if len(self.arguments) > 1:
-                return _filled(string, memory, arguments(self.arguments[1]))
-            return text(string)
-        return decode(ctype, raw)
+            steps.append(lambda memory, address: integer(memory.read(address, size)))
+            return self._string
+        if isinstance(ctype, Struct) and ctype.qmp:
+            largest = _largest(ctype)
+            return lambda memory, _, address: Unconfirmed(ctype, memory.read(address, largest))
+        if isinstance(ctype, Struct) and ctype.checks:
+            steps.append(_proving(ctype, None))
+        return lambda memory, _, address: value_of(memory.read(address, size))
+
+    @staticmethod
+    def _counted(counter: Capture, read: Callable[[Memory, int, int], Json], size: int) -> End:
+        """size: of the pointer in memory; 0 where it is at hand."""
+
+        def end(memory: Memory, arguments: Arguments, value: int) -> Json:
+            if size:
+                value = integer(memory.read(value, size))
+            count = counter.run(memory, arguments)
+            assert isinstance(count, int)
+            return read(memory, value, count)
+
+        return end
+
+    def _string(self, memory: Memory, arguments: Arguments, address: int) -> Json:
+        string = read_string(memory, address)
+        if len(self.arguments) > 1:
+            return _filled(string, memory, arguments(self.arguments[1]))
+        return text(string)
 
 
 @dataclass(frozen=True)
@@ -211,16 +236,21 @@ def _not_null(_: Memory, address: int) -> int:
     return address
 
 
-def _proven(struct: Struct, memory: Memory, address: int, member: str | None) -> int:
-    """Address of ``member`` by the one layout that the memory agrees with."""
-    layouts = matching_layouts(struct, memory.read(address, _largest(struct)))
-    if len(layouts) != 1:
-        raise Unavailable(
-            f"{len(layouts)} of {1 + len(struct.alternatives)} known layouts of "
-            f"{struct.name} fit what is there"
-        )
-    field = layouts[0].member(member) if member else None
-    return address + (field.offset if field else 0)
+def _proving(struct: Struct, member: str | None) -> Step:
+    """The step to ``member`` by the one layout that the memory agrees with."""
+    matching, size = matcher(struct), _largest(struct)
+
+    def step(memory: Memory, address: int) -> int:
+        layouts = matching(memory.read(address, size))
+        if len(layouts) != 1:
+            raise Unavailable(
+                f"{len(layouts)} of {1 + len(struct.alternatives)} known layouts of "
+                f"{struct.name} fit what is there"
+            )
+        field = layouts[0].member(member) if member else None
+        return address + (field.offset if field else 0)
+
+    return step
 
 
 def _count(path: Path, types: Mapping[str, CType]) -> Capture:

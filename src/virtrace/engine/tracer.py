@@ -185,13 +185,15 @@ class Tracer:
     def enter(self, plan: SpanPlan | PointPlan, stop: Stop, return_pc: int, return_sp: int) -> bool:
         """A function was entered. False: its return is not needed, nothing is traced here."""
         spans = self._threads.setdefault(stop.tid, [])
-        # Frames at or below the new one are gone, whatever became of their return.
-        self._abandon(spans, stop, lambda gone: gone.return_sp < return_sp)
-        # Those of the same frame called it as their last act (a tail call); but no function
-        # calls itself so: that one is gone too, by longjmp or with its thread.
-        if any(span.plan is plan and span.return_sp == return_sp for span in spans):
-            self._abandon(spans, stop, lambda gone: gone.return_sp == return_sp)
-        parent = next((opened for opened in reversed(spans) if opened.call is not None), None)
+        parent = None
+        if spans:
+            # Frames at or below the new one are gone, whatever became of their return.
+            self._abandon(spans, stop, lambda gone: gone.return_sp < return_sp)
+            # Those of the same frame called it as their last act (a tail call); but no function
+            # calls itself so: that one is gone too, by longjmp or with its thread.
+            if any(span.plan is plan and span.return_sp == return_sp for span in spans):
+                self._abandon(spans, stop, lambda gone: gone.return_sp == return_sp)
+            parent = next((opened for opened in reversed(spans) if opened.call is not None), None)
         if isinstance(plan, PointPlan):
             if parent is not None and parent.recorded:
                 span, call = parent.span, parent.call

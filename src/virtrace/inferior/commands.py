@@ -193,9 +193,12 @@ def register() -> None:
         _Command("save", save, ends_batch=False)
 
 
-def run(recipe: str) -> None:
-    """Trace by the recipe. In a batch GDB this also ends GDB, with virtrace's exit status."""
-    _finish(lambda: _start(recipe))
+def run(recipe: str, pid: int) -> None:
+    """Trace the process by the recipe; 0: the one that the environment names, if any.
+
+    In a batch GDB this also ends GDB, with virtrace's exit status.
+    """
+    _finish(lambda: _start(recipe, pid))
 
 
 def _finish(work: Callable[[], int], ends_batch: bool = True) -> None:
@@ -229,7 +232,7 @@ def _show_where() -> None:
         traceback.print_exc(file=sys.__stderr__)
 
 
-def _start(name: str) -> int:
+def _start(name: str, pid: int = 0) -> int:
     """Trace the process that GDB is attached to.
 
     Usage: virtrace start RECIPE
@@ -238,7 +241,7 @@ def _start(name: str) -> int:
     so do the parameters `calls` and `seconds`; then GDB detaches.
     """
     try:
-        return _trace(name)
+        return _trace(name, pid)
     finally:
         target.detach()
 
@@ -297,7 +300,7 @@ def _save(notebook: Notebook, file: str) -> int:
     return DONE
 
 
-def _trace(name: str) -> int:
+def _trace(name: str, pid: int) -> int:
     if not name:
         raise UsageError("which recipe?", f"virtrace start {catalogue.shipped()[0]}")
     recipe = catalogue.find(name)
@@ -305,7 +308,7 @@ def _trace(name: str) -> int:
         recipe, shlex.split(_parameter("where")), _parameter("calls"), _parameter("seconds")
     )
     limits = selection.limits({name: _parameter(name) for name in selection.LIMITS})
-    process = _process()
+    process = _process(pid)
     abi = _abi(process)
     output = Path(_parameter("output") or default_path(recipe.name, process.pid))
     debug_files = _debug_files()
@@ -432,8 +435,9 @@ def _explain(file: str) -> int:
     return DONE
 
 
-def _process() -> Process:
-    pid = target.attached_pid()
+def _process(let_go: int = 0) -> Process:
+    """let_go: what GDB was attached to."""
+    pid = let_go or target.attached_pid()
     if pid:
         return require_libvirt(inspect(pid))
     against = os.environ.get("VIRTRACE_AGAINST")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from functools import cached_property
 from typing import Protocol
 
 import gdb
 
 from virtrace.binary.abi import Abi
+from virtrace.binary.x86_64 import Operand
 from virtrace.engine.capture import Memory, Unavailable
 from virtrace.engine.proof import (
     Caller,
@@ -18,8 +20,9 @@ from virtrace.engine.proof import (
 from virtrace.engine.tracer import Entered, LinePlan, PointPlan, Tracer
 from virtrace.errors import TargetError
 from virtrace.inferior.budget import Switch
+from virtrace.inferior.kernel import Kernel
 from virtrace.inferior.resolve import Site
-from virtrace.inferior.target import InferiorMemory, number, register
+from virtrace.inferior.target import WORD, InferiorMemory, number, register
 from virtrace.recipe.model import DriverMethod
 from virtrace.recipe.path import CALLER
 
@@ -28,6 +31,7 @@ class Session(Protocol):
     """What a probe needs of the session that runs it."""
 
     abi: Abi
+    kernel: Kernel
     tracer: Tracer
     started_ns: int
 
@@ -48,16 +52,26 @@ class Session(Protocol):
 class StoppedThread:
     """The thread that met a probe, as the tracer sees it (tracer.Stop)."""
 
-    def __init__(self, session: Session, site: Site | None, t_ns: int) -> None:
+    def __init__(self, session: Session, probe: Probe, t_ns: int) -> None:
         self.t_ns = t_ns
-        self.memory: Memory = InferiorMemory()
+        self.memory: Memory = session.kernel
         self.tid = gdb.selected_thread().ptid[1]
-        self.frame = gdb.newest_frame()
+        self._registers = session.kernel.registers(self.tid)
         self._abi = session.abi
-        self._site = site
+        self._probe = probe
+        self._site = probe.site
         self.entered: Entered | None = None
         self._proven: Proven | None = None
-        self.sp = register(self.frame, self._abi.stack_pointer)
+        self.sp = self.register(self._abi.stack_pointer)
+
+    @cached_property
+    def frame(self) -> gdb.Frame:
+        return gdb.newest_frame()
+
+    def register(self, name: str) -> int:
+        if name in self._registers:
+            return self._registers[name]
+        return register(self.frame, name)
 
     def argument(self, name: str) -> int:
         site = self._site
@@ -65,11 +79,19 @@ class StoppedThread:
         if name == CALLER:
             return self.return_to()[0]
         if site.known is not None:
-            return site.known.argument(self.frame, name, self.entered)
+            return site.known.argument(self, name, self.entered)
         assert site.prototype is not None
         names = [parameter.name for parameter in site.prototype.parameters]
         index = names.index(name)
         if isinstance(site.plan, PointPlan) and not site.at_entry:
+            operands = (
+                site.operands.get(self.register(self._abi.program_counter))
+                if site.operands
+                else None
+            )
+            operand = operands[index] if operands and index < len(operands) else None
+            if operand is not None:
+                return self._operand(operand)
             try:
                 return number(gdb.parse_and_eval(f"$_probe_arg{index}"))
             except gdb.error as error:
@@ -101,7 +123,7 @@ class StoppedThread:
         return self._proven
 
     def argument_registers(self) -> dict[str, int]:
-        return {name: register(self.frame, name) for name in self._abi.argument_registers}
+        return {name: self.register(name) for name in self._abi.argument_registers}
 
     def _or_none(self, name: str) -> int | None:
         try:
@@ -114,8 +136,17 @@ class StoppedThread:
         if not registers:
             raise Unavailable(f"how calls on {self._abi.machine} hand it over is not known")
         if index < len(registers):
-            return register(self.frame, registers[index])
+            return self.register(registers[index])
         return self._word(self._abi.stack_argument(index, self.sp))
+
+    def _operand(self, operand: Operand) -> int:
+        value = self.register(operand.register)
+        raw = (
+            value.to_bytes(self._abi.word, "little")[: operand.size]
+            if operand.offset is None
+            else self.memory.read(value + operand.offset, operand.size)
+        )
+        return int.from_bytes(raw, "little", signed=operand.signed) & WORD
 
     def _word(self, address: int) -> int:
         return int.from_bytes(self.memory.read(address, self._abi.word), "little")
@@ -123,11 +154,10 @@ class StoppedThread:
     def result(self) -> int:
         if self._abi.result_register is None:
             raise Unavailable(f"how calls on {self._abi.machine} return it is not known")
-        return register(self.frame, self._abi.result_register)
+        return self.register(self._abi.result_register)
 
     def result_is_used(self) -> bool:
-        pattern = self._abi.reads_result
-        return pattern is not None and bool(pattern.match(self.memory.read(self.frame.pc(), 3)))
+        return self._probe.reads_result
 
     def return_to(self) -> tuple[int, int]:
         """Where the function at whose entry we are returns to: pc, and sp once it has."""
@@ -156,15 +186,23 @@ class Probe(gdb.Breakpoint):
                 f"GDB found no place for {location}", "`virtrace doctor` says what may be missing"
             )
         self._session = session
-        self._site = site
+        self.site = site
         self.switches = switches
         self.silent = True
+
+    @cached_property
+    def reads_result(self) -> bool:
+        """Of one that stands behind a call, whether what is there looks at an `int` result."""
+        pattern = self._session.abi.reads_result
+        # By GDB, which leaves its own breakpoint out.
+        code = InferiorMemory().read(gdb.newest_frame().pc(), 3)
+        return pattern is not None and bool(pattern.match(code))
 
     def stop(self) -> bool:
         now = time.monotonic_ns()
         try:
             self._session.stopping()
-            thread = StoppedThread(self._session, self._site, now - self._session.started_ns)
+            thread = StoppedThread(self._session, self, now - self._session.started_ns)
             act = self.met(thread)
             return self._session.stopped(now, min(self.switches), thread.tid) or act
         except Exception as error:
@@ -178,8 +216,8 @@ class Probe(gdb.Breakpoint):
 
 class EntryProbe(Probe):
     def met(self, thread: StoppedThread) -> bool:
-        assert self._site is not None
-        plan = self._site.plan
+        assert self.site is not None
+        plan = self.site.plan
         assert not isinstance(plan, LinePlan)
         self._session.hit(plan.name)
         pc, sp = thread.return_to()
@@ -203,8 +241,8 @@ class ReturnProbe(Probe):
 
 class PointProbe(Probe):
     def met(self, thread: StoppedThread) -> bool:
-        assert self._site is not None
-        plan = self._site.plan
+        assert self.site is not None
+        plan = self.site.plan
         assert isinstance(plan, PointPlan)
         self._session.hit(plan.name)
         self._session.tracer.point(plan, thread)
@@ -218,8 +256,8 @@ class LineProbe(Probe):
         self._pc = site.known.pc
 
     def met(self, thread: StoppedThread) -> bool:
-        assert self._site is not None
-        plan = self._site.plan
+        assert self.site is not None
+        plan = self.site.plan
         assert isinstance(plan, LinePlan)
         self._session.tracer.line(plan, self._pc, thread)
         return False

@@ -10,15 +10,16 @@ from __future__ import annotations
 import sys
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 
-from virtrace.binary import layouts
+from virtrace.binary import layouts, x86_64
 from virtrace.binary.abi import Abi
 from virtrace.binary.ctype import Array, Code, CType, Opaque, Struct
 from virtrace.binary.pack import Pack
 from virtrace.binary.process import Module, Process
+from virtrace.binary.x86_64 import Operand, operand
 from virtrace.engine.capture import Capture, Unavailable
 from virtrace.engine.proof import is_provable
 from virtrace.engine.tracer import Captures, LinePlan, PointPlan, SpanPlan
@@ -47,8 +48,9 @@ class Site:
     addresses: of one, or of every place of a static probe. at_entry: it is the very first
     instruction, where the return address lies at the stack pointer.
     known: the body that debug info or a pack describes; prototype: what the recipe declares;
-    find: how it was found, where that alone tells where the arguments are. usdt, semaphores:
-    of a static probe its PROVIDER:NAME, and what GDB raises beside the breakpoints.
+    find: how it was found, where that alone tells where the arguments are. usdt, semaphores,
+    operands: of a static probe its PROVIDER:NAME, what GDB raises beside the breakpoints, and
+    by address where its arguments are, None for one that GDB has to tell.
     """
 
     addresses: tuple[int, ...]
@@ -59,6 +61,7 @@ class Site:
     find: DriverMethod | CalledBy | None = None
     usdt: str | None = None
     semaphores: tuple[int, ...] = ()
+    operands: Mapping[int, Sequence[Operand | None]] = field(default_factory=dict)
 
     @property
     def location(self) -> str:
@@ -370,6 +373,11 @@ class _Resolver:
                 "report it, with what VIRTRACE_DEBUG=1 prints",
             )
         plan = _point_plan(point, types)
+        operands = {
+            module.base + place.address: [*map(operand, place.arguments.split())]
+            for place in places
+            if self._abi is x86_64.ABI
+        }
         raised = {module.base + place.semaphore for place in places if place.semaphore}
         site = Site(
             tuple(addresses),
@@ -379,6 +387,7 @@ class _Resolver:
             point.prototype,
             usdt=usdt,
             semaphores=tuple(sorted(raised)),
+            operands=operands,
         )
         return ResolvedProbe(
             point.name, usdt, "point", point.module, "usdt", (site,), places[0].address

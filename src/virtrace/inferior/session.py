@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from functools import partial
+from queue import SimpleQueue
 from typing import NoReturn, Protocol
 
 import gdb
@@ -20,11 +25,19 @@ from virtrace.binary.source import Sources
 from virtrace.engine.answers import Answers
 from virtrace.engine.capture import Unavailable, Unwalked
 from virtrace.engine.tracer import LinePlan, RawEvent, Tracer
-from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, IncompleteError, VirtraceError
+from virtrace.errors import (
+    DONE,
+    INCOMPLETE,
+    INTERRUPTED,
+    IncompleteError,
+    TraceError,
+    VirtraceError,
+)
 from virtrace.guard.journal import Journal
 from virtrace.inferior import target
 from virtrace.inferior.backtrace import Backtraces
 from virtrace.inferior.budget import Budget, Switch
+from virtrace.inferior.kernel import Kernel
 from virtrace.inferior.probes import Probe, ReturnProbe, probe
 from virtrace.inferior.resolve import ResolvedProbe
 from virtrace.inferior.watch import Watch
@@ -35,6 +48,9 @@ from virtrace.trace.writer import Writer
 
 # How long calls that are open may take to return once the traced command is done.
 GRACE_SECONDS = 5.0
+# What was recorded so long before GDB is killed may be lost.
+_GATHER_SECONDS = 0.01
+_SWITCH_SECONDS = 0.0005
 
 _EXIT_STATUS = {"done": DONE, "limit": DONE, "interrupt": INTERRUPTED}
 
@@ -74,6 +90,7 @@ class Session:
         ready: Callable[[], None],
     ) -> None:
         self.abi = abi
+        self.kernel = Kernel(process.pid, abi)
         self.tracer = Tracer(selection.where, self._record)
         self.started_ns = time.monotonic_ns()
         self._recipe = recipe
@@ -105,9 +122,13 @@ class Session:
         # Who met the last probe, for which the process may stand still longer.
         self._met: tuple[Switch, int] | None = None
         self._too_dear: list[tuple[Switch, str]] = []
-        self._switched_off: list[Record] = []
-        self._queue: list[RawEvent] = []
-        # Of the events in the queue: whose backtraces GDB can take once all threads stand.
+        # What is to be written, events and records; None: that was all.
+        self._queue: deque[RawEvent | Record | None] = deque()
+        self._asleep = False
+        self._wake: SimpleQueue[None] = SimpleQueue()
+        self._recorder = threading.Thread(target=self._write_all, daemon=True)
+        # Events that have to wait, and whose backtraces GDB can take once all threads stand.
+        self._held: list[RawEvent] = []
         self._unwalked: list[tuple[Record, str, Unwalked]] = []
         self._events = 0
         self._dropped = 0
@@ -144,11 +165,12 @@ class Session:
             }
             header["host"]["warnings"] = self._warnings
             self._writer.write([header])
-            with Watch(self._selection.seconds, GRACE_SECONDS, self._ask_end):
+            with _quick_switches(), Watch(self._selection.seconds, GRACE_SECONDS, self._ask_end):
                 gdb.events.stop.connect(self._on_stop)
                 gdb.events.exited.connect(self._on_stop)
                 try:
                     self._view.banner(header)
+                    self._recorder.start()
                     self._insert()
                     self._loop()
                 except Exception as error:
@@ -157,6 +179,7 @@ class Session:
                 finally:
                     self._leave()
         finally:
+            self.kernel.close()
             self._writer.close()
         self._view.close()
         if self._failure is not None:
@@ -212,17 +235,94 @@ class Session:
         self._account(since_ns)
 
     def _record(self, event: RawEvent) -> None:
-        self._queue.append(event)
-        self._unwalked += [
-            (event.values, name, value)
-            for name, value in event.values.items()
-            if isinstance(value, Unwalked)
-        ]
-        if len(self._queue) == 1:
-            # JSON, the file and the terminal can wait until the thread runs again.
-            gdb.post_event(partial(self._guarded, self._drain))
+        if self._backtraces is not None:
+            self._unwalked += [
+                (event.values, name, value)
+                for name, value in event.values.items()
+                if isinstance(value, Unwalked)
+            ]
+        if self._unwalked:
+            self._held.append(event)
+        else:
+            self._put(event)
 
-    # --- Called by GDB's event loop, while the process runs.
+    def _put(self, item: RawEvent | Record | None) -> None:
+        self._queue.append(item)
+        if self._asleep:
+            self._asleep = False
+            self._wake.put(None)
+
+    # --- On a thread of its own: JSON, the file and the terminal need not wait for GDB.
+
+    def _write_all(self) -> None:
+        ended = False
+        while not ended:
+            self._asleep = True
+            if not self._queue:
+                self._wake.get()
+            self._asleep = False
+            # To be woken at each event would keep the daemon waiting.
+            time.sleep(_GATHER_SECONDS)
+            items = [self._queue.popleft() for _ in range(len(self._queue))]
+            ended = None in items
+            try:
+                self._drain([item for item in items if item is not None])
+            except Exception as error:
+                self._failure = self._failure or error
+                self._ask_end("error")
+
+    def _drain(self, items: Sequence[RawEvent | Record]) -> None:
+        events = sum(isinstance(item, RawEvent) for item in items)
+        try:
+            placed = [
+                item
+                for item in items
+                if not isinstance(item, RawEvent) or self._answers.place(item)
+            ]
+            events = sum(isinstance(item, RawEvent) for item in placed)
+            written = self._write(placed)
+        except TraceError:
+            # As much as there is room for.
+            for item in placed:
+                try:
+                    self._write([item])
+                    events -= isinstance(item, RawEvent)
+                except TraceError:
+                    continue
+            self._dropped += events
+            raise
+        except Exception:
+            self._dropped += events
+            raise
+        if self._events >= self._limits.events or self._writer.size >= self._limits.bytes:
+            self._ask_end("limit")
+        for one in written:
+            if isinstance(one, Event):
+                self._view.event(one)
+            else:
+                self._view.switched_off(one)
+
+    def _write(self, items: Sequence[RawEvent | Record]) -> list[Event | Record]:
+        """All of them, or TraceError and none."""
+        written: list[Event | Record] = []
+        seq = self._events
+        for item in items:
+            if isinstance(item, RawEvent):
+                self._add_source(item)
+                written.append(Event(seq=seq, **vars(item)))
+                seq += 1
+            else:
+                written.append(item)
+        self._writer.write(one.to_record() if isinstance(one, Event) else one for one in written)
+        self._events = seq
+        return written
+
+    def _add_source(self, event: RawEvent) -> None:
+        if event.type == "line":
+            file, line = event.values["file"], event.values["line"]
+            text = self._sources.text(file, line, *self._declared[event.name])
+            if text is not None:
+                event.values["text"] = text
 
     def _guarded(self, work: Callable[[], None]) -> None:
         """GDB would only print what goes wrong in it, and go on."""
@@ -232,40 +332,8 @@ class Session:
             self._failure = self._failure or error
             self._end("error")
 
-    def _drain(self) -> None:
-        queue, self._queue = self._queue, []
-        switched_off, self._switched_off = self._switched_off, []
-        began_ns = time.thread_time_ns()
-        try:
-            placed = [raw for raw in queue if self._answers.place(raw)]
-            for raw in placed:
-                self._add_source(raw)
-            events = [
-                Event(seq=seq, **vars(raw)) for seq, raw in enumerate(placed, start=self._events)
-            ]
-            self._writer.write([*switched_off, *(event.to_record() for event in events)])
-        except Exception:
-            self._dropped += len(queue)
-            raise
-        self._events += len(events)
-        if self._events >= self._limits.events or self._writer.size >= self._limits.bytes:
-            self._end("limit")
-        for record in switched_off:
-            self._view.switched_off(record)
-        for event in events:
-            self._view.event(event)
-        # While the process runs.
-        self._gdb_since_ns += time.thread_time_ns() - began_ns
-
-    def _add_source(self, event: RawEvent) -> None:
-        if event.type == "line":
-            file, line = event.values["file"], event.values["line"]
-            text = self._sources.text(file, line, *self._declared[event.name])
-            if text is not None:
-                event.values["text"] = text
-
     def _ask_end(self, reason: str) -> None:
-        """From the watch's thread: only post_event may be called there."""
+        """From other threads than GDB's: only post_event may be called there."""
         gdb.post_event(partial(self._guarded, partial(self._end, reason)))
 
     def _end(self, reason: str) -> None:
@@ -294,6 +362,9 @@ class Session:
                 self._failure = self._failure or error
                 self._reason = "error"
         self._unwalked.clear()
+        for held in self._held:
+            self._put(held)
+        self._held.clear()
 
     # --- The process stands still.
 
@@ -354,7 +425,7 @@ class Session:
         t_ns = time.monotonic_ns() - self.started_ns
         if switch.kind != "line":
             self.tracer.switch_off(switch.name, t_ns)
-        self._switched_off.append(
+        self._put(
             {
                 "type": "switched-off",
                 "t_ns": t_ns,
@@ -363,7 +434,6 @@ class Session:
                 "why": why,
             }
         )
-        gdb.post_event(partial(self._guarded, self._drain))
         if not any(one.switches & self._budget.beginnings for one in self._probes):
             self._reason = self._reason or "limit"
 
@@ -384,7 +454,8 @@ class Session:
         self._account(self._still_since_ns)
         ended_ns = time.monotonic_ns() - self.started_ns
         self.tracer.finish(ended_ns, ENDED)
-        self._guarded(self._drain)
+        self._put(None)
+        self._recorder.join()
         self._guarded(partial(self._finish, ended_ns))
 
     def _finish(self, ended_ns: int) -> None:
@@ -429,6 +500,17 @@ class Session:
                 "gdb": self._gdb_ns,
             },
         }
+
+
+@contextmanager
+def _quick_switches() -> Iterator[None]:
+    """A thread that writes gives Python's lock to the one that a probe waits for, soon."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def _without(switch: Switch, returns: dict[int, set[Switch]]) -> dict[int, set[Switch]]:

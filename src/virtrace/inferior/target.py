@@ -30,11 +30,11 @@ from virtrace.binary.abi import Abi
 from virtrace.binary.elf import ElfFile
 from virtrace.binary.process import Module, Process, inspect, read_status
 from virtrace.binary.source import source_name
-from virtrace.engine.capture import Unavailable
+from virtrace.engine.capture import Memory, Unavailable
 from virtrace.engine.tracer import Entered
 from virtrace.errors import TargetError
 
-_WORD = (1 << 64) - 1
+WORD = (1 << 64) - 1
 # GDB's threads end in a fraction of this on a busy machine; others may be somebody's own.
 _WORKERS_END_SECONDS = 2.0
 _NO_SUCH_ARGUMENT = "the function has no such argument here"
@@ -296,7 +296,7 @@ class InferiorMemory:
 
 
 def register(frame: gdb.Frame, name: str) -> int:
-    return int(frame.read_register(name)) & _WORD
+    return int(frame.read_register(name)) & WORD
 
 
 def number(value: gdb.Value) -> int:
@@ -304,7 +304,7 @@ def number(value: gdb.Value) -> int:
     try:
         if value.is_optimized_out:
             raise Unavailable("optimized out")
-        return int(value) & _WORD
+        return int(value) & WORD
     except gdb.MemoryError as error:
         raise Unavailable(str(error)) from error
     except gdb.error as error:
@@ -367,6 +367,19 @@ def has_debug_info(process: Process, module: str) -> bool:
     )
 
 
+class Thread(Protocol):
+    """One that stands at a probe. frame: GDB's, which takes long to make."""
+
+    memory: Memory
+    sp: int
+
+    @property
+    def frame(self) -> gdb.Frame: ...
+
+    def register(self, name: str) -> int:
+        """By GDB's name."""
+
+
 class KnownFunction(Protocol):
     """One compiled body of a function, of which debug info or a symbol pack tells all.
 
@@ -382,7 +395,7 @@ class KnownFunction(Protocol):
     def arguments(self) -> Mapping[str, c.CType]:
         """In the order of the declaration."""
 
-    def argument(self, frame: gdb.Frame, name: str, entered: Entered | None = None) -> int:
+    def argument(self, thread: Thread, name: str, entered: Entered | None = None) -> int:
         """Unavailable where it cannot be known. entered: behind the entry, what was there."""
 
     def renamed(self, names: Iterable[str]) -> KnownFunction:
@@ -420,19 +433,15 @@ class PackedFunction:
         self._places = {name: place for name, (_, place) in variables.items()}
         self.arguments = {name: ctype for name, (ctype, _) in variables.items()}
 
-    def argument(self, frame: gdb.Frame, name: str, entered: Entered | None = None) -> int:
+    def argument(self, thread: Thread, name: str, entered: Entered | None = None) -> int:
         place = self._places.get(name, pack.Nowhere(_NO_SUCH_ARGUMENT))
         if isinstance(place, pack.InRegister):
-            return register(frame, place.name)
+            return thread.register(place.name)
         if isinstance(place, pack.OnStack):
-            end = (
-                entered.frame_end
-                if entered
-                else self._abi.sp_after_return(register(frame, self._abi.stack_pointer))
-            )
-            return c.integer(InferiorMemory().read(end + place.offset, self._abi.word))
+            end = entered.frame_end if entered else self._abi.sp_after_return(thread.sp)
+            return c.integer(thread.memory.read(end + place.offset, self._abi.word))
         if isinstance(place, pack.Constant):
-            return place.value & _WORD
+            return place.value & WORD
         if isinstance(place, pack.AtEntry):
             if entered is None or place.name not in entered.registers:
                 raise Unavailable(f"what {place.name} held at the entry is not known")
@@ -470,11 +479,11 @@ class DebugFunction:
     def arguments(self) -> Mapping[str, c.CType]:
         return {name: c_type(symbol.type) for name, symbol in self._symbols.items() if symbol.type}
 
-    def argument(self, frame: gdb.Frame, name: str, entered: Entered | None = None) -> int:
+    def argument(self, thread: Thread, name: str, entered: Entered | None = None) -> int:
         if name not in self._symbols:
             raise Unavailable(_NO_SUCH_ARGUMENT)
         try:
-            value = frame.read_var(self._symbols[name])
+            value = thread.frame.read_var(self._symbols[name])
         except gdb.error as error:
             raise Unavailable(f"GDB cannot tell: {error}") from error
         return number(value)

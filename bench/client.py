@@ -1,0 +1,47 @@
+"""A client of libvirt that keeps one connection, and times each call by CLOCK_MONOTONIC.
+
+Reads from standard input how many calls to make, one number a line, or "until" to call until the
+next line comes; answers each with the calls as JSON: when each began, and how long it took, in ns.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import select
+import sys
+import time
+
+_INFO = ctypes.c_ulonglong * 3
+
+
+def main() -> None:
+    what, uri, guest, disk = sys.argv[1:]
+    libvirt = ctypes.CDLL("libvirt.so.0")
+    libvirt.virConnectOpen.restype = libvirt.virDomainLookupByName.restype = ctypes.c_void_p
+    connection = ctypes.c_void_p(libvirt.virConnectOpen(uri.encode()))
+    domain = ctypes.c_void_p(libvirt.virDomainLookupByName(connection, guest.encode()))
+    info, state = _INFO(), ctypes.c_int()
+    if what == "traced":
+        function, arguments = libvirt.virDomainGetBlockInfo, (domain, disk.encode(), info, 0)
+    else:
+        function, arguments = libvirt.virDomainGetState, (domain, ctypes.byref(state), None, 0)
+    # So that the reader sees that it is connected; of the traced call also what it answers.
+    assert function(*arguments) == 0
+    print(json.dumps([*info]), flush=True)
+    for line in iter(sys.stdin.readline, ""):
+        remaining = None if line == "until\n" else int(line)
+        calls = []
+        while remaining is None or len(calls) < remaining:
+            began = time.monotonic_ns()
+            status = function(*arguments)
+            calls.append((began, time.monotonic_ns() - began))
+            assert status == 0
+            if remaining is None and select.select([sys.stdin], [], [], 0)[0]:
+                sys.stdin.readline()
+                break
+        print(json.dumps(calls), flush=True)
+
+
+if __name__ == "__main__":
+    main()
