@@ -29,7 +29,8 @@ ALLOWED = {
     "inferior": {*("errors", "recipe", "trace", "binary", "engine", "guard", "analysis", "report")},
     # It reaches inferior only by starting GDB.
     "cli": {
-        *("errors", "recipe", "trace", "binary", "guard", "analysis", "report", "bundle", "lab")
+        *("errors", "recipe", "trace", "binary", "engine", "bpf", "guard", "analysis", "report"),
+        *("bundle", "lab"),
     },
 }
 

@@ -61,6 +61,17 @@ class Memory(Protocol):
         """Raise Unavailable where not all of it can be read."""
 
 
+class Recorded:
+    """A memory of which pieces were kept: no more can be read of a page than a text's own bytes."""
+
+    def read(self, address: int, size: int) -> bytes:
+        raise NotImplementedError
+
+    def string(self, address: int) -> bytes:
+        """The C string there, without its NUL. Raise Unavailable where it is not known whole."""
+        raise NotImplementedError
+
+
 # The value of an argument, or of RETURN, by name; raises Unavailable.
 Arguments = Callable[[str], int]
 
@@ -69,6 +80,8 @@ def read_string(memory: Memory, address: int) -> bytes:
     """The C string at ``address`` without its NUL, in few reads and none past its last page."""
     if address == 0:
         raise Unavailable("NULL pointer")
+    if isinstance(memory, Recorded):
+        return memory.string(address)
     found = bytearray()
     size = PAGE - address % PAGE
     while len(found) < MAX_STRING:
@@ -110,6 +123,8 @@ class Capture:
             if name not in types:
                 raise Unavailable(f"the function has no argument {name!r} here")
         self.arguments = path.arguments
+        self.path = path
+        self.types = types
         self._steps: list[Step] = []
         self._ctype = types[path.name]
         self._count = _count(path.count, types) if path.count else None
@@ -179,7 +194,7 @@ class Capture:
             return self._read(memory, value, count)
         if self._in_memory:
             if isinstance(ctype, Struct) and ctype.qmp:
-                return Unconfirmed(ctype, memory.read(value, _largest(ctype)))
+                return Unconfirmed(ctype, memory.read(value, largest(ctype)))
             if isinstance(ctype, Struct) and ctype.checks:
                 _proven(ctype, memory, value, None)
             raw = memory.read(value, ctype.size)
@@ -201,7 +216,7 @@ class Unconfirmed:
     raw: bytes
 
 
-def _largest(struct: Struct) -> int:
+def largest(struct: Struct) -> int:
     return max(layout.size for layout in (struct, *struct.alternatives))
 
 
@@ -213,7 +228,7 @@ def _not_null(_: Memory, address: int) -> int:
 
 def _proven(struct: Struct, memory: Memory, address: int, member: str | None) -> int:
     """Address of ``member`` by the one layout that the memory agrees with."""
-    layouts = matching_layouts(struct, memory.read(address, _largest(struct)))
+    layouts = matching_layouts(struct, memory.read(address, largest(struct)))
     if len(layouts) != 1:
         raise Unavailable(
             f"{len(layouts)} of {1 + len(struct.alternatives)} known layouts of "
