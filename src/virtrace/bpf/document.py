@@ -50,9 +50,14 @@ SPAN, POINT, RETURN_POINT = "span", "point", "return"
 
 @dataclass(frozen=True)
 class InProbe:
-    """An argument of a static probe, by its number."""
+    """An argument of a static probe, by its number.
+
+    register: where the file says that it is, at all of the probe's places; bpftrace by itself knows
+    the first six arguments only.
+    """
 
     index: int
+    register: str | None = None
 
 
 Place = Union[InRegister, OnStack, Constant, Nowhere, InProbe]
@@ -220,7 +225,7 @@ def _place_record(place: Place) -> Record:
     if isinstance(place, Constant):
         return {"constant": place.value}
     if isinstance(place, InProbe):
-        return {"probe": place.index}
+        return {"probe": place.index, "in": place.register}
     return {"unavailable": place.why}
 
 
@@ -232,7 +237,10 @@ def _place(about: Mapping[str, Any]) -> Place:
     if "constant" in about:
         return Constant(int(about["constant"]))
     if "probe" in about:
-        return InProbe(_number(about["probe"], 0, 11))
+        register = about["in"]
+        return InProbe(
+            _number(about["probe"], 0, 11), None if register is None else _text(register)
+        )
     return Nowhere(_text(about["unavailable"]))
 
 

@@ -36,10 +36,12 @@ from virtrace.engine.capture import REGISTER, largest
 from virtrace.errors import TargetError
 from virtrace.recipe.path import CALLER, RETURN
 
-# Of the general registers, as bpftrace calls them; the ABI's order.
-REGISTERS = {
-    name: name.lstrip("r") if name[1] > "9" else name for name in (x86_64.ABI.argument_registers)
-}
+# bpftrace's names of the registers of 64 bits.
+_NAMES = {name: re.sub(r"^r(?=[a-z])", "", name) for name in x86_64.ABI.dwarf_registers}
+# Of those that arguments come in, in order.
+REGISTERS = {name: _NAMES[name] for name in x86_64.ABI.argument_registers}
+# Arguments of a static probe that bpftrace finds by itself.
+OWN_ARGUMENTS = 6
 _RESULT = "ax"
 # A printf of more words would not fit on the stack of a program of the kernel.
 WORDS = 16
@@ -86,6 +88,47 @@ def text(plan: Plan, where: Where) -> str:
     return "\n".join(_Program(plan, where).lines) + "\n"
 
 
+def script(plan: Plan, name: str, marks: Mapping[str, tuple[int, bytes]]) -> str:
+    """A shell script that runs the program with nothing but bpftrace.
+
+    marks: of each file, by its path: what tells it from any other, and where in it that stands. A
+    probe in another file could stand in the middle of an instruction.
+    """
+    checks = [
+        f"check {_path(path)} {offset} {len(mark)} {mark.hex()}"
+        for path, (offset, mark) in sorted(marks.items())
+    ]
+    environment = " ".join(f"{name}={value}" for name, value in ENVIRONMENT.items())
+    return _SCRIPT.format(
+        name=name,
+        checks="\n".join(checks),
+        command=f"{environment} bpftrace {' '.join(OPTIONS)}",
+        program=text(plan, Where("$1", {}, {})),
+    )
+
+
+_SCRIPT = """\
+#!/bin/sh
+# The recipe {name} for bpftrace, made by virtrace. As root:
+#   sh THIS PID > OUTPUT        until Ctrl-C
+#   virtrace import OUTPUT -o TRACE
+set -eu
+case ${{1-}} in
+    '' | *[!0-9]*) echo "usage: sh $0 PID > OUTPUT" >&2; exit 2 ;;
+esac
+check() {{
+    found=$(dd if="$1" bs=1 skip="$2" count="$3" 2>/dev/null | od -An -v -tx1 | tr -d ' \\n')
+    [ "$found" = "$4" ] && return
+    echo "virtrace: $1 is not the file that this was made for" >&2
+    echo "try: virtrace recipe compile, against the file of this host" >&2
+    exit 3
+}}
+{checks}
+{command} /dev/stdin "$1" <<'PROGRAM'
+{program}PROGRAM
+"""
+
+
 def pieces_of_plan(plan: Plan) -> Iterator[str]:
     data = base64.b64encode(zlib.compress(write(plan))).decode()
     for start in range(0, len(data), _PLAN_PIECE):
@@ -99,14 +142,11 @@ class _Program:
         self._maps: set[str] = {"@n"}
         self._variables = 0
         self._pieces = _PIECES
-        environment = " ".join(f"{name}={value}" for name, value in ENVIRONMENT.items())
-        self.lines: list[str] = [
-            f"#!/usr/bin/env -S {environment} bpftrace {' '.join(OPTIONS)}",
-            "// As root: ./THIS PID > OUTPUT, then Ctrl-C; virtrace import OUTPUT -o TRACE",
-        ]
+        self.lines: list[str] = []
         self._handshake(1)
         self._add("BEGIN {")
-        self._add('printf("virtrace 1 %lld %s", nsecs, strftime("%s", nsecs));')
+        began = f'nsecs, strftime("%s", nsecs), {where.pid or 0}'
+        self._add(f'printf("virtrace 1 %lld %s %d", {began});')
         for piece in pieces_of_plan(plan):
             self._add(f'printf("plan {piece}");')
         self._add('printf("planned"); }')
@@ -224,11 +264,14 @@ class _Program:
         return found
 
     def _static(self, number: int, site: Site) -> None:
-        indices = [place.index for place in site.arguments.values() if isinstance(place, InProbe)]
-        count = max(indices, default=-1) + 1
+        places = {one.index: one for one in site.arguments.values() if isinstance(one, InProbe)}
+        count = max(places, default=-1) + 1
         first = self._next_line
         for index in range(count):
-            self._add(f"$arg{index} = (uint64)arg{index};")
+            register = places[index].register if index in places else None
+            own = f"arg{index}" if index < OWN_ARGUMENTS else "0"
+            value = f'reg("{_NAMES[register]}")' if register in _NAMES else own
+            self._add(f"$arg{index} = (uint64){value};")
         arguments = self._arguments(site)
         for wanted in _wanted(site.enter):
             self._capture(wanted, arguments)

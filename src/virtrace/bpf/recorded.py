@@ -83,7 +83,7 @@ class WordsMemory(Recorded):
         return found[address - start :][:size]
 
     def string(self, address: int) -> bytes:
-        start = at = address // REGISTER * REGISTER
+        at = address // REGISTER * REGISTER
         pieces: list[bytes] = []
         while True:
             if at not in self._words and pieces and self._whole:
@@ -208,10 +208,14 @@ class RecordedThread:
 
 @dataclass
 class Started:
-    """When the program began: by its own clock, and in seconds since 1970."""
+    """When the program began: by its own clock, and in seconds since 1970.
+
+    pid: of the process that it was told; 0 where it was told none.
+    """
 
     ns: int
     epoch: int
+    pid: int
 
 
 @dataclass
@@ -225,11 +229,14 @@ class _Piece:
 class Lines:
     """Reads the lines; hands each event over in its order in time, as far as that is known.
 
-    event: what is called for each; lost: for a gap in the events of a thread, how many, and when.
+    event: what is called for each; lost: for a gap in the events of a thread: whose, how many,
+    and when.
     """
 
     def __init__(
-        self, event: Callable[[Happened], None], lost: Callable[[int, int, int], None]
+        self,
+        event: Callable[[Happened], None],
+        lost: Callable[[int, int, int], None] = lambda tid, count, t_ns: None,
     ) -> None:
         self.plan: Plan | None = None
         self.started: Started | None = None
@@ -299,10 +306,10 @@ class Lines:
         elif what == "ready":
             self.ready.add(words[0])
         elif what == "virtrace":
-            version, now, epoch = map(int, words)
+            version, now, epoch, pid = map(int, words)
             if version != 1:
                 raise ValueError(f"version {version}")
-            self.started = Started(now, epoch)
+            self.started = Started(now, epoch, pid)
         elif what == "plan":
             self._coded.append(rest)
             if sum(map(len, self._coded)) > MAX_BYTES:
@@ -407,7 +414,7 @@ class Recording:
         self._plan = plan
         self._writer = writer
         self._view = view
-        self._pid = pid
+        self._pid = pid or None
         self._answers = Answers(recipe.points)
         self._bases: dict[str, int] = {}
         self._exported = {

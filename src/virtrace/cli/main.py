@@ -14,6 +14,7 @@ from virtrace.cli import (
     doctor,
     explain,
     export,
+    imports,
     lab,
     pack,
     recipe,
@@ -26,7 +27,8 @@ from virtrace.errors import INTERRUPTED, VirtraceError
 
 # Each module has add_parser(subparsers), which sets run=function(args) -> exit status.
 COMMANDS = (
-    *(record, show, explain, diff, export, bundle, replay, recipe, doctor, pack, rescue, lab),
+    *(record, show, explain, diff, export, imports, bundle, replay, recipe, doctor, pack, rescue),
+    lab,
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -22,6 +23,7 @@ from virtrace.bpf.document import (
     Wanted,
     on_the_way,
 )
+from virtrace.bpf.program import OWN_ARGUMENTS
 from virtrace.engine import tracer
 from virtrace.engine.capture import Unavailable
 from virtrace.engine.tracer import LinePlan, PointPlan
@@ -33,6 +35,8 @@ from virtrace.recipe.model import CalledBy, DriverMethod
 from virtrace.recipe.path import CALLER, RETURN
 from virtrace.trace.format import Record
 
+# As a static probe's note has it, on x86_64.
+_WHOLE_REGISTER = re.compile(r"-?8@%(r\w+)")
 _NOT_AT_ENTRY = "debug info tells where it is for a debugger only: `virtrace pack make` helps"
 
 
@@ -105,7 +109,7 @@ def _site(item: ResolvedProbe, site: resolve.Site, module: Module, abi: Abi) -> 
         file=module.path,
         address=address,
         further=further,
-        arguments=_places(site, abi),
+        arguments=_places(site, module, abi),
         enter={},
         exit={},
     )
@@ -148,7 +152,24 @@ def _captures(captures: tracer.Captures) -> Captures:
     }
 
 
-def _places(site: resolve.Site, abi: Abi) -> Mapping[str, Place]:
+def _in_probe(index: int, site: resolve.Site, module: Module) -> Place:
+    """As far as bpftrace knows it, or the file says that it is in one register at all places."""
+    written = {
+        (probe.arguments.split()[index : index + 1] or [""])[0]
+        for probe in module.elf.stap_probes()
+        if f"{probe.provider}:{probe.name}" == site.usdt
+    }
+    if "" in written:
+        return pack.Nowhere("the static probe has fewer arguments")
+    if index < OWN_ARGUMENTS:
+        return InProbe(index)
+    found = _WHOLE_REGISTER.fullmatch(written.pop()) if len(written) == 1 else None
+    if found is None:
+        return pack.Nowhere(f"bpftrace knows the first {OWN_ARGUMENTS} arguments only")
+    return InProbe(index, found[1])
+
+
+def _places(site: resolve.Site, module: Module, abi: Abi) -> Mapping[str, Place]:
     if isinstance(site.known, PackedFunction):
         return {
             name: pack.Nowhere("it is not known at the entry")
@@ -162,7 +183,7 @@ def _places(site: resolve.Site, abi: Abi) -> Mapping[str, Place]:
         return {}
     names = [parameter.name for parameter in site.prototype.parameters]
     if site.usdt is not None:
-        return {name: InProbe(index) for index, name in enumerate(names)}
+        return {name: _in_probe(index, site, module) for index, name in enumerate(names)}
     registers = abi.argument_registers
     return {
         name: pack.InRegister(registers[index])

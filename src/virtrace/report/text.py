@@ -190,14 +190,15 @@ def summary(
     if footer is not None:
         yield from labelled("ended", ending(footer), style)
         stopped = footer["stopped_ns"]
-        yield from labelled(
-            "stopped",
-            words(
-                f"{units.duration(stopped['total'])} in all, "
-                f"{units.duration(stopped['max'])} at the longest, GDB's own share not counted"
-            ),
-            style,
+        kept = (
+            f"{units.duration(stopped['total'])} in all, "
+            f"{units.duration(stopped['max'])} at the longest, GDB's own share not counted"
         )
+        # GDB's engine cannot come without.
+        never = (
+            "never: the kernel's own probes keep only the thread that meets one, for microseconds"
+        )
+        yield from labelled("stopped", words(kept if stopped["total"] else never), style)
         hits = footer["hits"]
         hit = [f"{name} {number:,}" for name, number in hits.items() if number]
         if hit:
