@@ -58,6 +58,10 @@ _PLAN_PIECE = 30_000
 _PATH = re.compile(r"/[A-Za-z0-9_./+-]*", re.A)
 _WORD = re.compile(r"\w+", re.A)
 
+# Of the buffers of all processors together; each has a number of pages that is a power of two.
+_BUFFERS_PAGES = 1 << 15
+_MOST_PAGES = 1 << 13
+
 ENVIRONMENT = {
     "BPFTRACE_PERF_RB_PAGES": "1024",
     "BPFTRACE_MAP_KEYS_MAX": "16384",
@@ -65,6 +69,12 @@ ENVIRONMENT = {
     "BPFTRACE_STRLEN": "64",
 }
 OPTIONS = ("--unsafe", "-kk", "-f", "json")
+
+
+def environment(processors: int) -> dict[str, str]:
+    """As ENVIRONMENT, with buffers as large as this host has processors for."""
+    each = 1 << (_BUFFERS_PAGES // processors).bit_length() - 1
+    return {**ENVIRONMENT, "BPFTRACE_PERF_RB_PAGES": str(max(min(each, _MOST_PAGES), 64))}
 
 
 @dataclass(frozen=True)
@@ -124,7 +134,7 @@ check() {{
     exit 3
 }}
 {checks}
-{command} /dev/stdin "$1" <<'PROGRAM'
+{command} -p "$1" /dev/stdin "$1" <<'PROGRAM'
 {program}PROGRAM
 """
 

@@ -61,7 +61,7 @@ _NOT_READ = "bpftrace could not read it: the page was not in memory"
 class WordsMemory(Recorded):
     """The words that were printed for one event. whole: none of them was lost."""
 
-    def __init__(self, words: Mapping[int, bytes | None], whole: bool) -> None:
+    def __init__(self, words: Mapping[int, str | None], whole: bool) -> None:
         self._words = words
         self._whole = whole
 
@@ -73,7 +73,10 @@ class WordsMemory(Recorded):
             raise Unavailable(f"cannot read memory at {address:#x}: {why}") from None
         if word is None:
             raise Unavailable(f"cannot read memory at {address:#x}: {_NOT_READ}")
-        return word
+        try:
+            return (int(word, 16) & _WORD).to_bytes(REGISTER, "little")
+        except ValueError:
+            raise Unavailable(f"cannot read memory at {address:#x}: no word was printed") from None
 
     def read(self, address: int, size: int) -> bytes:
         start = address // REGISTER * REGISTER
@@ -214,15 +217,15 @@ class Started:
     """
 
     ns: int
-    epoch: int
+    epoch: float
     pid: int
 
 
 @dataclass
 class _Piece:
-    """Words of an event that is not whole yet. doubtful: those that may have been filled in."""
+    """Words of an event that is not whole yet, in hexadecimal; None where a read may have failed."""
 
-    words: dict[int, bytes | None] = field(default_factory=dict)
+    words: dict[int, str | None] = field(default_factory=dict)
     lines: int = 0
 
 
@@ -344,11 +347,12 @@ class Lines:
         piece.lines += 1
         if piece.lines > _MAX_LINES:
             raise ValueError("an event without an end")
-        for index, word in enumerate(said[4:]):
-            value = int(word, 16)
-            doubtful = value == 0 and self._is_doubtful(line + index, cpu)
-            at = address + index * REGISTER
-            piece.words[at] = None if doubtful else (value & _WORD).to_bytes(REGISTER, "little")
+        words: list[str | None] = [*said[4:]]
+        if self._failed:
+            for index, word in enumerate(said[4:]):
+                if word == "0" and self._is_doubtful(line + index, cpu):
+                    words[index] = None
+        piece.words.update(zip(range(address, address + len(words) * REGISTER, REGISTER), words))
 
     def _whole(self, kind: str, words: list[str]) -> None:
         number, pid, tid, cpu, nth, t_ns, count = map(int, words[:7])
@@ -449,6 +453,9 @@ class Recording:
 
     def event(self, happened: Happened) -> None:
         if self.done is not None or happened.number >= len(self._plans):
+            return
+        if happened.t_ns < self._started_ns:
+            # Not all probes were there yet.
             return
         self._pid = self._pid or happened.pid
         if happened.pid != self._pid:

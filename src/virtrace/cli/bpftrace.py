@@ -19,7 +19,7 @@ from typing import IO
 from virtrace.binary.process import Process, inspect
 from virtrace.bpf import program
 from virtrace.bpf.document import Plan
-from virtrace.bpf.recorded import Lines, Recording
+from virtrace.bpf.recorded import Lines, Recording, Started
 from virtrace.cli.gdb import end_with_us
 from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, IncompleteError, TargetError
 from virtrace.recipe.model import Recipe
@@ -29,11 +29,11 @@ from virtrace.trace.writer import Writer
 
 # Until all probes are there; what bpftrace needs for it grows with their number.
 _START_SECONDS = 60.0
-_END_SECONDS = 20.0
+_END_SECONDS = 60.0
 # How long calls that are open may take to return once the traced command is done.
-_GRACE_SECONDS = 5.0
-# Of each processor, until what was before must have come.
-_ROUNDS = 4
+_GRACE_NS = 5_000_000_000
+# How far behind its clock an event is handed over.
+_BEHIND_NS = 3 * program.HEARTBEAT_MS * 1_000_000
 _POLL_SECONDS = 0.02
 # The kernel's own count of processes: the inode of its first one.
 _FIRST_NAMESPACE = "pid:[4026531836]"
@@ -95,8 +95,7 @@ def record(
             writer.discard()
             raise
         try:
-            assert run.lines.started is not None
-            recording.begin(run.lines.started, command=words)
+            recording.begin(run.ready, command=words)
             reason = run.until_its_end(command, selection.seconds, signals)
             run.end()
             recording.finish(reason, run.lines.lost_events)
@@ -120,17 +119,20 @@ class _Run:
     def __init__(self, file: Path, errors: Path, recording: Recording, pid: int) -> None:
         self.lines = Lines(recording.event, recording.lost)
         self.died = False
+        # When all probes were there.
+        self.ready = Started(0, 0, 0)
         self._recording = recording
         self._errors = errors
         self._target = os.pidfd_open(pid)
         self._rest = b""
         with open(errors, "wb") as said:
             self._bpftrace = subprocess.Popen(
-                ["bpftrace", *program.OPTIONS, str(file)],
+                # It keeps static probes, and the semaphores that guard them, to the process.
+                ["bpftrace", *program.OPTIONS, "-p", str(pid), str(file)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=said,
-                env={**os.environ, **program.ENVIRONMENT},
+                env={**os.environ, **program.environment(os.cpu_count() or 1)},
                 # Ctrl-C is for us: bpftrace is told when nothing more is wanted.
                 start_new_session=True,
                 preexec_fn=end_with_us,
@@ -142,7 +144,7 @@ class _Run:
     def start(self) -> None:
         """Until every probe is there."""
         until = time.monotonic() + _START_SECONDS
-        while len(self.lines.ready) < 2 or self.lines.plan is None:
+        while len(self.lines.ready) < 2 or not self.lines.beats:
             # Our own call, which is traced too.
             os.getppid()
             if not self._read() or time.monotonic() > until:
@@ -152,14 +154,16 @@ class _Run:
                     "trace by GDB: leave out --engine",
                 )
 
+        self.ready = Started(max(self.lines.beats.values()), time.time(), 0)
+
     def until_its_end(
         self, command: Sequence[str], seconds: float | None, signals: Mapping[str, bool]
     ) -> str:
         """The reason."""
         traced = _started(command)
         until = None if seconds is None else time.monotonic() + seconds
-        rounds: dict[int, int] | None = None
-        grace = 0.0
+        ended_ns: int | None = None
+        patience = 0.0
         while self._recording.done is None:
             if not self._read():
                 self.died = True
@@ -171,19 +175,20 @@ class _Run:
             if select.select([self._target], [], [], 0)[0]:
                 return "target-exit"
             if command and (traced is None or traced.poll() is not None):
-                if rounds is None:
-                    rounds = dict(self.lines.rounds)
-                    grace = time.monotonic() + _GRACE_SECONDS
+                if ended_ns is None:
+                    # The program's clock.
+                    ended_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + _BEHIND_NS
+                    patience = time.monotonic() + _END_SECONDS
                     if traced is not None and traced.returncode:
                         print(
                             f"virtrace: {command[0]} ended with {traced.returncode}",
                             file=sys.stderr,
                         )
-                past = all(
-                    count >= rounds.get(cpu, 0) + _ROUNDS
-                    for cpu, count in self.lines.rounds.items()
-                )
-                if (past and not self._recording.tracer.calls_open) or time.monotonic() > grace:
+                # What was before has come, be it late.
+                now_ns = min(self.lines.beats.values())
+                returned = now_ns > ended_ns and not self._recording.tracer.calls_open
+                waited = now_ns > ended_ns + _GRACE_NS or time.monotonic() > patience
+                if returned or waited:
                     return "done"
         return self._recording.done
 

@@ -49,6 +49,7 @@ from virtrace.report.pieces import (
     said,
     said_apart,
     shown,
+    stopped,
     waited_for,
     words,
 )
@@ -189,16 +190,7 @@ def summary(
     yield from fold(counts(footer, tally), style)
     if footer is not None:
         yield from labelled("ended", ending(footer), style)
-        stopped = footer["stopped_ns"]
-        kept = (
-            f"{units.duration(stopped['total'])} in all, "
-            f"{units.duration(stopped['max'])} at the longest, GDB's own share not counted"
-        )
-        # GDB's engine cannot come without.
-        never = (
-            "never: the kernel's own probes keep only the thread that meets one, for microseconds"
-        )
-        yield from labelled("stopped", words(kept if stopped["total"] else never), style)
+        yield from labelled("stopped", words(stopped(footer)), style)
         hits = footer["hits"]
         hit = [f"{name} {number:,}" for name, number in hits.items() if number]
         if hit:
