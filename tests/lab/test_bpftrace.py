@@ -136,36 +136,33 @@ def test_filters_and_limits_hold(lab: Lab, tmp_path: Path) -> None:
 
 
 @contextmanager
-def recording(lab: Lab, output: Path) -> Iterator[subprocess.Popen[str]]:
+def recording(lab: Lab, output: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A recording that has begun."""
     command = [sys.executable, "-m", "virtrace.cli.main", "record", "blockinfo"]
     process = subprocess.Popen(
         [*command, "-p", str(lab.pid), "--engine", "bpftrace", "-o", str(output)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
     )
     try:
         assert process.stdout is not None
-        wait_for_line(process.stdout, "to end")
+        wait_for(process.stdout, b"to end")
         yield process
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
 
 
-def wait_for_line(stream: IO[str], wanted: str) -> None:
-    until = time.monotonic() + SECONDS
-    while time.monotonic() < until:
-        assert select.select([stream], [], [], SECONDS)[0]
-        line = stream.readline()
-        assert line, "it ended"
-        if wanted in line:
-            return
-    raise AssertionError(wanted)
+def wait_for(stream: IO[bytes], wanted: bytes) -> None:
+    said = b""
+    while wanted not in said:
+        assert select.select([stream], [], [], SECONDS)[0], said
+        data = os.read(stream.fileno(), 1 << 16)
+        assert data, said
+        said += data
 
 
-def bpftrace_of(process: subprocess.Popen[str]) -> int:
+def bpftrace_of(process: subprocess.Popen[bytes]) -> int:
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     names = {Path(f"/proc/{child}/comm").read_text().strip(): int(child) for child in children}
     return names["bpftrace"]
@@ -199,11 +196,11 @@ def test_killed_bpftrace_leaves_the_daemon_alone(lab: Lab, tmp_path: Path) -> No
             with recording(lab, output) as process:
                 assert process.stdout is not None
                 # Calls go through the probes at this very moment.
-                wait_for_line(process.stdout, "info as in the answer")
+                wait_for(process.stdout, b"info as in the answer")
                 os.kill(bpftrace_of(process), signal.SIGKILL)
                 _, said = process.communicate(timeout=SECONDS)
                 assert process.returncode == 4, said
-                assert "bpftrace ended by itself" in said
+                assert b"bpftrace ended by itself" in said
             assert all(client.poll() is None for client in clients)
         finally:
             for client in clients:

@@ -223,7 +223,7 @@ class Started:
 
 @dataclass
 class _Piece:
-    """Words of an event that is not whole yet, in hexadecimal; None where a read may have failed."""
+    """Words of an event that is not whole yet, in hexadecimal; None: a read may have failed."""
 
     words: dict[int, str | None] = field(default_factory=dict)
     lines: int = 0
