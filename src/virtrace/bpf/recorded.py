@@ -425,7 +425,8 @@ class Recording:
             name: [start for start, _, _ in rows] for name, rows in plan.exported.items()
         }
         self._plans = [self._compiled(site) for site in plan.sites]
-        self._started_ns = 0
+        # Before it has begun, not all probes are there.
+        self._started_ns: int | None = None
         self._last_ns = 0
         self._events = 0
         self._dropped = 0
@@ -454,8 +455,7 @@ class Recording:
     def event(self, happened: Happened) -> None:
         if self.done is not None or happened.number >= len(self._plans):
             return
-        if happened.t_ns < self._started_ns:
-            # Not all probes were there yet.
+        if self._started_ns is None or happened.t_ns < self._started_ns:
             return
         self._pid = self._pid or happened.pid
         if happened.pid != self._pid:
@@ -480,7 +480,7 @@ class Recording:
             self.done = "limit"
 
     def lost(self, tid: int, count: int, t_ns: int) -> None:
-        if self.done is None:
+        if self.done is None and self._started_ns is not None:
             self._dropped += count
             self.tracer.lose(tid, self._since(t_ns), _LOST)
 
@@ -507,8 +507,9 @@ class Recording:
         self._view.summary(footer)
 
     def _since(self, t_ns: int) -> int:
-        self._last_ns = max(self._last_ns, t_ns - self._started_ns)
-        return max(t_ns - self._started_ns, 0)
+        since = max(t_ns - (self._started_ns or 0), 0)
+        self._last_ns = max(self._last_ns, since)
+        return since
 
     def _record(self, raw: RawEvent) -> None:
         if not self._answers.place(raw):
