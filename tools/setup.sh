@@ -20,7 +20,7 @@ packages=(libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients
 extras=
 case $purpose in
     demo) ;;
-    test) extras='[dev]'; packages+=(gcc libc6-dev chromium chromium-driver man-db) ;;
+    test) extras='[dev]'; packages+=(gcc libc6-dev bpftrace chromium chromium-driver man-db) ;;
     matrix) extras='[dev]'; packages+=(gcc libc6-dev mmdebstrap debuginfod) ;;
     *) echo "usage: tools/setup.sh demo|test|matrix" >&2; exit 2 ;;
 esac

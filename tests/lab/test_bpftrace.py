@@ -19,12 +19,16 @@ import pytest
 
 from support.intact import assert_untraced_and_intact
 from virtrace.analysis.spans import CallBuilder
+from virtrace.binary.process import check_traceable
+from virtrace.cli.gdb import check, plan
 from virtrace.lab.daemon import Lab
+from virtrace.recipe import catalogue
 from virtrace.trace.format import is_unavailable
 from virtrace.trace.reader import Trace, read_trace
 
 from .conftest import bring_up
 from .tracing import (
+    REPOSITORY,
     SECONDS,
     all_disks,
     calls_of,
@@ -206,7 +210,9 @@ def test_killed_bpftrace_leaves_the_daemon_alone(lab: Lab, tmp_path: Path) -> No
             for client in clients:
                 os.killpg(client.pid, signal.SIGKILL)
                 client.wait()
-        assert whole_trace(output).footer is not None
+        footer = read_trace(output).footer
+        assert footer is not None
+        assert footer["reason"] == "error"
         assert_untraced_and_intact(lab.pid)
         assert lab.virsh("domblkinfo", "vm1", "vda").returncode == 0
 
@@ -274,3 +280,36 @@ def test_script_refuses_files_of_another_build(lab: Lab, tmp_path: Path) -> None
     done = subprocess.run(["sh", str(script), "1"], capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 3
     assert "is not the file that this was made for" in done.stderr
+
+
+PAGE = REPOSITORY / "docs" / "bpftrace.md"
+
+
+def table_of(lab: Lab) -> list[str]:
+    """What each recipe has on a stripped libvirt 9.0.0, and what it lacks by this engine alone."""
+    rows = ["| recipe | probes found | left out by this engine |", "|---|---|---|"]
+    for name in catalogue.shipped():
+        process = check_traceable(lab.pid)
+        mine, theirs = plan(name, process).header["probes"], check(name, process)["probes"]
+        found = sum(probe["level"] != "missing" for probe in mine)
+        lacking = [
+            f"`{probe['name']}`: {', '.join(left)}"
+            for probe, other in zip(mine, theirs)
+            if (left := sorted({*probe["lacks"]} - {*other["lacks"]}))
+        ]
+        assert [probe["level"] for probe in mine] == [probe["level"] for probe in theirs]
+        rows.append(f"| {name} | {found} of {len(mine)} | {'; '.join(lacking) or 'nothing'} |")
+    return rows
+
+
+def test_the_page_has_what_each_recipe_can(lab: Lab) -> None:
+    assert "\n".join(table_of(lab)) in PAGE.read_text()
+
+
+@pytest.mark.parametrize("name", catalogue.shipped())
+def test_every_recipe_is_taken(lab: Lab, tmp_path: Path, name: str) -> None:
+    output = tmp_path / "trace.jsonl"
+    options = ("-p", str(lab.pid), "--engine", "bpftrace", "-o", str(output))
+    done = virtrace("record", name, *options, "--", *lab.virsh_command("domstats vm1"))
+    assert done.returncode == 0, done.stderr
+    assert whole_trace(output).footer is not None
