@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -215,3 +216,34 @@ def test_a_stranger_cannot_break_the_import(
                 data[at:at] = data[at : at + 60]
         assert imported(bytes(data), tmp_path) in (0, 2, 3, 4)
     capsys.readouterr()
+
+
+def leaves(value: object, way: tuple[object, ...] = ()) -> Iterator[tuple[object, ...]]:
+    for key, one in value.items() if isinstance(value, dict) else enumerate(value):  # type: ignore[call-overload]
+        yield (*way, key)
+        if isinstance(one, (dict, list)):
+            yield from leaves(one, (*way, key))
+
+
+def test_a_strangers_plan_is_refused_or_harmless(tmp_path: Path) -> None:
+    dice = random.Random(2)
+    sound = document.write(plan())
+    odd = [None, -1, 1 << 70, "x", [], {}, True, 0.5, {"pointer": 8}, [1, 2], "rdi", "->"]
+    for _ in range(400):
+        about = json.loads(sound)
+        way = dice.choice([*leaves(about)])
+        inner = about
+        for key in way[:-1]:
+            inner = inner[key]
+        inner[way[-1]] = dice.choice(odd)
+        try:
+            changed = document.read(json.dumps(about).encode())
+            text = program.text(changed, where())
+        except VirtraceError:
+            continue
+        assert "system" not in text
+        pieces = (f"plan {piece}" for piece in program.pieces_of_plan(changed))
+        lines = ["virtrace 1 1000 1700000000 77", *pieces, "planned", *CALL, "end 9"]
+        said = ({"type": "printf", "data": line} for line in lines)
+        data = b"".join(json.dumps(one).encode() + b"\n" for one in said)
+        assert imported(data, tmp_path) in (0, 2, 3, 4)

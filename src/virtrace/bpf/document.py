@@ -162,7 +162,11 @@ def read(data: bytes) -> Plan:
 def _header(record: Any) -> Record:
     if not isinstance(record, dict):
         raise TypeError("its header is no object")
-    record["recipe"]["name"], record["tool"]["virtrace"], record["target"]["modules"]
+    _text(record["recipe"]["name"])
+    _text(record["tool"]["virtrace"])
+    _number(record["target"]["pid"], 0, (1 << 31) - 1)
+    for module in record["target"]["modules"]:
+        _text(module["path"])
     for probe in record["probes"]:
         _text(probe["name"])
     return record

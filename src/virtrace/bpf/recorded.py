@@ -25,6 +25,7 @@ from virtrace.bpf.document import (
     MAX_BYTES,
     NO_BACKTRACES,
     NO_RECORDS,
+    POINT,
     RETURN_POINT,
     SPAN,
     Captures,
@@ -53,6 +54,7 @@ _HEARTBEATS = 2
 # Of what is kept until its turn comes.
 _MAX_LINES, _MAX_WAITING = 20_000, 100_000
 _WORD = (1 << 64) - 1
+_YEAR_10000 = 253_402_300_800
 
 _LOST = "bpftrace lost events of this thread"
 _NOT_READ = "bpftrace could not read it: the page was not in memory"
@@ -160,7 +162,7 @@ class RecordedThread:
         if isinstance(place, Constant):
             return place.value & _WORD
         if isinstance(place, InProbe):
-            value = self._event.values[place.index]
+            value = dict(enumerate(self._event.values)).get(place.index)
             if value is None:
                 raise Unavailable(_NOT_READ)
             return value
@@ -310,8 +312,8 @@ class Lines:
             self.ready.add(words[0])
         elif what == "virtrace":
             version, now, epoch, pid = map(int, words)
-            if version != 1:
-                raise ValueError(f"version {version}")
+            if version != 1 or not 0 <= epoch < _YEAR_10000 or now < 0 or not 0 <= pid < 1 << 31:
+                raise ValueError(rest)
             self.started = Started(now, epoch, pid)
         elif what == "plan":
             self._coded.append(rest)
@@ -358,6 +360,8 @@ class Lines:
         number, pid, tid, cpu, nth, t_ns, count = map(int, words[:7])
         sp, ip, *values = (int(word, 16) & _WORD for word in words[7:])
         piece = self._pieces.pop((tid, cpu), _Piece())
+        if (kind in "ep" and len(values) != len(REGISTERS)) or (kind == "r" and len(values) != 1):
+            raise ValueError("registers are missing")
         known: list[int | None] = [*values]
         if kind == "u":
             first, *arguments = values
@@ -461,6 +465,8 @@ class Recording:
         if happened.pid != self._pid:
             return
         site, plan = self._plan.sites[happened.number], self._plans[happened.number]
+        if happened.kind not in ("u" if site.usdt else "p" if site.kind == POINT else "er"):
+            return
         if happened.kind != "r":
             self._hits[site.probe] = self._hits.get(site.probe, 0) + 1
             if site.usdt is None:

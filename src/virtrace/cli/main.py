@@ -14,7 +14,7 @@ from virtrace.cli import (
     doctor,
     explain,
     export,
-    imports,
+    import_,
     lab,
     pack,
     recipe,
@@ -27,7 +27,7 @@ from virtrace.errors import INTERRUPTED, VirtraceError
 
 # Each module has add_parser(subparsers), which sets run=function(args) -> exit status.
 COMMANDS = (
-    *(record, show, explain, diff, export, imports, bundle, replay, recipe, doctor, pack, rescue),
+    *(record, show, explain, diff, export, import_, bundle, replay, recipe, doctor, pack, rescue),
     lab,
 )
 
