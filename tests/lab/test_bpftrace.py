@@ -175,14 +175,15 @@ def bpftrace_of(process: subprocess.Popen[bytes]) -> int:
 def test_interrupt_ends_it_whole(lab: Lab, tmp_path: Path) -> None:
     output = tmp_path / "trace.jsonl"
     with recording(lab, output) as process:
-        assert lab.virsh("domblkinfo", "vm1", "vda").returncode == 0
+        assert lab.virsh("; ".join(["domblkinfo vm1 vda"] * 100)).returncode == 0
+        # Most of it has not been told by now.
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=SECONDS)
-        assert process.returncode == 130, said
-    trace = whole_trace(output)
-    assert len(calls_of(trace)) == 1
+        assert process.returncode in (130, 4), said
+    trace = read_trace(output)
     assert trace.footer is not None
     assert trace.footer["reason"] == "interrupt"
+    assert trace.footer["dropped"] or len(calls_of(trace)) == 100
 
 
 def test_killed_bpftrace_leaves_the_daemon_alone(lab: Lab, tmp_path: Path) -> None:

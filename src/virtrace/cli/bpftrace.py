@@ -108,6 +108,11 @@ def record(
             f"bpftrace ended by itself: {run.said()}",
             "every whole line of the trace counts; nothing was left in the daemon",
         )
+    if run.is_behind:
+        raise IncompleteError(
+            "bpftrace did not keep up: of the last calls an unknown number is missing",
+            "trace fewer calls (--where), or a recipe with less in it",
+        )
     if recording.is_incomplete:
         return INCOMPLETE
     return INTERRUPTED if (recording.done or reason) == "interrupt" else DONE
@@ -119,6 +124,8 @@ class _Run:
     def __init__(self, file: Path, errors: Path, recording: Recording, pid: int) -> None:
         self.lines = Lines(recording.event, recording.lost)
         self.died = False
+        # What bpftrace had not told by the end is not known.
+        self.is_behind = False
         # When all probes were there.
         self.ready = Started(0, 0, 0)
         self._recording = recording
@@ -159,37 +166,40 @@ class _Run:
     def until_its_end(
         self, command: Sequence[str], seconds: float | None, signals: Mapping[str, bool]
     ) -> str:
-        """The reason."""
+        """The reason; by then all that was before has come, be it late."""
         traced = _started(command)
         until = None if seconds is None else time.monotonic() + seconds
-        ended_ns: int | None = None
-        patience = 0.0
+        reason: str | None = None
+        ended_ns, patience = 0, 0.0
         while self._recording.done is None:
+            has_target = not select.select([self._target], [], [], 0)[0]
             if not self._read():
-                self.died = True
-                return "error"
-            if signals:
-                return "interrupt"
-            if until is not None and time.monotonic() > until:
-                return "limit"
-            if select.select([self._target], [], [], 0)[0]:
-                return "target-exit"
-            if command and (traced is None or traced.poll() is not None):
-                if ended_ns is None:
-                    # The program's clock.
-                    ended_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + _BEHIND_NS
-                    patience = time.monotonic() + _END_SECONDS
+                # It ends with the process, too.
+                self.died = has_target
+                return "target-exit" if not has_target else "error"
+            if reason is None:
+                if signals:
+                    reason = "interrupt"
+                elif until is not None and time.monotonic() > until:
+                    reason = "limit"
+                elif not has_target:
+                    reason = "target-exit"
+                elif command and (traced is None or traced.poll() is not None):
+                    reason = "done"
                     if traced is not None and traced.returncode:
-                        print(
-                            f"virtrace: {command[0]} ended with {traced.returncode}",
-                            file=sys.stderr,
-                        )
-                # What was before has come, be it late.
-                now_ns = min(self.lines.beats.values())
-                returned = now_ns > ended_ns and not self._recording.tracer.calls_open
-                waited = now_ns > ended_ns + _GRACE_NS or time.monotonic() > patience
-                if returned or waited:
-                    return "done"
+                        said = f"virtrace: {command[0]} ended with {traced.returncode}"
+                        print(said, file=sys.stderr)
+                # The program's clock.
+                ended_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + _BEHIND_NS
+                patience = time.monotonic() + _END_SECONDS
+                continue
+            now_ns = min(self.lines.beats.values())
+            is_over = reason != "done" or not self._recording.tracer.calls_open
+            if now_ns > ended_ns + (0 if is_over else _GRACE_NS):
+                return reason
+            if time.monotonic() > patience:
+                self.is_behind = True
+                return reason
         return self._recording.done
 
     def end(self) -> None:
