@@ -21,7 +21,7 @@ packages=(libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients
 extras=
 case $purpose in
     demo) ;;
-    test) extras='[dev]'; packages+=(gcc libc6-dev chromium chromium-driver man-db) ;;
+    test) extras='[dev]'; packages+=(gcc libc6-dev bpftrace chromium chromium-driver man-db) ;;
     bench)
         extras='[bench,dev]'
         packages+=(gcc libc6-dev chromium chromium-driver man-db bpftrace) ;;

@@ -26,10 +26,15 @@ ALLOWED = {
     "lab": {"errors"},
     "guard": {"errors", "binary"},
     "engine": {"errors", "recipe", "trace", "binary"},
-    "inferior": {*("errors", "recipe", "trace", "binary", "engine", "guard", "analysis", "report")},
+    "bpf": {"errors", "recipe", "trace", "binary", "engine"},
+    "inferior": {
+        *("errors", "recipe", "trace", "binary", "engine", "bpf", "guard", "analysis"),
+        "report",
+    },
     # It reaches inferior only by starting GDB.
     "cli": {
-        *("errors", "recipe", "trace", "binary", "guard", "analysis", "report", "bundle", "lab")
+        *("errors", "recipe", "trace", "binary", "engine", "bpf", "guard", "analysis", "report"),
+        *("bundle", "lab"),
     },
 }
 

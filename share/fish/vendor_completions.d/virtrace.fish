@@ -72,8 +72,8 @@ function _shtab_virtrace_using
   test "$_shtab_virtrace_cmdpath" = "$argv"
 end
 
-set -g _shtab_virtrace_commands record show explain diff export bundle replay recipe 'recipe list' 'recipe show' 'recipe check' 'recipe new' doctor pack 'pack make' 'pack show' rescue lab 'lab up' 'lab down' 'lab status' 'lab run'
-set -g _shtab_virtrace_opts_with_value --against --call --calls --dir --for --html --keep --max-bytes --max-events --max-load --max-stop-ms --output --pid --process --recipe --release --seconds --source --to --where -o -p
+set -g _shtab_virtrace_commands record show explain diff export import bundle replay recipe 'recipe list' 'recipe show' 'recipe check' 'recipe new' 'recipe compile' doctor pack 'pack make' 'pack show' rescue lab 'lab up' 'lab down' 'lab status' 'lab run'
+set -g _shtab_virtrace_opts_with_value --against --call --calls --dir --engine --for --html --keep --max-bytes --max-events --max-load --max-stop-ms --output --pid --process --recipe --release --seconds --source --to --where -o -p
 
 complete -c virtrace -e
 complete -c virtrace -f
@@ -90,6 +90,7 @@ complete -c virtrace -n '_shtab_virtrace_using record' -l calls -x -d 'end after
 complete -c virtrace -n '_shtab_virtrace_using record' -l source -xka "(__fish_complete_directories)" -d 'libvirt'"'"'s source, for the text of its lines'
 complete -c virtrace -n '_shtab_virtrace_using record' -l seconds -x -d 'end after S seconds'
 complete -c virtrace -n '_shtab_virtrace_using record' -l host-facts -d 'add to the trace what the host says of each disk in it, once it is over'
+complete -c virtrace -n '_shtab_virtrace_using record' -l engine -xka "gdb bpftrace" -d 'bpftrace: trace by uprobes; the daemon never stands still, and some is left out'
 complete -c virtrace -n '_shtab_virtrace_using record' -l max-stop-ms -x -d 'keep no call standing longer (2000), else trace less'
 complete -c virtrace -n '_shtab_virtrace_using record' -l max-load -x -d 'of each second keep the daemon standing (80), else trace less'
 complete -c virtrace -n '_shtab_virtrace_using record' -l max-events -x -d 'end after N events (1000000)'
@@ -118,6 +119,10 @@ complete -c virtrace -n '_shtab_virtrace_using export' -s h -l help -d 'show thi
 complete -c virtrace -n '_shtab_virtrace_using export' -l to -xka "perfetto chrome csv mermaid svg" -d 'the format'
 complete -c virtrace -n '_shtab_virtrace_using export' -s o -l output -xka "(__fish_complete_path (commandline -ct))" -d 'the file; must not exist'
 complete -c virtrace -n '_shtab_virtrace_using export; and test $_shtab_virtrace_npos -eq 0' -ka "(_shtab_glob_compgen_d650b53a)" -d 'a trace (.jsonl) or a bundle'
+complete -c virtrace -n '_shtab_virtrace_using; and test $_shtab_virtrace_npos -eq 0' -a import -d 'Make a trace of what a program of `virtrace recipe compile` printed.'
+complete -c virtrace -n '_shtab_virtrace_using import' -s h -l help -d 'show this help message and exit'
+complete -c virtrace -n '_shtab_virtrace_using import' -s o -l output -x -d 'must not exist'
+complete -c virtrace -n '_shtab_virtrace_using import; and test $_shtab_virtrace_npos -eq 0' -ka "(_shtab_glob_compgen_d650b53a)" -d 'what the program printed'
 complete -c virtrace -n '_shtab_virtrace_using; and test $_shtab_virtrace_npos -eq 0' -a bundle -d 'Put a trace, its explanation and what maintainers ask for into one file.'
 complete -c virtrace -n '_shtab_virtrace_using bundle' -s h -l help -d 'show this help message and exit'
 complete -c virtrace -n '_shtab_virtrace_using bundle' -s o -l output -xka "(__fish_complete_path (commandline -ct))" -d 'the bundle; beside it OUT.map.json, what its pseudonyms stand for, for you alone'
@@ -156,6 +161,14 @@ complete -c virtrace -n '_shtab_virtrace_using recipe new' -s o -l output -xka "
 complete -c virtrace -n '_shtab_virtrace_using recipe new' -s p -l pid -xka "(pidof libvirtd virtqemud)" -d 'the daemon; without it, the only one there'
 complete -c virtrace -n '_shtab_virtrace_using recipe new' -l process -x -d 'the daemon of this name'
 complete -c virtrace -n '_shtab_virtrace_using recipe new' -l against -x -d 'files that no process runs: libvirtd, libvirt.so.0 or a driver, and the others'
+complete -c virtrace -n '_shtab_virtrace_using recipe; and test $_shtab_virtrace_npos -eq 0' -a compile -d 'Write a shell script that traces by a recipe with nothing but bpftrace, and only files of the same build. What it prints becomes a trace: virtrace import.'
+complete -c virtrace -n '_shtab_virtrace_using recipe compile' -s h -l help -d 'show this help message and exit'
+complete -c virtrace -n '_shtab_virtrace_using recipe compile' -l to -xka "bpftrace" -d 'what runs it'
+complete -c virtrace -n '_shtab_virtrace_using recipe compile' -s o -l output -xka "(_shtab_glob_compgen_d650b53a)" -d 'must not exist'
+complete -c virtrace -n '_shtab_virtrace_using recipe compile' -s p -l pid -xka "(pidof libvirtd virtqemud)" -d 'the daemon; without it, the only one there'
+complete -c virtrace -n '_shtab_virtrace_using recipe compile' -l process -x -d 'the daemon of this name'
+complete -c virtrace -n '_shtab_virtrace_using recipe compile' -l against -x -d 'files that no process runs: libvirtd, libvirt.so.0 or a driver, and the others'
+complete -c virtrace -n '_shtab_virtrace_using recipe compile; and test $_shtab_virtrace_npos -eq 0' -ka "(_virtrace_recipes)" -d 'a shipped recipe, or a file'
 complete -c virtrace -n '_shtab_virtrace_using; and test $_shtab_virtrace_npos -eq 0' -a doctor -d 'Looks at GDB, permissions, the daemon and its debug info. Touches nothing.'
 complete -c virtrace -n '_shtab_virtrace_using doctor' -s h -l help -d 'show this help message and exit'
 complete -c virtrace -n '_shtab_virtrace_using doctor' -s p -xka "(pidof libvirtd virtqemud)" -d 'the daemon (default: each that runs)'

@@ -231,6 +231,16 @@ class ElfFile:
             f"{self.name} has no loadable segment", "install the package that owns it again"
         )
 
+    def file_offset(self, address: int) -> int | None:
+        """Where in the file the byte of a virtual address is; None where it is in no segment."""
+        with self._parsing():
+            for segment in self._elf.iter_segments():
+                inside = address - segment["p_vaddr"]
+                if segment["p_type"] == "PT_LOAD" and 0 <= inside < segment["p_filesz"]:
+                    offset: int = segment["p_offset"] + inside
+                    return offset
+        return None
+
     @property
     def _byte_order(self) -> str:
         return "<" if self._elf.little_endian else ">"

@@ -30,6 +30,7 @@ from virtrace.binary.process import (
     yama_refusal,
     yama_scope,
 )
+from virtrace.cli import bpftrace
 from virtrace.cli.gdb import check
 from virtrace.errors import DONE, NOT_TRACED, TargetError
 from virtrace.recipe.selection import Limits
@@ -134,7 +135,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    general = [gdb_section(), permission_section()]
+    general = [gdb_section(), permission_section(), bpftrace_section()]
     pids = [daemon.pid for daemon in find_daemons()] if args.pid is None else [args.pid]
     daemons = [daemon_section(pid) for pid in pids] or [no_daemon_section()]
     status, answer = verdict(general, daemons)
@@ -256,6 +257,16 @@ def _permission_findings() -> Iterator[Finding]:
             f"{user}, without CAP_SYS_PTRACE: may trace only {user}'s own daemon (qemu:///session)",
             "run as root (sudo) for the system daemon",
         )
+
+
+def bpftrace_section() -> Section:
+    """The other engine: a trace can do without."""
+    found = bpftrace.problem()
+    if found is None:
+        finding = Finding("ok", "`virtrace record --engine bpftrace` works here")
+    else:
+        finding = Finding("note", f"no `--engine bpftrace`: {found[0]}", found[1])
+    return Section("bpftrace", [finding])
 
 
 def no_daemon_section() -> Section:

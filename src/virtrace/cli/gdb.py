@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from subprocess import CompletedProcess
 
 from virtrace.binary.process import Process
+from virtrace.bpf import document
+from virtrace.bpf.document import Plan
 from virtrace.errors import TargetError
 from virtrace.trace.format import Record
 
@@ -53,17 +57,28 @@ def check(recipe: str, process: Process, debug_files: Mapping[str, str] | None =
     debug_files: from debuginfod, by build-id. TargetError with GDB's own words where it cannot
     be found out.
     """
+    header: Record = json.loads(_asked("check", recipe, process, debug_files))
+    return header
+
+
+def plan(recipe: str, process: Process, debug_files: Mapping[str, str] | None = None) -> Plan:
+    """As check(), with where each value is: what tracing without GDB needs."""
+    return document.read(_asked("plan", recipe, process, debug_files).encode())
+
+
+def _asked(
+    action: str, recipe: str, process: Process, debug_files: Mapping[str, str] | None
+) -> str:
     variables = {
         **(
             {"VIRTRACE_PID": str(process.pid)} if process.pid else {"VIRTRACE_AGAINST": process.exe}
         ),
         "VIRTRACE_DEBUG_FILES": json.dumps(debug_files or {}),
     }
-    done = _run(command(f"check {recipe}"), variables)
+    done = _run(command(f"{action} {recipe}"), variables)
     for line in done.stdout.splitlines():
-        if line.startswith('{"type": "header"'):
-            header: Record = json.loads(line)
-            return header
+        if line.startswith(('{"type": "header"', '{"format":"virtrace-plan"')):
+            return line
     what, _, remedy = done.stderr.strip().partition("\ntry: ")
     raise TargetError(
         what.removeprefix("virtrace: ") or f"gdb ended with {done.returncode}",
@@ -85,3 +100,9 @@ def _run(argv: Sequence[str], variables: Mapping[str, str] | None = None) -> Com
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise TargetError(f"gdb does not run: {error}", "run `virtrace doctor`") from error
+
+
+def end_with_us() -> None:
+    """In a tracer's process: end the trace, cleanly, should this one be killed."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import keyword
 import os
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ COMMANDS = {
     "explain": "say where each number came from, and why it surprises",
     "diff": "say what two traces differ in, and why",
     "export": "a trace for other tools: time lines, a table, a picture",
+    "import": "make a trace of what a compiled recipe printed",
     "bundle": "one file for a bug report, without what is private; or check one",
     "replay": "trace this host's daemon by the recipe of a trace",
     "recipe": "list, show and check recipes",
@@ -41,6 +43,10 @@ class _Commands:
         return self._parsers.add_parser(name, help=COMMANDS[name], **settings)
 
 
+def _module(command: str) -> str:
+    return f"virtrace.cli.{command}{'_' if keyword.iskeyword(command) else ''}"
+
+
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     """command: the one whose options are asked for; None: all of them are."""
     parser = argparse.ArgumentParser(
@@ -51,7 +57,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     commands = _Commands(parser)
     for name in COMMANDS:
         if command in (None, name):
-            importlib.import_module(f"virtrace.cli.{name}").add_parser(commands)
+            importlib.import_module(_module(name)).add_parser(commands)
         else:
             commands.add_parser(name)
     return parser

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from virtrace.binary.process import Process, check_traceable, choose_daemon, installed
+from virtrace.bpf import program
 from virtrace.cli import new_recipe
-from virtrace.cli.gdb import check
+from virtrace.cli.gdb import check, plan
 from virtrace.cli.record import fetch_debug_info, require_gdb
 from virtrace.errors import ANSWER_IS_NO, DONE, UsageError
 from virtrace.recipe import catalogue
@@ -20,6 +21,7 @@ from virtrace.report.highlight import Style, style_for
 from virtrace.report.lines import fold
 from virtrace.report.pieces import attached, words
 from virtrace.trace.format import Record
+from virtrace.trace.writer import write_new
 
 
 def add_parser(subparsers: Any) -> None:
@@ -55,7 +57,20 @@ def add_parser(subparsers: Any) -> None:
     new.add_argument(
         "-o", "--output", metavar="FILE", help="instead of standard output; must not exist"
     )
-    for action, default in ((checking, ""), (new, "; without it, the only one there")):
+    compiling = actions.add_parser(
+        "compile",
+        help="write a program for a host where only bpftrace may run",
+        description="Write a shell script that traces by a recipe with nothing but bpftrace, and "
+        "only files of the same build. What it prints becomes a trace: virtrace import.",
+    )
+    compiling.set_defaults(run=_compile)
+    compiling.add_argument("recipe", metavar="RECIPE", help="a shipped recipe, or a file")
+    compiling.add_argument("--to", choices=["bpftrace"], required=True, help="what runs it")
+    compiling.add_argument(
+        "-o", "--output", metavar="FILE", type=Path, required=True, help="must not exist"
+    )
+    only = "; without it, the only one there"
+    for action, default in ((checking, ""), (new, only), (compiling, only)):
         target = action.add_mutually_exclusive_group()
         target.add_argument("-p", "--pid", type=int, help=f"the daemon{default}")
         target.add_argument("--process", metavar="NAME", help="the daemon of this name")
@@ -114,6 +129,24 @@ def _new(args: argparse.Namespace) -> int:
         ) from error
     pid = f" -p {args.pid}" if args.pid is not None else ""
     print(f"{args.output}: prune it, then: virtrace recipe check {shlex.quote(args.output)}{pid}")
+    return DONE
+
+
+def _compile(args: argparse.Namespace) -> int:
+    recipe = catalogue.find(args.recipe)
+    process = _process(args)
+    require_gdb()
+    resolved = plan(args.recipe, process, fetch_debug_info(process, recipe.modules))
+    marks = {}
+    for file in {site.file for site in resolved.sites}:
+        module = next(one for one in process.modules if one.path == file)
+        address, mark = module.elf.mark
+        offset = module.elf.file_offset(address)
+        assert offset is not None
+        marks[file] = offset, mark
+    write_new(args.output, "the program", program.script(resolved, recipe.name, marks))
+    print(f"{args.output}: as root, on the daemon's host: sh {args.output.name} PID > OUTPUT")
+    print("then, here or there: virtrace import OUTPUT -o TRACE")
     return DONE
 
 

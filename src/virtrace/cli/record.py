@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import shlex
@@ -21,14 +20,18 @@ from virtrace.binary.debuginfo import fetch, has_servers
 from virtrace.binary.dwarf import source_paths
 from virtrace.binary.elf import ElfFile
 from virtrace.binary.process import Process, check_traceable, choose_daemon
+from virtrace.cli import bpftrace
 from virtrace.cli.doctor import gdb_section
 from virtrace.cli.gdb import command as gdb_command
+from virtrace.cli.gdb import end_with_us, plan
 from virtrace.cli.host_facts import collect
 from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, IncompleteError, TargetError, UsageError
 from virtrace.recipe import catalogue, selection
 from virtrace.recipe.model import Recipe
 from virtrace.trace.reader import TraceStream
 from virtrace.trace.writer import default_path, insert_before_footer
+
+ENGINES = ("gdb", "bpftrace")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -38,7 +41,8 @@ def add_parser(subparsers: Any) -> None:
         "COMMAND, which is run once every call is traced.",
         usage="%(prog)s RECIPE [-p PID | --process NAME] [-o FILE] [--where KEY=VALUE]... "
         "[--calls N] [--seconds S] [--max-stop-ms N] [--max-load PERCENT] [--max-events N] "
-        "[--max-bytes N] [--source FOLDER] [--host-facts] [-- COMMAND...]",
+        "[--max-bytes N] [--source FOLDER] [--host-facts] [--engine gdb|bpftrace] "
+        "[-- COMMAND...]",
     )
     parser.add_argument(
         "recipe", metavar="RECIPE", help=f"{', '.join(catalogue.shipped())}, or a recipe's file"
@@ -64,6 +68,12 @@ def add_parser(subparsers: Any) -> None:
         "--host-facts",
         action="store_true",
         help="add to the trace what the host says of each disk in it, once it is over",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="gdb",
+        help="bpftrace: trace by uprobes; the daemon never stands still, and some is left out",
     )
     add_limits(parser)
     parser.set_defaults(run=run)
@@ -92,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
         command=args.traced,
         host_facts=args.host_facts,
         limits=limits_of(args),
+        engine=args.engine,
     )
 
 
@@ -107,6 +118,7 @@ def record_trace(
     command: Sequence[str] = (),
     host_facts: bool = False,
     limits: Mapping[str, str] = MappingProxyType({}),
+    engine: str = "gdb",
 ) -> int:
     """Trace a daemon, and show it live on standard output. The exit status of errors.py.
 
@@ -115,13 +127,23 @@ def record_trace(
     """
     # All that can be wrong is found before the daemon is touched.
     loaded = catalogue.find(recipe)
-    selection.parse(loaded, where, calls, seconds)
-    selection.limits(limits)
+    selected = selection.parse(loaded, where, calls, seconds)
+    limited = selection.limits(limits)
     if command and shutil.which(command[0]) is None:
         raise UsageError(f"there is no command {command[0]}", "write the command after `--`")
     process = check_traceable(pid)
     require_gdb()
     output = Path(output) if output else default_path(loaded.name, pid)
+    if engine == "bpftrace":
+        require_bpftrace(limits)
+        resolved = plan(recipe, process, fetch_debug_info(process, loaded.modules))
+        words = shlex.join(command) if command else None
+        status = bpftrace.record(
+            loaded, selected, limited, process, resolved, output, command, words
+        )
+        if host_facts:
+            _add_host_facts(output, pid)
+        return status
     settings = {
         "PID": str(pid),
         "OUTPUT": str(output),
@@ -145,6 +167,18 @@ def record_trace(
 def require_gdb() -> None:
     if shutil.which("gdb") is None:
         raise TargetError("gdb is not installed", "apt-get install gdb, or dnf install gdb")
+
+
+def require_bpftrace(limits: Mapping[str, str]) -> None:
+    problem = bpftrace.problem()
+    if problem is not None:
+        raise TargetError(*problem)
+    for name in ("max-stop-ms", "max-load"):
+        if name in limits:
+            raise UsageError(
+                f"--{name} has no meaning here: this engine never keeps the daemon standing",
+                "leave it out",
+            )
 
 
 def _add_host_facts(output: Path, pid: int) -> None:
@@ -204,7 +238,7 @@ def _run_gdb(recipe: str, settings: dict[str, str], command: Sequence[str]) -> i
         stdin=subprocess.DEVNULL,
         env={**os.environ, **environment},
         pass_fds=[ready_for_gdb],
-        preexec_fn=_end_with_us,
+        preexec_fn=end_with_us,
     )
     os.close(ready_for_gdb)
     with open(ready, "rb") as ready_file, _signals_passed_to(gdb):
@@ -254,9 +288,3 @@ def _signals_passed_to(gdb: subprocess.Popen[bytes]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _end_with_us() -> None:
-    """In GDB's process: end the trace, cleanly, should this one be killed."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

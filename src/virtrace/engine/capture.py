@@ -61,6 +61,17 @@ class Memory(Protocol):
         """Raise Unavailable where not all of it can be read."""
 
 
+class Recorded:
+    """A memory of which pieces were kept: no more can be read of a page than a text's own bytes."""
+
+    def read(self, address: int, size: int) -> bytes:
+        raise NotImplementedError
+
+    def string(self, address: int) -> bytes:
+        """The C string there, without its NUL. Raise Unavailable where it is not known whole."""
+        raise NotImplementedError
+
+
 # The value of an argument, or of RETURN, by name; raises Unavailable.
 Arguments = Callable[[str], int]
 
@@ -69,6 +80,8 @@ def read_string(memory: Memory, address: int) -> bytes:
     """The C string at ``address`` without its NUL, in few reads and none past its last page."""
     if address == 0:
         raise Unavailable("NULL pointer")
+    if isinstance(memory, Recorded):
+        return memory.string(address)
     found = bytearray()
     size = PAGE - address % PAGE
     while len(found) < MAX_STRING:
@@ -112,6 +125,8 @@ class Capture:
             if name not in types:
                 raise Unavailable(f"the function has no argument {name!r} here")
         self.arguments = path.arguments
+        self.path = path
+        self.types = types
         self._steps: list[Step] = []
         self._ctype = types[path.name]
         self._count = _count(path.count, types) if path.count else None
@@ -192,8 +207,8 @@ class Capture:
             steps.append(lambda memory, address: integer(memory.read(address, size)))
             return self._string
         if isinstance(ctype, Struct) and ctype.qmp:
-            largest = _largest(ctype)
-            return lambda memory, _, address: Unconfirmed(ctype, memory.read(address, largest))
+            most = largest(ctype)
+            return lambda memory, _, address: Unconfirmed(ctype, memory.read(address, most))
         if isinstance(ctype, Struct) and ctype.checks:
             steps.append(_proving(ctype, None))
         return lambda memory, _, address: value_of(memory.read(address, size))
@@ -226,7 +241,7 @@ class Unconfirmed:
     raw: bytes
 
 
-def _largest(struct: Struct) -> int:
+def largest(struct: Struct) -> int:
     return max(layout.size for layout in (struct, *struct.alternatives))
 
 
@@ -238,7 +253,7 @@ def _not_null(_: Memory, address: int) -> int:
 
 def _proving(struct: Struct, member: str | None) -> Step:
     """The step to ``member`` by the one layout that the memory agrees with."""
-    matching, size = matcher(struct), _largest(struct)
+    matching, size = matcher(struct), largest(struct)
 
     def step(memory: Memory, address: int) -> int:
         layouts = matching(memory.read(address, size))

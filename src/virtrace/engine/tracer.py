@@ -31,11 +31,13 @@ class Stop(Protocol):
     entered: at a line, what was when its function was entered.
     """
 
-    memory: Memory
     tid: int
     t_ns: int
     sp: int
     entered: Entered | None
+
+    @property
+    def memory(self) -> Memory: ...
 
     def argument_registers(self) -> Mapping[str, int]: ...
 
@@ -322,6 +324,11 @@ class Tracer:
         for tid, spans in self._threads.items():
             while any(opened.plan.name == name for opened in spans):
                 self._lost(t_ns, tid, spans.pop(), SWITCHED_OFF)
+
+    def lose(self, tid: int, t_ns: int, why: str) -> None:
+        """Events of the thread were lost: which of its calls are still open is not known."""
+        for opened in reversed(self._threads.pop(tid, [])):
+            self._lost(t_ns, tid, opened, why)
 
     def finish(self, t_ns: int, why: str) -> None:
         """The trace ends: what is still open never returns as far as it can tell."""

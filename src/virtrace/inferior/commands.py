@@ -31,11 +31,13 @@ from virtrace.binary.process import (
     require_libvirt,
 )
 from virtrace.binary.source import Sources
+from virtrace.bpf import document
 from virtrace.errors import DONE, INTERRUPTED, NOT_TRACED, TargetError, UsageError, VirtraceError
 from virtrace.guard.journal import Journal
 from virtrace.guard.process import Guard
 from virtrace.inferior import printers, target
 from virtrace.inferior.backtrace import Backtraces
+from virtrace.inferior.describe import describe
 from virtrace.inferior.infer import infer
 from virtrace.inferior.notes import Notebook
 from virtrace.inferior.resolve import ResolvedProbe, require_traceable, resolve
@@ -189,6 +191,7 @@ def register() -> None:
         _Command("stop", _stop, ends_batch=False)
         _Command("status", _status, ends_batch=False)
         _Command("check", _check, _recipes)
+        _Command("plan", _plan, _recipes)
         _Command("explain", _explain, _traces)
         _Command("save", save, ends_batch=False)
 
@@ -405,14 +408,34 @@ def _check(name: str) -> int:
     and lets go; of the one in the environment as VIRTRACE_PID, which is not
     touched; or of files that no process runs, VIRTRACE_AGAINST.
     """
-    recipe = catalogue.find(name)
-    process = _process()
+    recipe, process = catalogue.find(name), _process()
+    header = header_record(recipe, process, _resolved(recipe, process, name), time.monotonic_ns())
+    print(json.dumps(header), flush=True)
+    return DONE
+
+
+def _plan(name: str) -> int:
+    """Say where each probe of a recipe and each of its values would be found.
+
+    Usage: virtrace plan RECIPE
+
+    In JSON, for the bpftrace engine; of what `virtrace check` resolves.
+    """
+    recipe, process = catalogue.find(name), _process()
+    probes = _resolved(recipe, process, name)
+    require_traceable(recipe, probes)
+    header = header_record(recipe, process, probes, time.monotonic_ns())
+    plan = describe(process, _abi(process), probes, header)
+    print(document.write(plan).decode(), flush=True)
+    return DONE
+
+
+def _resolved(recipe: Recipe, process: Process, name: str) -> list[ResolvedProbe]:
+    """The process is not touched."""
     with target.quiet_settings(), target.no_files():
         inferred, packs = infer(recipe, process), _packs(recipe, process, name)
         with target.symbols(process, recipe.modules, _debug_files()):
-            probes = resolve(recipe, process, _abi(process), inferred, packs)
-    print(json.dumps(header_record(recipe, process, probes, time.monotonic_ns())), flush=True)
-    return DONE
+            return resolve(recipe, process, _abi(process), inferred, packs)
 
 
 def _explain(file: str) -> int:

@@ -430,11 +430,11 @@ class PackedFunction:
         self._know(body.arguments)
 
     def _know(self, variables: pack.Variables) -> None:
-        self._places = {name: place for name, (_, place) in variables.items()}
+        self.places = {name: place for name, (_, place) in variables.items()}
         self.arguments = {name: ctype for name, (ctype, _) in variables.items()}
 
     def argument(self, thread: Thread, name: str, entered: Entered | None = None) -> int:
-        place = self._places.get(name, pack.Nowhere(_NO_SUCH_ARGUMENT))
+        place = self.places.get(name, pack.Nowhere(_NO_SUCH_ARGUMENT))
         if isinstance(place, pack.InRegister):
             return thread.register(place.name)
         if isinstance(place, pack.OnStack):

@@ -476,12 +476,7 @@ def _facts(trace: Recording) -> Iterator[tuple[str, str]]:
         yield "switched off", f"{lines}{off['name']} at +{units.seconds(off['t_ns'])}: {off['why']}"
     if trace.footer is not None:
         yield "ended", " ".join(text for text, _ in pieces.ending(trace.footer))
-        stopped = trace.footer["stopped_ns"]
-        yield (
-            "stopped",
-            f"{units.duration(stopped['total'])} in all, {units.duration(stopped['max'])} at the "
-            "longest, GDB's own share not counted",
-        )
+        yield "stopped", pieces.stopped(trace.footer)
         yield "events", f"{trace.footer['events']:,}, {trace.footer['dropped']:,} dropped"
     for module in target["modules"]:
         yield "build-id", f"{module['build_id'] or 'none'}, {module['path']} at {module['base']}"

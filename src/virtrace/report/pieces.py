@@ -511,3 +511,15 @@ def ending(footer: Record) -> list[Piece]:
         "NOT DETACHED: breakpoints may be left in the process, and its next call may kill it",
         "red",
     )
+
+
+def stopped(footer: Record) -> str:
+    """For how long the process stood still."""
+    still = footer["stopped_ns"]
+    if not still["total"]:
+        # GDB's engine cannot trace without.
+        return "never: only the thread that met a probe of the kernel took part in it"
+    return (
+        f"{units.duration(still['total'])} in all, {units.duration(still['max'])} at the "
+        "longest, GDB's own share not counted"
+    )

@@ -49,6 +49,7 @@ from virtrace.report.pieces import (
     said,
     said_apart,
     shown,
+    stopped,
     waited_for,
     words,
 )
@@ -203,15 +204,7 @@ def summary(
     yield from fold(counts(footer, tally), style)
     if footer is not None:
         yield from labelled("ended", ending(footer), style)
-        stopped = footer["stopped_ns"]
-        yield from labelled(
-            "stopped",
-            words(
-                f"{units.duration(stopped['total'])} in all, "
-                f"{units.duration(stopped['max'])} at the longest, GDB's own share not counted"
-            ),
-            style,
-        )
+        yield from labelled("stopped", words(stopped(footer)), style)
         hits = footer["hits"]
         hit = [f"{name} {number:,}" for name, number in hits.items() if number]
         if hit:

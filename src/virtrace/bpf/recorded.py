@@ -1,0 +1,567 @@
+"""What the program printed, made the stops that a tracer understands.
+
+The lines may be a stranger's, and are not in the order of time: each processor has a buffer of its
+own, and events of one can be lost. Whatever was not printed is unavailable.
+"""
+
+from __future__ import annotations
+
+import base64
+import heapq
+import json
+import zlib
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Protocol
+
+from virtrace.binary import x86_64
+from virtrace.binary.ctype import Code
+from virtrace.binary.pack import Constant, InRegister, Nowhere, OnStack
+from virtrace.bpf.document import (
+    DRIVER_METHOD,
+    MAX_BYTES,
+    NO_BACKTRACES,
+    NO_RECORDS,
+    POINT,
+    RETURN_POINT,
+    SPAN,
+    Captures,
+    InProbe,
+    Plan,
+    Site,
+    Wanted,
+    read,
+)
+from virtrace.bpf.program import HEARTBEAT_MS, REGISTERS
+from virtrace.engine import tracer
+from virtrace.engine.answers import Answers
+from virtrace.engine.capture import REGISTER, Capture, Recorded, Unavailable
+from virtrace.engine.proof import Caller, Proven, of_driver_method, of_static_function
+from virtrace.engine.tracer import Entered, PointPlan, RawEvent, SpanPlan, Tracer
+from virtrace.errors import TraceError
+from virtrace.recipe.model import Recipe
+from virtrace.recipe.path import CALLER
+from virtrace.recipe.selection import Limits, Selection
+from virtrace.trace.format import ENDED, Event, Json, Record
+from virtrace.trace.writer import Writer
+
+# After a failed read, which bpftrace does not say the thread of: heartbeats of each processor
+# until what the program printed then must have come.
+_HEARTBEATS = 2
+# Of what is kept until its turn comes.
+_MAX_LINES, _MAX_WAITING = 20_000, 100_000
+_WORD = (1 << 64) - 1
+_YEAR_10000 = 253_402_300_800
+
+_LOST = "bpftrace lost events of this thread"
+_NOT_READ = "bpftrace could not read it: the page was not in memory"
+
+
+class WordsMemory(Recorded):
+    """The words that were printed for one event. whole: none of them was lost."""
+
+    def __init__(self, words: Mapping[int, str | None], whole: bool) -> None:
+        self._words = words
+        self._whole = whole
+
+    def _word(self, address: int) -> bytes:
+        try:
+            word = self._words[address]
+        except KeyError:
+            why = "bpftrace's program did not read it" if self._whole else _LOST
+            raise Unavailable(f"cannot read memory at {address:#x}: {why}") from None
+        if word is None:
+            raise Unavailable(f"cannot read memory at {address:#x}: {_NOT_READ}")
+        try:
+            return (int(word, 16) & _WORD).to_bytes(REGISTER, "little")
+        except ValueError:
+            raise Unavailable(f"cannot read memory at {address:#x}: no word was printed") from None
+
+    def read(self, address: int, size: int) -> bytes:
+        start = address // REGISTER * REGISTER
+        found = b"".join(
+            self._word(at) for at in range(start, min(address + size, _WORD), REGISTER)
+        )
+        return found[address - start :][:size]
+
+    def string(self, address: int) -> bytes:
+        at = address // REGISTER * REGISTER
+        pieces: list[bytes] = []
+        while True:
+            if at not in self._words and pieces and self._whole:
+                kept = sum(map(len, pieces))
+                raise Unavailable(f"longer than the {kept} bytes that bpftrace's program reads")
+            piece = self._word(at)[address - at if at < address else 0 :]
+            end = piece.find(b"\0")
+            if end >= 0:
+                return b"".join([*pieces, piece[:end]])
+            pieces.append(piece)
+            at += REGISTER
+
+
+@dataclass
+class Happened:
+    """An event as it was printed. number: of the site. nth: of the events of its thread.
+
+    values: registers, or the arguments of a static probe, of which some may not be known.
+    """
+
+    kind: str
+    number: int
+    pid: int
+    tid: int
+    cpu: int
+    nth: int
+    t_ns: int
+    sp: int
+    ip: int
+    values: Sequence[int | None]
+    memory: WordsMemory
+
+
+class RecordedThread:
+    """The thread of an event, as the tracer sees it (tracer.Stop)."""
+
+    entered: Entered | None = None
+
+    def __init__(self, event: Happened, site: Site, t_ns: int) -> None:
+        self.memory = event.memory
+        self.tid = event.tid
+        self.sp = event.sp
+        self.t_ns = t_ns
+        self._event = event
+        self._site = site
+        self._proven: Proven | None = None
+
+    def argument_registers(self) -> dict[str, int]:
+        return {
+            name: value for name, value in zip(REGISTERS, self._event.values) if value is not None
+        }
+
+    def argument(self, name: str) -> int:
+        if name == CALLER:
+            return self._word(self.sp)
+        if self._site.find is None:
+            return self._placed(name)
+        names = [parameter.name for parameter in self._site.parameters]
+        index = names.index(name)
+        proven = self._proven[index] if self._proven and index < len(self._proven) else None
+        if proven is None:
+            raise Unavailable("without debug info its register cannot be proven")
+        return proven
+
+    def _placed(self, name: str) -> int:
+        place = self._site.arguments.get(name, Nowhere("the function has no such argument here"))
+        if isinstance(place, InRegister) and place.name in REGISTERS:
+            return self.argument_registers()[place.name]
+        if isinstance(place, OnStack):
+            return self._word(x86_64.ABI.sp_after_return(self.sp) + place.offset)
+        if isinstance(place, Constant):
+            return place.value & _WORD
+        if isinstance(place, InProbe):
+            value = dict(enumerate(self._event.values)).get(place.index)
+            if value is None:
+                raise Unavailable(_NOT_READ)
+            return value
+        why = place.why if isinstance(place, Nowhere) else f"{place.name} is not recorded"
+        raise Unavailable(why)
+
+    def arguments(self, caller: Caller | None) -> Proven:
+        parameters = self._site.parameters
+        registers = [*self.argument_registers().values()]
+        if self._site.find is None:
+            self._proven = tuple(self._or_none(parameter.name) for parameter in parameters)
+        elif caller is None:
+            self._proven = ()
+        elif self._site.find == DRIVER_METHOD:
+            self._proven = of_driver_method(registers, parameters, caller)
+        else:
+            try:
+                self._proven = of_static_function(
+                    registers, parameters, caller, self.sp, self._word
+                )
+            except Unavailable:
+                # A word that was not read could be a second candidate.
+                self._proven = ()
+        return self._proven
+
+    def _or_none(self, name: str) -> int | None:
+        try:
+            return self._placed(name)
+        except Unavailable:
+            return None
+
+    def _word(self, address: int) -> int:
+        return int.from_bytes(self.memory.read(address, REGISTER), "little")
+
+    def result(self) -> int:
+        value = self._event.values[0]
+        assert value is not None
+        return value
+
+    def result_is_used(self) -> bool:
+        pattern = x86_64.ABI.reads_result
+        assert pattern is not None
+        return bool(pattern.match(self.memory.read(self._event.ip, 3)))
+
+
+# --- From lines to events
+
+
+@dataclass
+class Started:
+    """When the program began: by its own clock, and in seconds since 1970.
+
+    pid: of the process that it was told; 0 where it was told none.
+    """
+
+    ns: int
+    epoch: float
+    pid: int
+
+
+@dataclass
+class _Piece:
+    """Words of an event that is not whole yet, in hexadecimal; None: a read may have failed."""
+
+    words: dict[int, str | None] = field(default_factory=dict)
+    lines: int = 0
+
+
+class Lines:
+    """Reads the lines; hands each event over in its order in time, as far as that is known.
+
+    event: what is called for each; lost: for a gap in the events of a thread: whose, how many,
+    and when.
+    """
+
+    def __init__(
+        self,
+        event: Callable[[Happened], None],
+        lost: Callable[[int, int, int], None] = lambda tid, count, t_ns: None,
+    ) -> None:
+        self.plan: Plan | None = None
+        self.started: Started | None = None
+        self.ready: set[str] = set()
+        self.ended = False
+        self.lost_events = 0
+        # The last heartbeat of each processor, and how many there were.
+        self.beats: dict[int, int] = {}
+        self.rounds: dict[int, int] = defaultdict(int)
+        self._event = event
+        self._lost = lost
+        self._coded: list[str] = []
+        self._pieces: dict[tuple[int, int], _Piece] = defaultdict(_Piece)
+        # By line of the program: the round of each processor at which a read there had failed.
+        self._failed: dict[int, dict[int, int]] = {}
+        self._waiting: list[tuple[int, int, int, Happened]] = []
+        self._number = 0
+        self._nth: dict[int, int] = {}
+
+    def feed(self, line: bytes) -> None:
+        """TraceError where it is none that our program makes bpftrace print."""
+        if not line.strip():
+            return
+        try:
+            said = json.loads(line)
+            kind, data = said["type"], said.get("data")
+            if kind == "printf":
+                self._printed(data)
+            elif kind == "helper_error":
+                if said["helper"].startswith("probe_read"):
+                    self._failed[int(said["line"])] = dict(self.rounds)
+            elif kind == "lost_events":
+                self.lost_events += int(data["events"])
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            IndexError,
+            AttributeError,
+            RecursionError,
+        ) as error:
+            shown = repr(line[:60])
+            raise TraceError(
+                f"{shown} is not what a program of virtrace makes bpftrace print",
+                "import the whole output of the program, as it was printed",
+            ) from error
+
+    def finish(self) -> None:
+        """Nothing more comes."""
+        self._hand_over(None)
+
+    def _printed(self, text: str) -> None:
+        what, _, rest = text.partition(" ")
+        words = rest.split(" ")
+        if what == "w":
+            self._words(words)
+        elif what in ("e", "p", "u", "r"):
+            self._whole(what, words)
+        elif what == "h":
+            cpu, now = map(int, words)
+            self.beats[cpu] = now
+            self.rounds[cpu] += 1
+            # All processors have come as soon as one comes for the third time. One that was
+            # interrupted while it printed may be a little late.
+            if self.rounds[cpu] > 2:
+                self._hand_over(min(self.beats.values()) - HEARTBEAT_MS * 1_000_000)
+        elif what == "ready":
+            self.ready.add(words[0])
+        elif what == "virtrace":
+            version, now, epoch, pid = map(int, words)
+            if version != 1 or not 0 <= epoch < _YEAR_10000 or now < 0 or not 0 <= pid < 1 << 31:
+                raise ValueError(rest)
+            self.started = Started(now, epoch, pid)
+        elif what == "plan":
+            self._coded.append(rest)
+            if sum(map(len, self._coded)) > MAX_BYTES:
+                raise ValueError("too long a plan")
+        elif what == "planned":
+            self._planned()
+        elif what == "end":
+            self.ended = True
+        else:
+            raise ValueError(what)
+
+    def _planned(self) -> None:
+        decompressor = zlib.decompressobj()
+        try:
+            data = base64.b64decode("".join(self._coded), validate=True)
+            plan = decompressor.decompress(data, MAX_BYTES)
+        except zlib.error as error:
+            raise ValueError("no plan") from error
+        if decompressor.unconsumed_tail:
+            raise ValueError("too long a plan")
+        self._coded.clear()
+        self.plan = read(plan)
+
+    def _is_doubtful(self, line: int, cpu: int) -> bool:
+        """Whether a read on this line may have failed for an event of this processor."""
+        failed = self._failed.get(line)
+        return failed is not None and self.rounds[cpu] - failed.get(cpu, 0) <= _HEARTBEATS
+
+    def _words(self, said: list[str]) -> None:
+        line, tid, cpu, address = (*map(int, said[:3]), int(said[3], 16))
+        piece = self._pieces[tid, cpu]
+        piece.lines += 1
+        if piece.lines > _MAX_LINES:
+            raise ValueError("an event without an end")
+        words: list[str | None] = [*said[4:]]
+        if self._failed:
+            for index, word in enumerate(said[4:]):
+                if word == "0" and self._is_doubtful(line + index, cpu):
+                    words[index] = None
+        piece.words.update(zip(range(address, address + len(words) * REGISTER, REGISTER), words))
+
+    def _whole(self, kind: str, words: list[str]) -> None:
+        number, pid, tid, cpu, nth, t_ns, count = map(int, words[:7])
+        sp, ip, *values = (int(word, 16) & _WORD for word in words[7:])
+        piece = self._pieces.pop((tid, cpu), _Piece())
+        if (kind in "ep" and len(values) != len(REGISTERS)) or (kind == "r" and len(values) != 1):
+            raise ValueError("registers are missing")
+        known: list[int | None] = [*values]
+        if kind == "u":
+            first, *arguments = values
+            known = [
+                None if value == 0 and self._is_doubtful(first + index, cpu) else value
+                for index, value in enumerate(arguments)
+            ]
+        memory = WordsMemory(piece.words, piece.lines == count)
+        event = Happened(kind, number, pid, tid, cpu, nth, t_ns, sp, ip, known, memory)
+        self._number += 1
+        heapq.heappush(self._waiting, (t_ns, nth, self._number, event))
+        if len(self._waiting) > _MAX_WAITING:
+            self._hand_over(self._waiting[0][0] + 1)
+
+    def _hand_over(self, until: int | None) -> None:
+        """What was before; without, all."""
+        while self._waiting and (until is None or self._waiting[0][0] < until):
+            *_, event = heapq.heappop(self._waiting)
+            gap = event.nth - self._nth.get(event.tid, 0) - 1
+            self._nth[event.tid] = event.nth
+            if gap > 0:
+                self._lost(event.tid, gap, event.t_ns)
+            self._event(event)
+
+
+# --- From events to a trace
+
+
+class View(Protocol):
+    """What the person at the terminal sees."""
+
+    def banner(self, header: Record) -> None: ...
+    def event(self, event: Event) -> None: ...
+    def summary(self, footer: Record) -> None: ...
+
+
+class Recording:
+    """Writes what happened into a trace, by the tracer that GDB's engine has too.
+
+    done: the reason to end, once there is one. pid: of the process; without, that of the first
+    event counts, and others (of children on their way to another program) do not.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        selection: Selection,
+        limits: Limits,
+        plan: Plan,
+        writer: Writer,
+        view: View,
+        pid: int | None = None,
+    ) -> None:
+        self.done: str | None = None
+        self.tracer = Tracer(selection.where, self._record)
+        self._selection = selection
+        self._limits = limits
+        self._plan = plan
+        self._writer = writer
+        self._view = view
+        self._pid = pid or None
+        self._answers = Answers(recipe.points)
+        self._bases: dict[str, int] = {}
+        self._exported = {
+            name: [start for start, _, _ in rows] for name, rows in plan.exported.items()
+        }
+        self._plans = [self._compiled(site) for site in plan.sites]
+        # Before it has begun, not all probes are there.
+        self._started_ns: int | None = None
+        self._last_ns = 0
+        self._events = 0
+        self._dropped = 0
+        self._hits = {probe["name"]: 0 for probe in plan.header["probes"]}
+
+    def begin(self, started: Started, **more: Json) -> None:
+        """more: of the header, that only who runs it knows."""
+        self._started_ns = started.ns
+        header = {
+            **self._plan.header,
+            "started": datetime.fromtimestamp(started.epoch, timezone.utc).isoformat(),
+            # bpf_ktime_get_boot_ns(), which bpftrace asks.
+            "clock": {"source": "CLOCK_BOOTTIME", "start_ns": started.ns},
+            "selection": {
+                "where": dict(self._selection.where),
+                "calls": self._selection.calls,
+                "seconds": self._selection.seconds,
+            },
+            "limits": {"max_events": self._limits.events, "max_bytes": self._limits.bytes},
+            **more,
+        }
+        header["tool"] = {**header["tool"], "engine": "bpftrace"}
+        self._writer.write([header])
+        self._view.banner(header)
+
+    def event(self, happened: Happened) -> None:
+        if self.done is not None or happened.number >= len(self._plans):
+            return
+        if self._started_ns is None or happened.t_ns < self._started_ns:
+            return
+        self._pid = self._pid or happened.pid
+        if happened.pid != self._pid:
+            return
+        site, plan = self._plan.sites[happened.number], self._plans[happened.number]
+        if happened.kind not in ("u" if site.usdt else "p" if site.kind == POINT else "er"):
+            return
+        if happened.kind != "r":
+            self._hits[site.probe] = self._hits.get(site.probe, 0) + 1
+            if site.usdt is None:
+                self._bases[site.module] = happened.ip - site.address
+        thread = RecordedThread(happened, site, self._since(happened.t_ns))
+        # Each return is told for itself, also that of a function which was left by a tail call:
+        # the place is the site.
+        if happened.kind == "r":
+            self.tracer.leave(happened.number, thread)
+        elif happened.kind == "e":
+            after = x86_64.ABI.sp_after_return(happened.sp)
+            self.tracer.enter(plan, thread, happened.number, after)
+        else:
+            assert isinstance(plan, PointPlan)
+            self.tracer.point(plan, thread)
+        if self._selection.calls is not None and self.tracer.calls_done >= self._selection.calls:
+            self.done = "limit"
+
+    def lost(self, tid: int, count: int, t_ns: int) -> None:
+        if self.done is None and self._started_ns is not None:
+            self._dropped += count
+            self.tracer.lose(tid, self._since(t_ns), _LOST)
+
+    @property
+    def is_incomplete(self) -> bool:
+        return self._dropped > 0
+
+    def finish(self, reason: str, lost_events: int) -> None:
+        """Write the footer. lost_events: as bpftrace counts them, lines and all."""
+        self._dropped = max(self._dropped, lost_events)
+        self.tracer.finish(self._last_ns, ENDED)
+        footer = {
+            "type": "footer",
+            "reason": self.done or reason,
+            "t_ns": self._last_ns,
+            "events": self._events,
+            "dropped": self._dropped,
+            "hits": self._hits,
+            "detached": True,
+            # Only the thread that meets a probe takes part in it.
+            "stopped_ns": {"total": 0, "max": 0},
+        }
+        self._writer.finish(footer)
+        self._view.summary(footer)
+
+    def _since(self, t_ns: int) -> int:
+        since = max(t_ns - (self._started_ns or 0), 0)
+        self._last_ns = max(self._last_ns, since)
+        return since
+
+    def _record(self, raw: RawEvent) -> None:
+        if not self._answers.place(raw):
+            return
+        event = Event(seq=self._events, **vars(raw))
+        self._writer.write([event.to_record()])
+        self._events += 1
+        self._view.event(event)
+        if self._events >= self._limits.events or self._writer.size >= self._limits.bytes:
+            self.done = self.done or "limit"
+
+    # --- Plans
+
+    def _compiled(self, site: Site) -> SpanPlan | PointPlan:
+        enter, exit_ = self._captures(site.enter), self._captures(site.exit)
+        if site.kind == SPAN:
+            return SpanPlan(site.probe, site.root, enter, exit_, site.parameters, site.moved)
+        captures = exit_ if site.kind == RETURN_POINT else enter
+        return PointPlan(site.probe, captures, site.anywhere, site.kind == RETURN_POINT)
+
+    def _captures(self, captures: Captures) -> tracer.Captures:
+        return {
+            name: self._capture(wanted) if isinstance(wanted, Wanted) else wanted
+            for name, wanted in captures.items()
+        }
+
+    def _capture(self, wanted: Wanted) -> Capture | Unavailable:
+        if wanted.path.backtrace:
+            return Unavailable(NO_BACKTRACES)
+        if wanted.path.records:
+            return Unavailable(NO_RECORDS)
+        try:
+            return Capture(wanted.path, {**wanted.types, CALLER: Code(self._function_at)})
+        except Unavailable as why:
+            return why
+
+    def _function_at(self, return_address: int) -> str:
+        # A call can be the last instruction of its function.
+        call = return_address - 1
+        for module, starts in self._exported.items():
+            base = self._bases.get(module)
+            if base is None:
+                continue
+            at = bisect_right(starts, call - base) - 1
+            if at >= 0 and call - base < self._plan.exported[module][at][1]:
+                return self._plan.exported[module][at][2]
+        raise Unavailable(
+            "it was called by a function that is not exported, or as the last act of a traced one"
+        )

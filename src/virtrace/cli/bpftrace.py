@@ -1,0 +1,273 @@
+"""``virtrace record --engine bpftrace``: trace by uprobes, without stopping the daemon."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from virtrace.binary.process import Process, inspect
+from virtrace.bpf import program
+from virtrace.bpf.document import Plan
+from virtrace.bpf.recorded import Lines, Recording, Started
+from virtrace.cli.gdb import end_with_us
+from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, IncompleteError, TargetError
+from virtrace.recipe.model import Recipe
+from virtrace.recipe.selection import Limits, Selection
+from virtrace.report.live import TerminalView
+from virtrace.trace.writer import Writer
+
+# Until all probes are there; what bpftrace needs for it grows with their number.
+_START_SECONDS = 60.0
+_END_SECONDS = 60.0
+# How long calls that are open may take to return once the traced command is done.
+_GRACE_NS = 5_000_000_000
+# How far behind its clock an event is handed over.
+_BEHIND_NS = 3 * program.HEARTBEAT_MS * 1_000_000
+_POLL_SECONDS = 0.02
+# The kernel's own count of processes: the inode of its first one.
+_FIRST_NAMESPACE = "pid:[4026531836]"
+_SAID = re.compile(r"ERROR: (?!Unknown error -1: couldn't set RLIMIT_MEMLOCK)(.*)")
+
+
+def problem() -> tuple[str, str] | None:
+    """Why this host cannot do it, and what to do; None where it can."""
+    if shutil.which("bpftrace") is None:
+        return "bpftrace is not installed", "apt-get install bpftrace, or dnf install bpftrace"
+    if os.geteuid() != 0:
+        return "only root may set uprobes", "run as root (sudo)"
+    for folder in ("/sys/bus/event_source/devices/uprobe", "/sys/fs/bpf"):
+        if not os.path.isdir(folder):
+            return f"this kernel offers no uprobes for BPF: {folder} is not there", (
+                "run on the host, with a kernel of 4.20 or later"
+            )
+    return None
+
+
+def record(
+    recipe: Recipe,
+    selection: Selection,
+    limits: Limits,
+    process: Process,
+    plan: Plan,
+    output: Path,
+    command: Sequence[str],
+    words: str | None,
+) -> int:
+    """The exit status. words: the command, as a shell has it."""
+    nested = os.readlink("/proc/self/ns/pid") != _FIRST_NAMESPACE
+    ours = inspect(os.getpid()).module("libc.so.6")
+    if ours is None:
+        raise TargetError("this Python has no libc.so.6", "run another Python")
+    where = program.Where(
+        None if nested else str(process.pid),
+        {module.path: str(module.file) for module in process.modules},
+        {
+            site.module: module.base
+            for site in plan.sites
+            if (module := process.module(site.module))
+        },
+        ours.path,
+    )
+    text = program.text(plan, where)
+    writer = Writer(output)
+    with tempfile.TemporaryDirectory(prefix="virtrace-") as folder, _signals() as signals:
+        file, errors = Path(folder, "program.bt"), Path(folder, "errors")
+        file.write_text(text)
+        view = TerminalView(sys.stdout.fileno(), output, words)
+        recording = Recording(
+            recipe, selection, limits, plan, writer, view, None if nested else process.pid
+        )
+        try:
+            run = _Run(file, errors, recording, process.pid)
+            run.start()
+        except BaseException:
+            writer.discard()
+            raise
+        try:
+            recording.begin(run.ready, command=words)
+            reason = run.until_its_end(command, selection.seconds, signals)
+            run.end()
+            recording.finish(reason, run.lines.lost_events)
+        finally:
+            run.kill()
+            writer.close()
+            view.close()
+    if run.died:
+        raise IncompleteError(
+            f"bpftrace ended by itself: {run.said()}",
+            "every whole line of the trace counts; nothing was left in the daemon",
+        )
+    if run.is_behind:
+        raise IncompleteError(
+            "bpftrace did not keep up: of the last calls an unknown number is missing",
+            "trace fewer calls (--where), or a recipe with less in it",
+        )
+    if recording.is_incomplete:
+        return INCOMPLETE
+    return INTERRUPTED if (recording.done or reason) == "interrupt" else DONE
+
+
+class _Run:
+    """A bpftrace at work."""
+
+    def __init__(self, file: Path, errors: Path, recording: Recording, pid: int) -> None:
+        self.lines = Lines(recording.event, recording.lost)
+        self.died = False
+        # What bpftrace had not told by the end is not known.
+        self.is_behind = False
+        # When all probes were there.
+        self.ready = Started(0, 0, 0)
+        self._recording = recording
+        self._errors = errors
+        self._target = os.pidfd_open(pid)
+        self._rest = b""
+        with open(errors, "wb") as said:
+            self._bpftrace = subprocess.Popen(
+                # It keeps static probes, and the semaphores that guard them, to the process.
+                ["bpftrace", *program.OPTIONS, "-p", str(pid), str(file)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                env={**os.environ, **program.environment(os.cpu_count() or 1)},
+                # Ctrl-C is for us: bpftrace is told when nothing more is wanted.
+                start_new_session=True,
+                preexec_fn=end_with_us,
+            )
+        assert self._bpftrace.stdout is not None
+        self._output: IO[bytes] = self._bpftrace.stdout
+        os.set_blocking(self._output.fileno(), False)
+
+    def start(self) -> None:
+        """Until every probe is there."""
+        until = time.monotonic() + _START_SECONDS
+        while len(self.lines.ready) < 2 or not self.lines.beats:
+            # Our own call, which is traced too.
+            os.getppid()
+            if not self._read() or time.monotonic() > until:
+                self.kill()
+                raise TargetError(
+                    f"bpftrace cannot trace this: {self.said()}",
+                    "trace by GDB: leave out --engine",
+                )
+
+        self.ready = Started(max(self.lines.beats.values()), time.time(), 0)
+
+    def until_its_end(
+        self, command: Sequence[str], seconds: float | None, signals: Mapping[str, bool]
+    ) -> str:
+        """The reason; by then all that was before has come, be it late."""
+        traced = _started(command)
+        until = None if seconds is None else time.monotonic() + seconds
+        reason: str | None = None
+        ended_ns, patience = 0, 0.0
+        while self._recording.done is None:
+            has_target = not select.select([self._target], [], [], 0)[0]
+            if not self._read():
+                # It ends with the process, too.
+                self.died = has_target
+                return "target-exit" if not has_target else "error"
+            if reason is None:
+                if signals:
+                    reason = "interrupt"
+                elif until is not None and time.monotonic() > until:
+                    reason = "limit"
+                elif not has_target:
+                    reason = "target-exit"
+                elif command and (traced is None or traced.poll() is not None):
+                    reason = "done"
+                    if traced is not None and traced.returncode:
+                        said = f"virtrace: {command[0]} ended with {traced.returncode}"
+                        print(said, file=sys.stderr)
+                # The program's clock.
+                ended_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + _BEHIND_NS
+                patience = time.monotonic() + _END_SECONDS
+                continue
+            now_ns = min(self.lines.beats.values())
+            is_over = reason != "done" or not self._recording.tracer.calls_open
+            if now_ns > ended_ns + (0 if is_over else _GRACE_NS):
+                return reason
+            if time.monotonic() > patience:
+                self.is_behind = True
+                return reason
+        return self._recording.done
+
+    def end(self) -> None:
+        """What is on its way still comes."""
+        if self._bpftrace.poll() is None:
+            self._bpftrace.send_signal(signal.SIGINT)
+        until = time.monotonic() + _END_SECONDS
+        while self._read() and time.monotonic() < until:
+            pass
+        if not self.died:
+            self.died = not self.lines.ended
+        self.lines.finish()
+
+    def kill(self) -> None:
+        if self._bpftrace.poll() is None:
+            self._bpftrace.kill()
+        self._bpftrace.wait()
+        self._output.close()
+        with suppress(OSError):
+            os.close(self._target)
+        self._target = -1
+
+    def said(self) -> str:
+        """The first thing that bpftrace complains of."""
+        said = self._errors.read_text(errors="replace") if self._errors.exists() else ""
+        if found := _SAID.search(said):
+            return found[1].strip()
+        status = self._bpftrace.poll()
+        if status is not None and status < 0:
+            return f"it was ended by {signal.Signals(-status).name}"
+        return said.strip().splitlines()[-1] if said.strip() else f"its status is {status}"
+
+    def _read(self) -> bool:
+        """What has come, waiting a little. False: nothing more comes."""
+        ready = select.select([self._output], [], [], _POLL_SECONDS)[0]
+        if not ready:
+            return True
+        data = self._output.read(1 << 20)
+        if data == b"":
+            return False
+        *whole, self._rest = (self._rest + (data or b"")).split(b"\n")
+        for line in whole:
+            self.lines.feed(line)
+        return True
+
+
+def _started(command: Sequence[str]) -> subprocess.Popen[bytes] | None:
+    if not command:
+        return None
+    try:
+        return subprocess.Popen(command)
+    except OSError as error:
+        print(f"virtrace: {command[0]} cannot be run: {error.strerror}", file=sys.stderr)
+        return None
+
+
+@contextmanager
+def _signals() -> Iterator[Mapping[str, bool]]:
+    """Those that ended the trace, once one came."""
+    came: dict[str, bool] = {}
+
+    def note(number: int, _: object) -> None:
+        came[signal.Signals(number).name] = True
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,118 @@
+"""``virtrace import``: a trace of what a compiled recipe printed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from virtrace.bpf.document import Plan
+from virtrace.bpf.recorded import Happened, Lines, Recording
+from virtrace.errors import DONE, INCOMPLETE, TraceError
+from virtrace.recipe import loader, selection
+from virtrace.trace.format import Event, Record
+from virtrace.trace.writer import Writer
+
+_LONGEST_LINE = 1 << 20
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "import",
+        description="Make a trace of what a program of `virtrace recipe compile` printed.",
+    )
+    parser.add_argument("file", metavar="FILE", type=Path, help="what the program printed")
+    parser.add_argument(
+        "-o", "--output", metavar="TRACE", type=Path, required=True, help="must not exist"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    plan, first = _look_through(args.file)
+    recipe = loader.loads(json.dumps(plan.header["recipe"]).encode(), str(args.file))
+    writer = Writer(args.output)
+    try:
+        selected = selection.parse(recipe, [], None, None)
+        recording = Recording(
+            recipe,
+            selected,
+            selection.Limits(),
+            plan,
+            writer,
+            _Nobody(),
+            plan.header["target"]["pid"],
+        )
+        lines = Lines(recording.event, recording.lost)
+        assert first.started is not None
+        recording.begin(first.started)
+        _feed(args.file, lines)
+        lines.finish()
+        recording.finish("interrupt" if lines.ended else "error", lines.lost_events)
+    except BaseException:
+        writer.discard()
+        raise
+    writer.close()
+    print(f"{args.output}: next: virtrace show {shlex.quote(str(args.output))}")
+    return INCOMPLETE if recording.is_incomplete or not lines.ended else DONE
+
+
+class _Nobody:
+    """There is nothing to watch: all of it has happened."""
+
+    def banner(self, header: Record) -> None: ...
+    def event(self, event: Event) -> None: ...
+    def summary(self, footer: Record) -> None: ...
+
+
+def _look_through(file: Path) -> tuple[Plan, Lines]:
+    """The plan, with what is known only of what happened: the process, and where its files are."""
+    bases: dict[str, int] = {}
+    pids: list[int] = []
+
+    def note(event: Happened) -> None:
+        assert lines.plan is not None
+        if event.number < len(lines.plan.sites):
+            site = lines.plan.sites[event.number]
+            pids.append(event.pid)
+            if event.kind in "ep":
+                bases.setdefault(site.file, event.ip - site.address)
+
+    lines = Lines(note)
+    _feed(file, lines)
+    if lines.plan is None or lines.started is None:
+        raise TraceError(
+            f"{file} does not begin with a plan", "import the whole output of the program"
+        )
+    lines.finish()
+    header = lines.plan.header
+    target = {
+        **header["target"],
+        "pid": lines.started.pid or (pids or [header["target"]["pid"]])[0] or 1,
+        "modules": [
+            {**module, "base": f"{bases[module['path']]:#x}"}
+            for module in header["target"]["modules"]
+            if bases.get(module["path"], -1) >= 0
+        ],
+    }
+    return replace(lines.plan, header={**header, "target": target}), lines
+
+
+def _feed(file: Path, lines: Lines) -> None:
+    try:
+        with open(file, "rb") as stream:
+            for line in _lines(stream):
+                lines.feed(line)
+    except OSError as error:
+        raise TraceError(f"cannot read {file}: {error.strerror}", "name another file") from error
+
+
+def _lines(stream: BinaryIO) -> Iterator[bytes]:
+    while line := stream.readline(_LONGEST_LINE):
+        # What was cut short when bpftrace ended is no line.
+        if line.endswith(b"\n") or len(line) == _LONGEST_LINE:
+            yield line
