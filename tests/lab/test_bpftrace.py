@@ -18,6 +18,7 @@ from typing import IO
 import pytest
 
 from support.intact import assert_untraced_and_intact
+from support.own_files import copied
 from virtrace.analysis.spans import CallBuilder
 from virtrace.binary.process import check_traceable
 from virtrace.cli.gdb import check, plan
@@ -51,11 +52,18 @@ UNPROVEN = {("qemuDomainBlocksStatsGather", "capacity")}
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    """A daemon of its own: no other engine is to trace it later."""
-    lab = bring_up()
-    yield lab
-    lab.down()
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A daemon with files of its own: uprobes in them are in no other test's daemon."""
+    libraries = Path("/usr/lib/x86_64-linux-gnu")
+    files = [
+        Path("/usr/sbin/libvirtd"),
+        *libraries.glob("libvirt.so.0.*"),
+        *libraries.glob("libvirt/connection-driver/*.so"),
+    ]
+    with copied(files, tmp_path_factory.mktemp("files")):
+        lab = bring_up()
+        yield lab
+        lab.down()
 
 
 @pytest.fixture(autouse=True)

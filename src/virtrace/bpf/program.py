@@ -53,6 +53,8 @@ _MAX_BLOCK = 64 * WORDS * REGISTER
 # Where a pointer into the caller's frame can point, from the stack pointer on.
 _FRAME = 1 << 16
 HEARTBEAT_MS = 100
+# Of the C library's mathematics: it takes nothing, and changes nothing.
+HANDSHAKE = "fegetround"
 _PLAN_PIECE = 30_000
 
 _PATH = re.compile(r"/[A-Za-z0-9_./+-]*", re.A)
@@ -84,7 +86,7 @@ class Where:
     pid: of the process, or bpftrace's ``$1``; None where the kernel counts processes in another
     way than we do, and the address tells the process. files: to open a module by its path in the
     process, where that is not the path itself. bases: of the modules, by their names.
-    handshake: a library of ours; its getppid() tells that all probes are there.
+    handshake: a library of ours; a call of its HANDSHAKE tells that all probes are there.
     """
 
     pid: str | None
@@ -170,7 +172,7 @@ class _Program:
     def _handshake(self, number: int) -> None:
         if self._where.handshake is not None:
             path = _path(self._where.handshake)
-            self._add(f'uprobe:{path}:getppid {{ printf("ready {number}"); }}')
+            self._add(f'uprobe:{path}:{HANDSHAKE} {{ printf("ready {number}"); }}')
 
     def _add(self, line: str) -> None:
         assert "\n" not in line

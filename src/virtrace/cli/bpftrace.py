@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import math  # noqa: F401 - which needs the library of _Handshake
 import os
 import re
 import select
@@ -66,9 +68,7 @@ def record(
 ) -> int:
     """The exit status. words: the command, as a shell has it."""
     nested = os.readlink("/proc/self/ns/pid") != _FIRST_NAMESPACE
-    ours = inspect(os.getpid()).module("libc.so.6")
-    if ours is None:
-        raise TargetError("this Python has no libc.so.6", "run another Python")
+    handshake = _Handshake()
     where = program.Where(
         None if nested else str(process.pid),
         {module.path: str(module.file) for module in process.modules},
@@ -77,7 +77,7 @@ def record(
             for site in plan.sites
             if (module := process.module(site.module))
         },
-        ours.path,
+        handshake.path,
     )
     text = program.text(plan, where)
     writer = Writer(output)
@@ -90,7 +90,7 @@ def record(
         )
         try:
             run = _Run(file, errors, recording, process.pid)
-            run.start()
+            run.start(handshake)
         except BaseException:
             writer.discard()
             raise
@@ -116,6 +116,23 @@ def record(
     if recording.is_incomplete:
         return INCOMPLETE
     return INTERRUPTED if (recording.done or reason) == "interrupt" else DONE
+
+
+class _Handshake:
+    """A function to be traced, in a file of ours: all processes that map a file get its uprobes."""
+
+    def __init__(self) -> None:
+        libm = inspect(os.getpid()).module("libm.so.6")
+        if libm is None:
+            raise TargetError("this Python has no libm.so.6", "trace by GDB: leave out --engine")
+        self._file = os.memfd_create("virtrace-handshake")
+        with open(self._file, "wb", closefd=False) as copy:
+            copy.write(Path(libm.file).read_bytes())
+        self.path = f"/proc/{os.getpid()}/fd/{self._file}"
+        self._library = ctypes.CDLL(self.path)
+
+    def call(self) -> None:
+        getattr(self._library, program.HANDSHAKE)()
 
 
 class _Run:
@@ -148,12 +165,11 @@ class _Run:
         self._output: IO[bytes] = self._bpftrace.stdout
         os.set_blocking(self._output.fileno(), False)
 
-    def start(self) -> None:
+    def start(self, handshake: _Handshake) -> None:
         """Until every probe is there."""
         until = time.monotonic() + _START_SECONDS
         while len(self.lines.ready) < 2 or not self.lines.beats:
-            # Our own call, which is traced too.
-            os.getppid()
+            handshake.call()
             if not self._read() or time.monotonic() > until:
                 self.kill()
                 raise TargetError(
