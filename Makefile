@@ -31,7 +31,7 @@ test-matrix: ## the slow tests: libvirt with debug info, and other releases of e
 	@$(PYTEST) -m matrix
 
 bench: ## measure, side by side in one run; a table, and JSON in out/bench/
-	@tools/setup.sh bench
+	@tools/setup.sh test
 	@$(BIN)/python bench/startup.py
 	@$(BIN)/python bench/large.py
 	@$(BIN)/python bench/page.py

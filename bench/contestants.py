@@ -200,10 +200,10 @@ NOTHING_LOADED = (
 )
 
 
-def _virtrace(recipe: Callable[[Ground], str]) -> Callable[[Ground, Path], Running]:
+def _virtrace(engine: str) -> Callable[[Ground, Path], Running]:
     def start(ground: Ground, output: Path) -> Running:
-        argv = [sys.executable, "-m", "virtrace.cli.main", "record", recipe(ground)]
-        argv += ["-p", str(ground.lab.pid), "-o", str(output), "--"]
+        argv = [sys.executable, "-m", "virtrace.cli.main", "record", _chain_recipe(ground)]
+        argv += ["--engine", engine, "-p", str(ground.lab.pid), "-o", str(output), "--"]
         command = ["sh", "-c", 'echo ready >"$BENCH_READY"; read -r _']
         return _spawn([*argv, *command], ground, output, _close_input)
 
@@ -556,7 +556,13 @@ ATTACH_FLOOR = "gdb that loads nothing"
 CONTESTANTS = (
     Contestant(NOTHING),
     Contestant(FLOOR, _floor),
-    Contestant("virtrace record", _virtrace(_chain_recipe), _facts_of_trace),
+    Contestant("virtrace record", _virtrace("gdb"), _facts_of_trace),
+    Contestant(
+        "virtrace record --engine bpftrace",
+        _virtrace("bpftrace"),
+        _facts_of_trace,
+        _needs("bpftrace"),
+    ),
     Contestant("virtrace, gdb -x SCRIPT -p PID", _script, _facts_of_trace),
     Contestant(COMMANDS, _commands, _facts_of_lines),
     Contestant(f"{COMMANDS}, no QMP text", partial(_commands, texts=False), _facts_of_lines),

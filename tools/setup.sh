@@ -2,15 +2,15 @@
 # Makes this checkout ready to use. Says what it does; a second run finds nothing to do.
 #
 #   tools/setup.sh demo     Debian packages of the lab, and virtrace in .venv
-#   tools/setup.sh test     the same, a C compiler, a browser, and the tools that check the code
-#   tools/setup.sh bench    the same, what is measured beside virtrace, and what shows it
+#   tools/setup.sh test     the same, a C compiler, a browser, the tools that check the code, and
+#                           what is measured beside virtrace
 #   tools/setup.sh matrix   as test, and what builds other systems' roots
 #
 # Exit status 3: packages are missing and could not be installed (the virtual environment
 # is made all the same, where a usable Python is here).
 set -euo pipefail
 
-readonly purpose=${1:?usage: tools/setup.sh demo|test|bench|matrix}
+readonly purpose=${1:?usage: tools/setup.sh demo|test|matrix}
 checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 readonly checkout
 readonly venv=$checkout/.venv
@@ -21,12 +21,10 @@ packages=(libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients
 extras=
 case $purpose in
     demo) ;;
-    test) extras='[dev]'; packages+=(gcc libc6-dev bpftrace chromium chromium-driver man-db) ;;
-    bench)
-        extras='[bench,dev]'
-        packages+=(gcc libc6-dev chromium chromium-driver man-db bpftrace) ;;
-    matrix) extras='[dev]'; packages+=(gcc libc6-dev mmdebstrap debuginfod) ;;
-    *) echo "usage: tools/setup.sh demo|test|bench|matrix" >&2; exit 2 ;;
+    test) extras='[bench,dev]'
+        packages+=(gcc libc6-dev bpftrace chromium chromium-driver man-db) ;;
+    matrix) extras='[bench,dev]'; packages+=(gcc libc6-dev bpftrace mmdebstrap debuginfod) ;;
+    *) echo "usage: tools/setup.sh demo|test|matrix" >&2; exit 2 ;;
 esac
 
 # Where libvirt's storage driver is a package of its own, after Debian 12.
@@ -117,8 +115,7 @@ make_venv() {
     want="$checkout $(sha256sum <"$checkout/pyproject.toml")"
     [[ ! -f $stamp ]] || have=$(<"$stamp")
     # One made for more serves what needs less too.
-    if [[ $have == "$want $extras" || $have == "$want [bench,dev]" ||
-          ( $have == "$want [dev]" && $purpose != bench ) ]] &&
+    if [[ $have == "$want $extras" || $have == "$want [bench,dev]" ]] &&
         "$venv/bin/python" -c '' 2>/dev/null; then
         return
     fi

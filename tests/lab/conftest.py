@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.intact import assert_untraced_and_intact
+from support.own_files import copied
 from virtrace.errors import LabError
 from virtrace.lab import debug_build
 from virtrace.lab.daemon import Lab
@@ -39,6 +40,23 @@ def stock_lab() -> Iterator[Lab]:
     lab = bring_up()
     yield lab
     lab.down()
+
+
+@pytest.fixture(scope="module")
+def own_files_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """As stock_lab, with files of its own: uprobes in them are in no other test's daemon."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can set uprobes, and give a daemon files of its own")
+    libraries = Path("/usr/lib/x86_64-linux-gnu")
+    files = [
+        Path("/usr/sbin/libvirtd"),
+        *libraries.glob("libvirt.so.0.*"),
+        *libraries.glob("libvirt/connection-driver/*.so"),
+    ]
+    with copied(files, tmp_path_factory.mktemp("files")):
+        lab = bring_up()
+        yield lab
+        lab.down()
 
 
 @pytest.fixture(scope="session")

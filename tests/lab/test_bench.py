@@ -21,10 +21,10 @@ REPLIES = 3
 
 
 @pytest.fixture(scope="module")
-def result(stock_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> dict:
+def result(own_files_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> dict:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cost, "SETTLE_SECONDS", 0.05)
-        return cost.run(stock_lab, tmp_path_factory.mktemp("bench"), rounds=1, calls=3)
+        return cost.run(own_files_lab, tmp_path_factory.mktemp("bench"), rounds=1, calls=3)
 
 
 def test_each_has_every_figure_or_a_reason(result: dict) -> None:

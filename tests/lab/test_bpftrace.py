@@ -18,7 +18,6 @@ from typing import IO
 import pytest
 
 from support.intact import assert_untraced_and_intact
-from support.own_files import copied
 from virtrace.analysis.spans import CallBuilder
 from virtrace.binary.process import check_traceable
 from virtrace.cli.gdb import check, plan
@@ -27,7 +26,6 @@ from virtrace.recipe import catalogue
 from virtrace.trace.format import is_unavailable
 from virtrace.trace.reader import Trace, read_trace
 
-from .conftest import bring_up
 from .tracing import (
     REPOSITORY,
     SECONDS,
@@ -52,18 +50,8 @@ UNPROVEN = {("qemuDomainBlocksStatsGather", "capacity")}
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """A daemon with files of its own: uprobes in them are in no other test's daemon."""
-    libraries = Path("/usr/lib/x86_64-linux-gnu")
-    files = [
-        Path("/usr/sbin/libvirtd"),
-        *libraries.glob("libvirt.so.0.*"),
-        *libraries.glob("libvirt/connection-driver/*.so"),
-    ]
-    with copied(files, tmp_path_factory.mktemp("files")):
-        lab = bring_up()
-        yield lab
-        lab.down()
+def lab(own_files_lab: Lab) -> Lab:
+    return own_files_lab
 
 
 @pytest.fixture(autouse=True)
