@@ -147,7 +147,7 @@ def main() -> None:
     finally:
         if lab is not None:
             lab.down()
-        print(f"{lived} of {args.times} daemons lived on, with {args.clients} clients calling")
+        print(f"{lived} of {len(open_ms)} daemons lived on, with {args.clients} clients calling")
         median, longest = statistics.median(open_ms), max(open_ms)
         print(f"breakpoints without a tracer: {median:.2f} ms (median), {longest:.2f} ms (longest)")
 
