@@ -39,10 +39,10 @@ def test_it_leaves_the_daemon_unharmed(lab: Lab, tmp_path: Path, name: str) -> N
 def test_clients_and_daemon_do_not_suffer_from_traces(lab: Lab, tmp_path: Path) -> None:
     traced, other = Client(lab, TRACED), Client(lab, UNTRACED)
     with traced.calling(), other.calling():
-        assert cycle(lab, tmp_path).whole
+        cycle(lab, tmp_path)
         before = size(lab)
         for _ in range(2):
-            assert cycle(lab, tmp_path).whole
+            cycle(lab, tmp_path)
         assert size(lab).descriptors == before.descriptors
     assert (traced.failed, other.failed) == ([], [])
     # Twenty calls of each trace, at the least.
