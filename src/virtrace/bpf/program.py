@@ -86,7 +86,8 @@ class Where:
     pid: of the process, or bpftrace's ``$1``; None where the kernel counts processes in another
     way than we do, and the address tells the process. files: to open a module by its path in the
     process, where that is not the path itself. bases: of the modules, by their names.
-    handshake: a library of ours; a call of its HANDSHAKE tells that all probes are there.
+    handshake: a library of ours; a call of its HANDSHAKE tells that all probes are there, and
+    that all which was printed on that processor before has come.
     """
 
     pid: str | None
@@ -172,7 +173,8 @@ class _Program:
     def _handshake(self, number: int) -> None:
         if self._where.handshake is not None:
             path = _path(self._where.handshake)
-            self._add(f'uprobe:{path}:{HANDSHAKE} {{ printf("ready {number}"); }}')
+            beat = ' printf("h %d %lld", cpu, nsecs);' if number == 1 else ""
+            self._add(f'uprobe:{path}:{HANDSHAKE} {{ printf("ready {number}");{beat} }}')
 
     def _add(self, line: str) -> None:
         assert "\n" not in line

@@ -89,8 +89,8 @@ def record(
             recipe, selection, limits, plan, writer, view, None if nested else process.pid
         )
         try:
-            run = _Run(file, errors, recording, process.pid)
-            run.start(handshake)
+            run = _Run(file, errors, recording, process.pid, handshake)
+            run.start()
         except BaseException:
             writer.discard()
             raise
@@ -132,13 +132,20 @@ class _Handshake:
         self._library = ctypes.CDLL(self.path)
 
     def call(self) -> None:
-        getattr(self._library, program.HANDSHAKE)()
+        """On each processor: the program's own heartbeat leaves out those that are idle."""
+        mine = os.sched_getaffinity(0)
+        for processor in mine:
+            os.sched_setaffinity(0, {processor})
+            getattr(self._library, program.HANDSHAKE)()
+        os.sched_setaffinity(0, mine)
 
 
 class _Run:
     """A bpftrace at work."""
 
-    def __init__(self, file: Path, errors: Path, recording: Recording, pid: int) -> None:
+    def __init__(
+        self, file: Path, errors: Path, recording: Recording, pid: int, handshake: _Handshake
+    ) -> None:
         self.lines = Lines(recording.event, recording.lost)
         self.died = False
         # What bpftrace had not told by the end is not known.
@@ -147,6 +154,8 @@ class _Run:
         self.ready = Started(0, 0, 0)
         self._recording = recording
         self._errors = errors
+        self._handshake = handshake
+        self._beat_at = 0.0
         self._target = os.pidfd_open(pid)
         self._rest = b""
         with open(errors, "wb") as said:
@@ -165,11 +174,10 @@ class _Run:
         self._output: IO[bytes] = self._bpftrace.stdout
         os.set_blocking(self._output.fileno(), False)
 
-    def start(self, handshake: _Handshake) -> None:
+    def start(self) -> None:
         """Until every probe is there."""
         until = time.monotonic() + _START_SECONDS
         while len(self.lines.ready) < 2 or not self.lines.beats:
-            handshake.call()
             if not self._read() or time.monotonic() > until:
                 self.kill()
                 raise TargetError(
@@ -209,7 +217,9 @@ class _Run:
                 ended_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + _BEHIND_NS
                 patience = time.monotonic() + _END_SECONDS
                 continue
-            now_ns = min(self.lines.beats.values())
+            beats = self.lines.beats
+            # A processor that is not ours to run on says nothing as long as it is idle.
+            now_ns = min(beats.get(cpu, 0) for cpu in os.sched_getaffinity(0))
             is_over = reason != "done" or not self._recording.tracer.calls_open
             if now_ns > ended_ns + (0 if is_over else _GRACE_NS):
                 return reason
@@ -250,6 +260,9 @@ class _Run:
 
     def _read(self) -> bool:
         """What has come, waiting a little. False: nothing more comes."""
+        if time.monotonic() >= self._beat_at:
+            self._beat_at = time.monotonic() + program.HEARTBEAT_MS / 1000
+            self._handshake.call()
         ready = select.select([self._output], [], [], _POLL_SECONDS)[0]
         if not ready:
             return True
