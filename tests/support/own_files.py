@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-CLONE_NEWNS = 1 << 17
+CLONE_FS, CLONE_NEWNS = 1 << 9, 1 << 17
 MS_BIND, MS_REC, MS_PRIVATE = 1 << 12, 1 << 14, 1 << 18
 
 
@@ -35,6 +35,8 @@ def copied(files: Iterable[Path], folder: Path) -> Iterator[None]:
             check(libc.mount(os.fsencode(copy), os.fsencode(file), None, MS_BIND, None))
         yield
     finally:
+        # Threads that were begun here share it with this one, which then could not leave.
+        check(libc.unshare(CLONE_FS))
         check(libc.setns(before, CLONE_NEWNS))
         os.chdir(current)
         os.close(before)
