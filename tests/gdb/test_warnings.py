@@ -44,6 +44,8 @@ def test_a_daemon_with_a_watchdog(
         daemon.end()
 
 
+# Not in the roots of other releases, which have no bpftrace.
+@pytest.mark.matrix
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes root to set a uprobe")
 def test_where_another_has_a_uprobe(daemon: Daemon, tmp_path: Path) -> None:
     """Its byte is in the memory, and would be taken for the code that is to be put back."""
