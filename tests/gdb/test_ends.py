@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -50,6 +51,21 @@ def check_ended(output: Path, reason: str) -> Trace:
 
 def disks(found: Trace) -> list[str]:
     return [event.values["disk"] for event in events(found, ROOT, "enter")]
+
+
+def test_no_thread_of_ours_takes_what_gdb_waits_for(daemon: Daemon, tmp_path: Path) -> None:
+    """GDB suspends itself until a SIGCHLD comes; delivered to another thread it wakes nobody."""
+    tracing = start(daemon, tmp_path / "t.jsonl")
+    gdb = tracing.process.pid
+    # The first is GDB's own, under which the others are.
+    others = [task for task in os.listdir(f"/proc/{gdb}/task") if int(task) != gdb]
+    assert len(others) >= 2
+    for task in others:
+        status = Path(f"/proc/{gdb}/task/{task}/status").read_text()
+        [blocked] = re.findall(r"^SigBlk:\s(\w+)$", status, re.M)
+        assert int(blocked, 16) >> (CHLD - 1) & 1
+    tracing.signal(INT)
+    assert tracing.ended()[0] == INTERRUPTED
 
 
 @pytest.mark.parametrize(

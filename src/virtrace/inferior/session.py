@@ -40,7 +40,7 @@ from virtrace.inferior.budget import Budget, Switch
 from virtrace.inferior.kernel import Kernel
 from virtrace.inferior.probes import Probe, ReturnProbe, probe
 from virtrace.inferior.resolve import ResolvedProbe
-from virtrace.inferior.watch import Watch
+from virtrace.inferior.watch import Watch, unsignalled
 from virtrace.recipe.model import Recipe
 from virtrace.recipe.selection import Limits, Selection
 from virtrace.trace.format import ENDED, FORMAT, VERSION, Event, Record, unavailable
@@ -169,8 +169,9 @@ class Session:
                 gdb.events.stop.connect(self._on_stop)
                 gdb.events.exited.connect(self._on_stop)
                 try:
-                    self._view.banner(header)
-                    self._recorder.start()
+                    with unsignalled():
+                        self._view.banner(header)
+                        self._recorder.start()
                     self._insert()
                     self._loop()
                 except Exception as error:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 # Whoever runs GDB for us sends USR1 when the command to be traced is done.
 _ENDINGS = {
@@ -17,6 +18,20 @@ _ENDINGS = {
 _HARMFUL = {signal.SIGPIPE, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 _AGAIN_SECONDS = 1.0
 _HELD = {*_ENDINGS, *_HARMFUL}
+
+
+@contextmanager
+def unsignalled() -> Iterator[None]:
+    """Threads that are begun here get no signal which GDB's own thread waits for.
+
+    GDB suspends that until a SIGCHLD comes, with the process stopped; one that the kernel gives to
+    another thread does not wake it.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Watch:
@@ -36,7 +51,8 @@ class Watch:
 
     def __enter__(self) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
-        self._thread.start()
+        with unsignalled():
+            self._thread.start()
 
     def __exit__(self, *_: object) -> None:
         self._closing = True

@@ -48,7 +48,7 @@ class TerminalView:
         self._writer = threading.Thread(target=self._write_all, daemon=True)
 
     def banner(self, header: Record) -> None:
-        # Only here the thread begins: signals are held back by now, and so they are in it.
+        # Only here the thread begins: the caller holds signals back by now, and so they are in it.
         self._writer.start()
         if header["recipe"]["name"] == "blockinfo":
             self._next_step = f"virtrace explain {shlex.quote(self._output)}"
