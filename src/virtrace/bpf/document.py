@@ -30,7 +30,7 @@ from virtrace.binary.pack import (
     Nowhere,
     OnStack,
 )
-from virtrace.engine.capture import Capture, Unavailable
+from virtrace.engine.capture import Unavailable
 from virtrace.errors import TraceError
 from virtrace.recipe.path import Path
 from virtrace.recipe.path import parse as parse_path
@@ -69,10 +69,6 @@ class Wanted:
 
     path: Path
     types: Mapping[str, CType]
-
-    def compiled(self, code: Mapping[str, CType]) -> Capture:
-        """code: the type of caller(), where that is known by now."""
-        return Capture(self.path, {**self.types, **code})
 
 
 # A capture, or why there can be none.

@@ -7,14 +7,13 @@ import math  # noqa: F401 - which needs the library of _Handshake
 import os
 import re
 import select
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -23,6 +22,7 @@ from virtrace.bpf import program
 from virtrace.bpf.document import Plan
 from virtrace.bpf.recorded import Lines, Recording, Started
 from virtrace.cli.gdb import end_with_us
+from virtrace.cli.traced import ending_signals, say_status, started
 from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, IncompleteError, TargetError
 from virtrace.recipe.model import Recipe
 from virtrace.recipe.selection import Limits, Selection
@@ -40,20 +40,6 @@ _POLL_SECONDS = 0.02
 # The kernel's own count of processes: the inode of its first one.
 _FIRST_NAMESPACE = "pid:[4026531836]"
 _SAID = re.compile(r"ERROR: (?!Unknown error -1: couldn't set RLIMIT_MEMLOCK)(.*)")
-
-
-def problem() -> tuple[str, str] | None:
-    """Why this host cannot do it, and what to do; None where it can."""
-    if shutil.which("bpftrace") is None:
-        return "bpftrace is not installed", "apt-get install bpftrace, or dnf install bpftrace"
-    if os.geteuid() != 0:
-        return "only root may set uprobes", "run as root (sudo)"
-    for folder in ("/sys/bus/event_source/devices/uprobe", "/sys/fs/bpf"):
-        if not os.path.isdir(folder):
-            return f"this kernel offers no uprobes for BPF: {folder} is not there", (
-                "run on the host, with a kernel of 4.20 or later"
-            )
-    return None
 
 
 def record(
@@ -80,8 +66,9 @@ def record(
         handshake.path,
     )
     text = program.text(plan, where)
+    signals: list[int] = []
     writer = Writer(output)
-    with tempfile.TemporaryDirectory(prefix="virtrace-") as folder, _signals() as signals:
+    with tempfile.TemporaryDirectory(prefix="virtrace-") as folder, ending_signals(signals.append):
         file, errors = Path(folder, "program.bt"), Path(folder, "errors")
         file.write_text(text)
         view = TerminalView(sys.stdout.fileno(), output, words)
@@ -188,10 +175,10 @@ class _Run:
         self.ready = Started(max(self.lines.beats.values()), time.time(), 0)
 
     def until_its_end(
-        self, command: Sequence[str], seconds: float | None, signals: Mapping[str, bool]
+        self, command: Sequence[str], seconds: float | None, signals: Sequence[int]
     ) -> str:
         """The reason; by then all that was before has come, be it late."""
-        traced = _started(command)
+        traced = started(command) if command else None
         until = None if seconds is None else time.monotonic() + seconds
         reason: str | None = None
         ended_ns, patience = 0, 0.0
@@ -210,9 +197,8 @@ class _Run:
                     reason = "target-exit"
                 elif command and (traced is None or traced.poll() is not None):
                     reason = "done"
-                    if traced is not None and traced.returncode:
-                        said = f"virtrace: {command[0]} ended with {traced.returncode}"
-                        print(said, file=sys.stderr)
+                    if traced is not None:
+                        say_status(command, traced.returncode)
                 # The program's clock.
                 ended_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + _BEHIND_NS
                 patience = time.monotonic() + _END_SECONDS
@@ -273,30 +259,3 @@ class _Run:
         for line in whole:
             self.lines.feed(line)
         return True
-
-
-def _started(command: Sequence[str]) -> subprocess.Popen[bytes] | None:
-    if not command:
-        return None
-    try:
-        return subprocess.Popen(command)
-    except OSError as error:
-        print(f"virtrace: {command[0]} cannot be run: {error.strerror}", file=sys.stderr)
-        return None
-
-
-@contextmanager
-def _signals() -> Iterator[Mapping[str, bool]]:
-    """Those that ended the trace, once one came."""
-    came: dict[str, bool] = {}
-
-    def note(number: int, _: object) -> None:
-        came[signal.Signals(number).name] = True
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, note) for number in numbers}
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -30,7 +30,6 @@ from virtrace.binary.process import (
     yama_refusal,
     yama_scope,
 )
-from virtrace.cli import bpftrace
 from virtrace.cli.gdb import check
 from virtrace.errors import DONE, NOT_TRACED, TargetError
 from virtrace.recipe.selection import Limits
@@ -259,9 +258,23 @@ def _permission_findings() -> Iterator[Finding]:
         )
 
 
+def bpftrace_problem() -> tuple[str, str] | None:
+    """Why this host cannot do it, and what to do; None where it can."""
+    if shutil.which("bpftrace") is None:
+        return "bpftrace is not installed", "apt-get install bpftrace, or dnf install bpftrace"
+    if os.geteuid() != 0:
+        return "only root may set uprobes", "run as root (sudo)"
+    for folder in ("/sys/bus/event_source/devices/uprobe", "/sys/fs/bpf"):
+        if not os.path.isdir(folder):
+            return f"this kernel offers no uprobes for BPF: {folder} is not there", (
+                "run on the host, with a kernel of 4.20 or later"
+            )
+    return None
+
+
 def bpftrace_section() -> Section:
     """The other engine: a trace can do without."""
-    found = bpftrace.problem()
+    found = bpftrace_problem()
     if found is None:
         finding = Finding("ok", "`virtrace record --engine bpftrace` works here")
     else:

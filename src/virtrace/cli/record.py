@@ -9,9 +9,8 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,11 +19,11 @@ from virtrace.binary.debuginfo import fetch, has_servers
 from virtrace.binary.dwarf import source_paths
 from virtrace.binary.elf import ElfFile
 from virtrace.binary.process import Process, check_traceable, choose_daemon
-from virtrace.cli import bpftrace
-from virtrace.cli.doctor import gdb_section
+from virtrace.cli.doctor import bpftrace_problem, gdb_section
 from virtrace.cli.gdb import command as gdb_command
 from virtrace.cli.gdb import end_with_us, plan
 from virtrace.cli.host_facts import collect
+from virtrace.cli.traced import ending_signals, say_status, started
 from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, IncompleteError, TargetError, UsageError
 from virtrace.recipe import catalogue, selection
 from virtrace.recipe.model import Recipe
@@ -135,6 +134,9 @@ def record_trace(
     require_gdb()
     output = Path(output) if output else default_path(loaded.name, pid)
     if engine == "bpftrace":
+        # Longer to import than all that the other engine needs.
+        from virtrace.cli import bpftrace
+
         require_bpftrace(limits)
         resolved = plan(recipe, process, fetch_debug_info(process, loaded.modules))
         words = shlex.join(command) if command else None
@@ -170,7 +172,7 @@ def require_gdb() -> None:
 
 
 def require_bpftrace(limits: Mapping[str, str]) -> None:
-    problem = bpftrace.problem()
+    problem = bpftrace_problem()
     if problem is not None:
         raise TargetError(*problem)
     for name in ("max-stop-ms", "max-load"):
@@ -241,7 +243,7 @@ def _run_gdb(recipe: str, settings: dict[str, str], command: Sequence[str]) -> i
         preexec_fn=end_with_us,
     )
     os.close(ready_for_gdb)
-    with open(ready, "rb") as ready_file, _signals_passed_to(gdb):
+    with open(ready, "rb") as ready_file, ending_signals(partial(_tell, gdb)):
         # Until every call is traced, or GDB has ended.
         traced = ready_file.readline() == b"ready\n"
         if traced and command:
@@ -262,29 +264,13 @@ def _run_gdb(recipe: str, settings: dict[str, str], command: Sequence[str]) -> i
 
 
 def _run_traced(command: Sequence[str], gdb: subprocess.Popen[bytes]) -> None:
-    try:
-        ended = subprocess.run(command)
-    except OSError as error:
-        print(f"virtrace: {command[0]} cannot be run: {error.strerror}", file=sys.stderr)
-    else:
-        if ended.returncode:
-            print(f"virtrace: {command[0]} ended with {ended.returncode}", file=sys.stderr)
-    if gdb.poll() is None:
-        gdb.send_signal(signal.SIGUSR1)
+    traced = started(command)
+    if traced is not None:
+        say_status(command, traced.wait())
+    _tell(gdb, signal.SIGUSR1)
 
 
-@contextmanager
-def _signals_passed_to(gdb: subprocess.Popen[bytes]) -> Iterator[None]:
+def _tell(gdb: subprocess.Popen[bytes], number: int) -> None:
     """GDB ends the trace on these and comes clean; we wait for that."""
-
-    def pass_on(number: int, _: object) -> None:
-        if gdb.poll() is None:
-            gdb.send_signal(number)
-
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, pass_on) for number in signals}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    if gdb.poll() is None:
+        gdb.send_signal(number)
