@@ -6,20 +6,20 @@ shortest of several rounds.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from results import REPOSITORY, save
+
 sys.path.insert(0, str(REPOSITORY / "tests"))
 
-from support import pages  # noqa: E402
-from virtrace.bundle import archive  # noqa: E402
-from virtrace.bundle.collect import HostFacts, make  # noqa: E402
-from virtrace.trace.format import unavailable  # noqa: E402
-from virtrace.trace.reader import read_trace  # noqa: E402
+from support import pages
+from virtrace.bundle import archive
+from virtrace.bundle.collect import HostFacts, make
+from virtrace.trace.format import unavailable
+from virtrace.trace.reader import read_trace
 
 CALLS, ROUNDS = 200, 3
 
@@ -44,14 +44,12 @@ def main() -> int:
         "made_cpu_s": round(min(made_s), 3),
         "ratio_to_reading_the_trace": round(min(made_s) / min(read_s), 1),
     }
-    output = REPOSITORY / "out" / "bench" / "bundle.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(figures, indent=2) + "\n")
+    output = save("bundle", figures)
     print(f"the bundle of {CALLS} calls, a trace of {size / 1e6:.2f} MB")
     print(f"  size     {len(packed) / 1e6:.2f} MB")
     print(f"  made     in {min(made_s):.2f} s of processor time (shortest of {ROUNDS}),")
     print(f"           {figures['ratio_to_reading_the_trace']} times as long as to read the trace")
-    print(f"  json     {output.relative_to(REPOSITORY)}")
+    print(f"  json     {output}")
     return 0
 
 

@@ -38,13 +38,13 @@ from contestants import (
     asked,
     chain_of,
 )
+from results import REPOSITORY, save
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from virtrace.lab.daemon import Lab
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = REPOSITORY / "docs" / "performance.md"
 BEGIN, END = "<!-- begin: made by bench/cost.py -->", "<!-- end -->"
 GUEST, DISK = "vm1", "vda"
@@ -462,11 +462,9 @@ def main() -> int:
     finally:
         shutil.rmtree(folder)
     name = "cost-debug-info" if args.debug_info else "cost"
-    output = REPOSITORY / "out" / "bench" / f"{name}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=2) + "\n")
+    output = save(name, result)
     console.print(table(result))
-    print(f"json  {output.relative_to(REPOSITORY)}")
+    print(f"json  {output}")
     if args.page:
         page = PAGE.read_text()
         before, rest = page.split(BEGIN)

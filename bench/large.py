@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import json
 import os
 import shutil
 import subprocess
@@ -20,17 +19,16 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import matplotlib
+from results import FOLDER, REPOSITORY, save
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "tests"))
 
-from support import large  # noqa: E402
+from support import large
 
 matplotlib.use("svg")
-from matplotlib import pyplot  # noqa: E402
+from matplotlib import pyplot
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
-OUTPUT = REPOSITORY / "out" / "bench"
 # Prints the peak as the process ends, where nobody can have missed it.
 PEAK = (
     "import sys; from virtrace.cli.main import main; status = main(sys.argv[1:]); "
@@ -81,12 +79,12 @@ def main() -> int:
     parser.add_argument("--most", type=int, default=SIZES[-1], help="no trace of more events")
     most = parser.parse_args().most
     found: dict[str, dict[int, dict[str, Any]]] = {}
-    OUTPUT.mkdir(parents=True, exist_ok=True)
+    FOLDER.mkdir(parents=True, exist_ok=True)
     print(f"{'command':<16} {'events':>9} {'cpu s':>8} {'first s':>8} {'peak MiB':>8}")
     for size in SIZES:
         if size > most:
             break
-        with TemporaryDirectory(dir=OUTPUT) as name:
+        with TemporaryDirectory(dir=FOLDER) as name:
             folder = Path(name)
             trace = large.write(folder / "trace.jsonl", size)
             packed = folder / "trace.jsonl.gz"
@@ -102,9 +100,9 @@ def main() -> int:
                 )
                 for left in folder.glob("out*"):
                     left.unlink()
-    (OUTPUT / "large.json").write_text(json.dumps(found, indent=2) + "\n")
-    plot(found, OUTPUT / "large.svg")
-    print(f"json {OUTPUT.relative_to(REPOSITORY)}/large.json, plot large.svg beside it")
+    output = save("large", found)
+    plot(found, FOLDER / "large.svg")
+    print(f"json {output}, plot large.svg beside it")
     return 0
 
 

@@ -6,17 +6,17 @@ Chromium, against an empty page in the same run.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from results import REPOSITORY, save
+
 sys.path.insert(0, str(REPOSITORY / "tests"))
 
-from support import chromium, pages  # noqa: E402
+from support import chromium, pages
 
 CALLS, ROUNDS = 200, 7
 LOADED = "return performance.getEntriesByType('navigation')[0].loadEventEnd"
@@ -54,16 +54,14 @@ def main() -> int:
         "opened_ms": {"median": median(opened), "min": min(opened), "max": max(opened)},
         "ratio_to_an_empty_page": round(median(opened) / median(nothing), 1),
     }
-    output = REPOSITORY / "out" / "bench" / "page.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(figures, indent=2) + "\n")
+    output = save("page", figures)
     print(f"the page of {CALLS} calls, Chromium {version}")
     print(f"  size     {figures['bytes'] / 1e6:.2f} MB")
     print(f"  written  in {written_s:.2f} s")
     spread = f"{min(opened):.0f} to {max(opened):.0f} ms in {ROUNDS} rounds"
     print(f"  opened   in {median(opened):.0f} ms ({spread}),")
     print(f"           {figures['ratio_to_an_empty_page']} times as long as an empty page")
-    print(f"  json     {output.relative_to(REPOSITORY)}")
+    print(f"  json     {output}")
     return 0
 
 

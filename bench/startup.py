@@ -5,13 +5,12 @@ Processor time, the shortest of several rounds, beside that of a Python that doe
 
 from __future__ import annotations
 
-import json
 import resource
 import subprocess
 import sys
-from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from results import REPOSITORY, save
+
 TRACE = REPOSITORY / "tests" / "data" / "explain" / "restarted-9.0.0.jsonl"
 ROUNDS = 15
 COMMANDS = {
@@ -38,9 +37,7 @@ def main() -> int:
         name: {"cpu_ms": round(ms), "ratio_to_python": round(ms / floor, 1)}
         for name, ms in shortest.items()
     }
-    output = REPOSITORY / "out" / "bench" / "startup.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(figures, indent=2) + "\n")
+    save("startup", figures)
     for name, each in figures.items():
         print(f"{name:<18} {each['cpu_ms']:>4} ms  {each['ratio_to_python']:>5} x")
     return 0
