@@ -9,7 +9,7 @@ import pytest
 from toolchain import build, need
 
 from virtrace.binary.process import Module, Process
-from virtrace.inferior.infer import Inferred, infer
+from virtrace.engine.infer import Inferred, infer
 from virtrace.recipe.catalogue import find
 
 METHOD, GATHER = "qemuDomainGetBlockInfo", "qemuDomainBlocksStatsGather"

@@ -32,13 +32,13 @@ from virtrace.binary.process import (
 )
 from virtrace.binary.source import Sources
 from virtrace.bpf import document
+from virtrace.engine.infer import infer
 from virtrace.errors import DONE, INTERRUPTED, NOT_TRACED, TargetError, UsageError, VirtraceError
 from virtrace.guard.journal import Journal
 from virtrace.guard.process import Guard
 from virtrace.inferior import printers, target
 from virtrace.inferior.backtrace import Backtraces
 from virtrace.inferior.describe import describe
-from virtrace.inferior.infer import infer
 from virtrace.inferior.notes import Notebook
 from virtrace.inferior.resolve import ResolvedProbe, require_traceable, resolve
 from virtrace.inferior.session import Session, header_record

@@ -21,10 +21,10 @@ from virtrace.binary.pack import Pack
 from virtrace.binary.process import Module, Process
 from virtrace.binary.x86_64 import Operand, operand
 from virtrace.engine.capture import Capture, Unavailable
+from virtrace.engine.infer import Inferred
 from virtrace.engine.proof import is_provable
 from virtrace.engine.tracer import Captures, LinePlan, PointPlan, SpanPlan
 from virtrace.errors import TargetError
-from virtrace.inferior.infer import Inferred
 from virtrace.inferior.target import (
     KnownFunction,
     PackedFunction,

@@ -1,4 +1,4 @@
-"""A recipe's static functions, found in a file without symbols. Does not need gdb.
+"""A recipe's static functions, found in a file without symbols.
 
 Done before the process is stopped: reading the code of a driver takes its time.
 """
