@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -32,10 +33,11 @@ from virtrace.trace.reader import Trace, read_trace
 
 VIRTRACE = Path(sys.executable).with_name("virtrace")
 RAISING = Path(__file__).parents[1] / "faults" / "raising.py"
-INT, TERM, HUP, USR1, CHLD = (
+INT, TERM, HUP, KILL, USR1, CHLD = (
     signal.SIGINT,
     signal.SIGTERM,
     signal.SIGHUP,
+    signal.SIGKILL,
     signal.SIGUSR1,
     signal.SIGCHLD,
 )
@@ -261,6 +263,68 @@ def test_a_full_disk_ends_the_trace_and_not_the_program(daemon: Daemon, tmp_path
     assert output.stat().st_size <= room
     assert events(found, ROOT, "exit")
     assert found.footer is None
+
+
+def test_what_was_met_is_written_though_gdb_is_killed(daemon: Daemon, tmp_path: Path) -> None:
+    output = tmp_path / "t.jsonl"
+    tracing = start(daemon, output)
+    writer = writer_of(output)
+    daemon.do("call vm1 vda 20")
+    # The last call has just returned, and the last of it was met before.
+    tracing.signal(KILL)
+    tracing.ended()
+    poll(lambda: not Path(f"/proc/{writer}").exists(), "the end of the process that writes")
+    found = read_trace(output)
+    assert found.footer is None
+    assert [event.values["result"] for event in events(found, ROOT, "exit")] == [0] * 20
+    poll(lambda: tracer_of(daemon.pid) == 0, "GDB to let go")
+    assert_untraced_and_intact(daemon.pid)
+
+
+def test_the_process_that_writes_is_killed(daemon: Daemon, tmp_path: Path) -> None:
+    output = tmp_path / "t.jsonl"
+    tracing = start(daemon, output)
+    daemon.do("call vm1 vda")
+    os.kill(writer_of(output), KILL)
+    assert len(daemon.do("call vm1 vda 3")) == 3
+    status, printed = tracing.ended()
+    assert status == INCOMPLETE, printed
+    assert "virtrace: the process that writes the trace was ended" in printed
+    assert_untraced_and_intact(daemon.pid)
+    found = read_trace(output)
+    assert found.footer is None
+    assert set(disks(found)) <= {"vda"}
+
+
+def test_the_process_that_writes_does_not_go_on(daemon: Daemon, tmp_path: Path) -> None:
+    """A program that waits for it is not kept standing for longer than a moment."""
+    output = tmp_path / "t.jsonl"
+    tracing = start(daemon, output)
+    writer = writer_of(output)
+    os.kill(writer, signal.SIGSTOP)
+    # More than the pipe holds.
+    daemon.do(f"pad {3 << 20}")
+    assert len(daemon.do("call vm1 vda 5")) == 5
+    daemon.do("pad 0")
+    poll(lambda: tracer_of(daemon.pid) == 0, "GDB to let go")
+    assert_untraced_and_intact(daemon.pid)
+    os.kill(writer, signal.SIGCONT)
+    status, printed = tracing.ended()
+    assert status == INCOMPLETE, printed
+    assert "virtrace: the trace is not written: its process does not go on" in printed
+    check_ended(output, "error")
+
+
+def writer_of(output: Path) -> int:
+    """The process that writes the trace; GDB has it open no longer."""
+    found = []
+    for comm in Path("/proc").glob("[0-9]*/comm"):
+        with suppress(OSError):
+            if comm.read_text() == "virtrace-writer\n":
+                files = {os.path.realpath(file) for file in comm.parent.joinpath("fd").iterdir()}
+                found += [int(comm.parent.name)] * (str(output.resolve()) in files)
+    [writer] = found
+    return writer
 
 
 def test_an_error_of_its_own_says_where_when_asked(daemon: Daemon, tmp_path: Path) -> None:

@@ -240,6 +240,16 @@ class Unconfirmed:
     struct: Struct
     raw: bytes
 
+    def __reduce__(self) -> tuple[Callable[[str, bytes], Unconfirmed], tuple[str, bytes]]:
+        # Only shipped layouts want to be confirmed.
+        return _unconfirmed, (self.struct.name, self.raw)
+
+
+def _unconfirmed(name: str, raw: bytes) -> Unconfirmed:
+    struct = layouts.named(name)
+    assert isinstance(struct, Struct)
+    return Unconfirmed(struct, raw)
+
 
 def largest(struct: Struct) -> int:
     return max(layout.size for layout in (struct, *struct.alternatives))

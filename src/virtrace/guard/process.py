@@ -7,13 +7,11 @@ thread that traces ends, which is the one that runs Python: the guard waits for 
 
 from __future__ import annotations
 
-import gc
 import os
-import signal
 from contextlib import suppress
-from typing import NoReturn
+from functools import partial
 
-from virtrace.guard import restore
+from virtrace.guard import apart, restore
 from virtrace.guard.journal import Journal
 from virtrace.guard.lifeline import Lifeline
 
@@ -38,13 +36,12 @@ class Guard:
     def _start(self, pid: int) -> None:
         told, tell = os.pipe()
         with open(told, "rb", buffering=0) as pipe:
+            kept = (tell, *self._journal.descriptors())
+            stand_by = partial(_stand_by, tell, self._lifeline, self._journal, pid)
             try:
-                child = os.fork()
-                if child == 0:
-                    _stand_by(tell, self._lifeline, self._journal, pid)
+                apart.begin("virtrace-guard", kept, stand_by)
             finally:
                 os.close(tell)
-            os.waitpid(child, 0)
             if pipe.read(1) != _STANDS_BY:
                 raise OSError("it did not start")
 
@@ -60,31 +57,18 @@ class Guard:
             _prefer_to_live(self._oom_before)
 
 
-def _stand_by(tell: int, lifeline: Lifeline, journal: Journal, pid: int) -> NoReturn:
-    """In the child: a process that nobody waits for, and no signal but SIGKILL ends."""
-    try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        os.setsid()
-        # Not a child of GDB, which waits for every one that it has.
-        if os.fork():
-            os._exit(0)
-        with suppress(OSError), open("/proc/self/comm", "w") as name:
-            name.write("virtrace-guard")
-        _prefer_to_live(_NEVER)
-        # It sleeps until it matters, and then must not queue behind others.
-        with suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-        _close_all_but(tell, *journal.descriptors())
-        gc.disable()
-        # Once beforehand: the kernel copies memory that GDB has too when it is first used.
-        _take_back(journal)
-        os.write(tell, _STANDS_BY)
-        os.close(tell)
-        if lifeline.wait():
-            _clear_up(journal, pid, _take_back(journal))
-    finally:
-        # Never back into what is GDB's.
-        os._exit(0)
+def _stand_by(tell: int, lifeline: Lifeline, journal: Journal, pid: int) -> None:
+    """In the guard itself."""
+    _prefer_to_live(_NEVER)
+    # It sleeps until it matters, and then must not queue behind others.
+    with suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    # Once beforehand: the kernel copies memory that GDB has too when it is first used.
+    _take_back(journal)
+    os.write(tell, _STANDS_BY)
+    os.close(tell)
+    if lifeline.wait():
+        _clear_up(journal, pid, _take_back(journal))
 
 
 def _take_back(journal: Journal) -> int:
@@ -101,18 +85,6 @@ def _clear_up(journal: Journal, pid: int, places: int) -> None:
     told += " was taken back" + (", and the process let run again" if stopped else "")
     with suppress(OSError):
         os.write(2, f"{told}\n".encode())
-
-
-def _close_all_but(*kept: int) -> None:
-    """And standard error, to say there what was done."""
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 0)
-    os.dup2(null, 1)
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) not in (0, 1, 2, *kept):
-            # The folder that was listed is closed already.
-            with suppress(OSError):
-                os.close(int(name))
 
 
 def _prefer_to_live(score: int) -> int | None:

@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial, update_wrapper
 from inspect import cleandoc
 from itertools import chain
@@ -32,7 +32,9 @@ from virtrace.binary.process import (
 )
 from virtrace.binary.source import Sources
 from virtrace.bpf import document
+from virtrace.engine.answers import Answers
 from virtrace.engine.infer import infer
+from virtrace.engine.tracer import LinePlan
 from virtrace.errors import DONE, INTERRUPTED, NOT_TRACED, TargetError, UsageError, VirtraceError
 from virtrace.guard.journal import Journal
 from virtrace.guard.process import Guard
@@ -40,6 +42,7 @@ from virtrace.inferior import printers, target
 from virtrace.inferior.backtrace import Backtraces
 from virtrace.inferior.describe import describe
 from virtrace.inferior.notes import Notebook
+from virtrace.inferior.recorder import Recorder, Recording
 from virtrace.inferior.resolve import ResolvedProbe, require_traceable, resolve
 from virtrace.inferior.session import Session, header_record
 from virtrace.inferior.terminal import terminal_without_gdb
@@ -317,6 +320,7 @@ def _trace(name: str, pid: int) -> int:
     debug_files = _debug_files()
     with terminal_without_gdb() as terminal, target.quiet_settings(), target.no_files():
         writer = Writer(output)
+        command = os.environ.get("VIRTRACE_COMMAND")
         with ExitStack() as symbols:
             try:
                 look = Look(process)
@@ -330,12 +334,16 @@ def _trace(name: str, pid: int) -> int:
                 backtraces = Backtraces(process, probes, packs) if recipe.has_backtraces else None
                 journal = symbols.enter_context(_guarded(recipe, process, abi, probes))
                 warnings = list(_warn(look, limits))
+                view = TerminalView(terminal, output, command)
+                recorder = symbols.enter_context(
+                    closing(_recorder(recipe, limits, probes, writer, view))
+                )
                 target.attach(process, recipe.modules)
             except BaseException:
                 writer.discard()
                 raise
-            command = os.environ.get("VIRTRACE_COMMAND")
-            view = TerminalView(terminal, output, command)
+            # The recorder has it.
+            writer.close()
             session = Session(
                 recipe,
                 chosen,
@@ -344,9 +352,7 @@ def _trace(name: str, pid: int) -> int:
                 abi,
                 probes,
                 journal,
-                _sources(),
-                writer,
-                view,
+                recorder,
                 backtraces,
                 command,
                 warnings,
@@ -354,6 +360,23 @@ def _trace(name: str, pid: int) -> int:
             )
             _written.append(output)
             return session.run()
+
+
+def _recorder(
+    recipe: Recipe,
+    limits: selection.Limits,
+    probes: Sequence[ResolvedProbe],
+    writer: Writer,
+    view: TerminalView,
+) -> Recorder:
+    declared = {
+        probe.name: (probe.function, site.plan.declared)
+        for probe in probes
+        for site in probe.sites
+        if isinstance(site.plan, LinePlan)
+    }
+    answers = Answers(recipe.points)
+    return Recorder(Recording(answers, _sources(), declared, limits, writer, view))
 
 
 @contextmanager

@@ -13,13 +13,12 @@ import struct
 from collections.abc import Mapping
 
 from virtrace.binary.abi import Abi
-from virtrace.engine.capture import PAGE, Unavailable
+from virtrace.engine.capture import Unavailable
 from virtrace.errors import TargetError
 
 _GETREGS = 12  # PTRACE_GETREGS of <sys/ptrace.h>, where Abi.user_registers is known
 # Of what it gives; more than any machine has.
 _REGISTERS_SIZE = 1024
-_ADDRESSES = 1 << 64
 
 
 class Kernel:
@@ -28,16 +27,10 @@ class Kernel:
     def __init__(self, pid: int, abi: Abi) -> None:
         self._names = abi.user_registers
         self._layout = struct.Struct(f"={len(self._names)}Q")
-        # Unlike CDLL it keeps Python's lock, which another thread would hold for longer than the
-        # call takes.
-        libc = ctypes.PyDLL(None)
-        self._ptrace, self._pread = libc.ptrace, libc.pread
+        self._ptrace = ctypes.CDLL(None).ptrace
         self._ptrace.argtypes = ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p
         self._ptrace.restype = ctypes.c_long
-        self._pread.argtypes = ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint64
-        self._pread.restype = ctypes.c_ssize_t
         self._found = ctypes.create_string_buffer(_REGISTERS_SIZE)
-        self._read = ctypes.create_string_buffer(PAGE)
         try:
             self._memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -57,11 +50,10 @@ class Kernel:
 
     def read(self, address: int, size: int) -> bytes:
         """Unavailable where not all of it can be read."""
-        if size > len(self._read):
-            self._read = ctypes.create_string_buffer(size)
-        if (
-            not 0 <= address <= _ADDRESSES - size
-            or self._pread(self._memory, self._read, size, address) != size
-        ):
+        try:
+            found = os.pread(self._memory, size, address)
+        except (OSError, OverflowError):
+            found = b""
+        if len(found) != size:
             raise Unavailable(f"cannot read memory at {address:#x}")
-        return ctypes.string_at(self._read, size)
+        return found

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from datetime import datetime, timezone
 from functools import partial
-from queue import SimpleQueue
-from typing import NoReturn, Protocol
 
 import gdb
 
@@ -21,17 +15,12 @@ from virtrace import __version__
 from virtrace.binary.abi import Abi
 from virtrace.binary.debuginfo import how_to_get
 from virtrace.binary.process import Process, libvirt_version, read_status
-from virtrace.binary.source import Sources
-from virtrace.engine.answers import Answers
 from virtrace.engine.capture import Unavailable, Unwalked
-from virtrace.engine.tracer import LinePlan, RawEvent, Tracer
+from virtrace.engine.tracer import RawEvent, Tracer
 from virtrace.errors import (
     DONE,
     INCOMPLETE,
     INTERRUPTED,
-    IncompleteError,
-    TraceError,
-    VirtraceError,
 )
 from virtrace.guard.journal import Journal
 from virtrace.inferior import target
@@ -39,30 +28,17 @@ from virtrace.inferior.backtrace import Backtraces
 from virtrace.inferior.budget import Budget, Switch
 from virtrace.inferior.kernel import Kernel
 from virtrace.inferior.probes import Probe, ReturnProbe, probe
+from virtrace.inferior.recorder import Recorder, incomplete
 from virtrace.inferior.resolve import ResolvedProbe
 from virtrace.inferior.watch import Watch, unsignalled
 from virtrace.recipe.model import Recipe
 from virtrace.recipe.selection import Limits, Selection
-from virtrace.trace.format import ENDED, FORMAT, VERSION, Event, Record, unavailable
-from virtrace.trace.writer import Writer
+from virtrace.trace.format import ENDED, FORMAT, VERSION, Record, unavailable
 
 # How long calls that are open may take to return once the traced command is done.
 GRACE_SECONDS = 5.0
-# What was recorded so long before GDB is killed may be lost.
-_GATHER_SECONDS = 0.01
-_SWITCH_SECONDS = 0.0005
 
 _EXIT_STATUS = {"done": DONE, "limit": DONE, "interrupt": INTERRUPTED}
-
-
-class View(Protocol):
-    """What the person at the terminal sees; must not raise."""
-
-    def banner(self, header: Record) -> None: ...
-    def event(self, event: Event) -> None: ...
-    def switched_off(self, record: Record) -> None: ...
-    def summary(self, footer: Record) -> None: ...
-    def close(self) -> None: ...
 
 
 class Session:
@@ -81,9 +57,7 @@ class Session:
         abi: Abi,
         resolved: list[ResolvedProbe],
         journal: Journal | None,
-        sources: Sources,
-        writer: Writer,
-        view: View,
+        recorder: Recorder,
         backtraces: Backtraces | None,
         command: str | None,
         warnings: Sequence[str],
@@ -99,21 +73,11 @@ class Session:
         self._process = process
         self._resolved = resolved
         self._journal = journal
-        self._writer = writer
-        self._view = view
+        self._recorder = recorder
         self._backtraces = backtraces
         self._command = command
         self._warnings = warnings
         self._ready = ready
-        self._answers = Answers(recipe.points)
-        self._sources = sources
-        # Of the functions whose lines are traced: their name, and the line of the declaration.
-        self._declared = {
-            item.name: (item.function, site.plan.declared)
-            for item in resolved
-            for site in item.sites
-            if isinstance(site.plan, LinePlan)
-        }
         self._probes: list[Probe] = []
         # Where a breakpoint stands, or is to be set, for calls of whom that return there.
         self._returns: dict[int, set[Switch]] = {}
@@ -122,16 +86,9 @@ class Session:
         # Who met the last probe, for which the process may stand still longer.
         self._met: tuple[Switch, int] | None = None
         self._too_dear: list[tuple[Switch, str]] = []
-        # What is to be written, events and records; None: that was all.
-        self._queue: deque[RawEvent | Record | None] = deque()
-        self._asleep = False
-        self._wake: SimpleQueue[None] = SimpleQueue()
-        self._recorder = threading.Thread(target=self._write_all, daemon=True)
         # Events that have to wait, and whose backtraces GDB can take once all threads stand.
         self._held: list[RawEvent] = []
         self._unwalked: list[tuple[Record, str, Unwalked]] = []
-        self._events = 0
-        self._dropped = 0
         self._hits = {item.name: 0 for item in recipe.probes}
         # Why the trace ends, once it does; and what broke it, where something did.
         self._reason: str | None = None
@@ -164,14 +121,13 @@ class Session:
                 "command": self._command,
             }
             header["host"]["warnings"] = self._warnings
-            self._writer.write([header])
-            with _quick_switches(), Watch(self._selection.seconds, GRACE_SECONDS, self._ask_end):
+            with Watch(self._selection.seconds, GRACE_SECONDS, self._ask_end):
                 gdb.events.stop.connect(self._on_stop)
                 gdb.events.exited.connect(self._on_stop)
                 try:
                     with unsignalled():
-                        self._view.banner(header)
-                        self._recorder.start()
+                        self._recorder.listen(self._ask_end)
+                    self._recorder.put(header)
                     self._insert()
                     self._loop()
                 except Exception as error:
@@ -181,20 +137,11 @@ class Session:
                     self._leave()
         finally:
             self.kernel.close()
-            self._writer.close()
-        self._view.close()
-        if self._failure is not None:
-            self._raise_incomplete(self._failure)
+        self._recorder.finish()
+        failure = self._failure or self._recorder.failure
+        if failure is not None:
+            raise incomplete(failure) from failure
         return _EXIT_STATUS.get(self._reason or "error", INCOMPLETE)
-
-    @staticmethod
-    def _raise_incomplete(failure: Exception) -> NoReturn:
-        if isinstance(failure, VirtraceError):
-            raise IncompleteError(failure.what, failure.remedy) from failure
-        raise IncompleteError(
-            f"an error of its own ended the trace: {type(failure).__name__}: {failure}",
-            "report it, with what VIRTRACE_DEBUG=1 prints; what was traced until then is whole",
-        ) from failure
 
     # --- Called by probes, while a thread stands at one.
 
@@ -245,85 +192,7 @@ class Session:
         if self._unwalked:
             self._held.append(event)
         else:
-            self._put(event)
-
-    def _put(self, item: RawEvent | Record | None) -> None:
-        self._queue.append(item)
-        if self._asleep:
-            self._asleep = False
-            self._wake.put(None)
-
-    # --- On a thread of its own: JSON, the file and the terminal need not wait for GDB.
-
-    def _write_all(self) -> None:
-        ended = False
-        while not ended:
-            self._asleep = True
-            if not self._queue:
-                self._wake.get()
-            self._asleep = False
-            # To be woken at each event would keep the daemon waiting.
-            time.sleep(_GATHER_SECONDS)
-            items = [self._queue.popleft() for _ in range(len(self._queue))]
-            ended = None in items
-            try:
-                self._drain([item for item in items if item is not None])
-            except Exception as error:
-                self._failure = self._failure or error
-                self._ask_end("error")
-
-    def _drain(self, items: Sequence[RawEvent | Record]) -> None:
-        events = sum(isinstance(item, RawEvent) for item in items)
-        try:
-            placed = [
-                item
-                for item in items
-                if not isinstance(item, RawEvent) or self._answers.place(item)
-            ]
-            events = sum(isinstance(item, RawEvent) for item in placed)
-            written = self._write(placed)
-        except TraceError:
-            # As much as there is room for.
-            for item in placed:
-                try:
-                    self._write([item])
-                    events -= isinstance(item, RawEvent)
-                except TraceError:
-                    continue
-            self._dropped += events
-            raise
-        except Exception:
-            self._dropped += events
-            raise
-        if self._events >= self._limits.events or self._writer.size >= self._limits.bytes:
-            self._ask_end("limit")
-        for one in written:
-            if isinstance(one, Event):
-                self._view.event(one)
-            else:
-                self._view.switched_off(one)
-
-    def _write(self, items: Sequence[RawEvent | Record]) -> list[Event | Record]:
-        """All of them, or TraceError and none."""
-        written: list[Event | Record] = []
-        seq = self._events
-        for item in items:
-            if isinstance(item, RawEvent):
-                self._add_source(item)
-                written.append(Event(seq=seq, **vars(item)))
-                seq += 1
-            else:
-                written.append(item)
-        self._writer.write(one.to_record() if isinstance(one, Event) else one for one in written)
-        self._events = seq
-        return written
-
-    def _add_source(self, event: RawEvent) -> None:
-        if event.type == "line":
-            file, line = event.values["file"], event.values["line"]
-            text = self._sources.text(file, line, *self._declared[event.name])
-            if text is not None:
-                event.values["text"] = text
+            self._recorder.put(event)
 
     def _guarded(self, work: Callable[[], None]) -> None:
         """GDB would only print what goes wrong in it, and go on."""
@@ -364,7 +233,7 @@ class Session:
                 self._reason = "error"
         self._unwalked.clear()
         for held in self._held:
-            self._put(held)
+            self._recorder.put(held)
         self._held.clear()
 
     # --- The process stands still.
@@ -426,7 +295,7 @@ class Session:
         t_ns = time.monotonic_ns() - self.started_ns
         if switch.kind != "line":
             self.tracer.switch_off(switch.name, t_ns)
-        self._put(
+        self._recorder.put(
             {
                 "type": "switched-off",
                 "t_ns": t_ns,
@@ -454,18 +323,9 @@ class Session:
             self._reason, self._failure = "target-exit", None
         self._account(self._still_since_ns)
         ended_ns = time.monotonic_ns() - self.started_ns
-        self.tracer.finish(ended_ns, ENDED)
-        self._put(None)
-        self._recorder.join()
-        self._guarded(partial(self._finish, ended_ns))
-
-    def _finish(self, ended_ns: int) -> None:
-        footer = self._footer(ended_ns)
-        try:
-            self._writer.finish(footer)
-            self._writer.check_there()
-        finally:
-            self._view.summary(footer)
+        self._recorder.be_patient()
+        self._guarded(partial(self.tracer.finish, ended_ns, ENDED))
+        self._guarded(lambda: self._recorder.put(self._footer(ended_ns)))
 
     def _account(self, since_ns: int) -> None:
         """The process stood still from since_ns until now, and goes on or is not through yet."""
@@ -491,8 +351,9 @@ class Session:
             "type": "footer",
             "reason": self._reason,
             "t_ns": ended_ns,
-            "events": self._events,
-            "dropped": self._dropped,
+            # What came into the file is known where it is written.
+            "events": 0,
+            "dropped": 0,
             "hits": self._hits,
             "detached": status is None or status["TracerPid"] != str(os.getpid()),
             "stopped_ns": {
@@ -501,17 +362,6 @@ class Session:
                 "gdb": self._gdb_ns,
             },
         }
-
-
-@contextmanager
-def _quick_switches() -> Iterator[None]:
-    """A thread that writes gives Python's lock to the one that a probe waits for, soon."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(_SWITCH_SECONDS)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
 
 
 def _without(switch: Switch, returns: dict[int, set[Switch]]) -> dict[int, set[Switch]]:

@@ -31,7 +31,7 @@ class TerminalView:
 
     def __init__(self, terminal: int, output: Path, command: str | None) -> None:
         """command: what virtrace runs itself."""
-        self._terminal = terminal
+        self.terminal = terminal
         with open(terminal, "w", closefd=False) as stream:
             self._style = style_for(stream)
             self._encoding = stream.encoding
@@ -45,10 +45,11 @@ class TerminalView:
         self._not_shown = 0
         self._switched_off: list[Record] = []
         self._waiting: queue.SimpleQueue[Callable[[], Iterable[str]] | None] = queue.SimpleQueue()
-        self._writer = threading.Thread(target=self._write_all, daemon=True)
+        self._writer: threading.Thread | None = None
 
     def banner(self, header: Record) -> None:
-        # Only here the thread begins: the caller holds signals back by now, and so they are in it.
+        # Only here, in the process that writes, and which holds signals back.
+        self._writer = threading.Thread(target=self._write_all, daemon=True)
         self._writer.start()
         if header["recipe"]["name"] == "blockinfo":
             self._next_step = f"virtrace explain {shlex.quote(self._output)}"
@@ -90,7 +91,7 @@ class TerminalView:
     def close(self) -> None:
         """Wait until all is written, however long a reader takes: the daemon is free by now."""
         self._waiting.put(None)
-        while self._writer.is_alive():
+        while self._writer is not None and self._writer.is_alive():
             # In short turns, so that Ctrl-C gets through.
             self._writer.join(0.1)
 
@@ -113,7 +114,7 @@ class TerminalView:
             )
             try:
                 while data:
-                    data = data[os.write(self._terminal, data) :]
+                    data = data[os.write(self.terminal, data) :]
             except OSError:
                 # The terminal is gone, or its reader is; the trace is not.
                 return

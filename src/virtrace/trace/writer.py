@@ -75,6 +75,10 @@ class Writer:
         self._file = create(path, "the trace")
         self.size = 0
 
+    @property
+    def descriptor(self) -> int:
+        return self._file
+
     def write(self, records: Iterable[Record]) -> None:
         """All of the records, or none of them and TraceError where the disk does not take them."""
         self._write(_encoded(records))
