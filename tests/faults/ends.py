@@ -26,6 +26,7 @@ from tempfile import TemporaryDirectory, mkdtemp
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from faults.killed import calling, lives, wait_for_breakpoints
+from support.writer import writer_of
 from virtrace.cli.gdb import command as gdb_command
 from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED
 from virtrace.lab.daemon import Lab
@@ -163,6 +164,19 @@ def daemon_killed(lab: Lab, folder: Path) -> Ended:
     return ended
 
 
+def writer_killed(lab: Lab, folder: Path) -> Ended:
+    """The process that writes the trace."""
+    output = folder / "t.jsonl"
+    tracing = record(lab, output)
+    wait_for_breakpoints(lab.pid)
+    time.sleep(random.uniform(0, 0.5))
+    os.kill(writer_of(output), signal.SIGKILL)
+    ended = _ended(tracing, output)
+    assert ended.status == INCOMPLETE, ended.said
+    assert "the process that writes the trace was ended" in ended.said
+    return ended
+
+
 def guest_restarted(lab: Lab, folder: Path) -> Ended:
     tracing = record(lab, folder / "t.jsonl")
     wait_for_breakpoints(lab.pid)
@@ -209,6 +223,7 @@ ENDS: dict[str, Callable[[Lab, Path], Ended]] = {
     "disk-full": disk_full,
     "folder-gone": folder_gone,
     "guest-restarted": guest_restarted,
+    "writer-killed": writer_killed,
     **{f"raises-{hook}": partial(hook_raises, hook) for hook in HOOKS},
     "daemon-killed": daemon_killed,
 }

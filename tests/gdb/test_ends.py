@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -28,6 +27,7 @@ from harness import (
 from test_chain import ROOT
 
 from support.intact import assert_untraced_and_intact
+from support.writer import writer_of
 from virtrace.errors import BAD_INPUT, DONE, INCOMPLETE, INTERRUPTED, NOT_TRACED
 from virtrace.trace.reader import Trace, read_trace
 
@@ -313,18 +313,6 @@ def test_the_process_that_writes_does_not_go_on(daemon: Daemon, tmp_path: Path) 
     assert status == INCOMPLETE, printed
     assert "virtrace: the trace is not written: its process does not go on" in printed
     check_ended(output, "error")
-
-
-def writer_of(output: Path) -> int:
-    """The process that writes the trace; GDB has it open no longer."""
-    found = []
-    for comm in Path("/proc").glob("[0-9]*/comm"):
-        with suppress(OSError):
-            if comm.read_text() == "virtrace-writer\n":
-                files = {os.path.realpath(file) for file in comm.parent.joinpath("fd").iterdir()}
-                found += [int(comm.parent.name)] * (str(output.resolve()) in files)
-    [writer] = found
-    return writer
 
 
 def test_an_error_of_its_own_says_where_when_asked(daemon: Daemon, tmp_path: Path) -> None:

@@ -32,6 +32,11 @@ _CONTAINER = re.compile(r"\b[0-9a-f]{64}\b")
 _LIBVIRT = re.compile(r"libvirt\.so\.0\.(\d+)\.(\d+)$")
 
 
+# A function of glibc's dynamic linker, for debuggers: called when it begins to load or unload a
+# file, and when it has (r_brk of <link.h>).
+_LINKED = "_dl_debug_state"
+
+
 @dataclass(frozen=True)
 class Module:
     """A file that a process has mapped for execution.
@@ -90,6 +95,17 @@ class Process:
         for module in self.modules:
             if module.name == name or module.name.startswith(name + "."):
                 return module
+        return None
+
+    @cached_property
+    def linker(self) -> tuple[Module, int] | None:
+        """And where it comes by when it has loaded or unloaded a file; None where none tells."""
+        for module in self.modules:
+            if module.name.startswith("ld"):
+                with suppress(TargetError):
+                    place = module.elf.exported_function(_LINKED)
+                    if place is not None:
+                        return module, module.base + place
         return None
 
     def debug_info(self, module: Module) -> ElfFile | None:

@@ -385,6 +385,7 @@ def _guarded(
 ) -> Iterator[Journal | None]:
     """A guard stands by, and knows where breakpoints will be; None where there can be none."""
     modules = [module for module in map(process.module, recipe.modules) if module is not None]
+    modules += [process.linker[0]] if process.linker else []
     try:
         if abi.breakpoint is None:
             raise OSError(f"its breakpoints on {abi.machine} are not known")
@@ -406,6 +407,8 @@ def _guarded(
                 journal.breakpoint(address)
             for address in site.semaphores:
                 journal.semaphore(address)
+        if process.linker is not None:
+            journal.breakpoint(process.linker[1])
         yield journal
     finally:
         guard.release()

@@ -46,6 +46,9 @@ class Session(Protocol):
     def stopped(self, since_ns: int, switch: Switch, tid: int) -> bool:
         """It may go on, where GDB need not stop."""
 
+    def linked(self, since_ns: int) -> bool:
+        """The dynamic linker has loaded or unloaded something. Whether GDB must stop for it."""
+
     def failed(self, since_ns: int, error: Exception) -> None: ...
 
 
@@ -261,6 +264,23 @@ class LineProbe(Probe):
         assert isinstance(plan, LinePlan)
         self._session.tracer.line(plan, self._pc, thread)
         return False
+
+
+class LinkerProbe(gdb.Breakpoint):
+    """Where the dynamic linker comes by when it has loaded or unloaded a file."""
+
+    def __init__(self, session: Session, address: int) -> None:
+        super().__init__(f"*{address:#x}", internal=True)
+        self._session = session
+        self.silent = True
+
+    def stop(self) -> bool:
+        now = time.monotonic_ns()
+        try:
+            return self._session.linked(now)
+        except Exception as error:
+            self._session.failed(now, error)
+            return True
 
 
 def probe(session: Session, site: Site, switch: Switch) -> Probe:

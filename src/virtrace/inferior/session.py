@@ -21,13 +21,14 @@ from virtrace.errors import (
     DONE,
     INCOMPLETE,
     INTERRUPTED,
+    TargetError,
 )
 from virtrace.guard.journal import Journal
 from virtrace.inferior import target
 from virtrace.inferior.backtrace import Backtraces
 from virtrace.inferior.budget import Budget, Switch
 from virtrace.inferior.kernel import Kernel
-from virtrace.inferior.probes import Probe, ReturnProbe, probe
+from virtrace.inferior.probes import LinkerProbe, Probe, ReturnProbe, probe
 from virtrace.inferior.recorder import Recorder, incomplete
 from virtrace.inferior.resolve import ResolvedProbe
 from virtrace.inferior.watch import Watch, unsignalled
@@ -79,6 +80,7 @@ class Session:
         self._warnings = warnings
         self._ready = ready
         self._probes: list[Probe] = []
+        self._linker_probe: LinkerProbe | None = None
         # Where a breakpoint stands, or is to be set, for calls of whom that return there.
         self._returns: dict[int, set[Switch]] = {}
         self._returns_wanted: dict[int, set[Switch]] = {}
@@ -177,6 +179,20 @@ class Session:
         # Every thread must stand, too, for a backtrace.
         return bool(self._too_dear or self._unwalked) or self._wants_to_end()
 
+    def linked(self, since_ns: int) -> bool:
+        self._met = None
+        traced = filter(None, map(self._process.module, self._recipe.modules))
+        gone = target.gone(self._process, traced)
+        if gone is None:
+            self._account(since_ns)
+            return False
+        why = TargetError(
+            f"the daemon unloaded {gone.name}, which was traced",
+            "record again: what was traced until then is whole",
+        )
+        self.failed(since_ns, why)
+        return True
+
     def failed(self, since_ns: int, error: Exception) -> None:
         self._failure = self._failure or error
         self._reason = "error"
@@ -244,6 +260,8 @@ class Session:
             for item in self._resolved
             for site in item.sites
         ]
+        if self._process.linker is not None:
+            self._linker_probe = LinkerProbe(self, self._process.linker[1])
         self._ready()
 
     def _loop(self) -> None:
@@ -312,7 +330,7 @@ class Session:
         gdb.events.exited.disconnect(self._on_stop)
         try:
             try:
-                for breakpoint_ in self._probes:
+                for breakpoint_ in filter(None, [*self._probes, self._linker_probe]):
                     breakpoint_.delete()
             finally:
                 target.detach()

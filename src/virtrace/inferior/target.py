@@ -276,13 +276,18 @@ def _thread_ends(status: Mapping[str, str] | None) -> bool:
     return bool(pending >> (signal.SIGKILL - 1) & 1)
 
 
+def gone(process: Process, modules: Iterable[Module]) -> Module | None:
+    """The first of its modules that the process does not have any more where it had it."""
+    there = {(module.path, module.start) for module in inspect(process.pid).modules}
+    return next((one for one in modules if (one.path, one.start) not in there), None)
+
+
 def is_over(process: Process) -> bool:
     """It has ended, runs another program, or does not have all of its modules any more."""
     try:
-        there = inspect(process.pid).modules
+        return gone(process, process.modules) is not None
     except TargetError:
         return True
-    return not set(process.modules) <= set(there)
 
 
 class InferiorMemory:
