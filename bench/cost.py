@@ -43,6 +43,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+sys.path.insert(0, str(REPOSITORY / "tests"))
+
+from support.writer import writers_of
 from virtrace.lab.daemon import Lab
 
 PAGE = REPOSITORY / "docs" / "performance.md"
@@ -203,6 +206,9 @@ class Bench:
         self.traced.calls(2)
         _settle(running.output)
         daemon, tracers, size = {self.lab.pid}, family(running.pid), _size(running.output)
+        if running.output is not None:
+            # No child of GDB.
+            tracers.update(writers_of(running.output))
         daemon_ms, tracer_ms = cpu_ms(daemon), cpu_ms(tracers)
         alone = self.traced.calls(self.calls)
         _settle(running.output)

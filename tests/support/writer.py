@@ -7,13 +7,12 @@ from contextlib import suppress
 from pathlib import Path
 
 
-def writer_of(output: Path) -> int:
-    """Its pid; GDB itself has the file open no longer."""
+def writers_of(output: Path) -> list[int]:
+    """Their pids: one while a trace is written; GDB itself has the file open no longer."""
     found = []
     for comm in Path("/proc").glob("[0-9]*/comm"):
         with suppress(OSError):
             if comm.read_text() == "virtrace-writer\n":
                 files = {os.path.realpath(file) for file in comm.parent.joinpath("fd").iterdir()}
                 found += [int(comm.parent.name)] * (str(output.resolve()) in files)
-    [writer] = found
-    return writer
+    return found
