@@ -376,7 +376,13 @@ def _recorder(
         if isinstance(site.plan, LinePlan)
     }
     answers = Answers(recipe.points)
-    return Recorder(Recording(answers, _sources(), declared, limits, writer, view))
+    try:
+        return Recorder(Recording(answers, _sources(), declared, limits, writer, view))
+    except OSError as error:
+        raise TargetError(
+            f"the process that writes the trace cannot be started: {error.strerror}",
+            "let root have more processes and open files (ulimit -u, ulimit -n)",
+        ) from error
 
 
 @contextmanager
