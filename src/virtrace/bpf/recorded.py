@@ -453,7 +453,7 @@ class Recording:
             **more,
         }
         header["tool"] = {**header["tool"], "engine": "bpftrace"}
-        self._writer.write([header])
+        self._writer.begin(header, self._footer)
         self._view.banner(header)
 
     def event(self, happened: Happened) -> None:
@@ -498,9 +498,14 @@ class Recording:
         """Write the footer. lost_events: as bpftrace counts them, lines and all."""
         self._dropped = max(self._dropped, lost_events)
         self.tracer.finish(self._last_ns, ENDED)
-        footer = {
+        footer = {**self._footer(), "reason": self.done or reason}
+        self._writer.finish(footer)
+        self._view.summary(footer)
+
+    def _footer(self) -> Record:
+        return {
             "type": "footer",
-            "reason": self.done or reason,
+            "reason": self.done,
             "t_ns": self._last_ns,
             "events": self._events,
             "dropped": self._dropped,
@@ -509,8 +514,6 @@ class Recording:
             # Only the thread that meets a probe takes part in it.
             "stopped_ns": {"total": 0, "max": 0},
         }
-        self._writer.finish(footer)
-        self._view.summary(footer)
 
     def _since(self, t_ns: int) -> int:
         since = max(t_ns - (self._started_ns or 0), 0)

@@ -141,6 +141,8 @@ class Redactor:
         }
         if isinstance(header.get("limits"), dict):
             found["limits"] = self._own(header["limits"])
+        if "part" in header:
+            found["part"] = self._own(header["part"])
         if isinstance(selection.get("where"), dict):
             where = self._where(selection["where"])
             limits = {key: self._own(selection.get(key)) for key in ("calls", "seconds")}

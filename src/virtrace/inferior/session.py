@@ -164,7 +164,7 @@ class Session:
                 "command": self._command,
             }
             header["host"]["warnings"] = self._warnings
-            self._writer.write([header])
+            self._writer.begin(header, self._footer)
             with _quick_switches(), Watch(self._selection.seconds, GRACE_SECONDS, self._ask_end):
                 gdb.events.stop.connect(self._on_stop)
                 gdb.events.exited.connect(self._on_stop)
@@ -460,7 +460,7 @@ class Session:
         self._guarded(partial(self._finish, ended_ns))
 
     def _finish(self, ended_ns: int) -> None:
-        footer = self._footer(ended_ns)
+        footer = {**self._footer(), "t_ns": ended_ns}
         try:
             self._writer.finish(footer)
             self._writer.check_there()
@@ -485,12 +485,12 @@ class Session:
             if gone is not None:
                 self._too_dear.append(gone)
 
-    def _footer(self, ended_ns: int) -> Record:
+    def _footer(self) -> Record:
         status = read_status(self._process.pid)
         return {
             "type": "footer",
             "reason": self._reason,
-            "t_ns": ended_ns,
+            "t_ns": time.monotonic_ns() - self.started_ns,
             "events": self._events,
             "dropped": self._dropped,
             "hits": self._hits,
