@@ -10,7 +10,7 @@ from test_chain import ROOT
 from test_ends import check_ended
 
 from support.intact import assert_untraced_and_intact
-from virtrace.errors import BAD_INPUT, DONE, TraceError
+from virtrace.errors import BAD_INPUT, DONE, INCOMPLETE, TraceError
 from virtrace.trace.reader import read_trace
 from virtrace.trace.rotation import parts
 
@@ -95,3 +95,16 @@ def test_a_number_that_is_taken_is_said_before_anything_is_touched(
     assert "t.000005.jsonl exists already" in printed
     assert [file.read_text() for file in tmp_path.iterdir()] == ["precious"]
     assert_untraced_and_intact(daemon.pid)
+
+
+def test_where_no_file_can_follow_the_trace_ends_clean(daemon: Daemon, tmp_path: Path) -> None:
+    tracing = start(daemon, tmp_path / "t.jsonl", ROTATE="1")
+    taken = tmp_path / "t.000002.jsonl"
+    taken.write_text("precious")
+    assert len(daemon.do("call vm1 vda 20")) == 20
+    status, printed = tracing.ended()
+    assert status == INCOMPLETE, printed
+    assert "t.000002.jsonl exists already" in printed
+    assert_untraced_and_intact(daemon.pid)
+    assert check_ended(tmp_path / "t.000001.jsonl", "error").events
+    assert taken.read_text() == "precious"

@@ -42,8 +42,7 @@ def add_parser(subparsers: Any) -> None:
         usage="%(prog)s RECIPE [-p PID | --process NAME] [-o FILE] [--where KEY=VALUE]... "
         "[--calls N] [--seconds S] [--max-stop-ms N] [--max-load PERCENT] [--max-events N] "
         "[--max-bytes N] [--rotate N [--keep N]] [--source FOLDER] [--host-facts] "
-        "[--engine gdb|bpftrace] "
-        "[-- COMMAND...]",
+        "[--engine gdb|bpftrace] [-- COMMAND...]",
     )
     parser.add_argument(
         "recipe", metavar="RECIPE", help=f"{', '.join(catalogue.shipped())}, or a recipe's file"
@@ -158,7 +157,7 @@ def record_trace(
             loaded, selected, limited, process, resolved, output, rotation, command, words
         )
         if host_facts:
-            _add_host_facts(output, pid)
+            _add_host_facts(_last_file(output, rotate), pid)
         return status
     settings = {
         "PID": str(pid),
@@ -178,7 +177,7 @@ def record_trace(
         settings["SOURCE_FILES"] = json.dumps(source_files)
     status = _run_gdb(recipe, settings, command)
     if host_facts and status in (DONE, INCOMPLETE, INTERRUPTED):
-        _add_host_facts(output, pid)
+        _add_host_facts(_last_file(output, rotate), pid)
     return status
 
 
@@ -199,9 +198,12 @@ def require_bpftrace(limits: Mapping[str, str]) -> None:
             )
 
 
+def _last_file(output: Path, rotate: str | None) -> Path:
+    """The facts are of the time after its events."""
+    return parts(output)[-1] if rotate else output
+
+
 def _add_host_facts(output: Path, pid: int) -> None:
-    """To the last file, where there are several: they are of the time after its events."""
-    output = max(parts(output), default=output)
     with TraceStream(output) as trace:
         records = collect(trace, pid)
     insert_before_footer(output, records)

@@ -136,7 +136,7 @@ class RotatingWriter(Writer):
             _remove(*self._ended.pop(0))
 
     def _own_header(self) -> Record:
-        calls = {record["call"] for _, record in self._open.values()}
+        calls = {record["call"] for _, record in self._open.values()} - {None}
         return {**self._header, "part": {"number": self._number, "open": sorted(calls)}}
 
     def _cut(self) -> Iterable[Record]:
