@@ -25,6 +25,7 @@ from virtrace.lab.daemon import Lab
 from virtrace.recipe import catalogue
 from virtrace.trace.format import is_unavailable
 from virtrace.trace.reader import Trace, read_trace
+from virtrace.trace.rotation import parts
 
 from .tracing import (
     REPOSITORY,
@@ -133,6 +134,23 @@ def test_filters_and_limits_hold(lab: Lab, tmp_path: Path) -> None:
     assert [call.root.arguments["disk"] for call in calls] == ["vdb"] * 2
     assert trace.footer is not None
     assert trace.footer["reason"] == "limit"
+
+
+def test_a_recording_in_several_files(lab: Lab, tmp_path: Path) -> None:
+    output = tmp_path / "trace.jsonl"
+    command = lab.virsh_command("; ".join(["domblkinfo vm1 vda"] * 6))
+    done = by_bpftrace(lab, output, "--rotate", "70000", "--keep", "3", command=command)
+    assert done.returncode == 0, done.stderr
+    files = parts(output)
+    assert files == sorted(tmp_path.iterdir())
+    assert len(files) == 3
+    # Events come one by one here, and one client's calls never overlap: none is cut.
+    numbers = [whole_trace(file).header["part"]["number"] for file in files]
+    assert numbers == [numbers[0], numbers[0] + 1, numbers[0] + 2]
+    for file in files:
+        calls = calls_of(whole_trace(file))
+        assert calls
+        assert all(call.complete for call in calls)
 
 
 @contextmanager

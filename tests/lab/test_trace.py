@@ -17,6 +17,8 @@ import pytest
 from support.intact import assert_untraced_and_intact
 from virtrace.analysis.spans import Call, Span
 from virtrace.lab.daemon import Lab
+from virtrace.trace.reader import read_trace
+from virtrace.trace.rotation import parts
 
 from .conftest import bring_up
 from .tracing import (
@@ -255,6 +257,43 @@ def test_filters_and_limits(stock_lab: Lab, expected: Expected, tmp_path: Path) 
     trace = whole_trace(output)
     assert trace.footer is not None
     assert (trace.footer["reason"], trace.footer["events"]) == ("limit", 0)
+
+
+def test_a_recording_in_several_files(stock_lab: Lab, tmp_path: Path) -> None:
+    output = tmp_path / "trace.jsonl"
+    command = stock_lab.virsh_command("; ".join(f"domblkinfo vm1 {disk}" for disk in DISKS * 3))
+    done = record(stock_lab, output, "--rotate", "80000", "--host-facts", command=command)
+    assert done.returncode == 0, done.stderr
+    files = parts(output)
+    assert files == sorted(tmp_path.iterdir())
+    assert len(files) > 2
+    assert f"virtrace explain {files[-1]}" in done.stdout
+    told: dict[str, list[str]] = {"enter": [], "exit": []}
+    for file in files:
+        trace = read_trace(file)
+        assert trace.footer is not None
+        assert trace.footer["reason"] == ("done" if file == files[-1] else "rotated")
+        roots = [event for event in trace.events if event.name == "virDomainGetBlockInfo"]
+        for kind, values in told.items():
+            values += [
+                str(event.values.get("disk", event.values.get("result")))
+                for event in roots
+                if event.type == kind
+            ]
+        asked = {event.values["disk"] for event in roots if event.type == "enter"}
+        assert {record["disk"] for record in trace.host} == (asked if file == files[-1] else set())
+    assert told == {"enter": [*DISKS * 3], "exit": ["0"] * 12}
+    # Each is a trace for every command; 4: one with a call that is cut.
+    bundle = tmp_path / "bundle.tar.gz"
+    for words in (
+        ("show", files[0]),
+        ("explain", files[0]),
+        ("diff", files[0], files[0]),
+        ("bundle", files[0], "-o", bundle),
+        ("show", bundle),
+    ):
+        done = virtrace(*map(str, words))
+        assert done.returncode in (0, 4), (words, done.stderr)
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])

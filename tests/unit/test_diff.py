@@ -882,6 +882,16 @@ def test_what_is_no_trace(tmp_path: Path) -> None:
     assert run(OLD, empty).returncode == 1
 
 
+def test_a_trace_that_was_cut_between_calls(tmp_path: Path) -> None:
+    """Of which each call is whole: what is missing is known at the end alone."""
+    file = tmp_path / "t.jsonl"
+    file.write_bytes(b"".join(DISCARDED.read_bytes().splitlines(keepends=True)[:-1]))
+    for a, b in ((DISCARDED, file), (file, DISCARDED)):
+        done = run(a, b)
+        assert done.returncode == 4
+        assert f"{file}: no footer" in done.stderr
+
+
 def test_a_trace_that_was_cut_short(tmp_path: Path) -> None:
     lines = DISCARDED.read_bytes().splitlines(keepends=True)
     file = tmp_path / "t.jsonl"

@@ -13,11 +13,13 @@ import samples
 from support import large
 from virtrace.analysis import compare, explain
 from virtrace.analysis.spans import CallBuilder
+from virtrace.bundle.collect import HostFacts, make
+from virtrace.bundle.pseudonyms import Pseudonyms
 from virtrace.cli import show
 from virtrace.cli.main import build_parser, main
 from virtrace.errors import INCOMPLETE, UsageError
 from virtrace.report import html
-from virtrace.trace.reader import TraceStream, read_trace
+from virtrace.trace.reader import Trace, TraceStream, read_trace
 
 SMALL, LARGE = 12_000, 24_000
 # What is kept of each call on purpose (its number, its durations) is well below that.
@@ -128,6 +130,29 @@ def test_calls_in_another_order_are_compared(traces: dict[int, Path], tmp_path: 
     assert not found.alone
     assert sum(len(pair.calls) for pair in found.pairs) == SMALL // 20
     assert all(one == other for pair in found.pairs for one, other in pair.calls)
+
+
+def test_what_a_bundle_holds_anyway_is_asked_of_names_alone(
+    traces: dict[int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes a search through all that a trace can say, of which ids are the most."""
+    asked: list[str] = []
+    ask = Pseudonyms.is_ordinary
+
+    def counted(names: Pseudonyms, original: str) -> bool:
+        asked.append(original)
+        return ask(names, original)
+
+    monkeypatch.setattr(Pseudonyms, "is_ordinary", counted)
+    whole = read_trace(traces[SMALL])
+    counts = []
+    for events in (200, 800):
+        asked.clear()
+        footer = {**(whole.footer or {}), "events": events}
+        part = Trace(whole.header, whole.events[:events], footer)
+        make(part, HostFacts(qemu="", domains={}, settings={}), [], lambda _: None)
+        counts.append(len(asked))
+    assert counts[0] == counts[1] > 0
 
 
 def test_a_page_of_a_long_trace_is_refused(

@@ -73,7 +73,7 @@ function _shtab_virtrace_using
 end
 
 set -g _shtab_virtrace_commands record show explain diff export import bundle replay recipe 'recipe list' 'recipe show' 'recipe check' 'recipe new' 'recipe compile' doctor pack 'pack make' 'pack show' rescue lab 'lab up' 'lab down' 'lab status' 'lab run'
-set -g _shtab_virtrace_opts_with_value --against --call --calls --dir --engine --for --html --keep --max-bytes --max-events --max-load --max-stop-ms --output --pid --process --recipe --release --seconds --source --to --where -o -p
+set -g _shtab_virtrace_opts_with_value --against --call --calls --dir --engine --for --html --keep --max-bytes --max-events --max-load --max-stop-ms --output --pid --process --recipe --release --rotate --seconds --source --to --where -o -p
 
 complete -c virtrace -e
 complete -c virtrace -f
@@ -95,6 +95,8 @@ complete -c virtrace -n '_shtab_virtrace_using record' -l max-stop-ms -x -d 'kee
 complete -c virtrace -n '_shtab_virtrace_using record' -l max-load -x -d 'of each second keep the daemon standing (80), else trace less'
 complete -c virtrace -n '_shtab_virtrace_using record' -l max-events -x -d 'end after N events (1000000)'
 complete -c virtrace -n '_shtab_virtrace_using record' -l max-bytes -x -d 'end when the trace has N bytes (1000000000)'
+complete -c virtrace -n '_shtab_virtrace_using record' -l rotate -x -d 'go on in a new file after N bytes; FILE.jsonl is FILE.000001.jsonl then, and so on'
+complete -c virtrace -n '_shtab_virtrace_using record' -l keep -x -d 'only the last N of these files'
 complete -c virtrace -n '_shtab_virtrace_using record; and test $_shtab_virtrace_npos -eq 0' -ka "(_virtrace_recipes)" -d 'blockinfo, blockjob, blockstats, dominfo, domstats, errors, job-lock, migration, monitor-stall, pool-refresh, qmp, rpc, start-failure, or a recipe'"'"'s file'
 complete -c virtrace -n '_shtab_virtrace_using; and test $_shtab_virtrace_npos -eq 0' -a show -d 'Show every traced call: its answer first, then how it came about.'
 complete -c virtrace -n '_shtab_virtrace_using show' -s h -l help -d 'show this help message and exit'

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import itemgetter
 from tempfile import TemporaryFile
 from typing import Any, TypeVar
 
@@ -159,20 +160,23 @@ def compare(a: Recording, b: Recording) -> Comparison:
     outlines = _outlines(a), _outlines(b)
     # By the place among a's calls as they end: that among b's, and among the pairs.
     partners: dict[int, tuple[int, int]] = {}
-    alone: list[Alone] = []
+    # By the place among the calls of its side.
+    alone_a: dict[int, Alone | None] = {}
+    alone_b: dict[int, Alone | None] = {}
     for place, (one, other) in enumerate(_paired(outlines[0].calls, outlines[1].calls)):
         if one is not None and other is not None:
             partners[one.place] = other.place, place
         elif one is not None:
-            alone.append(Alone("a", one.call))
+            alone_a[one.place] = None
         elif other is not None:
-            alone.append(Alone("b", other.call))
+            alone_b[other.place] = None
     found: dict[bytes, tuple[int, Pair]] = {}
     more = more_differ = 0
     summaries = Summary(), Summary()
-    with _Later(b, {other for other, _ in partners.values()}) as later:
+    with _Later(b, alone_b) as later:
         for number, one_call in enumerate(_calls(a)):
             if number not in partners:
+                alone_a[number] = Alone("a", one_call.alone())
                 continue
             partner, place = partners[number]
             other_call = later.call(partner)
@@ -190,12 +194,16 @@ def compare(a: Recording, b: Recording) -> Comparison:
                 found[key] = place, pair
                 pair.calls = calls
             calls.append((one_call.id, other_call.id))
+        later.finish()
+    alone = [*alone_a.values(), *alone_b.values()]
+    if None in alone:
+        raise _changed()
     ordered = [pair for _, pair in sorted(found.values(), key=lambda each: each[0])]
     return Comparison(
         a=a,
         b=b,
         pairs=tuple(ordered),
-        alone=tuple(alone),
+        alone=tuple(filter(None, alone)),
         hidden=tuple(both.hidden(*(each.names for each in outlines))),
         notes=tuple(dict.fromkeys([*_settings(a, b), *both.notes])),
         timings=tuple(_timings(*summaries, both.seen)),
@@ -215,9 +223,12 @@ def texts(call: Call) -> Record:
 
 @dataclass(frozen=True)
 class _Outline:
-    """What says which calls belong together. place: among the calls, as they end."""
+    """What says which calls belong together.
 
-    call: Call
+    like: the first call that asked the same, for all of them. place: among the calls, as they end.
+    """
+
+    like: Call
     place: int
 
 
@@ -234,29 +245,33 @@ def _calls(trace: Recording) -> Iterator[Call]:
 
 
 def _outlines(trace: Recording) -> _Outlines:
-    calls: list[_Outline] = []
+    calls: list[tuple[int, _Outline]] = []
+    like: dict[str, Call] = {}
     names: dict[str, tuple[int, int]] = {}
     for place, call in enumerate(_calls(trace)):
-        calls.append(_Outline(call.alone(), place))
+        asked = _asked(call)
+        if asked not in like:
+            like[asked] = call.alone()
+        calls.append((call.root.t_enter_ns, _Outline(like[asked], place)))
         for node in call.nodes():
             met = call.root.t_enter_ns, place
             name = _name(node)
             if names.setdefault(name, met) > met:
                 names[name] = met
-    calls.sort(key=lambda each: each.call.root.t_enter_ns)
-    return _Outlines(calls, sorted(names, key=lambda name: names[name]))
+    calls.sort(key=itemgetter(0))
+    return _Outlines([outline for _, outline in calls], sorted(names, key=lambda name: names[name]))
 
 
 class _Later:
     """Calls of a trace by their places, asked for once each, in nearly any order.
 
     Those that are passed on the way are kept until they are asked for: a few in memory, the rest
-    in a file without a name. wanted: the places that will be asked for.
+    in a file without a name. alone: the places that are not asked for; gets what stands there.
     """
 
-    def __init__(self, trace: Recording, wanted: Collection[int]) -> None:
+    def __init__(self, trace: Recording, alone: dict[int, Alone | None]) -> None:
         self._rest = enumerate(_calls(trace))
-        self._wanted = wanted
+        self._alone = alone
         self._near: dict[int, Call] = {}
         self._far: dict[int, tuple[int, int]] = {}
         self._file = TemporaryFile(prefix="virtrace-")  # noqa: SIM115
@@ -278,11 +293,18 @@ class _Later:
         for passed, call in self._rest:
             if passed == place:
                 return call
-            if passed in self._wanted:
-                self._keep(passed, call)
-        raise TraceError("the trace has changed while it was compared", "compare it once it ended")
+            self._keep(passed, call)
+        raise _changed()
+
+    def finish(self) -> None:
+        """To the end of the trace, where it says what is missing from it."""
+        for passed, call in self._rest:
+            self._keep(passed, call)
 
     def _keep(self, place: int, call: Call) -> None:
+        if place in self._alone:
+            self._alone[place] = Alone("b", call.alone())
+            return
         if len(self._near) < _MOST_NEAR:
             self._near[place] = call
             return
@@ -295,6 +317,10 @@ class _Later:
         self._file.write(data)
 
 
+def _changed() -> TraceError:
+    return TraceError("the trace has changed while it was compared", "compare it once it ended")
+
+
 def _paired(
     a: list[_Outline], b: list[_Outline]
 ) -> Iterator[tuple[_Outline | None, _Outline | None]]:
@@ -303,16 +329,16 @@ def _paired(
     unread = {
         name
         for each in (*a, *b)
-        for name, value in texts(each.call).items()
+        for name, value in texts(each.like).items()
         if is_unavailable(value)
     }
     for key in (_asked, _asked_by_name, partial(_asked_by_name, without=unread)):
         waiting: dict[str, list[_Outline]] = defaultdict(list)
         for each in reversed(left[1]):
-            waiting[key(each.call)].append(each)
+            waiting[key(each.like)].append(each)
         alone = []
         for each in left[0]:
-            same = waiting[key(each.call)]
+            same = waiting[key(each.like)]
             if same:
                 yield each, same.pop()
             else:

@@ -453,7 +453,7 @@ class Recording:
             **more,
         }
         header["tool"] = {**header["tool"], "engine": "bpftrace"}
-        self._writer.write([header])
+        self._writer.begin(header)
         self._view.banner(header)
 
     def event(self, happened: Happened) -> None:
@@ -498,9 +498,14 @@ class Recording:
         """Write the footer. lost_events: as bpftrace counts them, lines and all."""
         self._dropped = max(self._dropped, lost_events)
         self.tracer.finish(self._last_ns, ENDED)
-        footer = {
+        footer = {**self._footer(), "reason": self.done or reason}
+        self._writer.finish(footer)
+        self._view.summary(footer)
+
+    def _footer(self) -> Record:
+        return {
             "type": "footer",
-            "reason": self.done or reason,
+            "reason": self.done,
             "t_ns": self._last_ns,
             "events": self._events,
             "dropped": self._dropped,
@@ -509,8 +514,6 @@ class Recording:
             # Only the thread that meets a probe takes part in it.
             "stopped_ns": {"total": 0, "max": 0},
         }
-        self._writer.finish(footer)
-        self._view.summary(footer)
 
     def _since(self, t_ns: int) -> int:
         since = max(t_ns - (self._started_ns or 0), 0)
@@ -523,6 +526,8 @@ class Recording:
         event = Event(seq=self._events, **vars(raw))
         self._writer.write([event.to_record()])
         self._events += 1
+        if self._writer.is_full:
+            self._writer.rotate(self._footer())
         self._view.event(event)
         if self._events >= self._limits.events or self._writer.size >= self._limits.bytes:
             self.done = self.done or "limit"

@@ -92,9 +92,10 @@ class Pseudonyms:
 
     def known(self, original: str) -> str | None:
         """The pseudonym of a value that is one at another place."""
-        return self._given.get(original)
+        given = self._given.get(original)
+        return None if given is None or self._is_common(original) else given
 
-    def is_common(self, original: str) -> bool:
+    def _is_common(self, original: str) -> bool:
         """A part of a path such as `libvirt`, which elsewhere is just that word."""
         return self.kind_of(original) in ("path", "text") and self.is_ordinary(original)
 
@@ -200,12 +201,11 @@ class Audit(Pseudonyms):
             self.found.setdefault(original, kind)
         return original
 
-    def is_common(self, original: str) -> bool:
-        return self._made_with.is_common(original)
+    def harmless(self, text: str) -> None:
+        """Of what is finished nobody asks for it."""
 
     def known(self, original: str) -> str | None:
         """A word that is nobody's may stand here; one that is another's pseudonym does."""
-        hidden = self._made_with.known(original)
-        if hidden not in (None, original):
+        if self._made_with.known(original) not in (None, original):
             self.found.setdefault(original, "name")
         return original if original in self._allowed else None

@@ -141,6 +141,8 @@ class Redactor:
         }
         if isinstance(header.get("limits"), dict):
             found["limits"] = self._own(header["limits"])
+        if "part" in header:
+            found["part"] = self._own(header["part"])
         if isinstance(selection.get("where"), dict):
             where = self._where(selection["where"])
             limits = {key: self._own(selection.get(key)) for key in ("calls", "seconds")}
@@ -364,14 +366,14 @@ class Redactor:
         prefixed = re.fullmatch(r"(unix|file|pipe|tcp|udp|telnet):(/.*)", text)
         if prefixed:
             return f"{prefixed[1]}:{self._place(prefixed[2])}"
-        known = None if self.names.is_common(text) else self.names.known(text)
+        known = self.names.known(text)
         if known is not None:
             return known
         return self._prose(text) if " " in text else self.names.add("text", text)
 
     def _name(self, text: str) -> str:
         """Of a name what it is the name of is not known here, but may be elsewhere."""
-        known = None if self.names.is_common(text) else self.names.known(text)
+        known = self.names.known(text)
         return known if known is not None else self._untyped(text)
 
     def _structured(self, text: str) -> str | None:

@@ -27,7 +27,7 @@ from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, IncompleteError, Targ
 from virtrace.recipe.model import Recipe
 from virtrace.recipe.selection import Limits, Selection
 from virtrace.report.live import TerminalView
-from virtrace.trace.writer import Writer
+from virtrace.trace.rotation import new_writer
 
 # Until all probes are there; what bpftrace needs for it grows with their number.
 _START_SECONDS = 60.0
@@ -49,10 +49,11 @@ def record(
     process: Process,
     plan: Plan,
     output: Path,
+    rotation: tuple[int | None, int | None],
     command: Sequence[str],
     words: str | None,
 ) -> int:
-    """The exit status. words: the command, as a shell has it."""
+    """The exit status. rotation: as of `new_writer`. words: the command, as a shell has it."""
     nested = os.readlink("/proc/self/ns/pid") != _FIRST_NAMESPACE
     handshake = _Handshake()
     where = program.Where(
@@ -67,11 +68,11 @@ def record(
     )
     text = program.text(plan, where)
     signals: list[int] = []
-    writer = Writer(output)
+    writer = new_writer(output, *rotation)
     with tempfile.TemporaryDirectory(prefix="virtrace-") as folder, ending_signals(signals.append):
         file, errors = Path(folder, "program.bt"), Path(folder, "errors")
         file.write_text(text)
-        view = TerminalView(sys.stdout.fileno(), output, words)
+        view = TerminalView(sys.stdout.fileno(), writer, words)
         recording = Recording(
             recipe, selection, limits, plan, writer, view, None if nested else process.pid
         )

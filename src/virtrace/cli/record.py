@@ -28,6 +28,7 @@ from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, IncompleteError, Targ
 from virtrace.recipe import catalogue, selection
 from virtrace.recipe.model import Recipe
 from virtrace.trace.reader import TraceStream
+from virtrace.trace.rotation import last_file
 from virtrace.trace.writer import default_path, insert_before_footer
 
 ENGINES = ("gdb", "bpftrace")
@@ -40,8 +41,8 @@ def add_parser(subparsers: Any) -> None:
         "COMMAND, which is run once every call is traced.",
         usage="%(prog)s RECIPE [-p PID | --process NAME] [-o FILE] [--where KEY=VALUE]... "
         "[--calls N] [--seconds S] [--max-stop-ms N] [--max-load PERCENT] [--max-events N] "
-        "[--max-bytes N] [--source FOLDER] [--host-facts] [--engine gdb|bpftrace] "
-        "[-- COMMAND...]",
+        "[--max-bytes N] [--rotate N [--keep N]] [--source FOLDER] [--host-facts] "
+        "[--engine gdb|bpftrace] [-- COMMAND...]",
     )
     parser.add_argument(
         "recipe", metavar="RECIPE", help=f"{', '.join(catalogue.shipped())}, or a recipe's file"
@@ -75,6 +76,12 @@ def add_parser(subparsers: Any) -> None:
         help="bpftrace: trace by uprobes; the daemon never stands still, and some is left out",
     )
     add_limits(parser)
+    parser.add_argument(
+        "--rotate",
+        metavar="N",
+        help="go on in a new file after N bytes; FILE.jsonl is FILE.000001.jsonl then, and so on",
+    )
+    parser.add_argument("--keep", metavar="N", help="only the last N of these files")
     parser.set_defaults(run=run)
 
 
@@ -101,6 +108,8 @@ def run(args: argparse.Namespace) -> int:
         command=args.traced,
         host_facts=args.host_facts,
         limits=limits_of(args),
+        rotate=args.rotate,
+        keep=args.keep,
         engine=args.engine,
     )
 
@@ -117,17 +126,21 @@ def record_trace(
     command: Sequence[str] = (),
     host_facts: bool = False,
     limits: Mapping[str, str] = MappingProxyType({}),
+    rotate: str | None = None,
+    keep: str | None = None,
     engine: str = "gdb",
 ) -> int:
     """Trace a daemon, and show it live on standard output. The exit status of errors.py.
 
-    where, calls, seconds, host_facts, limits: as the options of `virtrace record` have them.
-    command: run once every call is traced; the trace ends when it and the calls it made have ended.
+    where, calls, seconds, host_facts, limits, rotate, keep: as the options of `virtrace record`
+    have them. command: run once every call is traced; the trace ends when it and the calls it made
+    have ended.
     """
     # All that can be wrong is found before the daemon is touched.
     loaded = catalogue.find(recipe)
     selected = selection.parse(loaded, where, calls, seconds)
     limited = selection.limits(limits)
+    rotation = selection.rotation(rotate, keep)
     if command and shutil.which(command[0]) is None:
         raise UsageError(f"there is no command {command[0]}", "write the command after `--`")
     process = check_traceable(pid)
@@ -141,10 +154,10 @@ def record_trace(
         resolved = plan(recipe, process, fetch_debug_info(process, loaded.modules))
         words = shlex.join(command) if command else None
         status = bpftrace.record(
-            loaded, selected, limited, process, resolved, output, command, words
+            loaded, selected, limited, process, resolved, output, rotation, command, words
         )
         if host_facts:
-            _add_host_facts(output, pid)
+            _add_host_facts(last_file(output, *rotation), pid)
         return status
     settings = {
         "PID": str(pid),
@@ -152,6 +165,8 @@ def record_trace(
         "WHERE": shlex.join(where),
         "CALLS": calls or "",
         "SECONDS": seconds or "",
+        "ROTATE": rotate or "",
+        "KEEP": keep or "",
         **{name.upper().replace("-", "_"): value for name, value in limits.items()},
         **({"SOURCE": os.path.abspath(source)} if source else {}),
         **({"COMMAND": shlex.join(command)} if command else {}),
@@ -162,7 +177,7 @@ def record_trace(
         settings["SOURCE_FILES"] = json.dumps(source_files)
     status = _run_gdb(recipe, settings, command)
     if host_facts and status in (DONE, INCOMPLETE, INTERRUPTED):
-        _add_host_facts(output, pid)
+        _add_host_facts(last_file(output, *rotation), pid)
     return status
 
 

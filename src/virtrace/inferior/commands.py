@@ -51,6 +51,7 @@ from virtrace.recipe.model import Recipe
 from virtrace.report.highlight import style_for
 from virtrace.report.live import TerminalView
 from virtrace.trace.reader import read_trace
+from virtrace.trace.rotation import last_file, new_writer
 from virtrace.trace.writer import Writer, default_path
 
 _VIRTRACE = """Trace libvirt from its API down to what QEMU answered.
@@ -101,6 +102,16 @@ _PARAMETERS = {
     "max-bytes": (
         "how large the file of a trace may become.",
         "Without it 1000000000 bytes.",
+        False,
+    ),
+    "rotate": (
+        "after how many bytes a trace goes on in a new file.",
+        "The files are traces each, with a number in their names. Without it: one file.",
+        False,
+    ),
+    "keep": (
+        "how many of the files of `rotate` are kept, the last ones.",
+        "Without it all of them.",
         False,
     ),
 }
@@ -314,12 +325,13 @@ def _trace(name: str, pid: int) -> int:
         recipe, shlex.split(_parameter("where")), _parameter("calls"), _parameter("seconds")
     )
     limits = selection.limits({name: _parameter(name) for name in selection.LIMITS})
+    rotation = selection.rotation(_parameter("rotate"), _parameter("keep"))
     process = _process(pid)
     abi = _abi(process)
     output = Path(_parameter("output") or default_path(recipe.name, process.pid))
     debug_files = _debug_files()
     with terminal_without_gdb() as terminal, target.quiet_settings(), target.no_files():
-        writer = Writer(output)
+        writer = new_writer(output, *rotation)
         command = os.environ.get("VIRTRACE_COMMAND")
         with ExitStack() as symbols:
             try:
@@ -334,7 +346,7 @@ def _trace(name: str, pid: int) -> int:
                 backtraces = Backtraces(process, probes, packs) if recipe.has_backtraces else None
                 journal = symbols.enter_context(_guarded(recipe, process, abi, probes))
                 warnings = list(_warn(look, limits))
-                view = TerminalView(terminal, output, command)
+                view = TerminalView(terminal, writer, command)
                 recorder = symbols.enter_context(
                     closing(_recorder(recipe, limits, probes, writer, view))
                 )
@@ -358,8 +370,10 @@ def _trace(name: str, pid: int) -> int:
                 warnings,
                 _say_ready,
             )
-            _written.append(output)
-            return session.run()
+            try:
+                return session.run()
+            finally:
+                _written.append(last_file(output, *rotation))
 
 
 def _recorder(

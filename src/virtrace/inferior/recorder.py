@@ -16,7 +16,7 @@ import struct
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
@@ -77,9 +77,13 @@ class Recorder:
             os.close(items)
             os.close(tell)
 
-    def listen(self, end: Callable[[str], None]) -> None:
-        """end: called with the footer's reason, on a thread of its own, where it has to end."""
-        self._listener = threading.Thread(target=self._listen, args=(end,), daemon=True)
+    def listen(self, end: Callable[[str], None], end_file: Callable[[], None]) -> None:
+        """Both are called on a thread of its own.
+
+        end: the trace has to end; with the footer's reason. end_file: a footer is wanted, as what
+        comes behind it goes to the next file.
+        """
+        self._listener = threading.Thread(target=self._listen, args=(end, end_file), daemon=True)
         self._listener.start()
 
     def put(self, item: RawEvent | Record) -> None:
@@ -122,7 +126,7 @@ class Recorder:
         os.close(self._items)
         os.close(self._told)
 
-    def _listen(self, end: Callable[[str], None]) -> None:
+    def _listen(self, end: Callable[[str], None], end_file: Callable[[], None]) -> None:
         is_finished = False
         with open(self._told, "rb", closefd=False) as told:
             for line in told:
@@ -132,6 +136,8 @@ class Recorder:
                     self.failure = self.failure or IncompleteError(what, remedy)
                     self.failure.__cause__ = Exception(where)
                 is_finished = is_finished or "finished" in message
+                if "end_file" in message:
+                    end_file()
                 if "end" in message:
                     end(message["end"])
         if not is_finished:
@@ -165,6 +171,8 @@ class Recording:
         self._events = 0
         self._dropped = 0
         self._is_finished = False
+        # A footer to go on in another file with.
+        self._is_asked = False
 
     def descriptors(self) -> tuple[int, ...]:
         return self._writer.descriptor, self._view.terminal
@@ -190,7 +198,7 @@ class Recording:
                 item = pickle.loads(rest[begin:at])
                 taken.append(item if isinstance(item, dict) else RawEvent(*item))
             rest = rest[at:]
-            self._guarded(partial(self._take, taken))
+            self._take(taken)
         self._view.close()
         self._say({"finished": True})
 
@@ -202,16 +210,23 @@ class Recording:
                 time.sleep(_GATHER_SECONDS)
         self._chunks.put(b"")
 
-    def _take(self, items: list[RawEvent | Record]) -> None:
-        footer: Record | None = None
-        if items and isinstance(items[-1], dict) and items[-1]["type"] == "footer":
-            footer = items[-1]
-            items = items[:-1]
-        try:
-            self._drain(items)
-        finally:
-            if footer is not None:
-                self._finish(footer)
+    def _take(self, items: Iterable[RawEvent | Record]) -> None:
+        batch: list[RawEvent | Record] = []
+        for item in items:
+            if isinstance(item, RawEvent) or item["type"] == "switched-off":
+                batch.append(item)
+                continue
+            if batch:
+                self._guarded(partial(self._drain, batch))
+                batch = []
+            own = self._begin if item["type"] == "header" else self._end_file
+            self._guarded(partial(own, item))
+        if batch:
+            self._guarded(partial(self._drain, batch))
+
+    def _begin(self, header: Record) -> None:
+        self._view.banner(header)
+        self._writer.begin(header)
 
     def _drain(self, items: Sequence[RawEvent | Record]) -> None:
         events = sum(isinstance(item, RawEvent) for item in items)
@@ -236,13 +251,14 @@ class Recording:
         except Exception:
             self._dropped += events
             raise
+        if self._writer.is_full and not self._is_asked:
+            self._is_asked = True
+            self._say({"end_file": True})
         if self._events >= self._limits.events or self._writer.size >= self._limits.bytes:
             self._say({"end": "limit"})
         for one in written:
             if isinstance(one, Event):
                 self._view.event(one)
-            elif one["type"] == "header":
-                self._view.banner(one)
             else:
                 self._view.switched_off(one)
 
@@ -268,9 +284,18 @@ class Recording:
             if text is not None:
                 event.values["text"] = text
 
+    def _end_file(self, footer: Record) -> None:
+        footer |= {"events": self._events, "dropped": self._dropped}
+        if footer["reason"] != "rotated":
+            self._finish(footer)
+        else:
+            self._is_asked = False
+            # Calls may have begun since.
+            if self._writer.is_full:
+                self._writer.rotate(footer)
+
     def _finish(self, footer: Record) -> None:
         self._is_finished = True
-        footer |= {"events": self._events, "dropped": self._dropped}
         try:
             self._writer.finish(footer)
             self._writer.check_there()

@@ -128,7 +128,7 @@ class Session:
                 gdb.events.exited.connect(self._on_stop)
                 try:
                     with unsignalled():
-                        self._recorder.listen(self._ask_end)
+                        self._recorder.listen(self._ask_end, self._ask_footer)
                     self._recorder.put(header)
                     self._insert()
                     self._loop()
@@ -221,6 +221,14 @@ class Session:
     def _ask_end(self, reason: str) -> None:
         """From other threads than GDB's: only post_event may be called there."""
         gdb.post_event(partial(self._guarded, partial(self._end, reason)))
+
+    def _ask_footer(self) -> None:
+        gdb.post_event(partial(self._guarded, self._end_file))
+
+    def _end_file(self) -> None:
+        """The trace goes on in another one."""
+        if self._reason is None:
+            self._recorder.put({**self._footer(), "reason": "rotated"})
 
     def _end(self, reason: str) -> None:
         if reason == "done" and not self._finishing and self.tracer.calls_open:
@@ -343,7 +351,7 @@ class Session:
         ended_ns = time.monotonic_ns() - self.started_ns
         self._recorder.be_patient()
         self._guarded(partial(self.tracer.finish, ended_ns, ENDED))
-        self._guarded(lambda: self._recorder.put(self._footer(ended_ns)))
+        self._guarded(lambda: self._recorder.put({**self._footer(), "t_ns": ended_ns}))
 
     def _account(self, since_ns: int) -> None:
         """The process stood still from since_ns until now, and goes on or is not through yet."""
@@ -363,12 +371,12 @@ class Session:
             if gone is not None:
                 self._too_dear.append(gone)
 
-    def _footer(self, ended_ns: int) -> Record:
+    def _footer(self) -> Record:
         status = read_status(self._process.pid)
         return {
             "type": "footer",
             "reason": self._reason,
-            "t_ns": ended_ns,
+            "t_ns": time.monotonic_ns() - self.started_ns,
             # What came into the file is known where it is written.
             "events": 0,
             "dropped": 0,

@@ -59,6 +59,16 @@ def limits(given: Mapping[str, str]) -> Limits:
     )
 
 
+def rotation(rotate: str | None, keep: str | None) -> tuple[int | None, int | None]:
+    """Bytes after which a new file begins, and how many files are kept; None: one file, all.
+
+    UsageError where they cannot be meant.
+    """
+    if keep and not rotate:
+        raise UsageError("without rotate there is one file, which is kept", "give rotate, too")
+    return _positive("rotate", rotate, int, 1e15), _positive("keep", keep, int)
+
+
 def parse(
     recipe: Recipe, where: Iterable[str], calls: str | None, seconds: str | None
 ) -> Selection:

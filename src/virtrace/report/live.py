@@ -8,7 +8,6 @@ import shlex
 import threading
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
 
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, CallBuilder, Point
@@ -16,6 +15,7 @@ from virtrace.analysis.waiting import waiting
 from virtrace.report import text
 from virtrace.report.highlight import style_for
 from virtrace.trace.format import Event, Record
+from virtrace.trace.writer import Writer
 
 # Calls, and what is outside of them, that may wait to be shown; a terminal that falls further
 # behind misses some.
@@ -29,17 +29,16 @@ class TerminalView:
     keep the engine from its next event; under GDB, with it the daemon.
     """
 
-    def __init__(self, terminal: int, output: Path, command: str | None) -> None:
+    def __init__(self, terminal: int, trace: Writer, command: str | None) -> None:
         """command: what virtrace runs itself."""
         self.terminal = terminal
         with open(terminal, "w", closefd=False) as stream:
             self._style = style_for(stream)
             self._encoding = stream.encoding
         self._builder = CallBuilder()
-        self._output = str(output)
+        self._trace = trace
         self._command = command
-        # What to type when the trace is done, if not `virtrace show`.
-        self._next_step: str | None = None
+        self._is_explained = False
         # Calls that had not ended when the trace did.
         self._cut_off: list[Call] = []
         self._not_shown = 0
@@ -51,10 +50,10 @@ class TerminalView:
         # Only here, in the process that writes, and which holds signals back.
         self._writer = threading.Thread(target=self._write_all, daemon=True)
         self._writer.start()
-        if header["recipe"]["name"] == "blockinfo":
-            self._next_step = f"virtrace explain {shlex.quote(self._output)}"
+        self._is_explained = header["recipe"]["name"] == "blockinfo"
+        output = str(self._trace.path)
         self._waiting.put(
-            lambda: text.banner(header, self._style, output=self._output, command=self._command)
+            lambda: text.banner(header, self._style, output=output, command=self._command)
         )
 
     def event(self, event: Event) -> None:
@@ -78,13 +77,16 @@ class TerminalView:
         if self._not_shown:
             missed = f"{self._not_shown:,} more are not shown: the terminal did not keep up\n"
             self._waiting.put(lambda: [missed])
+        # The last file, where there are several.
+        output = str(self._trace.path)
+        explain = f"virtrace explain {shlex.quote(output)}"
         self._waiting.put(
             lambda: text.summary(
                 footer,
                 self._style,
                 tally=self._builder.tally,
-                output=self._output,
-                next_step=self._next_step,
+                output=output,
+                next_step=explain if self._is_explained else None,
             )
         )
 

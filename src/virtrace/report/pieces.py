@@ -35,6 +35,7 @@ _REASONS = {
     "interrupt": "interrupted",
     "target-exit": "the traced process ended",
     "error": "stopped by an error",
+    "rotated": "the file was full",
 }
 
 
@@ -503,6 +504,8 @@ def counts(footer: Record | None, tally: Tally) -> list[Piece]:
 def ending(footer: Record) -> list[Piece]:
     """Why the run ended, and whether the process was let go."""
     pieces = words(f"{_REASONS.get(footer['reason'], footer['reason'])};")
+    if footer["reason"] == "rotated":
+        return pieces + words("the recording goes on in the next one")
     if footer["detached"]:
         return pieces + words("detached from the process")
     if footer["reason"] == "target-exit":

@@ -21,6 +21,7 @@ Record = dict[str, Any]
 # Of a `lost` event: why no return of the function was seen.
 ENDED = "the trace ended before its return"
 SWITCHED_OFF = "a probe was switched off before its return"
+ROTATED = "the file was full before its return: the recording goes on in the next one"
 
 LEVELS = ("dwarf", "pack", "symbol", "inferred", "usdt", "missing")
 

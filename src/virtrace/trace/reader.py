@@ -73,6 +73,7 @@ _FOOTER: Mapping[str, _Shape] = {
 _SWITCHED_OFF: Mapping[str, _Shape] = {"t_ns": int, "name": str, "kind": str, "why": str}
 
 
+_PART: Mapping[str, _Shape] = {"number": int, "open": [int]}
 _HOST: Mapping[str, _Shape] = {
     "collected": str,
     "domain": str,
@@ -251,7 +252,7 @@ class TraceStream:
                 cut = f"line {number} is cut short: the run ended while it was written"
                 self.problems.append(cut)
         self.told(True)
-        self.problems += _missing(self.count, self.footer)
+        self.problems += _missing(self.count, self.header, self.footer)
 
     def host_records(self) -> list[Record]:
         found = []
@@ -323,10 +324,13 @@ def schema() -> Record:
     return document
 
 
-def _missing(events: int, footer: Record | None) -> list[str]:
-    if footer is None:
-        return ["no footer: the run was cut short, or is still going on"]
+def _missing(events: int, header: Record, footer: Record | None) -> list[str]:
     problems = []
+    if cut := header.get("part", {}).get("open"):
+        listed = ", ".join(map(str, cut))
+        problems.append(f"open at its start, and begun in a file before: calls {listed}")
+    if footer is None:
+        return [*problems, "no footer: the run was cut short, or is still going on"]
     if footer["events"] != events:
         problems.append(f"{events} of the {footer['events']} events are in the file")
     if footer["dropped"]:
@@ -487,6 +491,8 @@ def _header(line: bytes | None, path: str | Path) -> Record:
         )
     try:
         _check(record, _HEADER)
+        if "part" in record:
+            _check(record["part"], _PART, "part")
     except _BrokenLine as broken:
         raise TraceError(
             f"{path}:1: not the header of a trace: {broken}", "take a fresh copy of the file"

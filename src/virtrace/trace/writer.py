@@ -65,7 +65,7 @@ class Writer:
     """A new file, readable by its owner only: a trace can hold whatever QMP carried.
 
     Compressed where its name ends in `.gz` or `.zst`; what was written can be read all the same,
-    whatever happens to the writer. size: bytes of the file.
+    whatever happens to the writer.
     """
 
     def __init__(self, path: Path) -> None:
@@ -73,11 +73,29 @@ class Writer:
         self.path = path
         self._packer = Packer(path.name) if is_packed(path.name) else None
         self._file = create(path, "the trace")
-        self.size = 0
+        self._size = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes that were written."""
+        return self._size
 
     @property
     def descriptor(self) -> int:
         return self._file
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is time to ``rotate``."""
+        return False
+
+    def rotate(self, footer: Record) -> None:
+        """What is written next goes to a new file. footer: of this one."""
+        raise NotImplementedError
+
+    def begin(self, header: Record) -> None:
+        """The first record; TraceError as of write."""
+        self.write([header])
 
     def write(self, records: Iterable[Record]) -> None:
         """All of the records, or none of them and TraceError where the disk does not take them."""
@@ -94,11 +112,11 @@ class Writer:
                 data = self._packer.end(data) if last else self._packer.pack(data)
             while data:
                 data = data[os.write(self._file, data) :]
-            self.size = os.lseek(self._file, 0, os.SEEK_CUR)
+            self._size = os.lseek(self._file, 0, os.SEEK_CUR)
         except OSError as error:
             # Half a line in the middle would make the rest unreadable.
-            os.ftruncate(self._file, self.size)
-            os.lseek(self._file, self.size, os.SEEK_SET)
+            os.ftruncate(self._file, self._size)
+            os.lseek(self._file, self._size, os.SEEK_SET)
             if self._packer is not None:
                 self._packer.undo()
             raise TraceError(

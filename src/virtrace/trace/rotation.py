@@ -1,0 +1,188 @@
+"""A long recording in several files, each of them a trace by itself."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from virtrace.errors import TraceError
+from virtrace.trace.format import ROTATED, Record
+from virtrace.trace.writer import Writer
+
+_ENDING = re.compile(r"(\.jsonl)?(\.gz|\.zst)?$")
+# A full file waits for a moment without an open call until it is so many times as large.
+_PATIENCE = 2
+
+
+def new_writer(path: Path, rotate: int | None, keep: int | None) -> Writer:
+    """rotate: bytes after which a new file begins; keep: how many files; None: one file, all.
+
+    TraceError where a file exists or cannot be made.
+    """
+    return Writer(path) if rotate is None else RotatingWriter(path, rotate, keep)
+
+
+def last_file(path: Path, rotate: int | None, _: int | None) -> Path:
+    """That of a recording to ``path`` that was written last; as of new_writer."""
+    return path if rotate is None else parts(path)[-1]
+
+
+def parts(path: Path) -> list[Path]:
+    """The files there are of a recording to ``path`` that was rotated, in order."""
+    start, end = _around_number(path)
+    wanted = re.compile(re.escape(start) + "[0-9]{6,}" + re.escape(end))
+    try:
+        names = [name for name in os.listdir(path.parent) if wanted.fullmatch(name)]
+    except OSError:
+        # Who makes a file there says why it cannot.
+        return []
+    return [path.with_name(name) for name in sorted(names, key=lambda name: (len(name), name))]
+
+
+class RotatingWriter(Writer):
+    """Goes on in a new file when one is full, between calls where there is such a moment.
+
+    path: of the file that is written to. Every other one has its footer, and begins and ends with
+    what makes it a trace by itself: the header, what was switched off, the end of calls that are
+    cut.
+    """
+
+    def __init__(self, path: Path, rotate: int, keep: int | None) -> None:
+        """As of new_writer; also where a file with any number exists, which it would come to."""
+        for taken in parts(path):
+            raise TraceError(
+                f"{taken} exists already", "name another file for the trace, or remove these"
+            )
+        self._start, self._end = _around_number(path)
+        self._rotate_at, self._keep = rotate, keep
+        self._number = 1
+        super().__init__(self._numbered(path))
+        # The files that have ended, each with what tells it from one that others put there.
+        self._ended: list[tuple[Path, tuple[int, ...]]] = []
+        self._ended_size = 0
+        self._is_stuck = False
+        # The footer that this file ends with, once there is more to write.
+        self._due: Record | None = None
+        # Of this file, and of the footer when it began.
+        self._events = 0
+        self._dropped = 0
+        # By span, without its values: what is open, and the file that it began in.
+        self._open: dict[int, tuple[int, Record]] = {}
+        self._last_ns = 0
+        self._switched_off: list[Record] = []
+
+    @property
+    def size(self) -> int:
+        return self._ended_size + self._size
+
+    @property
+    def is_full(self) -> bool:
+        full = self._rotate_at * (_PATIENCE if self._open else 1)
+        is_due = self._events and self._size >= full and self._due is None
+        return bool(is_due) and not self._is_stuck
+
+    def begin(self, header: Record) -> None:
+        self._header = header
+        super().write([self._own_header()])
+
+    def finish(self, footer: Record) -> None:
+        dropped = footer["dropped"] - self._dropped
+        super().finish({**footer, "events": self._events, "dropped": dropped})
+
+    def rotate(self, footer: Record) -> None:
+        self._due = footer
+
+    def write(self, records: Iterable[Record]) -> None:
+        """Also TraceError, once, where the next file cannot be made: this one goes on."""
+        if self._due is not None:
+            footer, self._due = self._due, None
+            self._begin_next(footer)
+        own, seq = [], self._events
+        for record in records:
+            if "seq" in record:
+                record = {**record, "seq": seq}
+                seq += 1
+            own.append(record)
+        super().write(own)
+        self._events = seq
+        for record in own:
+            self._note(record)
+
+    def _note(self, record: Record) -> None:
+        kind = record["type"]
+        if kind == "switched-off":
+            self._switched_off.append(record)
+            return
+        self._last_ns = max(self._last_ns, record["t_ns"])
+        if kind == "enter":
+            self._open[record["span"]] = self._number, {**record, "values": {}}
+        elif kind in ("exit", "lost"):
+            self._open.pop(record["span"], None)
+
+    def _begin_next(self, footer: Record) -> None:
+        still_open = dict(self._open)
+        self._number += 1
+        try:
+            following = Writer(self._numbered(self.path))
+            try:
+                following.write([self._own_header(), *self._switched_off])
+                self.write(self._cut())
+                self.finish({**footer, "reason": "rotated"})
+            except BaseException:
+                following.discard()
+                raise
+        except TraceError:
+            self._number -= 1
+            self._is_stuck = True
+            raise
+        self._open = still_open
+        self._events, self._dropped = 0, footer["dropped"]
+        self._ended.append((self.path, _identity(os.fstat(self._file))))
+        self._ended_size += self._size
+        self.close()
+        self.path, self._file = following.path, following._file
+        self._packer, self._size = following._packer, following._size
+        while self._keep is not None and len(self._ended) >= self._keep:
+            _remove(*self._ended.pop(0))
+
+    def _own_header(self) -> Record:
+        calls = {record["call"] for _, record in self._open.values()} - {None}
+        return {**self._header, "part": {"number": self._number, "open": sorted(calls)}}
+
+    def _cut(self) -> Iterable[Record]:
+        """The ends of the calls that began in this file and go on in the next one."""
+        for number, record in reversed(self._open.values()):
+            if number == self._number - 1:
+                yield {
+                    **record,
+                    "type": "lost",
+                    "t_ns": self._last_ns,
+                    "values": {"why": ROTATED},
+                }
+
+    def _numbered(self, path: Path) -> Path:
+        return path.with_name(f"{self._start}{self._number:06}{self._end}")
+
+
+def _around_number(path: Path) -> tuple[str, str]:
+    """What of the files' names stands before and behind the number."""
+    ending = _ENDING.search(path.name)
+    assert ending is not None
+    return f"{path.name[: ending.start()]}.", ending[0]
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    """A number of a file that was removed is soon that of another: hence the time."""
+    return status.st_dev, status.st_ino, status.st_mtime_ns
+
+
+def _remove(path: Path, identity: tuple[int, ...]) -> None:
+    """Only the very file, as it was left."""
+    try:
+        if _identity(path.lstat()) == identity:
+            path.unlink()
+    except OSError:
+        # Somebody else removed it, or keeps us from it: it is theirs.
+        return
