@@ -20,7 +20,8 @@ import pytest
 from support.intact import assert_untraced_and_intact
 from virtrace.analysis.spans import CallBuilder
 from virtrace.binary.process import check_traceable
-from virtrace.cli.gdb import check, plan
+from virtrace.cli.bpftrace import plan
+from virtrace.cli.gdb import check
 from virtrace.lab.daemon import Lab
 from virtrace.recipe import catalogue
 from virtrace.trace.format import is_unavailable

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 from elftools.common.exceptions import ELFError
 from elftools.elf.constants import SH_FLAGS
-from elftools.elf.elffile import ELFFile
 
 from virtrace.errors import TargetError
 
@@ -88,6 +87,9 @@ class ElfFile:
                 f"cannot read {self.name}: {error.strerror}",
                 "run as root, or as the user whose file it is",
             ) from error
+        # Not above: what reads no ELF file need not wait for it.
+        from elftools.elf.elffile import ELFFile
+
         with self._parsing():
             self._elf = ELFFile(io.BytesIO(self.contents))
 
