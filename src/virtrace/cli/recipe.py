@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from virtrace.binary.process import Process, check_traceable, choose_daemon, installed
-from virtrace.cli import new_recipe
 from virtrace.cli.gdb import check
 from virtrace.cli.record import fetch_debug_info, require_gdb
 from virtrace.errors import ANSWER_IS_NO, DONE, UsageError
@@ -115,6 +114,8 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _new(args: argparse.Namespace) -> int:
+    from virtrace.cli import new_recipe
+
     text = new_recipe.write(args.function, _process(args))
     if args.output is None:
         print(text, end="")
