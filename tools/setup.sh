@@ -129,7 +129,9 @@ make_venv() {
     fi
     say "installing virtrace$extras and what it needs into $venv"
     rm -f "$stamp"
+    # Of the packages for tests most is never imported; what is, is compiled when it is first.
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+        ${extras:+--no-compile} \
         --editable "$checkout$extras" || fail \
         "pip could not install virtrace's dependencies (its message is above)" \
         "check the network or pip's index settings, then run this again"

@@ -201,7 +201,7 @@ def hook_raises(hook: str, lab: Lab, folder: Path) -> Ended:
             "VIRTRACE_PID": str(lab.pid),
             "VIRTRACE_OUTPUT": str(output),
             # What raises at the end waits for it; the rest has time until it is called.
-            "VIRTRACE_SECONDS": "3" if hook in AT_END else "50",
+            "VIRTRACE_SECONDS": "1" if hook in AT_END else "50",
             "VIRTRACE_TEST_HOOK": where,
             "VIRTRACE_TEST_CALLS": str(times),
         },

@@ -94,6 +94,7 @@ def wait_for_breakpoints(pid: int) -> list[Place]:
             found = in_code(memory, driver, ABI.breakpoint)
             if found:
                 return found
+            time.sleep(0.01)
     raise AssertionError("no breakpoint was set")
 
 

@@ -20,7 +20,8 @@ import pytest
 from support.intact import assert_untraced_and_intact
 from virtrace.analysis.spans import CallBuilder
 from virtrace.binary.process import check_traceable
-from virtrace.cli.gdb import check, plan
+from virtrace.cli.bpftrace import plan
+from virtrace.cli.gdb import check
 from virtrace.lab.daemon import Lab
 from virtrace.recipe import catalogue
 from virtrace.trace.format import is_unavailable
@@ -202,18 +203,15 @@ def test_interrupt_ends_it_whole(lab: Lab, tmp_path: Path) -> None:
 
 def test_killed_bpftrace_leaves_the_daemon_alone(lab: Lab, tmp_path: Path) -> None:
     endless = subprocess.list2cmdline(lab.virsh_command("domblkinfo vm1 vda"))
+    calling = ["sh", "-c", f"while :; do {endless} > /dev/null || exit 1; done"]
     for turn in range(3):
         output = tmp_path / f"trace{turn}.jsonl"
-        clients = [
-            subprocess.Popen(
-                ["sh", "-c", f"while :; do {endless} > /dev/null || exit 1; done"],
-                start_new_session=True,
-            )
-            for _ in range(4)
-        ]
+        # One while the probes are set: more would keep bpftrace from compiling.
+        clients = [subprocess.Popen(calling, start_new_session=True)]
         try:
             with recording(lab, output) as process:
                 assert process.stdout is not None
+                clients += [subprocess.Popen(calling, start_new_session=True) for _ in range(3)]
                 # Calls go through the probes at this very moment.
                 wait_for(process.stdout, b"info as in the answer")
                 os.kill(bpftrace_of(process), signal.SIGKILL)

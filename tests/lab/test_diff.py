@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jsonschema
+import jsonschema_rs
 import pytest
 
 from virtrace.lab.daemon import Lab
@@ -42,7 +42,7 @@ def compared(a: str, b: str, *, status: int) -> tuple[list[str], dict[str, Any]]
     form = virtrace("diff", "--json", a, b)
     assert (form.returncode, form.stderr) == (status, "")
     document = json.loads(form.stdout)
-    jsonschema.Draft202012Validator(schema()).validate(document)
+    jsonschema_rs.Draft202012Validator(schema()).validate(document)
     assert document["equal"] == (status == 0)
     return done.stdout.splitlines(), document
 

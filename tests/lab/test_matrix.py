@@ -51,7 +51,7 @@ TESTS = (
     "tests/lab/test_new_recipe.py",
     "tests/lab/test_lab.py",
 )
-TESTS_NEED = ("pytest", "pexpect", "jsonschema")
+TESTS_NEED = ("pytest", "pexpect", "jsonschema-rs")
 
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/tmp", "LC_ALL": "C.UTF-8"}
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union
 
-import jsonschema
+import jsonschema_rs
 import pytest
 
 from virtrace.analysis.explain import Explanation, explain
@@ -342,7 +342,7 @@ def test_causes(scenario: Scenario, lab: Lab, traced: Traced) -> None:
     done = virtrace("explain", "--json", str(traced.file))
     assert (done.returncode, done.stderr) == (0, "")
     document = json.loads(done.stdout)
-    jsonschema.Draft202012Validator(schema()).validate(document)
+    jsonschema_rs.Draft202012Validator(schema()).validate(document)
     firsts = [case["causes"][0]["name"] for case in document["cases"]]
     assert firsts == [named(each)[0] for each in with_host]
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jsonschema
+import jsonschema_rs
 import pytest
 import samples
 
@@ -34,7 +34,7 @@ NEW = DATA / "diff" / "last-sector-12.8.0.jsonl"
 SAMPLE = DATA / "sample-blockinfo.jsonl"
 DISCARDED = DATA / "explain" / "discarded-9.0.0.jsonl"
 TRACES = sorted(DATA.rglob("*.jsonl"))
-VALIDATOR = jsonschema.Draft202012Validator(difference_document.schema())
+VALIDATOR = jsonschema_rs.Draft202012Validator(difference_document.schema())
 ANSWER = (
     "`parent` is missing in B, and so the high-water mark is not used there: "
     "allocation 2.000 GiB against 4.000 KiB, physical the other way round."
@@ -781,7 +781,7 @@ def test_json_follows_its_schema() -> None:
 
 
 def test_the_schema_is_closed_to_mistakes() -> None:
-    jsonschema.Draft202012Validator.check_schema(difference_document.schema())
+    jsonschema_rs.meta.validate(difference_document.schema())
     found = compare(read_trace(OLD), read_trace(NEW))
     document = json.loads(difference_document.text(found, ("a", "b")))
     for path in (

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import cases
-import jsonschema
+import jsonschema_rs
 import pytest
 import samples
 from cases import GIB, Disk, call, numbers
@@ -31,7 +31,7 @@ from virtrace.trace.reader import Trace, read_trace
 
 DATA = Path(__file__).parents[1] / "data"
 TRACES = {file.stem: file for file in sorted((DATA / "explain").glob("*.jsonl"))}
-VALIDATOR = jsonschema.Draft202012Validator(explanation_document.schema())
+VALIDATOR = jsonschema_rs.Draft202012Validator(explanation_document.schema())
 
 # What each recorded trace is answered with first. All are of `virtrace lab run SCENARIO`; those
 # with lines had --debug-info, and libvirt's source in VIRTRACE_SOURCE.
@@ -424,7 +424,7 @@ def test_json_follows_its_schema(name: str) -> None:
 
 
 def test_the_schema_is_closed_to_mistakes() -> None:
-    jsonschema.Draft202012Validator.check_schema(explanation_document.schema())
+    jsonschema_rs.meta.validate(explanation_document.schema())
     trace = read_trace(TRACES["discarded-9.0.0"])
     document = json.loads(explanation_document.text(trace, explained(trace)))
     for path in (

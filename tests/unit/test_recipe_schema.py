@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import jsonschema
+import jsonschema_rs
 import pytest
 import yaml
 from test_recipe import BROKEN, BROKEN_ALTERNATIVES, GOOD, JOB, ROOTLESS, changed
@@ -18,7 +18,7 @@ from virtrace.recipe.loader import loads
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCHEMA = json.loads((Path(loader.__file__).parent / "schema.json").read_text())
-VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
+VALIDATOR = jsonschema_rs.Draft202012Validator(SCHEMA)
 DOCUMENTATION = (REPOSITORY / "docs" / "recipes.md").read_text()
 FIRST = (REPOSITORY / "docs" / "first-recipe.md").read_text()
 EXAMPLES = re.findall(r"^```yaml\n(.*?)^```", DOCUMENTATION + FIRST, re.M | re.S)
@@ -58,7 +58,7 @@ def refused(text: str) -> bool:
 
 
 def test_is_a_valid_schema() -> None:
-    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    jsonschema_rs.meta.validate(SCHEMA)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jsonschema
+import jsonschema_rs
 import pytest
 import samples
 
@@ -19,11 +19,11 @@ from virtrace.errors import TraceError
 from virtrace.trace import format as trace_format
 from virtrace.trace.reader import read_trace, schema
 
-VALIDATOR = jsonschema.Draft202012Validator(schema())
+VALIDATOR = jsonschema_rs.Draft202012Validator(schema())
 
 
 def test_is_a_valid_schema() -> None:
-    jsonschema.Draft202012Validator.check_schema(schema())
+    jsonschema_rs.meta.validate(schema())
 
 
 @pytest.mark.parametrize("error", [None, "no such disk"])

@@ -40,5 +40,10 @@ def test_show_imports_what_it_shows_with(words: list[str]) -> None:
     assert not imported(*words, str(pages.SAMPLE)) & (HEAVY | OFFLINE)
 
 
+def test_record_imports_what_gdb_needs_beside_it() -> None:
+    found = imported("record", "--help")
+    assert not found & {"elftools.elf.elffile", "virtrace.bpf", "virtrace.cli.doctor"}
+
+
 def test_what_is_needed_elsewhere_is_seen() -> None:
     assert HEAVY & imported("explain", str(pages.SAMPLE)) == {"yaml"}

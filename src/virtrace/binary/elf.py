@@ -13,12 +13,12 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from elftools.common.exceptions import ELFError
 from elftools.elf.constants import SH_FLAGS
-from elftools.elf.elffile import ELFFile
 
 from virtrace.errors import TargetError
 
@@ -88,6 +88,9 @@ class ElfFile:
                 f"cannot read {self.name}: {error.strerror}",
                 "run as root, or as the user whose file it is",
             ) from error
+        # Not above: what reads no ELF file need not wait for it.
+        from elftools.elf.elffile import ELFFile
+
         with self._parsing():
             self._elf = ELFFile(io.BytesIO(self.contents))
 
@@ -102,23 +105,28 @@ class ElfFile:
                 "install the package that owns it again",
             ) from error
 
+    @cached_property
+    def _sections(self) -> dict[str, Any]:
+        # pyelftools reads a section anew each time; that of .gnu.hash takes as long as the rest.
+        return {section.name: section for section in self._elf.iter_sections()}
+
     def _section(self, name: str) -> Any | None:
         """The section, None where there is none or where the file keeps only its header."""
-        section = self._elf.get_section_by_name(name)
+        section = self._sections.get(name)
         return None if section is None or section["sh_type"] == "SHT_NOBITS" else section
 
     def loaded_sections(self) -> dict[str, Section]:
         """Those that are loaded with contents from the file, by name."""
         with self._parsing():
             return {
-                section.name: Section(
+                name: Section(
                     section["sh_addr"],
                     section.data(),
                     section["sh_entsize"],
                     bool(section["sh_flags"] & SH_FLAGS.SHF_EXECINSTR),
                 )
-                for section in self._elf.iter_sections()
-                if section["sh_flags"] & SH_FLAGS.SHF_ALLOC and section["sh_type"] != "SHT_NOBITS"
+                for name, section in self._sections.items()
+                if _is_loaded(section)
             }
 
     @property
@@ -145,10 +153,11 @@ class ElfFile:
 
         The build-id's note; of a file without one, the code.
         """
-        sections = self.loaded_sections()
-        for name in (".note.gnu.build-id", ".text"):
-            if name in sections:
-                return sections[name].address, sections[name].data
+        with self._parsing():
+            for name in (".note.gnu.build-id", ".text"):
+                section = self._sections.get(name)
+                if section is not None and _is_loaded(section):
+                    return section["sh_addr"], section.data()
         raise TargetError(f"{self.name} has no code", "install the package that owns it again")
 
     @property
@@ -259,6 +268,11 @@ class ElfFile:
             position = descriptor_at + _align4(size)
             if data[name_at : name_at + name_size].rstrip(b"\0").decode("latin-1") == owner:
                 yield note_type, data[descriptor_at : descriptor_at + size]
+
+
+def _is_loaded(section: Any) -> bool:
+    """With contents from the file."""
+    return bool(section["sh_flags"] & SH_FLAGS.SHF_ALLOC) and section["sh_type"] != "SHT_NOBITS"
 
 
 def read_file(path: Path, largest: int) -> bytes:

@@ -12,16 +12,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 from virtrace.binary.process import Process, inspect
-from virtrace.bpf import program
+from virtrace.bpf import document, program
 from virtrace.bpf.document import Plan
 from virtrace.bpf.recorded import Lines, Recording, Started
-from virtrace.cli.gdb import end_with_us
+from virtrace.cli.gdb import asked, end_with_us
 from virtrace.cli.traced import ending_signals, say_status, started
 from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, IncompleteError, TargetError
 from virtrace.recipe.model import Recipe
@@ -40,6 +40,11 @@ _POLL_SECONDS = 0.02
 # The kernel's own count of processes: the inode of its first one.
 _FIRST_NAMESPACE = "pid:[4026531836]"
 _SAID = re.compile(r"ERROR: (?!Unknown error -1: couldn't set RLIMIT_MEMLOCK)(.*)")
+
+
+def plan(recipe: str, process: Process, debug_files: Mapping[str, str] | None = None) -> Plan:
+    """As gdb.check(), with where each value is: what tracing without GDB needs."""
+    return document.read(asked("plan", recipe, process, debug_files).encode())
 
 
 def record(

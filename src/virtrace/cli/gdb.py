@@ -12,8 +12,6 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 from virtrace.binary.process import Process
-from virtrace.bpf import document
-from virtrace.bpf.document import Plan
 from virtrace.errors import TargetError
 from virtrace.trace.format import Record
 
@@ -57,18 +55,12 @@ def check(recipe: str, process: Process, debug_files: Mapping[str, str] | None =
     debug_files: from debuginfod, by build-id. TargetError with GDB's own words where it cannot
     be found out.
     """
-    header: Record = json.loads(_asked("check", recipe, process, debug_files))
+    header: Record = json.loads(asked("check", recipe, process, debug_files))
     return header
 
 
-def plan(recipe: str, process: Process, debug_files: Mapping[str, str] | None = None) -> Plan:
-    """As check(), with where each value is: what tracing without GDB needs."""
-    return document.read(_asked("plan", recipe, process, debug_files).encode())
-
-
-def _asked(
-    action: str, recipe: str, process: Process, debug_files: Mapping[str, str] | None
-) -> str:
+def asked(action: str, recipe: str, process: Process, debug_files: Mapping[str, str] | None) -> str:
+    """The JSON that `virtrace check` or `virtrace plan` answers with. As check()."""
     variables = {
         **(
             {"VIRTRACE_PID": str(process.pid)} if process.pid else {"VIRTRACE_AGAINST": process.exe}

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from virtrace.binary.process import Process, check_traceable, choose_daemon, installed
-from virtrace.bpf import program
-from virtrace.cli import new_recipe
-from virtrace.cli.gdb import check, plan
+from virtrace.cli.gdb import check
 from virtrace.cli.record import fetch_debug_info, require_gdb
 from virtrace.errors import ANSWER_IS_NO, DONE, UsageError
 from virtrace.recipe import catalogue
@@ -116,6 +114,8 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _new(args: argparse.Namespace) -> int:
+    from virtrace.cli import new_recipe
+
     text = new_recipe.write(args.function, _process(args))
     if args.output is None:
         print(text, end="")
@@ -133,6 +133,9 @@ def _new(args: argparse.Namespace) -> int:
 
 
 def _compile(args: argparse.Namespace) -> int:
+    from virtrace.bpf import program
+    from virtrace.cli.bpftrace import plan
+
     recipe = catalogue.find(args.recipe)
     process = _process(args)
     require_gdb()

@@ -16,13 +16,10 @@ from types import MappingProxyType
 from typing import Any
 
 from virtrace.binary.debuginfo import fetch, has_servers
-from virtrace.binary.dwarf import source_paths
 from virtrace.binary.elf import ElfFile
 from virtrace.binary.process import Process, check_traceable, choose_daemon
-from virtrace.cli.doctor import bpftrace_problem, gdb_section
 from virtrace.cli.gdb import command as gdb_command
-from virtrace.cli.gdb import end_with_us, plan
-from virtrace.cli.host_facts import collect
+from virtrace.cli.gdb import end_with_us
 from virtrace.cli.traced import ending_signals, say_status, started
 from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, IncompleteError, TargetError, UsageError
 from virtrace.recipe import catalogue, selection
@@ -151,7 +148,7 @@ def record_trace(
         from virtrace.cli import bpftrace
 
         require_bpftrace(limits)
-        resolved = plan(recipe, process, fetch_debug_info(process, loaded.modules))
+        resolved = bpftrace.plan(recipe, process, fetch_debug_info(process, loaded.modules))
         words = shlex.join(command) if command else None
         status = bpftrace.record(
             loaded, selected, limited, process, resolved, output, rotation, command, words
@@ -187,6 +184,8 @@ def require_gdb() -> None:
 
 
 def require_bpftrace(limits: Mapping[str, str]) -> None:
+    from virtrace.cli.doctor import bpftrace_problem
+
     problem = bpftrace_problem()
     if problem is not None:
         raise TargetError(*problem)
@@ -199,6 +198,8 @@ def require_bpftrace(limits: Mapping[str, str]) -> None:
 
 
 def _add_host_facts(output: Path, pid: int) -> None:
+    from virtrace.cli.host_facts import collect
+
     with TraceStream(output) as trace:
         records = collect(trace, pid)
     insert_before_footer(output, records)
@@ -232,6 +233,8 @@ def _fetch_sources(
     found: dict[str, str] = {}
     if not has_servers():
         return found
+    from virtrace.binary.dwarf import source_paths
+
     for name in recipe.modules:
         functions = {span.function for span in recipe.spans if span.module == name and span.lines}
         module = process.module(name)
@@ -266,6 +269,8 @@ def _run_gdb(recipe: str, settings: dict[str, str], command: Sequence[str]) -> i
         status = gdb.wait()
     if status == 1:
         # Not one of ours: GDB could not even run the script.
+        from virtrace.cli.doctor import gdb_section
+
         problem = gdb_section().problem
         if problem is not None:
             raise TargetError(problem.text, problem.remedy or "run `virtrace doctor`")

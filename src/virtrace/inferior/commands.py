@@ -31,7 +31,6 @@ from virtrace.binary.process import (
     require_libvirt,
 )
 from virtrace.binary.source import Sources
-from virtrace.bpf import document
 from virtrace.engine.answers import Answers
 from virtrace.engine.infer import infer
 from virtrace.engine.tracer import LinePlan
@@ -40,7 +39,6 @@ from virtrace.guard.journal import Journal
 from virtrace.guard.process import Guard
 from virtrace.inferior import printers, target
 from virtrace.inferior.backtrace import Backtraces
-from virtrace.inferior.describe import describe
 from virtrace.inferior.notes import Notebook
 from virtrace.inferior.recorder import Recorder, Recording
 from virtrace.inferior.resolve import ResolvedProbe, require_traceable, resolve
@@ -467,6 +465,10 @@ def _plan(name: str) -> int:
 
     In JSON, for the bpftrace engine; of what `virtrace check` resolves.
     """
+    # Not above: no trace needs them.
+    from virtrace.bpf import document
+    from virtrace.inferior.describe import describe
+
     recipe, process = catalogue.find(name), _process()
     probes = _resolved(recipe, process, name)
     require_traceable(recipe, probes)
