@@ -63,11 +63,12 @@ class Recorder:
         self.failure: Exception | None = None
         self._patience = _PATIENCE_SECONDS
         self._rest = b""
-        items, self._items = os.pipe()
+        items, descriptor = os.pipe()
+        self._items = open(descriptor, "wb", buffering=0)  # noqa: SIM115
         self._told, tell = os.pipe()
         try:
-            fcntl.fcntl(self._items, _F_SETPIPE_SZ, _ROOM)
-            os.set_blocking(self._items, False)
+            fcntl.fcntl(descriptor, _F_SETPIPE_SZ, _ROOM)
+            os.set_blocking(descriptor, False)
             kept = (items, tell, *recording.descriptors())
             apart.begin("virtrace-writer", kept, partial(recording.run, items, tell))
         except BaseException:
@@ -98,18 +99,20 @@ class Recorder:
         until = time.monotonic() + self._patience
         while rest:
             try:
-                rest = rest[os.write(self._items, rest) :]
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    self._patience = 0.0
-                    self._rest = bytes(rest)
-                    raise TraceError(
-                        "the trace is not written: its process does not go on",
-                        "look at the process virtrace-writer; what was written until then is whole",
-                    ) from None
-                select.select([], [self._items], [], _TURN_SECONDS)
+                written = self._items.write(rest)
             except BrokenPipeError as error:
                 raise _ended() from error
+            if written is not None:
+                rest = rest[written:]
+            elif time.monotonic() > until:
+                self._patience = 0.0
+                self._rest = bytes(rest)
+                raise TraceError(
+                    "the trace is not written: its process does not go on",
+                    "look at the process virtrace-writer; what was written until then is whole",
+                )
+            else:
+                select.select([], [self._items], [], _TURN_SECONDS)
         self._rest = b""
 
     def be_patient(self) -> None:
@@ -118,12 +121,13 @@ class Recorder:
 
     def finish(self) -> None:
         """Until all is written, and shown. ``failure`` says then whether it went well."""
+        self._items.close()
         while self._listener.is_alive():
             # In short turns, so that Ctrl-C gets through.
             self._listener.join(_TURN_SECONDS)
 
     def close(self) -> None:
-        os.close(self._items)
+        self._items.close()
         os.close(self._told)
 
     def _listen(self, end: Callable[[str], None], end_file: Callable[[], None]) -> None:
