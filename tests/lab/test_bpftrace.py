@@ -230,12 +230,18 @@ def test_killed_bpftrace_leaves_the_daemon_alone(lab: Lab, tmp_path: Path) -> No
         assert lab.virsh("domblkinfo", "vm1", "vda").returncode == 0
 
 
-def test_killed_recording_takes_bpftrace_along(lab: Lab, tmp_path: Path) -> None:
+def test_killed_recording_takes_bpftrace_along(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     with recording(lab, tmp_path / "trace.jsonl") as process:
         traced = os.pidfd_open(bpftrace_of(process))
         process.kill()
         assert select.select([traced], [], [], SECONDS)[0]
         os.close(traced)
+    assert [*temporary.iterdir()] == []
     assert_untraced_and_intact(lab.pid)
 
 

@@ -16,7 +16,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from virtrace.binary import x86_64
 from virtrace.binary.ctype import Boolean, Code, CType, Integer, Pointer, Struct
@@ -43,11 +43,23 @@ REGISTERS = {name: _NAMES[name] for name in x86_64.ABI.argument_registers}
 # Arguments of a static probe that bpftrace finds by itself.
 OWN_ARGUMENTS = 6
 _RESULT = "ax"
-# A printf of more words would not fit on the stack of a program of the kernel.
+# More words in a printf would not fit on the stack of a program of the kernel.
 WORDS = 16
-# Pieces of WORDS words: of all the texts of a probe, as the kernel does not follow more branches in
-# a program; and of a name, or a text in an array of typed parameters.
-_PIECES, _SHORT_PIECES = 384, 4
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """How much of a text is read at most; each of its pieces takes a printf."""
+
+    count: int
+    words: int
+
+
+# Of all the texts of a probe, as the kernel does not follow more branches in a program. A printf
+# wakes bpftrace up, which takes longer than to read its words: as few as the stack allows.
+_LONG = _Pieces(256, 24)
+# Of a name, or a text in an array of typed parameters.
+_SHORT = _Pieces(4, WORDS)
 _MAX_PARAMETERS = 64
 _MAX_BLOCK = 64 * WORDS * REGISTER
 # Where a pointer into the caller's frame can point, from the stack pointer on.
@@ -154,7 +166,7 @@ class _Program:
         self._plan = plan
         self._maps: set[str] = {"@n"}
         self._variables = 0
-        self._pieces = _PIECES
+        self._pieces = _LONG
         self.lines: list[str] = []
         self._handshake(1)
         self._add("BEGIN {")
@@ -225,7 +237,7 @@ class _Program:
 
     def _begin(self, probe: str, condition: str, captures: Captures) -> None:
         texts = [len(wanted.path.arguments) for wanted in _wanted(captures)]
-        self._pieces = _PIECES // max(sum(texts), 1)
+        self._pieces = replace(_LONG, count=_LONG.count // max(sum(texts), 1))
         self._add(f"{probe} / {condition} / {{ $t = nsecs; $c = 0;")
 
     def _end(self, kind: str, number: int, values: Iterable[str]) -> None:
@@ -324,14 +336,17 @@ class _Program:
             return
         for index, name in zip(range(len(site.parameters)), REGISTERS.values()):
             found = self._variable()
-            self._add(f'{found} = reg("{name}");')
+            kept = f'@b{number}_{index}[reg("sp") + 8]'
+            self._maps.add(f"@b{number}_{index}")
+            # When it returns, to find nothing there would be an error that bpftrace tells, and to
+            # tell one takes far longer than to keep a zero.
+            self._add(f'{found} = reg("{name}"); {kept} = (uint64)0;')
             with self._if(
                 f'{found} > reg("sp") && {found} < reg("sp") + {_FRAME} && ({found} & 7) == 0'
             ):
                 self._block(found, REGISTER)
-                self._maps.add(f"@b{number}_{index}")
                 with self._if("$w0 == 0"):
-                    self._add(f'@b{number}_{index}[reg("sp") + 8] = {found};')
+                    self._add(f"{kept} = {found};")
 
     def _returned_candidate(
         self, number: int, index: int, site: Site, captures: Iterable[Wanted]
@@ -341,12 +356,12 @@ class _Program:
         if not captures:
             return
         found = self._variable()
-        self._add(f'{found} = @b{number}_{index}[reg("sp")];')
+        kept = f'@b{number}_{index}[reg("sp")]'
+        self._add(f"{found} = {kept}; delete({kept});")
         with self._if(f"{found} != 0"):
             for wanted in captures:
                 if {*wanted.path.arguments} <= filled:
                     self._capture(wanted, dict.fromkeys(wanted.path.arguments, found))
-            self._add(f'delete(@b{number}_{index}[reg("sp")]);')
 
     def _asked_of(self, site: Site) -> list[str]:
         """The parameters that may be those of a function which it calls, too."""
@@ -390,7 +405,7 @@ class _Program:
         start, ctype = arguments[path.name], types[path.name]
 
         # A name that may be elsewhere can be no name at all: no long text is read there.
-        pieces = _SHORT_PIECES if path.members else self._pieces
+        pieces = _SHORT if path.members else self._pieces
 
         def finish(value: str, ctype: CType, in_memory: bool) -> None:
             self._value(value, ctype, in_memory, pieces)
@@ -449,7 +464,7 @@ class _Program:
         else:
             finish(value, ctype, in_memory)
 
-    def _value(self, value: str, ctype: CType, in_memory: bool, pieces: int) -> None:
+    def _value(self, value: str, ctype: CType, in_memory: bool, pieces: _Pieces) -> None:
         if isinstance(ctype, Code):
             return
         if isinstance(ctype, Pointer) and ctype.string:
@@ -485,16 +500,16 @@ class _Program:
         self._add(f'printf("w {first} %d %d %llx {form}", tid, cpu, $a, {words}); $c++;')
         self._add(f"$a = $a + {count * REGISTER};")
 
-    def _string(self, address: str, pieces: int) -> None:
+    def _string(self, address: str, pieces: _Pieces) -> None:
         start = self._variable()
         self._add(f"{start} = {address};")
         with self._if(f"{start} != 0"):
             self._add(f"$a = ({start} >> 3) << 3;")
             # What lies before it in its first word has no say in where it ends.
             self._add(f"$m = (1 << (({start} & 7) * 8)) - 1; $z = 0; $i = 0;")
-            self._add(f"while ($i < {pieces} && $z == 0) {{")
-            self._words(WORDS)
-            for word in range(WORDS):
+            self._add(f"while ($i < {pieces.count} && $z == 0) {{")
+            self._words(pieces.words)
+            for word in range(pieces.words):
                 self._add(f"$x = $w{word}{' | $m' if word == 0 else ''};")
                 self._add("$z = $z | ((($x - 0x0101010101010101) & ~$x) >> 7);")
             self._add("$z = $z & 0x0101010101010101; $m = 0; $i++; }")
@@ -507,7 +522,7 @@ class _Program:
         self._words(12)
         # VIR_TYPED_PARAM_STRING
         with self._if("($w10 & 0xffffffff) == 7"):
-            self._string("$w11", _SHORT_PIECES)
+            self._string("$w11", _SHORT)
         self._add(f"{array} = {array} + 96; $j++; }}")
 
 

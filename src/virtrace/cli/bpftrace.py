@@ -37,6 +37,7 @@ _GRACE_NS = 5_000_000_000
 # How far behind its clock an event is handed over.
 _BEHIND_NS = 3 * program.HEARTBEAT_MS * 1_000_000
 _POLL_SECONDS = 0.02
+_MAX_SAID = 1 << 20
 # The kernel's own count of processes: the inode of its first one.
 _FIRST_NAMESPACE = "pid:[4026531836]"
 _SAID = re.compile(r"ERROR: (?!Unknown error -1: couldn't set RLIMIT_MEMLOCK)(.*)")
@@ -74,15 +75,14 @@ def record(
     text = program.text(plan, where)
     signals: list[int] = []
     writer = new_writer(output, *rotation)
-    with tempfile.TemporaryDirectory(prefix="virtrace-") as folder, ending_signals(signals.append):
-        file, errors = Path(folder, "program.bt"), Path(folder, "errors")
-        file.write_text(text)
+    # Files without a name: nothing is left of them when we are killed.
+    with tempfile.TemporaryFile() as errors, ending_signals(signals.append):
         view = TerminalView(sys.stdout.fileno(), writer, words)
         recording = Recording(
             recipe, selection, limits, plan, writer, view, None if nested else process.pid
         )
         try:
-            run = _Run(file, errors, recording, process.pid, handshake)
+            run = _Run(text, errors, recording, process.pid, handshake)
             run.start()
         except BaseException:
             writer.discard()
@@ -137,7 +137,7 @@ class _Run:
     """A bpftrace at work."""
 
     def __init__(
-        self, file: Path, errors: Path, recording: Recording, pid: int, handshake: _Handshake
+        self, text: str, errors: IO[bytes], recording: Recording, pid: int, handshake: _Handshake
     ) -> None:
         self.lines = Lines(recording.event, recording.lost)
         self.died = False
@@ -151,13 +151,15 @@ class _Run:
         self._beat_at = 0.0
         self._target = os.pidfd_open(pid)
         self._rest = b""
-        with open(errors, "wb") as said:
+        with tempfile.TemporaryFile() as file:
+            file.write(text.encode())
+            file.seek(0)
             self._bpftrace = subprocess.Popen(
                 # It keeps static probes, and the semaphores that guard them, to the process.
-                ["bpftrace", *program.OPTIONS, "-p", str(pid), str(file)],
-                stdin=subprocess.DEVNULL,
+                ["bpftrace", *program.OPTIONS, "-p", str(pid), "/dev/stdin"],
+                stdin=file,
                 stdout=subprocess.PIPE,
-                stderr=said,
+                stderr=errors,
                 env={**os.environ, **program.environment(os.cpu_count() or 1)},
                 # Ctrl-C is for us: bpftrace is told when nothing more is wanted.
                 start_new_session=True,
@@ -242,7 +244,8 @@ class _Run:
 
     def said(self) -> str:
         """The first thing that bpftrace complains of."""
-        said = self._errors.read_text(errors="replace") if self._errors.exists() else ""
+        # Its place in the file is bpftrace's, too.
+        said = os.pread(self._errors.fileno(), _MAX_SAID, 0).decode(errors="replace")
         if found := _SAID.search(said):
             return found[1].strip()
         status = self._bpftrace.poll()
