@@ -59,11 +59,11 @@ def ended_calls(output: Path) -> int:
 
 def test_many_threads_and_the_last_files(daemon: Daemon, tmp_path: Path) -> None:
     output = tmp_path / "t.jsonl"
-    tracing = start(daemon, output, ROTATE="40000", KEEP="2", MAX_BYTES="600000")
-    daemon.ask("threads 6 100")
+    tracing = start(daemon, output, ROTATE="40000", KEEP="2", MAX_BYTES="1500000")
+    daemon.ask("threads 6 300")
     status, printed = tracing.ended()
     assert status == DONE, printed
-    assert len(daemon.answer()) == 600
+    assert len(daemon.answer()) == 1800
     assert_untraced_and_intact(daemon.pid)
     files = parts(output)
     assert files == sorted(tmp_path.iterdir())
