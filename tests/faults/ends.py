@@ -26,7 +26,7 @@ from tempfile import TemporaryDirectory, mkdtemp
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from faults.killed import calling, lives, wait_for_breakpoints
-from support.writer import writers_of
+from support.writer import writer_of
 from virtrace.cli.gdb import command as gdb_command
 from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED
 from virtrace.lab.daemon import Lab
@@ -170,7 +170,7 @@ def writer_killed(lab: Lab, folder: Path) -> Ended:
     tracing = record(lab, output)
     wait_for_breakpoints(lab.pid)
     time.sleep(random.uniform(0, 0.5))
-    [writer] = writers_of(output)
+    writer = writer_of(output)
     os.kill(writer, signal.SIGKILL)
     ended = _ended(tracing, output)
     assert ended.status == INCOMPLETE, ended.said

@@ -27,7 +27,7 @@ from harness import (
 from test_chain import ROOT
 
 from support.intact import assert_untraced_and_intact
-from support.writer import writers_of
+from support.writer import writer_of
 from virtrace.errors import BAD_INPUT, DONE, INCOMPLETE, INTERRUPTED, NOT_TRACED
 from virtrace.trace.reader import Trace, read_trace
 
@@ -268,7 +268,7 @@ def test_a_full_disk_ends_the_trace_and_not_the_program(daemon: Daemon, tmp_path
 def test_what_was_met_is_written_though_gdb_is_killed(daemon: Daemon, tmp_path: Path) -> None:
     output = tmp_path / "t.jsonl"
     tracing = start(daemon, output)
-    [writer] = writers_of(output)
+    writer = writer_of(output)
     daemon.do("call vm1 vda 20")
     # The last call has just returned, and the last of it was met before.
     tracing.signal(KILL)
@@ -284,8 +284,9 @@ def test_what_was_met_is_written_though_gdb_is_killed(daemon: Daemon, tmp_path: 
 def test_the_process_that_writes_is_killed(daemon: Daemon, tmp_path: Path) -> None:
     output = tmp_path / "t.jsonl"
     tracing = start(daemon, output)
+    writer = writer_of(output)
     daemon.do("call vm1 vda")
-    [writer] = writers_of(output)
+    poll(lambda: output.stat().st_size > 0, "the header")
     os.kill(writer, KILL)
     assert len(daemon.do("call vm1 vda 3")) == 3
     status, printed = tracing.ended()
@@ -301,7 +302,7 @@ def test_the_process_that_writes_does_not_go_on(daemon: Daemon, tmp_path: Path) 
     """A program that waits for it is not kept standing for longer than a moment."""
     output = tmp_path / "t.jsonl"
     tracing = start(daemon, output)
-    [writer] = writers_of(output)
+    writer = writer_of(output)
     os.kill(writer, signal.SIGSTOP)
     # More than the pipe holds.
     daemon.do(f"pad {3 << 20}")

@@ -409,6 +409,8 @@ def test_monitor_stall(lab: Lab, tmp_path: Path) -> None:
     with recording(lab, "monitor-stall", output, "domblkinfo vm1 vda") as running:
         until(output, '"name":"qmp.send","span"')
         held_ns = time.monotonic_ns()
+        # Longer than any other command takes.
+        time.sleep(0.1)
     assert running.wait(SECONDS) == 0
     trace = whole_trace(output)
     assert waiting(CallBuilder().everything(trace.events), ended_ns(trace)) == []

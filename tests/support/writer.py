@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
+
+
+def writer_of(output: Path) -> int:
+    """As soon as there is one."""
+    until = time.monotonic() + 30
+    while not (found := writers_of(output)):
+        assert time.monotonic() < until, f"nobody writes {output}"
+        time.sleep(0.001)
+    [writer] = found
+    return writer
 
 
 def writers_of(output: Path) -> list[int]:

@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-import jsonschema
+import jsonschema_rs
 import pytest
 import samples
 from test_writer import full_disk
@@ -83,7 +83,7 @@ def test_each_file_is_a_trace_and_none_cuts_a_call(recorded: Recorded, tmp_path:
     assert files == sorted(tmp_path.iterdir())
     assert [file.name for file in files[:2]] == ["t.000001.jsonl", "t.000002.jsonl"]
     assert len(files) > 3
-    validator = jsonschema.Draft202012Validator(schema())
+    validator = jsonschema_rs.Draft202012Validator(schema())
     events: list[Record] = []
     for number, file in enumerate(files, 1):
         assert stat.S_IMODE(file.stat().st_mode) == 0o600

@@ -96,19 +96,19 @@ def record(
             run.kill()
             writer.close()
             view.close()
-    if run.died:
-        raise IncompleteError(
-            f"bpftrace ended by itself: {run.said()}",
-            "every whole line of the trace counts; nothing was left in the daemon",
-        )
-    if run.is_behind:
-        raise IncompleteError(
-            "bpftrace did not keep up: of the last calls an unknown number is missing",
-            "trace fewer calls (--where), or a recipe with less in it",
-        )
-    if recording.is_incomplete:
-        return INCOMPLETE
-    return INTERRUPTED if (recording.done or reason) == "interrupt" else DONE
+        if run.died:
+            raise IncompleteError(
+                f"bpftrace ended by itself: {run.said()}",
+                "every whole line of the trace counts; nothing was left in the daemon",
+            )
+        if run.is_behind:
+            raise IncompleteError(
+                "bpftrace did not keep up: of the last calls an unknown number is missing",
+                "trace fewer calls (--where), or a recipe with less in it",
+            )
+        if recording.is_incomplete:
+            return INCOMPLETE
+        return INTERRUPTED if (recording.done or reason) == "interrupt" else DONE
 
 
 class _Handshake:

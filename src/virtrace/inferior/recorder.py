@@ -29,6 +29,7 @@ from virtrace.errors import IncompleteError, TraceError, VirtraceError
 from virtrace.guard import apart
 from virtrace.recipe.selection import Limits
 from virtrace.trace.format import Event, Record
+from virtrace.trace.rotation import RotatingWriter
 from virtrace.trace.writer import Writer
 
 # Before each item.
@@ -61,6 +62,8 @@ class Recorder:
     def __init__(self, recording: Recording) -> None:
         """Begin the process. OSError where there can be none."""
         self.failure: Exception | None = None
+        # Whether it wants a footer, with `rotated` as its reason, wherever a file may end.
+        self.rotates = recording.rotates
         self._patience = _PATIENCE_SECONDS
         self._rest = b""
         items, descriptor = os.pipe()
@@ -78,13 +81,9 @@ class Recorder:
             os.close(items)
             os.close(tell)
 
-    def listen(self, end: Callable[[str], None], end_file: Callable[[], None]) -> None:
-        """Both are called on a thread of its own.
-
-        end: the trace has to end; with the footer's reason. end_file: a footer is wanted, as what
-        comes behind it goes to the next file.
-        """
-        self._listener = threading.Thread(target=self._listen, args=(end, end_file), daemon=True)
+    def listen(self, end: Callable[[str], None]) -> None:
+        """end: called with the footer's reason, on a thread of its own, where it has to end."""
+        self._listener = threading.Thread(target=self._listen, args=(end,), daemon=True)
         self._listener.start()
 
     def put(self, item: RawEvent | Record) -> None:
@@ -130,7 +129,7 @@ class Recorder:
         self._items.close()
         os.close(self._told)
 
-    def _listen(self, end: Callable[[str], None], end_file: Callable[[], None]) -> None:
+    def _listen(self, end: Callable[[str], None]) -> None:
         is_finished = False
         with open(self._told, "rb", closefd=False) as told:
             for line in told:
@@ -140,8 +139,6 @@ class Recorder:
                     self.failure = self.failure or IncompleteError(what, remedy)
                     self.failure.__cause__ = Exception(where)
                 is_finished = is_finished or "finished" in message
-                if "end_file" in message:
-                    end_file()
                 if "end" in message:
                     end(message["end"])
         if not is_finished:
@@ -175,8 +172,10 @@ class Recording:
         self._events = 0
         self._dropped = 0
         self._is_finished = False
-        # A footer to go on in another file with.
-        self._is_asked = False
+
+    @property
+    def rotates(self) -> bool:
+        return isinstance(self._writer, RotatingWriter)
 
     def descriptors(self) -> tuple[int, ...]:
         return self._writer.descriptor, self._view.terminal
@@ -255,9 +254,6 @@ class Recording:
         except Exception:
             self._dropped += events
             raise
-        if self._writer.is_full and not self._is_asked:
-            self._is_asked = True
-            self._say({"end_file": True})
         if self._events >= self._limits.events or self._writer.size >= self._limits.bytes:
             self._say({"end": "limit"})
         for one in written:
@@ -292,11 +288,8 @@ class Recording:
         footer |= {"events": self._events, "dropped": self._dropped}
         if footer["reason"] != "rotated":
             self._finish(footer)
-        else:
-            self._is_asked = False
-            # Calls may have begun since.
-            if self._writer.is_full:
-                self._writer.rotate(footer)
+        elif self._writer.is_full:
+            self._writer.rotate(footer)
 
     def _finish(self, footer: Record) -> None:
         self._is_finished = True

@@ -128,7 +128,7 @@ class Session:
                 gdb.events.exited.connect(self._on_stop)
                 try:
                     with unsignalled():
-                        self._recorder.listen(self._ask_end, self._ask_footer)
+                        self._recorder.listen(self._ask_end)
                     self._recorder.put(header)
                     self._insert()
                     self._loop()
@@ -208,7 +208,14 @@ class Session:
         if self._unwalked:
             self._held.append(event)
         else:
-            self._recorder.put(event)
+            self._put(event)
+
+    def _put(self, event: RawEvent) -> None:
+        self._recorder.put(event)
+        ends_call = event.span == event.call and event.type != "enter"
+        if self._recorder.rotates and (ends_call or event.call is None):
+            # A file may end here.
+            self._recorder.put(self._footer("rotated", event.t_ns, detached=False))
 
     def _guarded(self, work: Callable[[], None]) -> None:
         """GDB would only print what goes wrong in it, and go on."""
@@ -221,14 +228,6 @@ class Session:
     def _ask_end(self, reason: str) -> None:
         """From other threads than GDB's: only post_event may be called there."""
         gdb.post_event(partial(self._guarded, partial(self._end, reason)))
-
-    def _ask_footer(self) -> None:
-        gdb.post_event(partial(self._guarded, self._end_file))
-
-    def _end_file(self) -> None:
-        """The trace goes on in another one."""
-        if self._reason is None:
-            self._recorder.put({**self._footer(), "reason": "rotated"})
 
     def _end(self, reason: str) -> None:
         if reason == "done" and not self._finishing and self.tracer.calls_open:
@@ -257,7 +256,7 @@ class Session:
                 self._reason = "error"
         self._unwalked.clear()
         for held in self._held:
-            self._recorder.put(held)
+            self._put(held)
         self._held.clear()
 
     # --- The process stands still.
@@ -351,7 +350,7 @@ class Session:
         ended_ns = time.monotonic_ns() - self.started_ns
         self._recorder.be_patient()
         self._guarded(partial(self.tracer.finish, ended_ns, ENDED))
-        self._guarded(lambda: self._recorder.put({**self._footer(), "t_ns": ended_ns}))
+        self._guarded(lambda: self._recorder.put(self._last_footer(ended_ns)))
 
     def _account(self, since_ns: int) -> None:
         """The process stood still from since_ns until now, and goes on or is not through yet."""
@@ -371,17 +370,21 @@ class Session:
             if gone is not None:
                 self._too_dear.append(gone)
 
-    def _footer(self) -> Record:
+    def _last_footer(self, ended_ns: int) -> Record:
         status = read_status(self._process.pid)
+        detached = status is None or status["TracerPid"] != str(os.getpid())
+        return self._footer(self._reason, ended_ns, detached=detached)
+
+    def _footer(self, reason: str | None, t_ns: int, *, detached: bool) -> Record:
         return {
             "type": "footer",
-            "reason": self._reason,
-            "t_ns": time.monotonic_ns() - self.started_ns,
+            "reason": reason,
+            "t_ns": t_ns,
             # What came into the file is known where it is written.
             "events": 0,
             "dropped": 0,
             "hits": self._hits,
-            "detached": status is None or status["TracerPid"] != str(os.getpid()),
+            "detached": detached,
             "stopped_ns": {
                 "total": self._still_total_ns,
                 "max": self._still_max_ns,
