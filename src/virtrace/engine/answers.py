@@ -11,6 +11,9 @@ from virtrace.engine.tracer import RawEvent
 from virtrace.recipe.model import Point
 from virtrace.trace.format import Json, is_unavailable
 
+# Levels of JSON that can always be written: Python takes nearly a thousand.
+_SHALLOW = 500
+
 
 class Answers:
     """Gives answers the span and the call of what they answer; drops those of other calls."""
@@ -57,9 +60,10 @@ def _parsed(text: Json) -> Json:
         return None
     try:
         parsed = json.loads(text, parse_constant=_finite, parse_float=_finite)
-        # Nested too deep, or half of a surrogate pair: known only by writing it. The trace puts
-        # it a few levels deeper.
-        json.dumps([[[[parsed]]]], ensure_ascii=False).encode()
+        # Half of a surrogate pair, which only an escape can make, or nested too deep: known by
+        # writing it. The trace puts it a few levels deeper.
+        if "\\u" in text or text.count("[") + text.count("{") > _SHALLOW:
+            json.dumps([[[[parsed]]]], ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         return None
     return parsed
