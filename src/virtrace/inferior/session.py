@@ -17,12 +17,7 @@ from virtrace.binary.debuginfo import how_to_get
 from virtrace.binary.process import Process, libvirt_version, read_status
 from virtrace.engine.capture import Unavailable, Unwalked
 from virtrace.engine.tracer import RawEvent, Tracer
-from virtrace.errors import (
-    DONE,
-    INCOMPLETE,
-    INTERRUPTED,
-    TargetError,
-)
+from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, TargetError
 from virtrace.guard.journal import Journal
 from virtrace.inferior import target
 from virtrace.inferior.backtrace import Backtraces
@@ -212,10 +207,11 @@ class Session:
 
     def _put(self, event: RawEvent) -> None:
         self._recorder.put(event)
-        ends_call = event.span == event.call and event.type != "enter"
-        if self._recorder.rotates and (ends_call or event.call is None):
-            # A file may end here.
-            self._recorder.put(self._footer("rotated", event.t_ns, detached=False))
+        if self._recorder.rotates:
+            ends_call = event.span == event.call and event.type != "enter"
+            if ends_call or event.call is None:
+                # A file may end here.
+                self._recorder.put(self._footer("rotated", event.t_ns, detached=False))
 
     def _guarded(self, work: Callable[[], None]) -> None:
         """GDB would only print what goes wrong in it, and go on."""
@@ -242,7 +238,7 @@ class Session:
 
     def _on_stop(self, event: gdb.Event) -> None:
         self._last_stop = event
-        # Here rather than in the loop: GDB may write the queue before that goes on.
+        # All threads stand.
         for values, name, thread in self._unwalked:
             assert self._backtraces is not None
             try:
@@ -256,7 +252,7 @@ class Session:
                 self._reason = "error"
         self._unwalked.clear()
         for held in self._held:
-            self._put(held)
+            self._guarded(partial(self._put, held))
         self._held.clear()
 
     # --- The process stands still.
