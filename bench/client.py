@@ -7,6 +7,7 @@ next line comes; answers each with the calls as JSON: when each began, and how l
 from __future__ import annotations
 
 import ctypes
+import io
 import json
 import select
 import sys
@@ -29,8 +30,10 @@ def main() -> None:
     # So that the reader sees that it is connected; of the traced call also what it answers.
     assert function(*arguments) == 0
     print(json.dumps([*info]), flush=True)
-    for line in iter(sys.stdin.readline, ""):
-        remaining = None if line == "until\n" else int(line)
+    # Unbuffered: select() does not see a line that was read along with the one before.
+    said = io.FileIO(sys.stdin.fileno())
+    for line in iter(said.readline, b""):
+        remaining = None if line == b"until\n" else int(line)
         calls = []
         while remaining is None or len(calls) < remaining:
             began = time.monotonic_ns()
@@ -38,8 +41,8 @@ def main() -> None:
             calls.append((began, time.monotonic_ns() - began))
             assert status == 0
             # Of one alone there is no percentile.
-            if remaining is None and len(calls) > 1 and select.select([sys.stdin], [], [], 0)[0]:
-                sys.stdin.readline()
+            if remaining is None and len(calls) > 1 and select.select([said], [], [], 0)[0]:
+                said.readline()
                 break
         print(json.dumps(calls), flush=True)
 

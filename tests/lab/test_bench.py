@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +28,25 @@ def result(own_files_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> dict
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cost, "SETTLE_SECONDS", 0.05)
         return cost.run(own_files_lab, tmp_path_factory.mktemp("bench"), rounds=1, calls=3)
+
+
+@pytest.mark.timeout(60)
+def test_a_client_that_is_late_sees_that_it_is_to_end(own_files_lab: Lab) -> None:
+    """Else the bench on a busy machine waits for ever."""
+    client = [sys.executable, str(Path(cost.__file__).with_name("client.py")), "untraced"]
+    with subprocess.Popen(
+        [*client, own_files_lab.uri, cost.GUEST, cost.DISK],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"until\nnow\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        calls = json.loads(process.stdout.readline())
+        process.kill()
+    assert len(calls) == 2
 
 
 def test_each_has_every_figure_or_a_reason(result: dict) -> None:
