@@ -57,3 +57,13 @@ class IncompleteError(VirtraceError):
     """A trace was written, but not all that was asked for is in it."""
 
     exit_status = INCOMPLETE
+
+
+def incomplete(failure: Exception) -> IncompleteError:
+    """What ended a trace, for the person who reads it."""
+    if isinstance(failure, VirtraceError):
+        return IncompleteError(failure.what, failure.remedy)
+    return IncompleteError(
+        f"an error of its own ended the trace: {type(failure).__name__}: {failure}",
+        "report it, with what VIRTRACE_DEBUG=1 prints; what was traced until then is whole",
+    )

@@ -48,7 +48,7 @@ HOOKS = {
     "tracer": ("engine.tracer:Tracer.enter", 9),
     "on-stop": ("inferior.session:Session._on_stop", 2),
     "put": ("inferior.recorder:Recorder.put", 9),
-    "drain": ("inferior.recorder:Recording._drain", 9),
+    "drain": ("engine.output:Output.take", 9),
     "answers": ("engine.answers:Answers.place", 9),
     "write": ("trace.writer:Writer.write", 9),
     "view-event": ("report.live:TerminalView.event", 9),

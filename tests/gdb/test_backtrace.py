@@ -7,10 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import Daemon, events, trace
+from harness import Daemon, Tracing, events, gdb_command, trace
 
+from support.intact import assert_untraced_and_intact
 from virtrace.binary.process import Process, inspect
+from virtrace.errors import INCOMPLETE
 from virtrace.trace.format import Json, is_unavailable
+from virtrace.trace.reader import read_trace
+
+RAISING = Path(__file__).parents[1] / "faults" / "raising.py"
 
 ASK = """\
 virtrace: 1
@@ -112,3 +117,31 @@ def test_it_ends_where_no_table_tells_the_caller(
     assert start is not None
     assert frames[-1] == f"{module.name}+{start + 6:#x}"
     assert frames[-2].startswith("hold+")
+
+
+def test_an_error_of_handing_over_what_had_to_wait_ends_the_trace(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    """Where GDB calls us for a stop, it would print the error and go on."""
+    recipe, output = tmp_path / "ask.yaml", tmp_path / "t.jsonl"
+    recipe.write_text(ASK)
+    *gdb, option, action = gdb_command(str(recipe))
+    tracing = Tracing(
+        [*gdb, "-x", str(RAISING), option, action],
+        {
+            "PID": str(daemon.pid),
+            "OUTPUT": str(output),
+            # The header, then the call that asks of nobody; then the first that has to wait.
+            "TEST_HOOK": "inferior.recorder:Recorder.put",
+            "TEST_CALLS": "4",
+        },
+    )
+    daemon.do("hold 3")
+    status, printed = tracing.ended()
+    assert status == INCOMPLETE, printed
+    assert "as the test wants it" in printed
+    assert_untraced_and_intact(daemon.pid)
+    found = read_trace(output)
+    assert found.footer is not None
+    assert found.footer["reason"] == "error"
+    assert [event.type for event in found.events][:2] == ["enter", "exit"]

@@ -201,6 +201,32 @@ def test_interrupt_ends_it_whole(lab: Lab, tmp_path: Path) -> None:
     assert trace.footer["dropped"] or len(calls_of(trace)) == 100
 
 
+def test_a_full_disk_keeps_what_it_took(lab: Lab, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    # The header and some calls.
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", small], check=True)
+    try:
+        calls = "; ".join(["domblkinfo vm1 vda"] * 20)
+        done = by_bpftrace(lab, small / "trace.jsonl", command=lab.virsh_command(calls))
+        trace = read_trace(small / "trace.jsonl")
+    finally:
+        subprocess.run(["umount", small], check=True)
+    assert done.returncode == 4, done.stderr
+    assert f"cannot write the trace {small}/trace.jsonl: No space left on device" in done.stderr
+    assert "ended    stopped by an error" in done.stdout
+    assert trace.events
+    # There may be room for it.
+    assert trace.footer is None or trace.footer["reason"] == "error"
+
+
+def test_a_trace_that_somebody_removed_is_told(lab: Lab, tmp_path: Path) -> None:
+    output = tmp_path / "trace.jsonl"
+    done = by_bpftrace(lab, output, command=["rm", str(output)])
+    assert done.returncode == 4, done.stderr
+    assert f"the trace {output} is no longer there" in done.stderr
+
+
 def test_killed_bpftrace_leaves_the_daemon_alone(lab: Lab, tmp_path: Path) -> None:
     endless = subprocess.list2cmdline(lab.virsh_command("domblkinfo vm1 vda"))
     calling = ["sh", "-c", f"while :; do {endless} > /dev/null || exit 1; done"]

@@ -540,7 +540,7 @@ class TestSelection:
         assert caught.value.what == what
 
     def test_files_of_a_long_recording(self) -> None:
-        assert selection.rotation(None, "") == (None, None)
+        assert selection.rotation(None, "") is None
         assert selection.rotation("100000", None) == (100_000, None)
         assert selection.rotation("5000000000", "3") == (5_000_000_000, 3)
         for rotate, keep in (("1GB", ""), ("0", ""), ("9", "0"), ("9", "x"), (None, "3")):

@@ -43,7 +43,7 @@ class Recorded:
     """What a session does, so far as the writer sees it."""
 
     def __init__(self, path: Path, rotate: int | None = SIZE, keep: int | None = None) -> None:
-        self.writer = new_writer(path, rotate, keep)
+        self.writer = new_writer(path, (rotate, keep))
         self.events: list[Record] = []
         self.dropped = 0
         self.writer.begin(HEADER)
@@ -236,7 +236,7 @@ def test_a_full_disk_leaves_no_file_without_its_header(tmp_path: Path) -> None:
 
 
 def test_without_a_size_there_is_one_file_of_the_very_name(tmp_path: Path) -> None:
-    writer = new_writer(tmp_path / "t.jsonl", None, None)
+    writer = new_writer(tmp_path / "t.jsonl", None)
     assert type(writer) is Writer
     writer.close()
     assert [file.name for file in tmp_path.iterdir()] == ["t.jsonl"]

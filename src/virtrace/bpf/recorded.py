@@ -12,10 +12,10 @@ import json
 import zlib
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Protocol
 
 from virtrace.binary import x86_64
 from virtrace.binary.ctype import Code
@@ -39,13 +39,14 @@ from virtrace.bpf.program import HEARTBEAT_MS, REGISTERS
 from virtrace.engine import tracer
 from virtrace.engine.answers import Answers
 from virtrace.engine.capture import REGISTER, Capture, Recorded, Unavailable
+from virtrace.engine.output import Output, View
 from virtrace.engine.proof import Caller, Proven, of_driver_method, of_static_function
 from virtrace.engine.tracer import Entered, PointPlan, RawEvent, SpanPlan, Tracer
 from virtrace.errors import TraceError
 from virtrace.recipe.model import Recipe
 from virtrace.recipe.path import CALLER
 from virtrace.recipe.selection import Limits, Selection
-from virtrace.trace.format import ENDED, Event, Json, Record
+from virtrace.trace.format import ENDED, Json, Record
 from virtrace.trace.writer import Writer
 
 # After a failed read, which bpftrace does not say the thread of: heartbeats of each processor
@@ -390,19 +391,12 @@ class Lines:
 # --- From events to a trace
 
 
-class View(Protocol):
-    """What the person at the terminal sees."""
+class Session:
+    """Gives what happened to the tracer that GDB's engine has too.
 
-    def banner(self, header: Record) -> None: ...
-    def event(self, event: Event) -> None: ...
-    def summary(self, footer: Record) -> None: ...
-
-
-class Recording:
-    """Writes what happened into a trace, by the tracer that GDB's engine has too.
-
-    done: the reason to end, once there is one. pid: of the process; without, that of the first
-    event counts, and others (of children on their way to another program) do not.
+    done: the reason to end, once there is one. failure: what broke the trace, where something did.
+    pid: of the process; without, that of the first event counts, and others (of children on their
+    way to another program) do not.
     """
 
     def __init__(
@@ -416,14 +410,13 @@ class Recording:
         pid: int | None = None,
     ) -> None:
         self.done: str | None = None
+        self.failure: TraceError | None = None
         self.tracer = Tracer(selection.where, self._record)
         self._selection = selection
         self._limits = limits
         self._plan = plan
-        self._writer = writer
-        self._view = view
+        self._output = Output(Answers(recipe.points), limits, writer, view)
         self._pid = pid or None
-        self._answers = Answers(recipe.points)
         self._bases: dict[str, int] = {}
         self._exported = {
             name: [start for start, _, _ in rows] for name, rows in plan.exported.items()
@@ -432,8 +425,8 @@ class Recording:
         # Before it has begun, not all probes are there.
         self._started_ns: int | None = None
         self._last_ns = 0
-        self._events = 0
-        self._dropped = 0
+        # Events that bpftrace lost.
+        self._lost = 0
         self._hits = {probe["name"]: 0 for probe in plan.header["probes"]}
 
     def begin(self, started: Started, **more: Json) -> None:
@@ -453,8 +446,7 @@ class Recording:
             **more,
         }
         header["tool"] = {**header["tool"], "engine": "bpftrace"}
-        self._writer.begin(header)
-        self._view.banner(header)
+        self._output.begin(header)
 
     def event(self, happened: Happened) -> None:
         if self.done is not None or happened.number >= len(self._plans):
@@ -487,29 +479,37 @@ class Recording:
 
     def lost(self, tid: int, count: int, t_ns: int) -> None:
         if self.done is None and self._started_ns is not None:
-            self._dropped += count
+            self._lost += count
             self.tracer.lose(tid, self._since(t_ns), _LOST)
 
     @property
     def is_incomplete(self) -> bool:
-        return self._dropped > 0
+        return self._lost > 0
 
     def finish(self, reason: str, lost_events: int) -> None:
         """Write the footer. lost_events: as bpftrace counts them, lines and all."""
-        self._dropped = max(self._dropped, lost_events)
+        self._lost = max(self._lost, lost_events)
         self.tracer.finish(self._last_ns, ENDED)
-        footer = {**self._footer(), "reason": self.done or reason}
-        self._writer.finish(footer)
-        self._view.summary(footer)
+        with self._may_fail():
+            self._output.finish(self._footer(self.done or reason))
 
-    def _footer(self) -> Record:
+    @contextmanager
+    def _may_fail(self) -> Iterator[None]:
+        """What the disk does not take ends the trace, which has its footer all the same."""
+        try:
+            yield
+        except TraceError as error:
+            self.failure = self.failure or error
+            self.done = "error"
+
+    def _footer(self, reason: str) -> Record:
         return {
             "type": "footer",
-            "reason": self.done,
+            "reason": reason,
             "t_ns": self._last_ns,
-            "events": self._events,
-            "dropped": self._dropped,
-            "hits": self._hits,
+            "events": 0,
+            "dropped": self._lost,
+            "hits": {**self._hits},
             "detached": True,
             # Only the thread that meets a probe takes part in it.
             "stopped_ns": {"total": 0, "max": 0},
@@ -520,17 +520,12 @@ class Recording:
         self._last_ns = max(self._last_ns, since)
         return since
 
-    def _record(self, raw: RawEvent) -> None:
-        if not self._answers.place(raw):
-            return
-        event = Event(seq=self._events, **vars(raw))
-        self._writer.write([event.to_record()])
-        self._events += 1
-        if self._writer.is_full:
-            self._writer.rotate(self._footer())
-        self._view.event(event)
-        if self._events >= self._limits.events or self._writer.size >= self._limits.bytes:
-            self.done = self.done or "limit"
+    def _record(self, event: RawEvent) -> None:
+        with self._may_fail():
+            self._output.take([event])
+            self._output.rotate(self._footer("rotated"))
+            if self._output.is_over:
+                self.done = self.done or "limit"
 
     # --- Plans
 

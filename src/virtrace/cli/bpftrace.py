@@ -20,12 +20,19 @@ from typing import IO
 from virtrace.binary.process import Process, inspect
 from virtrace.bpf import document, program
 from virtrace.bpf.document import Plan
-from virtrace.bpf.recorded import Lines, Recording, Started
+from virtrace.bpf.recorded import Lines, Session, Started
 from virtrace.cli.gdb import asked, end_with_us
 from virtrace.cli.traced import ending_signals, say_status, started
-from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, IncompleteError, TargetError
+from virtrace.errors import (
+    DONE,
+    INCOMPLETE,
+    INTERRUPTED,
+    IncompleteError,
+    TargetError,
+    incomplete,
+)
 from virtrace.recipe.model import Recipe
-from virtrace.recipe.selection import Limits, Selection
+from virtrace.recipe.selection import Limits, Rotation, Selection
 from virtrace.report.live import TerminalView
 from virtrace.trace.rotation import new_writer
 
@@ -55,11 +62,11 @@ def record(
     process: Process,
     plan: Plan,
     output: Path,
-    rotation: tuple[int | None, int | None],
+    rotation: Rotation | None,
     command: Sequence[str],
     words: str | None,
 ) -> int:
-    """The exit status. rotation: as of `new_writer`. words: the command, as a shell has it."""
+    """The exit status. words: the command, as a shell has it."""
     nested = os.readlink("/proc/self/ns/pid") != _FIRST_NAMESPACE
     handshake = _Handshake()
     where = program.Where(
@@ -74,28 +81,30 @@ def record(
     )
     text = program.text(plan, where)
     signals: list[int] = []
-    writer = new_writer(output, *rotation)
+    writer = new_writer(output, rotation)
     # Files without a name: nothing is left of them when we are killed.
     with tempfile.TemporaryFile() as errors, ending_signals(signals.append):
         view = TerminalView(sys.stdout.fileno(), writer, words)
-        recording = Recording(
+        session = Session(
             recipe, selection, limits, plan, writer, view, None if nested else process.pid
         )
         try:
-            run = _Run(text, errors, recording, process.pid, handshake)
+            run = _Run(text, errors, session, process.pid, handshake)
             run.start()
         except BaseException:
             writer.discard()
             raise
         try:
-            recording.begin(run.ready, command=words)
+            session.begin(run.ready, command=words)
             reason = run.until_its_end(command, selection.seconds, signals)
             run.end()
-            recording.finish(reason, run.lines.lost_events)
+            session.finish(reason, run.lines.lost_events)
         finally:
             run.kill()
             writer.close()
             view.close()
+        if session.failure is not None:
+            raise incomplete(session.failure) from session.failure
         if run.died:
             raise IncompleteError(
                 f"bpftrace ended by itself: {run.said()}",
@@ -106,9 +115,9 @@ def record(
                 "bpftrace did not keep up: of the last calls an unknown number is missing",
                 "trace fewer calls (--where), or a recipe with less in it",
             )
-        if recording.is_incomplete:
+        if session.is_incomplete:
             return INCOMPLETE
-        return INTERRUPTED if (recording.done or reason) == "interrupt" else DONE
+        return INTERRUPTED if (session.done or reason) == "interrupt" else DONE
 
 
 class _Handshake:
@@ -137,15 +146,15 @@ class _Run:
     """A bpftrace at work."""
 
     def __init__(
-        self, text: str, errors: IO[bytes], recording: Recording, pid: int, handshake: _Handshake
+        self, text: str, errors: IO[bytes], session: Session, pid: int, handshake: _Handshake
     ) -> None:
-        self.lines = Lines(recording.event, recording.lost)
+        self.lines = Lines(session.event, session.lost)
         self.died = False
         # What bpftrace had not told by the end is not known.
         self.is_behind = False
         # When all probes were there.
         self.ready = Started(0, 0, 0)
-        self._recording = recording
+        self._session = session
         self._errors = errors
         self._handshake = handshake
         self._beat_at = 0.0
@@ -190,7 +199,7 @@ class _Run:
         until = None if seconds is None else time.monotonic() + seconds
         reason: str | None = None
         ended_ns, patience = 0, 0.0
-        while self._recording.done is None:
+        while self._session.done is None:
             has_target = not select.select([self._target], [], [], 0)[0]
             if not self._read():
                 # It ends with the process, too.
@@ -214,13 +223,13 @@ class _Run:
             beats = self.lines.beats
             # A processor that is not ours to run on says nothing as long as it is idle.
             now_ns = min(beats.get(cpu, 0) for cpu in os.sched_getaffinity(0))
-            is_over = reason != "done" or not self._recording.tracer.calls_open
+            is_over = reason != "done" or not self._session.tracer.calls_open
             if now_ns > ended_ns + (0 if is_over else _GRACE_NS):
                 return reason
             if time.monotonic() > patience:
                 self.is_behind = True
                 return reason
-        return self._recording.done
+        return self._session.done
 
     def end(self) -> None:
         """What is on its way still comes."""

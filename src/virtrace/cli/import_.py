@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from virtrace.bpf.document import Plan
-from virtrace.bpf.recorded import Happened, Lines, Recording
+from virtrace.bpf.recorded import Happened, Lines, Session
 from virtrace.errors import DONE, INCOMPLETE, TraceError
 from virtrace.recipe import loader, selection
 from virtrace.trace.format import Event, Record
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     writer = Writer(args.output)
     try:
         selected = selection.parse(recipe, [], None, None)
-        recording = Recording(
+        session = Session(
             recipe,
             selected,
             selection.Limits(),
@@ -47,18 +47,20 @@ def run(args: argparse.Namespace) -> int:
             _Nobody(),
             plan.header["target"]["pid"],
         )
-        lines = Lines(recording.event, recording.lost)
+        lines = Lines(session.event, session.lost)
         assert first.started is not None
-        recording.begin(first.started)
+        session.begin(first.started)
         _feed(args.file, lines)
         lines.finish()
-        recording.finish("interrupt" if lines.ended else "error", lines.lost_events)
+        session.finish("interrupt" if lines.ended else "error", lines.lost_events)
+        if session.failure is not None:
+            raise session.failure
     except BaseException:
         writer.discard()
         raise
     writer.close()
     print(f"{args.output}: next: virtrace show {shlex.quote(str(args.output))}")
-    return INCOMPLETE if recording.is_incomplete or not lines.ended else DONE
+    return INCOMPLETE if session.is_incomplete or not lines.ended else DONE
 
 
 class _Nobody:
@@ -66,6 +68,7 @@ class _Nobody:
 
     def banner(self, header: Record) -> None: ...
     def event(self, event: Event) -> None: ...
+    def switched_off(self, record: Record) -> None: ...
     def summary(self, footer: Record) -> None: ...
 
 

@@ -154,7 +154,7 @@ def record_trace(
             loaded, selected, limited, process, resolved, output, rotation, command, words
         )
         if host_facts:
-            _add_host_facts(last_file(output, *rotation), pid)
+            _add_host_facts(last_file(output, rotation), pid)
         return status
     settings = {
         "PID": str(pid),
@@ -174,7 +174,7 @@ def record_trace(
         settings["SOURCE_FILES"] = json.dumps(source_files)
     status = _run_gdb(recipe, settings, command)
     if host_facts and status in (DONE, INCOMPLETE, INTERRUPTED):
-        _add_host_facts(last_file(output, *rotation), pid)
+        _add_host_facts(last_file(output, rotation), pid)
     return status
 
 

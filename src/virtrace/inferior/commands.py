@@ -33,14 +33,15 @@ from virtrace.binary.process import (
 from virtrace.binary.source import Sources
 from virtrace.engine.answers import Answers
 from virtrace.engine.infer import infer
-from virtrace.engine.tracer import LinePlan
+from virtrace.engine.output import Output
+from virtrace.engine.tracer import LinePlan, RawEvent
 from virtrace.errors import DONE, INTERRUPTED, NOT_TRACED, TargetError, UsageError, VirtraceError
 from virtrace.guard.journal import Journal
 from virtrace.guard.process import Guard
 from virtrace.inferior import printers, target
 from virtrace.inferior.backtrace import Backtraces
 from virtrace.inferior.notes import Notebook
-from virtrace.inferior.recorder import Recorder, Recording
+from virtrace.inferior.recorder import Recorder, WritingProcess
 from virtrace.inferior.resolve import ResolvedProbe, require_traceable, resolve
 from virtrace.inferior.session import Session, header_record
 from virtrace.inferior.terminal import terminal_without_gdb
@@ -329,7 +330,7 @@ def _trace(name: str, pid: int) -> int:
     output = Path(_parameter("output") or default_path(recipe.name, process.pid))
     debug_files = _debug_files()
     with terminal_without_gdb() as terminal, target.quiet_settings(), target.no_files():
-        writer = new_writer(output, *rotation)
+        writer = new_writer(output, rotation)
         command = os.environ.get("VIRTRACE_COMMAND")
         with ExitStack() as symbols:
             try:
@@ -371,7 +372,7 @@ def _trace(name: str, pid: int) -> int:
             try:
                 return session.run()
             finally:
-                _written.append(last_file(output, *rotation))
+                _written.append(last_file(output, rotation))
 
 
 def _recorder(
@@ -381,15 +382,25 @@ def _recorder(
     writer: Writer,
     view: TerminalView,
 ) -> Recorder:
+    # Of the functions whose lines are traced: the name, and the line of the declaration.
     declared = {
         probe.name: (probe.function, site.plan.declared)
         for probe in probes
         for site in probe.sites
         if isinstance(site.plan, LinePlan)
     }
-    answers = Answers(recipe.points)
+    sources = _sources()
+
+    def add_source(event: RawEvent) -> None:
+        if event.type == "line":
+            file, line = event.values["file"], event.values["line"]
+            text = sources.text(file, line, *declared[event.name])
+            if text is not None:
+                event.values["text"] = text
+
+    output = Output(Answers(recipe.points), limits, writer, view, add_source)
     try:
-        return Recorder(Recording(answers, _sources(), declared, limits, writer, view))
+        return Recorder(WritingProcess(output, view))
     except OSError as error:
         raise TargetError(
             f"the process that writes the trace cannot be started: {error.strerror}",

@@ -16,21 +16,17 @@ import struct
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
 from typing import Protocol
 
-from virtrace.binary.source import Sources
-from virtrace.engine.answers import Answers
+from virtrace.engine.output import Output, View
 from virtrace.engine.tracer import RawEvent
-from virtrace.errors import IncompleteError, TraceError, VirtraceError
+from virtrace.errors import IncompleteError, TraceError, incomplete
 from virtrace.guard import apart
-from virtrace.recipe.selection import Limits
-from virtrace.trace.format import Event, Record
-from virtrace.trace.rotation import RotatingWriter
-from virtrace.trace.writer import Writer
+from virtrace.trace.format import Record
 
 # Before each item.
 _LENGTH = struct.Struct("<Q")
@@ -44,26 +40,22 @@ _GATHER_SECONDS = 0.01
 _TURN_SECONDS = 0.1
 
 
-class View(Protocol):
-    """What the person at the terminal sees; must not raise."""
+class Terminal(View, Protocol):
+    """A view that keeps a descriptor open."""
 
     terminal: int
 
-    def banner(self, header: Record) -> None: ...
-    def event(self, event: Event) -> None: ...
-    def switched_off(self, record: Record) -> None: ...
-    def summary(self, footer: Record) -> None: ...
     def close(self) -> None: ...
 
 
 class Recorder:
     """In GDB: hands over what was met, in its order."""
 
-    def __init__(self, recording: Recording) -> None:
+    def __init__(self, process: WritingProcess) -> None:
         """Begin the process. OSError where there can be none."""
         self.failure: Exception | None = None
         # Whether it wants a footer, with `rotated` as its reason, wherever a file may end.
-        self.rotates = recording.rotates
+        self.rotates = process.rotates
         self._patience = _PATIENCE_SECONDS
         self._rest = b""
         items, descriptor = os.pipe()
@@ -72,8 +64,8 @@ class Recorder:
         try:
             fcntl.fcntl(descriptor, _F_SETPIPE_SZ, _ROOM)
             os.set_blocking(descriptor, False)
-            kept = (items, tell, *recording.descriptors())
-            apart.begin("virtrace-writer", kept, partial(recording.run, items, tell))
+            kept = (items, tell, *process.descriptors)
+            apart.begin("virtrace-writer", kept, partial(process.run, items, tell))
         except BaseException:
             self.close()
             raise
@@ -146,39 +138,16 @@ class Recorder:
             end("error")
 
 
-class Recording:
-    """In the process of its own.
+class WritingProcess:
+    """What it does; made in GDB."""
 
-    declared: of the functions whose lines are traced, by their span: their name, and the line of
-    the declaration.
-    """
-
-    def __init__(
-        self,
-        answers: Answers,
-        sources: Sources,
-        declared: Mapping[str, tuple[str, int]],
-        limits: Limits,
-        writer: Writer,
-        view: View,
-    ) -> None:
-        self._answers = answers
-        self._sources = sources
-        self._declared = declared
-        self._limits = limits
-        self._writer = writer
+    def __init__(self, output: Output, view: Terminal) -> None:
+        self.rotates = output.rotates
+        self.descriptors = output.descriptor, view.terminal
+        self._output = output
         self._view = view
         self._chunks: SimpleQueue[bytes] = SimpleQueue()
-        self._events = 0
-        self._dropped = 0
         self._is_finished = False
-
-    @property
-    def rotates(self) -> bool:
-        return isinstance(self._writer, RotatingWriter)
-
-    def descriptors(self) -> tuple[int, ...]:
-        return self._writer.descriptor, self._view.terminal
 
     def run(self, items: int, tell: int) -> None:
         """Until the footer; without one, until GDB has ended."""
@@ -222,82 +191,23 @@ class Recording:
             if batch:
                 self._guarded(partial(self._drain, batch))
                 batch = []
-            own = self._begin if item["type"] == "header" else self._end_file
-            self._guarded(partial(own, item))
+            self._guarded(partial(self._take_apart, item))
         if batch:
             self._guarded(partial(self._drain, batch))
 
-    def _begin(self, header: Record) -> None:
-        self._view.banner(header)
-        self._writer.begin(header)
-
-    def _drain(self, items: Sequence[RawEvent | Record]) -> None:
-        events = sum(isinstance(item, RawEvent) for item in items)
-        try:
-            placed = [
-                item
-                for item in items
-                if not isinstance(item, RawEvent) or self._answers.place(item)
-            ]
-            events = sum(isinstance(item, RawEvent) for item in placed)
-            written = self._write(placed)
-        except TraceError:
-            # As much as there is room for.
-            for item in placed:
-                try:
-                    self._write([item])
-                    events -= isinstance(item, RawEvent)
-                except TraceError:
-                    continue
-            self._dropped += events
-            raise
-        except Exception:
-            self._dropped += events
-            raise
-        if self._events >= self._limits.events or self._writer.size >= self._limits.bytes:
+    def _drain(self, batch: Sequence[RawEvent | Record]) -> None:
+        self._output.take(batch)
+        if self._output.is_over:
             self._say({"end": "limit"})
-        for one in written:
-            if isinstance(one, Event):
-                self._view.event(one)
-            else:
-                self._view.switched_off(one)
 
-    def _write(self, items: Sequence[RawEvent | Record]) -> list[Event | Record]:
-        """All of them, or TraceError and none."""
-        written: list[Event | Record] = []
-        seq = self._events
-        for item in items:
-            if isinstance(item, RawEvent):
-                self._add_source(item)
-                written.append(Event(seq=seq, **vars(item)))
-                seq += 1
-            else:
-                written.append(item)
-        self._writer.write(one.to_record() if isinstance(one, Event) else one for one in written)
-        self._events = seq
-        return written
-
-    def _add_source(self, event: RawEvent) -> None:
-        if event.type == "line":
-            file, line = event.values["file"], event.values["line"]
-            text = self._sources.text(file, line, *self._declared[event.name])
-            if text is not None:
-                event.values["text"] = text
-
-    def _end_file(self, footer: Record) -> None:
-        footer |= {"events": self._events, "dropped": self._dropped}
-        if footer["reason"] != "rotated":
-            self._finish(footer)
-        elif self._writer.is_full:
-            self._writer.rotate(footer)
-
-    def _finish(self, footer: Record) -> None:
-        self._is_finished = True
-        try:
-            self._writer.finish(footer)
-            self._writer.check_there()
-        finally:
-            self._view.summary(footer)
+    def _take_apart(self, item: Record) -> None:
+        if item["type"] == "header":
+            self._output.begin(item)
+        elif item["reason"] == "rotated":
+            self._output.rotate(item)
+        else:
+            self._is_finished = True
+            self._output.finish(item)
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
@@ -310,16 +220,6 @@ class Recording:
         # GDB may have ended.
         with suppress(BrokenPipeError):
             os.write(self._tell, json.dumps(message).encode() + b"\n")
-
-
-def incomplete(failure: Exception) -> IncompleteError:
-    """What ended a trace, for the person who reads it."""
-    if isinstance(failure, VirtraceError):
-        return IncompleteError(failure.what, failure.remedy)
-    return IncompleteError(
-        f"an error of its own ended the trace: {type(failure).__name__}: {failure}",
-        "report it, with what VIRTRACE_DEBUG=1 prints; what was traced until then is whole",
-    )
 
 
 def _ended() -> TraceError:

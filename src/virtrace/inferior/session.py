@@ -17,14 +17,14 @@ from virtrace.binary.debuginfo import how_to_get
 from virtrace.binary.process import Process, libvirt_version, read_status
 from virtrace.engine.capture import Unavailable, Unwalked
 from virtrace.engine.tracer import RawEvent, Tracer
-from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, TargetError
+from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, TargetError, incomplete
 from virtrace.guard.journal import Journal
 from virtrace.inferior import target
 from virtrace.inferior.backtrace import Backtraces
 from virtrace.inferior.budget import Budget, Switch
 from virtrace.inferior.kernel import Kernel
 from virtrace.inferior.probes import LinkerProbe, Probe, ReturnProbe, probe
-from virtrace.inferior.recorder import Recorder, incomplete
+from virtrace.inferior.recorder import Recorder
 from virtrace.inferior.resolve import ResolvedProbe
 from virtrace.inferior.watch import Watch, unsignalled
 from virtrace.recipe.model import Recipe

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from virtrace.errors import UsageError
 from virtrace.recipe.model import Recipe
@@ -59,14 +59,21 @@ def limits(given: Mapping[str, str]) -> Limits:
     )
 
 
-def rotation(rotate: str | None, keep: str | None) -> tuple[int | None, int | None]:
-    """Bytes after which a new file begins, and how many files are kept; None: one file, all.
+class Rotation(NamedTuple):
+    """size: bytes after which a new file begins. keep: how many files are kept; None: all."""
 
-    UsageError where they cannot be meant.
-    """
-    if keep and not rotate:
+    size: int
+    keep: int | None
+
+
+def rotation(rotate: str | None, keep: str | None) -> Rotation | None:
+    """None: one file. UsageError where they cannot be meant."""
+    size = _positive("rotate", rotate, int, 1e15)
+    if size is not None:
+        return Rotation(size, _positive("keep", keep, int))
+    if keep:
         raise UsageError("without rotate there is one file, which is kept", "give rotate, too")
-    return _positive("rotate", rotate, int, 1e15), _positive("keep", keep, int)
+    return None
 
 
 def parse(

@@ -16,17 +16,18 @@ _ENDING = re.compile(r"(\.jsonl)?(\.gz|\.zst)?$")
 _PATIENCE = 2
 
 
-def new_writer(path: Path, rotate: int | None, keep: int | None) -> Writer:
-    """rotate: bytes after which a new file begins; keep: how many files; None: one file, all.
+def new_writer(path: Path, rotation: tuple[int, int | None] | None) -> Writer:
+    """TraceError where a file exists or cannot be made.
 
-    TraceError where a file exists or cannot be made.
+    rotation: bytes after which a new file begins, and how many files are kept, None: all. Without
+    it there is one file.
     """
-    return Writer(path) if rotate is None else RotatingWriter(path, rotate, keep)
+    return RotatingWriter(path, *rotation) if rotation else Writer(path)
 
 
-def last_file(path: Path, rotate: int | None, _: int | None) -> Path:
+def last_file(path: Path, rotation: tuple[int, int | None] | None) -> Path:
     """That of a recording to ``path`` that was written last; as of new_writer."""
-    return path if rotate is None else parts(path)[-1]
+    return parts(path)[-1] if rotation else path
 
 
 def parts(path: Path) -> list[Path]:

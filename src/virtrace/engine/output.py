@@ -1,0 +1,130 @@
+"""From what a tracer tells to the trace: placed, numbered, written and shown. Does not need gdb."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from virtrace.engine.answers import Answers
+from virtrace.engine.tracer import RawEvent
+from virtrace.errors import TraceError
+from virtrace.recipe.selection import Limits
+from virtrace.trace.format import Event, Record
+from virtrace.trace.rotation import RotatingWriter
+from virtrace.trace.writer import Writer
+
+
+class View(Protocol):
+    """What the person at the terminal sees; must not raise."""
+
+    def banner(self, header: Record) -> None: ...
+    def event(self, event: Event) -> None: ...
+    def switched_off(self, record: Record) -> None: ...
+    def summary(self, footer: Record) -> None: ...
+
+
+def _nothing(_: RawEvent) -> None:
+    """All of the event is known."""
+
+
+class Output:
+    """complete: adds to the values of an event what only this side knows."""
+
+    def __init__(
+        self,
+        answers: Answers,
+        limits: Limits,
+        writer: Writer,
+        view: View,
+        complete: Callable[[RawEvent], None] = _nothing,
+    ) -> None:
+        self._answers = answers
+        self._limits = limits
+        self._writer = writer
+        self._view = view
+        self._complete = complete
+        self._events = 0
+        # Events that belong into the trace, and are not there.
+        self.dropped = 0
+
+    @property
+    def descriptor(self) -> int:
+        return self._writer.descriptor
+
+    @property
+    def rotates(self) -> bool:
+        return isinstance(self._writer, RotatingWriter)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the trace is as large as it may get."""
+        return self._events >= self._limits.events or self._writer.size >= self._limits.bytes
+
+    def begin(self, header: Record) -> None:
+        """TraceError where the disk does not take it, here and below."""
+        self._view.banner(header)
+        self._writer.begin(header)
+
+    def take(self, items: Sequence[RawEvent | Record]) -> None:
+        """Events, and what else stands between them; of a full disk what there is room for."""
+        events = _count(items)
+        try:
+            placed = [
+                item
+                for item in items
+                if not isinstance(item, RawEvent) or self._answers.place(item)
+            ]
+            events = _count(placed)
+            written = self._write(placed) if placed else []
+        except TraceError:
+            for item in placed:
+                try:
+                    events -= _count(self._write([item]))
+                except TraceError:
+                    continue
+            self.dropped += events
+            raise
+        except Exception:
+            self.dropped += events
+            raise
+        for one in written:
+            if isinstance(one, Event):
+                self._view.event(one)
+            else:
+                self._view.switched_off(one)
+
+    def _write(self, items: Sequence[RawEvent | Record]) -> list[Event | Record]:
+        """All of them, or TraceError and none."""
+        written: list[Event | Record] = []
+        seq = self._events
+        for item in items:
+            if isinstance(item, RawEvent):
+                self._complete(item)
+                written.append(Event(seq=seq, **vars(item)))
+                seq += 1
+            else:
+                written.append(item)
+        self._writer.write(one.to_record() if isinstance(one, Event) else one for one in written)
+        self._events = seq
+        return written
+
+    def rotate(self, footer: Record) -> None:
+        """A file may end here, and does where it is full. footer: with `rotated` as its reason."""
+        if self._writer.is_full:
+            self._writer.rotate(self._counted(footer))
+
+    def finish(self, footer: Record) -> None:
+        """footer: its `dropped` are those that did not come as far as here."""
+        footer = self._counted(footer)
+        try:
+            self._writer.finish(footer)
+            self._writer.check_there()
+        finally:
+            self._view.summary(footer)
+
+    def _counted(self, footer: Record) -> Record:
+        return {**footer, "events": self._events, "dropped": footer["dropped"] + self.dropped}
+
+
+def _count(items: Sequence[RawEvent | Event | Record]) -> int:
+    return sum(isinstance(item, (RawEvent, Event)) for item in items)
