@@ -183,6 +183,20 @@ def test_a_lost_event_ends_the_call_and_is_told(tmp_path: Path) -> None:
     assert trace.footer["dropped"] == 2
 
 
+def test_a_line_that_the_program_did_not_print_is_left_out_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    *lines, end = printed(CALL).splitlines(keepends=True)
+    noise = b"Could not resolve symbol: /proc/self/exe\n"
+    assert imported(b"".join([noise, *lines, noise, end]), tmp_path) == 4
+    said = capsys.readouterr().err
+    assert "were left out: 2 in all, the first of them line 1\n" in said
+    assert [event.type for event in read_trace(tmp_path / "trace.jsonl").events] == [
+        "enter",
+        "exit",
+    ]
+
+
 def test_zeros_of_a_failed_read_are_no_values(tmp_path: Path) -> None:
     failed = json.dumps({"type": "helper_error", "helper": "probe_read_user", "line": 20}).encode()
     lines = printed(["w 20 5 0 9000 0 0", *CALL[2:]]).splitlines(keepends=True)

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from virtrace.bpf.document import Plan
 from virtrace.bpf.recorded import Happened, Lines, Session
-from virtrace.errors import DONE, INCOMPLETE, TraceError
+from virtrace.errors import DONE, INCOMPLETE, IncompleteError, TraceError
 from virtrace.recipe import loader, selection
 from virtrace.trace.format import Event, Record
 from virtrace.trace.writer import Writer
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         lines = Lines(session.event, session.lost)
         assert first.started is not None
         session.begin(first.started)
-        _feed(args.file, lines)
+        broken, first_broken = _feed(args.file, lines)
         lines.finish()
         session.finish("interrupt" if lines.ended else "error", lines.lost_events)
         if session.failure is not None:
@@ -60,6 +60,12 @@ def run(args: argparse.Namespace) -> int:
         raise
     writer.close()
     print(f"{args.output}: next: virtrace show {shlex.quote(str(args.output))}")
+    if broken:
+        raise IncompleteError(
+            f"lines of {args.file} that are not what a program of virtrace makes bpftrace print "
+            f"were left out: {broken} in all, the first of them line {first_broken}",
+            "let it print to a file of its own (2> errors): there may be calls missing now",
+        )
     return INCOMPLETE if session.is_incomplete or not lines.ended else DONE
 
 
@@ -105,13 +111,20 @@ def _look_through(file: Path) -> tuple[Plan, Lines]:
     return replace(lines.plan, header={**header, "target": target}), lines
 
 
-def _feed(file: Path, lines: Lines) -> None:
+def _feed(file: Path, lines: Lines) -> tuple[int, int]:
+    """How many lines no program of ours printed (what bpftrace warns of, say); and the first."""
+    broken = first = 0
     try:
         with open(file, "rb") as stream:
-            for line in _lines(stream):
-                lines.feed(line)
+            for number, line in enumerate(_lines(stream), 1):
+                try:
+                    lines.feed(line)
+                except TraceError:
+                    broken += 1
+                    first = first or number
     except OSError as error:
         raise TraceError(f"cannot read {file}: {error.strerror}", "name another file") from error
+    return broken, first
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes]:
