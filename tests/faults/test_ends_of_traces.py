@@ -26,7 +26,10 @@ def lab() -> Iterator[Lab]:
     [
         "folder-gone",
         "guest-restarted",
-        *(f"raises-{hook}" for hook in ("stopping", "view-event", "ask-end", "footer")),
+        *(
+            f"raises-{hook}"
+            for hook in ("stopping", "view-banner", "view-event", "ask-end", "footer")
+        ),
     ],
 )
 def test_it_leaves_the_daemon_unharmed(lab: Lab, tmp_path: Path, name: str) -> None:

@@ -62,8 +62,11 @@ class Output:
 
     def begin(self, header: Record) -> None:
         """TraceError where the disk does not take it, here and below."""
-        self._view.banner(header)
-        self._writer.begin(header)
+        # First: without it nothing that follows can be read.
+        try:
+            self._writer.begin(header)
+        finally:
+            self._view.banner(header)
 
     def take(self, items: Sequence[RawEvent | Record]) -> None:
         """Events, and what else stands between them; of a full disk what there is room for."""
