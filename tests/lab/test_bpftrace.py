@@ -358,3 +358,18 @@ def test_every_recipe_is_taken(lab: Lab, tmp_path: Path, name: str) -> None:
     done = virtrace("record", name, *options, "--", *lab.virsh_command("domstats vm1"))
     assert done.returncode == 0, done.stderr
     assert whole_trace(output).footer is not None
+
+
+def test_a_uprobe_that_took_a_breakpoint_away_is_told(lab: Lab, tmp_path: Path) -> None:
+    output = tmp_path / "trace.jsonl"
+    library = "/usr/lib/x86_64-linux-gnu/libvirt.so.0"
+    program = f'uprobe:{library}:{API} {{ printf("met\\n"); exit(); }}'
+    # It is set, met and gone while every call is traced.
+    traced = subprocess.list2cmdline(lab.virsh_command("domblkinfo vm1 vda"))
+    until_met = f"bpftrace -e '{program}' & while kill -0 $!; do {traced}; sleep 0.2; done"
+    done = record(lab, output, command=["sh", "-c", until_met])
+    assert done.returncode == 4, done.stderr
+    assert f"somebody else traced {API} meanwhile" in done.stderr
+    footer = read_trace(output).footer
+    assert footer is not None
+    assert footer["reason"] == "error"

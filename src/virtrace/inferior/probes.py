@@ -193,6 +193,11 @@ class Probe(gdb.Breakpoint):
         self.switches = switches
         self.silent = True
 
+    @property
+    def addresses(self) -> tuple[int, ...]:
+        assert self.site is not None
+        return self.site.addresses
+
     @cached_property
     def reads_result(self) -> bool:
         """Of one that stands behind a call, whether what is there looks at an `int` result."""
@@ -236,6 +241,10 @@ class ReturnProbe(Probe):
     def __init__(self, session: Session, pc: int, switches: set[Switch]) -> None:
         super().__init__(session, f"*{pc:#x}", None, switches)
         self._pc = pc
+
+    @property
+    def addresses(self) -> tuple[int, ...]:
+        return (self._pc,)
 
     def met(self, thread: StoppedThread) -> bool:
         self._session.tracer.leave(self._pc, thread)

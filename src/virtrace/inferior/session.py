@@ -332,6 +332,12 @@ class Session:
         gdb.events.stop.disconnect(self._on_stop)
         gdb.events.exited.disconnect(self._on_stop)
         try:
+            if self._reason not in ("error", "target-exit"):
+                self._require_in_place()
+        except Exception as error:
+            self._failure = error
+            self._reason = "error"
+        try:
             try:
                 for breakpoint_ in filter(None, [*self._probes, self._linker_probe]):
                     breakpoint_.delete()
@@ -347,6 +353,29 @@ class Session:
         self._recorder.be_patient()
         self._guarded(partial(self.tracer.finish, ended_ns, ENDED))
         self._guarded(lambda: self._recorder.put(self._last_footer(ended_ns)))
+
+    def _require_in_place(self) -> None:
+        """TargetError where a breakpoint is gone: calls may be missing since.
+
+        A uprobe that somebody set there meanwhile got the calls; when it went, the kernel wrote
+        back the code of the file.
+        """
+        instruction = self.abi.breakpoint
+        if instruction is None:
+            return
+        gone = {
+            switch.name
+            for probe in self._probes
+            for address in probe.addresses
+            if self.kernel.read(address, len(instruction)) != instruction
+            for switch in probe.switches
+        }
+        if gone:
+            raise TargetError(
+                f"somebody else traced {', '.join(sorted(gone))} meanwhile (bpftrace, perf), which "
+                "took the breakpoints away: calls may be missing",
+                "record again while nobody else traces the daemon",
+            )
 
     def _account(self, since_ns: int) -> None:
         """The process stood still from since_ns until now, and goes on or is not through yet."""

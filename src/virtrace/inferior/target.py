@@ -46,6 +46,8 @@ _SETTINGS = {
     "follow-fork-mode": "parent",
     "detach-on-fork": "on",
     "breakpoint pending": "off",
+    # Also while all threads stand: what is not there at the end was taken away by somebody.
+    "breakpoint always-inserted": "on",
     # A stranger's file can hold scripts, and name others.
     "auto-load gdb-scripts": "off",
     "auto-load python-scripts": "off",
