@@ -59,6 +59,16 @@ def own_files_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         lab.down()
 
 
+@pytest.fixture(scope="module")
+def own_files_debug_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """As debug_lab, with files of its own."""
+    files = [file for file in debug_build.build_folder().iterdir() if not file.is_symlink()]
+    with copied(files, tmp_path_factory.mktemp("debug-files")):
+        lab = bring_up(debug_info=True)
+        yield lab
+        lab.down()
+
+
 @pytest.fixture(scope="session")
 def debug_lab() -> Iterator[Lab]:
     """Libvirt 9.0.0 with debug info."""

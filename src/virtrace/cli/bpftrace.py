@@ -17,6 +17,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from virtrace.binary import x86_64
+from virtrace.binary.pack import file_name
+from virtrace.binary.pack import find as find_pack
 from virtrace.binary.process import Process, inspect
 from virtrace.bpf import document, program
 from virtrace.bpf.document import Plan
@@ -31,6 +34,7 @@ from virtrace.errors import (
     TargetError,
     incomplete,
 )
+from virtrace.recipe import catalogue
 from virtrace.recipe.model import Recipe
 from virtrace.recipe.selection import Limits, Rotation, Selection
 from virtrace.report.live import TerminalView
@@ -52,7 +56,37 @@ _SAID = re.compile(r"ERROR: (?!Unknown error -1: couldn't set RLIMIT_MEMLOCK)(.*
 
 def plan(recipe: str, process: Process, debug_files: Mapping[str, str] | None = None) -> Plan:
     """As gdb.check(), with where each value is: what tracing without GDB needs."""
-    return document.read(asked("plan", recipe, process, debug_files).encode())
+    with tempfile.TemporaryDirectory(prefix="virtrace-") as folder:
+        _make_packs(catalogue.find(recipe), recipe, process, debug_files or {}, Path(folder))
+        return document.read(asked("plan", recipe, process, debug_files, folder).encode())
+
+
+def _make_packs(
+    recipe: Recipe, name: str, process: Process, debug_files: Mapping[str, str], folder: Path
+) -> None:
+    """Of debug info: GDB tells what a value is there, but not where it lies.
+
+    Where a user has a pack already, that is used. name: of the recipe, or its file.
+    """
+    for module in filter(None, map(process.module, recipe.modules)):
+        elf = module.elf
+        if elf.machine != x86_64.ABI.machine or elf.build_id is None:
+            continue
+        installed = elf if elf.has_debug_info else process.debug_info(module)
+        debug = installed.path if installed else debug_files.get(elf.build_id)
+        if debug is None or find_pack(elf, [catalogue.file_of(name).parent]) is not None:
+            continue
+        # Longer to import than all the rest.
+        from virtrace.cli.pack import pack_of
+
+        try:
+            made = pack_of(Path(debug), elf, [recipe])
+        except TargetError as error:
+            # There is still what can be told without.
+            print("\n".join(error.lines()), file=sys.stderr)
+            continue
+        if made is not None:
+            (folder / file_name(elf.build_id)).write_bytes(made)
 
 
 def record(

@@ -59,13 +59,23 @@ def check(recipe: str, process: Process, debug_files: Mapping[str, str] | None =
     return header
 
 
-def asked(action: str, recipe: str, process: Process, debug_files: Mapping[str, str] | None) -> str:
-    """The JSON that `virtrace check` or `virtrace plan` answers with. As check()."""
+def asked(
+    action: str,
+    recipe: str,
+    process: Process,
+    debug_files: Mapping[str, str] | None,
+    packs: str = "",
+) -> str:
+    """The JSON that `virtrace check` or `virtrace plan` answers with. As check().
+
+    packs: a folder with symbol packs that come before all others.
+    """
     variables = {
         **(
             {"VIRTRACE_PID": str(process.pid)} if process.pid else {"VIRTRACE_AGAINST": process.exe}
         ),
         "VIRTRACE_DEBUG_FILES": json.dumps(debug_files or {}),
+        "VIRTRACE_PACKS": packs,
     }
     done = _run(command(f"{action} {recipe}"), variables)
     for line in done.stdout.splitlines():

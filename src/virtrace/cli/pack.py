@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +76,10 @@ def add_parser(subparsers: Any) -> None:
 
 def _make(args: argparse.Namespace) -> int:
     recipes = [catalogue.find(name) for name in args.recipe or catalogue.shipped()]
-    wanted = _wanted(recipes)
     files = [file for source in args.sources for file in _files(source)]
     if args.other is not None and len(files) != 1:
         raise UsageError("--for takes one SOURCE", "name the one binary with the same code")
-    made = [_make_one(file, wanted, args.other, args.output) for file in files]
+    made = [_make_one(file, recipes, args.other, args.output) for file in files]
     if not any(made):
         raise TargetError(
             f"no function of {', '.join(recipe.name for recipe in recipes)} is in the debug info",
@@ -122,7 +122,7 @@ def _has_debug_info(file: Path) -> bool:
 
 
 def _make_one(
-    file: Path, wanted: Mapping[str, Wanted], other: Path | None, output: Path | None
+    file: Path, recipes: Sequence[Recipe], other: Path | None, output: Path | None
 ) -> bool:
     """False where the file has none of the functions."""
     elf = ElfFile(file)
@@ -139,16 +139,30 @@ def _make_one(
             f"{target.path} has no build-id, by which a pack is found", "link it with --build-id"
         )
     debug = _debug_info(elf)
-    with Progress(debug.name) as progress:
-        functions, structs = describe(debug, wanted, x86_64.ABI, RETURN, progress.show)
-    if not functions:
+    data = pack_of(debug, target, recipes)
+    if data is None:
         print(f"{debug}: no function of the recipes")
         return False
-    origin = f"{debug.name}, build-id {elf.build_id}, by virtrace {__version__}"
-    data = write(target.build_id, target.machine, origin, functions, structs)
     place = _keep(output, file_name(target.build_id), data)
-    print(f"{place}: {len(functions)} functions, {len(structs)} structs, {len(data)} bytes")
+    made = json.loads(data)
+    counted = ", ".join(f"{len(made[kind])} {kind}" for kind in ("functions", "structs"))
+    print(f"{place}: {counted}, {len(data)} bytes")
     return True
+
+
+def pack_of(debug: Path, target: ElfFile, recipes: Iterable[Recipe]) -> bytes | None:
+    """What these recipes need of the debug info, for a file of the same code; None: nothing.
+
+    The file has a build-id. TargetError where the debug info is broken.
+    """
+    assert target.build_id is not None
+    with Progress(debug.name) as progress:
+        functions, structs = describe(debug, _wanted(recipes), x86_64.ABI, RETURN, progress.show)
+    if not functions:
+        return None
+    build_id = ElfFile(debug).build_id
+    origin = f"{debug.name}, build-id {build_id}, by virtrace {__version__}"
+    return write(target.build_id, target.machine, origin, functions, structs)
 
 
 def _require_same_code(elf: ElfFile, other: ElfFile) -> None:

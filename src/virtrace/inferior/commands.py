@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial, update_wrapper
 from inspect import cleandoc
@@ -464,8 +464,8 @@ def _check(name: str) -> int:
     touched; or of files that no process runs, VIRTRACE_AGAINST.
     """
     recipe, process = catalogue.find(name), _process()
-    header = header_record(recipe, process, _resolved(recipe, process, name), time.monotonic_ns())
-    print(json.dumps(header), flush=True)
+    with _resolved(recipe, process, _packs(recipe, process, name)) as probes:
+        print(json.dumps(header_record(recipe, process, probes, time.monotonic_ns())), flush=True)
     return DONE
 
 
@@ -481,20 +481,24 @@ def _plan(name: str) -> int:
     from virtrace.inferior.describe import describe
 
     recipe, process = catalogue.find(name), _process()
-    probes = _resolved(recipe, process, name)
-    require_traceable(recipe, probes)
-    header = header_record(recipe, process, probes, time.monotonic_ns())
-    plan = describe(process, _abi(process), probes, header)
+    packs = _packs(recipe, process, name, os.environ.get("VIRTRACE_PACKS", ""))
+    with _resolved(recipe, process, packs, prefer_packs=True) as probes:
+        require_traceable(recipe, probes)
+        header = header_record(recipe, process, probes, time.monotonic_ns())
+        plan = describe(process, _abi(process), probes, header)
     print(document.write(plan).decode(), flush=True)
     return DONE
 
 
-def _resolved(recipe: Recipe, process: Process, name: str) -> list[ResolvedProbe]:
-    """The process is not touched."""
+@contextmanager
+def _resolved(
+    recipe: Recipe, process: Process, packs: Mapping[str, Pack], *, prefer_packs: bool = False
+) -> Iterator[list[ResolvedProbe]]:
+    """As long as GDB has the symbols. The process is not touched."""
     with target.quiet_settings(), target.no_files():
-        inferred, packs = infer(recipe, process), _packs(recipe, process, name)
+        inferred = infer(recipe, process)
         with target.symbols(process, recipe.modules, _debug_files()):
-            return resolve(recipe, process, _abi(process), inferred, packs)
+            yield resolve(recipe, process, _abi(process), inferred, packs, prefer_packs)
 
 
 def _explain(file: str) -> int:
@@ -559,14 +563,17 @@ def _debug_files() -> dict[str, str]:
     return files
 
 
-def _packs(recipe: Recipe, process: Process, recipe_name: str) -> dict[str, Pack]:
-    """By the name of the module; those beside the recipe come first."""
-    beside = catalogue.file_of(recipe_name).parent
+def _packs(recipe: Recipe, process: Process, recipe_name: str, made: str = "") -> dict[str, Pack]:
+    """By the name of the module; those beside the recipe come first.
+
+    made: a folder with some that were made of debug info, which has no need of others.
+    """
+    folders = [*([Path(made)] if made else []), catalogue.file_of(recipe_name).parent]
     found = {}
     for name in recipe.modules:
         module = process.module(name)
-        if module is not None and not module.elf.has_debug_info:
-            pack = find_pack(module.elf, [beside])
+        if module is not None and (made or not module.elf.has_debug_info):
+            pack = find_pack(module.elf, folders)
             if pack is not None:
                 found[name] = pack
     return found

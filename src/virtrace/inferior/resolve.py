@@ -130,11 +130,16 @@ def resolve(
     abi: Abi,
     inferred: Mapping[Span, Inferred],
     packs: Mapping[str, Pack],
+    prefer_packs: bool = False,
 ) -> list[ResolvedProbe]:
-    """inferred: what infer() found; packs: by name of the module."""
+    """inferred: what infer() found; packs: by name of the module.
+
+    prefer_packs: to debug info, which GDB understands only while the process stands.
+    """
     paths = (path for probe in recipe.probes for path in probe.captures.values())
     named = any(path.name == CALLER for path in paths)
-    resolver = _Resolver(process, abi, packs, {CALLER: _caller_type(process)} if named else {})
+    caller = {CALLER: _caller_type(process)} if named else {}
+    resolver = _Resolver(process, abi, packs, caller, prefer_packs)
     # Debug info and packs have the last word, also where they say that a function is inlined.
     usable = {span: found for span, found in inferred.items() if not resolver.knows(span)}
     callers = {_caller(span.find) for span in usable if span.find}
@@ -191,12 +196,14 @@ class _Resolver:
         abi: Abi,
         packs: Mapping[str, Pack],
         caller: Mapping[str, CType],
+        prefer_packs: bool,
     ) -> None:
         """caller: the type of CALLER, where the recipe captures it."""
         self._process = process
         self._abi = abi
         self._packs = packs
         self._caller = caller
+        self._prefer_packs = prefer_packs
 
     def knows(self, span: Span) -> bool:
         """Whether debug info or a pack has a function of that name, be it only inlined."""
@@ -272,7 +279,9 @@ class _Resolver:
     ) -> tuple[str, Sequence[KnownFunction], Sequence[str]]:
         """The bodies that debug info tells all of, else a pack, and where it is inlined."""
         packed = self._packs.get(module_name)
-        if packed is not None and not has_debug_info(self._process, module_name):
+        if packed is not None and (
+            self._prefer_packs or not has_debug_info(self._process, module_name)
+        ):
             function = packed.functions.get(name)
             if function is None:
                 return "pack", [], []
