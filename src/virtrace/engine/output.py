@@ -45,7 +45,7 @@ class Output:
         self._complete = complete
         self._events = 0
         # Events that belong into the trace, and are not there.
-        self.dropped = 0
+        self._dropped = 0
 
     @property
     def descriptor(self) -> int:
@@ -85,10 +85,10 @@ class Output:
                     events -= _count(self._write([item]))
                 except TraceError:
                     continue
-            self.dropped += events
+            self._dropped += events
             raise
         except Exception:
-            self.dropped += events
+            self._dropped += events
             raise
         for one in written:
             if isinstance(one, Event):
@@ -117,7 +117,7 @@ class Output:
             self._writer.rotate(self._counted(footer))
 
     def finish(self, footer: Record) -> None:
-        """footer: its `dropped` are those that did not come as far as here."""
+        """footer: its `dropped` are events that did not come as far; what is lost here is added."""
         footer = self._counted(footer)
         try:
             self._writer.finish(footer)
@@ -126,7 +126,7 @@ class Output:
             self._view.summary(footer)
 
     def _counted(self, footer: Record) -> Record:
-        return {**footer, "events": self._events, "dropped": footer["dropped"] + self.dropped}
+        return {**footer, "events": self._events, "dropped": footer["dropped"] + self._dropped}
 
 
 def _count(items: Sequence[RawEvent | Event | Record]) -> int:
