@@ -62,7 +62,8 @@ def own_files_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 @pytest.fixture(scope="module")
 def own_files_debug_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """As debug_lab, with files of its own."""
-    files = [file for file in debug_build.build_folder().iterdir() if not file.is_symlink()]
+    folder = debug_build.ensure_built(print)
+    files = [file for file in folder.iterdir() if not file.is_symlink()]
     with copied(files, tmp_path_factory.mktemp("debug-files")):
         lab = bring_up(debug_info=True)
         yield lab

@@ -103,14 +103,15 @@ class Journal:
             # The guard can do without a file; a rescue then goes by the code alone.
             return os.memfd_create(self._name)
 
-    def breakpoint(self, address: int) -> None:
+    def breakpoint(self, address: int, was: bytes = b"") -> None:
         """One will be set there. OSError where the memory cannot be read.
 
-        TargetError where there is one already, which no code begins with.
+        was: the code there, of one who knows which breakpoints are its own. TargetError where
+        there is another already, which no code begins with.
         """
         if address in self._noted:
             return
-        was = os.pread(self.memory, len(self._breakpoint), address)
+        was = was or os.pread(self.memory, len(self._breakpoint), address)
         if was == self._breakpoint:
             raise self._left_behind(address)
         self._note(address, was, self._breakpoint)

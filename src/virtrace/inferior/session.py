@@ -278,8 +278,10 @@ class Session:
                 return
             for pc, switches in self._returns_wanted.items():
                 self._returns[pc] = switches
-                if self._journal is not None:
-                    self._journal.breakpoint(pc)
+                if self._journal is not None and self.abi.breakpoint is not None:
+                    # By GDB: the user may have one of their own there.
+                    was = target.InferiorMemory().read(pc, len(self.abi.breakpoint))
+                    self._journal.breakpoint(pc, was)
                 self._probes.append(ReturnProbe(self, pc, switches))
             self._returns_wanted.clear()
             self._account(self._still_since_ns)
