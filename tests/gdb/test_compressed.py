@@ -24,6 +24,7 @@ def test_a_killed_gdb_leaves_what_it_wrote(mortal: Daemon, tmp_path: Path) -> No
     output = tmp_path / "t.jsonl.gz"
     tracing = start(mortal, output)
     mortal.do("call vm1 vda")
+    poll(lambda: output.stat().st_size > 0, "the header")
     poll(lambda: len(calls(read_trace(output))) == 1, "the call is in the file")
     before = read_trace(output)
     tracing.signal(signal.SIGKILL)

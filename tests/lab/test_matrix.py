@@ -51,7 +51,7 @@ TESTS = (
     "tests/lab/test_new_recipe.py",
     "tests/lab/test_lab.py",
 )
-TESTS_NEED = ("pytest", "pexpect", "jsonschema-rs")
+TESTS_NEED = ("pytest", "pytest-timeout", "pexpect", "jsonschema-rs")
 
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/tmp", "LC_ALL": "C.UTF-8"}
 
@@ -183,6 +183,8 @@ class TheSameInside:
 
     suite: ClassVar[str]
 
+    # What it runs has limits of its own.
+    @pytest.mark.timeout(0)
     def test_the_same(self, checkout: Path, scratch: Path) -> None:
         root = Inside(ensure_root(self.suite, print), checkout, scratch)
         venv = ensure_venv(root)
