@@ -168,7 +168,8 @@ def ensure_venv(root: Inside) -> Path:
     keep_in_cache(finished, fill, print)
     for outdated in finished.parent.glob(made + "*"):
         if outdated != finished:
-            shutil.rmtree(outdated)
+            # Another worker may be at it, too.
+            shutil.rmtree(outdated, ignore_errors=True)
     return finished
 
 
