@@ -523,7 +523,8 @@ class Session:
     def _record(self, event: RawEvent) -> None:
         with self._may_fail():
             self._output.take([event])
-            self._output.rotate(self._footer("rotated"))
+            if self._output.rotates:
+                self._output.rotate(self._footer("rotated"))
             if self._output.is_over:
                 self.done = self.done or "limit"
 

@@ -139,7 +139,7 @@ class Recorder:
 
 
 class WritingProcess:
-    """What it does; made in GDB."""
+    """What the process of its own does; made in GDB."""
 
     def __init__(self, output: Output, view: Terminal) -> None:
         self.rotates = output.rotates
