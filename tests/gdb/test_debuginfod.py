@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from harness import PATIENCE, SOURCES, Daemon
 
-from virtrace.binary.elf import ElfFile
+from virtrace.binary.reader import read_by_child
 from virtrace.trace.reader import read_trace
 
 pytestmark = pytest.mark.matrix
@@ -50,7 +50,7 @@ def server(stripped: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
             # It has scanned the folder when it answers; a cache of its own, so that its earlier
             # answers do not count.
             asking = {**os.environ, **urls, "DEBUGINFOD_CACHE_PATH": str(tmp_path / "asked")}
-            build_id = ElfFile(stripped / MODULES[1]).build_id
+            build_id = read_by_child(stripped / MODULES[1]).build_id
             assert build_id is not None
             deadline = time.monotonic() + PATIENCE
             while subprocess.run(

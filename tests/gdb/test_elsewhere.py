@@ -14,7 +14,8 @@ import pytest
 from harness import HERE, NAME, PATIENCE, SCRIPTS, Daemon, Tracing, events, gdb_command, values
 
 from support.intact import assert_untraced_and_intact
-from virtrace.binary.elf import LARGEST, ElfFile
+from virtrace.binary.elf import LARGEST
+from virtrace.binary.reader import read_by_child
 from virtrace.errors import NOT_TRACED
 from virtrace.trace.reader import Trace, read_trace
 
@@ -135,7 +136,7 @@ def assert_true(found: Trace, daemon: Daemon, files: Path) -> None:
     modules = found.header["target"]["modules"]
     for module, name in zip(modules, (LIBRARY, DRIVER)):
         assert module["path"] == str(daemon.folder / name)
-        assert module["build_id"] == ElfFile(files / name).build_id
+        assert module["build_id"] == read_by_child(files / name).build_id
     info = {"capacity": 1001, "allocation": 1002, "physical": 1003}
     assert values(found, "virDomainGetBlockInfo", "enter")["disk"] == "vda"
     assert values(found, "virDomainGetBlockInfo", "exit") == {"result": 0, "info": info}
@@ -164,7 +165,7 @@ def test_from_outside_of_its_root(
     """Its files are read, and not those that its paths lead to here."""
     daemon = contain_in(place)
     inside = in_root(daemon.root, daemon.folder)
-    assert ElfFile(inside / DRIVER).build_id != ElfFile(daemon.folder / DRIVER).build_id
+    assert read_by_child(inside / DRIVER).build_id != read_by_child(daemon.folder / DRIVER).build_id
     printed = way(daemon, tmp_path / "t.jsonl")
     if way is by_record:
         assert "warning" not in printed
@@ -203,7 +204,7 @@ def test_debug_info_in_its_root(
 ) -> None:
     inside = in_root(root, tmp_path / "program")
     for name in (LIBRARY, DRIVER):
-        build_id = ElfFile(inside / name).build_id
+        build_id = read_by_child(inside / name).build_id
         assert build_id is not None
         debug = root / "usr/lib/debug/.build-id" / build_id[:2] / f"{build_id[2:]}.debug"
         debug.parent.mkdir(parents=True)

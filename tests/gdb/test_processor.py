@@ -16,7 +16,7 @@ from support.intact import assert_untraced_and_intact
 from virtrace.trace.format import is_unavailable
 from virtrace.trace.reader import Trace, read_trace
 
-RENAME = "from virtrace.binary import elf; elf.MACHINES['EM_X86_64'] = 'alpha'"
+RENAME = "from virtrace.binary import elf; elf.MACHINES[62] = 'alpha'"
 
 
 def trace_on_alpha(daemon: Daemon, output: Path) -> Trace:

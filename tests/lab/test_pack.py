@@ -16,7 +16,7 @@ import pytest
 
 from virtrace.binary import pack, x86_64
 from virtrace.binary.dwarf import Wanted, describe
-from virtrace.binary.elf import ElfFile
+from virtrace.binary.reader import read_by_child
 from virtrace.lab import debug_build
 from virtrace.lab.daemon import Lab
 from virtrace.lab.system import QEMU_DRIVER
@@ -132,7 +132,7 @@ def split_build(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Lab,
     for file in build.iterdir():
         if file.is_symlink() or not file.name.startswith("libvirt"):
             continue
-        build_id = ElfFile(file).build_id
+        build_id = read_by_child(file).build_id
         assert build_id is not None
         separate = debug / ".build-id" / build_id[:2] / f"{build_id[2:]}.debug"
         separate.parent.mkdir(parents=True, exist_ok=True)
@@ -165,7 +165,9 @@ def test_debug_info_pack_and_inference_agree(
 ) -> None:
     lab, debug = split_build
     by_build_id = {
-        str(ElfFile(file).build_id): str(file) for file in debug.rglob("*.debug") if file.is_file()
+        str(read_by_child(file).build_id): str(file)
+        for file in debug.rglob("*.debug")
+        if file.is_file()
     }
     traces = {}
     for level, settings in {
@@ -216,7 +218,7 @@ def test_a_pack_for_another_build_of_the_same_code(
     [stock] = Path("/usr/lib").glob(f"*/{QEMU_DRIVER}")
     made = virtrace("pack", "make", str(debug_driver), "--for", str(stock))
     assert made.returncode == 0, made.stderr
-    build_id = ElfFile(stock).build_id
+    build_id = read_by_child(stock).build_id
     assert build_id is not None
     assert pack.file_name(build_id) in made.stdout
     output = tmp_path / "trace.jsonl"

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from toolchain import PROBE, build, need
 
-from virtrace.binary.elf import LARGEST, ElfFile, debug_file
+from virtrace.binary.elf import LARGEST, ElfFile
 from virtrace.binary.process import inspect
+from virtrace.binary.reader import debug_file, read_by_child
 from virtrace.errors import TargetError
 
 BUILD_ID = "0123456789abcdef0123456789abcdef01234567"
@@ -52,13 +53,15 @@ def split(library: Path, folder: Path) -> tuple[Path, Path]:
 
 
 def test_identity(library: Path) -> None:
-    elf = ElfFile(library)
+    elf = read_by_child(library)
     assert elf.build_id == BUILD_ID
     assert elf.machine == platform.machine()
 
 
 def test_every_exported_function_and_its_end(library: Path) -> None:
-    listed = {name: (start, end) for start, end, name in ElfFile(library).exported_functions()}
+    listed = {
+        name: (start, end) for start, end, name in read_by_child(library).exported_functions()
+    }
     addresses = nm(library)
     assert {"shown", "shown_too"} <= set(listed)
     assert not {"hidden", "number", "puts"} & set(listed)
@@ -71,13 +74,13 @@ def test_every_exported_function_and_its_end(library: Path) -> None:
 
 def test_no_build_id(tmp_path: Path) -> None:
     output = build(LIBRARY, tmp_path / "lib.so", "-shared", "-Wl,--build-id=none")
-    assert ElfFile(output).build_id is None
+    assert read_by_child(output).build_id is None
 
 
 @pytest.mark.parametrize("style", ["gnu", "sysv"])
 def test_exported_functions(tmp_path: Path, style: str) -> None:
     output = build(LIBRARY, tmp_path / "lib.so", "-shared", f"-Wl,--hash-style={style}")
-    elf = ElfFile(output)
+    elf = read_by_child(output)
     truth = nm(output)
     assert elf.exported_function("shown") == truth["shown"]
     assert elf.exported_function("shown_too") == truth["shown_too"]
@@ -87,7 +90,7 @@ def test_exported_functions(tmp_path: Path, style: str) -> None:
 
 def test_static_probes(library: Path) -> None:
     need("readelf")
-    probes = ElfFile(library).stap_probes()
+    probes = read_by_child(library).stap_probes()
     assert [(p.provider, p.name, p.arguments) for p in probes] == [
         ("libvirt", "first", "8@%rdi -4@$7"),
         ("libvirt", "second", "8@%rdi -4@$7"),
@@ -101,7 +104,7 @@ def test_static_probes(library: Path) -> None:
 
 
 def test_no_probes_no_link(tmp_path: Path) -> None:
-    elf = ElfFile(build(LIBRARY, tmp_path / "lib.so", "-shared"))
+    elf = read_by_child(build(LIBRARY, tmp_path / "lib.so", "-shared"))
     assert elf.stap_probes() == []
     assert elf.debuglink is None
     assert not elf.has_debug_info
@@ -109,10 +112,10 @@ def test_no_probes_no_link(tmp_path: Path) -> None:
 
 def test_debug_info_is_of_this_very_file(library: Path, tmp_path: Path) -> None:
     stripped, debug = split(library, tmp_path)
-    assert ElfFile(library).has_debug_info
-    assert ElfFile(debug).has_debug_info
-    assert not ElfFile(stripped).has_debug_info
-    link = ElfFile(stripped).debuglink
+    assert read_by_child(library).has_debug_info
+    assert read_by_child(debug).has_debug_info
+    assert not read_by_child(stripped).has_debug_info
+    link = read_by_child(stripped).debuglink
     assert link == ("libsample.debug", zlib.crc32(debug.read_bytes()))
 
 
@@ -127,7 +130,7 @@ def test_debug_file_is_found_and_proven(
     library: Path, tmp_path: Path, place: str, with_build_id: bool
 ) -> None:
     stripped, debug = split(library, tmp_path)
-    elf = ElfFile(stripped)
+    elf = read_by_child(stripped)
     build_id = elf.build_id if with_build_id else None
     root = tmp_path / "root"
     target = root / place
@@ -198,7 +201,7 @@ def test_any_damage_is_reported_as_such(library: Path, tmp_path: Path) -> None:
                 data[start : start + 8] = generator.choice([b"\xff" * 8, generator.randbytes(8)])
         damaged.write_bytes(data)
         try:
-            elf = ElfFile(damaged)
+            elf = read_by_child(damaged)
             assert elf.machine
             _ = (elf.build_id, elf.has_debug_info, elf.debuglink, elf.stap_probes())
             elf.exported_function("shown")

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import json
-import os
 import platform
 import subprocess
 from pathlib import Path
@@ -52,12 +50,6 @@ EXTRA
 typedef int (*method)(void *, int);
 EXPORT const method table[] = { getThing, getOther, MORE };
 """
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache/virtrace/functions"
 
 
 class Driver:
@@ -350,139 +342,6 @@ def test_other_processors_and_files_without_the_table_are_refused(tmp_path: Path
     without.write_bytes(foreign)
     with pytest.raises(TargetError, match="code for aarch64 is not understood"):
         Functions(ElfFile(without))
-
-
-def test_answers_are_kept_and_used(tmp_path: Path, cache: Path) -> None:
-    driver = Driver(tmp_path)
-    [get_thing] = driver.functions.driver_methods(API)
-    gather = driver.functions.called_by(get_thing, CALLS)
-    [kept] = cache.iterdir()
-    assert kept.name == f"{BUILD_ID}.json"
-    assert kept.stat().st_mode & 0o777 == 0o600
-    assert cache.stat().st_mode & 0o777 == 0o700
-    # Another file that claims the build-id: what it answers can only come from the cache.
-    other = build("int nothing;", tmp_path / "o.so", "-shared", f"-Wl,--build-id=0x{BUILD_ID}")
-    functions = Functions(ElfFile(other))
-    assert functions.driver_methods(API) == [get_thing]
-    assert functions.called_by(get_thing, CALLS) == gather
-
-
-WRONG = 0x1234
-
-
-def wrong_answer(**changes: object) -> str:
-    answers = {f"driver_method {API}": [WRONG]}
-    return json.dumps({"format": 1, "build_id": BUILD_ID, "answers": answers, **changes})
-
-
-def test_the_cache_is_read_at_all(tmp_path: Path, cache: Path) -> None:
-    """Without it the tests below would hold for a cache that is never read."""
-    driver = Driver(tmp_path)
-    cache.mkdir(mode=0o700, parents=True)
-    (cache / f"{BUILD_ID}.json").write_text(wrong_answer())
-    assert driver.functions.driver_methods(API) == [WRONG]
-
-
-@pytest.mark.parametrize(
-    "contents",
-    [
-        "",
-        "{",
-        "[]",
-        "[" * 100_000,
-        '"\\ud800',
-        wrong_answer(format=2),
-        wrong_answer(build_id="00" * 20),
-        wrong_answer(answers=[]),
-        wrong_answer(answers={f"driver_method {API}": WRONG}),
-        wrong_answer(answers={f"driver_method {API}": [str(WRONG)]}),
-        wrong_answer(answers={f"driver_method {API}": [True]}),
-    ],
-    ids=lambda contents: str(contents)[:60] or "empty",
-)
-def test_a_broken_cache_is_made_again(tmp_path: Path, cache: Path, contents: str) -> None:
-    driver = Driver(tmp_path)
-    cache.mkdir(mode=0o700, parents=True)
-    kept = cache / f"{BUILD_ID}.json"
-    kept.write_text(contents)
-    assert driver.functions.driver_methods(API) == driver.named("getThing")
-    assert json.loads(kept.read_text())["answers"] == {
-        f"driver_method {API}": driver.named("getThing")
-    }
-
-
-def planted_symlink(cache: Path) -> None:
-    cache.mkdir(mode=0o700, parents=True)
-    target = cache.parent / "elsewhere.json"
-    target.write_text(wrong_answer())
-    (cache / f"{BUILD_ID}.json").symlink_to(target)
-
-
-def planted_folder_symlink(cache: Path) -> None:
-    target = cache.parent / "elsewhere"
-    target.mkdir(mode=0o700, parents=True)
-    (target / f"{BUILD_ID}.json").write_text(wrong_answer())
-    cache.symlink_to(target)
-
-
-def planted_in_an_open_folder(cache: Path) -> None:
-    cache.mkdir(parents=True)
-    cache.chmod(0o777)
-    (cache / f"{BUILD_ID}.json").write_text(wrong_answer())
-
-
-def planted_fifo(cache: Path) -> None:
-    cache.mkdir(mode=0o700, parents=True)
-    os.mkfifo(cache / f"{BUILD_ID}.json")
-
-
-def planted_by_another_user(cache: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("only root can give a file away")
-    cache.mkdir(mode=0o700, parents=True)
-    kept = cache / f"{BUILD_ID}.json"
-    kept.write_text(wrong_answer())
-    os.chown(kept, 65534, 65534)
-
-
-def planted_in_anothers_folder(cache: Path) -> None:
-    planted_by_another_user(cache)
-    os.chown(cache / f"{BUILD_ID}.json", 0, 0)
-    os.chown(cache, 65534, 65534)
-
-
-def planted_file_for_folder(cache: Path) -> None:
-    cache.parent.mkdir(parents=True)
-    cache.write_text("")
-
-
-@pytest.mark.parametrize(
-    "plant",
-    [
-        planted_symlink,
-        planted_folder_symlink,
-        planted_in_an_open_folder,
-        planted_fifo,
-        planted_by_another_user,
-        planted_in_anothers_folder,
-        planted_file_for_folder,
-    ],
-)
-def test_a_cache_that_is_not_ours_alone_is_not_believed(
-    tmp_path: Path, cache: Path, plant: object
-) -> None:
-    driver = Driver(tmp_path)
-    assert callable(plant)
-    plant(cache)
-    assert driver.functions.driver_methods(API) == driver.named("getThing")
-    for elsewhere in cache.parent.rglob("elsewhere*.json"):
-        assert elsewhere.read_text() == wrong_answer(), "written through the link"
-
-
-def test_without_a_build_id_there_is_no_cache(tmp_path: Path, cache: Path) -> None:
-    driver = Driver(tmp_path, "-Wl,--build-id=none")
-    assert driver.functions.driver_methods(API) == driver.named("getThing")
-    assert not cache.exists()
 
 
 # What debug info of the same code says (Debian 12, libvirt 9.0.0-4+deb12u2).

@@ -19,17 +19,19 @@ ALLOWED = {
     "errors": set(),
     "recipe": {"errors"},
     "trace": {"errors"},
-    "binary": {"errors"},
+    "apart": set(),
+    "confined": {"apart", "errors"},
+    "binary": {"errors", "confined"},
     "analysis": {"errors", "recipe", "trace"},
     "report": {"errors", "recipe", "trace", "analysis"},
     "bundle": {"errors", "recipe", "trace", "analysis", "report"},
     "lab": {"errors"},
-    "guard": {"errors", "binary"},
+    "guard": {"apart", "errors", "binary"},
     "engine": {"errors", "recipe", "trace", "binary"},
     "bpf": {"errors", "recipe", "trace", "binary", "engine"},
     "inferior": {
         *("errors", "recipe", "trace", "binary", "engine", "bpf", "guard", "analysis"),
-        "report",
+        *("apart", "report"),
     },
     # It reaches inferior only by starting GDB.
     "cli": {

@@ -15,7 +15,7 @@ from toolchain import build
 from virtrace.binary import pack, x86_64
 from virtrace.binary.ctype import Array, Opaque, Struct
 from virtrace.binary.dwarf import Wanted, describe
-from virtrace.binary.elf import ElfFile
+from virtrace.binary.reader import read_by_child
 from virtrace.errors import TargetError
 from virtrace.recipe import path
 
@@ -151,7 +151,7 @@ def keep(library: Path, document: dict[str, Any]) -> Path:
 
 
 def test_found_beside_the_recipe(library: Path, document: dict[str, Any]) -> None:
-    elf = ElfFile(library)
+    elf = read_by_child(library)
     keep(library, document)
     assert pack.find(elf, [library.parent / "nowhere", library.parent]) is not None
 
@@ -183,7 +183,39 @@ def test_one_that_others_can_have_written_is_not_used(
         pytest.skip("only root can give a file away")
     planted(keep(library, document), kind)
     with pytest.raises(TargetError, match="cannot be read"):
-        pack.find(ElfFile(library), [library.parent])
+        pack.find(read_by_child(library), [library.parent])
+
+
+def spoil_folder(cache: Path, kind: str) -> None:
+    if kind == "link":
+        moved = cache.rename(cache.with_name("moved"))
+        cache.symlink_to(moved)
+    elif kind == "writable":
+        cache.chmod(0o777)
+    elif kind == "foreign":
+        os.chown(cache, 12345, 12345)
+    elif kind == "file":
+        cache.rename(cache.with_name("moved"))
+        cache.write_text("")
+
+
+@pytest.mark.parametrize("kind", ["nothing", "link", "writable", "foreign", "file"])
+def test_a_cache_that_is_not_ours_alone_is_not_believed(
+    library: Path,
+    document: dict[str, Any],
+    kind: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if kind == "foreign" and os.geteuid() != 0:
+        pytest.skip("only root can give a folder away")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    cache = tmp_path / "cache/virtrace/packs"
+    cache.mkdir(parents=True, mode=0o700)
+    (cache / keep(library, document).name).write_text(json.dumps(document))
+    spoil_folder(cache, kind)
+    found = pack.find(read_by_child(library), [])
+    assert (found is not None) == (kind == "nothing")
 
 
 def test_for_this_build_only(library: Path, document: dict[str, Any]) -> None:
@@ -191,27 +223,28 @@ def test_for_this_build_only(library: Path, document: dict[str, Any]) -> None:
     subprocess.run(
         ["objcopy", "--remove-section", ".note.gnu.build-id", library, other], check=True
     )
-    assert pack.find(ElfFile(other), [library.parent]) is None
+    assert pack.find(read_by_child(other), [library.parent]) is None
     document["build_id"] = "cd" * 20
     keep(library, document)
     with pytest.raises(TargetError, match="it is for build-id cdcd"):
-        pack.find(ElfFile(library), [library.parent])
+        pack.find(read_by_child(library), [library.parent])
 
 
 def test_an_entry_must_be_one(library: Path, document: dict[str, Any]) -> None:
     body = document["functions"]["traced"]["bodies"][0]
     body["entry"] = f"{int(body['entry'], 16) + 1:#x}"
     keep(library, document)
-    with pytest.raises(TargetError, match=r"no function of library\.so begins at"):
-        pack.find(ElfFile(library), [library.parent])
+    with pytest.raises(TargetError, match=r"library\.so\+0x\w+: no function begins there"):
+        pack.find(read_by_child(library), [library.parent])
 
 
 def test_a_line_must_begin_with_an_instruction(library: Path, document: dict[str, Any]) -> None:
     rows = document["functions"]["traced"]["bodies"][0]["lines"]["rows"]
     rows[-1][0] = f"{int(rows[-1][0], 16) - 1:#x}"
     keep(library, document)
-    with pytest.raises(TargetError, match="one of its lines does not begin with an instruction"):
-        pack.find(ElfFile(library), [library.parent])
+    wrong = r"library\.so\+0x\w+: (no instruction begins there|it is in no function)"
+    with pytest.raises(TargetError, match=wrong):
+        pack.find(read_by_child(library), [library.parent])
 
 
 def test_without_debug_info_there_is_no_pack(library: Path) -> None:

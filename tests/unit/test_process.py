@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from toolchain import build
 
-from virtrace.binary.elf import ElfFile
 from virtrace.binary.process import (
     Module,
     Process,
@@ -26,6 +25,7 @@ from virtrace.binary.process import (
     user_name,
     yama_refusal,
 )
+from virtrace.binary.reader import read_by_child
 from virtrace.errors import NOT_TRACED, TargetError
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="takes root to set up")
@@ -332,7 +332,7 @@ def test_other_files_under_the_same_names(tmp_path: Path, start: Start, daemon: 
     assert module is not None
     assert module.path == str(daemon.parent / library.name)
     assert module.file.samefile(library)
-    assert module.build_id == ElfFile(library).build_id != ElfFile(module.path).build_id
+    assert module.build_id == read_by_child(library).build_id != read_by_child(module.path).build_id
 
 
 def test_choosing_a_daemon(start: Start, daemon: Path) -> None:

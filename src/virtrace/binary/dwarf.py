@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
-from elftools.common.exceptions import DWARFError, ELFError
 from elftools.dwarf.descriptions import describe_form_class
 from elftools.dwarf.die import DIE
 from elftools.dwarf.dwarf_expr import DWARFExprParser
@@ -23,11 +21,19 @@ from elftools.dwarf.ranges import BaseAddressEntry as RangeBase
 from elftools.elf.elffile import ELFFile
 
 from virtrace.binary.abi import Abi
+from virtrace.binary.elf import LARGEST, ElfFile, open_file
 from virtrace.binary.source import source_name
+from virtrace.confined import Bounds, run
 from virtrace.errors import TargetError
 
 # Types that a pack names and does not describe.
 VOID, BIT_FIELD = "void", "bit fields"
+
+# Chains of references that a compiler writes are short; a stranger's may have no end.
+_LONGEST_CHAIN = 64
+# What reading may take, and what more of it for the size of the file.
+_SECONDS, _SECONDS_EACH_MIB, _WAIT = 4, 15, 30
+_MEMORY, _MEMORY_EACH_BYTE, _MOST_MEMORY = 256 << 20, 24, 4 << 30
 
 Data = dict[str, Any]
 
@@ -66,14 +72,17 @@ def describe(
     returned: what a walk calls the result. progress: called with one line now and then.
     TargetError where the file has no debug info, or broken one.
     """
-    with _opened(file) as dwarf:
-        return _Reader(dwarf, abi).read(wanted, returned, progress)
+    functions, structs = _read(
+        file, lambda dwarf, tell: _Reader(dwarf, abi).read(wanted, returned, tell), progress
+    )
+    return functions, structs
 
 
 def source_paths(file: Path, functions: Collection[str]) -> dict[str, str]:
     """The sources of these functions: the path where it was compiled, by the name in lines."""
-    found = {}
-    with _opened(file) as dwarf:
+
+    def read(dwarf: Any, tell: Callable[[str], None]) -> dict[str, str]:
+        found = {}
         for unit in dwarf.iter_CUs():
             for die in unit.get_top_DIE().iter_children():
                 name = _name(die) if die.tag == "DW_TAG_subprogram" else None
@@ -83,7 +92,9 @@ def source_paths(file: Path, functions: Collection[str]) -> dict[str, str]:
                     folder = unit.get_top_DIE().attributes["DW_AT_comp_dir"].value
                     whole = os.path.normpath(os.path.join(os.fsdecode(folder), path))
                     found[source_name(path)] = whole
-    return found
+        return found
+
+    return {str(name): str(path) for name, path in _read(file, read).items()}
 
 
 @dataclass(frozen=True)
@@ -97,12 +108,20 @@ class Declared:
 
 def declarations(file: Path, addresses: Collection[int], abi: Abi) -> dict[int, Declared]:
     """Of the functions that begin at these addresses, as far as there is debug info for them."""
-    with _opened(file) as dwarf:
-        return {
-            entry: declared
+
+    def read(dwarf: Any, tell: Callable[[str], None]) -> list[Any]:
+        return [
+            (entry, declared.name, declared.returns, declared.parameters)
             for unit in _units_of(dwarf, addresses)
             for entry, declared in _Reader(dwarf, abi).declared(unit, addresses)
-        }
+        ]
+
+    return {
+        int(entry): Declared(
+            str(name), str(returns), [(str(type_), str(argument)) for type_, argument in parameters]
+        )
+        for entry, name, returns, parameters in _read(file, read)
+    }
 
 
 def _units_of(dwarf: Any, addresses: Collection[int]) -> Iterable[Any]:
@@ -112,23 +131,54 @@ def _units_of(dwarf: Any, addresses: Collection[int]) -> Iterable[Any]:
     return dwarf.iter_CUs() if None in offsets else map(dwarf.get_CU_at, sorted(offsets))
 
 
-@contextmanager
-def _opened(file: Path) -> Iterator[Any]:
-    """The DWARF of a file; TargetError where there is none, or it is broken."""
-    try:
-        # The whole path: a supplementary file of dwz is found beside it.
-        elf = ELFFile.load_from_path(str(file))
+def _read(
+    file: Path,
+    work: Callable[[Any, Callable[[str], None]], Any],
+    progress: Callable[[str], None] | None = None,
+) -> Any:
+    """What the work makes of a file's DWARF, by a child without rights.
+
+    TargetError where there is none, it is broken, or it takes too long.
+    """
+
+    def begin() -> Callable[[Callable[[str], None]], Any]:
         try:
-            if not elf.has_dwarf_info(strict=True):
-                raise TargetError(
-                    f"{file} has no debug info", "name its separate .debug file, or a folder"
-                )
-            yield elf.get_dwarf_info()
-        finally:
-            elf.close()
+            opened = {"": open_file(file, LARGEST)}
+            # What dwz has put into another file, which lies beside it as a rule.
+            shared = ElfFile(file, file=opened[""]).shared_debug_info
+            if shared is not None:
+                opened[shared] = open_file(file.parent / shared, LARGEST)
+        except OSError as error:
+            raise TargetError(f"cannot read {file}: {error.strerror}", "check its name") from error
+
+        return lambda tell: _worked(file, opened, work, tell)
+
+    try:
+        size = os.stat(file).st_size
     except OSError as error:
         raise TargetError(f"cannot read {file}: {error.strerror}", "check its name") from error
-    except (ELFError, DWARFError, KeyError, IndexError, ValueError, AssertionError) as error:
+    seconds = _SECONDS + _SECONDS_EACH_MIB * (size >> 20)
+    memory = min(_MEMORY + _MEMORY_EACH_BYTE * size, _MOST_MEMORY)
+    return run(str(file), begin, Bounds(memory, seconds, 4 * seconds + _WAIT), progress)
+
+
+def _worked(
+    file: Path,
+    opened: Mapping[str, BinaryIO],
+    work: Callable[[Any, Callable[[str], None]], Any],
+    tell: Callable[[str], None],
+) -> Any:
+    try:
+        elf = ELFFile(opened[""], opened.__getitem__)
+        if not elf.has_dwarf_info(strict=True):
+            raise TargetError(
+                f"{file} has no debug info", "name its separate .debug file, or a folder"
+            )
+        return work(elf.get_dwarf_info(), tell)
+    except TargetError:
+        raise
+    # pyelftools has no notion of what it may raise for what is not as DWARF has it.
+    except Exception as error:
         raise TargetError(
             f"the debug info of {file} cannot be read: {type(error).__name__}: {error}",
             "install the debug package again; if it stays so, report it",
@@ -404,7 +454,10 @@ class _Reader:
         if "DW_AT_bit_size" in member.attributes:
             return {"offset": 0, "type": BIT_FIELD}
         element = target
-        while (plain := _plain(element)) is not None and plain.tag == "DW_TAG_array_type":
+        for _ in _chain():
+            plain = _plain(element)
+            if plain is None or plain.tag != "DW_TAG_array_type":
+                break
             element = _target(plain)
         inner.append(element)
         return {"offset": 0 if at is None else at.value, "type": self._spelled(target)}
@@ -465,9 +518,17 @@ def _nowhere(why: str) -> Data:
 def _origin(die: DIE) -> DIE:
     """The entry that has what this one leaves out: its name, its type."""
     for reference in ("DW_AT_abstract_origin", "DW_AT_specification"):
-        while reference in die.attributes:
+        for _ in _chain():
+            if reference not in die.attributes:
+                break
             die = die.get_DIE_from_attribute(reference)
     return die
+
+
+def _chain() -> Iterator[int]:
+    """ValueError where it is longer than any compiler writes it."""
+    yield from range(_LONGEST_CHAIN)
+    raise ValueError("a chain of references has no end")
 
 
 def _name(die: DIE) -> str | None:
@@ -486,7 +547,9 @@ def _target(die: DIE) -> DIE | None:
 
 def _plain(die: DIE | None) -> DIE | None:
     """The type without typedefs and qualifiers."""
-    while die is not None and die.tag in ("DW_TAG_typedef", *_QUALIFIERS):
+    for _ in _chain():
+        if die is None or die.tag not in ("DW_TAG_typedef", *_QUALIFIERS):
+            break
         die = _target(die)
     return die
 

@@ -1,39 +1,44 @@
 """What one ELF file says of itself, read without GDB.
 
-Addresses are the file's own virtual addresses: add the load bias for those of a process.
+The file may be a stranger's: what is read of it is bounded, and it is read in a child without
+rights (virtrace.binary.reader). Addresses are the file's own virtual addresses: add the load bias
+for those of a process. Facts of the ELF-64 and ELF-32 Object File Formats.
 """
 
 from __future__ import annotations
 
 import errno
-import io
 import os
 import stat
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from elftools.common.exceptions import ELFError
-from elftools.elf.constants import SH_FLAGS
+from typing import BinaryIO, NamedTuple
 
 from virtrace.errors import TargetError
 
-# As `uname -m` names them; any other keeps its ELF name (EM_...).
-MACHINES = {
-    "EM_386": "i686",
-    "EM_AARCH64": "aarch64",
-    "EM_PPC64": "ppc64le",
-    "EM_RISCV": "riscv64",
-    "EM_S390": "s390x",
-    "EM_X86_64": "x86_64",
-}
-DEBUG_DIRS = (Path("/usr/lib/debug"),)
-# Far above the largest library or debug file of libvirt; it is held in memory.
+# Of e_machine, as `uname -m` names them; any other keeps its number.
+MACHINES = {3: "i686", 21: "ppc64le", 22: "s390x", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
+# Far above the largest library or debug file of libvirt.
 LARGEST = 1 << 28
+
+# What no file of a daemon comes near, and what would take long to read.
+_LARGEST_SECTION = 64 << 20
+_LARGEST_SUM = 96 << 20
+_MOST_HEADERS = 1 << 12
+_MOST_SYMBOLS = 1 << 19
+_MOST_PROBES = 1 << 14
+_LONGEST_NAME = 1 << 12
+_LARGEST_MARK = 1 << 12
+_PIECE = 1 << 20
+
+_MAGIC, _CLASS_32, _CLASS_64, _LITTLE, _BIG = b"\x7fELF", 1, 2, 1, 2
+_PT_LOAD, _PF_X = 1, 1
+_SHT_NOBITS, _SHF_ALLOC, _SHF_EXECINSTR, _SHF_COMPRESSED = 8, 2, 4, 1 << 11
+_STT_FUNC = 2
 
 
 class StapProbe(NamedTuple):
@@ -69,76 +74,182 @@ class Section(NamedTuple):
         return isinstance(address, int) and 0 <= address - self.address < len(self.data)
 
 
-class ElfFile:
-    """An ELF file, held in memory: no file stays open, and none can shrink under us.
+class Segment(NamedTuple):
+    """A part of the file that is loaded. size: in the file; the rest of it in memory is zeroes."""
 
-    contents: the whole of it. Raises TargetError where the file cannot be read or is not ELF.
-    """
+    address: int
+    offset: int
+    size: int
+    executable: bool
+
+
+class Symbol(NamedTuple):
+    """One of ``.dynsym``. section: 0 where the file does not define it."""
+
+    name: bytes
+    is_function: bool
+    section: int
+    address: int
+    size: int
+
+
+class _Header(NamedTuple):
+    """Of a section."""
+
+    kind: int
+    flags: int
+    address: int
+    offset: int
+    size: int
+    link: int
+    entry_size: int
+
+    @property
+    def is_loaded(self) -> bool:
+        """With contents from the file."""
+        return bool(self.flags & _SHF_ALLOC) and self.kind != _SHT_NOBITS
+
+
+class _Broken(Exception):
+    """The file is not as the format has it; the message says what is wrong."""
+
+
+class ElfFile:
+    """An ELF file that is open. Raises TargetError where it cannot be read or is not ELF."""
 
     def __init__(
-        self, path: str | os.PathLike[str], name: str | os.PathLike[str] | None = None
+        self,
+        path: str | os.PathLike[str],
+        name: str | os.PathLike[str] | None = None,
+        file: BinaryIO | None = None,
     ) -> None:
-        """name: for messages, where path tells a person little."""
+        """name: for messages, where path tells a person little. file: where it is open already."""
         self.path = Path(path)
         self.name = name or path
         try:
-            self.contents = read_file(self.path, LARGEST)
+            self._file = file or open_file(self.path, LARGEST)
         except OSError as error:
-            raise TargetError(
-                f"cannot read {self.name}: {error.strerror}",
-                "run as root, or as the user whose file it is",
-            ) from error
-        # Not above: what reads no ELF file need not wait for it.
-        from elftools.elf.elffile import ELFFile
-
+            raise unreadable(self.name, error) from error
+        self._size = os.fstat(self.descriptor).st_size
         with self._parsing():
-            self._elf = ELFFile(io.BytesIO(self.contents))
+            self._read_headers()
 
     @contextmanager
     def _parsing(self) -> Iterator[None]:
         try:
             yield
-        except (ELFError, struct.error, ValueError, OverflowError) as error:
-            # The last three come from sizes and offsets that point out of the file.
+        except OSError as error:
+            raise unreadable(self.name, error) from error
+        except (_Broken, struct.error, IndexError, ValueError, OverflowError) as error:
+            # The last four come from sizes and offsets that point out of the file.
             raise TargetError(
                 f"{self.name} is not an intact ELF file: {error or type(error).__name__}",
                 "install the package that owns it again",
             ) from error
 
-    @cached_property
-    def _sections(self) -> dict[str, Any]:
-        # pyelftools reads a section anew each time; that of .gnu.hash takes as long as the rest.
-        return {section.name: section for section in self._elf.iter_sections()}
+    def _read(self, offset: int, size: int) -> bytes:
+        """That part of the file, all of it."""
+        if size > _LARGEST_SECTION:
+            raise _Broken("a part of it is larger than a library has it")
+        data = os.pread(self.descriptor, size, offset) if size else b""
+        if len(data) != size:
+            raise _Broken("it ends before one of its parts does")
+        return data
 
-    def _section(self, name: str) -> Any | None:
-        """The section, None where there is none or where the file keeps only its header."""
-        section = self._sections.get(name)
-        return None if section is None or section["sh_type"] == "SHT_NOBITS" else section
+    def _read_headers(self) -> None:
+        head = os.pread(self.descriptor, 64, 0)
+        if head[:4] != _MAGIC or head[4] not in (_CLASS_32, _CLASS_64):
+            raise _Broken("it does not begin as one")
+        if head[5] not in (_LITTLE, _BIG):
+            raise _Broken("its byte order is not known")
+        self._order = "<" if head[5] == _LITTLE else ">"
+        self._is_64 = head[4] == _CLASS_64
+        word = "Q" if self._is_64 else "I"
+        fields = struct.unpack_from(f"{self._order}HI3{word}I6H", head, 18)
+        self.machine_number, _, _, segments_at, sections_at, _, _ = fields[:7]
+        segment_size, segments, section_size, sections, names_in = fields[7:]
+        if max(segments, sections) > _MOST_HEADERS:
+            raise _Broken("it has more parts than a library has")
+        self.segments = list(self._read_segments(segments_at, segments, segment_size))
+        self._sections: dict[str, _Header] = {}
+        shape = struct.Struct(f"{self._order}II4{word}II2{word}")
+        table = self._read(sections_at, sections * section_size)
+        headers, names_at = [], []
+        for at in range(0, len(table), section_size or 1):
+            name_at, kind, flags, address, offset, size, link, _, _, entry = shape.unpack_from(
+                table, at
+            )
+            headers.append(_Header(kind, flags, address, offset, size, link, entry))
+            names_at.append(name_at)
+        self._by_number = headers
+        if headers:
+            names = self._data(headers[names_in]) or b""
+            for header, name_at in zip(headers, names_at):
+                self._sections[os.fsdecode(_text_at(names, name_at))] = header
 
-    def loaded_sections(self) -> dict[str, Section]:
-        """Those that are loaded with contents from the file, by name."""
+    def _read_segments(self, at: int, count: int, size: int) -> Iterator[Segment]:
+        if self._is_64:
+            shape = struct.Struct(f"{self._order}II6Q")
+            kind, flags, offset, address, file_size = 0, 1, 2, 3, 5
+        else:
+            shape = struct.Struct(f"{self._order}8I")
+            kind, offset, address, file_size, flags = 0, 1, 2, 4, 6
+        table = self._read(at, count * size)
+        for number in range(count):
+            fields = shape.unpack_from(table, number * size)
+            if fields[kind] == _PT_LOAD:
+                yield Segment(
+                    fields[address],
+                    fields[offset],
+                    fields[file_size],
+                    bool(fields[flags] & _PF_X),
+                )
+
+    def _data(self, header: _Header | None) -> bytes | None:
+        """Of a section; None where there is none, or where the file keeps only its header."""
+        if header is None or header.kind == _SHT_NOBITS:
+            return None
+        if header.flags & _SHF_COMPRESSED:
+            raise _Broken("a section that is no debug info is compressed")
+        return self._read(header.offset, header.size)
+
+    def _section(self, name: str) -> bytes | None:
+        return self._data(self._sections.get(name))
+
+    def loaded_sections(self, *names: str) -> dict[str, Section]:
+        """Those of these names, or all, that are loaded with contents from the file, by name."""
         with self._parsing():
+            wanted = {
+                name: header
+                for name, header in self._sections.items()
+                if header.is_loaded and (not names or name in names)
+            }
+            if sum(header.size for header in wanted.values()) > _LARGEST_SUM:
+                raise _Broken("its sections are larger than those of a library")
             return {
                 name: Section(
-                    section["sh_addr"],
-                    section.data(),
-                    section["sh_entsize"],
-                    bool(section["sh_flags"] & SH_FLAGS.SHF_EXECINSTR),
+                    header.address,
+                    self._data(header) or b"",
+                    header.entry_size,
+                    bool(header.flags & _SHF_EXECINSTR),
                 )
-                for name, section in self._sections.items()
-                if _is_loaded(section)
+                for name, header in wanted.items()
             }
 
     @property
+    def descriptor(self) -> int:
+        """Of the open file."""
+        return self._file.fileno()
+
+    @property
     def machine(self) -> str:
-        name: str = self._elf["e_machine"]
-        return MACHINES.get(name, name)
+        return MACHINES.get(self.machine_number, f"machine {self.machine_number}")
 
     @property
     def is_little_endian_64(self) -> bool:
-        return bool(self._elf.little_endian) and self._elf.elfclass == 64
+        return self._is_64 and self._order == "<"
 
-    @property
+    @cached_property
     def build_id(self) -> str | None:
         """In lower-case hexadecimal; None where the linker left none."""
         with self._parsing():
@@ -149,117 +260,111 @@ class ElfFile:
 
     @property
     def mark(self) -> tuple[int, bytes]:
-        """Virtual address and bytes of what tells this file from all others, once it is loaded.
+        """Virtual address and bytes by which a loaded file is known again.
 
-        The build-id's note; of a file without one, the code.
+        The build-id's note; of a file without one, the beginning of the code.
         """
         with self._parsing():
             for name in (".note.gnu.build-id", ".text"):
-                section = self._sections.get(name)
-                if section is not None and _is_loaded(section):
-                    return section["sh_addr"], section.data()
+                header = self._sections.get(name)
+                if header is not None and header.is_loaded:
+                    size = min(header.size, _LARGEST_MARK)
+                    return header.address, self._read(header.offset, size)
         raise TargetError(f"{self.name} has no code", "install the package that owns it again")
+
+    @property
+    def crc(self) -> int:
+        """CRC-32 of the whole file, as a debug link has it."""
+        found = 0
+        for at in range(0, self._size, _PIECE):
+            found = zlib.crc32(os.pread(self.descriptor, _PIECE, at), found)
+        return found
 
     @property
     def has_debug_info(self) -> bool:
         """Whether this very file carries DWARF, not whether some other file has it."""
-        with self._parsing():
-            return any(self._section(name) is not None for name in (".debug_info", ".zdebug_info"))
+        found = map(self._sections.get, (".debug_info", ".zdebug_info"))
+        return any(header is not None and header.kind != _SHT_NOBITS for header in found)
 
     @property
-    def shares_debug_info(self) -> bool:
-        """Whether a part of its DWARF is in another file, where dwz has put it."""
+    def shared_debug_info(self) -> str | None:
+        """The name of the file where dwz has put a part of its DWARF; None where it has all."""
         with self._parsing():
-            return self._section(".gnu_debugaltlink") is not None
+            data = self._section(".gnu_debugaltlink")
+            return None if data is None else os.fsdecode(_text_at(data, 0))
 
     @property
     def debuglink(self) -> DebugLink | None:
         with self._parsing():
-            section = self._section(".gnu_debuglink")
-            if section is None:
+            data = self._section(".gnu_debuglink")
+            if data is None:
                 return None
-            data: bytes = section.data()
-            (crc,) = struct.unpack_from(self._byte_order + "I", data, len(data) - 4)
-            return DebugLink(os.fsdecode(data.split(b"\0", 1)[0]), crc)
+            (crc,) = struct.unpack_from(self._order + "I", data, len(data) - 4)
+            return DebugLink(os.fsdecode(_text_at(data, 0)), crc)
 
-    def exported_function(self, name: str) -> int | None:
-        """Virtual address of a function that this file defines in ``.dynsym``.
-
-        Goes through the hash table: a lookup reads one chain, not the whole table.
-        """
+    def symbols(self) -> Iterator[Symbol]:
+        """Those of ``.dynsym``, in its order."""
         with self._parsing():
-            table = self._section(".gnu.hash") or self._section(".hash")
-            symbol = None if table is None else table.get_symbol(name)
-            if symbol is None or symbol["st_shndx"] == "SHN_UNDEF":
-                return None
-            address: int = symbol["st_value"]
-            return address if symbol["st_info"]["type"] == "STT_FUNC" else None
+            header = self._sections.get(".dynsym")
+            table = self._data(header)
+            if header is None or table is None:
+                return
+            names = self._data(self._by_number[header.link]) or b""
+            shape = struct.Struct(self._order + ("IBBHQQ" if self._is_64 else "IIIBBH"))
+            if len(table) > _MOST_SYMBOLS * shape.size:
+                raise _Broken("it has more symbols than a library has")
+            for fields in shape.iter_unpack(table):
+                if self._is_64:
+                    name_at, info, _, section, address, size = fields
+                else:
+                    name_at, address, size, info, _, section = fields
+                name = _text_at(names, name_at)
+                yield Symbol(name, info & 15 == _STT_FUNC, section, address, size)
 
     def exported_functions(self) -> list[tuple[int, int, str]]:
         """First address, address behind, and name of each function in ``.dynsym``, sorted."""
-        found = []
-        with self._parsing():
-            table = self._section(".dynsym")
-            for symbol in table.iter_symbols() if table is not None else ():
-                if symbol["st_shndx"] != "SHN_UNDEF" and symbol["st_info"]["type"] == "STT_FUNC":
-                    start = symbol["st_value"]
-                    found.append((start, start + symbol["st_size"], symbol.name))
-        return sorted(found)
+        return sorted(
+            (symbol.address, symbol.address + symbol.size, os.fsdecode(symbol.name))
+            for symbol in self.symbols()
+            if symbol.section and symbol.is_function
+        )
 
     def stap_probes(self) -> list[StapProbe]:
         """The static probes, in the file's order; one name can stand at several places."""
         probes = []
         with self._parsing():
-            base_section = self._section(".stapsdt.base")
-            words = struct.Struct(self._byte_order + ("QQQ" if self._elf.elfclass == 64 else "III"))
+            base_section = self._sections.get(".stapsdt.base")
+            words = struct.Struct(self._order + ("QQQ" if self._is_64 else "III"))
             for note_type, descriptor in self._notes(".note.stapsdt", "stapsdt"):
                 if note_type != 3:  # the only version of the note there is
                     continue
                 address, base, semaphore = words.unpack_from(descriptor)
                 # prelink moves sections but not what notes say: the base tells how far.
-                moved = base_section["sh_addr"] - base if base_section is not None else 0
+                moved = base_section.address - base if base_section is not None else 0
                 provider, name, arguments = (
-                    os.fsdecode(text) for text in descriptor[words.size :].split(b"\0")[:3]
+                    os.fsdecode(text[:_LONGEST_NAME])
+                    for text in descriptor[words.size :].split(b"\0")[:3]
                 )
                 if semaphore:
                     semaphore += moved
                 probes.append(StapProbe(provider, name, address + moved, semaphore, arguments))
+                if len(probes) > _MOST_PROBES:
+                    raise _Broken("it has more static probes than a library has")
         return probes
 
-    def load_bias(self, start: int, offset: int) -> int:
-        """What to add to this file's addresses for those of a process.
-
-        start, offset: of the lowest mapping of the file, as in ``/proc/PID/maps``.
-        """
+    def code(self, low: int, high: int) -> bytes | None:
+        """The bytes at these addresses; None where not all of them are code of the file."""
         with self._parsing():
-            for segment in self._elf.iter_segments():
-                if segment["p_type"] == "PT_LOAD":
-                    bias: int = start - offset + segment["p_offset"] - segment["p_vaddr"]
-                    return bias
-        raise TargetError(
-            f"{self.name} has no loadable segment", "install the package that owns it again"
-        )
-
-    def file_offset(self, address: int) -> int | None:
-        """Where in the file the byte of a virtual address is; None where it is in no segment."""
-        with self._parsing():
-            for segment in self._elf.iter_segments():
-                inside = address - segment["p_vaddr"]
-                if segment["p_type"] == "PT_LOAD" and 0 <= inside < segment["p_filesz"]:
-                    offset: int = segment["p_offset"] + inside
-                    return offset
+            for segment in self.segments:
+                inside = low - segment.address
+                if segment.executable and inside >= 0 and high - segment.address <= segment.size:
+                    return self._read(segment.offset + inside, high - low)
         return None
-
-    @property
-    def _byte_order(self) -> str:
-        return "<" if self._elf.little_endian else ">"
 
     def _notes(self, section_name: str, owner: str) -> Iterator[tuple[int, bytes]]:
         """Type and descriptor of each of the owner's notes."""
-        # By hand: what pyelftools gives for a note it does not know differs by its version.
-        section = self._section(section_name)
-        data: bytes = b"" if section is None else section.data()
-        header = struct.Struct(self._byte_order + "III")
+        data = self._section(section_name) or b""
+        header = struct.Struct(self._order + "III")
         position = 0
         while position < len(data):
             name_size, size, note_type = header.unpack_from(data, position)
@@ -270,12 +375,22 @@ class ElfFile:
                 yield note_type, data[descriptor_at : descriptor_at + size]
 
 
-def _is_loaded(section: Any) -> bool:
-    """With contents from the file."""
-    return bool(section["sh_flags"] & SH_FLAGS.SHF_ALLOC) and section["sh_type"] != "SHT_NOBITS"
+def _text_at(table: bytes, at: int) -> bytes:
+    """The text that begins there, to the byte of zero that ends it."""
+    end = table.find(b"\0", at, at + _LONGEST_NAME)
+    if at > len(table) or (end < 0 and at < len(table)):
+        raise _Broken("a name in it has no end")
+    return table[at : max(end, at)]
 
 
-def read_file(path: Path, largest: int) -> bytes:
+def unreadable(name: str | os.PathLike[str], error: OSError) -> TargetError:
+    return TargetError(
+        f"cannot read {os.fspath(name)}: {error.strerror}",
+        "run as root, or as the user whose file it is",
+    )
+
+
+def open_file(path: Path, largest: int) -> BinaryIO:
     """A file that may be a stranger's: nothing but a regular file of bounded size is opened.
 
     Raises OSError. The symbolic links of a path through ``/proc/PID/root`` can lead anywhere.
@@ -288,70 +403,15 @@ def read_file(path: Path, largest: int) -> bytes:
             raise OSError(errno.EINVAL, "it is no regular file", str(path))
         if status.st_size > largest:
             raise OSError(errno.EFBIG, f"it is larger than {largest >> 20} MiB", str(path))
-        with open(f"/proc/self/fd/{found}", "rb") as file:
-            return file.read(largest)
+        return open(f"/proc/self/fd/{found}", "rb")
     finally:
         os.close(found)
 
 
-def debug_file(
-    build_id: str | None,
-    debuglink: DebugLink | None,
-    path: str | os.PathLike[str],
-    debug_dirs: Sequence[Path] = DEBUG_DIRS,
-    root: Path = Path("/"),
-) -> ElfFile | None:
-    """The separate debug file of a binary, where GDB would look for it.
-
-    path: the binary as its process sees it. root: where that process's ``/`` can be reached
-    from here (``/proc/PID/root``); the debug directories are tried inside it and in our own
-    ``/``. A candidate counts when its build-id is the same, or, for a binary without one,
-    when its contents have the CRC of the debug link. None where there is no such file. One
-    inside another root counts only when it is whole: GDB would look for the rest of it here.
-    """
-    for candidate in _debug_candidates(build_id, debuglink, Path(path), debug_dirs, root):
-        try:
-            found = ElfFile(candidate)
-            elsewhere = root != Path("/") and candidate.is_relative_to(root)
-            if not found.has_debug_info or (elsewhere and found.shares_debug_info):
-                continue
-            if build_id is not None:
-                if found.build_id == build_id:
-                    return found
-            elif debuglink is not None and zlib.crc32(found.contents) == debuglink.crc:
-                return found
-        except TargetError:
-            continue  # none there, unreadable or broken: the next one may do
-    return None
-
-
-def _debug_candidates(
-    build_id: str | None,
-    debuglink: DebugLink | None,
-    path: Path,
-    debug_dirs: Sequence[Path],
-    root: Path,
-) -> Iterable[Path]:
-    roots = [root] if root == Path("/") else [root, Path("/")]
-    if build_id is not None:
-        for place in roots:
-            for directory in debug_dirs:
-                yield (
-                    _inside(place, directory)
-                    / ".build-id"
-                    / build_id[:2]
-                    / (build_id[2:] + ".debug")
-                )
-    if debuglink is not None:
-        yield _inside(root, path.parent) / debuglink.name
-        yield _inside(root, path.parent) / ".debug" / debuglink.name
-        for place in roots:
-            for directory in debug_dirs:
-                yield _inside(place, directory) / _inside(Path(), path.parent) / debuglink.name
-
-
-def _inside(root: Path, path: Path) -> Path:
-    return root / str(path).lstrip("/")
+def read_file(path: Path, largest: int) -> bytes:
+    """All of a file, as open_file() opens it."""
+    with open_file(path, largest) as file:
+        return file.read(largest)
 
 
 def _align4(size: int) -> int:

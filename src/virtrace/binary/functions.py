@@ -6,22 +6,32 @@ Bytes that only look like a call are told from one by decoding the function up t
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import struct
+import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
-from virtrace.binary import private, x86_64
+from virtrace.binary import x86_64
 from virtrace.binary.elf import ElfFile, Section
 from virtrace.errors import TargetError
 
-CACHE_FORMAT = 1
-CACHE_BYTES = 1 << 20
+# Ten times of what QEMU has, the largest program that is traced: it takes memory and time.
+_MOST_REFERENCES = 2_500_000
+# Of the parts of one file, likewise.
+_MOST_PARTS = 1 << 19
+_MOST_RELOCATIONS = 1 << 20
+# Bytes that are decoded in all, and of one function.
+_MOST_DECODED = 64 << 20
+_LARGEST_FUNCTION = 1 << 20
+# In one function, of all tracers.
+_MOST_BREAKPOINTS = 64
+_STRIDE = 256
 
 
 @dataclass(frozen=True)
@@ -35,60 +45,8 @@ class Callee:
 class Functions:
     """Functions of one file without symbols, by their first address as the file counts.
 
-    Answers for a file with a build-id are kept in the user's cache; the code is read for
-    the first one that is not there. Everything here raises TargetError where the file cannot
-    be read that way (another processor, no unwind table) or an answer would be a guess.
-    """
-
-    def __init__(self, elf: ElfFile) -> None:
-        if elf.machine != x86_64.ABI.machine:
-            raise _unknown(elf, f"code for {elf.machine} is not understood, only for x86_64")
-        self._elf = elf
-        self._build_id = elf.build_id
-        self._answers = _load(self._build_id) if self._build_id else {}
-
-    def driver_methods(self, api: str) -> list[int]:
-        """The functions that make the access check of a public API: none, one or several.
-
-        TargetError where there is one, but no pointer leads to it: a part of the driver's
-        method that became a function of its own, with other arguments.
-        """
-        return self._answer(f"driver_method {api}", lambda: self._code.driver_methods(api))
-
-    def called_by(self, caller: int, calls: str) -> list[int]:
-        """The functions that ``caller`` calls directly and that themselves call ``calls``.
-
-        calls: the name of a function that this file imports or exports.
-        TargetError where caller calls it too: the one between them may be inlined.
-        """
-        key = f"called_by {caller:#x} calls {calls}"
-        return self._answer(key, lambda: self._code.called_by(caller, calls))
-
-    def callees(self, function: int) -> list[Callee]:
-        """What a function calls directly, in the order of its code.
-
-        Without what it calls by a pointer, and in a fragment that was split from it.
-        """
-        return list(self._code.callees(function))
-
-    def uses(self, name: str) -> int:
-        """How often the code seems to name an imported or exported function: how common it is."""
-        return self._code.uses(name)
-
-    def _answer(self, key: str, find: Callable[[], list[int]]) -> list[int]:
-        if key not in self._answers:
-            self._answers[key] = find()
-            if self._build_id:
-                _save(self._build_id, self._answers)
-        return list(self._answers[key])
-
-    @cached_property
-    def _code(self) -> _Code:
-        return _Code(self._elf)
-
-
-class _Code:
-    """Who calls whom in one file.
+    Everything here raises TargetError where the file cannot be read that way (another processor,
+    no unwind table) or an answer would be a guess.
 
     A *part* is what one unwind entry covers: a function, or a fragment that the compiler
     split from one (``name.cold``). Parts go by their first address, references by that of
@@ -96,7 +54,10 @@ class _Code:
     """
 
     def __init__(self, elf: ElfFile) -> None:
+        if elf.machine != x86_64.ABI.machine:
+            raise _unknown(elf, f"code for {elf.machine} is not understood, only for x86_64")
         self._elf = elf
+        self._may_decode = _MOST_DECODED
         self._sections = elf.loaded_sections()
         self._text = [
             section
@@ -108,9 +69,14 @@ class _Code:
             self._read_symbols()
         except (struct.error, IndexError, ValueError) as error:
             raise _unknown(elf, f"its tables are broken ({error})") from error
-        self._calls = _References(self._text, x86_64.CALLS)
+        self._calls = self._references(x86_64.CALLS)
 
     def driver_methods(self, api: str) -> list[int]:
+        """The functions that make the access check of a public API: none, one or several.
+
+        TargetError where there is one, but no pointer leads to it: a part of the driver's
+        method that became a function of its own, with other arguments.
+        """
         # Some methods hand the check to a common function instead of calling it.
         check = f"{api}EnsureACL"
         methods = self._users(self._targets.get(check.encode(), set()))
@@ -123,6 +89,11 @@ class _Code:
         return sorted(methods)
 
     def called_by(self, caller: int, calls: str) -> list[int]:
+        """The functions that ``caller`` calls directly and that themselves call ``calls``.
+
+        calls: the name of a function that this file imports or exports.
+        TargetError where caller calls it too: the one between them may be inlined.
+        """
         targets = self._targets.get(calls.encode(), set())
         inner = self._users(targets)
         if caller in inner:
@@ -146,6 +117,10 @@ class _Code:
         return found
 
     def callees(self, function: int) -> Iterator[Callee]:
+        """What a function calls directly, in the order of its code.
+
+        Without what it calls by a pointer, and in a fragment that was split from it.
+        """
         end = self._end(function)
         found = set()
         for site, target in self._calls.within(function, end):
@@ -157,6 +132,7 @@ class _Code:
                 yield callee
 
     def uses(self, name: str) -> int:
+        """How often the code seems to name an imported or exported function: how common it is."""
         targets = self._targets.get(name.encode(), set())
         return sum(len(self._calls.to(target, target + 1)) for target in targets)
 
@@ -184,17 +160,18 @@ class _Code:
 
     def _read_symbols(self) -> None:
         data = {name: section.data for name, section in self._sections.items()}
-        symbols = [*_SYMBOL.iter_unpack(data.get(".dynsym", b""))]
-        names = data.get(".dynstr", b"")
+        symbols = [*self._elf.symbols()]
         # Pointers that the loader fills in: of driver tables, callbacks, virtual methods.
         self._pointers = set(self._relative_pointers(data.get(".relr.dyn", b"")))
         slots: dict[int, int] = {}
-        for name in (".rela.dyn", ".rela.plt"):
+        if any(len(data.get(name, b"")) > _MOST_RELOCATIONS * _RELA.size for name in _RELOCATIONS):
+            raise ValueError("more relocations than a library has")
+        for name in _RELOCATIONS:
             for place, kind, symbol, addend in _RELA.iter_unpack(data.get(name, b"")):
                 if kind == x86_64.RELATIVE:
                     self._pointers.add(addend)
                 elif kind == x86_64.ABSOLUTE:
-                    self._pointers.add(symbols[symbol][4] + addend)
+                    self._pointers.add(symbols[symbol].address + addend)
                 elif kind in (x86_64.GLOB_DAT, x86_64.JUMP_SLOT):
                     slots[place] = symbol
         ways: dict[int, set[int]] = {}
@@ -207,15 +184,14 @@ class _Code:
         # What a call of a symbol can name: its slot, the stubs that jump through that, itself.
         self._targets: dict[bytes, set[int]] = {}
         self._exports: dict[int, list[bytes]] = {}
-        for index, (name_at, info, _, defined_in, address, _) in enumerate(symbols):
+        for index, symbol_ in enumerate(symbols):
             targets = ways.get(index, set())
-            if info & 15 != _FUNCTION and not targets:
+            if not symbol_.is_function and not targets:
                 continue
-            symbol_name = names[name_at : names.index(b"\0", name_at)]
-            if defined_in:
-                targets = targets | {address}
-                self._exports.setdefault(address, []).append(symbol_name)
-            self._targets.setdefault(symbol_name, set()).update(targets)
+            if symbol_.section:
+                targets = targets | {symbol_.address}
+                self._exports.setdefault(symbol_.address, []).append(symbol_.name)
+            self._targets.setdefault(symbol_.name, set()).update(targets)
 
     def _stubs(self, table: str) -> Iterator[tuple[int, int]]:
         """Each stub of a procedure linkage table, and the slot that it jumps through."""
@@ -237,6 +213,8 @@ class _Code:
             else:
                 places += [base + 8 * bit for bit in range(63) if entry >> (bit + 1) & 1]
                 base += 8 * 63
+            if len(places) > _MOST_RELOCATIONS:
+                raise ValueError("more relocations than a library has")
         for section in self._sections.values():
             for place in places:
                 if place in section:
@@ -292,7 +270,13 @@ class _Code:
 
     @cached_property
     def _addresses(self) -> _References:
-        return _References(self._text, x86_64.LOADS_OF_ADDRESSES)
+        return self._references(x86_64.LOADS_OF_ADDRESSES)
+
+    def _references(self, forms: Iterable[tuple[re.Pattern[bytes], int]]) -> _References:
+        try:
+            return _References(self._text, forms)
+        except OverflowError as error:
+            raise _unknown(self._elf, "it has more code than a driver") from error
 
     def _proven(self, sites: Iterable[int]) -> Iterator[tuple[int, int]]:
         """Site and part of each reference that is one, not bytes that look so."""
@@ -322,6 +306,9 @@ class _Code:
         """Whether the bytes are whole instructions; of one more, the prefixes may be there."""
         section = self._section(start)
         at = section.address
+        self._may_decode -= end - start
+        if self._may_decode < 0:
+            raise _unknown(self._elf, "its code takes too long to be looked through")
         return x86_64.instructions().fullmatch(section.data, start - at, end - at) is not None
 
     def _unwind(self, part: int) -> tuple[int, bool]:
@@ -347,53 +334,107 @@ class _Code:
         raise _unknown(self._elf, f"a function at {address:#x} is not in its code")
 
 
-def function_starts(elf: ElfFile) -> list[int]:
-    """Where functions, and fragments of functions, begin: sorted, as the file counts.
-
-    TargetError where the file does not tell.
-    """
-    try:
-        return _unwind_table(elf, elf.loaded_sections())[0]
-    except (struct.error, IndexError) as error:
-        raise _unknown(elf, f"its tables are broken ({error})") from error
-
-
 class UnwindTable:
     """The code of a file for which it says how a caller's frame is found; maybe none."""
 
     def __init__(self, elf: ElfFile) -> None:
-        sections = elf.loaded_sections()
-        # Of many files at once the rest would be too much to keep.
-        self._frames = {name: one for name, one in sections.items() if name == ".eh_frame"}
+        self._frames = elf.loaded_sections(".eh_frame_hdr", ".eh_frame")
         try:
-            self._starts, self._entries = _unwind_table(elf, sections)
+            self._starts, self._entries = _unwind_table(elf, self._frames)
         except (TargetError, struct.error, IndexError):
             self._starts, self._entries = [], []
 
-    def start(self, address: int) -> int | None:
-        """Where the function, or fragment of one, begins that an address is in."""
+    def around(self, address: int) -> tuple[int, int] | None:
+        """The function, or fragment of one, that an address is in: where it begins and ends."""
         index = bisect_right(self._starts, address) - 1
         if index < 0:
             return None
         start = self._starts[index]
         found = _unwind_entry(self._frames, start, self._entries[index])
-        return start if found is not None and address < found[0] else None
+        return (start, found[0]) if found is not None and address < found[0] else None
 
 
-def begin_instructions(elf: ElfFile, addresses: Iterable[int]) -> bool:
-    """Whether each of these addresses is that of an instruction, by decoding up to it."""
-    sections = elf.loaded_sections()
-    starts = _unwind_table(elf, sections)[0]
-    for address in addresses:
-        code = next((s for s in sections.values() if s.executable and address in s), None)
-        start = starts[max(bisect_right(starts, address) - 1, 0)]
-        if code is None or start not in code:
+class Instructions:
+    """Where the instructions of a file's functions begin.
+
+    Functions are those of its unwind table and those that it exports. For a processor whose
+    instructions are not known here, all that can be told is what is code of the file.
+    """
+
+    def __init__(self, elf: ElfFile) -> None:
+        self._elf = elf
+        self._table = UnwindTable(elf)
+        self._exported = [(start, end) for start, end, _ in elf.exported_functions()]
+        self._entries = {start for start, _ in self._exported}
+
+    def doubt(
+        self, address: int, is_entry: bool, read: Callable[[int, int], bytes] | None
+    ) -> str | None:
+        """Why a breakpoint there could break the process; None: it is proven that it cannot.
+
+        is_entry: a function has to begin there. read: gives what a process has in memory at an
+        address of the file, and of a size; the code there must be that of the file, but for
+        breakpoints.
+        """
+        if self._elf.machine != x86_64.ABI.machine:
+            start, end = address, address + 1
+        else:
+            found = self._around(address)
+            if found is None:
+                return "it is in no function of the file"
+            start, end = found
+        if end - start > _LARGEST_FUNCTION:
+            return "the function around it is too large to be looked through"
+        code = self._elf.code(start, end)
+        if code is None:
+            return "it is not in the code of the file"
+        if is_entry and address != start and address not in self._entries:
+            return "no function begins there"
+        at = address - start
+        if self._elf.machine == x86_64.ABI.machine and not _begins(code, at):
+            return "no instruction begins there"
+        if read is not None and not _is_same(code, read(start, end - start)):
+            return "the process has other code there than the file"
+        return None
+
+    def _around(self, address: int) -> tuple[int, int] | None:
+        found = self._table.around(address)
+        if found is None:
+            index = bisect_right(self._exported, (address, sys.maxsize)) - 1
+            if index >= 0 and address < self._exported[index][1]:
+                found = self._exported[index]
+        return found
+
+
+def _begins(code: bytes, at: int) -> bool:
+    """Whether an instruction begins there, by decoding the function up to it and it itself."""
+    before = x86_64.instructions().fullmatch(code, 0, at)
+    if before is None or before[1]:
+        return False
+    behind = x86_64.instructions().match(code, at)
+    return behind is not None and behind.start(1) > at
+
+
+def _is_same(code: bytes, there: bytes) -> bool:
+    """Whether code in memory is that of a file, but for what tracers put over instructions."""
+    if len(there) != len(code):
+        return False
+    at = 0
+    # A larger number of differences is other code.
+    for _ in range(_MOST_BREAKPOINTS):
+        while at < len(code) and code[at : at + _STRIDE] == there[at : at + _STRIDE]:
+            at += _STRIDE
+        at = next((i for i in range(at, len(code)) if code[i] != there[i]), len(code))
+        if at == len(code):
+            return True
+        if there[at : at + 1] == x86_64.ABI.breakpoint and _begins(code, at):
+            at += 1
+        elif code.startswith(x86_64.NOP5, at) and there[at] == x86_64.CALL:
+            # A uprobe of Linux 6.18 and later.
+            at += len(x86_64.NOP5)
+        else:
             return False
-        at = code.address
-        found = x86_64.instructions().fullmatch(code.data, start - at, address - at)
-        if found is None or found[1]:
-            return False
-    return True
+    return False
 
 
 def _unwind_table(elf: ElfFile, sections: Mapping[str, Section]) -> tuple[list[int], list[int]]:
@@ -404,6 +445,8 @@ def _unwind_table(elf: ElfFile, sections: Mapping[str, Section]) -> tuple[list[i
     if header is None or header.data[:4] != b"\x01\x1b\x03\x3b":
         raise _unknown(elf, "it has no table of its functions (.eh_frame_hdr)")
     (count,) = _U32.unpack_from(header.data, 8)
+    if count > _MOST_PARTS:
+        raise _unknown(elf, "it has more functions than a library")
     offsets = struct.unpack_from(f"<{2 * count}i", header.data, 12)
     starts = [header.address + offset for offset in offsets[::2]]
     if not starts or starts != sorted(starts):
@@ -430,18 +473,22 @@ class _References:
     """What looks like a reference relative to the program counter, sorted by target."""
 
     def __init__(self, text: Iterable[Section], forms: Iterable[tuple[re.Pattern[bytes], int]]):
+        """OverflowError where there are more than a driver has."""
         # One number of target and site sorts several times faster than a pair.
         self._sorted: list[int] = []
         for section in text:
             data, displacement = section.data, x86_64.I32.unpack_from
             for pattern, size in forms:
                 behind = section.address + size + x86_64.I32.size
+                room = _MOST_REFERENCES - len(self._sorted)
                 self._sorted += [
                     (behind + at + displacement(data, at + size)[0] << _SITE_BITS)
                     + section.address
                     + at
-                    for at in map(re.Match.start, pattern.finditer(data))
+                    for at in islice(map(re.Match.start, pattern.finditer(data)), room)
                 ]
+        if len(self._sorted) == _MOST_REFERENCES:
+            raise OverflowError
         self._sorted.sort()
 
     def within(self, low: int, high: int) -> list[tuple[int, int]]:
@@ -468,37 +515,11 @@ def _unknown(elf: ElfFile, why: str) -> TargetError:
     )
 
 
-def _load(build_id: str) -> dict[str, list[int]]:
-    """The answers kept for a build; none where the cache is not ours alone, or broken."""
-    try:
-        with private.cache_folder("functions") as folder:
-            kept = json.loads(private.read(folder, f"{build_id}.json", CACHE_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    if not isinstance(kept, dict):
-        return {}
-    answers: object = kept.pop("answers", None)
-    if kept != {"format": CACHE_FORMAT, "build_id": build_id} or not isinstance(answers, dict):
-        return {}
-    for answer in answers.values():
-        if not isinstance(answer, list) or any(type(address) is not int for address in answer):
-            return {}
-    return answers
-
-
-def _save(build_id: str, answers: dict[str, list[int]]) -> None:
-    """Best effort: without a cache the work is done again, that is all."""
-    kept = {"format": CACHE_FORMAT, "build_id": build_id, "answers": answers}
-    with suppress(OSError), private.cache_folder("functions") as folder:
-        private.write(folder, f"{build_id}.json", json.dumps(kept).encode())
-
-
 # ELF-64 Object File Format.
 _RELA = struct.Struct("<QIIq")  # place, type, symbol, addend
-_SYMBOL = struct.Struct("<IBBHQQ")  # name, info, visibility, section, value, size
-_FUNCTION = 2
 # LSB Core, 10.6.1.2: the distance to the common entry, start and size, as GCC encodes them.
 _UNWIND_ENTRY = struct.Struct("<IiI")
+_RELOCATIONS = (".rela.dyn", ".rela.plt")
 _STUB_SECTIONS = (".plt", ".plt.sec", ".plt.got")
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 _SITE_BITS = 48

@@ -19,8 +19,7 @@ from typing import Any, Union
 
 from virtrace.binary import layouts, private, x86_64
 from virtrace.binary.ctype import CType, Opaque, Struct
-from virtrace.binary.elf import ElfFile
-from virtrace.binary.functions import begin_instructions, function_starts
+from virtrace.binary.reader import Binary
 from virtrace.errors import TargetError
 
 FORMAT = "virtrace-pack"
@@ -157,7 +156,7 @@ def parse(data: bytes, file: str) -> Pack:
         ) from error
 
 
-def find(elf: ElfFile, folders: Sequence[Path]) -> Pack | None:
+def find(elf: Binary, folders: Sequence[Path]) -> Pack | None:
     """The pack of a file's build: in the first of the folders that has one, or in the cache.
 
     TargetError where there is one that cannot be used: written by somebody else (in the cache
@@ -175,7 +174,7 @@ def find(elf: ElfFile, folders: Sequence[Path]) -> Pack | None:
     return None
 
 
-def load(path: Path, elf: ElfFile | None = None) -> Pack:
+def load(path: Path, elf: Binary | None = None) -> Pack:
     """The pack in a file; elf: the file that it has to be for."""
     try:
         with private.opened_folder(path.parent.resolve()) as folder:
@@ -189,7 +188,7 @@ def load(path: Path, elf: ElfFile | None = None) -> Pack:
     return pack if elf is None else _checked(pack, elf, str(path))
 
 
-def _checked(pack: Pack, elf: ElfFile, file: str) -> Pack:
+def _checked(pack: Pack, elf: Binary, file: str) -> Pack:
     """A breakpoint inside of an instruction would break the process: none may get there."""
     wrong = ""
     if elf.machine != x86_64.ABI.machine:
@@ -198,13 +197,10 @@ def _checked(pack: Pack, elf: ElfFile, file: str) -> Pack:
         wrong = f"it is for build-id {pack.build_id} on {pack.machine}"
     else:
         bodies = [body for function in pack.functions.values() for body in function.bodies]
-        starts = frozenset(function_starts(elf))
-        entries = [f"{body.entry:#x}" for body in bodies if body.entry not in starts]
-        lines = (line.address for body in bodies for line in body.lines)
-        if entries:
-            wrong = f"no function of {os.path.basename(elf.name)} begins at {', '.join(entries)}"
-        elif not begin_instructions(elf, lines):
-            wrong = "one of its lines does not begin with an instruction"
+        places = {line.address: False for body in bodies for line in body.lines}
+        places.update((body.entry, True) for body in bodies)
+        for address, why in elf.doubts(places).items():
+            wrong = f"{os.path.basename(elf.name)}+{address:#x}: {why}"
     if wrong:
         raise TargetError(
             f"the symbol pack {file} cannot be used: {wrong}",

@@ -11,13 +11,13 @@ import os
 import pwd
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from virtrace.binary.elf import ElfFile, debug_file
+from virtrace.binary.reader import Binary, Files, debug_file, read_by_child
 from virtrace.errors import TargetError
 
 DAEMONS = ("libvirtd", "virtqemud")
@@ -53,6 +53,9 @@ class Module:
     end: int
     offset: int
     deleted: bool
+    # What reads it, together with the others of the process, and its number there.
+    files: Files | None = field(default=None, compare=False, repr=False)
+    number: int = field(default=0, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -62,9 +65,11 @@ class Module:
         return self.start <= address < self.end
 
     @cached_property
-    def elf(self) -> ElfFile:
-        """Raises TargetError where the file cannot be read."""
-        return ElfFile(self.file, self.path)
+    def elf(self) -> Binary:
+        """What it says raises TargetError where the file cannot be read."""
+        if self.files is None:
+            return read_by_child(self.file, self.path)
+        return Binary(self.files, self.number)
 
     @cached_property
     def base(self) -> int:
@@ -104,12 +109,48 @@ class Process:
             if module.name.startswith("ld"):
                 with suppress(TargetError):
                     place = module.elf.exported_function(_LINKED)
-                    if place is not None:
+                    if place is not None and not self.doubts({module.base + place: True}):
                         return module, module.base + place
         return None
 
-    def debug_info(self, module: Module) -> ElfFile | None:
-        """The file that has the debug info of a module: its own, or a separate one found here."""
+    def doubts(self, places: Mapping[int, bool]) -> dict[int, str]:
+        """Why a probe must not be set there, for each place that is not proven.
+
+        places: addresses in the process, and whether a function has to begin there. Proven is
+        that an instruction of a function begins there, by the file, and that the process has the
+        code of the file there, but for breakpoints. TargetError where a file cannot be read, or
+        is not the one that the process has mapped.
+        """
+        found: dict[int, str] = dict.fromkeys(places, "it is in no file of the process")
+        for module in self.modules:
+            inside = [address for address in places if module.contains(address)]
+            if inside:
+                if self.pid and not module.elf.is_mapped(module.base):
+                    raise self.has_other_file(module)
+                wanted = {address - module.base: places[address] for address in inside}
+                doubted = module.elf.doubts(wanted, module.base if self.pid else None)
+                for address in inside:
+                    del found[address]
+                    if address - module.base in doubted:
+                        found[address] = doubted[address - module.base]
+        return found
+
+    def has_other_file(self, module: Module) -> TargetError:
+        """What to say where its mark is not in memory."""
+        return TargetError(
+            f"the file {module.path} that can be read is not the one that process "
+            f"{self.pid} has in memory",
+            "run as root on the host, where the mapped file itself can be read, "
+            "or restart the daemon",
+        )
+
+    def debug_info(self, module: Module) -> Binary | None:
+        """The file that has the debug info of a module: its own, or a separate one found here.
+
+        None where others than root can have written the module: GDB reads no debug info for it.
+        """
+        if not module.elf.is_trusted:
+            return None
         if module.elf.has_debug_info:
             return module.elf
         return debug_file(module.build_id, module.elf.debuglink, module.path, root=self.root)
@@ -150,7 +191,7 @@ def inspect(pid: int) -> Process:
         exe=_strip(exe, root)[0],
         root=proc / "root",
         start_time=start_time,
-        modules=tuple(_modules(proc, root, os.fsdecode(maps))),
+        modules=tuple(_modules(pid, root, os.fsdecode(maps))),
     )
 
 
@@ -165,7 +206,8 @@ def installed(binary: Path) -> Process:
             f"{binary} is no part of libvirt by its name",
             "name libvirtd or virtqemud, libvirt.so.0, or libvirt_driver_qemu.so",
         )
-    ElfFile(binary)
+    # Raises where it is not.
+    _ = read_by_child(binary).machine
     here = binary.absolute().parent
     prefix = here.parent
     folders = [
@@ -264,7 +306,7 @@ def require_libvirt(process: Process) -> Process:
         )
     for name in ("libvirt.so.0", "libvirt_driver_qemu.so"):
         module = process.module(name)
-        if module is not None and module.deleted and not os.access(module.file, os.R_OK):
+        if module is not None and module.deleted and not _can_be_opened(module.file):
             raise TargetError(
                 f"{module.path} has been replaced or removed since process {process.pid} started "
                 "(an upgrade?), and only root can still read the old file",
@@ -418,8 +460,9 @@ def _daemon(pid: int, status: dict[str, str]) -> Daemon:
     return Daemon(pid, status["Name"], user, exe, place_of(pid))
 
 
-def _modules(proc: Path, root: str, maps: str) -> Iterable[Module]:
+def _modules(pid: int, root: str, maps: str) -> Iterable[Module]:
     """One module for each file with an executable mapping, in the order of addresses."""
+    proc = Path(f"/proc/{pid}")
     first: dict[str, tuple[str, str]] = {}
     end: dict[str, int] = {}
     executable = set()
@@ -432,14 +475,26 @@ def _modules(proc: Path, root: str, maps: str) -> Iterable[Module]:
         end[path] = int(address_range.split("-")[1], 16)
         if "x" in permissions:
             executable.add(path)
+    found = []
     for path, (address_range, offset) in first.items():
         if path not in executable:
             continue
         inside, deleted = _strip(path.replace("\\012", "\n"), root)
         mapped = proc / "map_files" / address_range
-        file = mapped if deleted or os.access(mapped, os.R_OK) else proc / f"root{inside}"
+        file = mapped if deleted or _can_be_opened(mapped) else proc / f"root{inside}"
         start = int(address_range.split("-")[0], 16)
-        yield Module(inside, file, start, end[path], int(offset, 16), deleted)
+        found.append(Module(inside, file, start, end[path], int(offset, 16), deleted))
+    files = Files([(module.file, module.path) for module in found], pid)
+    return [replace(module, files=files, number=at) for at, module in enumerate(found)]
+
+
+def _can_be_opened(mapped: Path) -> bool:
+    """A file in ``map_files``. Its file system is not asked, which may never answer."""
+    try:
+        os.close(os.open(mapped, os.O_PATH | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def _strip(path: str, root: str) -> tuple[str, bool]:

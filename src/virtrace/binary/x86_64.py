@@ -40,6 +40,8 @@ ABSOLUTE, GLOB_DAT, JUMP_SLOT, RELATIVE = 1, 6, 7, 8  # R_X86_64_...
 STUB_SIZE = 16  # of an entry of the procedure linkage table
 I32 = struct.Struct("<i")
 
+# What a static probe is, where it was made for the uprobes of Linux 6.18.
+NOP5 = b"\x0f\x1f\x44\x00\x00"
 # A form: the opcode in front of a displacement of four bytes, and the opcode's size.
 CALL, _MOV, _PUSH = 0xE8, 0x8B, b"\xff\x35"
 _AT_PC = rb"[\x05\x0d\x15\x1d\x25\x2d\x35\x3d]"  # the ModRM bytes of disp32(%rip)

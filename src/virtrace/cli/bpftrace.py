@@ -58,7 +58,24 @@ def plan(recipe: str, process: Process, debug_files: Mapping[str, str] | None = 
     """As gdb.check(), with where each value is: what tracing without GDB needs."""
     with tempfile.TemporaryDirectory(prefix="virtrace-") as folder:
         _make_packs(catalogue.find(recipe), recipe, process, debug_files or {}, Path(folder))
-        return document.read(asked("plan", recipe, process, debug_files, folder).encode())
+        found = document.read(asked("plan", recipe, process, debug_files, folder).encode())
+    _require_proven(process, found)
+    return found
+
+
+def _require_proven(process: Process, plan: Plan) -> None:
+    """TargetError where a uprobe of the plan could break the process."""
+    places: dict[int, bool] = {}
+    for site in plan.sites:
+        module = process.module(site.module)
+        if module is not None:
+            for address in (site.address, *site.further):
+                places[module.base + address] = site.usdt is None
+    for address, doubt in process.doubts(places).items():
+        raise TargetError(
+            f"a uprobe at {address:#x} could break process {process.pid}: {doubt}",
+            "report it, with what `virtrace recipe check` says",
+        )
 
 
 def _make_packs(

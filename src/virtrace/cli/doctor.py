@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from virtrace.binary.debuginfo import how_to_get, install_command
-from virtrace.binary.elf import ElfFile, debug_file
-from virtrace.binary.functions import Functions
 from virtrace.binary.hazards import Look
 from virtrace.binary.process import (
     can_trace_all,
@@ -30,6 +28,7 @@ from virtrace.binary.process import (
     yama_refusal,
     yama_scope,
 )
+from virtrace.binary.reader import Binary, debug_file, read_by_child
 from virtrace.cli.gdb import check
 from virtrace.errors import DONE, NOT_TRACED, TargetError
 from virtrace.recipe.selection import Limits
@@ -380,7 +379,7 @@ def _module_findings(
     reach = API_ONLY
     for name, path, file in files:
         try:
-            elf = ElfFile(file)
+            elf = read_by_child(file, path)
             missing = [symbol for symbol in EXPORTED[name] if elf.exported_function(symbol) is None]
             probes = {probe.name for probe in elf.stap_probes() if probe.provider == "libvirt"}
             debug = (
@@ -428,10 +427,10 @@ def _module_findings(
     return findings, reach
 
 
-def _inference(driver: ElfFile) -> Finding | None:
+def _inference(driver: Binary) -> Finding | None:
     api = EXPORTED[LIBRARY][0]
     try:
-        found = Functions(driver).driver_methods(api)
+        found = driver.driver_methods(api)
     except TargetError:
         return None
     if len(found) != 1:

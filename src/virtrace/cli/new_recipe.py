@@ -13,7 +13,7 @@ from typing import Any
 from virtrace.binary import layouts, x86_64
 from virtrace.binary.ctype import Boolean, Integer, Pointer, Struct
 from virtrace.binary.dwarf import Declared, declarations
-from virtrace.binary.functions import Callee, Functions
+from virtrace.binary.functions import Callee
 from virtrace.binary.process import Module, Process, libvirt_version
 from virtrace.errors import TargetError, UsageError
 from virtrace.recipe import catalogue, draft, path, public_api
@@ -115,7 +115,6 @@ class _Method:
     driver: Module
     address: int
     callees: Sequence[Callee]
-    functions: Functions
     declared: dict[int, Declared]
     known: dict[int, Span]
 
@@ -128,8 +127,7 @@ def _method(root: Span, process: Process) -> _Method | str:
     drivers = [one for one in process.modules if one.name.startswith("libvirt_driver_")]
     for driver in sorted(drivers, key=lambda one: (one.name != QEMU, one.name)):
         try:
-            functions = Functions(driver.elf)
-            methods = functions.driver_methods(find.api)
+            methods = driver.elf.driver_methods(find.api)
         except TargetError as error:
             why = error.what
             continue
@@ -138,8 +136,8 @@ def _method(root: Span, process: Process) -> _Method | str:
         if len(methods) != 1:
             continue
         [address] = methods
-        known = _known(functions, driver.name)
-        callees = functions.callees(address)
+        known = _known(driver)
+        callees = driver.elf.callees(address)
         within = [address, *(one.address for one in callees if one.address is not None)]
         declared = _declared(within, driver, process)
         note = "The driver's method, found by its access check."
@@ -153,7 +151,7 @@ def _method(root: Span, process: Process) -> _Method | str:
             )
         span = replace(span, find=find, root=False, lines=None)
         noted = _Noted(span, note)
-        return _Method(noted, driver, address, callees, functions, declared, known)
+        return _Method(noted, driver, address, callees, declared, known)
     return why
 
 
@@ -173,7 +171,7 @@ def _callees(method: _Method) -> tuple[list[_Noted], list[str]]:
             if noted is None:
                 unclear.append(f"+{callee.address:#x}")
                 continue
-        elif method.functions.uses(callee.name) > MAX_USES:
+        elif method.driver.elf.uses(callee.name) > MAX_USES:
             common.append(callee.name)
             continue
         elif callee.name in exported:
@@ -240,16 +238,16 @@ def _calls(address: int, shipped: Span | None, method: _Method) -> str | None:
     """The exported function that tells it from the others that the method calls."""
     names = [
         callee.name
-        for callee in method.functions.callees(address)
+        for callee in method.driver.elf.callees(address)
         if callee.name is not None and callee.name.startswith(_TELLING)
     ]
     # The rarest tells best; what a shipped recipe has was tried on other versions too.
-    names.sort(key=lambda name: (method.functions.uses(name), name))
+    names.sort(key=lambda name: (method.driver.elf.uses(name), name))
     if shipped is not None and isinstance(shipped.find, CalledBy):
         names.insert(0, shipped.find.calls)
     for name in names:
         with suppress(TargetError):
-            if method.functions.called_by(method.address, name) == [address]:
+            if method.driver.elf.called_by(method.address, name) == [address]:
                 return name
     return None
 
@@ -269,19 +267,20 @@ def _exported_in_catalogue() -> dict[str, Span]:
     }
 
 
-def _known(functions: Functions, driver: str) -> dict[int, Span]:
+def _known(driver: Module) -> dict[int, Span]:
     """By their address: the static functions that shipped recipes find in this file."""
     found: dict[int, Span] = {}
     for recipe in _shipped():
         addresses: dict[str, int] = {}
         for span in recipe.spans:
-            if span.find is None or span.module != driver:
+            if span.find is None or span.module != driver.name:
                 continue
             with suppress(TargetError):
                 if isinstance(span.find, DriverMethod):
-                    candidates = functions.driver_methods(span.find.api)
+                    candidates = driver.elf.driver_methods(span.find.api)
                 elif span.find.caller in addresses:
-                    candidates = functions.called_by(addresses[span.find.caller], span.find.calls)
+                    caller = addresses[span.find.caller]
+                    candidates = driver.elf.called_by(caller, span.find.calls)
                 else:
                     continue
                 if len(candidates) == 1:

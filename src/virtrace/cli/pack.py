@@ -13,7 +13,6 @@ from virtrace import __version__
 from virtrace.binary import private, x86_64
 from virtrace.binary.debuginfo import fetch
 from virtrace.binary.dwarf import Wanted, describe
-from virtrace.binary.elf import ElfFile, debug_file
 from virtrace.binary.pack import (
     CACHE,
     AtEntry,
@@ -27,6 +26,7 @@ from virtrace.binary.pack import (
     load,
     write,
 )
+from virtrace.binary.reader import Binary, debug_file, read_by_child
 from virtrace.cli.progress import Progress
 from virtrace.errors import DONE, TargetError, UsageError
 from virtrace.recipe import catalogue
@@ -118,20 +118,20 @@ def _has_debug_info(file: Path) -> bool:
     with file.open("rb") as stream:
         if stream.read(len(_ELF_MAGIC)) != _ELF_MAGIC:
             return False
-    return ElfFile(file).has_debug_info
+    return read_by_child(file).has_debug_info
 
 
 def _make_one(
     file: Path, recipes: Sequence[Recipe], other: Path | None, output: Path | None
 ) -> bool:
     """False where the file has none of the functions."""
-    elf = ElfFile(file)
+    elf = read_by_child(file)
     if elf.machine != x86_64.ABI.machine:
         raise TargetError(
             f"{file} is code for {elf.machine}, and packs are made for {x86_64.ABI.machine} only",
             "on other processors install the debug info itself",
         )
-    target = elf if other is None else ElfFile(other)
+    target = elf if other is None else read_by_child(other)
     if other is not None:
         _require_same_code(elf, target)
     if target.build_id is None:
@@ -150,7 +150,7 @@ def _make_one(
     return True
 
 
-def pack_of(debug: Path, target: ElfFile, recipes: Iterable[Recipe]) -> bytes | None:
+def pack_of(debug: Path, target: Binary, recipes: Iterable[Recipe]) -> bytes | None:
     """What these recipes need of the debug info, for a file of the same code; None: nothing.
 
     The file has a build-id. TargetError where the debug info is broken.
@@ -160,16 +160,13 @@ def pack_of(debug: Path, target: ElfFile, recipes: Iterable[Recipe]) -> bytes | 
         functions, structs = describe(debug, _wanted(recipes), x86_64.ABI, RETURN, progress.show)
     if not functions:
         return None
-    build_id = ElfFile(debug).build_id
+    build_id = read_by_child(debug).build_id
     origin = f"{debug.name}, build-id {build_id}, by virtrace {__version__}"
     return write(target.build_id, target.machine, origin, functions, structs)
 
 
-def _require_same_code(elf: ElfFile, other: ElfFile) -> None:
-    code, others = (
-        {name: section for name, section in each.loaded_sections().items() if section.executable}
-        for each in (elf, other)
-    )
+def _require_same_code(elf: Binary, other: Binary) -> None:
+    code, others = elf.code_digests(), other.code_digests()
     if not code:
         raise TargetError(
             f"{elf.path} has no code to compare with that of {other.path}",
@@ -183,7 +180,7 @@ def _require_same_code(elf: ElfFile, other: ElfFile) -> None:
             )
 
 
-def _debug_info(elf: ElfFile) -> Path:
+def _debug_info(elf: Binary) -> Path:
     """The file that has the DWARF of this one: itself, one that is installed, or a server's."""
     if elf.has_debug_info:
         return elf.path

@@ -16,7 +16,6 @@ from types import MappingProxyType
 from typing import Any
 
 from virtrace.binary.debuginfo import fetch, has_servers
-from virtrace.binary.elf import ElfFile
 from virtrace.binary.process import Process, check_traceable, choose_daemon
 from virtrace.cli.gdb import command as gdb_command
 from virtrace.cli.gdb import end_with_us
@@ -241,8 +240,9 @@ def _fetch_sources(
         if not functions or module is None or module.build_id is None:
             continue
         fetched = debug_files.get(module.build_id)
-        debug = ElfFile(fetched) if fetched else process.debug_info(module)
-        for file, path in source_paths(debug.path, functions).items() if debug else ():
+        installed = None if fetched else process.debug_info(module)
+        debug = Path(fetched) if fetched else installed and installed.path
+        for file, path in source_paths(debug, functions).items() if debug else ():
             source = fetch(module.build_id, name, path)
             if source is not None:
                 found[file] = str(source)

@@ -85,17 +85,25 @@ def _rescue(process: Process, memory: int, agreed: bool) -> int:
 
 
 def _left_behind(process: Process, memory: int) -> list[Place]:
+    found: dict[int, Place] = {}
     noted = journal.find(process)
-    found = noted.left_behind(memory) if noted is not None else []
-    known = {place.address for place in found}
+    left = noted.left_behind(memory) if noted is not None else []
     for module in process.modules:
+        here = {place.address: place for place in left if module.contains(place.address)}
         try:
             if module.elf.machine == x86_64.ABI.machine and x86_64.ABI.breakpoint is not None:
-                compared = restore.in_code(memory, module, x86_64.ABI.breakpoint)
-                found += [place for place in compared if place.address not in known]
+                compared = module.elf.breakpoints(module.base, x86_64.ABI.breakpoint)
+                raised = {module.base + probe.semaphore for probe in module.elf.stap_probes()}
+                # What was noted is believed where the file agrees.
+                here = {address: place for address, place in here.items() if address in raised}
+                here.update(
+                    (address, Place(address, was, x86_64.ABI.breakpoint))
+                    for address, was in compared
+                )
         except TargetError as error:
             print(f"virtrace: not looked at: {error.what}", file=sys.stderr)
-    return sorted(found, key=lambda place: place.address)
+        found.update(here)
+    return [found[address] for address in sorted(found)]
 
 
 def _where(process: Process, place: Place) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from virtrace.binary.functions import Functions
 from virtrace.binary.process import Module, Process
 from virtrace.errors import TargetError
 from virtrace.recipe.model import CalledBy, DriverMethod, Recipe, Span
@@ -35,15 +34,14 @@ def _infer(
     find: DriverMethod | CalledBy, module: Module, recipe: Recipe, earlier: Mapping[Span, Inferred]
 ) -> Inferred:
     try:
-        functions = Functions(module.elf)
         if isinstance(find, DriverMethod):
-            candidates = functions.driver_methods(find.api)
+            candidates = module.elf.driver_methods(find.api)
             how = f"checks access for {find.api}"
         else:
             caller = _caller(find.caller, module, recipe, earlier)
             if caller is None:
                 return Inferred(None, f"{find.caller}, which calls it, was not found")
-            candidates = functions.called_by(caller, find.calls)
+            candidates = module.elf.called_by(caller, find.calls)
             how = f"called by {find.caller}, calls {find.calls}"
     except TargetError as error:
         return Inferred(None, error.what)

@@ -11,7 +11,8 @@ import os
 from contextlib import suppress
 from functools import partial
 
-from virtrace.guard import apart, restore
+from virtrace import apart
+from virtrace.guard import restore
 from virtrace.guard.journal import Journal
 from virtrace.guard.lifeline import Lifeline
 

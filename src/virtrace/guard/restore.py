@@ -8,28 +8,11 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 
-from virtrace.binary.process import Module, read_status
-from virtrace.guard.journal import Place, read
+from virtrace.binary.process import read_status
+from virtrace.guard.journal import Place
 
 # A stop that GDB had sent to a thread may come this long after GDB's death.
 _STOPS_COME_SECONDS = 0.2
-
-
-def in_code(memory: int, module: Module, breakpoint_: bytes) -> list[Place]:
-    """Breakpoints in a module that its file does not have. TargetError: it cannot be read."""
-    found = []
-    for section in module.elf.loaded_sections().values():
-        if not section.executable:
-            continue
-        start = module.base + section.address
-        there = read(memory, start, len(section.data))
-        at = there.find(breakpoint_)
-        while at >= 0:
-            was = section.data[at : at + len(breakpoint_)]
-            if was != breakpoint_:
-                found.append(Place(start + at, was, breakpoint_))
-            at = there.find(breakpoint_, at + 1)
-    return found
 
 
 def take_back(memory: int, places: Iterable[Place]) -> None:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 
 import gdb
 
-from virtrace.binary.functions import UnwindTable
 from virtrace.binary.pack import Pack
-from virtrace.binary.process import Module, Process, read_status
+from virtrace.binary.process import Process, read_status
 from virtrace.engine.capture import Unavailable, Unwalked
 from virtrace.errors import TargetError
 from virtrace.inferior.resolve import ResolvedProbe
@@ -28,14 +28,13 @@ class Backtraces:
         self, process: Process, probes: Sequence[ResolvedProbe], packs: Mapping[str, Pack]
     ) -> None:
         """All that needs no stopped process is read here. packs: by name of the module."""
-        self._tables: dict[Module, UnwindTable] = {}
+        self._modules = process.modules
         # What no symbol names, by the first address.
         self._names: dict[int, str] = {}
         for module in process.modules:
-            try:
-                self._tables[module] = UnwindTable(module.elf)
-            except TargetError:
-                continue
+            # The tables are read now, while the process still runs.
+            with suppress(TargetError):
+                module.elf.function_around(0)
         offsets = [
             (name, body.entry, function)
             for name, pack in packs.items()
@@ -99,10 +98,14 @@ class Backtraces:
 
     def _place(self, pc: int, call: int) -> tuple[str, bool]:
         """A frame in words, and whether what called it can be trusted. call: in its function."""
-        module = next((one for one in self._tables if one.contains(call)), None)
+        module = next((one for one in self._modules if one.contains(call)), None)
         if module is None:
             return f"{pc:#x} (in no file)", False
-        start = self._tables[module].start(call - module.base)
+        start = None
+        # GDB has no tables of others' files.
+        with suppress(TargetError):
+            if module.elf.is_trusted:
+                start = module.elf.function_around(call - module.base)
         if start is None:
             return f"{module.name}+{pc - module.base:#x}", False
         start += module.base

@@ -22,10 +22,10 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Protocol
 
+from virtrace import apart
 from virtrace.engine.output import Output, View
 from virtrace.engine.tracer import RawEvent
 from virtrace.errors import IncompleteError, TraceError, incomplete
-from virtrace.guard import apart
 from virtrace.trace.format import Record
 
 # Before each item.

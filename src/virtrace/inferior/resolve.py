@@ -145,14 +145,33 @@ def resolve(
     callers = {_caller(span.find) for span in usable if span.find}
     return [
         *(
-            _first_found([resolver.span(span, usable.get(span), name in callers) for span in spans])
+            _first_found(
+                [
+                    _proven(process, resolver.span(span, usable.get(span), name in callers))
+                    for span in spans
+                ]
+            )
             for name, spans in groupby(recipe.spans, lambda span: span.name)
         ),
         *(
-            _first_found([resolver.point(point) for point in points])
+            _first_found([_proven(process, resolver.point(point)) for point in points])
             for _, points in groupby(recipe.points, lambda point: point.name)
         ),
     ]
+
+
+def _proven(process: Process, probe: ResolvedProbe) -> ResolvedProbe:
+    """Without the sites where a breakpoint could break the process, whoever told of them."""
+    places = {address: site.at_entry for site in probe.sites for address in site.addresses}
+    doubts = process.doubts(places)
+    if not doubts:
+        return probe
+    left = tuple(site for site in probe.sites if not doubts.keys() & {*site.addresses})
+    listed = "; ".join(f"{address:#x}: {doubt}" for address, doubt in sorted(doubts.items()))
+    why = f"a breakpoint could break the process at {listed}"
+    if left:
+        return replace(probe, sites=left, why="; ".join(filter(None, [probe.why, why])))
+    return replace(probe, level="missing", sites=(), offset=None, why=why, lacks=())
 
 
 def _first_found(alternatives: Sequence[ResolvedProbe]) -> ResolvedProbe:

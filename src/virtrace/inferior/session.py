@@ -14,7 +14,7 @@ import gdb
 from virtrace import __version__
 from virtrace.binary.abi import Abi
 from virtrace.binary.debuginfo import how_to_get
-from virtrace.binary.process import Process, libvirt_version, read_status
+from virtrace.binary.process import Process, inspect, libvirt_version, read_status
 from virtrace.engine.capture import Unavailable, Unwalked
 from virtrace.engine.tracer import RawEvent, Tracer
 from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, TargetError, incomplete
@@ -276,6 +276,10 @@ class Session:
             self._too_dear.clear()
             if self._reason is not None and not self._interrupt_sent:
                 return
+            for pc in [*self._returns_wanted]:
+                doubt = self._doubt(pc)
+                for switch in [*self._returns_wanted.get(pc, ())] if doubt else ():
+                    self._switch_off(switch, f"it returns to {pc:#x}, and {doubt}")
             for pc, switches in self._returns_wanted.items():
                 self._returns[pc] = switches
                 if self._journal is not None and self.abi.breakpoint is not None:
@@ -305,6 +309,17 @@ class Session:
                     else:
                         # Somebody ends the daemon; GDB would keep the signal to itself.
                         resume = "signal SIGINT"
+
+    def _doubt(self, pc: int) -> str | None:
+        """Why a breakpoint at the place that a function returns to could break the process."""
+        try:
+            doubt = self._process.doubts({pc: False}).get(pc)
+            if doubt is not None:
+                # It may be in a file that was loaded since.
+                doubt = inspect(self._process.pid).doubts({pc: False}).get(pc)
+        except TargetError as error:
+            doubt = error.what
+        return doubt
 
     def _switch_off(self, switch: Switch, why: str) -> None:
         """Nothing is met of it from now on."""

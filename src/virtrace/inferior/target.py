@@ -27,9 +27,11 @@ import gdb
 from virtrace.binary import ctype as c
 from virtrace.binary import pack
 from virtrace.binary.abi import Abi
-from virtrace.binary.elf import ElfFile
+from virtrace.binary.elf import unreadable
 from virtrace.binary.process import Module, Process, inspect, read_status
+from virtrace.binary.reader import Binary, open_trusted
 from virtrace.binary.source import source_name
+from virtrace.binary.stand_in import stand_in
 from virtrace.engine.capture import Memory, Unavailable
 from virtrace.engine.tracer import Entered
 from virtrace.errors import TargetError
@@ -167,8 +169,9 @@ def symbols(
             with _changed(_FOR_UNWINDING):
                 for module in others:
                     with contextlib.suppress(TargetError, gdb.error):
-                        path = copies.enter_context(_copy(module.elf, module))
-                        _quietly(f"add-symbol-file {path} -o {module.base:#x}")
+                        if module.elf.is_trusted:
+                            path = copies.enter_context(_copy(module.elf, module))
+                            _quietly(f"add-symbol-file {path} -o {module.base:#x}")
         yield
 
 
@@ -178,6 +181,11 @@ def _add_symbols(
     debug_files: Mapping[str, str],
     copies: contextlib.ExitStack,
 ) -> None:
+    if not module.elf.is_trusted:
+        # All that GDB needs of it is where static probes are.
+        path = copies.enter_context(_in_memory(stand_in(module.elf), module))
+        _quietly(f"add-symbol-file {path} -o {module.base:#x}")
+        return
     path = copies.enter_context(_copy(module.elf, module))
     # As long as there is no process, GDB reads code from files only beside a program: without
     # the code it takes a function's entry for the end of its prologue.
@@ -198,13 +206,22 @@ def _add_symbols(
     objfile.add_separate_debug_file(its_path)
 
 
+def _copy(elf: Binary, module: Module) -> contextlib.AbstractContextManager[str]:
+    """_in_memory(), of a file that is trusted."""
+    try:
+        with open_trusted(elf.path) as file:
+            return _in_memory(file.read(), module)
+    except OSError as error:
+        raise unreadable(elf.name, error) from error
+
+
 @contextlib.contextmanager
-def _copy(elf: ElfFile, module: Module) -> Iterator[str]:
+def _in_memory(contents: bytes, module: Module) -> Iterator[str]:
     """Where GDB can open a copy in memory, for as long as that is needed."""
     descriptor = os.memfd_create(f"{module.base:x}")
     try:
         with open(descriptor, "wb", closefd=False) as copy:
-            copy.write(elf.contents)
+            copy.write(contents)
         yield f"/proc/self/fd/{descriptor}"
     finally:
         os.close(descriptor)
@@ -231,12 +248,7 @@ def attach(process: Process, names: Iterable[str]) -> None:
         except Unavailable:
             found = b""
         if found != mark:
-            raise TargetError(
-                f"the file {module.path} that can be read is not the one that process "
-                f"{process.pid} has in memory",
-                "run as root on the host, where the mapped file itself can be read, "
-                "or restart the daemon",
-            )
+            raise process.has_other_file(module)
 
 
 def _quietly(command: str) -> None:

@@ -1,4 +1,4 @@
-"""A process of our own beside GDB: it outlives GDB, and no signal but SIGKILL ends it."""
+"""A process of our own beside this one: no child of it, and no signal but SIGKILL ends it."""
 
 from __future__ import annotations
 

@@ -1,0 +1,226 @@
+"""Work on files that strangers made, in a child process that has no rights.
+
+The child opens the files with our rights and then gives these up for good: it runs as a user
+that owns nothing, can open no file and no socket, start no process and gain no rights, and the
+kernel ends it where it takes too much memory or time. It hands back plain data. What goes wrong
+in it, its end included, is a TargetError here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import select
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from virtrace import apart
+from virtrace.errors import TargetError
+
+Json = Any
+# Says a line of progress on the way to an answer.
+Tell = Callable[[str], None]
+# Answers a question, by its name and its arguments.
+Answer = Callable[[str, "list[Json]", Tell], Json]
+
+# A user id that no system gives out, so that nobody else's process may signal or trace the child.
+_NOBODY = 0x7FFE7ACE
+_PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 4, 38, 47
+_PR_CAP_AMBIENT_CLEAR_ALL = 4
+_CAPABILITY_VERSION_3 = 0x20080522
+_LARGEST_ANSWER = 64 << 20
+_LONGEST_REASON = 1000
+_PIECE = 1 << 16
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a child may take.
+
+    memory: bytes of address space beyond what it begins with. processor_seconds: in all.
+    seconds: of wall-clock time, for each question.
+    """
+
+    memory: int = 256 << 20
+    processor_seconds: int = 10
+    seconds: int = 60
+
+    def __str__(self) -> str:
+        return f"{self.memory >> 20} MiB of memory and {self.processor_seconds} s of processor time"
+
+
+class Child:
+    """A child that answers questions, one after the other, until it is dropped.
+
+    about: what it reads, for messages. begin: run in the child, still with our rights: opens the
+    files, imports what is needed, and returns what answers the questions. An exception of it is
+    raised by the first question.
+    """
+
+    def __init__(self, about: str, begin: Callable[[], Answer], bounds: Bounds) -> None:
+        """OSError where there can be no child."""
+        # Whether there is none to ask any more.
+        self.has_ended = False
+        self._about = about
+        self._bounds = bounds
+        self._rest = b""
+        questions, self._ask = os.pipe()
+        self._told, answers = os.pipe()
+        try:
+            work = partial(_serve, about, questions, answers, begin, bounds)
+            apart.begin("virtrace-reader", (questions, answers), work)
+        except BaseException:
+            self._close()
+            raise
+        finally:
+            os.close(questions)
+            os.close(answers)
+
+    def ask(self, question: str, *arguments: Json, progress: Tell | None = None) -> Json:
+        """TargetError as the child raised it, or where the child ended over it.
+
+        progress: called with each line that the child says on its way to the answer.
+        """
+        data = json.dumps([question, arguments]).encode() + b"\n"
+        until = time.monotonic() + self._bounds.seconds
+        try:
+            while data:
+                data = data[os.write(self._ask, data) :]
+            while True:
+                message = json.loads(self._line(until))
+                if "progress" not in message:
+                    break
+                if progress is not None:
+                    progress(str(message["progress"]))
+        except (OSError, ValueError, RecursionError) as error:
+            raise self._ended() from error
+        if "error" in message:
+            what, remedy = message["error"]
+            raise TargetError(str(what), str(remedy))
+        return message["answer"]
+
+    def _line(self, until: float) -> bytes:
+        """ValueError where there is none in time, or none of a size that answers have."""
+        while b"\n" not in self._rest[-_PIECE:]:
+            left = until - time.monotonic()
+            if left < 0 or not select.select([self._told], [], [], left)[0]:
+                raise ValueError("no answer")
+            piece = os.read(self._told, _PIECE)
+            if not piece or len(self._rest) > _LARGEST_ANSWER:
+                raise ValueError("no whole answer")
+            self._rest += piece
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line
+
+    def _ended(self) -> TargetError:
+        self.has_ended = True
+        return TargetError(
+            f"{self._about} cannot be read within {self._bounds}",
+            "it is damaged, or made to harm whoever reads it: look where it comes from, and "
+            "install the package that owns it again",
+        )
+
+    def _close(self) -> None:
+        os.close(self._ask)
+        os.close(self._told)
+
+    def __del__(self) -> None:
+        # The child ends with its questions.
+        with suppress(AttributeError, OSError):
+            self._close()
+
+
+def run(
+    about: str,
+    begin: Callable[[], Callable[[Tell], Json]],
+    bounds: Bounds,
+    progress: Tell | None = None,
+) -> Json:
+    """What one child has to say on the only question that it is asked. begin: as Child has it."""
+
+    def begun() -> Answer:
+        work = begin()
+        return lambda _, __, tell: work(tell)
+
+    return Child(about, begun, bounds).ask("", progress=progress)
+
+
+def _serve(
+    about: str, questions: int, answers: int, begin: Callable[[], Answer], bounds: Bounds
+) -> None:
+    """In the child, until nobody asks any more."""
+    # What a stranger's file makes Python say is nothing for a terminal.
+    os.dup2(1, 2)
+    for number in (signal.SIGALRM, signal.SIGXCPU):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGALRM, signal.SIGXCPU))
+    signal.alarm(bounds.seconds)
+
+    def say(message: dict[str, Json]) -> None:
+        data = json.dumps(message).encode() + b"\n"
+        while data:
+            data = data[os.write(answers, data) :]
+
+    def tell(line: str) -> None:
+        say({"progress": line})
+
+    def guarded(work: Callable[[], Json]) -> dict[str, Json]:
+        try:
+            return {"answer": work()}
+        except TargetError as error:
+            return {"error": [error.what, error.remedy]}
+        except MemoryError:
+            # Whatever follows may fail as well.
+            os._exit(1)
+        except Exception as error:
+            said = f"{about} is not intact: {type(error).__name__}: {error}"
+            return {"error": [said[:_LONGEST_REASON], "install the package that owns it again"]}
+
+    answer: list[Answer] = []
+    begun = guarded(lambda: answer.append(begin()))
+    _give_up_rights(bounds)
+    with open(questions, "rb") as asked:
+        while line := asked.readline():
+            signal.alarm(bounds.seconds)
+            question, arguments = json.loads(line)
+            ask = partial(answer[0], question, arguments, tell) if answer else None
+            say(guarded(ask) if ask else begun)
+            # Without a question it waits for as long as it has to.
+            signal.alarm(0)
+
+
+def _give_up_rights(bounds: Bounds) -> None:
+    """For good. A process that is not root keeps its user, and has no other rights to lose."""
+    libc = ctypes.CDLL(None)
+    with open("/proc/self/statm") as statm:
+        size = int(statm.read().split()[0]) * resource.getpagesize()
+    limits = {
+        resource.RLIMIT_AS: size + bounds.memory,
+        resource.RLIMIT_CPU: bounds.processor_seconds,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_FSIZE: 0,
+        resource.RLIMIT_NPROC: 0,
+        # No further descriptor: neither a file nor a socket can be opened.
+        resource.RLIMIT_NOFILE: 0,
+    }
+    for limit, value in limits.items():
+        resource.setrlimit(limit, (value, value))
+    if os.geteuid() == 0:
+        # Where a user namespace does not know that id, or may not change it, root stays what
+        # it is; all that follows is lost all the same.
+        with suppress(OSError):
+            os.setgroups([])
+            os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+            os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    version = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    libc.capset(version, (ctypes.c_uint32 * 6)())
+    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
