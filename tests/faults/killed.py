@@ -29,7 +29,6 @@ from support.intact import assert_untraced_and_intact
 from virtrace.binary.process import inspect, read_status
 from virtrace.binary.x86_64 import ABI
 from virtrace.guard.journal import Place, read
-from virtrace.guard.restore import in_code
 from virtrace.lab.daemon import Lab
 
 
@@ -88,13 +87,12 @@ def wait_for_breakpoints(pid: int) -> list[Place]:
     driver = inspect(pid).module("libvirt_driver_qemu.so")
     assert driver is not None
     assert ABI.breakpoint is not None
-    with memory_of(pid) as memory:
-        until = time.monotonic() + 30
-        while time.monotonic() < until:
-            found = in_code(memory, driver, ABI.breakpoint)
-            if found:
-                return found
-            time.sleep(0.01)
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        found = driver.elf.breakpoints(driver.base, ABI.breakpoint)
+        if found:
+            return [Place(address, was, ABI.breakpoint) for address, was in found]
+        time.sleep(0.01)
     raise AssertionError("no breakpoint was set")
 
 

@@ -170,7 +170,7 @@ def find(elf: Binary, folders: Sequence[Path]) -> Pack | None:
         if (folder / name).exists():
             return load(folder / name, elf)
     with suppress(OSError), private.cache_folder(CACHE) as cached:
-        return _checked(parse(private.read(cached, name, MAX_BYTES), name), elf, name)
+        return checked(parse(private.read(cached, name, MAX_BYTES), name), elf, name)
     return None
 
 
@@ -185,11 +185,14 @@ def load(path: Path, elf: Binary | None = None) -> Pack:
             "make it yours alone to write (chown, chmod go-w), or remove it",
         ) from error
     pack = parse(data, str(path))
-    return pack if elf is None else _checked(pack, elf, str(path))
+    return pack if elf is None else checked(pack, elf, str(path))
 
 
-def _checked(pack: Pack, elf: Binary, file: str) -> Pack:
-    """A breakpoint inside of an instruction would break the process: none may get there."""
+def checked(pack: Pack, elf: Binary, file: str) -> Pack:
+    """The pack itself, none of whose places is inside of an instruction.
+
+    TargetError where it is for another file, or names a place that is not proven.
+    """
     wrong = ""
     if elf.machine != x86_64.ABI.machine:
         wrong = f"packs are understood for {x86_64.ABI.machine} only, not for {elf.machine}"

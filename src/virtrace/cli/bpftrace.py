@@ -59,11 +59,11 @@ def plan(recipe: str, process: Process, debug_files: Mapping[str, str] | None = 
     with tempfile.TemporaryDirectory(prefix="virtrace-") as folder:
         _make_packs(catalogue.find(recipe), recipe, process, debug_files or {}, Path(folder))
         found = document.read(asked("plan", recipe, process, debug_files, folder).encode())
-    _require_proven(process, found)
+    require_proven(process, found)
     return found
 
 
-def _require_proven(process: Process, plan: Plan) -> None:
+def require_proven(process: Process, plan: Plan) -> None:
     """TargetError where a uprobe of the plan could break the process."""
     places: dict[int, bool] = {}
     for site in plan.sites:

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _rescue(process: Process, memory: int, agreed: bool) -> int:
-    found = _left_behind(process, memory)
+    found = left_behind(process, memory)
     status = read_status(process.pid)
     stopped = status is not None and status["State"].startswith("T")
     if not found and not stopped:
@@ -84,7 +84,7 @@ def _rescue(process: Process, memory: int, agreed: bool) -> int:
     return DONE
 
 
-def _left_behind(process: Process, memory: int) -> list[Place]:
+def left_behind(process: Process, memory: int) -> list[Place]:
     found: dict[int, Place] = {}
     noted = journal.find(process)
     left = noted.left_behind(memory) if noted is not None else []

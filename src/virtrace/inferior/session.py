@@ -278,8 +278,8 @@ class Session:
                 return
             for pc in [*self._returns_wanted]:
                 doubt = self._doubt(pc)
-                for switch in [*self._returns_wanted.get(pc, ())] if doubt else ():
-                    self._switch_off(switch, f"it returns to {pc:#x}, and {doubt}")
+                if doubt is not None:
+                    self._give_up(pc, doubt)
             for pc, switches in self._returns_wanted.items():
                 self._returns[pc] = switches
                 if self._journal is not None and self.abi.breakpoint is not None:
@@ -320,6 +320,19 @@ class Session:
         except TargetError as error:
             doubt = error.what
         return doubt
+
+    def _give_up(self, pc: int, doubt: str) -> None:
+        """Trace no function any more that returns there; without the rest there is no trace."""
+        for switch in [*self._returns_wanted.get(pc, ())]:
+            why = f"it returns to {pc:#x}, where a breakpoint could break the process: {doubt}"
+            self._switch_off(switch, why)
+            if self._reason is not None:
+                self._failure = TargetError(
+                    f"{switch.name} cannot be traced: {why}",
+                    "what was traced until then is whole; trace what it calls, by a recipe of "
+                    "your own",
+                )
+                self._reason = "error"
 
     def _switch_off(self, switch: Switch, why: str) -> None:
         """Nothing is met of it from now on."""
