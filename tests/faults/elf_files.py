@@ -1,0 +1,158 @@
+"""Damaged ELF files: all that virtrace ever asks of a file, in bounds, and no error but its own.
+
+    python tests/faults/elf_files.py --times 20000
+
+Prints how many were refused, what took longest and most, and each that failed: `--seed N
+--times 1` does one again. docs/safety.md has the figures of a full run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from support.elf_mutants import Mutants
+from virtrace.binary import dwarf, x86_64
+from virtrace.binary.process import Module, Process
+from virtrace.errors import TargetError
+from virtrace.recipe import path
+
+SECONDS, BYTES = 5.0, 300 << 20
+SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
+SOURCE = """
+struct inner { int two; };
+struct outer { int number; const char *text; struct inner inside[3]; struct outer *next; };
+int work(int);
+int qemuMonitorGetAllBlockStatsInfo(int n) { return work(n) + 1; }
+int virDomainGetBlockInfoEnsureACL(void *);
+__attribute__((noinline)) static int gather(struct outer *first, int *out)
+{ *out = qemuMonitorGetAllBlockStatsInfo(first->number); return work(*out); }
+static int info(struct outer *first)
+{
+    int out = 0;
+    return virDomainGetBlockInfoEnsureACL(first) < 0 || gather(first, &out) < 0 ? -1 : out;
+}
+int (*const table[])(struct outer *) = { info };
+"""
+DRIVER = Path("/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so")
+
+
+@dataclass
+class Taken:
+    """By the children of one file: bytes of the largest, seconds of processor time of all."""
+
+    size: int = 0
+    seconds: float = 0.0
+
+
+@contextmanager
+def measured() -> Iterator[Taken]:
+    """The children end within it."""
+    ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
+    taken = Taken()
+    yield taken
+    while True:
+        try:
+            _, _, usage = os.wait4(-1, 0)
+        except ChildProcessError:
+            return
+        taken.size = max(taken.size, usage.ru_maxrss << 10)
+        taken.seconds += usage.ru_utime + usage.ru_stime
+
+
+def originals(folder: Path) -> list[Path]:
+    source = folder / "sample.c"
+    source.write_text(SOURCE)
+    made = []
+    for name, flags in {
+        "stripped": ["-O2", "-s"],
+        "debug": ["-O2", "-g"],
+        "debug4": ["-O1", "-gdwarf-4", "-Wl,--hash-style=sysv"],
+        "compressed": ["-O2", "-g", "-gz"],
+    }.items():
+        made.append(folder / f"{name}.so")
+        command = ["gcc", "-shared", "-fPIC", *flags, source, "-o", made[-1]]
+        subprocess.run(command, check=True)
+    return [*made, *([DRIVER] if DRIVER.exists() else [])]
+
+
+def ask_all(file: Path) -> int:
+    """How many questions were refused."""
+    module = Module(str(file), file, 1 << 40, 2 << 40, 0, False)
+    process = Process(0, str(file), Path("/"), 0, (module,))
+    elf = module.elf
+    wanted = {"info": dwarf.Wanted([path.parse("first->inside")], [path.parse("first->number")])}
+    questions: Sequence[Callable[[], object]] = (
+        lambda: (elf.machine, elf.build_id, elf.debuglink, elf.shared_debug_info, elf.is_trusted),
+        lambda: elf.mark,
+        lambda: elf.crc,
+        elf.exported_functions,
+        elf.stap_probes,
+        elf.code_digests,
+        lambda: elf.driver_methods("virDomainGetBlockInfo"),
+        lambda: elf.called_by(0x1100, "qemuMonitorGetAllBlockStatsInfo"),
+        lambda: [*elf.callees(0x1100)],
+        lambda: elf.function_around(0x1100),
+        lambda: process.doubts({module.base + at: at % 2 == 0 for at in range(0x1000, 0x1200)}),
+        lambda: process.debug_info(module),
+        lambda: process.linker,
+        lambda: dwarf.describe(file, wanted, x86_64.ABI, path.RETURN, lambda _: None),
+        lambda: dwarf.source_paths(file, ["info", "gather"]),
+        lambda: dwarf.declarations(file, [0x1100, 0x1120], x86_64.ABI),
+    )
+    refused = 0
+    for question in questions:
+        try:
+            question()
+        except TargetError:
+            refused += 1
+    return refused
+
+
+def run(times: int, seed: int = 0) -> list[str]:
+    """What went wrong, in words; prints the rest."""
+    failures = []
+    refused = longest = largest = 0.0
+    with TemporaryDirectory() as place:
+        mutants = [Mutants(file) for file in originals(Path(place))]
+        file = Path(place, "mutant.so")
+        for number in range(seed, seed + times):
+            file.write_bytes(mutants[number % len(mutants)].make(number))
+            with measured() as taken:
+                try:
+                    refused += ask_all(file) > 0
+                except Exception:
+                    failures.append(f"{number}: {traceback.format_exc()}")
+            longest, largest = max(longest, taken.seconds), max(largest, taken.size)
+            if taken.seconds > SECONDS or taken.size > BYTES:
+                failures.append(
+                    f"{number}: {taken.seconds:.1f} s of processor time, {taken.size >> 20} MiB"
+                )
+    print(f"{times} files, {refused:.0f} of them refused in part; {len(failures)} failures")
+    print(f"longest {longest:.2f} s of processor time, largest {int(largest) >> 20} MiB")
+    return failures
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--times", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    failures = run(args.times, args.seed)
+    print("\n".join(failures))
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
