@@ -184,8 +184,12 @@ def _serve(
             return {"error": [said[:_LONGEST_REASON], "install the package that owns it again"]}
 
     answer: list[Answer] = []
+    libc = ctypes.CDLL(None)
+    with open("/proc/self/statm") as statm:
+        size = int(statm.read().split()[0]) * resource.getpagesize()
     begun = guarded(lambda: answer.append(begin()))
-    _give_up_rights(bounds)
+    # The root may be another one by now.
+    _give_up_rights(libc, bounds, size + bounds.memory)
     with open(questions, "rb") as asked:
         while line := asked.readline():
             signal.alarm(bounds.seconds)
@@ -196,13 +200,13 @@ def _serve(
             signal.alarm(0)
 
 
-def _give_up_rights(bounds: Bounds) -> None:
-    """For good. A process that is not root keeps its user, and has no other rights to lose."""
-    libc = ctypes.CDLL(None)
-    with open("/proc/self/statm") as statm:
-        size = int(statm.read().split()[0]) * resource.getpagesize()
+def _give_up_rights(libc: ctypes.CDLL, bounds: Bounds, address_space: int) -> None:
+    """For good. A process that is not root keeps its user, and has no other rights to lose.
+
+    address_space: how large it may become, in bytes.
+    """
     limits = {
-        resource.RLIMIT_AS: size + bounds.memory,
+        resource.RLIMIT_AS: address_space,
         resource.RLIMIT_CPU: bounds.processor_seconds,
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_FSIZE: 0,

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from virtrace.binary.elf import read_file
+from virtrace.binary.inside import text_inside
 
 _FETCH_SECONDS = 600
 _MAX_RELEASE = 1 << 16
@@ -75,12 +75,10 @@ def how_to_get(name: str, root: Path) -> str:
 
 def _distribution(root: Path) -> dict[str, str]:
     for name in ("etc/os-release", "usr/lib/os-release"):
-        try:
-            text = read_file(root / name, _MAX_RELEASE).decode(errors="replace")
-        except OSError:
-            continue
-        pairs = (line.partition("=") for line in text.splitlines())
-        return {key: value.strip("\"'") for key, separator, value in pairs if separator}
+        pairs = (line.partition("=") for line in text_inside(root, name, _MAX_RELEASE).splitlines())
+        found = {key: value.strip("\"'") for key, separator, value in pairs if separator}
+        if found:
+            return found
     return {}
 
 

@@ -390,20 +390,25 @@ def unreadable(name: str | os.PathLike[str], error: OSError) -> TargetError:
     )
 
 
-def open_file(path: Path, largest: int) -> BinaryIO:
+def open_file(
+    path: Path, largest: int, descriptors: int | None = None, *, follow: bool = True
+) -> BinaryIO:
     """A file that may be a stranger's: nothing but a regular file of bounded size is opened.
 
-    Raises OSError. The symbolic links of a path through ``/proc/PID/root`` can lead anywhere.
+    descriptors: ``/proc/self/fd``, opened, where that is not to be found by its name.
+    follow: a symbolic link, at the end of the path. Raises OSError. The symbolic links of a path through ``/proc/PID/root`` can lead anywhere.
     """
     # Opening a FIFO waits for its writer, and opening a device can set it to work; this does not.
-    found = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    found = os.open(path, os.O_PATH | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
     try:
         status = os.fstat(found)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "it is no regular file", str(path))
         if status.st_size > largest:
             raise OSError(errno.EFBIG, f"it is larger than {largest >> 20} MiB", str(path))
-        return open(f"/proc/self/fd/{found}", "rb")
+        name = str(found) if descriptors is not None else f"/proc/self/fd/{found}"
+        again = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=descriptors)
+        return open(again, "rb")
     finally:
         os.close(found)
 

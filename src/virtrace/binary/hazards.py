@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from virtrace.binary.inside import text_inside
 from virtrace.binary.process import Process, read_status
 
 _ENGINE = "`virtrace record` with --engine bpftrace, which leaves nothing there to end the daemon"
@@ -169,15 +169,16 @@ def _conf(process: Process, user: str, environment: Mapping[str, str]) -> str:
         home = environment.get("XDG_CONFIG_HOME") or f"{environment.get('HOME', '')}/.config"
         folder = "/etc" if user == "0" else home
         path = f"{folder}/libvirt/{os.path.basename(process.exe)}.conf"
-    return _text(str(proc / ("root" if os.path.isabs(path) else "cwd")) + "/" + path)
+    with suppress(OSError):
+        # As the process itself has it, as far as its root allows.
+        root, folder = os.readlink(proc / "root"), os.readlink(proc / "cwd")
+        inside = folder[len(root) :] if root != "/" and folder.startswith(root) else folder
+        return text_inside(proc / "root", os.path.join(inside, path), _LONGEST_CONF)
+    return ""
 
 
 def _text(path: str) -> str:
-    """Empty where it cannot be read."""
+    """Of a file of /proc; empty where it cannot be read."""
     with suppress(OSError):
-        # Of a user's own folder, perhaps: neither a link nor what one waits for.
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        with open(os.open(path, flags), "rb") as file:
-            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                return file.read(_LONGEST_CONF).decode(errors="replace")
+        return Path(path).read_text(errors="replace")
     return ""

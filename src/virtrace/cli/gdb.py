@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from subprocess import CompletedProcess
 
-from virtrace.binary.process import Process
+from virtrace.binary.process import Process, inspect
 from virtrace.errors import TargetError
 from virtrace.trace.format import Record
 
@@ -36,8 +36,16 @@ def command(action: str) -> list[str]:
 def backtrace(pid: int) -> str:
     """`thread apply all bt`. TargetError where GDB does not do it within a minute.
 
-    The process stands still for it; whatever ends GDB lets it go on.
+    The process stands still for it; whatever ends GDB lets it go on. GDB finds and reads the
+    files of the process by itself: none of a stranger's may be among them.
     """
+    for module in inspect(pid).modules:
+        if not module.elf.is_trusted:
+            raise TargetError(
+                f"no backtrace: others than root can have written {module.path}, which GDB would "
+                "read",
+                "leave out --backtrace",
+            )
     quiet = ("-iex", "set debuginfod enabled off", "-iex", "set pagination off")
     done = _run([*_GDB, *quiet, "-p", str(pid), "-ex", "thread apply all bt"])
     start = done.stdout.find("\nThread ")
