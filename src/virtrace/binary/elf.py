@@ -396,7 +396,8 @@ def open_file(
     """A file that may be a stranger's: nothing but a regular file of bounded size is opened.
 
     descriptors: ``/proc/self/fd``, opened, where that is not to be found by its name.
-    follow: a symbolic link, at the end of the path. Raises OSError. The symbolic links of a path through ``/proc/PID/root`` can lead anywhere.
+    follow: a symbolic link, at the end of the path. Others are followed: those of a path through
+    ``/proc/PID/root`` can lead anywhere. Raises OSError.
     """
     # Opening a FIFO waits for its writer, and opening a device can set it to work; this does not.
     found = os.open(path, os.O_PATH | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))

@@ -11,6 +11,7 @@ from virtrace.binary.elf import read_file
 
 MAX_BYTES = 16 << 20
 
+_SOURCE = re.compile(r".+\.[ch]")
 _UPWARD = re.compile(r"(?:\.{1,2}/)+")
 
 
@@ -50,6 +51,9 @@ class Sources:
         return []
 
     def _places(self, file: str) -> Iterator[Path]:
+        # A pack of a stranger's may name any file.
+        if not _SOURCE.fullmatch(file) or ".." in file.split("/"):
+            return
         if file in self._files:
             yield self._files[file]
         for folder in self._folders:
