@@ -22,6 +22,7 @@ TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS / "gdb")]
 
 from harness import build_variant  # noqa: E402
+
 from support.elf_mutants import Mutants  # noqa: E402
 from virtrace.cli.gdb import command  # noqa: E402
 
