@@ -14,6 +14,7 @@ import os
 import resource
 import select
 import signal
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -32,11 +33,13 @@ Answer = Callable[[str, "list[Json]", Tell], Json]
 
 # A user id that no system gives out, so that nobody else's process may signal or trace the child.
 _NOBODY = 0x7FFE7ACE
-_PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 4, 38, 47
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 1, 4, 38, 47
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _CAPABILITY_VERSION_3 = 0x20080522
-_LARGEST_ANSWER = 64 << 20
+_LARGEST_ANSWER = 32 << 20
 _LONGEST_REASON = 1000
+# No command's exit status.
+_CRASHED = 99
 _PIECE = 1 << 16
 
 
@@ -68,6 +71,8 @@ class Child:
         """OSError where there can be no child."""
         # Whether there is none to ask any more.
         self.has_ended = False
+        # Bytes of its answers so far.
+        self.answered = 0
         self._about = about
         self._bounds = bounds
         self._rest = b""
@@ -116,16 +121,13 @@ class Child:
             if not piece or len(self._rest) > _LARGEST_ANSWER:
                 raise ValueError("no whole answer")
             self._rest += piece
+            self.answered += len(piece)
         line, _, self._rest = self._rest.partition(b"\n")
         return line
 
     def _ended(self) -> TargetError:
         self.has_ended = True
-        return TargetError(
-            f"{self._about} cannot be read within {self._bounds}",
-            "it is damaged, or made to harm whoever reads it: look where it comes from, and "
-            "install the package that owns it again",
-        )
+        return _takes_too_much(self._about, self._bounds)
 
     def _close(self) -> None:
         os.close(self._ask)
@@ -150,6 +152,50 @@ def run(
         return lambda _, __, tell: work(tell)
 
     return Child(about, begun, bounds).ask("", progress=progress)
+
+
+def status_of(about: str, work: Callable[[], int], bounds: Bounds) -> int:
+    """The exit status of a work that prints, done by a child that keeps what is open.
+
+    Everything that is needed is imported and open before. TargetError where the child ended over
+    it. Ctrl-C is for the child.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    child = os.fork()
+    if child == 0:
+        status = _CRASHED
+        try:
+            libc = ctypes.CDLL(None)
+            _give_up_rights(libc, bounds, _address_space() + bounds.memory, may_write=True)
+            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            status = work()
+            sys.stdout.flush()
+        finally:
+            # Never back into what the parent has still to do.
+            os._exit(status)
+    while True:
+        with suppress(KeyboardInterrupt):
+            _, ended = os.waitpid(child, 0)
+            break
+    status = os.waitstatus_to_exitcode(ended)
+    if status < 0 or status == _CRASHED:
+        raise _takes_too_much(about, bounds)
+    return status
+
+
+def _takes_too_much(about: str, bounds: Bounds) -> TargetError:
+    return TargetError(
+        f"{about} cannot be read within {bounds}",
+        "it is damaged, or made to harm whoever reads it: look where it comes from, and take a "
+        "fresh copy of it",
+    )
+
+
+def _address_space() -> int:
+    """Of this process, in bytes."""
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[0]) * resource.getpagesize()
 
 
 def _serve(
@@ -185,8 +231,7 @@ def _serve(
 
     answer: list[Answer] = []
     libc = ctypes.CDLL(None)
-    with open("/proc/self/statm") as statm:
-        size = int(statm.read().split()[0]) * resource.getpagesize()
+    size = _address_space()
     begun = guarded(lambda: answer.append(begin()))
     # The root may be another one by now.
     _give_up_rights(libc, bounds, size + bounds.memory)
@@ -200,16 +245,18 @@ def _serve(
             signal.alarm(0)
 
 
-def _give_up_rights(libc: ctypes.CDLL, bounds: Bounds, address_space: int) -> None:
+def _give_up_rights(
+    libc: ctypes.CDLL, bounds: Bounds, address_space: int, *, may_write: bool = False
+) -> None:
     """For good. A process that is not root keeps its user, and has no other rights to lose.
 
-    address_space: how large it may become, in bytes.
+    address_space: how large it may become, in bytes. may_write: to the files that are open.
     """
     limits = {
         resource.RLIMIT_AS: address_space,
         resource.RLIMIT_CPU: bounds.processor_seconds,
         resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_FSIZE: 0,
+        resource.RLIMIT_FSIZE: resource.RLIM_INFINITY if may_write else 0,
         resource.RLIMIT_NPROC: 0,
         # No further descriptor: neither a file nor a socket can be opened.
         resource.RLIMIT_NOFILE: 0,

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from virtrace.binary.inside import text_inside
+from virtrace.binary.inside import text_inside, text_of_process
 from virtrace.binary.process import Process, read_status
 
 _ENGINE = "`virtrace record` with --engine bpftrace, which leaves nothing there to end the daemon"
@@ -21,7 +21,7 @@ _ENGINE = "`virtrace record` with --engine bpftrace, which leaves nothing there 
 _JOB_SECONDS = 30.0
 # As libvirtd.conf has them where it says nothing else.
 _KEEPALIVE = {"keepalive_interval": 5, "keepalive_count": 5}
-_LONGEST_CONF = 1 << 18
+_LONGEST = 1 << 18
 # So long it is looked at how busy the daemon and the host are.
 _LOOK_SECONDS = 0.2
 # A client that asks for the numbers of a disk all the time takes 3 to 5 % of a processor, and a
@@ -154,14 +154,15 @@ def _read(pid: int) -> Reading:
 
 def _environment(pid: int) -> dict[str, str]:
     """That it was started with; empty where it is not ours to see."""
-    variables = _text(f"/proc/{pid}/environ").split("\0")
+    variables = text_of_process(pid, "environ", _LONGEST).split("\0")
     return dict(variable.split("=", 1) for variable in variables if "=" in variable)
 
 
 def _conf(process: Process, user: str, environment: Mapping[str, str]) -> str:
     """The file that the daemon was configured by; empty where it has none, or hides it."""
     proc = Path(f"/proc/{process.pid}")
-    arguments = _text(str(proc / "cmdline")).replace("--config=", "--config\0").split("\0")
+    started = text_of_process(process.pid, "cmdline", _LONGEST)
+    arguments = started.replace("--config=", "--config\0").split("\0")
     given = [file for option, file in zip(arguments, arguments[1:]) if option in ("-f", "--config")]
     if given:
         path = given[-1]
@@ -173,12 +174,12 @@ def _conf(process: Process, user: str, environment: Mapping[str, str]) -> str:
         # As the process itself has it, as far as its root allows.
         root, folder = os.readlink(proc / "root"), os.readlink(proc / "cwd")
         inside = folder[len(root) :] if root != "/" and folder.startswith(root) else folder
-        return text_inside(proc / "root", os.path.join(inside, path), _LONGEST_CONF)
+        return text_inside(proc / "root", os.path.join(inside, path), _LONGEST)
     return ""
 
 
 def _text(path: str) -> str:
-    """Of a file of /proc; empty where it cannot be read."""
+    """Of a file of the kernel's; empty where there is none."""
     with suppress(OSError):
         return Path(path).read_text(errors="replace")
     return ""

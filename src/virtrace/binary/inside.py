@@ -1,4 +1,4 @@
-"""Text files of the root that a process lives in, which may be a stranger's."""
+"""Text that a stranger's process has: in files of its root, and in its own memory."""
 
 from __future__ import annotations
 
@@ -34,6 +34,24 @@ def text_inside(root: Path, path: str, largest: int) -> str:
         file = open_file(Path("/", path), largest, descriptors, follow=False)
         return lambda _: file.read(largest).decode(errors="replace")
 
+    return _text(path, begin)
+
+
+def text_of_process(pid: int, name: str, largest: int) -> str:
+    """The beginning of ``/proc/PID/environ`` or ``cmdline``; empty where it cannot be read.
+
+    The kernel reads it from the process's memory, which may lie in a file system of some user's.
+    """
+    path = f"/proc/{pid}/{name}"
+
+    def begin() -> Callable[[Tell], str]:
+        file = open(path, "rb")  # noqa: SIM115 - the work reads it
+        return lambda _: file.read(largest).decode(errors="surrogateescape")
+
+    return _text(path, begin)
+
+
+def _text(path: str, begin: Callable[[], Callable[[Tell], str]]) -> str:
     try:
         return str(run(path, begin, _BOUNDS))
     except (TargetError, OSError):

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+from virtrace.binary.inside import text_of_process
 from virtrace.binary.reader import Binary, Files, debug_file, read_by_child
 from virtrace.errors import TargetError
 
@@ -25,6 +26,9 @@ CAP_SYS_PTRACE = 1 << 19
 DELETED = " (deleted)"
 
 _DRIVERS = "connection-driver"
+# In bytes: of /proc/PID/maps, and of a command that is shown.
+_LARGEST_MAPS = 8 << 20
+_LONGEST_COMMAND = 1 << 12
 # More than a module takes.
 _APART = 1 << 32
 
@@ -180,12 +184,17 @@ def inspect(pid: int) -> Process:
     try:
         root = os.readlink(proc / "root")
         exe = os.readlink(proc / "exe")
-        maps = (proc / "maps").read_bytes()
+        with open(proc / "maps", "rb") as file:
+            maps = file.read(_LARGEST_MAPS)
         start_time = int(_stat_fields(pid)[19])
     except PermissionError as error:
         raise _not_ours(pid) from error
     except (FileNotFoundError, ProcessLookupError) as error:
         raise _no_program(pid) from error
+    if len(maps) == _LARGEST_MAPS:
+        raise TargetError(
+            f"process {pid} has more mappings than a daemon has", "look what runs there"
+        )
     return Process(
         pid=pid,
         exe=_strip(exe, root)[0],
@@ -436,11 +445,7 @@ def describe(pid: int) -> str:
     status = read_status(pid)
     if status is None:
         return f"pid {pid}, which has just ended"
-    try:
-        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
-        arguments = []
-    command = " ".join(os.fsdecode(argument) for argument in arguments).strip()
+    command = " ".join(text_of_process(pid, "cmdline", _LONGEST_COMMAND).split("\0")).strip()
     return f"{status['Name']} (pid {pid}{': ' + command if command else ''})"
 
 

@@ -37,6 +37,8 @@ _STATFS_SIZE = 256
 # Who runs this; the child that asks is somebody else.
 _US = os.geteuid()
 _MOST_BREAKPOINTS = 10_000
+# Bytes, of all files of a process: it becomes some three times as much here.
+_MOST_ANSWERED = 48 << 20
 
 Made = TypeVar("Made")
 
@@ -52,6 +54,7 @@ class Files:
         self.paths = paths
         self._pid = pid
         self._child: Child | None = None
+        self._answered = 0
         # By number: why a file is not read any more.
         self._refused: dict[int, TargetError] = {}
 
@@ -75,10 +78,20 @@ class Files:
                     "let root have more processes (ulimit -u)",
                 ) from error
         try:
-            return self._child.ask(question, number, *arguments)
+            answer = self._child.ask(question, number, *arguments)
+            if self._answered + self._child.answered > _MOST_ANSWERED:
+                self._child.has_ended = True
+                raise TargetError(
+                    f"{self.paths[number][1]} and the other files of the process say more than "
+                    "those of a daemon do",
+                    "they are damaged, or made to harm whoever reads them: look where they come "
+                    "from",
+                )
+            return answer
         except TargetError as error:
             if self._child.has_ended:
                 # Of this file; the others are read by another child.
+                self._answered += self._child.answered
                 self._child = None
                 self._refused[number] = error
             raise
