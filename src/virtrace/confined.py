@@ -3,7 +3,7 @@
 The child opens the files with our rights and then gives these up for good: it runs as a user
 that owns nothing, can open no file and no socket, start no process and gain no rights, and the
 kernel ends it where it takes too much memory or time. It hands back plain data. What goes wrong
-in it, its end included, is a TargetError here.
+in it, its end included, is a VirtraceError here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from functools import partial
 from typing import Any
 
 from virtrace import apart
-from virtrace.errors import TargetError
+from virtrace.errors import TargetError, TraceError, UsageError, VirtraceError
 
 Json = Any
 # Says a line of progress on the way to an answer.
@@ -38,6 +38,8 @@ _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _CAPABILITY_VERSION_3 = 0x20080522
 _LARGEST_ANSWER = 32 << 20
 _LONGEST_REASON = 1000
+# What a child can raise.
+_ERRORS = {kind.__name__: kind for kind in (TargetError, TraceError, UsageError, VirtraceError)}
 # No command's exit status.
 _CRASHED = 99
 _PIECE = 1 << 16
@@ -89,7 +91,7 @@ class Child:
             os.close(answers)
 
     def ask(self, question: str, *arguments: Json, progress: Tell | None = None) -> Json:
-        """TargetError as the child raised it, or where the child ended over it.
+        """A VirtraceError as the child raised it; TargetError where the child ended over it.
 
         progress: called with each line that the child says on its way to the answer.
         """
@@ -107,8 +109,8 @@ class Child:
         except (OSError, ValueError, RecursionError) as error:
             raise self._ended() from error
         if "error" in message:
-            what, remedy = message["error"]
-            raise TargetError(str(what), str(remedy))
+            kind, what, remedy = message["error"]
+            raise _ERRORS[kind](str(what), str(remedy))
         return message["answer"]
 
     def _line(self, until: float) -> bytes:
@@ -157,8 +159,8 @@ def run(
 def status_of(about: str, work: Callable[[], int], bounds: Bounds) -> int:
     """The exit status of a work that prints, done by a child that keeps what is open.
 
-    Everything that is needed is imported and open before. TargetError where the child ended over
-    it. Ctrl-C is for the child.
+    The work flushes what it prints. Everything that is needed is imported and open before.
+    TargetError where the child ended over it. Ctrl-C is for the child.
     """
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -170,7 +172,6 @@ def status_of(about: str, work: Callable[[], int], bounds: Bounds) -> int:
             _give_up_rights(libc, bounds, _address_space() + bounds.memory, may_write=True)
             libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             status = work()
-            sys.stdout.flush()
         finally:
             # Never back into what the parent has still to do.
             os._exit(status)
@@ -220,14 +221,16 @@ def _serve(
     def guarded(work: Callable[[], Json]) -> dict[str, Json]:
         try:
             return {"answer": work()}
-        except TargetError as error:
-            return {"error": [error.what, error.remedy]}
+        except VirtraceError as error:
+            kind = next(kind for kind in type(error).__mro__ if kind.__name__ in _ERRORS)
+            return {"error": [kind.__name__, error.what, error.remedy]}
         except MemoryError:
             # Whatever follows may fail as well.
             os._exit(1)
         except Exception as error:
             said = f"{about} is not intact: {type(error).__name__}: {error}"
-            return {"error": [said[:_LONGEST_REASON], "install the package that owns it again"]}
+            remedy = "install the package that owns it again"
+            return {"error": [TargetError.__name__, said[:_LONGEST_REASON], remedy]}
 
     answer: list[Answer] = []
     libc = ctypes.CDLL(None)

@@ -36,7 +36,7 @@ ALLOWED = {
     # It reaches inferior only by starting GDB.
     "cli": {
         *("errors", "recipe", "trace", "binary", "engine", "bpf", "guard", "analysis", "report"),
-        *("bundle", "lab"),
+        *("bundle", "confined", "lab"),
     },
 }
 

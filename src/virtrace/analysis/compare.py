@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import itemgetter
 from tempfile import TemporaryFile
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from virtrace.analysis import values
 from virtrace.analysis.explain import Explanation, explain
@@ -154,8 +154,11 @@ class Comparison:
         return trace.problems + [problem for call in calls for problem in call.problems]
 
 
-def compare(a: Recording, b: Recording) -> Comparison:
-    """Reads both twice: to know which calls belong together, and to compare those."""
+def compare(a: Recording, b: Recording, spill: IO[bytes] | None = None) -> Comparison:
+    """Reads both twice: to know which calls belong together, and to compare those.
+
+    spill: a file for what is too much to be kept in memory, where none can be opened any more.
+    """
     both = _Both(a, b)
     outlines = _outlines(a), _outlines(b)
     # By the place among a's calls as they end: that among b's, and among the pairs.
@@ -173,7 +176,8 @@ def compare(a: Recording, b: Recording) -> Comparison:
     found: dict[bytes, tuple[int, Pair]] = {}
     more = more_differ = 0
     summaries = Summary(), Summary()
-    with _Later(b, alone_b) as later:
+    with spill or TemporaryFile(prefix="virtrace-") as file:
+        later = _Later(b, alone_b, file)
         for number, one_call in enumerate(_calls(a)):
             if number not in partners:
                 alone_a[number] = Alone("a", one_call.alone())
@@ -266,21 +270,15 @@ class _Later:
     """Calls of a trace by their places, asked for once each, in nearly any order.
 
     Those that are passed on the way are kept until they are asked for: a few in memory, the rest
-    in a file without a name. alone: the places that are not asked for; gets what stands there.
+    in a file. alone: the places that are not asked for; gets what stands there.
     """
 
-    def __init__(self, trace: Recording, alone: dict[int, Alone | None]) -> None:
+    def __init__(self, trace: Recording, alone: dict[int, Alone | None], file: IO[bytes]) -> None:
         self._rest = enumerate(_calls(trace))
         self._alone = alone
         self._near: dict[int, Call] = {}
         self._far: dict[int, tuple[int, int]] = {}
-        self._file = TemporaryFile(prefix="virtrace-")  # noqa: SIM115
-
-    def __enter__(self) -> _Later:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._file = file
 
     def call(self, place: int) -> Call:
         if place in self._near:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from tempfile import TemporaryFile
+from typing import IO, Any, BinaryIO
 
+from virtrace.analysis.causes import catalogue
 from virtrace.analysis.compare import Comparison, compare
+from virtrace.cli.apart import apart
 from virtrace.cli.progress import reading
 from virtrace.errors import ANSWER_IS_NO, DONE, IncompleteError, TraceError
 from virtrace.report import difference, difference_document
@@ -32,17 +38,30 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    with prepared() as spill:
+        return apart(args, [args.a, args.b], partial(_diff, args, spill))
+
+
+@contextmanager
+def prepared() -> Iterator[IO[bytes]]:
+    """All is read that a comparison needs but the traces; and a file for what is too much."""
+    catalogue()
+    with TemporaryFile(prefix="virtrace-") as spill:
+        yield spill
+
+
+def _diff(args: argparse.Namespace, spill: IO[bytes], files: Sequence[BinaryIO], _: int) -> int:
     paths = args.a, args.b
-    with reading(args.a) as a, reading(args.b) as b:
-        found = compared(a, b, paths)
+    with reading(args.a, files[0]) as a, reading(args.b, files[1]) as b:
+        found = compared(a, b, paths, spill)
         if args.json:
             print(difference_document.text(found, paths))
             return verdict(found, paths)
         return report(found, paths, full=args.full)
 
 
-def compared(a: Recording, b: Recording, paths: tuple[str, str]) -> Comparison:
-    found = compare(a, b)
+def compared(a: Recording, b: Recording, paths: tuple[str, str], spill: IO[bytes]) -> Comparison:
+    found = compare(a, b, spill)
     if not found.pairs and not found.alone:
         raise TraceError(
             f"neither {paths[0]} nor {paths[1]} has a call to compare",

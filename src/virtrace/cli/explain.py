@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, BinaryIO
 
 from virtrace.analysis.blockinfo import API
+from virtrace.analysis.causes import catalogue
 from virtrace.analysis.explain import explain_trace
+from virtrace.cli.apart import apart
 from virtrace.cli.progress import reading
 from virtrace.errors import ANSWER_IS_NO, DONE
 from virtrace.report import explanation, explanation_document
@@ -31,7 +35,13 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    with reading(args.file) as trace:
+    # Read once, before no file can be opened any more.
+    catalogue()
+    return apart(args, [args.file], partial(_explain, args))
+
+
+def _explain(args: argparse.Namespace, files: Sequence[BinaryIO], _: int) -> int:
+    with reading(args.file, files[0]) as trace:
         explained = explain_trace(trace, args.file, args.call)
         if args.json:
             print(explanation_document.text(trace, explained))

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Union
+from typing import BinaryIO, Union
 
 from virtrace.analysis.chain import chains
 from virtrace.analysis.spans import Call, CallBuilder
+from virtrace.cli.apart import apart
 from virtrace.cli.progress import reading
 from virtrace.errors import DONE, TraceError, UsageError
-from virtrace.report import chrome, diagram, table
+from virtrace.report import chrome, diagram, drawing, table
 from virtrace.report.moments import Moment, moments
 from virtrace.trace.reader import TraceStream, require_whole
-from virtrace.trace.writer import write_new
+from virtrace.trace.writer import fill
 
 # What was made of it, in pieces; none where the trace holds nothing of the kind.
 _Made = Iterator[Union[str, bytes]]
@@ -24,6 +27,11 @@ _Made = Iterator[Union[str, bytes]]
 
 def _calls(trace: TraceStream) -> Iterator[Call]:
     return CallBuilder(trace.most_open).calls(trace)
+
+
+def _prepare_svg() -> None:
+    for name in drawing.SHEETS:
+        drawing.style_sheet(name)
 
 
 def _svg(trace: TraceStream) -> _Made:
@@ -44,6 +52,12 @@ def _moments(trace: TraceStream) -> Iterator[Moment]:
 def _chrome(trace: TraceStream) -> _Made:
     if any(True for _ in trace):
         yield from (f"{line}\n" for line in chrome.lines(trace.header, _moments(trace)))
+
+
+def _prepare_perfetto() -> None:
+    # What is missing is said where it is used.
+    with suppress(ImportError):
+        import virtrace.report.perfetto  # noqa: F401
 
 
 def _perfetto(trace: TraceStream) -> _Made:
@@ -73,18 +87,19 @@ def _csv(trace: TraceStream) -> _Made:
 
 @dataclass(frozen=True)
 class _Format:
-    """what: that it is, in a message. make: see _Made."""
+    """what: that it is, in a message. make: see _Made. prepare: reads what that needs."""
 
     what: str
     make: Callable[[TraceStream], _Made]
+    prepare: Callable[[], None] = lambda: None
 
 
 _FORMATS = {
-    "perfetto": _Format("the Perfetto trace", _perfetto),
+    "perfetto": _Format("the Perfetto trace", _perfetto, _prepare_perfetto),
     "chrome": _Format("the Chrome trace", _chrome),
     "csv": _Format("the table", _csv),
     "mermaid": _Format("the picture", _mermaid),
-    "svg": _Format("the picture", _svg),
+    "svg": _Format("the picture", _svg, _prepare_svg),
 }
 
 
@@ -107,8 +122,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    with reading(args.file) as trace:
-        chosen = _FORMATS[args.to]
+    chosen = _FORMATS[args.to]
+    chosen.prepare()
+    work = partial(_export, args, chosen)
+    return apart(args, [args.file], work, args.output, chosen.what)
+
+
+def _export(
+    args: argparse.Namespace, chosen: _Format, files: Sequence[BinaryIO], output: int
+) -> int:
+    with reading(args.file, files[0]) as trace:
         made = chosen.make(trace)
         first = next(made, None)
         if first is None:
@@ -116,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
                 f"{args.file} holds no calls, there is nothing to export",
                 "record again, and make a call while it is traced",
             )
-        write_new(args.output, chosen.what, chain([first], made))
+        fill(output, args.output, chosen.what, chain([first], made))
         print(f"wrote {args.output}")
         require_whole(trace, args.file)
     return DONE

@@ -7,7 +7,7 @@ import importlib
 import keyword
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from virtrace import __version__
@@ -70,11 +70,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] in (["record"], ["replay"]) and "--" in words:
         end = words.index("--")
         words, traced = words[:end], words[end + 1 :]
+    handled = _handled if argv is None else None
     args = build_parser(words[0] if words else "").parse_args(
-        words, argparse.Namespace(traced=traced)
+        words, argparse.Namespace(traced=traced, handled=handled)
     )
+    return _handled(lambda: args.run(args))
+
+
+def _handled(work: Callable[[], int]) -> int:
+    """Its exit status; what goes wrong is said."""
     try:
-        status: int = args.run(args)
+        status = work()
         sys.stdout.flush()
         return status
     except VirtraceError as error:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from virtrace.trace.reader import TraceStream
 
@@ -40,12 +41,13 @@ class Progress:
 
 
 @contextmanager
-def reading(path: str, *, beside_output: bool = False) -> Iterator[TraceStream]:
+def reading(path: str, file: BinaryIO, *, beside_output: bool = False) -> Iterator[TraceStream]:
     """A trace, with a line of how much of it was read, each time that it is.
 
-    beside_output: what it tells is printed meanwhile, which on a terminal is progress enough.
+    path: how errors name the file. beside_output: what it tells is printed meanwhile, which on a
+    terminal is progress enough.
     """
-    with TraceStream(path) as trace, Progress(Path(path).name) as progress:
+    with TraceStream(path, file) as trace, Progress(Path(path).name) as progress:
         due = time.monotonic() + _PATIENCE
 
         def told(is_over: bool) -> None:

@@ -6,13 +6,15 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import IO, Any, BinaryIO
 
 from virtrace.binary.process import choose_daemon
 from virtrace.cli import diff
+from virtrace.cli.apart import apart, read_header
 from virtrace.cli.record import add_limits, limits_of, record_trace
 from virtrace.errors import DONE, INTERRUPTED, UsageError
 from virtrace.recipe import catalogue, selection
@@ -61,12 +63,10 @@ def run(args: argparse.Namespace) -> int:
             command=args.traced,
             limits=limits_of(args),
         )
-    with TraceStream(args.file) as old:
-        return _again(old, pid, args)
+    return _again(read_header(args.file), pid, args)
 
 
-def _again(old: TraceStream, pid: int, args: argparse.Namespace) -> int:
-    header = old.header
+def _again(header: Record, pid: int, args: argparse.Namespace) -> int:
     was = header.get("selection") or {"where": {}, "calls": None, "seconds": None}
     with TemporaryDirectory(prefix="virtrace-") as folder:
         recipe = _write(header, Path(folder))
@@ -92,8 +92,14 @@ def _again(old: TraceStream, pid: int, args: argparse.Namespace) -> int:
         return status
     print()
     paths = args.file, str(output)
-    with TraceStream(output) as new:
-        differs = diff.report(diff.compared(_AsIf(old, old_values, given), new, paths), paths)
+
+    def compared(spill: IO[bytes], files: Sequence[BinaryIO], _: int) -> int:
+        with TraceStream(paths[0], files[0]) as old, TraceStream(paths[1], files[1]) as new:
+            as_if = _AsIf(old, old_values, given)
+            return diff.report(diff.compared(as_if, new, paths, spill), paths)
+
+    with diff.prepared() as spill:
+        differs = apart(args, paths, partial(compared, spill))
     return status or differs
 
 

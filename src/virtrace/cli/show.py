@@ -6,13 +6,16 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import BinaryIO
 
 from virtrace.analysis.spans import Call, CallBuilder
 from virtrace.analysis.summary import summarize
 from virtrace.analysis.waiting import Waiters
+from virtrace.cli.apart import apart
 from virtrace.cli.progress import reading
 from virtrace.errors import DONE, TraceError, UsageError
 from virtrace.report import document, text
@@ -20,7 +23,7 @@ from virtrace.report import summary as many
 from virtrace.report.highlight import style_for
 from virtrace.report.lines import copyable
 from virtrace.trace.reader import TraceStream, require_whole
-from virtrace.trace.writer import write_new
+from virtrace.trace.writer import fill
 
 # So much of a trace, in bytes unpacked, is read before anything is shown: what a smaller one ends
 # with, such as what was still waited for, can stand at the top.
@@ -54,17 +57,27 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             "--json goes with --summary or alone", "leave out --full or --html: JSON has it all"
         )
+    if args.html:
+        # Imported late: the rest of `show` does without Jinja2.
+        from virtrace.report import html
+
+        html.prepare()
+    work = partial(_show, args)
+    return apart(args, [args.file], work, args.html, "the page")
+
+
+def _show(args: argparse.Namespace, files: Sequence[BinaryIO], output: int) -> int:
     is_printed = not (args.html or args.summary)
-    with reading(args.file, beside_output=is_printed) as trace:
-        for line in _lines(trace, args):
+    with reading(args.file, files[0], beside_output=is_printed) as trace:
+        for line in _lines(trace, args, output):
             print(line)
         require_whole(trace, args.file)
     return DONE
 
 
-def _lines(trace: TraceStream, args: argparse.Namespace) -> Iterator[str]:
+def _lines(trace: TraceStream, args: argparse.Namespace, output: int) -> Iterator[str]:
     if args.html:
-        return _html(trace, args.file, args.html)
+        return _html(trace, args.file, args.html, output)
     if args.summary:
         return _summary(trace, args.file, as_json=args.json)
     return _json(trace, args.file) if args.json else _text(trace, args.file, full=args.full)
@@ -123,8 +136,7 @@ def _summary(trace: TraceStream, path: str, *, as_json: bool) -> Iterator[str]:
     yield copyable("next", f"virtrace show {shlex.quote(path)}", style)
 
 
-def _html(trace: TraceStream, path: str, output: Path) -> Iterator[str]:
-    # Imported late: the rest of `show` does without Jinja2.
+def _html(trace: TraceStream, path: str, output: Path, descriptor: int) -> Iterator[str]:
     from virtrace.report import html
 
     nodes = []
@@ -135,7 +147,7 @@ def _html(trace: TraceStream, path: str, output: Path) -> Iterator[str]:
                 f"{path} has more than {html.MOST_EVENTS:,} events, too many for a page",
                 f"virtrace show --summary {shlex.quote(path)}, or export --to perfetto",
             )
-    write_new(output, "the page", [html.page(trace, nodes)])
+    fill(descriptor, output, "the page", [html.page(trace, nodes)])
     yield f"wrote {output}; like the trace it can hold secrets, and only you can read it"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -17,10 +18,13 @@ MARGIN = 12
 GAP = 36
 _PAD = 10
 _HEAD = 5
+# Of a picture that is no part of a page.
+SHEETS = ("palette.css", "drawing.css")
 _STYLE = Style(unicode=True)
 _WORD_ENDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[-_.: ])|(?=/)")
 
 
+@cache
 def style_sheet(name: str) -> str:
     """A style sheet of the page, by the name of its file."""
     return Path(__file__).with_name("page").joinpath(name).read_text(encoding="utf-8")
@@ -138,7 +142,7 @@ class Drawing:
         if alone:
             root.set("xmlns", "http://www.w3.org/2000/svg")
             ElementTree.SubElement(root, "title").text = safe(self.label, _STYLE)
-            sheets = style_sheet("palette.css") + style_sheet("drawing.css")
+            sheets = "".join(map(style_sheet, SHEETS))
             ElementTree.SubElement(root, "style").text = sheets
             ElementTree.SubElement(root, "rect", {"class": "ground", **_attributes(size)})
         root.extend(self._parts)

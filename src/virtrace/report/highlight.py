@@ -152,6 +152,13 @@ def paint(text: str, role: str, style: Style) -> str:
     return str(pygments.highlight(text, lexer, formatter))
 
 
+def prepare(style: Style) -> None:
+    """Import what colour needs."""
+    if style.color:
+        for language in ("json", "c"):
+            _machinery(language)
+
+
 @functools.cache
 def _machinery(language: str) -> tuple[Any, Any]:
     # Imported late: only a trace that is shown in colour pays for it.

@@ -11,13 +11,15 @@ import hashlib
 import html
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from virtrace.analysis.causes import catalogue
 from virtrace.analysis.chain import chains
 from virtrace.analysis.explain import explain
 from virtrace.analysis.qmp import Exchange
@@ -51,6 +53,28 @@ _DEEPEST = 100
 _FIELDS_IN_LINE = 4
 _CLOSED = Style(unicode=True)
 _LINES_WIDTH = 40
+_SHEETS, _SCRIPT = ("palette.css", "drawing.css", "page.css"), "page.js"
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("page")),
+        autoescape=True,
+        finalize=_safe,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html")
+
+
+def prepare() -> None:
+    """Read all that a page is made of but the trace."""
+    for name in (*_SHEETS, _SCRIPT):
+        style_sheet(name)
+    _template()
+    catalogue()
 
 
 def page(trace: Recording, nodes: Sequence[Call | Point | Exchange]) -> str:
@@ -61,19 +85,11 @@ def page(trace: Recording, nodes: Sequence[Call | Point | Exchange]) -> str:
     apart = [node for node in nodes if not isinstance(node, Call)]
     texts, stories = _Texts(), _Stories(trace)
     anchored = [(f"call-{number}", call) for number, call in enumerate(calls, 1)]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("page")),
-        autoescape=True,
-        finalize=_safe,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    style = "".join(map(style_sheet, ("palette.css", "drawing.css", "page.css")))
-    script = style_sheet("page.js")
+    style = "".join(map(style_sheet, _SHEETS))
+    script = style_sheet(_SCRIPT)
     shown = [_call(anchor, call, texts, stories) for anchor, call in anchored]
     meanings = {id(call): told["meaning"] for call, told in zip(calls, shown)}
-    return environment.get_template("page.html").render(
+    return _template().render(
         title=_title(trace, calls),
         style=Markup(style),
         style_hash=_hash(style),

@@ -45,16 +45,24 @@ def write_new(path: Path, what: str, made: Iterable[str | bytes]) -> None:
     """What was made of a trace, which can hold as much: whole, or no file and an error."""
     descriptor = create(path, what)
     try:
-        with open(descriptor, "wb") as file:
+        fill(descriptor, path, what, made)
+    except BaseException:
+        path.unlink()
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def fill(descriptor: int, path: Path, what: str, made: Iterable[str | bytes]) -> None:
+    """As write_new(), of a file that is there and open; TraceError where it cannot be written."""
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
             for piece in made:
                 # JSON can name halves of characters, which UTF-8 has no place for.
                 file.write(
                     piece.encode("utf-8", "backslashreplace") if isinstance(piece, str) else piece
                 )
-    except BaseException as error:
-        path.unlink()
-        if not isinstance(error, OSError):
-            raise
+    except OSError as error:
         raise TraceError(
             f"cannot write {what} {path}: {error.strerror}",
             "make room, or name a file on another disk",
