@@ -9,27 +9,22 @@ Prints how many were refused, what took longest and most, and each that failed: 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import os
 import subprocess
 import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from support.elf_mutants import Mutants
+from support.taken import taken_by
 from virtrace.binary import dwarf, x86_64
 from virtrace.binary.process import Module, Process
 from virtrace.errors import TargetError
 from virtrace.recipe import path
 
 SECONDS, BYTES = 5.0, 300 << 20
-SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 SOURCE = """
 struct inner { int two; };
 struct outer { int number; const char *text; struct inner inside[3]; struct outer *next; };
@@ -46,29 +41,6 @@ static int info(struct outer *first)
 int (*const table[])(struct outer *) = { info };
 """
 DRIVER = Path("/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so")
-
-
-@dataclass
-class Taken:
-    """By the children of one file: bytes of the largest, seconds of processor time of all."""
-
-    size: int = 0
-    seconds: float = 0.0
-
-
-@contextmanager
-def measured() -> Iterator[Taken]:
-    """The children end within it."""
-    ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
-    taken = Taken()
-    yield taken
-    while True:
-        try:
-            _, _, usage = os.wait4(-1, 0)
-        except ChildProcessError:
-            return
-        taken.size = max(taken.size, usage.ru_maxrss << 10)
-        taken.seconds += usage.ru_utime + usage.ru_stime
 
 
 def originals(folder: Path) -> list[Path]:
@@ -129,11 +101,10 @@ def run(times: int, seed: int = 0) -> list[str]:
         file = Path(place, "mutant.so")
         for number in range(seed, seed + times):
             file.write_bytes(mutants[number % len(mutants)].make(number))
-            with measured() as taken:
-                try:
-                    refused += ask_all(file) > 0
-                except Exception:
-                    failures.append(f"{number}: {traceback.format_exc()}")
+            taken = taken_by(lambda: ask_all(file))
+            if taken.failure:
+                failures.append(f"{number}: {taken.failure}")
+            refused += bool(taken.result)
             longest, largest = max(longest, taken.seconds), max(largest, taken.size)
             if taken.seconds > SECONDS or taken.size > BYTES:
                 failures.append(

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import struct
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from toolchain import PROBE, build, need
 
+from support.taken import taken_by
 from virtrace.binary.process import Module, Process
 from virtrace.binary.reader import Files, read_by_child
 from virtrace.errors import TargetError
 
 SECONDS = 5
 BYTES = 300 << 20
-_PR_SET_CHILD_SUBREAPER = 36
 
 SOURCE = (
     """
@@ -30,27 +29,12 @@ int shown(int n) { return inner(n) + 1; }
 )
 
 
-@pytest.fixture
-def taken() -> Iterator[Callable[[], tuple[int, float]]]:
-    """Waits for all children, whose parent we are made: the bytes of the largest, the time of all.
-
-    Their processor time: how long it takes depends on what else the machine does.
-    """
-    prctl = ctypes.CDLL(None).prctl
-    prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-    def wait() -> tuple[int, float]:
-        size, seconds = 0, 0.0
-        while True:
-            try:
-                _, _, usage = os.wait4(-1, 0)
-            except ChildProcessError:
-                return size, seconds
-            size = max(size, usage.ru_maxrss << 10)
-            seconds += usage.ru_utime + usage.ru_stime
-
-    yield wait
-    prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+def assert_bounded(work: Callable[[], object]) -> None:
+    """By processor time: how long it takes depends on what else the machine does."""
+    taken = taken_by(work)
+    assert taken.failure == ""
+    assert taken.size < BYTES
+    assert taken.seconds < SECONDS
 
 
 def ask_all(path: Path, number: int = 1) -> None:
@@ -157,21 +141,13 @@ def many_notes(library: Path, tmp_path: Path) -> Path:
     [compressed, cyclic_hash, sparse, all_calls, many_functions, many_symbols, many_notes],
 )
 def test_a_bomb_is_read_within_bounds(
-    library: Path,
-    tmp_path: Path,
-    taken: Callable[[], tuple[int, float]],
-    bomb: Callable[[Path, Path], Path],
+    library: Path, tmp_path: Path, bomb: Callable[[Path, Path], Path]
 ) -> None:
     made = bomb(library, tmp_path)
-    ask_all(made)
-    size, seconds = taken()
-    assert size < BYTES
-    assert seconds < SECONDS
+    assert_bounded(lambda: ask_all(made))
 
 
-def test_many_large_files_take_no_more_than_one(
-    library: Path, tmp_path: Path, taken: Callable[[], tuple[int, float]]
-) -> None:
+def test_many_large_files_take_no_more_than_one(library: Path, tmp_path: Path) -> None:
     """Each of them could be the dynamic linker, by its name."""
     modules = []
     for number in range(8):
@@ -179,22 +155,16 @@ def test_many_large_files_take_no_more_than_one(
         made.write_bytes(library.read_bytes())
         os.truncate(made, 255 << 20)
         modules.append(made)
-    files = Files([(made, str(made)) for made in modules])
-    process = Process(
-        0,
-        "libvirtd",
-        Path("/"),
-        0,
-        tuple(
+
+    def look() -> None:
+        files = Files([(made, str(made)) for made in modules])
+        found = tuple(
             Module(str(made), made, number << 32, number + 1 << 32, 0, False, files, number)
             for number, made in enumerate(modules)
-        ),
-    )
-    assert process.linker is None
-    del process, files
-    size, seconds = taken()
-    assert size < BYTES
-    assert seconds < SECONDS
+        )
+        assert Process(0, "libvirtd", Path("/"), 0, found).linker is None
+
+    assert_bounded(look)
 
 
 def test_a_file_that_ends_its_reader_harms_no_other(library: Path, tmp_path: Path) -> None:

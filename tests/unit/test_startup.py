@@ -11,7 +11,7 @@ import pytest
 from support import pages
 
 HEAVY = {"elftools", "jinja2", "perfetto", "pygments.lexers", "tarfile", "tqdm", "yaml"}
-OFFLINE = {"ctypes", "virtrace.binary", "virtrace.bundle", "virtrace.lab", "virtrace.recipe"}
+OFFLINE = {"virtrace.binary", "virtrace.bundle", "virtrace.lab", "virtrace.recipe"}
 SCRIPT = """
 import atexit, json, sys
 atexit.register(lambda: print(json.dumps(sorted(sys.modules)), file=sys.stderr))
