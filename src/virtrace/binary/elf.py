@@ -8,6 +8,7 @@ for those of a process. Facts of the ELF-64 and ELF-32 Object File Formats.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
 import struct
@@ -271,6 +272,14 @@ class ElfFile:
                     size = min(header.size, _LARGEST_MARK)
                     return header.address, self._read(header.offset, size)
         raise TargetError(f"{self.name} has no code", "install the package that owns it again")
+
+    @property
+    def sha256(self) -> str:
+        """Of the whole file, in hexadecimal."""
+        found = hashlib.sha256()
+        for at in range(0, self._size, _PIECE):
+            found.update(os.pread(self.descriptor, _PIECE, at))
+        return found.hexdigest()
 
     @property
     def crc(self) -> int:

@@ -173,6 +173,11 @@ class Binary:
         return {str(name): str(digest) for name, digest in self._ask("code_digests").items()}
 
     @cached_property
+    def sha256(self) -> str:
+        """Of the whole file, in hexadecimal."""
+        return str(self._ask("sha256"))
+
+    @cached_property
     def crc(self) -> int:
         """CRC-32 of the whole file."""
         return int(self._ask("crc"))
@@ -340,6 +345,9 @@ class _Answering:
             for name, section in sections.items()
             if section.executable
         }
+
+    def _sha256(self, number: int) -> str:
+        return self._elf(number).sha256
 
     def _crc(self, number: int) -> int:
         return self._elf(number).crc

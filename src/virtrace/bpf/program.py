@@ -113,16 +113,13 @@ def text(plan: Plan, where: Where) -> str:
     return "\n".join(_Program(plan, where).lines) + "\n"
 
 
-def script(plan: Plan, name: str, marks: Mapping[str, tuple[int, bytes]]) -> str:
+def script(plan: Plan, name: str, digests: Mapping[str, str]) -> str:
     """A shell script that runs the program with nothing but bpftrace.
 
-    marks: of each file, by its path: what tells it from any other, and where in it that stands. A
-    probe in another file could stand in the middle of an instruction.
+    digests: of each file, by its path, the SHA-256 in hexadecimal. A probe in any other file could
+    stand in the middle of an instruction.
     """
-    checks = [
-        f"check {_path(path)} {offset} {len(mark)} {mark.hex()}"
-        for path, (offset, mark) in sorted(marks.items())
-    ]
+    checks = [f"check {_path(path)} {digest}" for path, digest in sorted(digests.items())]
     environment = " ".join(f"{name}={value}" for name, value in ENVIRONMENT.items())
     return _SCRIPT.format(
         name=name,
@@ -142,8 +139,7 @@ case ${{1-}} in
     '' | *[!0-9]*) echo "usage: sh $0 PID > OUTPUT" >&2; exit 2 ;;
 esac
 check() {{
-    found=$(dd if="$1" bs=1 skip="$2" count="$3" 2>/dev/null | od -An -v -tx1 | tr -d ' \\n')
-    [ "$found" = "$4" ] && return
+    [ "$(sha256sum <"$1")" = "$2  -" ] && return
     echo "virtrace: $1 is not the file that this was made for" >&2
     echo "try: virtrace recipe compile, against the file of this host" >&2
     exit 3

@@ -140,14 +140,9 @@ def _compile(args: argparse.Namespace) -> int:
     process = _process(args)
     require_gdb()
     resolved = plan(args.recipe, process, fetch_debug_info(process, recipe.modules))
-    marks = {}
-    for file in {site.file for site in resolved.sites}:
-        module = next(one for one in process.modules if one.path == file)
-        address, mark = module.elf.mark
-        offset = module.elf.file_offset(address)
-        assert offset is not None
-        marks[file] = offset, mark
-    write_new(args.output, "the program", program.script(resolved, recipe.name, marks))
+    files = {site.file for site in resolved.sites}
+    digests = {one.path: one.elf.sha256 for one in process.modules if one.path in files}
+    write_new(args.output, "the program", program.script(resolved, recipe.name, digests))
     print(f"{args.output}: as root, on the daemon's host: sh {args.output.name} PID > OUTPUT")
     print("then, here or there: virtrace import OUTPUT -o TRACE")
     return DONE
