@@ -106,6 +106,8 @@ def test_what_a_stranger_claims_reaches_no_other_process(
         real.base + claimed: "no instruction begins there"
     }
 
+    # Before the daemon itself is looked at.
+    virtrace("doctor", "-p", str(pid))
     looked = virtrace("doctor")
     assert f"Daemon {pid}:" in looked.stdout, looked.stderr
     assert f"Daemon {stock_lab.pid}:" in looked.stdout
