@@ -53,7 +53,13 @@ def test_of_anothers_files_no_debug_info_is_read(
     levels = {probe["name"]: probe["level"] for probe in found.header["probes"]}
     assert levels["virDomainGetBlockInfo"] == "symbol"
     # This one's static functions are found by debug info alone.
-    assert levels["qemuDomainGetBlockInfo"] == "missing"
+    [method] = (
+        probe for probe in found.header["probes"] if probe["name"] == "qemuDomainGetBlockInfo"
+    )
+    assert method["level"] == "missing"
+    assert "debug info of libvirt_driver_qemu.so is not read: others than root" in method["why"]
+    remedies = {Path(one["path"]).name: one["remedy"] for one in found.header["target"]["modules"]}
+    assert "virtrace pack make" in remedies["libvirt_driver_qemu.so"]
     assert levels["qmp.send"] == levels["qmp.reply"] == "usdt"
     assert "dwarf" not in levels.values()
     assert values(found, "virDomainGetBlockInfo", "enter")["disk"] == "vda"

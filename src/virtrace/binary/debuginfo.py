@@ -73,6 +73,14 @@ def how_to_get(name: str, root: Path) -> str:
     return f"{packages}; {server}"
 
 
+def how_to_trust(path: str) -> str:
+    """What to do for debug info of a file that others than root can have written."""
+    return (
+        f"make {path} root's (chown, chmod go-w), where you know what it is; or make a symbol pack "
+        "of it: virtrace pack make"
+    )
+
+
 def _distribution(root: Path) -> dict[str, str]:
     for name in ("etc/os-release", "usr/lib/os-release"):
         pairs = (line.partition("=") for line in text_inside(root, name, _MAX_RELEASE).splitlines())

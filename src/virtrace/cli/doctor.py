@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from virtrace.binary.debuginfo import how_to_get, install_command
+from virtrace.binary.debuginfo import how_to_get, how_to_trust, install_command
 from virtrace.binary.hazards import Look
 from virtrace.binary.process import (
     can_trace_all,
@@ -382,11 +382,13 @@ def _module_findings(
             elf = read_by_child(file, path)
             missing = [symbol for symbol in EXPORTED[name] if elf.exported_function(symbol) is None]
             probes = {probe.name for probe in elf.stap_probes() if probe.provider == "libvirt"}
-            debug = (
-                elf
-                if elf.has_debug_info
-                else debug_file(elf.build_id, elf.debuglink, path, root=root)
-            )
+            debug = None
+            if elf.is_trusted:
+                debug = (
+                    elf
+                    if elf.has_debug_info
+                    else debug_file(elf.build_id, elf.debuglink, path, root=root)
+                )
             build_id = elf.build_id
         except TargetError as error:
             findings.append(Finding("problem", error.what, error.remedy))
@@ -418,7 +420,7 @@ def _module_findings(
             where = "in the file itself" if debug is elf else str(debug.path)
             findings.append(Finding("ok", f"{name} has debug info: {where}"))
         elif predict:
-            findings.append(no_debug_info(name, root))
+            findings.append(no_debug_info(name, root) if elf.is_trusted else _not_root_s(path))
             if name == DRIVER and (finding := _inference(elf)):
                 level = "inferred"
                 findings.append(finding)
@@ -456,6 +458,14 @@ def _folder_of(name: str) -> str:
     if spec is None or spec.origin is None:  # a dependency of this package
         raise TargetError(f"the Python package {name} is missing", "install virtrace again")
     return str(Path(spec.origin).parent.parent)
+
+
+def _not_root_s(path: str) -> Finding:
+    return Finding(
+        "note",
+        f"others than root can have written {path}: its debug info is not read",
+        how_to_trust(path),
+    )
 
 
 def no_debug_info(name: str, root: Path) -> Finding:

@@ -346,6 +346,12 @@ class _Resolver:
             return f"this build of {module_name} does not export it"
         if module_name in self._packs:
             return f"the symbol pack of {module_name} does not have it"
+        module = self._process.module(module_name)
+        if module is not None and not module.elf.is_trusted:
+            return (
+                f"static function, and debug info of {module_name} is not read: others than root "
+                "can have written it"
+            )
         return (
             f"static function, and there is no debug info for {module_name} (see `virtrace doctor`)"
         )

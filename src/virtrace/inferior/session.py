@@ -13,7 +13,7 @@ import gdb
 
 from virtrace import __version__
 from virtrace.binary.abi import Abi
-from virtrace.binary.debuginfo import how_to_get
+from virtrace.binary.debuginfo import how_to_get, how_to_trust
 from virtrace.binary.process import Process, inspect, libvirt_version, read_status
 from virtrace.engine.capture import Unavailable, Unwalked
 from virtrace.engine.tracer import RawEvent, Tracer
@@ -500,11 +500,14 @@ def _modules(
         lacking = any(
             probe.lacks or (probe.level == "missing" and probe.name in static) for probe in probes
         )
+        remedy = how_to_get(name, process.root)
+        if not module.elf.is_trusted:
+            remedy = how_to_trust(module.path)
         yield {
             "path": module.path,
             "build_id": module.build_id,
             "base": f"{module.base:#x}",
-            "remedy": how_to_get(name, process.root) if lacking and not known else None,
+            "remedy": remedy if lacking and not known else None,
         }
 
 
