@@ -55,10 +55,11 @@ class Bounds:
 
     memory: int = 256 << 20
     processor_seconds: int = 10
-    seconds: int = 60
+    seconds: int = 20
 
     def __str__(self) -> str:
-        return f"{self.memory >> 20} MiB of memory and {self.processor_seconds} s of processor time"
+        processor = f"{self.processor_seconds} s of processor time"
+        return f"{self.memory >> 20} MiB of memory, {processor} and {self.seconds} s"
 
 
 class Child:
@@ -71,8 +72,8 @@ class Child:
 
     def __init__(self, about: str, begin: Callable[[], Answer], bounds: Bounds) -> None:
         """OSError where there can be no child."""
-        # Whether there is none to ask any more.
-        self.has_ended = False
+        # Whether all files are open, and whether there is no child to ask any more.
+        self.has_begun = self.has_ended = False
         # Bytes of its answers so far.
         self.answered = 0
         self._about = about
@@ -98,6 +99,9 @@ class Child:
         data = json.dumps([question, arguments]).encode() + b"\n"
         until = time.monotonic() + self._bounds.seconds
         try:
+            if not self.has_begun:
+                self._line(until)
+                self.has_begun = True
             while data:
                 data = data[os.write(self._ask, data) :]
             while True:
@@ -129,6 +133,11 @@ class Child:
 
     def _ended(self) -> TargetError:
         self.has_ended = True
+        if not self.has_begun:
+            return TargetError(
+                f"{self._about} cannot be opened within {self._bounds.seconds} s",
+                "look whether the file system that it is in answers at all",
+            )
         return _takes_too_much(self._about, self._bounds)
 
     def _close(self) -> None:
@@ -238,6 +247,7 @@ def _serve(
     begun = guarded(lambda: answer.append(begin()))
     # The root may be another one by now.
     _give_up_rights(libc, bounds, size + bounds.memory)
+    say({"begun": True})
     with open(questions, "rb") as asked:
         while line := asked.readline():
             signal.alarm(bounds.seconds)

@@ -164,4 +164,4 @@ def test_of_a_journal(
         found = journal.find(process)
         assert found is not None
         assert len(found.left_behind(memory.fileno())) == len(places)
-        assert rescue.left_behind(process, memory.fileno()) == []
+        assert rescue.left_behind(process, memory.fileno()) == ([], [])

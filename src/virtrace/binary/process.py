@@ -469,18 +469,21 @@ def _modules(pid: int, root: str, maps: str) -> Iterable[Module]:
     """One module for each file with an executable mapping, in the order of addresses."""
     proc = Path(f"/proc/{pid}")
     first: dict[str, tuple[str, str]] = {}
+    device: dict[str, str] = {}
     end: dict[str, int] = {}
     executable = set()
     for line in _lines(maps):
         fields = line.split(maxsplit=5)
         if len(fields) < 6 or not fields[5].startswith("/"):
             continue
-        address_range, permissions, offset, _, _, path = fields
+        address_range, permissions, offset, where, _, path = fields
         first.setdefault(path, (address_range, offset))
+        device.setdefault(path, where)
         end[path] = int(address_range.split("-")[1], 16)
         if "x" in permissions:
             executable.add(path)
-    found = []
+    found: list[Module] = []
+    of_device: dict[str, list[int]] = {}
     for path, (address_range, offset) in first.items():
         if path not in executable:
             continue
@@ -488,9 +491,14 @@ def _modules(pid: int, root: str, maps: str) -> Iterable[Module]:
         mapped = proc / "map_files" / address_range
         file = mapped if deleted or _can_be_opened(mapped) else proc / f"root{inside}"
         start = int(address_range.split("-")[0], 16)
+        of_device.setdefault(device[path], []).append(len(found))
         found.append(Module(inside, file, start, end[path], int(offset, 16), deleted))
-    files = Files([(module.file, module.path) for module in found], pid)
-    return [replace(module, files=files, number=at) for at, module in enumerate(found)]
+    # One that does not answer keeps nobody from reading the others.
+    for places in of_device.values():
+        files = Files([(found[at].file, found[at].path) for at in places], pid)
+        for number, at in enumerate(places):
+            found[at] = replace(found[at], files=files, number=number)
+    return found
 
 
 def _can_be_opened(mapped: Path) -> bool:

@@ -44,7 +44,7 @@ Made = TypeVar("Made")
 
 
 class Files:
-    """Files that one child reads. It is started by the first question."""
+    """Files of one file system, which one child reads. It is started by the first question."""
 
     def __init__(self, paths: Sequence[tuple[Path, str]], pid: int = 0) -> None:
         """paths: where each can be opened from here, and its name for messages.
@@ -90,10 +90,12 @@ class Files:
             return answer
         except TargetError as error:
             if self._child.has_ended:
-                # Of this file; the others are read by another child.
+                # Of this file; the others are read by another child. Where they could not even be
+                # opened, their file system does not answer.
+                stuck = [number] if self._child.has_begun else range(len(self.paths))
+                self._refused.update(dict.fromkeys(stuck, error))
                 self._answered += self._child.answered
                 self._child = None
-                self._refused[number] = error
             raise
 
 

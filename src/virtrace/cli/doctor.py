@@ -293,7 +293,7 @@ def no_daemon_section() -> Section:
     ]
     places = {LIBRARY: LIBRARY_FOLDERS, DRIVER: _driver_folders()}
     on_disk = {name: _on_disk(Path("/"), folders, name) for name, folders in places.items()}
-    files = [(name, path, Path(path)) for name, path in on_disk.items() if path is not None]
+    files = [(name, read_by_child(Path(path))) for name, path in on_disk.items() if path]
     modules, reach = _module_findings(files, Path("/"))
     if files:
         findings.append(
@@ -330,10 +330,10 @@ def daemon_section(pid: int) -> Section:
             for hazard in Look(process).hazards(Limits().stop_ms)
         ),
     ]
-    files = [(LIBRARY, library.path, library.file)]
+    files = [(LIBRARY, library.elf)]
     driver = process.module(DRIVER)
     if driver is not None:
-        files.append((DRIVER, driver.path, driver.file))
+        files.append((DRIVER, driver.elf))
     else:
         path = _on_disk(process.root, _driver_folders(os.path.dirname(library.path)), DRIVER)
         if path is None:
@@ -353,7 +353,7 @@ def daemon_section(pid: int) -> Section:
                     "call the daemon once, such as with `virsh list`",
                 )
             )
-            files.append((DRIVER, path, process.root / path.lstrip("/")))
+            files.append((DRIVER, read_by_child(process.root / path.lstrip("/"), path)))
     plan = None
     if driver is not None and not any(finding.kind == "problem" for finding in problem):
         try:
@@ -369,17 +369,17 @@ def daemon_section(pid: int) -> Section:
 
 
 def _module_findings(
-    files: Sequence[tuple[str, str, Path]], root: Path, predict: bool = True
+    files: Sequence[tuple[str, Binary]], root: Path, predict: bool = True
 ) -> tuple[list[Finding], str]:
-    """files: (soname, path in the process, path from here). Also says what a trace would reach.
+    """files: by soname. Also says what a trace would reach.
 
     predict: no GDB says what it finds, so that the files have to tell what it would.
     """
     findings = []
     reach = API_ONLY
-    for name, path, file in files:
+    for name, elf in files:
+        path = os.fspath(elf.name)
         try:
-            elf = read_by_child(file, path)
             missing = [symbol for symbol in EXPORTED[name] if elf.exported_function(symbol) is None]
             probes = {probe.name for probe in elf.stap_probes() if probe.provider == "libvirt"}
             debug = None

@@ -49,10 +49,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _rescue(process: Process, memory: int, agreed: bool) -> int:
-    found = left_behind(process, memory)
+    found, unread = left_behind(process, memory)
+    for error in unread:
+        print(f"virtrace: not looked at: {error.what}", file=sys.stderr)
     status = read_status(process.pid)
     stopped = status is not None and status["State"].startswith("T")
     if not found and not stopped:
+        if unread:
+            raise TargetError(
+                f"whether anything is left in process {process.pid} cannot be told: not all of its "
+                "files can be read",
+                "run as root on the host; or restart the daemon (guests keep running)",
+            )
         print(f"nothing is left in process {process.pid}, and it is not stopped")
         return DONE
     if found:
@@ -84,8 +92,10 @@ def _rescue(process: Process, memory: int, agreed: bool) -> int:
     return DONE
 
 
-def left_behind(process: Process, memory: int) -> list[Place]:
+def left_behind(process: Process, memory: int) -> tuple[list[Place], list[TargetError]]:
+    """What is to be taken back; and why files of the process cannot be compared, each once."""
     found: dict[int, Place] = {}
+    unread: dict[str, TargetError] = {}
     noted = journal.find(process)
     left = noted.left_behind(memory) if noted is not None else []
     for module in process.modules:
@@ -101,9 +111,9 @@ def left_behind(process: Process, memory: int) -> list[Place]:
                     for address, was in compared
                 )
         except TargetError as error:
-            print(f"virtrace: not looked at: {error.what}", file=sys.stderr)
+            unread[error.what] = error
         found.update(here)
-    return [found[address] for address in sorted(found)]
+    return [found[address] for address in sorted(found)], [*unread.values()]
 
 
 def _where(process: Process, place: Place) -> str:
