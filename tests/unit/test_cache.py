@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from virtrace.errors import LabError
 from virtrace.lab import debug_build
 from virtrace.lab.roots import keep_in_cache
 
@@ -42,3 +43,12 @@ def test_a_build_without_a_file_of_today_is_not_taken(monkeypatch: pytest.Monkey
     monkeypatch.setattr(debug_build, "FILES", debug_build.FILES[1:])
     assert debug_build.build_folder() != today
     assert debug_build.build_folder().parent == today.parent
+
+
+def test_a_home_that_is_no_path_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Root's cache lies elsewhere.
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "here")
+    with pytest.raises(LabError, match="HOME is 'here'"):
+        debug_build.build_folder()

@@ -15,12 +15,15 @@ from contextlib import contextmanager
 def cache_folder(kind: str) -> Iterator[int]:
     """The user's cache of this kind, opened and made if need be.
 
-    OSError where it cannot be, or where others may write or read it.
+    OSError where it cannot be, where nothing says in which folder, or where others may write or
+    read it.
     """
     base = os.environ.get("XDG_CACHE_HOME", "")
-    path = os.path.join(
-        base if os.path.isabs(base) else os.path.expanduser("~/.cache"), "virtrace", kind
-    )
+    if not os.path.isabs(base):
+        base = os.path.join(os.environ.get("HOME", os.path.expanduser("~")), ".cache")
+    if not os.path.isabs(base):
+        raise FileNotFoundError("neither XDG_CACHE_HOME nor HOME is the path of a folder from /")
+    path = os.path.join(base, "virtrace", kind)
     os.makedirs(path, mode=0o700, exist_ok=True)
     with opened_folder(path) as folder:
         status = os.fstat(folder)

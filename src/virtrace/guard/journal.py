@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -21,6 +22,8 @@ _KIND = "guard"
 _LARGEST = 1 << 20
 _SEMAPHORE = 2  # bytes
 _KEPT_SECONDS = 7 * 24 * 3600
+# As _name() makes it.
+_NAME = re.compile("[1-9][0-9]*-[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,8 @@ class Journal:
         try:
             with private.cache_folder(_KIND) as folder:
                 for name in os.listdir(folder):
-                    if name == self._name or _is_old(name, folder):
+                    outdated = name == self._name or _is_old(name, folder)
+                    if outdated and _is_journal(name, folder):
                         os.unlink(name, dir_fd=folder)
                 return os.open(self._name, flags, 0o600, dir_fd=folder)
         except OSError:
@@ -167,7 +171,19 @@ def _is_old(name: str, folder: int) -> bool:
     """Of a process that is gone. Others can be in PID namespaces that cannot be seen from here."""
     if os.path.exists(f"/proc/{name.partition('-')[0]}"):
         return False
-    return time.time() - os.stat(name, dir_fd=folder).st_mtime > _KEPT_SECONDS
+    status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    return time.time() - status.st_mtime > _KEPT_SECONDS
+
+
+def _is_journal(name: str, folder: int) -> bool:
+    """By its name and by what it says: whatever else somebody keeps here is not ours to remove."""
+    if not _NAME.fullmatch(name):
+        return False
+    try:
+        _parse(private.read(folder, name, _LARGEST))
+    except (OSError, ValueError, TypeError):
+        return False
+    return True
 
 
 def _line(entry: object) -> bytes:

@@ -43,7 +43,13 @@ def cache_folder() -> Path:
     if os.geteuid() == 0:
         return Path("/var/cache/virtrace")
     base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "virtrace"
+    home = os.environ.get("HOME", os.path.expanduser("~"))
+    if not os.path.isabs(base) and not os.path.isabs(home):
+        raise LabError(
+            f"HOME is {home!r}, and no path from /: there is no folder for what is kept",
+            "set HOME or XDG_CACHE_HOME to the path of a folder",
+        )
+    return (Path(base) if os.path.isabs(base) else Path(home, ".cache")) / "virtrace"
 
 
 def key_of(contents: Sequence[str]) -> str:
@@ -208,6 +214,7 @@ def apt_sources(suite: str, kinds: Sequence[str] = ("deb",)) -> list[str]:
             ],
             capture_output=True,
             text=True,
+            errors="replace",
             check=True,
             timeout=60,
         ).stdout
@@ -231,7 +238,7 @@ def _codename() -> str:
     """The host's Debian release; empty on what is not Debian."""
     fields = dict(
         line.split("=", 1)
-        for line in Path("/etc/os-release").read_text().splitlines()
+        for line in Path("/etc/os-release").read_text(errors="replace").splitlines()
         if "=" in line
     )
     return fields.get("VERSION_CODENAME", "").strip('"')
@@ -259,14 +266,14 @@ def run_mmdebstrap(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
         errors="replace",
         # A process group of its own, to be interrupted as a whole.
         start_new_session=True,
     )
     assert process.stdout is not None
     try:
-        with log.open("w") as log_file:
+        with log.open("w", encoding="utf-8") as log_file:
             for line in process.stdout:
                 log_file.write(line)
                 on_line(line)
