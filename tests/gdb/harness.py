@@ -84,7 +84,7 @@ class Lines:
                 raise EOFError(self._data.decode())
             self._data += chunk
         line, self._data = self._data.split(b"\n", 1)
-        return line.decode()
+        return os.fsdecode(line)
 
 
 class Daemon:
@@ -108,7 +108,7 @@ class Daemon:
 
     def ask(self, command: str) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{command}\n".encode())
+        self._process.stdin.write(os.fsencode(f"{command}\n"))
 
     def answer(self) -> list[str]:
         lines: list[str] = []

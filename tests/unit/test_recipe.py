@@ -580,6 +580,14 @@ class TestSelection:
             selection.parse(load(GOOD), [where], None, None)
         assert "domain, flags" in caught.value.remedy
 
+    def test_no_name(self) -> None:
+        with pytest.raises(UsageError, match="half of a character"):
+            selection.parse(load(GOOD), ["domain=\ud800"], None, None)
+
+    def test_a_name_is_utf_8_whatever_the_locale_is(self) -> None:
+        for given, name in (("é", "é"), ("\udcc3\udca9", "é"), ("\udce9", "\udce9")):
+            assert selection.filters(load(GOOD), [f"domain={given}"]) == {"domain": name}
+
     @pytest.mark.parametrize("text", ["0", "-1", "x", "nan", "inf", "1e99", "1.5", " "])
     def test_no_number_of_calls(self, text: str) -> None:
         with pytest.raises(UsageError, match="is no number of calls"):

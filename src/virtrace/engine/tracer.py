@@ -14,7 +14,14 @@ from virtrace.engine.capture import Arguments, Capture, Memory, Unavailable
 from virtrace.engine.proof import Caller, Proven
 from virtrace.recipe.path import RETURN
 from virtrace.recipe.prototype import Parameter
-from virtrace.trace.format import SWITCHED_OFF, Json, Record, is_unavailable, unavailable
+from virtrace.trace.format import (
+    SWITCHED_OFF,
+    Json,
+    Record,
+    as_argument,
+    is_unavailable,
+    unavailable,
+)
 
 
 @dataclass(frozen=True)
@@ -338,7 +345,7 @@ class Tracer:
         self._threads.clear()
 
     def _wanted(self, values: Record) -> bool:
-        return all(str(values.get(key)) == wanted for key, wanted in self._where.items())
+        return all(as_argument(values.get(key)) == wanted for key, wanted in self._where.items())
 
     def _abandon(self, spans: list[_Open], stop: Stop, gone: Callable[[_Open], bool]) -> None:
         while spans and gone(spans[-1]):

@@ -104,8 +104,16 @@ def filters(recipe: Recipe, where: Iterable[str]) -> dict[str, str]:
                 f"{text!r} is not a filter of the recipe {recipe.name}",
                 f"KEY=VALUE with KEY one of: {', '.join(recipe.filters)}",
             )
-        wanted[key] = value
+        wanted[key] = _name(value, text)
     return wanted
+
+
+def _name(value: str, text: str) -> str:
+    """Of bytes, whatever the locale made of them, the text that there is in UTF-8."""
+    try:
+        return value.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{text!r} has half of a character", "give another value") from error
 
 
 def _no_calls(recipe: Recipe) -> UsageError:

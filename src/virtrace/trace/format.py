@@ -57,6 +57,13 @@ class Event(NamedTuple):
 _PARTS = itemgetter(*Event._fields)
 
 
+def as_argument(value: Json) -> str:
+    """A value as the argument of a command has it, where bytes that are no text are, too."""
+    if isinstance(value, dict) and set(value) == {"bytes"}:
+        return base64.b64decode(value["bytes"]).decode("utf-8", "surrogateescape")
+    return str(value)
+
+
 def pointer(address: int) -> str:
     return f"{address:#x}"
 

@@ -193,4 +193,5 @@ def _last_line(file: FileIO) -> tuple[int, bytes]:
 
 def _encoded(records: Iterable[Record]) -> bytes:
     encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-    return "".join(f"{encode(record)}\n" for record in records).encode()
+    # Half of a character, or a byte of a name that is no UTF-8, is in a string: an escape of JSON.
+    return "".join(f"{encode(record)}\n" for record in records).encode("utf-8", "backslashreplace")
