@@ -121,3 +121,9 @@ def test_they_can_be_switched_off(printed: Print) -> None:
     assert "capacity = 2147483648, " in stats
     assert source == TOP
     assert pointer == "(virStorageSource *) ADDRESS <top>"
+
+
+def test_what_is_unseen_or_turns_text_is_an_escape(printed: Print) -> None:
+    # A right-to-left override and a zero width space, as UTF-8.
+    shown = printed('set var top.path = "/a\\342\\200\\256b\\342\\200\\213"', "print &top")[1]
+    assert '"/a\\u202eb\\u200b"' in shown

@@ -226,6 +226,11 @@ def attempt(words: list[str]) -> int:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = main(words)
         out.flush()
+        err.flush()
+    assert isinstance(err.buffer, io.BytesIO)
+    said = err.buffer.getvalue().decode()
+    if "an error of its own" in said:
+        raise AssertionError(said)
     if status not in (0, 1, 2, 3, 4):
         raise AssertionError(f"exit status {status}")
     return status

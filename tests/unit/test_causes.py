@@ -242,4 +242,18 @@ def test_hostile_names_stay_text() -> None:
         fill(command, explanation.case, command=True)
         for command, _ in explanation.findings[0].cause.do
     ]
-    assert typed[0] == "du -B1 '/images/$(reboot) {usage}.img'"
+    assert typed[0] == "du -B1 -- '/images/$(reboot) {usage}.img'"
+
+
+def test_no_name_can_become_an_option() -> None:
+    commands = [command for cause in catalogue() for command, _ in cause.do if "{" in command]
+    assert len(commands) > 20
+    for command in commands:
+        words = command.split()
+        # Where each of the programs begins: `virtrace record` starts another one.
+        programs = [0, *(at for at, word in enumerate(words) if word == "virsh")]
+        for at, word in enumerate(words):
+            if word in ("{domain}", "{disk}", "{file}"):
+                begin = max(start for start in programs if start < at)
+                takes_it = words[at - 1] == "-d"
+                assert "--" in words[begin:at] or takes_it, command

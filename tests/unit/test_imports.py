@@ -17,26 +17,27 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ALLOWED = {
     "": set(),
     "errors": set(),
+    "printing": {"errors"},
     "recipe": {"errors"},
     "trace": {"errors"},
     "apart": set(),
     "confined": {"apart", "errors"},
     "binary": {"errors", "confined"},
     "analysis": {"errors", "recipe", "trace"},
-    "report": {"errors", "recipe", "trace", "analysis"},
+    "report": {"errors", "printing", "recipe", "trace", "analysis"},
     "bundle": {"errors", "recipe", "trace", "analysis", "report"},
     "lab": {"errors"},
     "guard": {"apart", "errors", "binary"},
     "engine": {"errors", "recipe", "trace", "binary"},
     "bpf": {"errors", "recipe", "trace", "binary", "engine"},
     "inferior": {
-        *("errors", "recipe", "trace", "binary", "engine", "bpf", "guard", "analysis"),
-        *("apart", "report"),
+        *("errors", "printing", "recipe", "trace", "binary", "engine", "bpf", "guard"),
+        *("apart", "analysis", "report"),
     },
     # It reaches inferior only by starting GDB.
     "cli": {
-        *("errors", "recipe", "trace", "binary", "engine", "bpf", "guard", "analysis", "report"),
-        *("bundle", "confined", "lab"),
+        *("errors", "printing", "recipe", "trace", "binary", "engine", "bpf", "guard"),
+        *("analysis", "report", "bundle", "confined", "lab"),
     },
 }
 

@@ -346,8 +346,8 @@ def test_choosing_a_daemon(start: Start, daemon: Path) -> None:
     user = user_name(os.geteuid())
     assert caught.value.lines() == [
         "virtrace: 2 libvirt daemons are running",
-        "try: one of\n"
-        f"     -p {one.pid}  {daemon} of user {user}\n"
+        "try: one of",
+        f"     -p {one.pid}  {daemon} of user {user}",
         f"     -p {two.pid}  {daemon} of user {user}",
     ]
 

@@ -32,7 +32,9 @@ def test_help_imports_no_command(option: str) -> None:
     found = imported(option)
     assert not found & HEAVY
     ours = {name for name in found if name.startswith("virtrace")}
-    assert ours == {"virtrace", "virtrace.cli", "virtrace.cli.main", "virtrace.errors"}
+    assert ours == {
+        *("virtrace", "virtrace.cli", "virtrace.cli.main", "virtrace.errors", "virtrace.printing")
+    }
 
 
 @pytest.mark.parametrize("words", [["show"], ["show", "--json"], ["show", "--summary"]], ids=str)

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import samples
 
+from virtrace import printing
 from virtrace.analysis.spans import Call, CallBuilder, Tally
 from virtrace.report import highlight, text, units
 from virtrace.report.highlight import Style, cells, safe, shorten, style_for
@@ -515,11 +516,12 @@ def test_colour_on_a_terminal(terminal: io.TextIOWrapper) -> None:
     style = style_for(terminal)
     assert style.color
     assert style.unicode
-    coloured = tree(Style(width=100, unicode=True, color=True))
+    painted = tree(Style(width=100, unicode=True, color=True))
+    coloured = [printing.line(line, controls=True, unicode=True) for line in painted]
     assert "\x1b[" in coloured[0]
     # The same text, and nothing but colour besides.
     assert [re.sub("\x1b\\[[0-9;]*m", "", line) for line in coloured] == tree()
-    assert all(cells(line) <= 100 for line in coloured)
+    assert all(cells(line) <= 100 for line in painted)
 
 
 @pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
@@ -617,7 +619,7 @@ def test_summary() -> None:
     shown = text.summary(footer, Style(width=80), tally=tally, output="my trace.jsonl")
     assert list(shown) == [
         "3 calls, 1 failed, 1 incomplete, 1,234 events, 5 dropped,",
-        "2 events outside of any call",
+        "  2 events outside of any call",
         "  ended    interrupted; detached from the process",
         "  stopped  12.3 ms in all, 1.2 ms at the longest, GDB's own share not counted",
         "  hits     a 3",

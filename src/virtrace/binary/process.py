@@ -10,6 +10,7 @@ import errno
 import os
 import pwd
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -320,7 +321,7 @@ def require_libvirt(process: Process) -> Process:
                 f"{module.path} has been replaced or removed since process {process.pid} started "
                 "(an upgrade?), and only root can still read the old file",
                 "run as root (sudo), or restart the daemon (guests keep running): "
-                f"systemctl restart {os.path.basename(process.exe)}",
+                f"systemctl restart -- {shlex.quote(os.path.basename(process.exe))}",
             )
     return process
 
@@ -403,8 +404,8 @@ def choose_daemon(name: str | None = None) -> int:
             f"no {name or ' or '.join(DAEMONS)} is running",
             "start it; where systemd starts it on demand, `virsh -c qemu:///system list` does",
         )
-    choices = (f"\n     -p {daemon.pid}  {daemon}" for daemon in daemons)
-    raise TargetError(f"{len(daemons)} libvirt daemons are running", "one of" + "".join(choices))
+    choices = (f"-p {daemon.pid}  {daemon}" for daemon in daemons)
+    raise TargetError(f"{len(daemons)} libvirt daemons are running", "one of", *choices)
 
 
 def place_of(pid: int) -> str | None:

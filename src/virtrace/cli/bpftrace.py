@@ -34,6 +34,7 @@ from virtrace.errors import (
     TargetError,
     incomplete,
 )
+from virtrace.printing import complain
 from virtrace.recipe import catalogue
 from virtrace.recipe.model import Recipe
 from virtrace.recipe.selection import Limits, Rotation, Selection
@@ -100,7 +101,7 @@ def _make_packs(
             made = pack_of(Path(debug), elf, [recipe])
         except TargetError as error:
             # There is still what can be told without.
-            print("\n".join(error.lines()), file=sys.stderr)
+            complain(error)
             continue
         if made is not None:
             (folder / file_name(elf.build_id)).write_bytes(made)

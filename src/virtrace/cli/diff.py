@@ -15,6 +15,7 @@ from virtrace.analysis.compare import Comparison, compare
 from virtrace.cli.apart import apart
 from virtrace.cli.progress import reading
 from virtrace.errors import ANSWER_IS_NO, DONE, IncompleteError, TraceError
+from virtrace.printing import print_lines
 from virtrace.report import difference, difference_document
 from virtrace.report.highlight import style_for
 from virtrace.trace.reader import Recording
@@ -55,7 +56,7 @@ def _diff(args: argparse.Namespace, spill: IO[bytes], files: Sequence[BinaryIO],
     with reading(args.a, files[0]) as a, reading(args.b, files[1]) as b:
         found = compared(a, b, paths, spill)
         if args.json:
-            print(difference_document.text(found, paths))
+            print_lines(difference_document.text(found, paths).split("\n"))
             return verdict(found, paths)
         return report(found, paths, full=args.full)
 
@@ -72,8 +73,7 @@ def compared(a: Recording, b: Recording, paths: tuple[str, str], spill: IO[bytes
 
 def report(found: Comparison, paths: tuple[str, str], *, full: bool = False) -> int:
     """Print it, and give the exit status."""
-    for line in difference.lines(found, style_for(sys.stdout, full=full), paths=paths):
-        print(line)
+    print_lines(difference.lines(found, style_for(sys.stdout, full=full), paths=paths))
     return verdict(found, paths)
 
 

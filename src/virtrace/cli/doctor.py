@@ -31,6 +31,7 @@ from virtrace.binary.process import (
 from virtrace.binary.reader import Binary, debug_file, read_by_child
 from virtrace.cli.gdb import check
 from virtrace.errors import DONE, NOT_TRACED, TargetError
+from virtrace.printing import print_lines
 from virtrace.recipe.selection import Limits
 from virtrace.report import text
 from virtrace.report.highlight import style_for
@@ -141,11 +142,11 @@ def run(args: argparse.Namespace) -> int:
     for section in [*general, *daemons]:
         print(f"{section.title}:")
         for finding in section.findings:
-            print("\n".join(finding.lines()))
+            print_lines(finding.lines())
         if section.plan is not None:
             print(f"  recipe {RECIPE} there:")
             style = style_for(sys.stdout)
-            print("\n".join(f"  {line}" for line in text.levels(section.plan, style)))
+            print_lines(f"  {line}" for line in text.levels(section.plan, style))
     return status
 
 

@@ -14,6 +14,7 @@ from virtrace.analysis.explain import explain_trace
 from virtrace.cli.apart import apart
 from virtrace.cli.progress import reading
 from virtrace.errors import ANSWER_IS_NO, DONE
+from virtrace.printing import print_lines
 from virtrace.report import explanation, explanation_document
 from virtrace.report.highlight import style_for
 from virtrace.trace.reader import require_whole
@@ -44,12 +45,10 @@ def _explain(args: argparse.Namespace, files: Sequence[BinaryIO], _: int) -> int
     with reading(args.file, files[0]) as trace:
         explained = explain_trace(trace, args.file, args.call)
         if args.json:
-            print(explanation_document.text(trace, explained))
+            print_lines(explanation_document.text(trace, explained).split("\n"))
         else:
             style = style_for(sys.stdout)
-            for line in explanation.lines(explained, style, path=args.file):
-                print(line)
-            for line in explanation.further(explained, style, path=args.file):
-                print(line)
+            print_lines(explanation.lines(explained, style, path=args.file))
+            print_lines(explanation.further(explained, style, path=args.file))
         require_whole(trace, args.file)
     return ANSWER_IS_NO if explained.contradicts else DONE

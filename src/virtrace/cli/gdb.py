@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -23,13 +24,17 @@ _GDB = (
     *("-iex", "maintenance set worker-threads 0"),
 )
 _RUN_SECONDS = 60
+# As VirtraceError has it.
+_ERROR = re.compile("^virtrace: (.*)\ntry: (.*)", re.MULTILINE)
 
 
 def command(action: str) -> list[str]:
-    """GDB's command line for one of its `virtrace` commands, such as ``start blockinfo``."""
+    """GDB's command line for one of its `virtrace` commands, such as ``start blockinfo``.
+
+    What it is about can be in the environment: GDB's own text has no place for every name.
+    """
     installed = _PACKAGE / "gdb_scripts"
     scripts = installed if installed.is_dir() else _PACKAGE.parents[1] / "gdb_scripts"
-    # GDB has no quoting of its own for this argument: it is the rest of the line.
     return [*_GDB, "-x", str(scripts / "virtrace.py"), "-ex", f"virtrace {action}"]
 
 
@@ -79,21 +84,22 @@ def asked(
     packs: a folder with symbol packs that come before all others.
     """
     variables = {
+        "VIRTRACE_RECIPE": recipe,
         **(
             {"VIRTRACE_PID": str(process.pid)} if process.pid else {"VIRTRACE_AGAINST": process.exe}
         ),
         "VIRTRACE_DEBUG_FILES": json.dumps(debug_files or {}),
         "VIRTRACE_PACKS": packs,
     }
-    done = _run(command(f"{action} {recipe}"), variables)
+    done = _run(command(action), variables)
     for line in done.stdout.splitlines():
         if line.startswith(('{"type": "header"', '{"format":"virtrace-plan"')):
             return line
-    what, _, remedy = done.stderr.strip().partition("\ntry: ")
-    raise TargetError(
-        what.removeprefix("virtrace: ") or f"gdb ended with {done.returncode}",
-        remedy or "run `virtrace doctor`",
-    )
+    told = _ERROR.search(done.stderr)
+    if told is not None:
+        raise TargetError(told[1], told[2])
+    said = done.stderr.strip().partition("\n")[0] or f"gdb ended with {done.returncode}"
+    raise TargetError(said, "run `virtrace doctor`")
 
 
 def _run(argv: Sequence[str], variables: Mapping[str, str] | None = None) -> CompletedProcess[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, BinaryIO
 
 from virtrace.bpf.document import Plan
 from virtrace.bpf.recorded import Happened, Lines, Session
-from virtrace.errors import DONE, INCOMPLETE, IncompleteError, TraceError
+from virtrace.errors import DONE, INCOMPLETE, IncompleteError, TraceError, typed
 from virtrace.recipe import loader, selection
 from virtrace.trace.format import Event, Record
 from virtrace.trace.writer import Writer
@@ -59,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         writer.discard()
         raise
     writer.close()
-    print(f"{args.output}: next: virtrace show {shlex.quote(str(args.output))}")
+    print(f"{args.output}: next: virtrace show {typed(args.output)}")
     if broken:
         raise IncompleteError(
             f"lines of {args.file} that are not what a program of virtrace makes bpftrace print "

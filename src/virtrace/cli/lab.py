@@ -19,6 +19,7 @@ from virtrace.lab import processes
 from virtrace.lab.daemon import Lab, default_folder
 from virtrace.lab.guest import LAST_SECTOR_DISK
 from virtrace.lab.scenarios import SCENARIOS, Scenario
+from virtrace.printing import print_lines
 
 RECIPE = "blockinfo"
 RELEASES = ("bullseye", "bookworm", "trixie", "sid")
@@ -106,7 +107,7 @@ def _up(args: argparse.Namespace) -> int:
     step = _progress()
     lab = Lab(args.dir, args.debug_info, args.release, step)
     step("the lab is up" if lab.up() else "the lab was up already")
-    print("\n".join(_describe(lab)))
+    print_lines(_describe(lab))
     guest = lab.guests[0].name
     print("next:")
     print(f"  virtrace record {RECIPE} -p {lab.pid}")
@@ -133,7 +134,7 @@ def _down(args: argparse.Namespace) -> int:
 def _status(args: argparse.Namespace) -> int:
     lab = Lab(args.dir)
     if lab.is_up:
-        print("\n".join(_describe(lab)))
+        print_lines(_describe(lab))
         return DONE
     print(f"no lab of this user is up in {lab.folder}")
     if left := lab.processes:

@@ -8,10 +8,14 @@ import keyword
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from virtrace import __version__
-from virtrace.errors import INTERRUPTED, VirtraceError
+from virtrace.errors import BAD_INPUT, DONE, INTERRUPTED
+from virtrace.printing import fail, gated
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 # Each is a module of this package that has add_parser(subparsers), which sets
 # run=function(args) -> exit status. It is imported where it is asked for: what a command needs
@@ -33,6 +37,24 @@ COMMANDS = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """Its words are printed line by line, as all others are."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        # As of Python 3.14, which has colours of its own.
+        self.color = False
+
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        for line in message.rstrip("\n").split("\n"):
+            print(line, file=file)
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        print(f"{self.prog}: error: {message}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+
+
 class _Commands:
     """What add_parser of a command is given; adds what `virtrace --help` says of it."""
 
@@ -49,7 +71,7 @@ def _module(command: str) -> str:
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     """command: the one whose options are asked for; None: all of them are."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="virtrace",
         description="Trace libvirt from its API down to the QMP text that QEMU answered.",
     )
@@ -64,36 +86,51 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    words = list(sys.argv[1:] if argv is None else argv)
-    traced: list[str] = []
-    # argparse has no notion of another command's line at the end of its own.
-    if words[:1] in (["record"], ["replay"]) and "--" in words:
-        end = words.index("--")
-        words, traced = words[:end], words[end + 1 :]
-    handled = _handled if argv is None else None
-    args = build_parser(words[0] if words else "").parse_args(
-        words, argparse.Namespace(traced=traced, handled=handled)
-    )
-    return _handled(lambda: args.run(args))
+    _fill_gaps()
+    with gated(sys.stdout, sys.stderr, sys.stdout):
+        if argv is None:
+            return _handled(lambda: _run(sys.argv[1:], _handled))
+        return _handled(lambda: _run(argv, None))
+
+
+def _fill_gaps() -> None:
+    """A standard stream that is closed fails still, but no file that is opened takes its place."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            os.set_inheritable(os.open(os.devnull, os.O_RDONLY), True)
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
 
 
 def _handled(work: Callable[[], int]) -> int:
     """Its exit status; what goes wrong is said."""
     try:
-        status = work()
-        sys.stdout.flush()
-        return status
-    except VirtraceError as error:
-        if os.environ.get("VIRTRACE_DEBUG") == "1":
-            raise
-        print("\n".join(error.lines()), file=sys.stderr)
-        return error.exit_status
+        try:
+            return work()
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader (head, less) has seen enough; keep the interpreter from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        # The reader (head, less) has seen enough.
+        return DONE
+    except MemoryError:
+        # A child with little of it is known by that.
+        raise
+    except Exception as error:
+        return fail(error)
+
+
+def _run(line: Sequence[str], handled: Callable[[Callable[[], int]], int] | None) -> int:
+    words, traced = list(line), list[str]()
+    # argparse has no notion of another command's line at the end of its own.
+    if words[:1] in (["record"], ["replay"]) and "--" in words:
+        end = words.index("--")
+        words, traced = words[:end], words[end + 1 :]
+    args = build_parser(words[0] if words else "").parse_args(
+        words, argparse.Namespace(traced=traced, handled=handled)
+    )
+    status: int = args.run(args)
+    return status
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from virtrace.binary.pack import (
 from virtrace.binary.reader import Binary, debug_file, read_by_child
 from virtrace.cli.progress import Progress
 from virtrace.errors import DONE, TargetError, UsageError
+from virtrace.printing import print_lines
 from virtrace.recipe import catalogue
 from virtrace.recipe.model import Recipe
 from virtrace.recipe.path import RETURN
@@ -214,7 +215,7 @@ def _keep(output: Path | None, name: str, data: bytes) -> str:
 
 
 def _show(args: argparse.Namespace) -> int:
-    print("\n".join(_described(load(args.file))))
+    print_lines(_described(load(args.file)))
     return DONE
 
 

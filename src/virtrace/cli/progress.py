@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from virtrace.printing import obeys, own
 from virtrace.trace.reader import TraceStream
 
 # After so long a user wants to know that something is going on, and then so often, in seconds.
@@ -21,7 +22,7 @@ class Progress:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._is_terminal = sys.stderr.isatty()
+        self._can_change = obeys(sys.stderr)
 
     def __enter__(self) -> Progress:
         return self
@@ -36,8 +37,8 @@ class Progress:
         self.clear()
 
     def _print(self, text: str) -> None:
-        if self._is_terminal:
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+        if self._can_change:
+            print(own("\r\x1b[K") + text, end="", file=sys.stderr, flush=True)
 
 
 @contextmanager

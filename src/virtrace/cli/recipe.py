@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 from virtrace.binary.process import Process, check_traceable, choose_daemon, installed
 from virtrace.cli.gdb import check
 from virtrace.cli.record import fetch_debug_info, require_gdb
-from virtrace.errors import ANSWER_IS_NO, DONE, UsageError
+from virtrace.errors import ANSWER_IS_NO, DONE, UsageError, typed
+from virtrace.printing import print_lines
 from virtrace.recipe import catalogue
 from virtrace.report import text, units
 from virtrace.report.highlight import Style, style_for
@@ -90,7 +90,8 @@ def _list(_: argparse.Namespace) -> int:
 
 def _show(args: argparse.Namespace) -> int:
     catalogue.find(args.recipe)
-    print(catalogue.file_of(args.recipe).read_text(encoding="utf-8"), end="")
+    text = catalogue.file_of(args.recipe).read_text(encoding="utf-8")
+    print_lines(text.removesuffix("\n").split("\n"))
     return DONE
 
 
@@ -108,8 +109,7 @@ def _check(args: argparse.Namespace) -> int:
     missing = {probe["name"] for probe in header["probes"] if probe["level"] == "missing"}
     needed = [*dict.fromkeys(probe.name for probe in recipe.probes if not probe.optional)]
     needed = [name for name in needed if name in missing]
-    for line in _found(header, needed, style_for(sys.stdout)):
-        print(line)
+    print_lines(_found(header, needed, style_for(sys.stdout)))
     return ANSWER_IS_NO if needed else DONE
 
 
@@ -118,7 +118,7 @@ def _new(args: argparse.Namespace) -> int:
 
     text = new_recipe.write(args.function, _process(args))
     if args.output is None:
-        print(text, end="")
+        print_lines(text.removesuffix("\n").split("\n"))
         return DONE
     try:
         with open(args.output, "x", encoding="utf-8") as file:
@@ -128,7 +128,7 @@ def _new(args: argparse.Namespace) -> int:
             f"cannot write {args.output}: {error.strerror}", "name a file that is not there yet"
         ) from error
     pid = f" -p {args.pid}" if args.pid is not None else ""
-    print(f"{args.output}: prune it, then: virtrace recipe check {shlex.quote(args.output)}{pid}")
+    print(f"{args.output}: prune it, then: virtrace recipe check {typed(args.output)}{pid}")
     return DONE
 
 
@@ -143,7 +143,8 @@ def _compile(args: argparse.Namespace) -> int:
     files = {site.file for site in resolved.sites}
     digests = {one.path: one.elf.sha256 for one in process.modules if one.path in files}
     write_new(args.output, "the program", program.script(resolved, recipe.name, digests))
-    print(f"{args.output}: as root, on the daemon's host: sh {args.output.name} PID > OUTPUT")
+    command = f"sh {typed(args.output.name)} PID > OUTPUT"
+    print(f"{args.output}: as root, on the daemon's host: {command}")
     print("then, here or there: virtrace import OUTPUT -o TRACE")
     return DONE
 
@@ -159,6 +160,6 @@ def _found(header: Record, needed: list[str], style: Style) -> Iterator[str]:
         verdict = words(f"not found, and not optional: {', '.join(needed)}", "red")
     else:
         verdict = words("every probe that is not optional was found", "bold")
-    yield from fold([(f"{header['recipe']['name']}:", "bold"), *verdict], style, below="  ")
-    yield from fold(attached(header), style, below="  ")
+    yield from fold([(f"{header['recipe']['name']}:", "bold"), *verdict], style)
+    yield from fold(attached(header), style)
     yield from text.levels(header, style)

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +22,7 @@ from virtrace.cli.gdb import command as gdb_command
 from virtrace.cli.gdb import end_with_us
 from virtrace.cli.traced import ending_signals, say_status, started
 from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, IncompleteError, TargetError, UsageError
+from virtrace.printing import OutputError
 from virtrace.recipe import catalogue, selection
 from virtrace.recipe.model import Recipe
 from virtrace.trace.reader import TraceStream
@@ -137,6 +139,7 @@ def record_trace(
     selected = selection.parse(loaded, where, calls, seconds)
     limited = selection.limits(limits)
     rotation = selection.rotation(rotate, keep)
+    _require_words(command, where)
     if command and shutil.which(command[0]) is None:
         raise UsageError(f"there is no command {command[0]}", "write the command after `--`")
     process = check_traceable(pid)
@@ -156,6 +159,7 @@ def record_trace(
             _add_host_facts(last_file(output, rotation), pid)
         return status
     settings = {
+        "RECIPE": recipe,
         "PID": str(pid),
         "OUTPUT": str(output),
         "WHERE": shlex.join(where),
@@ -171,10 +175,24 @@ def record_trace(
         settings["DEBUG_FILES"] = json.dumps(debug_files)
     if source_files := _fetch_sources(process, loaded, debug_files):
         settings["SOURCE_FILES"] = json.dumps(source_files)
-    status = _run_gdb(recipe, settings, command)
+    status = _run_gdb(settings, command)
     if host_facts and status in (DONE, INCOMPLETE, INTERRUPTED):
         _add_host_facts(last_file(output, rotation), pid)
     return status
+
+
+def _require_words(command: Sequence[str], where: Sequence[str]) -> None:
+    """UsageError where no program can get them: a stranger's trace can name anything."""
+    try:
+        words = b"".join(map(os.fsencode, command))
+        words += "".join(where).encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        words = b"\0"
+    if b"\0" in words:
+        raise UsageError(
+            "the command, or a filter, has a character that no program can be given here",
+            "give another command after `--`, or another --where",
+        )
 
 
 def require_gdb() -> None:
@@ -202,7 +220,9 @@ def _add_host_facts(output: Path, pid: int) -> None:
     with TraceStream(output) as trace:
         records = collect(trace, pid)
     insert_before_footer(output, records)
-    print(f"  host     facts of {len(records)} disks are in the trace")
+    # Where it goes nowhere, the live view has said so.
+    with suppress(OutputError):
+        print(f"  host     facts of {len(records)} disks are in the trace", flush=True)
 
 
 def fetch_debug_info(process: Process, modules: Sequence[str]) -> dict[str, str]:
@@ -249,14 +269,16 @@ def _fetch_sources(
     return found
 
 
-def _run_gdb(recipe: str, settings: dict[str, str], command: Sequence[str]) -> int:
+def _run_gdb(settings: dict[str, str], command: Sequence[str]) -> int:
     ready, ready_for_gdb = os.pipe()
-    environment = {f"VIRTRACE_{name}": value for name, value in settings.items()}
-    environment["VIRTRACE_READY_FD"] = str(ready_for_gdb)
+    # A trace that is replayed names what the locale may have no bytes for.
+    environment: dict[str, str | bytes] = {**os.environ}
+    for name, value in {**settings, "READY_FD": str(ready_for_gdb)}.items():
+        environment[f"VIRTRACE_{name}"] = value.encode("utf-8", "surrogateescape")
     gdb = subprocess.Popen(
-        gdb_command(f"start {recipe}"),
+        gdb_command("start"),
         stdin=subprocess.DEVNULL,
-        env={**os.environ, **environment},
+        env=environment,
         pass_fds=[ready_for_gdb],
         preexec_fn=end_with_us,
     )

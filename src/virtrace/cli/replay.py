@@ -18,7 +18,6 @@ from virtrace.cli.apart import apart, read_header
 from virtrace.cli.record import add_limits, limits_of, record_trace
 from virtrace.errors import DONE, INTERRUPTED, UsageError
 from virtrace.recipe import catalogue, selection
-from virtrace.report.highlight import safe, style_for
 from virtrace.trace.format import Event, Record
 from virtrace.trace.reader import TraceStream
 from virtrace.trace.writer import default_path
@@ -156,8 +155,8 @@ def _agreed(command: list[str]) -> list[str]:
     """The command if the user says so: a stranger may have written it into the file."""
     if not command or not sys.stdin.isatty():
         return []
-    shown = safe(shlex.join(command), style_for(sys.stdout))
-    print(f"the traced command was:\n  {shown}")
+    print("the traced command was:")
+    print(f"  {shlex.join(command)}")
     answer = input("run it again, here and as this user? [y/N] ")
     return command if answer.strip().lower() in ("y", "yes") else []
 

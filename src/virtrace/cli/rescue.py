@@ -67,8 +67,9 @@ def _rescue(process: Process, memory: int, agreed: bool) -> int:
         count = f"{len(found)} places" if len(found) > 1 else "one place"
         print(
             f"process {process.pid} ({process.exe}) holds at {count} what a killed debugger left; "
-            "a call that\nmeets a breakpoint there ends it"
+            "a call that"
         )
+        print("meets a breakpoint there ends it")
         for place in found:
             print(f"  {_where(process, place):<40} {place.written.hex()} -> {place.was.hex()}")
     if stopped:

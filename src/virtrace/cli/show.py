@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -17,7 +16,8 @@ from virtrace.analysis.summary import summarize
 from virtrace.analysis.waiting import Waiters
 from virtrace.cli.apart import apart
 from virtrace.cli.progress import reading
-from virtrace.errors import DONE, TraceError, UsageError
+from virtrace.errors import DONE, TraceError, UsageError, typed
+from virtrace.printing import print_lines
 from virtrace.report import document, text
 from virtrace.report import summary as many
 from virtrace.report.highlight import style_for
@@ -69,8 +69,7 @@ def run(args: argparse.Namespace) -> int:
 def _show(args: argparse.Namespace, files: Sequence[BinaryIO], output: int) -> int:
     is_printed = not (args.html or args.summary)
     with reading(args.file, files[0], beside_output=is_printed) as trace:
-        for line in _lines(trace, args, output):
-            print(line)
+        print_lines(_lines(trace, args, output))
         require_whole(trace, args.file)
     return DONE
 
@@ -117,7 +116,7 @@ def _text(trace: TraceStream, path: str, *, full: bool) -> Iterator[str]:
         style,
         tally=builder.tally,
         output=path,
-        next_step=f"virtrace show {more} {shlex.quote(path)}",
+        next_step=f"virtrace show {more} {typed(path)}",
     )
 
 
@@ -125,15 +124,17 @@ def _summary(trace: TraceStream, path: str, *, as_json: bool) -> Iterator[str]:
     pending = Waiters()
     summary = summarize(pending.watch(CallBuilder(trace.most_open).everything(trace)))
     if as_json:
-        yield json.dumps(document.summary_record(summary, trace.problems), indent=2)
+        yield from json.dumps(document.summary_record(summary, trace.problems), indent=2).split(
+            "\n"
+        )
         return
     style = style_for(sys.stdout)
     yield from text.switched_off(trace.switched_off, style)
     yield from text.still_waiting(pending.found(trace), style)
     yield from many.lines(summary, style)
     if summary.disks:
-        yield copyable("why", f"virtrace explain {shlex.quote(path)}", style)
-    yield copyable("next", f"virtrace show {shlex.quote(path)}", style)
+        yield copyable("why", f"virtrace explain {typed(path)}", style)
+    yield copyable("next", f"virtrace show {typed(path)}", style)
 
 
 def _html(trace: TraceStream, path: str, output: Path, descriptor: int) -> Iterator[str]:
@@ -145,7 +146,7 @@ def _html(trace: TraceStream, path: str, output: Path, descriptor: int) -> Itera
         if trace.count > html.MOST_EVENTS:
             raise UsageError(
                 f"{path} has more than {html.MOST_EVENTS:,} events, too many for a page",
-                f"virtrace show --summary {shlex.quote(path)}, or export --to perfetto",
+                f"virtrace show --summary {typed(path)}, or export --to perfetto",
             )
     fill(descriptor, output, "the page", [html.page(trace, nodes)])
     yield f"wrote {output}; like the trace it can hold secrets, and only you can read it"
@@ -157,5 +158,5 @@ def _json(trace: TraceStream, path: str) -> Iterator[str]:
     except RecursionError as error:
         raise TraceError(
             f"{path}: its calls are nested too deep for one JSON document",
-            f"read the trace itself, which is one JSON object a line: jq . {shlex.quote(path)}",
+            f"read the trace itself, which is one JSON object a line: jq . {typed(path)}",
         ) from error

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial, update_wrapper
@@ -35,7 +35,7 @@ from virtrace.engine.answers import Answers
 from virtrace.engine.infer import infer
 from virtrace.engine.output import Output
 from virtrace.engine.tracer import LinePlan, RawEvent
-from virtrace.errors import DONE, INTERRUPTED, NOT_TRACED, TargetError, UsageError, VirtraceError
+from virtrace.errors import DONE, INTERRUPTED, TargetError, UsageError
 from virtrace.guard.journal import Journal
 from virtrace.guard.process import Guard
 from virtrace.inferior import printers, target
@@ -45,6 +45,7 @@ from virtrace.inferior.recorder import Recorder, WritingProcess
 from virtrace.inferior.resolve import ResolvedProbe, require_traceable, resolve
 from virtrace.inferior.session import Session, header_record
 from virtrace.inferior.terminal import terminal_without_gdb
+from virtrace.printing import complain, fail, gated, print_lines, safe
 from virtrace.recipe import catalogue, selection
 from virtrace.recipe.model import Recipe
 from virtrace.report.highlight import style_for
@@ -122,12 +123,13 @@ _written: list[Path] = []
 
 class _Parameter(gdb.Parameter):
     def __init__(self, name: str, what: str, more: str, is_file: bool) -> None:
-        variable = f"VIRTRACE_{name.upper().replace('-', '_')}"
+        variable = _variable(name)
         self.set_doc, self.show_doc = f"Set {what}", f"Show {what}"
         self.__doc__ = f"{more}\nAt first it is what the environment has as {variable}."
         kind = gdb.PARAM_OPTIONAL_FILENAME if is_file else gdb.PARAM_STRING_NOESCAPE
         super().__init__(f"virtrace {name}", gdb.COMMAND_TRACEPOINTS, kind)
-        self.value = os.environ.get(variable, "")
+        # GDB's own text has no place for bytes that are no text, nor for all text in some locales.
+        self.value = safe(os.environ.get(variable, ""), unicode=False)
 
     def get_set_string(self) -> str:
         return ""
@@ -218,34 +220,20 @@ def run(recipe: str, pid: int) -> None:
 
 
 def _finish(work: Callable[[], int], ends_batch: bool = True) -> None:
-    try:
-        status = work()
-    except VirtraceError as error:
-        _show_where()
-        print("\n".join(error.lines()), file=sys.__stderr__, flush=True)
-        status = error.exit_status
-    except KeyboardInterrupt:
-        status = INTERRUPTED
-    except Exception as error:
-        _show_where()
-        print(
-            f"virtrace: an error of its own: {type(error).__name__}: {error}\n"
-            "try: VIRTRACE_DEBUG=1 shows where; please report it",
-            file=sys.__stderr__,
-            flush=True,
-        )
-        status = NOT_TRACED
+    # Of GDB's own streams one tells nothing of the terminal, the other may be turned away.
+    errors, terminal = sys.__stderr__ or io.StringIO(), sys.__stdout__ or io.StringIO()
+    with gated(sys.stdout, errors, terminal):
+        try:
+            status = work()
+        except KeyboardInterrupt:
+            status = INTERRUPTED
+        except Exception as error:
+            status = fail(error)
     if ends_batch and _batch():
         # Not `quit`: what is still posted to its event loop makes GDB crash at exit, when its
         # Python has gone. Nothing is attached any more, and nothing else is left to do.
         gdb.flush()
         os._exit(status)
-
-
-def _show_where() -> None:
-    # GDB itself shows no more of an error than its text.
-    if os.environ.get("VIRTRACE_DEBUG") == "1":
-        traceback.print_exc(file=sys.__stderr__)
 
 
 def _start(name: str, pid: int = 0) -> int:
@@ -317,8 +305,7 @@ def _save(notebook: Notebook, file: str) -> int:
 
 
 def _trace(name: str, pid: int) -> int:
-    if not name:
-        raise UsageError("which recipe?", f"virtrace start {catalogue.shipped()[0]}")
+    name = _recipe_name(name)
     recipe = catalogue.find(name)
     chosen = selection.parse(
         recipe, shlex.split(_parameter("where")), _parameter("calls"), _parameter("seconds")
@@ -421,12 +408,12 @@ def _guarded(
         journal = Journal(process, modules, abi.breakpoint)
         guard = Guard(journal, process.pid)
     except OSError as error:
-        print(
-            f"virtrace: there is no guard ({error}): if GDB is killed while it traces, "
-            "the next traced call ends the daemon\n"
-            "try: end the trace by Ctrl-C or SIGTERM only",
-            file=sys.__stderr__,
-            flush=True,
+        complain(
+            TargetError(
+                f"there is no guard ({error}): if GDB is killed while it traces, "
+                "the next traced call ends the daemon",
+                "end the trace by Ctrl-C or SIGTERM only",
+            )
         )
         yield None
         return
@@ -446,11 +433,7 @@ def _guarded(
 def _warn(look: Look, limits: selection.Limits) -> Iterator[str]:
     """Of what makes this trace dangerous; the process runs still."""
     for hazard in look.hazards(limits.stop_ms):
-        print(
-            f"virtrace: {hazard.what}\ntry: {hazard.remedy}",
-            file=sys.__stderr__,
-            flush=True,
-        )
+        complain(TargetError(hazard.what, hazard.remedy))
         yield hazard.what
 
 
@@ -463,6 +446,7 @@ def _check(name: str) -> int:
     and lets go; of the one in the environment as VIRTRACE_PID, which is not
     touched; or of files that no process runs, VIRTRACE_AGAINST.
     """
+    name = _recipe_name(name)
     recipe, process = catalogue.find(name), _process()
     with _resolved(recipe, process, _packs(recipe, process, name)) as probes:
         print(json.dumps(header_record(recipe, process, probes, time.monotonic_ns())), flush=True)
@@ -480,6 +464,7 @@ def _plan(name: str) -> int:
     from virtrace.bpf import document
     from virtrace.inferior.describe import describe
 
+    name = _recipe_name(name)
     recipe, process = catalogue.find(name), _process()
     packs = _packs(recipe, process, name, os.environ.get("VIRTRACE_PACKS", ""))
     with _resolved(recipe, process, packs, prefer_packs=True) as probes:
@@ -516,8 +501,7 @@ def _explain(file: str) -> int:
     if not path:
         raise UsageError("which trace?", "virtrace explain FILE, or trace a call first")
     explanations = explain_trace(read_trace(path), path)
-    for line in explanation.lines(explanations, style_for(sys.__stdout__), path=path):
-        print(line)
+    print_lines(explanation.lines(explanations, style_for(sys.__stdout__), path=path))
     return DONE
 
 
@@ -579,8 +563,21 @@ def _packs(recipe: Recipe, process: Process, recipe_name: str, made: str = "") -
     return found
 
 
+def _recipe_name(argument: str) -> str:
+    name = argument or os.environ.get("VIRTRACE_RECIPE", "")
+    if not name:
+        raise UsageError("which recipe?", f"virtrace start {catalogue.shipped()[0]}")
+    return name
+
+
 def _parameter(name: str) -> str:
-    return str(gdb.parameter(f"virtrace {name}") or "")
+    value = str(gdb.parameter(f"virtrace {name}") or "")
+    given = os.environ.get(_variable(name), "")
+    return given if value == safe(given, unicode=False) else value
+
+
+def _variable(name: str) -> str:
+    return f"VIRTRACE_{name.upper().replace('-', '_')}"
 
 
 def _say_ready() -> None:

@@ -12,6 +12,7 @@ from typing import Union
 import gdb
 import gdb.printing
 
+from virtrace.printing import safe
 from virtrace.report.units import count, quantity, reading
 
 # Of one disk, and of one domain. GDB itself shows no more than `print elements` children, 200
@@ -133,7 +134,8 @@ def _summary(pointer: gdb.Value, name: str) -> str:
     if int(pointer) == 0:
         return address
     try:
-        return f"{address} {_SUMMARIES[name](pointer.dereference())}"
+        # GDB writes control characters as escapes, but not what is unseen or turns text.
+        return safe(f"{address} {_SUMMARIES[name](pointer.dereference())}", unicode=True)
     except gdb.error as error:
         return f"{address} unavailable: {error}"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Iterator
 
 from virtrace.analysis import values
@@ -11,6 +10,7 @@ from virtrace.analysis.compare import Comparison, Hidden, Pair, Step
 from virtrace.analysis.contrast import why
 from virtrace.analysis.explain import Explanation
 from virtrace.analysis.values import Difference
+from virtrace.errors import typed
 from virtrace.report import units
 from virtrace.report.explanation import answer, meaning
 from virtrace.report.highlight import Style
@@ -52,7 +52,7 @@ def lines(found: Comparison, style: Style, *, paths: tuple[str, str]) -> Iterato
     yield from _not_compared(found, style)
     yield from _timings(found, style)
     if not style.full and differing:
-        command = f"virtrace diff --full {shlex.quote(paths[0])} {shlex.quote(paths[1])}"
+        command = f"virtrace diff --full {typed(paths[0])} {typed(paths[1])}"
         yield copyable("all", command, style)
 
 
@@ -89,7 +89,7 @@ def _verdict(found: Comparison, differing: list[Pair], style: Style) -> Iterator
     for pair in differing:
         often = f" ({units.count(len(pair.calls), 'call')})" if len(pair.calls) > 1 else ""
         said = words(sentence(pair) + often, "bold")
-        yield from fold([*_name(pair, style), *said], style, below="  ")
+        yield from fold([*_name(pair, style), *said], style)
     for side in ("a", "b"):
         calls = [each.call for each in found.alone if each.side == side]
         names: dict[str, int] = {}
@@ -99,7 +99,7 @@ def _verdict(found: Comparison, differing: list[Pair], style: Style) -> Iterator
         told = [f"{name} ({units.count(number, 'call')})" for name, number in names.items()]
         if told:
             text = f"only in {side.upper()}: {_listed(told, style)}"
-            yield from fold(words(text, "bold"), style, below="  ")
+            yield from fold(words(text, "bold"), style)
     if equal:
         yield from fold(words(f"equal: {units.count(count, 'other call')}"), style)
 

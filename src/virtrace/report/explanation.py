@@ -9,6 +9,7 @@ from virtrace.analysis.blockinfo import NUMBERS
 from virtrace.analysis.causes import Case, Cause, Finding
 from virtrace.analysis.explain import Explained, Explanation
 from virtrace.analysis.lineage import Lineage, Step
+from virtrace.errors import typed
 from virtrace.report import units
 from virtrace.report.highlight import Style, paint, safe
 from virtrace.report.lines import ROOM, copyable, fold
@@ -43,7 +44,7 @@ def further(explained: Explained, style: Style, *, path: str) -> Iterator[str]:
         calls = units.count(explained.more_calls, "call")
         more = f"{units.count(explained.more, 'more case')}, in {calls}; to see one of them:"
         yield from fold(words(more, "yellow"), style)
-        yield copyable("one", f"virtrace explain --call N {shlex.quote(path)}", style)
+        yield copyable("one", f"virtrace explain --call N {typed(path)}", style)
 
 
 def _case(explanation: Explanation, style: Style) -> Iterator[str]:
@@ -99,7 +100,7 @@ def fill(text: str, case: Case, *, command: bool = False) -> str:
 def _answer(explanation: Explanation, style: Style) -> Iterator[str]:
     block = explanation.case.block
     name: list[Piece] = [(block.domain, "cyan"), (f"{block.disk}:", "cyan")]
-    yield from fold([*name, *words(answer(explanation), "bold")], style, below="  ")
+    yield from fold([*name, *words(answer(explanation), "bold")], style)
 
 
 def _numbers(explanation: Explanation, style: Style) -> Iterator[str]:
@@ -227,10 +228,10 @@ def _how_to_see_an_event(
         for evidence in finding.evidence:
             if evidence.seq is not None:
                 chosen = f"select(.seq == {evidence.seq}).values{evidence.path or ''}"
-                command = f"jq {shlex.quote(chosen)} {shlex.quote(path)}"
+                command = f"jq {shlex.quote(chosen)} {typed(path)}"
                 for ending, unpack in _UNPACK.items():
                     if path.endswith(ending):
-                        command = f"{unpack.format(shlex.quote(path))} | jq {shlex.quote(chosen)}"
+                        command = f"{unpack.format(typed(path))} | jq {shlex.quote(chosen)}"
                         break
                 yield copyable(f"#{evidence.seq}", command, style)
                 return

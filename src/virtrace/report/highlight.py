@@ -5,14 +5,15 @@ Pygments may be missing in the Python that GDB embeds; then everything is plain.
 
 from __future__ import annotations
 
-import codecs
 import functools
-import json
 import os
 import re
 import unicodedata
 from dataclasses import dataclass
 from typing import Any, TextIO
+
+from virtrace import printing
+from virtrace.printing import own
 
 try:
     import pygments
@@ -26,6 +27,7 @@ _MIN_WIDTH = 40
 
 # Plain ANSI colours, which every palette keeps readable, on dark and on light ground.
 _SGR = {"bold": "1", "dim": "2", "red": "1;31", "yellow": "33", "cyan": "36"}
+_SEQUENCE = re.compile("\x1b\\[[0-9;]*m")
 _TOKENS = {
     "Name.Tag": "cyan",
     "Literal.String": "green",
@@ -33,15 +35,6 @@ _TOKENS = {
     "Keyword.Constant": "yellow",
     "Name.Builtin": "yellow",
 }
-
-# Control characters, those that turn the direction of text or hide in it, and those that are
-# none: a string read from the daemon could otherwise rewrite what stands on the screen.
-_UNSAFE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-    "\ufffe\uffff\ud800-\udfff\U000e0000-\U000e007f]"
-)
-_UNSAFE_OR_NOT_ASCII = re.compile("[^\x20-\x7e]")
-_SGR_SEQUENCE = re.compile("\x1b\\[[0-9;]*m")
 
 
 @dataclass(frozen=True)
@@ -66,48 +59,27 @@ def style_for(stream: TextIO | None, *, full: bool = False) -> Style:
     """
     if stream is None:
         return Style(full=full)
-    tty = stream.isatty()
-    color = (
-        _HAVE_PYGMENTS
-        and tty
-        and not os.environ.get("NO_COLOR")
-        and os.environ.get("TERM", "dumb") != "dumb"
-    )
-    return Style(_width(stream, tty), color, _is_unicode(stream), full)
+    color = _HAVE_PYGMENTS and printing.obeys(stream)
+    return Style(_width(stream), color, printing.is_unicode(stream), full)
 
 
-def _width(stream: TextIO, tty: bool) -> int:
+def _width(stream: TextIO) -> int:
     # A serial console is a terminal of 0 columns.
-    columns = os.get_terminal_size(stream.fileno()).columns if tty else 0
+    columns = os.get_terminal_size(stream.fileno()).columns if stream.isatty() else 0
     if not columns:
         told = os.environ.get("COLUMNS", "")
         columns = int(told) if told.isdecimal() else 0
     return max(columns or DEFAULT_WIDTH, _MIN_WIDTH)
 
 
-def _is_unicode(stream: TextIO) -> bool:
-    # Other encodings may have the box-drawing characters, but not every name of a domain.
-    try:
-        return codecs.lookup(stream.encoding or "ascii").name.startswith("utf")
-    except LookupError:
-        return False
-
-
 def safe(text: str, style: Style) -> str:
-    """``text`` with what the terminal would obey or could not show written as escapes.
-
-    The escapes are those of JSON, so that JSON text stays JSON.
-    """
-    return (_UNSAFE if style.unicode else _UNSAFE_OR_NOT_ASCII).sub(_escape, text)
-
-
-def _escape(match: re.Match[str]) -> str:
-    return json.dumps(match[0])[1:-1]
+    """As it will be printed: what is to be cut or padded has to be so beforehand."""
+    return printing.safe(text, unicode=style.unicode)
 
 
 def cells(text: str) -> int:
     """Columns that ``text`` takes in a terminal; colour takes none."""
-    text = _SGR_SEQUENCE.sub("", text)
+    text = printing.without_own(text)
     if text.isascii():
         return len(text)
     return sum(_cells_of(character) for character in text)
@@ -147,9 +119,10 @@ def paint(text: str, role: str, style: Style) -> str:
         name, paren, arguments = text.partition("(")
         return paint(name, "bold", style) + paint(paren + arguments, "c", style)
     if role in _SGR:
-        return f"\x1b[{_SGR[role]}m{text}\x1b[0m"
+        return own(f"\x1b[{_SGR[role]}m") + text + own("\x1b[0m")
     lexer, formatter = _machinery(role)
-    return str(pygments.highlight(text, lexer, formatter))
+    painted = pygments.highlight(safe(text, style), lexer, formatter)
+    return _SEQUENCE.sub(lambda match: own(match[0]), painted)
 
 
 def prepare(style: Style) -> None:

@@ -31,7 +31,9 @@ def label(text: str) -> str:
     return f"  {text:<{_LABEL}}"
 
 
-def fold(pieces: Iterable[Piece], style: Style, first: str = "", below: str = "") -> Iterator[str]:
+def fold(
+    pieces: Iterable[Piece], style: Style, first: str = "", below: str = "  "
+) -> Iterator[str]:
     """Lines of the style's width: ``first`` stands before the first, ``below`` before the rest."""
     prefix = first
     line: list[Piece] = []

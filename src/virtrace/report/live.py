@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
-import shlex
 import threading
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -12,6 +12,8 @@ from functools import partial
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, CallBuilder, Point
 from virtrace.analysis.waiting import waiting
+from virtrace.errors import TraceError, typed
+from virtrace.printing import complain, line
 from virtrace.report import text
 from virtrace.report.highlight import style_for
 from virtrace.trace.format import Event, Record
@@ -33,8 +35,8 @@ class TerminalView:
         """command: what virtrace runs itself."""
         self.terminal = terminal
         with open(terminal, "w", closefd=False) as stream:
-            self._style = style_for(stream)
-            self._encoding = stream.encoding
+            self._style = style = style_for(stream)
+        self._printed = partial(line, controls=style.color, unicode=style.unicode)
         self._builder = CallBuilder()
         self._trace = trace
         self._command = command
@@ -42,6 +44,7 @@ class TerminalView:
         # Calls that had not ended when the trace did.
         self._cut_off: list[Call] = []
         self._not_shown = 0
+        self._failure: OSError | None = None
         self._switched_off: list[Record] = []
         self._waiting: queue.SimpleQueue[Callable[[], Iterable[str]] | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
@@ -75,11 +78,11 @@ class TerminalView:
         found = waiting(nodes, footer["t_ns"], self._switched_off)
         self._waiting.put(lambda: text.still_waiting(found, self._style))
         if self._not_shown:
-            missed = f"{self._not_shown:,} more are not shown: the terminal did not keep up\n"
-            self._waiting.put(lambda: [missed])
+            missed = f"{self._not_shown:,} more are not shown: the terminal did not keep up"
+            self._waiting.put(lambda: [missed, ""])
         # The last file, where there are several.
         output = str(self._trace.path)
-        explain = f"virtrace explain {shlex.quote(output)}"
+        explain = f"virtrace explain {typed(output)}"
         self._waiting.put(
             lambda: text.summary(
                 footer,
@@ -96,6 +99,15 @@ class TerminalView:
         while self._writer is not None and self._writer.is_alive():
             # In short turns, so that Ctrl-C gets through.
             self._writer.join(0.1)
+        # A reader such as head has seen enough.
+        if self._failure is not None and self._failure.errno != errno.EPIPE:
+            complain(
+                TraceError(
+                    "nobody saw this trace while it was written: standard output takes nothing: "
+                    f"{self._failure.strerror}",
+                    f"virtrace show {typed(self._trace.path)}",
+                )
+            )
 
     def _show_apart(self) -> list[Point | Exchange]:
         nodes = self._builder.take_apart()
@@ -111,12 +123,11 @@ class TerminalView:
 
     def _write_all(self) -> None:
         for lines in iter(self._waiting.get, None):
-            data = "".join(f"{line}\n" for line in lines()).encode(
-                self._encoding, "backslashreplace"
-            )
+            data = "".join(f"{self._printed(each)}\n" for each in lines()).encode()
             try:
                 while data:
                     data = data[os.write(self.terminal, data) :]
-            except OSError:
+            except OSError as error:
                 # The terminal is gone, or its reader is; the trace is not.
+                self._failure = error
                 return

@@ -19,7 +19,7 @@ _COLUMNS = {"count": 6, "errors": 6, "median": 7, "p90": 7, "p99": 7, "max": 7}
 
 def lines(summary: Summary, style: Style) -> Iterator[str]:
     """Ends with an empty line."""
-    yield from fold(headline(summary), style, below="  ")
+    yield from fold(headline(summary), style)
     yield ""
     for disk in summary.disks.values():
         yield from _disk(disk, style)
@@ -86,7 +86,7 @@ def _disk(disk: Disk, style: Style) -> Iterator[str]:
     pieces: list[Piece] = [(disk_name(disk), "bold"), (units.count(disk.calls, "call"), "")]
     if disk.failed:
         pieces.append((f"{disk.failed:,} failed", "red"))
-    yield from fold(with_commas(pieces), style, below="  ")
+    yield from fold(with_commas(pieces), style)
     width = max(map(len, disk.numbers))
     for number, moved in disk.numbers.items():
         if told := movement(number, moved):

@@ -9,13 +9,13 @@ the JSON of ``full``.
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterable, Iterator
 
 from virtrace.analysis import qmp
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, Point, Tally
 from virtrace.analysis.waiting import Waiting
+from virtrace.errors import typed
 from virtrace.report import units
 from virtrace.report.highlight import Style, cells, paint, safe, shorten
 from virtrace.report.lines import ROOM, copyable, fold, label, labelled, room_beside
@@ -68,7 +68,7 @@ def banner(
     output: the trace file being written. command: what virtrace itself runs; without one
     the user is told what to run.
     """
-    yield from fold(attached(header), style, below="  ")
+    yield from fold(attached(header), style)
     yield from levels(header, style)
     if command is not None:
         yield copyable("running", command, style)
@@ -96,7 +96,7 @@ def levels(header: Record, style: Style) -> Iterator[str]:
 def heading(header: Record, style: Style) -> Iterator[str]:
     """What was traced, when and where, and what the probes could see."""
     tool, host = header["tool"], header["host"]
-    yield from fold(attached(header), style, below="  ")
+    yield from fold(attached(header), style)
     yield from labelled("recorded", words(header["started"]), style)
     place = f"{host['system']}, {host['machine']}, Linux {host['kernel']}, GDB {tool['gdb']}"
     yield from labelled("on", words(place), style)
@@ -134,7 +134,6 @@ def long_trace(style: Style) -> Iterator[str]:
             "dim",
         ),
         style,
-        below="  ",
     )
     yield ""
 
@@ -149,7 +148,6 @@ def switched_off(records: Iterable[Record], style: Style) -> Iterator[str]:
                 *words(f"{what}: {record['why']}"),
             ],
             style,
-            below="  ",
         )
         yield ""
 
@@ -182,7 +180,7 @@ def call_tree(call: Call, style: Style) -> Iterator[str]:
 
 def apart(node: Point | Exchange, style: Style) -> Iterator[str]:
     """What happened outside of calls, in a line, and below it QEMU's reply."""
-    yield from fold(said_apart(node, style), style, below="  ")
+    yield from fold(said_apart(node, style), style)
     reply = reply_of(node)
     if reply is not None and (style.full or qmp.error_of(reply) is None):
         yield from _reply(reply.values, "    ", style)
@@ -214,7 +212,7 @@ def summary(
             why = words("(not found, or never reached)", "dim")
             yield from labelled("no hits", [*listed(never), *why], style)
     yield copyable("trace", output, style)
-    yield copyable("next", next_step or f"virtrace show {shlex.quote(output)}", style)
+    yield copyable("next", next_step or f"virtrace show {typed(output)}", style)
 
 
 class _Guides:
@@ -267,7 +265,7 @@ def _answer(call: Call, answer: Record, style: Style) -> Iterator[str]:
     if call.failed:
         errors = call.errors()
         if errors:
-            yield from fold(raised(errors[-1]), style, below="  ")
+            yield from fold(raised(errors[-1]), style)
             if len(errors) > 1:
                 yield from fold(
                     words(f"the last of {len(errors)} errors; all are below", "yellow"),
@@ -280,7 +278,7 @@ def _answer(call: Call, answer: Record, style: Style) -> Iterator[str]:
     in_line = _in_line(pieces, fields, style, room=style.width)
     if in_line is not None:
         pieces, fields = in_line, []
-    yield from fold(pieces, style, below="  ")
+    yield from fold(pieces, style)
     yield from _table(fields, style, "  ")
     for problem in call.problems:
         yield from fold(words(f"incomplete: {problem}", "yellow"), style, "  ", "    ")

@@ -1,0 +1,167 @@
+"""What goes to a terminal, or to what stands in for one: a line at a time, through one gate.
+
+Names of files, processes and guests, and all that is in a trace, were chosen by strangers. A
+terminal would obey control characters in them, and a newline could begin a line that looks like
+one of ours. So whoever prints prints a line: ``print(line)``. What is no part of a line is written
+as an escape, but for what ``own`` made; nobody has to think of it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from typing import Any, TextIO, cast
+
+from virtrace.errors import OwnError, VirtraceError
+
+# Around what is ours. No stranger knows it.
+_MARK = f"\0{os.urandom(8).hex()}"
+_OWN = re.compile(f"{_MARK}(.*?){_MARK}", re.DOTALL)
+
+_UNUSUAL = re.compile("[^\x20-\x7e]")
+# Python calls these printable, and nothing is seen of them.
+_INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
+    "\U0001d159\U000e0100-\U000e01ef]"
+)
+
+
+class OutputError(VirtraceError):
+    """What was to be printed went nowhere."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(
+            f"standard output takes nothing: {error.strerror}",
+            "make room, or send it elsewhere; /dev/null, where nobody is to see it",
+        )
+
+
+def is_unicode(stream: TextIO) -> bool:
+    # Other encodings may have the box-drawing characters, but not every name of a domain.
+    try:
+        return codecs.lookup(stream.encoding or "ascii").name.startswith("utf")
+    except LookupError:
+        return False
+
+
+def obeys(stream: TextIO) -> bool:
+    """Whether it is a terminal that is to get control characters, such as those of colour."""
+    terminal = os.environ.get("TERM") or "dumb"
+    return stream.isatty() and terminal != "dumb" and not os.environ.get("NO_COLOR")
+
+
+def own(controls: str) -> str:
+    """Control characters that a terminal is to obey, as part of a line."""
+    return f"{_MARK}{controls}{_MARK}"
+
+
+def without_own(text: str) -> str:
+    return _OWN.sub("", text)
+
+
+def safe(text: str, *, unicode: bool) -> str:
+    """``text`` with what a terminal would obey, or not show, written as escapes.
+
+    unicode: text beyond ASCII stays as it is. The escapes are those of JSON, so that JSON text
+    stays JSON.
+    """
+    # Most of it is, and need not be looked at letter by letter.
+    if text.isprintable() and (text.isascii() or (unicode and not _INVISIBLE.search(text))):
+        return text
+    return _UNUSUAL.sub(_visible if unicode else _escaped, text)
+
+
+def _visible(match: re.Match[str]) -> str:
+    is_seen = match[0].isprintable() and not _INVISIBLE.match(match[0])
+    return match[0] if is_seen else _escaped(match)
+
+
+def _escaped(match: re.Match[str]) -> str:
+    # Not above: most of what is printed has no need of it.
+    from json import dumps
+
+    return dumps(match[0])[1:-1]
+
+
+def line(text: str, *, controls: bool, unicode: bool) -> str:
+    """As safe. controls: with what own() made, which is left out otherwise."""
+    if _MARK not in text:
+        return safe(text, unicode=unicode)
+    parts = _OWN.split(text)
+    parts[::2] = [safe(part, unicode=unicode) for part in parts[::2]]
+    return "".join(parts if controls else parts[::2])
+
+
+class Gate:
+    """In place of standard output or standard error. Each write is a line, or ends one."""
+
+    def __init__(self, stream: TextIO, terminal: TextIO, *, must: bool) -> None:
+        """terminal: what the stream leads to. must: OutputError where it takes nothing."""
+        self._stream = stream
+        self._can = {"controls": obeys(terminal), "unicode": is_unicode(terminal)}
+        self._must = must
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text if text == "\n" else line(text, **self._can))
+        except OSError as error:
+            self._failed(error)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._failed(error)
+
+    def _failed(self, error: OSError) -> None:
+        # Else Python tries again when it ends, and complains. A process can have been forbidden to
+        # open anything.
+        with suppress(OSError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+        if self._must:
+            raise error if error.errno == errno.EPIPE else OutputError(error)
+
+
+@contextmanager
+def gated(out: TextIO, err: TextIO, terminal: TextIO) -> Iterator[None]:
+    """Both standard streams go through a gate meanwhile. terminal: what ``out`` leads to."""
+    told, complained = Gate(out, terminal, must=True), Gate(err, err, must=False)
+    with redirect_stdout(cast(TextIO, told)), redirect_stderr(cast(TextIO, complained)):
+        try:
+            yield
+        finally:
+            complained.flush()
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    for each in lines:
+        print(each)
+
+
+def complain(error: VirtraceError) -> None:
+    """What is wrong, and what to do about it."""
+    for told in error.lines():
+        print(told, file=sys.stderr, flush=True)
+
+
+def fail(error: Exception) -> int:
+    """Say what ended the work; the exit status."""
+    if os.environ.get("VIRTRACE_DEBUG") == "1":
+        for part in traceback.format_exception(type(error), error, error.__traceback__):
+            for row in part.rstrip("\n").split("\n"):
+                print(row, file=sys.stderr)
+    told = error if isinstance(error, VirtraceError) else OwnError(error)
+    complain(told)
+    return told.exit_status

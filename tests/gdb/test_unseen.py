@@ -1,0 +1,34 @@
+"""A trace whose live view goes nowhere: it is whole, and `record` says that nobody saw it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from harness import PATIENCE, Daemon
+
+from virtrace.trace.reader import read_trace
+
+
+@pytest.mark.parametrize("engine", ["gdb", "bpftrace"])
+@pytest.mark.parametrize(
+    ("place", "why"), [("/dev/full", "No space left on device"), ("&-", "Bad file descriptor")]
+)
+def test_nobody_saw_it(daemon: Daemon, tmp_path: Path, engine: str, place: str, why: str) -> None:
+    trace = tmp_path / "t.jsonl"
+    record = f'"$0" -m virtrace.cli.main record blockinfo --engine {engine} -p {daemon.pid}'
+    done = subprocess.run(
+        ["sh", "-c", f"exec {record} -o {trace} --host-facts -- true >{place}", sys.executable],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.stderr == (
+        "virtrace: nobody saw this trace while it was written: standard output takes nothing: "
+        f"{why}\ntry: virtrace show {trace}\n"
+    )
+    assert done.returncode == 0
+    assert read_trace(trace).problems == []
