@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -156,6 +157,7 @@ class Lab:
                 self.virsh_command(*args),
                 capture_output=True,
                 text=True,
+                errors="replace",
                 stdin=subprocess.DEVNULL,
                 timeout=ANSWER_TIMEOUT,
                 env=dict(os.environ, LC_ALL="C"),
@@ -163,8 +165,9 @@ class Lab:
         except subprocess.TimeoutExpired as error:
             raise LabError(
                 f"the lab's {self.daemon} did not answer `virsh {' '.join(args)}` "
-                f"within {ANSWER_TIMEOUT:.0f} s{self._log_tail()}",
+                f"within {ANSWER_TIMEOUT:.0f} s",
                 f"virtrace lab down{self._dir_option()}, then up again",
+                *self._log_tail(),
             ) from error
 
     def virsh_checked(self, *args: str) -> str:
@@ -172,9 +175,10 @@ class Lab:
         done = self.virsh(*args)
         if done.returncode != 0:
             raise LabError(
-                f"`virsh {' '.join(args)}` failed in the lab: "
-                f"{done.stderr.strip()}{self._log_tail()}",
+                f"`virsh {' '.join(args)}` failed in the lab",
                 f"virtrace lab down{self._dir_option()}, then up again",
+                *done.stderr.strip().splitlines(),
+                *self._log_tail(),
             )
         return done.stdout
 
@@ -282,7 +286,7 @@ class Lab:
         return True
 
     def _dir_option(self) -> str:
-        return "" if self.folder == default_folder() else f" --dir {self.folder}"
+        return "" if self.folder == default_folder() else f" --dir {shlex.quote(str(self.folder))}"
 
     def _daemon(self) -> int | None:
         try:
@@ -317,7 +321,7 @@ class Lab:
         try:
             if create:
                 with suppress(FileExistsError):
-                    self.folder.mkdir(mode=0o700)
+                    self.folder.mkdir(mode=0o700, parents=True)
             handle = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError as error:
             raise LabError(
@@ -440,9 +444,10 @@ class Lab:
         )
         if started.returncode != 0:
             raise LabError(
-                f"the lab's {self.daemon} did not start: "
-                f"{started.stdout.strip()}{self._log_tail()}",
+                f"the lab's {self.daemon} did not start",
                 "run `virtrace doctor`, or send this with a bug report",
+                *started.stdout.strip().splitlines(),
+                *self._log_tail(),
             )
 
     def _await_firmware(self) -> None:
@@ -457,9 +462,9 @@ class Lab:
                 )
             time.sleep(0.02)
 
-    def _log_tail(self) -> str:
+    def _log_tail(self) -> list[str]:
         try:
             lines = self.log.read_text(errors="replace").splitlines()[-12:]
         except OSError:
-            return ""
-        return "\n  the daemon's log ends with:" + "".join(f"\n    {line}" for line in lines)
+            return []
+        return ["the daemon's log ends with:", *(f"  {line}" for line in lines)]

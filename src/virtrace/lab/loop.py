@@ -40,7 +40,12 @@ def detach_all(folder: Path) -> int:
 def _losetup(*args: str) -> str:
     try:
         return subprocess.run(
-            ["losetup", *args], check=True, capture_output=True, text=True, timeout=_TIMEOUT
+            ["losetup", *args],
+            check=True,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_TIMEOUT,
         ).stdout
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)

@@ -121,10 +121,10 @@ class System:
         """What a program printed; LabError where it fails."""
         done = self.attempt(*command, as_daemon=as_daemon, **variables)
         if done.returncode != 0:
-            said = done.stdout.strip() or f"exit status {done.returncode}"
             raise LabError(
-                f"`{' '.join(command)}` failed in the lab: {said}",
+                f"`{' '.join(command)}` failed in the lab: exit status {done.returncode}",
                 f"see that the file system of {self.folder} has 100 MB free",
+                *done.stdout.strip().splitlines(),
             )
         return done.stdout
 
