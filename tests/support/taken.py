@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import resource
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,9 +15,9 @@ PR_SET_CHILD_SUBREAPER = 36
 
 @dataclass(frozen=True)
 class Taken:
-    """size: bytes, of the largest of its processes but the first. seconds: of all of these.
+    """size: bytes, of the largest process that the work starts. seconds: of all of these.
 
-    result: what the work returned. failure: what it raised, empty where it did not.
+    They begin as copies of the test itself: what that has is left out of the size. result: what the work returned. failure: what it raised, empty where it did not.
     """
 
     size: int
@@ -31,6 +32,7 @@ def taken_by(work: Callable[[], object]) -> Taken:
     child = os.fork()
     if child == 0:
         result, failure, size, seconds = None, "", 0, 0.0
+        begins_with = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
         # Also for those whose parents end: they become children of this one.
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         try:
@@ -42,7 +44,7 @@ def taken_by(work: Callable[[], object]) -> Taken:
                 _, _, usage = os.wait4(-1, 0)
             except ChildProcessError:
                 break
-            size = max(size, usage.ru_maxrss << 10)
+            size = max(size, (usage.ru_maxrss << 10) - begins_with)
             seconds += usage.ru_utime + usage.ru_stime
         with open(tell, "w") as pipe:
             json.dump([size, seconds, result, failure], pipe)
