@@ -17,7 +17,8 @@ PR_SET_CHILD_SUBREAPER = 36
 class Taken:
     """size: bytes, of the largest process that the work starts. seconds: of all of these.
 
-    They begin as copies of the test itself: what that has is left out of the size. result: what the work returned. failure: what it raised, empty where it did not.
+    They begin as copies of the test itself: what that has is left out of the size.
+    result: what the work returned. failure: what it raised, empty where it did not.
     """
 
     size: int

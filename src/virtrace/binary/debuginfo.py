@@ -41,6 +41,7 @@ def fetch(build_id: str, name: str, source: str | None = None) -> Path | None:
             ["debuginfod-find", *wanted],
             capture_output=True,
             text=True,
+            errors="surrogateescape",
             timeout=_FETCH_SECONDS,
         )
     except subprocess.TimeoutExpired:

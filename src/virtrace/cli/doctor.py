@@ -40,7 +40,7 @@ from virtrace.trace.format import Record
 OLDEST_GDB = (10, 0)
 OLDEST_PYTHON = (3, 9)
 GDB_SECONDS = 60
-LENT = ("yaml", "elftools", "pygments")
+LENT = ("yaml", "pygments")
 
 RECIPE, METHOD, QMP = "blockinfo", "qemuDomainGetBlockInfo", "qmp.send"
 LIBRARY = "libvirt.so.0"
