@@ -125,8 +125,8 @@ def test_records_are_inserted_before_the_footer(ending: str, tmp_path: Path) -> 
         **{"type": "host", "collected": "", "domain": "vm1", "disk": "vda", "path": None},
         **{"xml": "", "stat": {}, "file_system": "", "image_info": {}, "lvm": {}},
     }
-    insert_before_footer(file, [host])
-    insert_before_footer(file, [host])
+    insert_before_footer(file, lambda _: [host])
+    insert_before_footer(file, lambda _: [host])
     after = read_trace(file)
     assert after.host == [host, host]
     assert (after.events, after.footer, after.problems) == (before.events, before.footer, [])

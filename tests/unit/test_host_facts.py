@@ -149,10 +149,10 @@ def test_facts_stand_before_the_footer_and_are_read_again(tmp_path: Path) -> Non
     file = sample(tmp_path)
     before = read_trace(file)
     facts = collect(before, 1 << 22)
-    insert_before_footer(file, facts)
+    insert_before_footer(file, lambda _: facts)
     after = read_trace(file)
     assert after == Trace(before.header, before.events, before.footer, [], facts)
-    insert_before_footer(file, facts)
+    insert_before_footer(file, lambda _: facts)
     assert read_trace(file).host == facts * 2
 
 
@@ -160,7 +160,7 @@ def test_nothing_is_added_to_a_trace_that_has_no_footer(tmp_path: Path) -> None:
     file = samples.write(tmp_path / "t.jsonl", samples.records()[:-1])
     before = file.read_bytes()
     with pytest.raises(TraceError, match="has no footer"):
-        insert_before_footer(file, [{"type": "host"}])
+        insert_before_footer(file, lambda _: [{"type": "host"}])
     assert file.read_bytes() == before
 
 
@@ -175,7 +175,7 @@ def test_a_full_disk_leaves_the_trace_as_it_was(tmp_path: Path) -> None:
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) + 100},) * 2)\n"
         "try:\n"
-        "    insert_before_footer(Path(sys.argv[1]), [{'type': 'host', 'x': 'y' * 5000}])\n"
+        "    insert_before_footer(Path(sys.argv[1]), lambda _: [{'x': 'y' * 5000}])\n"
         "except TraceError as error:\n"
         "    print(error.what)\n"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from typing import BinaryIO
 
 from virtrace.bundle.archive import FORMAT, MANIFEST, VERSION
 from virtrace.bundle.collect import PAGE, RECIPE, VERSIONS
@@ -28,6 +29,11 @@ def problems(path: str) -> list[str]:
                 text = member.read()
             else:
                 files[name] = digest(_read(member))[1]
+        return _problems(path, stream, text, files)
+
+
+def _problems(path: str, stream: BinaryIO, text: bytes, files: Mapping[str, str]) -> list[str]:
+    """text: the manifest. files: with their SHA-256."""
     try:
         record = json.loads(text)
     except (ValueError, RecursionError):
@@ -43,7 +49,7 @@ def problems(path: str) -> list[str]:
         )
     return [
         *_listed(_entries(record.get("files")), files),
-        *_complete(_entries(record.get("absent")), files, path),
+        *_complete(_entries(record.get("absent")), files, path, stream),
     ]
 
 
@@ -73,14 +79,16 @@ def _listed(listed: Mapping[str, Record], files: Mapping[str, str]) -> Iterator[
             yield f"{name!a} is not in the manifest"
 
 
-def _complete(absent: Mapping[str, Record], files: Mapping[str, str], path: str) -> Iterator[str]:
+def _complete(
+    absent: Mapping[str, Record], files: Mapping[str, str], path: str, stream: BinaryIO
+) -> Iterator[str]:
     for name in _ALWAYS:
         if name not in files and not (name == PAGE and name in absent):
             yield f"{name} is missing"
     if TRACE in files:
         try:
-            with TraceStream(path) as trace:
-                for _ in trace:
-                    pass
+            stream.seek(0)
+            for _ in TraceStream(path, stream):
+                pass
         except TraceError as error:
             yield error.what

@@ -7,21 +7,24 @@ import pwd
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from virtrace.binary.process import inspect
 from virtrace.bundle.collect import HostFacts
 from virtrace.cli.gdb import backtrace
-from virtrace.cli.host_facts import Asker, Unavailable, fact, seen_from_here, way_to
+from virtrace.cli.host_facts import Asker, Failed, fact, way_to
+from virtrace.cli.owner import Unavailable, end_of_file, owner_of
 from virtrace.errors import TargetError
 from virtrace.trace.format import Json, is_unavailable, unavailable
 from virtrace.trace.reader import Recording
 
 _SECONDS_IN_ALL = 30.0
 _LOG_BYTES = 64 << 10
+_SETTINGS_BYTES = 1 << 20
 _MOST_DOMAINS = 8
+_USER_LOGS = (b"libvirt", b"qemu", b"log")
 _STARTED = "starting up libvirt version"
 
 
@@ -32,11 +35,12 @@ def gather(trace: Recording, pid: int | None, *, with_backtrace: bool) -> HostFa
     names = list(_domains(trace))
     try:
         _require_same(trace, chosen)
+        owner = owner_of(chosen)
     except Unavailable as reason:
         missing = unavailable(str(reason))
         told = {name: {"xml": missing, "log": missing} for name in names}
         return HostFacts(missing, told, missing, missing if with_backtrace else None, private)
-    asker = Asker(time.monotonic() + _SECONDS_IN_ALL)
+    asker = Asker(time.monotonic() + _SECONDS_IN_ALL, owner)
     domains = {
         name: {
             "xml": fact(lambda name=name: _xml(name, chosen, asker)),  # type: ignore[misc]
@@ -85,8 +89,7 @@ def _domains(trace: Recording) -> Iterator[str]:
 
 
 def _qemu(pid: int, asker: Asker) -> str:
-    uri, *options = way_to(pid)
-    printed = asker.run("virsh", *options, "-c", uri, "version").decode(errors="replace")
+    printed = _virsh(pid, asker, "version")
     found = re.search(r"^Running hypervisor: (.+)$", printed, re.M)
     if found is None:
         raise Unavailable("virsh version names no hypervisor")
@@ -94,72 +97,80 @@ def _qemu(pid: int, asker: Asker) -> str:
 
 
 def _xml(domain: str, pid: int, asker: Asker) -> str:
+    return _virsh(pid, asker, "dumpxml", "--domain", domain)
+
+
+def _virsh(pid: int, asker: Asker, command: str, *arguments: str) -> str:
     uri, *options = way_to(pid)
-    printed = asker.run("virsh", *options, "-c", uri, "dumpxml", "--domain", domain)
+    try:
+        printed = asker.run("virsh", *options, "-c", uri, command, *arguments)
+    except Failed as error:
+        # What it says was made for whoever asks, and not for a bundle.
+        raise Unavailable(f"virsh {command} failed") from error
     return printed.decode(errors="replace")
 
 
 def _log(domain: str, pid: int, asker: Asker) -> str:
-    if "/" in domain:
+    file = domain.encode(errors="surrogatepass") + b".log"
+    if b"/" in file or b"\0" in file:
         raise Unavailable("the guest has no log of its name")
-    system, user = Path("/var/log/libvirt/qemu"), "libvirt/qemu/log"
-    folder = system if _is_system(pid) else _folder(pid, "XDG_CACHE_HOME", ".cache") / user
-    file = seen_from_here(str(folder / f"{domain}.log"), pid)
-    printed = asker.run("tail", "-c", str(_LOG_BYTES), "--", file).decode(errors="replace")
+    folder, names = b"/var/log/libvirt/qemu", [file]
+    if owner_of(pid).uid:
+        folder, names = _folder(pid, b"XDG_CACHE_HOME", b".cache"), [*_USER_LOGS, file]
+    printed = _file("the log", pid, folder, names, _LOG_BYTES, asker)
+    if printed is None:
+        raise Unavailable("the log is not there")
+    text = printed.decode(errors="replace")
     # From the last start, or else from the first whole line.
-    start = printed.rfind(_STARTED)
-    first = printed.rfind("\n", 0, max(start, 0)) + 1
-    return printed[first:] if start >= 0 else printed.partition("\n")[2] or printed
+    start = text.rfind(_STARTED)
+    first = text.rfind("\n", 0, max(start, 0)) + 1
+    return text[first:] if start >= 0 else text.partition("\n")[2] or text
 
 
-def _settings(pid: int, asker: Asker) -> dict[str, list[str]]:
-    """By file, what is set; what is not stands there behind a `#`, as the default."""
-    folder = Path("/etc/libvirt")
-    if not _is_system(pid):
-        folder = _folder(pid, "XDG_CONFIG_HOME", ".config") / "libvirt"
+def _settings(pid: int, asker: Asker) -> dict[str, str]:
+    """What each file holds; nothing of one that is not there, as all is the default."""
+    folder, below = b"/etc/libvirt", list[bytes]()
+    if owner_of(pid).uid:
+        folder, below = _folder(pid, b"XDG_CONFIG_HOME", b".config"), [b"libvirt"]
     found = {}
-    for name in (f"{os.path.basename(os.readlink(f'/proc/{pid}/exe'))}.conf", "qemu.conf"):
-        file = folder / name
-        try:
-            text = asker.run("cat", "--", seen_from_here(str(file), pid)).decode(errors="replace")
-        except Unavailable as reason:
-            if "No such file" not in str(reason):
-                raise
-            text = ""
-        found[str(file)] = list(_set_lines(text))
+    for name in (os.path.basename(os.readlink(f"/proc/{pid}/exe")), "qemu"):
+        names = [*below, f"{name}.conf".encode()]
+        text = _file("the configuration", pid, folder, names, _SETTINGS_BYTES, asker) or b""
+        if len(text) == _SETTINGS_BYTES:
+            raise Unavailable("the configuration is too large")
+        path = b"/".join((folder, *names)).decode(errors="replace")
+        found[path] = text.decode(errors="replace")
     return found
 
 
-def _set_lines(text: str) -> Iterator[str]:
-    """``key = value``; a list that goes over lines in one."""
-    open_list = ""
-    for line in text.splitlines():
-        line = line.strip()
-        if not line or line.startswith("#"):
-            continue
-        open_list = f"{open_list} {line}".strip()
-        if open_list.count("[") <= open_list.count("]"):
-            yield open_list
-            open_list = ""
+def _file(
+    what: str, pid: int, folder: bytes, names: Sequence[bytes], most: int, asker: Asker
+) -> bytes | None:
+    """None where there is none."""
+    try:
+        return end_of_file(pid, folder, names, most, asker.deadline)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise Unavailable(f"{what} cannot be read: {error.strerror}") from error
 
 
-def _is_system(pid: int) -> bool:
-    return os.stat(f"/proc/{pid}").st_uid == 0
-
-
-def _folder(pid: int, variable: str, below_home: str) -> Path:
+def _folder(pid: int, variable: bytes, below_home: bytes) -> bytes:
     """Of a daemon of a user's own."""
     try:
         raw = Path(f"/proc/{pid}/environ").read_bytes()
     except OSError as error:
         raise Unavailable(f"the daemon's environment cannot be read: {error.strerror}") from error
-    pairs = (pair.partition("=") for pair in os.fsdecode(raw).split("\0"))
-    environment = {name: value for name, _, value in pairs}
-    if environment.get(variable):
-        return Path(environment[variable])
-    if environment.get("HOME"):
-        return Path(environment["HOME"]) / below_home
-    raise Unavailable(f"the daemon's environment has neither {variable} nor HOME")
+    environment = {
+        name: value for name, _, value in (pair.partition(b"=") for pair in raw.split(b"\0"))
+    }
+    for folder in (
+        environment.get(variable, b""),
+        os.path.join(environment.get(b"HOME", b""), below_home),
+    ):
+        if folder.startswith(b"/"):
+            return folder
+    raise Unavailable("the daemon's environment has no HOME")
 
 
 def _backtrace(pid: int) -> Json:

@@ -21,20 +21,21 @@ from xml.etree import ElementTree
 
 from virtrace.analysis.blockinfo import API, BlockInfo, read
 from virtrace.analysis.spans import CallBuilder
+from virtrace.cli.owner import Owner, Unavailable, owner_of, seen_from_here
 from virtrace.trace.format import Json, Record, unavailable
 from virtrace.trace.reader import Recording
 
 _SECONDS_EACH = 10.0
 _SECONDS_IN_ALL = 60.0
-_SOCKETS = ("libvirt-sock-ro", "virtqemud-sock-ro", "libvirt-sock", "virtqemud-sock")
+_SOCKETS = (b"libvirt-sock-ro", b"virtqemud-sock-ro", b"libvirt-sock", b"virtqemud-sock")
 _ACCEPTS = 0x10000  # a socket that listens, in the flags of /proc/net/unix
 _QCOW2_HEADER = 80
 _QCOW2_MAGIC = b"QFI\xfb"
 _QCOW2_DATA_FILE = 1 << 2
 
 
-class Unavailable(Exception):
-    """A fact that cannot be had; the message says why."""
+class Failed(Unavailable):
+    """A program did not end well; the message has what it said, names of the host's included."""
 
 
 def collect(trace: Recording, pid: int) -> list[Record]:
@@ -88,34 +89,46 @@ def fact(ask: Callable[[], Json]) -> Json:
 class Asker:
     """Runs commands, none longer than _SECONDS_EACH, all of them until the deadline."""
 
-    def __init__(self, deadline: float) -> None:
-        """deadline: by time.monotonic()."""
-        self._deadline = deadline
+    def __init__(self, deadline: float, owner: Owner | None = None) -> None:
+        """deadline: by time.monotonic(). owner: whose rights the commands have; None: ours."""
+        self.deadline = deadline
+        self._owner = owner
 
-    def run(self, *command: str) -> bytes:
-        """What it printed; Unavailable where it did not end well."""
-        program = shutil.which(command[0], path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    def run(self, name: str, *arguments: str | bytes) -> bytes:
+        """What it printed; Unavailable where it cannot be run, Failed where it did not end well.
+
+        A name of the trace is UTF-8, whatever the locale: it is given as bytes.
+        """
+        program = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
         if program is None:
-            raise Unavailable(f"{command[0]} is not installed")
-        left = min(_SECONDS_EACH, self._deadline - time.monotonic())
+            raise Unavailable(f"{name} is not installed")
+        given = [
+            each.encode(errors="surrogatepass") if isinstance(each, str) else each
+            for each in arguments
+        ]
+        if any(b"\0" in each for each in given):
+            raise Unavailable(f"{name} cannot be asked for a name with a NUL byte")
+        left = min(_SECONDS_EACH, self.deadline - time.monotonic())
         if left <= 0:
             raise Unavailable(f"the {_SECONDS_IN_ALL:.0f} s for all disks were over")
-        process = subprocess.Popen(
-            [program, *command[1:]],
+        process: subprocess.Popen[bytes] = subprocess.Popen(
+            [program, *given],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, "LC_ALL": "C"},
+            # In C alone a name that is not ASCII comes as escapes, which nobody knows again.
+            env={**os.environ, "LC_ALL": "C.UTF-8"},
+            **(self._owner.credentials if self._owner else {}),
         )
         try:
             printed, said = process.communicate(timeout=left)
         except subprocess.TimeoutExpired:
             # Not waited for: where the storage hangs, not even SIGKILL ends it.
             process.kill()
-            raise Unavailable(f"{command[0]} did not end within {left:.1f} s") from None
+            raise Unavailable(f"{name} did not end within {left:.1f} s") from None
         if process.returncode != 0:
             reason = said.decode(errors="replace").strip() or f"ended with {process.returncode}"
-            raise Unavailable(f"{command[0]}: {reason}")
+            raise Failed(f"{name}: {reason}")
         return printed
 
 
@@ -139,23 +152,24 @@ def _disk_element(domain: str, disk: str, pid: int, asker: Asker) -> str:
 def way_to(pid: int) -> list[str]:
     """A URI that reaches this very daemon, and virsh's options for it."""
     try:
-        user = os.stat(f"/proc/{pid}").st_uid
+        session = owner_of(pid).uid != 0
         own = set()
         for descriptor in os.scandir(f"/proc/{pid}/fd"):
             own.add(os.readlink(descriptor.path).removeprefix("socket:[").removesuffix("]"))
-        table = Path(f"/proc/{pid}/net/unix").read_text(errors="surrogateescape")
+        table = Path(f"/proc/{pid}/net/unix").read_bytes()
     except OSError as error:
         raise Unavailable(f"the daemon's sockets cannot be seen: {error.strerror}") from error
     sockets = {}
-    for line in table.splitlines()[1:]:
+    for line in table.split(b"\n")[1:]:
         fields = line.split(maxsplit=7)
-        if len(fields) == 8 and fields[6] in own and int(fields[3], 16) & _ACCEPTS:
+        if len(fields) == 8 and fields[6].decode() in own and int(fields[3], 16) & _ACCEPTS:
             sockets[os.path.basename(fields[7])] = fields[7]
     for name in _SOCKETS:
         if name in sockets:
-            socket = seen_from_here(sockets[name], pid)
-            uri = f"qemu+unix:///{'session' if user else 'system'}?socket={quote(socket)}"
-            return [uri, "-r"] if name.endswith("-ro") else [uri]
+            root = seen_from_here("/", pid).rstrip("/").encode()
+            socket = quote(root + sockets[name])
+            uri = f"qemu+unix:///{'session' if session else 'system'}?socket={socket}"
+            return [uri, "-r"] if name.endswith(b"-ro") else [uri]
     raise Unavailable("the daemon listens on none of libvirt's sockets")
 
 
@@ -174,16 +188,6 @@ def _path_of(disk: ElementTree.Element) -> str | None:
 
 
 # The file or device
-
-
-def seen_from_here(path: str, pid: int) -> str:
-    """Through the daemon's root, where it does not see the very files that we see."""
-    try:
-        same = os.path.samestat(os.stat(f"/proc/{pid}/root"), os.stat("/"))
-        same = same and os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt")
-    except OSError:
-        same = True
-    return path if same else f"/proc/{pid}/root{path}"
 
 
 def stat_of(path: str | None, asker: Asker) -> Record:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, BinaryIO
 
 from virtrace.binary.debuginfo import fetch, has_servers
 from virtrace.binary.process import Process, check_traceable, choose_daemon
@@ -25,6 +25,7 @@ from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, IncompleteError, Targ
 from virtrace.printing import OutputError
 from virtrace.recipe import catalogue, selection
 from virtrace.recipe.model import Recipe
+from virtrace.trace.format import Record
 from virtrace.trace.reader import TraceStream
 from virtrace.trace.rotation import last_file
 from virtrace.trace.writer import default_path, insert_before_footer
@@ -217,9 +218,12 @@ def require_bpftrace(limits: Mapping[str, str]) -> None:
 def _add_host_facts(output: Path, pid: int) -> None:
     from virtrace.cli.host_facts import collect
 
-    with TraceStream(output) as trace:
-        records = collect(trace, pid)
-    insert_before_footer(output, records)
+    def made(file: BinaryIO) -> list[Record]:
+        records.extend(collect(TraceStream(output, file), pid))
+        return records
+
+    records: list[Record] = []
+    insert_before_footer(output, made)
     # Where it goes nowhere, the live view has said so.
     with suppress(OutputError):
         print(f"  host     facts of {len(records)} disks are in the trace", flush=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+import stat
+from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from io import FileIO
 from pathlib import Path
+from typing import BinaryIO
 
 from virtrace.errors import TraceError
 from virtrace.trace.compression import Packer, is_packed, last_part
@@ -149,14 +151,22 @@ class Writer:
         self.path.unlink()
 
 
-def insert_before_footer(path: Path, records: Iterable[Record]) -> None:
+def insert_before_footer(path: Path, made: Callable[[BinaryIO], Iterable[Record]]) -> None:
     """Add records that are no events to a trace that has ended; nobody may be writing to it.
 
-    TraceError where it has no footer, or the disk does not take them; the trace is then as
-    it was.
+    made: of the trace, which is opened once. TraceError where it is not ours, has no footer, or
+    the disk does not take the records; the trace is then as it was.
     """
     try:
-        with path.open("r+b", buffering=0) as file:
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with open(os.open(path, flags), "r+b", buffering=0) as file:
+            status = os.fstat(file.fileno())
+            # Whoever may write to the folder could have put something else in its place.
+            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+                raise TraceError(f"{path} is not the trace that was written", "record again")
+            with open(file.fileno(), "rb", closefd=False) as reader:
+                records = made(reader)
+            file.seek(0)
             packer = Packer(path.name) if is_packed(path.name) else None
             start, footer = _last_line(file) if packer is None else last_part(file)
             if not footer.startswith(b'{"type":"footer"'):
