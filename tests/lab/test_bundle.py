@@ -8,6 +8,8 @@ import json
 import os
 import re
 import shlex
+import shutil
+import subprocess
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -308,9 +310,11 @@ def _qmp() -> Iterator[tuple[str, dict[str, Any]]]:
     )
 
 
-def bundled(seeded: Seeded, name: str, *options: str) -> dict[str, bytes]:
+def bundled(
+    seeded: Seeded, name: str, *options: str, env: dict[str, str] | None = None
+) -> dict[str, bytes]:
     output = seeded.folder / f"{name}.tar.gz"
-    done = virtrace("bundle", str(seeded.trace), "-o", str(output), *options)
+    done = virtrace("bundle", str(seeded.trace), "-o", str(output), *options, env=env)
     assert done.returncode == 0, done.stderr
     assert output.stat().st_mode & 0o777 == 0o600
     with tarfile.open(output) as archive:
@@ -422,6 +426,36 @@ def as_it_was(value: Any, real: dict[str, str]) -> Any:
         words = {"command": shlex.split(value["command"])} if "command" in value else {}
         return {key: as_it_was(each, real) for key, each in {**value, **words}.items()}
     return value
+
+
+ASCII = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def test_a_bundle_is_the_same_in_any_locale(
+    seeded: Seeded, redacted: dict[str, bytes], tmp_path: Path
+) -> None:
+    assert bundled(seeded, "ascii", env=ASCII) == redacted
+    made = ["localedef", "-i", "de_DE", "-f", "ISO-8859-1", f"{tmp_path}/de_DE.ISO-8859-1"]
+    if (
+        shutil.which("localedef") is None
+        or subprocess.run(made, capture_output=True).returncode > 1
+    ):
+        pytest.skip("the sources of locales are not installed")
+    latin = {**os.environ, "LC_ALL": "de_DE.ISO-8859-1", "LOCPATH": str(tmp_path)}
+    assert bundled(seeded, "latin", env=latin) == redacted
+
+
+def test_a_log_that_is_missing_is_told_without_the_name_of_the_guest(seeded: Seeded) -> None:
+    log = seeded.lab.folder / "cache/libvirt/qemu/log" / f"{MAIN}.log"
+    away = log.rename(log.with_suffix(".away"))
+    try:
+        files = bundled(seeded, "without-log", env=ASCII)
+    finally:
+        away.rename(log)
+    absent = json.loads(files["virtrace-bundle/MANIFEST.json"])["absent"]
+    assert [each["why"] for each in absent] == ["the log is not there"]
+    assert occurrences(files, MAIN) == []
+    assert b"\\303" not in b"".join(files.values())
 
 
 def test_backtrace_on_request(seeded: Seeded) -> None:

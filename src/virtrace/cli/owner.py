@@ -52,7 +52,7 @@ class Owner:
 
 
 def owner_of(pid: int) -> Owner:
-    """By its credentials: the files in /proc belong to root where a process is not dumpable."""
+    """Whose rights the daemon has."""
     try:
         text = Path(f"/proc/{pid}/status").read_bytes()
     except OSError as error:
