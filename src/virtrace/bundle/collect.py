@@ -10,10 +10,11 @@ import yaml
 
 from virtrace.analysis.explain import Explained, explain_trace
 from virtrace.analysis.spans import CallBuilder
-from virtrace.bundle import search
+from virtrace.bundle import audit, search
 from virtrace.bundle.archive import MANIFEST, manifest
-from virtrace.bundle.files import Files, opened
-from virtrace.bundle.pseudonyms import Audit, Pseudonyms
+from virtrace.bundle.files import Files
+from virtrace.bundle.pseudonyms import KINDS, Pseudonyms
+from virtrace.bundle.records import Records
 from virtrace.bundle.redact import Redactor
 from virtrace.bundle.report import REPORT, markdown, overview
 from virtrace.errors import TraceError, VirtraceError
@@ -28,6 +29,8 @@ EXPLANATION, EXPLANATION_JSON, PAGE = "explain.txt", "explain.json", "page.html"
 SETTINGS, BACKTRACE = "host/settings.txt", "host/backtrace.txt"
 _STYLE = Style(unicode=True)
 _LEAKS_SHOWN = 5
+# Kinds that hold little beside what has their form.
+_NARROW = frozenset(KINDS) - {"text", "secret"}
 
 
 class LeakError(VirtraceError):
@@ -39,7 +42,7 @@ class HostFacts:
     """What the host of the daemon said; each can be unavailable, with the reason.
 
     qemu: version, as virsh prints it. domains: by name, `xml` of the domain and `log`, the end
-    of its QEMU's log. settings: of the daemon, by file, the lines that are not the default.
+    of its QEMU's log. settings: of the daemon, the text of each configuration file by its path.
     backtrace: of all threads; None where nobody asked for it. private: names that belong to
     this host and stand nowhere else, by kind.
     """
@@ -150,8 +153,9 @@ def _sources(
 
 def _trace(trace: Recording, redactor: Redactor) -> Iterator[bytes]:
     encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+    records = Records(redactor)
     for record in _records(trace):
-        redacted = redactor.record(record)
+        redacted = records.record(record)
         if redactor.names.is_complete:
             yield _encoded(encode(redacted) + "\n")
 
@@ -168,14 +172,12 @@ def _records(trace: Recording) -> Iterator[Record]:
 
 
 def _versions(header: Record, facts: HostFacts, redactor: Redactor) -> bytes:
-    record = redactor.versions(
-        {
-            "libvirt": header["target"]["libvirt_version"],
-            "qemu": facts.qemu,
-            **header["tool"],
-            **header["host"],
-        }
-    )
+    host = Records(redactor).host
+    record = {
+        **host({"libvirt": header["target"]["libvirt_version"], "qemu": facts.qemu}),
+        **host(header["tool"]),
+        **host(header["host"]),
+    }
     return _encoded(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -187,11 +189,10 @@ def _fact(
     return name, _encoded(redact(fact).rstrip("\n") + "\n")
 
 
-def _settings(settings: Mapping[str, list[str]], redactor: Redactor) -> str:
+def _settings(settings: Mapping[str, str], redactor: Redactor) -> str:
     lines = []
-    for file, changed in settings.items():
-        lines.append(redactor.setting(f"# {file}"))
-        lines += [redactor.setting(line) for line in changed]
+    for file, text in settings.items():
+        lines += [f"# {redactor.path(file)}", *redactor.settings(text)]
     return "\n".join(lines)
 
 
@@ -208,41 +209,24 @@ def _encoded(text: str) -> bytes:
 
 
 def _require_tight(files: Mapping[str, bytes], names: Pseudonyms) -> None:
-    found = [*search.leaks(files, names), *misplaced(files, names)]
+    found = [
+        *((leak.place, names.kind_of(leak.original)) for leak in search.leaks(files, names)),
+        *((finding.place, finding.kind) for finding in audit.findings(files, names.keep)),
+    ]
     if not found:
         return
-    shown = [f"{leak.file}: {leak.original!r} {leak.form}" for leak in found[:_LEAKS_SHOWN]]
-    more = f", and {len(found) - len(shown)} more" if len(found) > len(shown) else ""
-    kinds = sorted({names.kind_of(leak.original) for leak in found})
-    raise LeakError(
-        f"no bundle was written, it would tell what is private: {'; '.join(shown)}{more}",
-        f"if that may be known: {' '.join(f'--keep {kind}' for kind in kinds)}",
+    places = list(dict.fromkeys(place for place, _ in found))
+    more = f", and {len(places) - _LEAKS_SHOWN} more" if len(places) > _LEAKS_SHOWN else ""
+    kinds = sorted({kind for _, kind in found})
+    remedy = (
+        f"if all {' and '.join(KINDS[kind] for kind in kinds)} may be known: "
+        f"{' '.join(f'--keep {kind}' for kind in kinds)}"
     )
-
-
-def misplaced(files: Mapping[str, bytes], names: Pseudonyms) -> Iterator[search.Leak]:
-    """What stands where a name can stand, and is no pseudonym: also an everyday word."""
-    for file in files:
-        audit = Audit(names)
-        redactor = Redactor(audit)
-        if file == TRACE:
-            for line in opened(files, file):
-                redactor.record(json.loads(line))
-        else:
-            _audit(file, files[file].decode("utf-8", "surrogatepass"), redactor)
-        for original, kind in audit.found.items():
-            yield search.Leak(file, original, f"where a {kind} can stand")
-
-
-def _audit(file: str, text: str, redactor: Redactor) -> None:
-    if file == VERSIONS:
-        redactor.versions(json.loads(text))
-    elif file == SETTINGS:
-        for line in text.splitlines():
-            redactor.setting(line)
-    elif file == BACKTRACE:
-        redactor.backtrace(text)
-    elif file.endswith(".xml"):
-        redactor.xml(text)
-    elif file.endswith(".log"):
-        redactor.log(text)
+    if not _NARROW.issuperset(kinds):
+        # To release them all would give away far more than what was found.
+        remedy = "report, as a defect of virtrace, what form it has, and not the text itself"
+    raise LeakError(
+        "no bundle was written, it would tell what is private: "
+        f"{'; '.join(places[:_LEAKS_SHOWN])}{more}",
+        remedy,
+    )

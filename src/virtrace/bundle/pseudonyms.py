@@ -5,9 +5,10 @@ Every original is known before the first is replaced: `add` them all, then ask f
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from virtrace.bundle import words
 
@@ -53,7 +54,7 @@ class Pseudonyms:
         self._given: dict[str, str] = {}
         self._numbers: Counter[str] = Counter()
         self.is_complete = False
-        self._forbidden: tuple[str, ...] = ()
+        self._forbidden: frozenset[str] = frozenset()
         self._pattern: re.Pattern[str] | None = None
         self._ordinary: dict[str, bool] = {}
 
@@ -70,6 +71,11 @@ class Pseudonyms:
         """A text that stays because of its form, such as an alias that libvirt made."""
         self._harmless.add(text.lower())
 
+    def number(self, number: int) -> None:
+        """A number of the trace, which stays: a password or a serial can be the same."""
+        if not self.is_complete:
+            self._harmless.add(str(number))
+
     def watch(self, original: str, pseudonym: str) -> None:
         """Made of other originals, as a path is; not to be found as a whole either."""
         if original != pseudonym and self.is_complete:
@@ -81,14 +87,14 @@ class Pseudonyms:
         self._forms = "\n".join(sorted(self._harmless))
         self._ordinary.clear()
         distinct = [each for each in self._kinds if not self.is_ordinary(each)]
-        self._forbidden = tuple(each.lower() for each in distinct)
+        self._forbidden = frozenset(each.lower() for each in distinct)
         for original in self._kinds:
             self._give(original)
         found = sorted(
             (each for each in distinct if self._given[each] != each), key=len, reverse=True
         )
         if found:
-            self._pattern = re.compile("|".join(map(re.escape, found)), re.IGNORECASE)
+            self._pattern = re.compile(_alternatives(found), re.IGNORECASE)
 
     def known(self, original: str) -> str | None:
         """The pseudonym of a value that is one at another place."""
@@ -123,7 +129,7 @@ class Pseudonyms:
             self._ordinary[original] = (
                 len(text.encode("utf-8", "surrogatepass")) < _SHORTEST
                 or (text.isdecimal() and len(text) < _SHORTEST_NUMBER)
-                or text in words.corpus()
+                or words.in_corpus(text)
                 or text in self._forms
             )
         return self._ordinary[original]
@@ -142,11 +148,15 @@ class Pseudonyms:
                 found.setdefault(self.kind_of(original), {})[pseudonym] = original
         return found
 
+    @functools.cached_property
+    def pseudonyms(self) -> frozenset[str]:
+        """All that stand for something; not to be asked for before all are given."""
+        return frozenset(name for original, name in self._given.items() if name != original)
+
     def marked(self, text: str) -> list[tuple[str, bool]]:
         """The text in parts, and whether each is a pseudonym."""
-        given = {name for original, name in self._given.items() if name != original}
         parts = re.split(r"([a-z0-9]+-[0-9]+(?:\.[a-z0-9.]+)?)", text)
-        return [(part, part in given) for part in parts if part]
+        return [(part, part in self.pseudonyms) for part in parts if part]
 
     def kind_of(self, original: str) -> str:
         """Of all that it was met as, the first; a place that says what it is wins."""
@@ -170,7 +180,7 @@ class Pseudonyms:
             self._numbers[stem] += 1
             pseudonym = f"{stem}-{self._numbers[stem]}{ending}"
             taken = pseudonym in self._kinds
-            if not taken and not any(each in pseudonym for each in self._forbidden):
+            if not taken and self._forbidden.isdisjoint(_inner(pseudonym)):
                 break
         self._given[original] = pseudonym
 
@@ -182,30 +192,25 @@ class Pseudonyms:
         return next((name for each, name in self._given.items() if each.casefold() == fold), "?")
 
 
-class Audit(Pseudonyms):
-    """In place of those that a finished text was made with: what stands there and is none.
+def _inner(text: str) -> Iterator[str]:
+    """All that stands in it."""
+    for start in range(len(text)):
+        for end in range(start + 1, len(text) + 1):
+            yield text[start:end]
 
-    found: text and kind of what stands where a name can stand and is neither a pseudonym nor
-    released.
-    """
 
-    def __init__(self, names: Pseudonyms) -> None:
-        super().__init__(names.keep)
-        self._allowed = set(names._given.values())
-        self._made_with = names
-        self.is_complete = True
-        self.found: dict[str, str] = {}
-
-    def add(self, kind: str, original: str) -> str:
-        if original not in self._allowed:
-            self.found.setdefault(original, kind)
-        return original
-
-    def harmless(self, text: str) -> None:
-        """Of what is finished nobody asks for it."""
-
-    def known(self, original: str) -> str | None:
-        """A word that is nobody's may stand here; one that is another's pseudonym does."""
-        if self._made_with.known(original) not in (None, original):
-            self.found.setdefault(original, "name")
-        return original if original in self._allowed else None
+def _alternatives(originals: list[str]) -> str:
+    """A pattern of all, longest first; at most places of a text two characters rule out all."""
+    groups: dict[str, dict[str, list[str]]] = {}
+    for original in originals:
+        groups.setdefault(original[0], {}).setdefault(original[1:2], []).append(original[2:])
+    return "|".join(
+        re.escape(first)
+        + "(?:"
+        + "|".join(
+            f"{re.escape(second)}(?:{'|'.join(map(re.escape, rests))})"
+            for second, rests in seconds.items()
+        )
+        + ")"
+        for first, seconds in groups.items()
+    )

@@ -1,4 +1,4 @@
-"""Replace what tells of a host, its guests and its users, in all that a bundle is made of.
+"""Replace what tells of a host, its guests and its users, in the texts of a bundle.
 
 Nothing is replaced by looking for what may be private: a text stays only where its place, its
 form or a list says that it is harmless. Each text is read by its structure (JSON, also inside
@@ -8,53 +8,64 @@ pseudonym of the kind that the place says.
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote, unquote
 from xml.etree import ElementTree
 
-from virtrace.analysis.qmp import REPLY, SEND
 from virtrace.bundle import words
 from virtrace.bundle.forms import (
-    ABOUT_QEMU,
+    ARGUMENTS,
     CODE,
-    COMMON_FILE,
+    COMMON_NAME,
+    COUNTED,
     CUT,
     DEEPEST,
+    DEVICE,
     ELEMENTS,
+    ESCAPED,
     FLAGS,
-    FRAME,
     IDENTIFIER,
     KEY,
-    KEYS,
     LARGE,
     LIBRARY,
     LISTS,
+    LOOPBACK,
     NAMES,
     NOBODY,
+    PASSWORD,
+    PLACEHOLDERS,
     PLAIN,
+    PROGRAMS,
     PROSE,
     QOM,
     QOM_PART,
-    SHAPES,
+    SHAPED,
     TARGET,
     TIME,
+    UNIT,
     URI,
-    VIRSH,
+    kind_of_key,
+    shapes,
 )
 from virtrace.bundle.pseudonyms import KINDS, Pseudonyms
-from virtrace.recipe import catalogue
 from virtrace.trace.format import Json, Record, is_unavailable, unavailable
 
 ElementTree.register_namespace("qemu", "http://libvirt.org/schemas/domain/qemu/1.0")
 
 # Most texts of a trace are few; ids and pointers are as many as there are events.
 _MOST_CACHED = 20_000
+_THREAD = re.compile(r"\(LWP [0-9]+\) \Z")
+_LONGEST_PLAIN = 128
+_MOST_COLONS = 16
+# So many are no number of a device or of a version.
+_MANY_DIGITS = re.compile("(?:[0-9][^0-9]*){5}")
+# Between a word and the number or the name that it is about.
+_LINKING = frozenset({"of", "is", "was", "to", "at", "the", "with"})
 
 
 class Redactor:
@@ -66,9 +77,6 @@ class Redactor:
         self._keys: dict[tuple[str, bool], str] = {}
         # Whether keys are names of C and of the recipe; of QMP and others most are known.
         self._of_c = False
-        self._sent: dict[object, object] = {}
-        self._by_domain: frozenset[str] = frozenset()
-        self._backtraces: frozenset[str] = frozenset()
         self._depth = 0
 
     def complete(self) -> None:
@@ -76,191 +84,48 @@ class Redactor:
         self.names.complete()
         self._cache.clear()
         self._keys.clear()
-        self._sent.clear()
-
-    # A trace
-
-    def record(self, record: Record) -> Record:
-        """A record of a trace; RecursionError where it is nested too deep."""
-        with self._keys_of(c=record["type"] != "host"):
-            return self._record(record)
 
     @contextmanager
-    def _keys_of(self, *, c: bool) -> Iterator[None]:
+    def keys_of(self, *, c: bool) -> Iterator[None]:
         outer, self._of_c = self._of_c, c
         try:
             yield
         finally:
             self._of_c = outer
 
-    def _record(self, record: Record) -> Record:
-        kind = record["type"]
-        if kind == "header":
-            return self._header(record)
-        if kind in ("footer", "switched-off"):
-            return {key: self._own(value) for key, value in record.items()}
-        if kind == "host":
-            return {key: self._host(key, value) for key, value in record.items()}
-        values = record["values"]
-        told = {key: value for key, value in record.items() if key != "values"}
-        told["name"] = self._own(told["name"])
-        if kind == "line":
-            return {**told, "values": self._line(values)}
-        if kind == "lost":
-            return {**told, "values": self._own(values)}
-        if "json" in values:
-            return {**told, "values": self._qmp(str(record["name"]), values)}
-        return {**told, "values": {self._key(k): self._value(v, k) for k, v in values.items()}}
-
-    def _header(self, header: Record) -> Record:
-        recipe = header["recipe"]
-        self._by_domain = frozenset(_captured(recipe, "records("))
-        self._backtraces = frozenset(_captured(recipe, "backtrace("))
-        target, selection = header["target"], header.get("selection") or {}
-        paths: dict[str, Callable[[str], str]] = {"path": self._path, "exe": self._path}
-        modules = [
-            {key: paths.get(key, self._own)(value) for key, value in module.items()}
-            for module in target["modules"]
-        ]
-        rest = {key: value for key, value in target.items() if key != "modules"}
-        found: Record = {
-            "type": "header",
-            "format": header["format"],
-            "version": header["version"],
-            "started": self._own(header["started"]),
-            "clock": self._own(header["clock"]),
-            "tool": self._own(header["tool"]),
-            "target": {
-                **{key: paths.get(key, self._own)(value) for key, value in rest.items()},
-                "modules": modules,
-            },
-            "host": self._own(header["host"]),
-            "recipe": self._recipe(recipe),
-            "probes": [self._own(probe) for probe in header["probes"]],
-            "redacted": sorted(self.names.keep),
-        }
-        if isinstance(header.get("limits"), dict):
-            found["limits"] = self._own(header["limits"])
-        if "part" in header:
-            found["part"] = self._own(header["part"])
-        if isinstance(selection.get("where"), dict):
-            where = self._where(selection["where"])
-            limits = {key: self._own(selection.get(key)) for key in ("calls", "seconds")}
-            found["selection"] = {"where": where, **limits}
-        if isinstance(header.get("command"), str):
-            found["command"] = self.text(header["command"], "command")
-        return found
-
-    def _recipe(self, recipe: Record) -> Record:
-        if _is_shipped(recipe):
-            return recipe
-        prose = {
-            key: self._prose(recipe[key])
-            for key in ("name", "about", "try")
-            if isinstance(recipe.get(key), str)
-        }
-        redacted: Record = {**self._own(recipe), **prose}
-        if isinstance(recipe.get("where"), dict):
-            redacted["where"] = self._where(recipe["where"])
-        return redacted
-
-    def _where(self, filters: Record) -> Record:
-        return {key: self._value(value, key) for key, value in filters.items()}
-
-    def _host(self, key: str, value: Json) -> Json:
-        if key in ("type", "collected", "file_system"):
-            return self._own(value) if not is_unavailable(value) else self._value(value, key)
-        if key == "xml" and isinstance(value, str):
-            return self.xml(value)
-        return self._value(value, key)
-
-    def _line(self, values: Record) -> Record:
-        """A source line of libvirt, which is no secret, and what it changed."""
-        kinds = {"text": "own", "file": "source"}
-        return {
-            key: self._typed(value, kinds[key])
-            if key in kinds and isinstance(value, str)
-            else self._value(value, key)
-            for key, value in values.items()
-        }
-
-    def _qmp(self, probe: str, values: Record) -> Record:
-        document = values["json"]
-        about_qemu = False
-        if isinstance(document, dict):
-            key = (str(values.get("mon")), str(document.get("id")))
-            if probe == SEND:
-                self._sent[key] = document.get("execute")
-            elif probe == REPLY:
-                command = self._sent.pop(key, None)
-                about_qemu = isinstance(command, str) and command in ABOUT_QEMU
-                if command == "query-name" and isinstance(document.get("return"), dict):
-                    self._value(document["return"].get("name"), "domain")
-        with self._keys_of(c=about_qemu):
-            redacted = self._own(document) if about_qemu else self._value(document)
-        found: Record = {}
-        for key_, value in values.items():
-            if key_ == "json":
-                found[key_] = redacted
-            elif isinstance(value, str) and key_ == "text":
-                found[key_] = self._same_text(value, document, redacted)
-            else:
-                found[key_] = self._value(value, key_)
-        return found
-
-    def _same_text(self, text: str, document: Json, redacted: Json) -> Json:
-        """The text of a document as it was sent, with what became of the document."""
-        if not self.names.is_complete:
-            return text
-        try:
-            same = json.loads(text) == document
-        except (ValueError, RecursionError):
-            same = False
-        if not same:
-            return self._value(text)
-        return _as_before(text, redacted)
-
     # Values
 
-    def _value(self, value: Json, key: str = "") -> Json:
+    def value(self, value: Json, key: str = "") -> Json:
         if isinstance(value, str):
             return self._cache.get((value, key, self._of_c)) or self.text(value, key)
         if isinstance(value, dict):
             return self._object(value, key)
         if isinstance(value, list):
             kind = LISTS.get(key)
-            if key in self._backtraces and all(map(_is_frame, value)):
-                return [self._own(each) for each in value]
             if kind is not None:
                 return [self._named(each, kind) for each in value]
-            return [self._value(each, key) for each in value]
-        if type(value) is int and value > LARGE and _kind_of(key) in ("serial", "secret"):
-            # A WWN is a number to QEMU.
-            return self.names.add(_kind_of(key), str(value))
+            return [self.value(each, key) for each in value]
+        if type(value) is int and value >= LARGE:
+            self.names.number(value)
+            if kind_of_key(key) in ("serial", "secret"):
+                # A WWN is a number to QEMU.
+                return self.names.add(_kind_of(key), str(value))
+        if type(value) is int and PASSWORD.search(key.lower()):
+            return self.names.add("secret", str(value))
         return value
 
     def _object(self, value: Record, key: str) -> Json:
         if is_unavailable(value):
-            return unavailable(self._prose(str(value["unavailable"])))
+            return unavailable(self.prose(str(value["unavailable"])))
         if ("bytes" in value or "length" in value) and not value.keys() - CUT:
             return self._cut(value, key)
-        if key in self._by_domain:
-            return {
-                self.names.add("domain", domain): self._value(params)
-                for domain, params in value.items()
-            }
-        return {
-            self._key(name): each
-            if type(each) is int and each < LARGE
-            else self._value(each, _last(name))
-            for name, each in value.items()
-        }
+        return {self.key(name): self.value(each, _last(name)) for name, each in value.items()}
 
     def _named(self, value: Json, kind: str) -> Json:
         if not isinstance(value, dict):
-            return self._value(value, kind)
+            return self.value(value, kind)
         return {
-            self._key(name): self._value(each, kind if name in ("name", "tag") else name)
+            self.key(name): self.value(each, kind if name in ("name", "tag") else name)
             for name, each in value.items()
         }
 
@@ -271,28 +136,17 @@ class Redactor:
         pseudonym = self.names.add(_kind_of(key), str(value.get("bytes")))
         return {"text": pseudonym, "length": value["length"]} if "length" in value else pseudonym
 
-    def _key(self, key: str) -> str:
+    def key(self, key: str) -> str:
         found = self._keys.get((key, self._of_c))
         if found is None:
-            parts = re.split(r"[^A-Za-z]+|(?<=[a-z])(?=[A-Z])", key)
             known = KEY.fullmatch(key) and (
                 self._of_c
                 or words.is_name(key)
-                or all(words.is_word(part.lower()) or len(part) < 2 for part in parts)
+                or (_of_words(_camel_parts(key)) and not _MANY_DIGITS.search(key))
             )
             found = self.names.replace(key) if known else self.names.add("text", key)
             self._keys[key, self._of_c] = found
         return found
-
-    def _own(self, value: Json) -> Json:
-        """What virtrace, or a tool of itself, says; only what is known to be private goes."""
-        if isinstance(value, str):
-            return self._prose(value, own=True)
-        if isinstance(value, dict):
-            return {self._key(key): self._own(each) for key, each in value.items()}
-        if isinstance(value, list):
-            return [self._own(each) for each in value]
-        return value
 
     # Texts
 
@@ -313,17 +167,18 @@ class Redactor:
         try:
             if self._depth > DEEPEST:
                 return self.names.add("text", text)
-            return self._typed(text, KEYS.get(key.lower().replace("_", "-"), key))
+            return self._typed(text, kind_of_key(key) or key)
         finally:
             self._depth -= 1
 
     def _typed(self, text: str, kind: str) -> str:
         """kind: one of KINDS, of the further ones of KEYS, or whatever a key is called."""
         handlers: dict[str, Callable[[str], str]] = {
-            "message": self._prose,
+            "message": lambda each: (
+                (self._json(each) if each[0] in "{[" else None) or self.prose(each)
+            ),
             "command": self.command,
-            "argument": self._argument,
-            "own": lambda each: self._prose(each, own=True),
+            "argument": lambda each: self._arguments([each], strict=False)[0],
             "code": lambda each: (
                 each if self._of_c and IDENTIFIER.fullmatch(each) else self._untyped(each)
             ),
@@ -336,49 +191,62 @@ class Redactor:
                 each if TARGET.fullmatch(each) else self._shaped(each) or self._place(each)
             ),
             "name": self._name,
-            "id": lambda each: each if each.isdecimal() else self._name(each),
+            "id": self._name,
         }
         if text in FLAGS and kind not in NAMES:
             return text
         if kind in handlers:
             return handlers[kind](text)
         if kind not in KINDS:
-            return self._untyped(text)
+            return self._untyped(text, kind)
         if kind == "volume" and "/" in text and not text.startswith("/"):
             pool, _, volume = text.partition("/")
             return f"{self.names.add('pool', pool)}/{self.names.add('volume', volume)}"
-        shaped = None if kind in ("secret", "text") else self._shaped(text)
+        shaped = self._shaped(text) if kind not in NAMES or kind in SHAPED else None
         if shaped is not None:
             return shaped
-        if text in NOBODY.get(kind, ()):
+        if text in NOBODY.get(kind, ()) or (kind in ("host", "ip") and LOOPBACK.fullmatch(text)):
             return text
         return self.names.add(kind, text)
 
-    def _untyped(self, text: str) -> str:
+    def _untyped(self, text: str, key: str = "") -> str:
         structured = self._structured(text) or self._shaped(text)
         if structured is not None:
             return structured
         if words.is_name(text) or len(text) == 1:
             return text
-        plain = self._plain(text)
-        if plain is not None:
-            return plain
+        if self._is_plain(text) or (text.isdecimal() and _counts(key)):
+            return text
         prefixed = re.fullmatch(r"(unix|file|pipe|tcp|udp|telnet):(/.*)", text)
         if prefixed:
             return f"{prefixed[1]}:{self._place(prefixed[2])}"
         known = self.names.known(text)
         if known is not None:
             return known
-        return self._prose(text) if " " in text else self.names.add("text", text)
+        if " " in text or next(shapes(text), None):
+            return self.prose(text)
+        return self.names.add("text", text)
 
     def _name(self, text: str) -> str:
         """Of a name what it is the name of is not known here, but may be elsewhere."""
         known = self.names.known(text)
         return known if known is not None else self._untyped(text)
 
+    def unknown(self, text: str) -> str:
+        """Whatever somebody gave a name of his own: even an everyday word may be a name."""
+        known = self.names.known(text)
+        if known is not None:
+            return known
+        structured = self._structured(text) or self._shaped(text)
+        if structured is not None:
+            return structured
+        return text if self._is_plain(text) else self.names.add("text", text)
+
     def _structured(self, text: str) -> str | None:
         if text.startswith(("json:", "{", "[")):
             return self._json(text)
+        if text.startswith("<"):
+            return self._xml(text)
         if re.fullmatch(URI, text):
             return self._uri(text)
         if text.startswith("/"):
@@ -386,27 +254,19 @@ class Redactor:
         return None
 
     def _shaped(self, text: str) -> str | None:
-        for kind, pattern in SHAPES:
-            if pattern.fullmatch(text):
-                return self._address(text) if kind == "ip" else self.names.add(kind, text)
+        for kind, found in shapes(text):
+            if found[0] == text:
+                return self.names.add(kind, text)
         return self._place(text) if text.startswith("/") else None
 
-    def _plain(self, text: str) -> str | None:
-        """What stays because of its form."""
-        if PLAIN.fullmatch(text) or _is_code(text):
-            self.names.harmless(text)
-            return text
-        return None
-
-    def _address(self, text: str) -> str:
-        try:
-            address = ipaddress.ip_address(text)
-        except ValueError:
-            # Four numbers with dots are a version too.
-            return text
-        if address.is_loopback or address.is_unspecified:
-            return text
-        return self.names.add("ip", text)
+    def _is_plain(self, text: str) -> bool:
+        """Whether it stays because of its form."""
+        if len(text) > _LONGEST_PLAIN or not (PLAIN.fullmatch(text) or is_code(text)):
+            return False
+        if next(shapes(text), None):
+            return False
+        self.names.harmless(text)
+        return True
 
     def _json(self, text: str) -> str | None:
         prefix = "json:" if text.startswith("json:") else ""
@@ -416,9 +276,9 @@ class Redactor:
             return None
         if not isinstance(document, (dict, list)):
             return None
-        with self._keys_of(c=False):
-            redacted = self._value(document)
-        return prefix + _as_before(text[len(prefix) :], redacted)
+        with self.keys_of(c=False):
+            redacted = self.value(document)
+        return prefix + as_before(text[len(prefix) :], redacted)
 
     def _uri(self, text: str) -> str:
         """Scheme, and what the rest is made of: ``nbd+unix:///export?socket=/path``."""
@@ -427,37 +287,41 @@ class Redactor:
             scheme = self.names.add("text", scheme)
         rest, question, query = rest.partition("?")
         authority, slash, path = rest.partition("/")
-        account, at, place = authority.rpartition("@")
+        account, at, places = authority.rpartition("@")
         if account:
             user, colon, password = account.partition(":")
             account = self._inside(user, "user")
             account += colon + (self._inside(password, "secret") if password else "")
-        host, port = place, ""
-        found = re.fullmatch(r"(\[.*\]|[^:]*)(:[0-9]*)?", place)
-        if found:
-            host, port = found[1], found[2] or ""
-        if host.startswith("["):
-            host = f"[{self._inside(host[1:-1], 'ip')}]"
-        elif host:
-            host = self._inside(host, "host")
-        path = unquote(path)
-        folders = "" if path in ("system", "session") else self._path(slash + path)[1:]
+        # Several hosts stand behind each other, as those of a cluster.
+        host = ",".join(map(self._host, places.split(",")))
+        path = _from_url(path)
+        folders = "" if path in ("system", "session") else self.path(slash + path)[1:]
         folders = folders or path
         pairs = []
         for pair in query.split("&") if query else []:
             name, equals, value = pair.partition("=")
-            with self._keys_of(c=False):
-                pairs.append(self._key(name) + equals + self._inside(value, name))
-        return f"{scheme}://{account}{at}{host}{port}{slash}{quote(folders)}{question}" + "&".join(
+            with self.keys_of(c=False):
+                pairs.append(self.key(name) + equals + self._inside(value, name))
+        return f"{scheme}://{account}{at}{host}{slash}{_for_url(folders)}{question}" + "&".join(
             pairs
         )
 
+    def _host(self, text: str) -> str:
+        """With its port, if it has one."""
+        found = re.fullmatch(r"(\[.*\]|[^:]*)(:[0-9]{0,5})?", text)
+        host, port = (found[1], found[2] or "") if found else (text, "")
+        if host.startswith("["):
+            return f"[{self._inside(host[1:-1], 'host')}]{port}"
+        return (self._inside(host, "host") if host else "") + port
+
     def _inside(self, text: str, key: str) -> str:
         """URL-encoded."""
-        return quote(self.text(unquote(text), key), safe="/:@") if text else text
+        return _for_url(self.text(_from_url(text), key), "/:@") if text else text
 
     def _place(self, text: str) -> str:
         """Where something is stored: a path, a URI, or QEMU's JSON of one."""
+        if text.count(":") > DEEPEST:
+            return self.names.add("path", text)
         found = self._json(text) if text.startswith(("json:", "{")) else None
         if found is not None:
             return found
@@ -466,15 +330,14 @@ class Redactor:
         if QOM.fullmatch(text):
             return self._qom(text)
         if re.fullmatch(r"/[^:]*(?::/[^:]*)+", text):
-            return ":".join(map(self._path, text.split(":")))
-        if PLAIN.fullmatch(text):
-            self.names.harmless(text)
+            return ":".join(map(self.path, text.split(":")))
+        if not is_code(text) and self._is_plain(text):
             return text
         prefix, colon, rest = text.partition(":")
         if colon and not text.startswith("/") and words.is_name(prefix) and rest:
             # QEMU's own form: nbd:host:port, rbd:pool/image, fat:rw:/folder.
             return f"{prefix}:{self._place(rest)}"
-        return self._path(text)
+        return self.path(text)
 
     def _qom(self, text: str) -> str:
         parts = [
@@ -482,42 +345,47 @@ class Redactor:
             if not part
             or words.is_name(part)
             or words.is_word(part)
-            or self._plain(part)
+            or self._is_plain(part)
             or _is_numbered(part)
             else self.names.add("text", part)
             for part in text.split("/")
         ]
         return "/".join(parts)
 
-    def _path(self, text: str) -> str:
-        if COMMON_FILE.fullmatch(text):
-            folder, _, name = text.rpartition("/")
-            if words.is_common_folder(folder) or text.startswith(
-                ("/usr/", "/lib", "/dev/", "/proc/", "/bin/")
-            ):
-                return text
-            return f"{self._path(folder)}/{name}" if folder else text
+    def path(self, text: str) -> str:
+        """Folders that many hosts have stay, and of files the names that packages give."""
+        if DEVICE.fullmatch(text):
+            return text
         above, found = "", list[str]()
-        for part in text.split("/"):
+        parts = text.split("/")
+        for number, part in enumerate(parts):
             above = f"{above}/{part}" if found else part
+            last = number == len(parts) - 1 and number > 0
             common = (
                 not part
                 or part in (".", "..")
                 or words.is_common_folder(above)
-                or LIBRARY.fullmatch(part)
+                or (last and is_common_file(part))
             )
-            found.append(part if common else self.names.add("path", part))
+            found.append(part if common else self._part(part))
         pseudonym = "/".join(found)
         self.names.watch(text, pseudonym)
         return pseudonym
 
+    def _part(self, part: str) -> str:
+        for kind, found in shapes(part):
+            if found[0] == part:
+                # Released with paths alone an address would be, too.
+                self.names.add(kind, part)
+        return self.names.add("path", part)
+
     # Command lines
 
     def command(self, text: str) -> str:
-        """What a shell reads; also several commands behind each other."""
-        commands = re.split(r"(\s*(?:;|&&|\|\||\|)\s*|\n)", text)
+        """What a shell or QEMU's monitor reads; also several commands behind each other."""
+        commands = re.split(r"(;|&&|\|\||\||\n)", text)
         try:
-            split = [shlex.split(each) for each in commands[::2]]
+            split = [shlex.split(each) if each.strip() else [] for each in commands[::2]]
         except ValueError:
             # A quote goes over a separator, or is never closed.
             try:
@@ -526,87 +394,162 @@ class Redactor:
                 return self.names.add("text", text)
         found: list[str] = []
         for number, argv in enumerate(split):
-            before = ""
-            shown: list[str] = []
-            for word in argv:
-                shown.append(self._argument(word, before, first=not shown))
-                before = word
-            found.append(shlex.join(shown))
-            if 2 * number + 1 < len(commands):
-                found.append(commands[2 * number + 1])
+            given = commands[2 * number]
+            program = argv[0].rpartition("/")[2] if argv else ""
+            # QEMU's own options have values of its own; of any other program a word is a name.
+            strict = not program.startswith(("-", "qemu-system-", "kvm")) and "=" not in program
+            shown = shlex.join(self._arguments(argv, strict=strict))
+            found += [" " * given[:1].isspace(), shown, " " * (bool(argv) and given[-1:].isspace())]
+            found += commands[2 * number + 1 : 2 * number + 2]
         return "".join(found)
 
-    def _argument(self, word: str, before: str = "", *, first: bool = False) -> str:
+    def _arguments(self, argv: list[str], *, strict: bool) -> list[str]:
+        """strict: no word but of a command is taken for an everyday one."""
+        found: list[str] = []
+        before, program, follow = "", "", list[str]()
+        verb = True
+        for word in argv:
+            if word.rpartition("/")[2] in PROGRAMS:
+                program, verb = word.rpartition("/")[2], True
+            kind = follow.pop(0) if follow and not word.startswith("-") else ""
+            option = before.lstrip("-") if before.startswith("-") else ""
+            if kind == "" and option and kind_of_key(option) in KINDS:
+                kind = option
+            if kind and kind != "untyped":
+                found.append(self.text(word, kind))
+                follow = follow or ([kind] if kind == "secret" else [])
+            elif before in ("-c", "--connect") and program == "virsh":
+                found.append(self._place(word))
+            else:
+                found.append(self._argument(word, before, verb, strict and not kind))
+                if verb and word in ARGUMENTS:
+                    follow = list(ARGUMENTS[word])
+                # Options of virsh's own stand before its command.
+                verb = bool(program) and verb and word.startswith("-")
+                verb = verb or word.rpartition("/")[2] in PROGRAMS
+            before = word
+        return found
+
+    def _argument(self, word: str, before: str, verb: bool, strict: bool) -> str:
         if not word:
             return word
-        if first or word in VIRSH:
+        if word.count("=") > DEEPEST:
+            return self.names.add("text", word)
+        if verb or word in PROGRAMS:
             folder, slash, name = word.rpartition("/")
-            if name in VIRSH or COMMON_FILE.fullmatch(f"/usr/bin/{name}"):
-                return self._path(folder) + slash + name if slash else name
+            if name in PROGRAMS or COMMON_NAME.fullmatch(name):
+                return self.path(folder) + slash + name if slash else name
         if word.startswith("-"):
             option, equals, value = word.partition("=")
             parts = re.split("-+", option.strip("-"))
-            known = all(words.is_word(part.lower()) or len(part) < 2 for part in parts)
-            option = option if known else "--" + self.names.add("text", option.lstrip("-"))
+            option = (
+                option if _of_words(parts) else "--" + self.names.add("text", option.lstrip("-"))
+            )
             if not equals:
                 return option
-            return option + equals + self._argument(value, option)
-        if before == "-c" and " " in word:
+            kind = option.lstrip("-")
+            typed = kind_of_key(kind) in KINDS
+            return (
+                option
+                + equals
+                + (
+                    self.text(value, kind)
+                    if typed
+                    else self._argument(value, option, False, strict)
+                )
+            )
+        if " " in word and (before == "-c" or strict):
             return self.command(word)
-        if before == "-uuid":
-            return self.text(word, "uuid")
         structured = self._structured(word)
         if structured is not None:
             return structured
         if "=" in word:
             return self._pairs(word)
-        return word if TARGET.fullmatch(word) else self._name(word)
+        if TARGET.fullmatch(word) or word in PLACEHOLDERS or (word in FLAGS and not strict):
+            return word
+        if strict and not (verb and words.is_name(word)):
+            return self.unknown(word)
+        return self._name(word)
 
     def _pairs(self, text: str) -> str:
         """``guest=vm1,debug-threads=on``, ``virtio-blk-pci,id=d0``; ``,,`` is a comma."""
-        with self._keys_of(c=False):
-            return self._paired(text)
-
-    def _paired(self, text: str) -> str:
-        found = []
-        for pair in re.split(r"(?<!,),(?!,)", text):
-            key, equals, value = pair.partition("=")
-            if not equals:
-                found.append(self.text(pair, "id"))
-                continue
-            value = self.text(value.replace(",,", ","), _last(key)).replace(",", ",,")
-            found.append(self._key(key) + equals + value)
-        return ",".join(found)
+        with self.keys_of(c=False):
+            found = []
+            for pair in re.split(r"(?<!,),(?!,)", text):
+                key, equals, value = pair.partition("=")
+                if not equals:
+                    found.append(self.text(pair, "id"))
+                    continue
+                value = self.text(value.replace(",,", ","), _last(key)).replace(",", ",,")
+                found.append(self.key(key) + equals + value)
+            return ",".join(found)
 
     # Prose
 
-    def _prose(self, text: str, *, own: bool = False) -> str:
+    def prose(self, text: str, *, code: bool = False) -> str:
         """What is quoted is a name, whatever it says; of the other words those stay that are known.
 
-        own: of virtrace itself, which quotes nothing private that is not known elsewhere.
+        code: of a program's source and stack, of which nothing but texts and paths is private.
         """
-        found, at = [], 0
+        text = ESCAPED.sub(_unescaped, text) if "\\" in text else text
+        shaped = {found.start(): (found.end(), kind) for kind, found in shapes(text)}
+        found, at, before = [], 0, ""
         while at < len(text):
             known = self.names.find(text, at)
             if known is not None:
-                at = known[0]
+                at, before = known[0], ""
                 found.append(known[1])
+                continue
+            if at in shaped:
+                end, kind = shaped[at]
+                found.append(self.names.add(kind, text[at:end]))
+                at, before = end, ""
                 continue
             match = PROSE.match(text, at)
             if match is None:
-                found.append(text[at])
-                at += 1
+                escaped = ESCAPED.match(text, at)
+                found.append(self.names.add("text", escaped[0]) if escaped else text[at])
+                at = escaped.end() if escaped else at + 1
                 continue
             at = match.end()
-            found.append(self._token(match, own))
+            found.append(self._token(match, before, code))
+            if match.lastgroup != "word":
+                before = ""
+            elif match[0] not in _LINKING:
+                before = match[0]
+            told = None if code else self._told(text, at, before)
+            if told is not None:
+                found.append(told[1])
+                at, before = told[0], ""
         return "".join(found)
 
-    def _token(self, match: re.Match[str], own: bool) -> str:
+    def _told(self, text: str, at: int, key: str) -> tuple[int, str] | None:
+        """Of ``key=value`` and ``password: value`` the end, and what it becomes."""
+        name = key.rstrip(":")
+        if kind_of_key(name) not in KINDS:
+            return None
+        between = r"\s*=\s*"
+        if PASSWORD.search(name.lower()):
+            between = r"\s+" if key.endswith(":") else r"\s*[=:]\s*"
+        found = re.compile(rf"({between})(\"[^\"\n]+\"|'[^'\n]+'|[^\s,;'\"]+)").match(text, at)
+        if found is None:
+            return None
+        value = found[2]
+        quote_ = value[0] if value[0] in "'\"" and len(value) > 1 else ""
+        inner = value[1:-1] if quote_ else value
+        return found.end(), found[1] + quote_ + self.text(inner, name) + quote_
+
+    def _token(self, match: re.Match[str], before: str, code: bool) -> str:
         token, kind = match[0], match.lastgroup
         if kind == "quoted":
-            if own and token[0] == "`":
-                return token[0] + self._prose(token[1:-1], own=True) + token[-1]
-            return token[0] + self._quoted(token[1:-1], match) + token[-1]
+            inner = token[1:-1]
+            if code and inner:
+                # Each thread of the daemon has a name; those of guests have the guest's.
+                is_thread = _THREAD.search(match.string, max(0, match.start() - 24), match.start())
+                hidden = inner if is_thread and words.is_name(inner) else self.unknown(inner)
+            else:
+                hidden = self._quoted(inner, before)
+            return token[0] + hidden + token[-1]
         if kind == "time":
             return token
         if kind == "uri":
@@ -614,57 +557,85 @@ class Redactor:
         if kind == "path":
             path = token.rstrip(".:")
             return self._place(path) + token[len(path) :]
-        if kind in ("uuid", "mac", "email"):
-            return self.names.add(kind, token)
-        if kind in ("ipv4", "ipv6"):
-            return self._address(token)
-        return self.names.replace(token) if own else self._word(token)
+        return self.names.replace(token) if code else self._word(token, match, before)
 
-    def _quoted(self, text: str, match: re.Match[str]) -> str:
-        before = match.string[: match.start()].rstrip().rpartition(" ")[2].lower()
-        certain = before == "name" or KEYS.get(before) in KINDS
-        return self.text(text, "name" if certain else "id")
+    def _quoted(self, text: str, before: str) -> str:
+        key = before.strip("(:,").lower()
+        kind = kind_of_key(key)
+        if kind in KINDS:
+            return self.text(text, key)
+        if key in ("name", "named", "called"):
+            return self._structured(text) or self.names.add("text", text)
+        return self.text(text, "id")
 
-    def _word(self, token: str) -> str:
+    def _word(
+        self,
+        token: str,
+        match: re.Match[str] | None = None,
+        before: str = "",
+        *,
+        shaped: bool = True,
+    ) -> str:
+        """shaped: it can still hold what identifies by its form."""
+        scheme, colon, place = token.partition(":")
+        if place.startswith("/") and words.is_word(scheme.lower()):
+            return scheme + colon + self._place(place)
+        pieces, at = list[str](), 0
+        for kind, found in shapes(token) if shaped else ():
+            pieces.append(self._word(token[at : found.start()], shaped=False))
+            pieces.append(self.names.add(kind, found[0]))
+            at = found.end()
+        if pieces:
+            return "".join(pieces) + self._word(token[at:], shaped=False)
         word = token.rstrip(".:/-%")
         if not word:
             return token
         rest = token[len(word) :]
         parts = re.split("[-_./:@+]", word.lower())
-        if words.is_name(word) or all(words.is_word(part) or len(part) < 2 for part in parts):
+        if words.is_name(word) or _of_words(parts) or self._is_plain(word):
             return token
-        if self._plain(word) is not None:
-            return token
+        if word.isdecimal() and match is not None:
+            counts = COUNTED.search(before.strip("(:,").lower())
+            if counts or UNIT.match(match.string, match.end()):
+                return token
         name, equals, value = word.partition(":")
-        if equals and words.is_word(name.lower()) and value:
-            return f"{name}:{self._word(value)}{rest}"
-        return self.names.add("text", word) + rest
+        if equals and words.is_word(name.lower()) and value and value.count(":") < _MOST_COLONS:
+            is_secret = PASSWORD.search(name.lower())
+            return f"{name}:{self.text(value, name) if is_secret else self._word(value)}{rest}"
+        known = self.names.known(word)
+        return (known if known is not None else self.names.add("text", word)) + rest
 
     # Files
 
     def xml(self, text: str) -> str:
         """The XML of a domain, or of a part of one; other text becomes a pseudonym."""
+        found = self._xml(text)
+        return self.names.add("text", text) if found is None else found
+
+    def _xml(self, text: str) -> str | None:
         try:
-            top = ElementTree.fromstring(text)
+            # No document of libvirt has types of its own, which can make it endless.
+            top = None if "<!DOCTYPE" in text else ElementTree.fromstring(text)
         except (ElementTree.ParseError, ValueError):
-            return self.names.add("text", text)
-        with self._keys_of(c=False):
+            return None
+        if top is None:
+            return None
+        with self.keys_of(c=False):
             self._element(top, "")
         return ElementTree.tostring(top, encoding="unicode")
 
     def _element(self, element: ElementTree.Element, above: str) -> None:
         space, _, tag = element.tag.rpartition("}")
         if not words.is_name(tag) or not (space + "/").startswith(("/", "{http://libvirt.org/")):
-            element.tag = self._key(tag)
+            element.tag = self.key(tag)
         if tag in ("metadata", "description", "title"):
             self._hide(element)
             return
         for full, value in list(element.attrib.items()):
             name = full.rpartition("}")[2]
-            if name != full:
-                del element.attrib[full]
+            del element.attrib[full]
             key = f"{tag}/{name}"
-            element.set(name, self._typed_or(value, ELEMENTS.get(key), name))
+            element.set(self.key(name), self._typed_or(value, ELEMENTS.get(key), name))
         if element.text and element.text.strip():
             kind = ELEMENTS.get(f"{above}/{tag}") or ELEMENTS.get(tag)
             element.text = self._typed_or(element.text, kind, tag)
@@ -697,39 +668,56 @@ class Redactor:
     def _log_line(self, line: str) -> str:
         if re.match(rf"{TIME}: starting up libvirt version: ", line):
             before, _, host = line.partition("hostname: ")
-            return f"{self._prose(before, own=True)}hostname: {self.text(host.strip(), 'host')}"
+            return f"{self.prose(before)}hostname: {self.text(host.strip(), 'host')}"
         argument = re.fullmatch(r"('?(?:-|[A-Z_]+=|/usr/\S+).*?)( ?\\?)", line)
         if argument and not line.startswith("-machine: "):
             return self.command(argument[1]) + argument[2]
-        return self._prose(line)
+        return self.prose(line)
 
     def backtrace(self, text: str) -> str:
         """GDB's: of its words and the daemon's functions nothing is private, what it quotes is."""
-        quoted = re.sub(r'"((?:[^"\\]|\\.)+)"', lambda found: f'"{self._name(found[1])}"', text)
-        return self._prose(quoted, own=True)
+        return self.prose(text, code=True)
 
-    def versions(self, record: Record) -> Record:
-        """Of programs and of the system."""
-        return {key: self._own(value) for key, value in record.items()}
+    def settings(self, text: str) -> Iterator[str]:
+        """What a configuration file of a daemon sets, as libvirt reads it: an entry a line."""
+        entry: list[str] = []
+        depth = 0
+        for token in (*_SETTING.findall(text), "\n"):
+            depth += (token == "[") - (token == "]")
+            if token == "\n" and depth <= 0:
+                if entry:
+                    yield self._setting(entry)
+                entry, depth = [], 0
+            elif not token.isspace() and token[0] != "#":
+                entry.append(token)
 
-    def setting(self, line: str) -> str:
-        """``key = value`` of a daemon's configuration, or ``# file``."""
-        if not line.strip():
-            return line
-        if line.startswith("# "):
-            return "# " + self.text(line[2:], "path")
-        key, equals, value = line.partition("=")
-        name = key.strip()
-        value = re.sub(
-            r"\"([^\"]*)\"|'([^']*)'",
-            lambda found: '"' + self.text(found[1] or found[2] or "", _last(name)) + '"',
-            value,
-        )
-        return f"{self._key(name)} {equals}{value if equals else ''}".rstrip()
+    def _setting(self, entry: list[str]) -> str:
+        if entry[1:2] != ["="]:
+            return self.names.add("text", " ".join(entry))
+        key, _, *value = entry
+        with self.keys_of(c=False):
+            shown = "".join(self._in_setting(token, key) for token in value)
+            return f"{self.key(key)} = {shown}"
+
+    def _in_setting(self, token: str, key: str) -> str:
+        if token in ("[", "]", ","):
+            return {",": ", "}.get(token, token)
+        is_number = re.fullmatch("[-+]?[0-9]{1,18}", token) and kind_of_key(key) not in KINDS
+        if is_number and (len(token) < 7 or _counts(key)):
+            return str(self.value(int(token), key))
+        marks = 3 if token.startswith('"""') else 1 if token[0] in "\"'" else 0
+        return f'"{self.text(token[marks : len(token) - marks], key)}"'
+
+
+# A comment, a text, or a mark; a text of three quotes goes over lines.
+_SETTING = re.compile(
+    r"""\#[^\n]*|\"{3}(?s:.*?)(?:\"{3}|\Z)|"[^"\n]*"|'[^'\n]*'|\n|[\[\]=,]|[^\S\n]+"""
+    r"""|[^\s\[\]=,"'\#]+|["']"""
+)
 
 
 def _kind_of(key: str) -> str:
-    kind = KEYS.get(key, "text")
+    kind = kind_of_key(key)
     return kind if kind in KINDS else "text"
 
 
@@ -738,49 +726,61 @@ def _last(key: str) -> str:
     return key.rpartition(".")[2]
 
 
-def _is_code(text: str) -> bool:
+def _counts(key: str) -> bool:
+    return bool(COUNTED.search(re.sub(r"(?<=[a-z])(?=[A-Z])", "-", key).lower()))
+
+
+def _camel_parts(text: str) -> list[str]:
+    return [part.lower() for part in re.split(r"[^A-Za-z]+|(?<=[a-z])(?=[A-Z])", text)]
+
+
+def _of_words(parts: list[str]) -> bool:
+    return all(words.is_word(part.lower()) or len(part) < 2 for part in parts)
+
+
+def is_code(text: str) -> bool:
     """A name of libvirt's or QEMU's source, of words that they are known to use."""
-    parts = re.split(r"[^A-Za-z]+|(?<=[a-z])(?=[A-Z])", text)
-    return bool(CODE.fullmatch(text)) and all(
-        words.is_word(part.lower()) or len(part) < 2 for part in parts
-    )
+    return bool(CODE.fullmatch(text)) and _of_words(_camel_parts(text))
+
+
+def is_common_file(name: str) -> bool:
+    if COMMON_NAME.fullmatch(name):
+        return True
+    return bool(LIBRARY.fullmatch(name)) and _of_words(_camel_parts(name))
 
 
 def _is_numbered(part: str) -> bool:
-    return bool(QOM_PART.fullmatch(part)) and all(
-        words.is_word(each.lower()) or not each
-        for each in re.split("[-_.]", part.partition("[")[0])
+    return bool(QOM_PART.fullmatch(part)) and _of_words(re.split("[-_.]", part.partition("[")[0]))
+
+
+def _unescaped(found: re.Match[str]) -> str:
+    """A name that a program of the C locale has shown byte by byte."""
+    raw = bytes(
+        int(each[2:], 16) if each.startswith("\\x") else int(each[1:], 8)
+        for each in re.findall(r"\\x..|\\...", found[0])
     )
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return found[0]
 
 
-def _as_before(text: str, document: Any) -> str:
+def _from_url(text: str) -> str:
+    return unquote(text, errors="surrogateescape")
+
+
+def _for_url(text: str, safe: str = "/") -> str:
+    """JSON can hold halves of characters, and a URL bytes that are no text."""
+    try:
+        return quote(text, safe, errors="surrogateescape")
+    except UnicodeEncodeError:
+        return quote(text, safe, errors="surrogatepass")
+
+
+def as_before(text: str, document: Any) -> str:
     """A document as JSON, with the spaces that it had before."""
     body = text.strip()
     start = text.index(body)
     separators = (", ", ": ") if re.match(r'[{\[]\s*"[^"]*"(?:: |, )', body) else (",", ":")
     shown = json.dumps(document, ensure_ascii=False, separators=separators)
     return text[:start] + shown + text[start + len(body) :]
-
-
-def _captured(recipe: Record, beginning: str) -> Iterable[str]:
-    """The names of values whose capture begins so: ``records(`` has objects by domain."""
-    rest: list[tuple[str, Json]] = [("", recipe)]
-    while rest:
-        key, value = rest.pop()
-        if isinstance(value, dict):
-            rest += list(value.items())
-        elif isinstance(value, list):
-            rest += [(key, each) for each in value]
-        elif isinstance(value, str) and value.startswith(beginning):
-            yield key
-
-
-def _is_frame(value: Json) -> bool:
-    return is_unavailable(value) or (isinstance(value, str) and bool(FRAME.fullmatch(value)))
-
-
-def _is_shipped(recipe: Record) -> bool:
-    name = recipe.get("name")
-    if not isinstance(name, str) or name not in catalogue.shipped():
-        return False
-    return dict(catalogue.find(name).raw) == recipe

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from urllib.parse import quote, quote_plus
 
 from virtrace.bundle.files import pieces
+from virtrace.bundle.grams import Grams
 from virtrace.bundle.pseudonyms import Pseudonyms
 
 # What base64 and hexadecimal are written with; in such runs alone they are looked for.
@@ -22,11 +23,17 @@ _RUN = re.compile(rb"[A-Za-z0-9+/_=-]{6,}")
 
 @dataclass(frozen=True)
 class Leak:
-    """file: where. form: how it was encoded, or the kind of place that it stands in."""
+    """form: how it was encoded."""
 
     file: str
+    line: int
+    column: int
     original: str
     form: str
+
+    @property
+    def place(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}: {self.original!a} {self.form}"
 
 
 def leaks(files: Mapping[str, bytes], names: Pseudonyms) -> Iterator[Leak]:
@@ -46,26 +53,47 @@ class _Search:
     def leaks(self, file: str, contents: Iterable[bytes]) -> Iterator[Leak]:
         """The first of each original. contents: of one file, in pieces of whole lines."""
         left = list(self._texts)
+        lines = 0
         for content in contents:
-            found: dict[str, str] = {}
-            for original, form in self._found(content, left):
-                found.setdefault(original, form)
-            yield from (Leak(file, original, form) for original, form in found.items())
+            found: dict[str, Leak] = {}
+            for original, form, at in self._found(content, left):
+                line = lines + content.count(b"\n", 0, at) + 1
+                column = at - content.rfind(b"\n", 0, at)
+                found.setdefault(original, Leak(file, line, column, original, form))
+            yield from found.values()
             left = [original for original in left if original not in found]
+            lines += content.count(b"\n")
 
-    def _found(self, content: bytes, wanted: list[str]) -> Iterator[tuple[str, str]]:
+    def _found(self, content: bytes, wanted: list[str]) -> Iterator[tuple[str, str, int]]:
+        """Original, form, and where it is; to a byte only where all before it is ASCII."""
         lower = content.decode("utf-8", "surrogatepass").lower().encode("utf-8", "surrogatepass")
-        runs = b"\n".join(sorted(set(_RUN.findall(content))))
-        lower_runs = runs.lower()
+        runs = set(_RUN.findall(content))
+        lower_runs = {run.lower() for run in runs}
+        texts, codes, lower_codes = Grams.of_text(lower), Grams(runs), Grams(lower_runs)
         for original in wanted:
             for form, needle in self._texts[original]:
-                if needle in lower:
-                    yield original, form
+                at = _place(needle, lower) if texts.may_hold(needle) else -1
+                if at >= 0:
+                    yield original, form, at
                     break
             for form, needle in self._encoded[original]:
-                if needle in (lower_runs if form == "hexadecimal" else runs):
-                    yield original, form
-                    break
+                is_hex = form == "hexadecimal"
+                if (lower_codes if is_hex else codes).may_hold_word(needle):
+                    at = (content.lower() if is_hex else content).find(needle)
+                    if at >= 0:
+                        yield original, form, at
+                        break
+
+
+def _place(needle: bytes, content: bytes) -> int:
+    """-1: nowhere. A number is not a part of a longer one, and a path none of a deeper one."""
+    at = content.find(needle)
+    if needle.isdigit() or needle.startswith(b"/"):
+        inner = rb"[0-9.]" if needle.isdigit() else rb"[\w.-]"
+        alone = re.compile(rb"(?<!%b)%b(?![0-9])" % (inner, re.escape(needle)))
+        found = alone.search(content) if at >= 0 else None
+        return found.start() if found else -1
+    return at
 
 
 def _as_text(original: str) -> Iterator[tuple[str, bytes]]:

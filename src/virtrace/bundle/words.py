@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import functools
+import re
 from pathlib import Path
 
+from virtrace.bundle.grams import Grams
 from virtrace.recipe import catalogue
 
+_RELEASE = re.compile(
+    r"[0-9]{1,6}(?:[.+~][0-9]{1,5})*(?:\.(?:fc|el|an|oe|lp|amzn|cm)[0-9_]+(?:\.[a-z0-9_]{1,8})?)?"
+    r"|(?:fc|el|deb|bpo|arch|rc|ubuntu|lp|amzn|oe|an|v)[0-9]{1,4}[0-9_u.]{0,6}|[0-9.]+\+(?:bpo|deb|rpt)[0-9u+-]*"
+)
 _PACKAGE = Path(__file__).resolve().parents[1]
 # Whatever these say can stand in a bundle without having come from the trace.
 _OWN_TEXTS = (
@@ -32,9 +39,25 @@ def is_word(text: str) -> bool:
     return text in _lists()["words"] or text in _lists()["names"]
 
 
+def is_system(text: str) -> bool:
+    """A part of a distribution's or kernel's name or version; `7.2`, `el9_4`, `deb12u18`."""
+    return text in _lists()["systems"] or bool(_RELEASE.fullmatch(text))
+
+
 def is_common_folder(path: str) -> bool:
     """The same on many hosts."""
     return path in _lists()["folders"]
+
+
+def in_corpus(text: str) -> bool:
+    """Whether a bundle can say it by itself. text: in lower case."""
+    raw = text.encode("utf-8", "surrogatepass")
+    return _corpus_grams().may_hold(raw) and text in corpus()
+
+
+@functools.cache
+def _corpus_grams() -> Grams:
+    return Grams.of_text(corpus().encode("utf-8", "surrogatepass"))
 
 
 @functools.cache
@@ -42,5 +65,22 @@ def corpus() -> str:
     """All that a bundle can say by itself, in lower case."""
     own = (file for name in _OWN_TEXTS for file in sorted(_PACKAGE.glob(name)))
     files = [*own, *(catalogue.file_of(name) for name in catalogue.shipped())]
-    texts = (file.read_text(encoding="utf-8") for file in files if file.is_file())
+    texts = (
+        _said(file) if file.suffix == ".py" else file.read_text(encoding="utf-8")
+        for file in files
+        if file.is_file()
+    )
     return "\n".join(texts).lower()
+
+
+def _said(file: Path) -> str:
+    """The texts in a source file; what only its comments and its docstrings say is never shown."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    statements = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    return "\n".join(
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and id(node) not in statements
+    )
