@@ -22,6 +22,7 @@ import samples
 
 from support import mutants
 from support.mutants import READERS, SECONDS
+from virtrace.analysis.host import HostDisk
 from virtrace.analysis.spans import MOST_NESTED, CallBuilder
 from virtrace.binary.process import inspect
 from virtrace.bpf import document, recorded
@@ -177,6 +178,12 @@ def test_a_long_name_makes_no_wide_column(tmp_path: Path) -> None:
     status, said = printed("show", str(trace))
     assert status == DONE
     assert len(said) < 400_000
+
+
+def test_xml_with_entities_is_not_read() -> None:
+    xml = '<disk><alias name="virtio-disk0"/></disk>'
+    assert HostDisk({"xml": xml}).alias == "virtio-disk0"
+    assert HostDisk({"xml": f'<!DOCTYPE disk [<!ENTITY a "b">]>{xml}'}).alias is None
 
 
 def test_only_the_very_build_is_the_process_of_a_trace() -> None:
