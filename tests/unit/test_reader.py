@@ -80,7 +80,7 @@ def test_what_a_later_version_1_adds_is_no_error(tmp_path: Path) -> None:
         (b"{}", "no type"),
         (b'{"type":7}', "no type"),
         (b"\xff\xfe", "decode"),
-        (b"[" * 200_000, "recursion"),
+        (b"[" * 200_000, "levels of objects and arrays"),
         (json.dumps(samples.HEADER).encode(), "two traces in one file"),
     ],
 )

@@ -293,7 +293,9 @@ def test_what_is_no_recipe_at_all(text: str) -> None:
     assert error(text).what.startswith("r.yaml")
 
 
-@pytest.mark.parametrize("data", [b"\xff\xfe\xfd", b"name: \xe9", b"\x00" * 100])
+@pytest.mark.parametrize(
+    "data", [b"\xff\xfe\xfd", b"name: \xe9", b"\x00" * 100, GOOD.encode("utf-16")]
+)
 def test_what_is_no_text(data: bytes) -> None:
     with pytest.raises(RecipeError):
         loads(data, "r.yaml")

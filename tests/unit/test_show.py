@@ -146,17 +146,6 @@ def test_json_of_a_trace_without_calls(tmp_path: Path) -> None:
     assert json.loads(show(trace, "--json").stdout)["calls"] == []
 
 
-def test_json_nested_too_deep_is_refused_with_a_way_out(tmp_path: Path) -> None:
-    recorder = samples.Recorder()
-    for span in range(100_000):
-        recorder.add("enter", "f", span=span, parent=span - 1 if span else None, call=0)
-    lines = [samples.HEADER, *(event.to_record() for event in recorder.events)]
-    done = show(samples.write(tmp_path / "t.jsonl", lines), "--json")
-    assert done.returncode == 2
-    assert "nested too deep" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
 def test_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
     recorder = samples.Recorder()
     for number in range(300):

@@ -306,11 +306,7 @@ class _Later:
         if len(self._near) < _MOST_NEAR:
             self._near[place] = call
             return
-        try:
-            data = zlib.compress(pickle.dumps(call, pickle.HIGHEST_PROTOCOL), 1)
-        except RecursionError:
-            self._near[place] = call
-            return
+        data = zlib.compress(pickle.dumps(call, pickle.HIGHEST_PROTOCOL), 1)
         self._far[place] = self._file.seek(0, os.SEEK_END), len(data)
         self._file.write(data)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Union
+from typing import NamedTuple, Union
 
 from virtrace.analysis import rpc
 from virtrace.analysis.qmp import REPLY, SEND, Exchange, Pairing
@@ -17,6 +17,11 @@ from virtrace.errors import TraceError
 from virtrace.trace.format import ENDED, Event, Json, Record, is_unavailable
 
 ERROR = "error"
+
+# Functions inside one another, of which a tree shows each inside the other. No thread of libvirt's
+# comes near; what walks over a tree would take too long, or too much of Python's stack.
+MOST_NESTED = 50
+_TOO_DEEP = f"more than {MOST_NESTED} functions inside one another: the rest is side by side"
 
 
 @dataclass
@@ -178,6 +183,18 @@ class _Tree:
     held: int = 0
 
 
+class _Open(NamedTuple):
+    """A function that has not returned. inside: below which span its own events come, depth deep.
+
+    That is itself, but for one that is nested too deep.
+    """
+
+    span: Span
+    tree: _Tree
+    inside: Span
+    depth: int
+
+
 class CallBuilder:
     """Feed it every event in the order of the file; it hands out each tree as it ends.
 
@@ -190,7 +207,7 @@ class CallBuilder:
         self.tally = Tally()
         self._most_open = most_open
         self._held = 0
-        self._open: dict[int, tuple[Span, _Tree]] = {}
+        self._open: dict[int, _Open] = {}
         self._pairing = Pairing()
         self._apart: list[Point | Exchange] = []
         # Commands outside of calls whose reply is waited for, by the `seq` of the command.
@@ -239,12 +256,12 @@ class CallBuilder:
         self._unanswered.clear()
         self._apart += map(Point, self._received.values())
         self._received.clear()
-        trees = {id(tree): tree for _, tree in self._open.values()}
+        trees = {id(one.tree): one.tree for one in self._open.values()}
         return [self._close(tree) for tree in trees.values()]
 
     def _enter(self, event: Event, id_: int) -> None:
         if id_ in self._open:
-            self._open[id_][1].call.problems.append(f"span {id_} begins twice")
+            self._open[id_].tree.call.problems.append(f"span {id_} begins twice")
             return
         span = Span(id_, event.name, event.tid, event.t_ns, event.values)
         home = self._home(event)
@@ -253,11 +270,17 @@ class CallBuilder:
             tree = _Tree(Call(event.call, span, received=received))
             if event.parent is not None:
                 tree.call.problems.append(f"the caller of {event.name} is not in the trace")
+            self._open[id_] = _Open(span, tree, span, 1)
         else:
-            parent, tree = home
-            parent.children.append(span)
+            tree = home.tree
+            home.inside.children.append(span)
+            if home.depth < MOST_NESTED:
+                self._open[id_] = _Open(span, tree, span, home.depth + 1)
+            else:
+                self._open[id_] = _Open(span, tree, home.inside, home.depth)
+                if tree.call.problems[:1] != [_TOO_DEEP]:
+                    tree.call.problems.insert(0, _TOO_DEEP)
         tree.spans.append(span)
-        self._open[id_] = (span, tree)
         self._hold(tree)
 
     def _exit(self, event: Event, id_: int) -> Call | None:
@@ -266,9 +289,9 @@ class CallBuilder:
             if home is None:
                 self.tally.outside += 1
             else:
-                home[1].call.problems.append(f"the entry of {event.name} is not in the trace")
+                home.tree.call.problems.append(f"the entry of {event.name} is not in the trace")
             return None
-        span, tree = self._open[id_]
+        span, tree = self._open[id_].span, self._open[id_].tree
         if event.type == "exit":
             span.t_exit_ns, span.returned, span.exit_seq = event.t_ns, event.values, event.seq
         else:
@@ -289,14 +312,13 @@ class CallBuilder:
         if home is None:
             self.tally.outside += 1
             return
-        parent, tree = home
-        self._hold(tree)
+        self._hold(home.tree)
         if event.name == SEND:
             exchange = self._pairing.send(event)
-            tree.exchanges.append(exchange)
-            parent.children.append(exchange)
+            home.tree.exchanges.append(exchange)
+            home.inside.children.append(exchange)
         else:
-            parent.children.append(Point(event))
+            home.inside.children.append(Point(event))
 
     def _hold(self, tree: _Tree) -> None:
         tree.held += 1
@@ -323,8 +345,8 @@ class CallBuilder:
         else:
             self._apart.append(Point(event))
 
-    def _home(self, event: Event) -> tuple[Span, _Tree] | None:
-        """The open span that an event happened in, and its tree.
+    def _home(self, event: Event) -> _Open | None:
+        """The open function that an event happened in.
 
         Where that span is not in the trace (its entry was dropped), the call still is:
         the event hangs at the call's root, and the tree is marked.
@@ -334,9 +356,9 @@ class CallBuilder:
         outermost = self._open.get(event.call) if event.call is not None else None
         if outermost is None:
             return None
-        tree = outermost[1]
+        tree = outermost.tree
         tree.call.problems.append(f"the caller of {event.name} is not in the trace")
-        return tree.call.root, tree
+        return _Open(tree.call.root, tree, tree.call.root, 1)
 
     def _close(self, tree: _Tree) -> Call:
         call = tree.call

@@ -17,7 +17,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Union
 
-from virtrace.binary import layouts, private, x86_64
+from virtrace.binary import given, layouts, private, x86_64
 from virtrace.binary.ctype import CType, Opaque, Struct
 from virtrace.binary.reader import Binary
 from virtrace.errors import TargetError
@@ -136,14 +136,14 @@ def parse(data: bytes, file: str) -> Pack:
             raise ValueError(f"a pack of version {document['version']}, not {VERSION}")
         named = partial(layouts.named, structs=_structs(document["structs"]))
         return Pack(
-            _text(document["build_id"]),
-            _text(document["machine"]),
-            _text(document["origin"]),
+            given.text(document["build_id"]),
+            given.text(document["machine"]),
+            given.text(document["origin"]),
             {
-                name: Function(
-                    named(_text(function["returns"])),
+                given.text(name): Function(
+                    named(given.text(function["returns"])),
                     [_body(body, named) for body in function["bodies"]],
-                    [_text(name) for name in function["inlined_into"]],
+                    [given.text(name) for name in function["inlined_into"]],
                 )
                 for name, function in document["functions"].items()
             },
@@ -244,38 +244,47 @@ def _sound(struct: Struct) -> Struct:
 
 def _body(about: Mapping[str, Any], named: Callable[[str], CType]) -> Body:
     arguments = {
-        name: (named(_text(argument["type"])), _place(argument))
+        given.text(name): (named(given.text(argument["type"])), _place(argument))
         for name, argument in about["arguments"].items()
     }
-    entry = int(about["entry"], 16)
+    entry = given.hexadecimal(about["entry"])
     if "lines" not in about:
         return Body(entry, arguments)
     lines = about["lines"]
-    types = {name: named(_text(type_)) for name, type_ in lines["variables"].items()}
+    types = {
+        given.text(name): named(given.text(type_)) for name, type_ in lines["variables"].items()
+    }
     rows = [
         Line(
-            int(address, 16),
-            int(line),
+            given.hexadecimal(address),
+            _line(line),
             {name: (types[name], _place(place)) for name, place in places.items()},
         )
         for address, line, places in lines["rows"]
     ]
-    return Body(entry, arguments, _text(lines["file"]), int(lines["declared"]), rows)
+    return Body(entry, arguments, given.text(lines["file"]), _line(lines["declared"]), rows)
+
+
+def _line(value: object) -> int:
+    return given.number(value, 0, (1 << 31) - 1)
 
 
 def _place(about: Mapping[str, Any]) -> Place:
     if "register" in about:
-        return InRegister(_text(about["register"]))
+        return InRegister(given.text(about["register"]))
     if "entry_register" in about:
-        return AtEntry(_text(about["entry_register"]))
+        return AtEntry(given.text(about["entry_register"]))
     if "stack" in about:
-        return OnStack(int(about["stack"]))
+        return OnStack(stack_offset(about["stack"]))
     if "constant" in about:
-        return Constant(int(about["constant"]))
-    return Nowhere(_text(about["unavailable"]))
+        return Constant(constant(about["constant"]))
+    return Nowhere(given.text(about["unavailable"]))
 
 
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"found {value!r} where text belongs")
-    return value
+def stack_offset(value: object) -> int:
+    return given.number(value, -(1 << 20), 1 << 20)
+
+
+def constant(value: object) -> int:
+    """Of 64 bits, with or without a sign."""
+    return given.number(value, -(1 << 63), (1 << 64) - 1)

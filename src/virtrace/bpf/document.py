@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Union
 
+from virtrace.binary import given
 from virtrace.binary.ctype import (
     Array,
     Boolean,
-    Check,
     CType,
     Field,
     Integer,
@@ -23,12 +23,15 @@ from virtrace.binary.ctype import (
     Pointer,
     Struct,
 )
+from virtrace.binary.layouts import check
 from virtrace.binary.pack import (
     MAX_STRUCT,
     Constant,
     InRegister,
     Nowhere,
     OnStack,
+    constant,
+    stack_offset,
 )
 from virtrace.engine.capture import Unavailable
 from virtrace.errors import TraceError
@@ -36,12 +39,16 @@ from virtrace.recipe.path import Path
 from virtrace.recipe.path import parse as parse_path
 from virtrace.recipe.prototype import Parameter
 from virtrace.trace.format import Record
+from virtrace.trace.reader import header_problem
 
 FORMAT = "virtrace-plan"
 VERSION = 1
 MAX_BYTES = 8 << 20
 NO_BACKTRACES = "the bpftrace engine takes no backtraces: the thread does not stand still for it"
 NO_RECORDS = "the bpftrace engine does not read records of domains"
+
+# Of all types of a plan: each that a capture ends at is taken apart into so many values.
+_MAX_PARTS = 200_000
 
 # How sites are found whose arguments are to be proven.
 DRIVER_METHOD, CALLED_BY = "driver_method", "called_by"
@@ -108,6 +115,11 @@ class Site:
             if isinstance(wanted, Wanted):
                 yield wanted
 
+    @property
+    def types(self) -> Iterable[CType]:
+        """Where its captures start from."""
+        return (ctype for wanted in self.captures for ctype in wanted.types.values())
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -139,14 +151,21 @@ def read(data: bytes) -> Plan:
         document = json.loads(data)
         if document["format"] != FORMAT or document["version"] != VERSION:
             raise ValueError("it is of another version")
-        return Plan(
+        plan = Plan(
             _header(document["header"]),
             [_site(site) for site in document["sites"]],
             {
-                name: [(int(start), int(end), _text(function)) for start, end, function in rows]
+                given.text(name): [
+                    (given.address(start), given.address(end), given.text(function))
+                    for start, end, function in rows
+                ]
                 for name, rows in document["exported"].items()
             },
         )
+        parts = sum(_parts(ctype) for site in plan.sites for ctype in site.types)
+        if parts > _MAX_PARTS:
+            raise ValueError(f"its types have more than {_MAX_PARTS:,} parts")
+        return plan
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, Unavailable) as error:
         said = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise TraceError(
@@ -156,16 +175,15 @@ def read(data: bytes) -> Plan:
 
 
 def _header(record: Any) -> Record:
-    if not isinstance(record, dict):
-        raise TypeError("its header is no object")
-    _text(record["recipe"]["name"])
-    _text(record["tool"]["virtrace"])
-    _number(record["target"]["pid"], 0, (1 << 31) - 1)
-    for module in record["target"]["modules"]:
-        _text(module["path"])
-    for probe in record["probes"]:
-        _text(probe["name"])
-    return record
+    problem = header_problem(record)
+    if problem is not None:
+        raise ValueError(f"its header: {problem}")
+    # JSON can name halves of characters, of which a trace can be written no more than a file.
+    json.dumps(record, ensure_ascii=False).encode()
+    given.text(record["recipe"]["name"])
+    given.number(record["target"]["pid"], 0, (1 << 31) - 1)
+    found: Record = record
+    return found
 
 
 # --- Sites
@@ -198,22 +216,22 @@ def _site(about: Mapping[str, Any]) -> Site:
         raise ValueError(f"there is no site of kind {kind!r}, found by {find!r}")
     usdt = about["usdt"]
     return Site(
-        _text(about["probe"]),
+        given.text(about["probe"]),
         kind,
-        _text(about["module"]),
-        _text(about["file"]),
-        _address(about["address"]),
+        given.text(about["module"]),
+        given.text(about["file"]),
+        given.address(about["address"]),
         {name: _place(place) for name, place in about["arguments"].items()},
         _captures(about["enter"]),
         _captures(about["exit"]),
-        [_address(address) for address in about["further"]],
-        None if usdt is None else (_text(usdt[0]), _text(usdt[1])),
+        [given.address(address) for address in about["further"]],
+        None if usdt is None else (given.text(usdt[0]), given.text(usdt[1])),
         bool(about["root"]),
         bool(about["anywhere"]),
         bool(about["moved"]),
-        [Parameter(_text(name), _text(type_)) for name, type_ in about["parameters"]],
+        [Parameter(given.text(name), given.text(type_)) for name, type_ in about["parameters"]],
         find,
-        None if about["caller"] is None else _text(about["caller"]),
+        None if about["caller"] is None else given.text(about["caller"]),
     )
 
 
@@ -231,17 +249,17 @@ def _place_record(place: Place) -> Record:
 
 def _place(about: Mapping[str, Any]) -> Place:
     if "register" in about:
-        return InRegister(_text(about["register"]))
+        return InRegister(given.text(about["register"]))
     if "stack" in about:
-        return OnStack(_number(about["stack"], -(1 << 20), 1 << 20))
+        return OnStack(stack_offset(about["stack"]))
     if "constant" in about:
-        return Constant(int(about["constant"]))
+        return Constant(constant(about["constant"]))
     if "probe" in about:
         register = about["in"]
         return InProbe(
-            _number(about["probe"], 0, 11), None if register is None else _text(register)
+            given.number(about["probe"], 0, 11), None if register is None else given.text(register)
         )
-    return Nowhere(_text(about["unavailable"]))
+    return Nowhere(given.text(about["unavailable"]))
 
 
 def _captures_record(captures: Captures) -> Record:
@@ -260,10 +278,10 @@ def _captures(about: Mapping[str, Any]) -> Captures:
     found: dict[str, Wanted | Unavailable] = {}
     for name, capture in about.items():
         if "unavailable" in capture:
-            found[_text(name)] = Unavailable(_text(capture["unavailable"]))
+            found[given.text(name)] = Unavailable(given.text(capture["unavailable"]))
         else:
             types = {name: _type(record) for name, record in capture["types"].items()}
-            found[_text(name)] = Wanted(parse_path(_text(capture["path"])), types)
+            found[given.text(name)] = Wanted(parse_path(given.text(capture["path"])), types)
     return found
 
 
@@ -335,63 +353,58 @@ def _type_record(ctype: CType) -> Record:
 
 def _type(about: Mapping[str, Any]) -> CType:
     if "integer" in about:
-        return Integer(_number(about["integer"], 1, 8), bool(about["signed"]))
+        return Integer(given.number(about["integer"], 1, 8), bool(about["signed"]))
     if "boolean" in about:
-        return Boolean(_number(about["boolean"], 1, 8))
+        return Boolean(given.number(about["boolean"], 1, 8))
     if "pointer" in about:
         target = None if about["to"] is None else _type(about["to"])
         to = None if target is None else partial(_same, target)
-        return Pointer(to, bool(about["string"]), _number(about["pointer"], 8, 8))
+        return Pointer(to, bool(about["string"]), given.number(about["pointer"], 8, 8))
     if "array" in about:
-        found = Array(_type(about["of"]), _number(about["array"], 0, MAX_STRUCT))
-        _number(found.size, 0, MAX_STRUCT)
+        found = Array(_type(about["of"]), given.number(about["array"], 0, MAX_STRUCT))
+        given.number(found.size, 0, MAX_STRUCT)
         return found
     if "opaque" in about:
-        return Opaque(_text(about["opaque"]), _number(about["size"], 0, 1 << 32))
+        return Opaque(given.text(about["opaque"]), given.number(about["size"], 0, 1 << 32))
     return _struct(about)
 
 
 def _struct(about: Mapping[str, Any]) -> Struct:
-    size = _number(about["size"], 0, MAX_STRUCT)
+    size = given.number(about["size"], 0, MAX_STRUCT)
     fields = [
-        Field(_text(name), _number(offset, 0, size), _type(ctype))
+        Field(given.text(name), given.number(offset, 0, size), _type(ctype))
         for name, offset, ctype in about["fields"]
     ]
-    names = {one.name for one in fields}
-    checks = [Check(_text(name), int(low), int(high)) for name, low, high in about["checks"]]
-    if not names >= {check.field for check in checks}:
-        raise ValueError("a check is of no field")
+    types = {one.name: one.type for one in fields}
+    checks = [check(name, types[name], low, high) for name, low, high in about["checks"]]
     for one in fields:
         if one.offset + one.type.size > size:
             raise ValueError(f"{one.name} is not in its struct")
     alternatives = [_struct(other) for other in about["alternatives"]]
     qmp = [
         {
-            _text(command): {_text(one): [*map(_text, paths)] for one, paths in sources.items()}
+            given.text(command): {
+                given.text(one): [*map(given.text, paths)] for one, paths in sources.items()
+            }
             for command, sources in each.items()
         }
         for each in about["qmp"]
     ]
-    if not all(names >= sources.keys() for each in qmp for sources in each.values()):
+    if not all(types.keys() >= sources.keys() for each in qmp for sources in each.values()):
         raise ValueError("an answer of QEMU is of no field")
-    return Struct(_text(about["struct"]), size, fields, checks, alternatives, qmp)
+    return Struct(given.text(about["struct"]), size, fields, checks, alternatives, qmp)
+
+
+def _parts(ctype: CType) -> int:
+    """Values in it, and in what it leads to."""
+    if isinstance(ctype, Pointer):
+        return 1 if ctype.target is None else 1 + _parts(ctype.target())
+    if isinstance(ctype, Array):
+        return max(ctype.count, 1) * _parts(ctype.element)
+    if isinstance(ctype, Struct):
+        return 1 + sum(map(_parts, (*(one.type for one in ctype.fields), *ctype.alternatives)))
+    return 1
 
 
 def _same(ctype: CType) -> CType:
     return ctype
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"found {value!r} where text belongs")
-    return value
-
-
-def _number(value: object, low: int, high: int) -> int:
-    if not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(f"found {value!r} where a number from {low} to {high} belongs")
-    return value
-
-
-def _address(value: object) -> int:
-    return _number(value, 0, (1 << 63) - 1)

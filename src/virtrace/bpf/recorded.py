@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
-from virtrace.binary import x86_64
+from virtrace.binary import given, x86_64
 from virtrace.binary.ctype import Code
 from virtrace.binary.pack import Constant, InRegister, Nowhere, OnStack
 from virtrace.bpf.document import (
@@ -52,13 +52,19 @@ from virtrace.trace.writer import Writer
 # After a failed read, which bpftrace does not say the thread of: heartbeats of each processor
 # until what the program printed then must have come.
 _HEARTBEATS = 2
-# Of what is kept until its turn comes.
-_MAX_LINES, _MAX_WAITING = 20_000, 100_000
+# Of what is kept until its turn comes. A word takes some 150 bytes.
+_MAX_LINES, _MAX_WAITING, _MAX_WORDS = 20_000, 100_000, 1_000_000
+_MAX_ON_LINE, _MAX_CPUS = 64, 8192
+_MAX_NUMBER = (1 << 63) - 1
 _WORD = (1 << 64) - 1
 _YEAR_10000 = 253_402_300_800
 
 _LOST = "bpftrace lost events of this thread"
 _NOT_READ = "bpftrace could not read it: the page was not in memory"
+
+
+class BrokenLine(TraceError):
+    """A line that no program of virtrace prints; those beside it may be sound."""
 
 
 class WordsMemory(Recorded):
@@ -230,10 +236,13 @@ class _Piece:
 
     words: dict[int, str | None] = field(default_factory=dict)
     lines: int = 0
+    count: int = 0
 
 
 class Lines:
     """Reads the lines; hands each event over in its order in time, as far as that is known.
+
+    What it holds meanwhile is bounded, whatever the lines are.
 
     event: what is called for each; lost: for a gap in the events of a thread: whose, how many,
     and when.
@@ -255,15 +264,22 @@ class Lines:
         self._event = event
         self._lost = lost
         self._coded: list[str] = []
+        self._coded_size = 0
         self._pieces: dict[tuple[int, int], _Piece] = defaultdict(_Piece)
         # By line of the program: the round of each processor at which a read there had failed.
         self._failed: dict[int, dict[int, int]] = {}
-        self._waiting: list[tuple[int, int, int, Happened]] = []
+        # With how many words it holds.
+        self._waiting: list[tuple[int, int, int, int, Happened]] = []
+        # Words of events that wait, or are not whole yet.
+        self._held = 0
         self._number = 0
         self._nth: dict[int, int] = {}
 
     def feed(self, line: bytes) -> None:
-        """TraceError where it is none that our program makes bpftrace print."""
+        """BrokenLine where it is none that our program makes bpftrace print.
+
+        Any other TraceError says that the plan cannot be used.
+        """
         if not line.strip():
             return
         try:
@@ -273,9 +289,9 @@ class Lines:
                 self._printed(data)
             elif kind == "helper_error":
                 if said["helper"].startswith("probe_read"):
-                    self._failed[int(said["line"])] = dict(self.rounds)
+                    self._read_failed(given.number(said["line"], 0, _MAX_NUMBER))
             elif kind == "lost_events":
-                self.lost_events += int(data["events"])
+                self.lost_events += given.number(data["events"], 0, _MAX_NUMBER)
         except (
             ValueError,
             KeyError,
@@ -285,7 +301,7 @@ class Lines:
             RecursionError,
         ) as error:
             shown = repr(line[:60])
-            raise TraceError(
+            raise BrokenLine(
                 f"{shown} is not what a program of virtrace makes bpftrace print",
                 "import the whole output of the program, as it was printed",
             ) from error
@@ -302,7 +318,9 @@ class Lines:
         elif what in ("e", "p", "u", "r"):
             self._whole(what, words)
         elif what == "h":
-            cpu, now = map(int, words)
+            cpu, now = _numbers(words)
+            if cpu >= _MAX_CPUS:
+                raise ValueError("no such processor")
             self.beats[cpu] = now
             self.rounds[cpu] += 1
             # All processors have come as soon as one comes for the third time. One that was
@@ -312,14 +330,15 @@ class Lines:
         elif what == "ready":
             self.ready.add(words[0])
         elif what == "virtrace":
-            version, now, epoch, pid = map(int, words)
-            if version != 1 or not 0 <= epoch < _YEAR_10000 or now < 0 or not 0 <= pid < 1 << 31:
+            version, now, epoch, pid = _numbers(words)
+            if version != 1 or epoch >= _YEAR_10000 or pid >= 1 << 31:
                 raise ValueError(rest)
             self.started = Started(now, epoch, pid)
         elif what == "plan":
             self._coded.append(rest)
-            if sum(map(len, self._coded)) > MAX_BYTES:
-                raise ValueError("too long a plan")
+            self._coded_size += len(rest)
+            if self._coded_size > MAX_BYTES:
+                raise _no_plan("it is too long")
         elif what == "planned":
             self._planned()
         elif what == "end":
@@ -328,16 +347,24 @@ class Lines:
             raise ValueError(what)
 
     def _planned(self) -> None:
+        if self.plan is not None:
+            raise ValueError("a second plan")
         decompressor = zlib.decompressobj()
         try:
             data = base64.b64decode("".join(self._coded), validate=True)
             plan = decompressor.decompress(data, MAX_BYTES)
-        except zlib.error as error:
-            raise ValueError("no plan") from error
+        except (ValueError, zlib.error) as error:
+            raise _no_plan(str(error)) from error
         if decompressor.unconsumed_tail:
-            raise ValueError("too long a plan")
+            raise _no_plan("it is too long")
         self._coded.clear()
         self.plan = read(plan)
+
+    def _read_failed(self, line: int) -> None:
+        """A read on this line of the program, for an event of no processor that is told."""
+        if len(self._failed) * len(self.rounds) > _MAX_WORDS:
+            raise ValueError("more lines than a program has")
+        self._failed[line] = dict(self.rounds)
 
     def _is_doubtful(self, line: int, cpu: int) -> bool:
         """Whether a read on this line may have failed for an event of this processor."""
@@ -345,10 +372,18 @@ class Lines:
         return failed is not None and self.rounds[cpu] - failed.get(cpu, 0) <= _HEARTBEATS
 
     def _words(self, said: list[str]) -> None:
-        line, tid, cpu, address = (*map(int, said[:3]), int(said[3], 16))
+        line, tid, cpu = _numbers(said[:3])
+        address = int(said[3], 16)
+        if not 0 <= address < 1 << 64 or not 4 < len(said) <= 4 + _MAX_ON_LINE:
+            raise ValueError("no words, or too many")
+        self._held += len(said) - 4
+        while self._held > _MAX_WORDS and self._waiting:
+            self._hand_over(self._waiting[0][0] + 1)
         piece = self._pieces[tid, cpu]
         piece.lines += 1
-        if piece.lines > _MAX_LINES:
+        piece.count += len(said) - 4
+        if piece.lines > _MAX_LINES or self._held > _MAX_WORDS:
+            self._held -= self._pieces.pop((tid, cpu)).count
             raise ValueError("an event without an end")
         words: list[str | None] = [*said[4:]]
         if self._failed:
@@ -358,7 +393,7 @@ class Lines:
         piece.words.update(zip(range(address, address + len(words) * REGISTER, REGISTER), words))
 
     def _whole(self, kind: str, words: list[str]) -> None:
-        number, pid, tid, cpu, nth, t_ns, count = map(int, words[:7])
+        number, pid, tid, cpu, nth, t_ns, count = _numbers(words[:7])
         sp, ip, *values = (int(word, 16) & _WORD for word in words[7:])
         piece = self._pieces.pop((tid, cpu), _Piece())
         if (kind in "ep" and len(values) != len(REGISTERS)) or (kind == "r" and len(values) != 1):
@@ -373,19 +408,31 @@ class Lines:
         memory = WordsMemory(piece.words, piece.lines == count)
         event = Happened(kind, number, pid, tid, cpu, nth, t_ns, sp, ip, known, memory)
         self._number += 1
-        heapq.heappush(self._waiting, (t_ns, nth, self._number, event))
+        heapq.heappush(self._waiting, (t_ns, nth, self._number, piece.count, event))
         if len(self._waiting) > _MAX_WAITING:
             self._hand_over(self._waiting[0][0] + 1)
 
     def _hand_over(self, until: int | None) -> None:
         """What was before; without, all."""
         while self._waiting and (until is None or self._waiting[0][0] < until):
-            *_, event = heapq.heappop(self._waiting)
+            *_, held, event = heapq.heappop(self._waiting)
+            self._held -= held
             gap = event.nth - self._nth.get(event.tid, 0) - 1
             self._nth[event.tid] = event.nth
             if gap > 0:
                 self._lost(event.tid, gap, event.t_ns)
             self._event(event)
+
+
+def _numbers(words: Sequence[str]) -> list[int]:
+    """As a program prints those that are never negative. ValueError where they are others."""
+    return [given.number(int(word), 0, _MAX_NUMBER) for word in words]
+
+
+def _no_plan(why: str) -> TraceError:
+    return TraceError(
+        f"the plan in it is damaged: {why}", "import the whole output, as it was printed"
+    )
 
 
 # --- From events to a trace

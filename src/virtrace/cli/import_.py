@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from virtrace.bpf.document import Plan
-from virtrace.bpf.recorded import Happened, Lines, Session
+from virtrace.bpf.recorded import BrokenLine, Happened, Lines, Session
 from virtrace.errors import DONE, INCOMPLETE, IncompleteError, TraceError, typed
 from virtrace.recipe import loader, selection
 from virtrace.trace.format import Event, Record
+from virtrace.trace.reader import open_file
 from virtrace.trace.writer import Writer
 
 _LONGEST_LINE = 1 << 20
@@ -83,8 +84,7 @@ def _look_through(file: Path) -> tuple[Plan, Lines]:
     pids: list[int] = []
 
     def note(event: Happened) -> None:
-        assert lines.plan is not None
-        if event.number < len(lines.plan.sites):
+        if lines.plan is not None and event.number < len(lines.plan.sites):
             site = lines.plan.sites[event.number]
             pids.append(event.pid)
             if event.kind in "ep":
@@ -114,13 +114,15 @@ def _feed(file: Path, lines: Lines) -> tuple[int, int]:
     """How many lines no program of ours printed (what bpftrace warns of, say); and the first."""
     broken = first = 0
     try:
-        with open(file, "rb") as stream:
+        with open_file(file, "the output") as stream:
             for number, line in enumerate(_lines(stream), 1):
                 try:
                     lines.feed(line)
-                except TraceError:
+                except BrokenLine:
                     broken += 1
                     first = first or number
+                except TraceError as error:
+                    raise TraceError(f"{file}:{number}: {error.what}", error.remedy) from error
     except OSError as error:
         raise TraceError(f"cannot read {file}: {error.strerror}", "name another file") from error
     return broken, first

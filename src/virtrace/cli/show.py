@@ -16,7 +16,7 @@ from virtrace.analysis.summary import summarize
 from virtrace.analysis.waiting import Waiters
 from virtrace.cli.apart import apart
 from virtrace.cli.progress import reading
-from virtrace.errors import DONE, TraceError, UsageError, typed
+from virtrace.errors import DONE, UsageError, typed
 from virtrace.printing import print_lines
 from virtrace.report import document, text
 from virtrace.report import summary as many
@@ -79,7 +79,9 @@ def _lines(trace: TraceStream, args: argparse.Namespace, output: int) -> Iterato
         return _html(trace, args.file, args.html, output)
     if args.summary:
         return _summary(trace, args.file, as_json=args.json)
-    return _json(trace, args.file) if args.json else _text(trace, args.file, full=args.full)
+    if args.json:
+        return document.lines(trace, CallBuilder(trace.most_open).everything(trace))
+    return _text(trace, args.file, full=args.full)
 
 
 def _text(trace: TraceStream, path: str, *, full: bool) -> Iterator[str]:
@@ -150,13 +152,3 @@ def _html(trace: TraceStream, path: str, output: Path, descriptor: int) -> Itera
             )
     fill(descriptor, output, "the page", [html.page(trace, nodes)])
     yield f"wrote {output}; like the trace it can hold secrets, and only you can read it"
-
-
-def _json(trace: TraceStream, path: str) -> Iterator[str]:
-    try:
-        yield from document.lines(trace, CallBuilder(trace.most_open).everything(trace))
-    except RecursionError as error:
-        raise TraceError(
-            f"{path}: its calls are nested too deep for one JSON document",
-            f"read the trace itself, which is one JSON object a line: jq . {typed(path)}",
-        ) from error

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from virtrace.engine.confirm import Exchange, settle
 from virtrace.engine.tracer import RawEvent
 from virtrace.recipe.model import Point
-from virtrace.trace.format import Json, is_unavailable
+from virtrace.trace.format import MAX_DEPTH, Json, is_deeper, is_unavailable
 
-# Levels of JSON that can always be written: Python takes nearly a thousand.
-_SHALLOW = 500
+# Levels of JSON: a trace has it a few levels deeper.
+_MAX_DEPTH = MAX_DEPTH - 10
 
 
 class Answers:
@@ -60,11 +60,12 @@ def _parsed(text: Json) -> Json:
         return None
     try:
         parsed = json.loads(text, parse_constant=_finite, parse_float=_finite)
-        # Half of a surrogate pair, which only an escape can make, or nested too deep: known by
-        # writing it. The trace puts it a few levels deeper.
-        if "\\u" in text or text.count("[") + text.count("{") > _SHALLOW:
-            json.dumps([[[[parsed]]]], ensure_ascii=False).encode()
+        # Half of a surrogate pair, which only an escape can make: known by writing it.
+        if "\\u" in text:
+            json.dumps(parsed, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
+        return None
+    if text.count("[") + text.count("{") > _MAX_DEPTH and is_deeper(parsed, _MAX_DEPTH):
         return None
     return parsed
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from virtrace.binary import private
+from virtrace.binary import given, private
 from virtrace.binary.process import Module, Process
 from virtrace.errors import TargetError
 
@@ -192,11 +192,22 @@ def _line(entry: object) -> bytes:
 
 def _parse(data: bytes) -> Noted:
     """ValueError where it is none. A last line without its end was never acted on."""
-    header, *entries = data.split(b"\n")[:-1]
-    return Noted(
-        tuple(Mark(at, bytes.fromhex(content)) for at, content in json.loads(header)),
-        tuple(
-            Place(at, bytes.fromhex(was), bytes.fromhex(written))
-            for at, was, written in map(json.loads, entries)
-        ),
-    )
+    try:
+        header, *entries = map(json.loads, data.split(b"\n")[:-1])
+        marks = tuple(Mark(given.address(at), _content(content)) for at, content in header)
+        places = tuple(
+            Place(given.address(at), _content(was), _content(written))
+            for at, was, written in entries
+        )
+    except (TypeError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+    # By these it is known that the places are what they were.
+    if not marks or not all(mark.content for mark in marks):
+        raise ValueError("nothing tells that the modules are still there")
+    if not all(0 < len(place.was) == len(place.written) for place in places):
+        raise ValueError("what was written is not what was there before")
+    return Noted(marks, places)
+
+
+def _content(digits: object) -> bytes:
+    return bytes.fromhex(given.text(digits))

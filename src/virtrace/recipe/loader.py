@@ -67,7 +67,11 @@ def load(file: FilePath) -> Recipe:
 
 def loads(data: bytes, file: str) -> Recipe:
     try:
-        root = yaml.compose(data, _Loader)
+        root = yaml.compose(data.decode("utf-8"), _Loader)
+    except UnicodeDecodeError as error:
+        raise RecipeError(
+            f"{file}: not UTF-8 from byte {error.start} on", "name a recipe's YAML file"
+        ) from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""

@@ -20,10 +20,7 @@ SUMMARY_VERSION = 1
 
 
 def lines(trace: Recording, nodes: Iterable[Call | Point | Exchange]) -> Iterator[str]:
-    """The document, a call a line. RecursionError where a call is nested too deep for JSON.
-
-    nodes: the calls, and what is outside of them.
-    """
+    """The document, a call a line. nodes: the calls, and what is outside of them."""
     yield f'{{"format": "{FORMAT}", "version": {VERSION},'
     yield f'"header": {json.dumps(trace.header)},'
     yield '"calls": ['

@@ -31,6 +31,11 @@ def label(text: str) -> str:
     return f"  {text:<{_LABEL}}"
 
 
+def column(names: Iterable[str], style: Style) -> int:
+    """Columns that names take below one another; those beyond the width stand out of line."""
+    return min(max((cells(safe(name, style)) for name in names), default=0), style.width)
+
+
 def fold(
     pieces: Iterable[Piece], style: Style, first: str = "", below: str = "  "
 ) -> Iterator[str]:
@@ -45,15 +50,23 @@ def fold(
             yield _painted(prefix, line, style)
             prefix, line, used = below, [], 0
             room = room_beside(prefix, style)
-        while cells(text) > room:
-            end = cut(text, room)
-            yield _painted(prefix, [(text[:end], role)], style)
-            prefix, text = below, text[end:]
+        start, end = 0, _fitting(text, 0, room)
+        while end < len(text):
+            yield _painted(prefix, [(text[start:end], role)], style)
+            prefix, start = below, end
             room = room_beside(prefix, style)
+            end = _fitting(text, start, room)
+        text = text[start:]
         used += cells(text) + (1 if line else 0)
         line.append((text, role))
     if line:
         yield _painted(prefix, line, style)
+
+
+def _fitting(text: str, start: int, room: int) -> int:
+    """Where what fits ends. Looks at no more of a text than a line could take, be it endless."""
+    window = text[start : start + 4 * room]
+    return start + (cut(window, room) if cells(window) > room else len(window))
 
 
 def room_beside(prefix: str, style: Style) -> int:

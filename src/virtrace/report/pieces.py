@@ -459,10 +459,7 @@ def _raw_bytes(encoded: Json) -> str:
 
 def compact(value: Json) -> str:
     """As JSON, on one line."""
-    try:
-        return json.dumps(value, ensure_ascii=False)
-    except RecursionError:
-        return "(nested too deep to show)"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def flat(struct: Record) -> list[tuple[str, Json]]:

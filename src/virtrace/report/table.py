@@ -21,7 +21,7 @@ def values(calls: Iterable[Call]) -> list[str] | None:
     found: dict[str, None] | None = None
     for call in calls:
         found = found or {}
-        found.update(dict.fromkeys(name for _, told, _ in _rows(call) for name in told))
+        found.update(dict.fromkeys(name for _, _, told, _ in _rows(call) for name in told))
     return None if found is None else list(found)
 
 
@@ -31,16 +31,16 @@ def lines(calls: Iterable[Call], values: list[str]) -> Iterator[str]:
     writer = csv.DictWriter(out, [*_PLACE, *values, *_OUTCOME], lineterminator="\n")
     writer.writeheader()
     for call in calls:
-        for place, told, outcome in _rows(call):
-            cells = {**place, **told, **outcome}
+        for span, place, told, lacking in _rows(call):
+            cells = {**place, **told, **_outcome(call, span, lacking)}
             writer.writerow({name: _cell(value) for name, value in cells.items()})
         yield out.getvalue()
         out.seek(0)
         out.truncate()
 
 
-def _rows(call: Call) -> Iterator[tuple[Record, Record, Record]]:
-    """Place, values and outcome of the API and of each function in it, callers first."""
+def _rows(call: Call) -> Iterator[tuple[Span, Record, Record, list[str]]]:
+    """The API and each function in it, callers first: place, values, what could not be read."""
     rest: list[tuple[Span, int | None]] = [(call.root, None)]
     while rest:
         span, parent = rest.pop()
@@ -50,10 +50,13 @@ def _rows(call: Call) -> Iterator[tuple[Record, Record, Record]]:
         lacking: list[str] = []
         for part, values in (("arguments", span.arguments), ("returned", span.returned or {})):
             _flatten(part, values, told, lacking)
-        errors = "; ".join(str(error.values.get("message")) for error in span.errors())
-        complete = call.complete if span is call.root else span.duration_ns is not None
-        outcome = (complete, span.failed, errors, "; ".join(lacking))
-        yield dict(zip(_PLACE, place)), told, dict(zip(_OUTCOME, outcome))
+        yield span, dict(zip(_PLACE, place)), told, lacking
+
+
+def _outcome(call: Call, span: Span, lacking: list[str]) -> Record:
+    complete = call.complete if span is call.root else span.duration_ns is not None
+    errors = "; ".join(str(error.values.get("message")) for error in span.errors())
+    return dict(zip(_OUTCOME, (complete, span.failed, errors, "; ".join(lacking))))
 
 
 def _flatten(name: str, value: Json, told: Record, lacking: list[str]) -> None:

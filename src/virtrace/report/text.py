@@ -18,7 +18,7 @@ from virtrace.analysis.waiting import Waiting
 from virtrace.errors import typed
 from virtrace.report import units
 from virtrace.report.highlight import Style, cells, paint, safe, shorten
-from virtrace.report.lines import ROOM, copyable, fold, label, labelled, room_beside
+from virtrace.report.lines import ROOM, column, copyable, fold, label, labelled, room_beside
 from virtrace.report.pieces import (
     Frames,
     Lines,
@@ -235,7 +235,7 @@ class _Guides:
 
 def _probe_table(probes: list[Record], style: Style) -> Iterator[str]:
     found = [probe for probe in probes if probe["level"] != "missing"]
-    width = max((cells(probe["name"]) for probe in found), default=0)
+    width = column((probe["name"] for probe in found), style)
     for probe in found:
         name = probe["name"] + " " * (width - cells(probe["name"]))
         offset = f"+{probe['offset']}" if probe["offset"] else ""
@@ -352,7 +352,7 @@ def _reply(values: Record, below: str, style: Style) -> Iterator[str]:
     if isinstance(text, dict) and "text" in text:
         text = text["text"]
     if style.full and "json" in values and not is_unavailable(values["json"]):
-        for line in _pretty(values["json"]).split("\n"):
+        for line in json.dumps(values["json"], ensure_ascii=False, indent=2).split("\n"):
             yield prefix + paint(safe(line, style), "json", style)
     elif isinstance(text, str):
         text = text.strip()
@@ -363,16 +363,9 @@ def _reply(values: Record, below: str, style: Style) -> Iterator[str]:
         yield prefix + paint(safe(text, style), "json", style)
 
 
-def _pretty(value: Json) -> str:
-    try:
-        return json.dumps(value, ensure_ascii=False, indent=2)
-    except RecursionError:
-        return compact(value)
-
-
 def _table(fields: list[tuple[str, Json]], style: Style, prefix: str) -> Iterator[str]:
     """One line a field: name, exact value (numbers to the right), value as a person reads it."""
-    names = max((cells(safe(name, style)) for name, _ in fields), default=0)
+    names = column((name for name, _ in fields), style)
     numbers = max((len(compact(value)) for _, value in fields if isinstance(value, int)), default=0)
     for name, value in fields:
         pad = " " * (names - cells(safe(name, style)))

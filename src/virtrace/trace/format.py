@@ -23,6 +23,10 @@ ENDED = "the trace ended before its return"
 SWITCHED_OFF = "a probe was switched off before its return"
 ROTATED = "the file was full before its return: the recording goes on in the next one"
 
+# Levels of objects and arrays in a line. What walks over them takes up to three calls a level, of
+# the thousand that Python has room for.
+MAX_DEPTH = 250
+
 LEVELS = ("dwarf", "pack", "symbol", "inferred", "usdt", "missing")
 
 
@@ -74,6 +78,19 @@ def unavailable(reason: str) -> Record:
 
 def is_unavailable(value: Json) -> bool:
     return isinstance(value, dict) and set(value) == {"unavailable"}
+
+
+def is_deeper(value: Json, most: int) -> bool:
+    """Whether objects and arrays are nested in more levels than that. Not recursive itself."""
+    level = [value]
+    for _ in range(most + 1):
+        level = [one for one in level if isinstance(one, (dict, list))]
+        if not level:
+            return False
+        level = [
+            inner for one in level for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+    return True
 
 
 def text(raw: bytes, length: int | None = None) -> Json:

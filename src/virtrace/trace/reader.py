@@ -10,24 +10,26 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from io import BufferedReader, RawIOBase
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, Union
 
 from virtrace.errors import IncompleteError, TraceError
 from virtrace.trace import archive
 from virtrace.trace.compression import GZIP, ZSTD, Inflated
-from virtrace.trace.format import FORMAT, VERSION, Event, Json, Record
+from virtrace.trace.format import FORMAT, MAX_DEPTH, VERSION, Event, Json, Record, is_deeper
 
 EVENT_TYPES = ("enter", "exit", "point", "line", "lost")
 
-# What version 1 says of a value: its JSON type or types, or the shape of an object.
-# schema.json says the same for everybody else; a test holds the two together.
+# What version 1 says of a value: its JSON type or types, or the shape of an object, in which a
+# name that ends in `?` may be missing. schema.json says the same for everybody else; a test holds
+# the two together.
 _Shape = Union[type, tuple[type, ...], "list[Any]", Mapping[str, Any]]
 _ANY = "*"  # every key of an object that has no fixed ones
 _TEXT_OR_NULL = (str, type(None))
 _INT_OR_NULL = (int, type(None))
 
+_PART: Mapping[str, _Shape] = {"number": int, "open": [int]}
 _HEADER: Mapping[str, _Shape] = {
     "started": str,
     "clock": {"source": str, "start_ns": int},
@@ -36,10 +38,20 @@ _HEADER: Mapping[str, _Shape] = {
         "pid": int,
         "exe": str,
         "libvirt_version": _TEXT_OR_NULL,
-        "modules": [{"path": str, "build_id": _TEXT_OR_NULL, "base": str}],
+        "modules": [
+            {"path": str, "build_id": _TEXT_OR_NULL, "base": str, "remedy?": _TEXT_OR_NULL}
+        ],
     },
-    "host": {"machine": str, "kernel": str, "system": _TEXT_OR_NULL},
+    "host": {"machine": str, "kernel": str, "system": _TEXT_OR_NULL, "warnings?": [str]},
     "recipe": dict,
+    "selection?": {
+        "where": {_ANY: str},
+        "calls": _INT_OR_NULL,
+        "seconds": (int, float, type(None)),
+    },
+    "command?": _TEXT_OR_NULL,
+    "part?": _PART,
+    "redacted?": [str],
     "probes": [
         {
             "name": str,
@@ -47,7 +59,9 @@ _HEADER: Mapping[str, _Shape] = {
             "module": _TEXT_OR_NULL,
             "offset": _TEXT_OR_NULL,
             "level": str,
+            "taken?": _TEXT_OR_NULL,
             "why": _TEXT_OR_NULL,
+            "lacks?": [str],
         }
     ],
 }
@@ -64,16 +78,14 @@ _EVENT: Mapping[str, _Shape] = {
 _SPAN_EVENT = {**_EVENT, "span": int}
 _FOOTER: Mapping[str, _Shape] = {
     "reason": str,
+    "t_ns?": int,
     "events": int,
     "dropped": int,
     "hits": {_ANY: int},
     "detached": bool,
-    "stopped_ns": {"total": int, "max": int},
+    "stopped_ns": {"total": int, "max": int, "gdb?": int},
 }
 _SWITCHED_OFF: Mapping[str, _Shape] = {"t_ns": int, "name": str, "kind": str, "why": str}
-
-
-_PART: Mapping[str, _Shape] = {"number": int, "open": [int]}
 _HOST: Mapping[str, _Shape] = {
     "collected": str,
     "domain": str,
@@ -86,16 +98,20 @@ _HOST: Mapping[str, _Shape] = {
     "lvm": dict,
 }
 
-# Of files that can be far larger than they are: the longest line, one that has to be looked at
-# for how much it holds, and how many events can be of calls that are open at a time.
-_LONGEST_LINE = 16 << 20
+# The longest line: libvirt takes replies of QEMU up to 10 MiB, and a line has a reply as text and
+# as JSON. A long one has to be looked at for how much it holds. Of files that can be far larger
+# than they are: how many events can be of calls that are open at a time.
+_LONGEST_LINE = 24 << 20
 _LONG_LINE = 1 << 20
+_MOST_VALUES = 500_000
 _MOST_OPEN = 200_000
 _BUFFER = 1 << 16
 _OFTEN = 1024
 _LONGEST_NUMBER = 40
+_TOO_DEEP = f"it has more than {MAX_DEPTH} levels of objects and arrays"
 _LONG_NUMBER = b"0" * (_LONGEST_NUMBER + 1)
-_DIGITS = bytes.maketrans(b"123456789", b"000000000")
+# Any digit is a zero in it, and what opens an array opens an object.
+_OUTLINE = bytes.maketrans(b"123456789[", b"000000000{")
 
 
 class Recording(Protocol):
@@ -356,15 +372,15 @@ def _plain_lines(file: BinaryIO, path: str | Path) -> Iterable[bytes]:
     # Whatever is no text at all may be one line of gigabytes: do not read it.
     first = file.read(1)
     file.seek(0)
-    return file if first == b"{" else ()
+    return _bounded_lines(file, path) if first == b"{" else ()
 
 
 def _gzip_lines(file: BinaryIO, path: str | Path) -> Iterator[bytes]:
-    return _bounded_lines(Inflated(file, GZIP, path), path)
+    return _bounded_lines(BufferedReader(Inflated(file, GZIP, path), _BUFFER), path)
 
 
 def _zstd_lines(file: BinaryIO, path: str | Path) -> Iterator[bytes]:
-    return _bounded_lines(Inflated(file, ZSTD, path), path)
+    return _bounded_lines(BufferedReader(Inflated(file, ZSTD, path), _BUFFER), path)
 
 
 def _bundled_lines(file: BinaryIO, path: str | Path) -> Iterator[bytes]:
@@ -372,7 +388,7 @@ def _bundled_lines(file: BinaryIO, path: str | Path) -> Iterator[bytes]:
     for name, member in archive.Bundle(file, path).members():
         if name == archive.TRACE:
             found = True
-            yield from _bounded_lines(member, path)
+            yield from _bounded_lines(BufferedReader(member, _BUFFER), path)
     if not found:
         raise TraceError(
             f"{path} is a bundle without {archive.TRACE}",
@@ -383,23 +399,24 @@ def _bundled_lines(file: BinaryIO, path: str | Path) -> Iterator[bytes]:
 _WayToRead = Callable[[BinaryIO, "str | Path"], Iterable[bytes]]
 
 
-def _bounded_lines(raw: RawIOBase, path: str | Path) -> Iterator[bytes]:
-    """Of what a stranger may have compressed."""
-    stream = BufferedReader(raw, _BUFFER)
+def _bounded_lines(stream: BinaryIO | BufferedReader, path: str | Path) -> Iterator[bytes]:
+    """Of what a stranger may have written: none that takes much memory to hold."""
     while line := stream.readline(_LONGEST_LINE):
         if len(line) > _LONG_LINE:
-            too_much = archive.excess({archive.TRACE: line})
+            too_much = None
             if len(line) == _LONGEST_LINE:
-                too_much = f"a line of more than {_LONGEST_LINE >> 20} MiB"
+                too_much = f"{_LONGEST_LINE >> 20} MiB"
+            elif sum(map(line.count, (b",", b"[", b"{"))) > _MOST_VALUES:
+                too_much = f"{_MOST_VALUES:,} values"
             if too_much:
                 raise TraceError(
-                    f"{path} holds {too_much}, and no trace does",
+                    f"{path} holds a line of more than {too_much}, and no trace does",
                     "ask for a fresh copy of the trace",
                 )
         yield line
 
 
-def open_file(path: str | Path) -> BinaryIO:
+def open_file(path: str | Path, what: str = "the trace") -> BinaryIO:
     """TraceError where it is no file that can be read."""
     try:
         # O_NONBLOCK: opening a FIFO must not wait for somebody to write to it.
@@ -408,14 +425,13 @@ def open_file(path: str | Path) -> BinaryIO:
         missing = isinstance(error, FileNotFoundError)
         reason = error.strerror if isinstance(error, OSError) else error
         raise TraceError(
-            f"cannot open the trace {path}: {reason}",
+            f"cannot open {what} {path}: {reason}",
             "check the name" if missing else "check that you may read it",
         ) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise TraceError(
-            f"{path} is not a regular file",
-            "name the .jsonl file that the trace was written to, or a bundle",
+            f"{path} is not a regular file", f"name the file that {what} was written to"
         )
     return os.fdopen(descriptor, "rb")
 
@@ -426,14 +442,19 @@ def _unreadable(path: str | Path, error: OSError) -> TraceError:
 
 def _parse(line: bytes) -> Record:
     # A number that is longer than any that C has would keep Python busy.
-    decode = _decode_bounded if _LONG_NUMBER in line.translate(_DIGITS) else _decode
+    outline = line.translate(_OUTLINE)
+    decode = _decode_bounded if _LONG_NUMBER in outline else _decode
     try:
         # As json.loads does, which looks at each line for its encoding first.
         record = decode(line.decode("utf-8", "surrogatepass"))
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise _BrokenLine(str(error)) from error
+    except RecursionError as error:
+        raise _BrokenLine(_TOO_DEEP) from error
     if not isinstance(record, dict):
         raise _BrokenLine("it is not a JSON object")
+    if outline.count(b"{") > MAX_DEPTH and is_deeper(record, MAX_DEPTH):
+        raise _BrokenLine(_TOO_DEEP)
     return record
 
 
@@ -489,15 +510,21 @@ def _header(line: bytes | None, path: str | Path) -> Record:
             f"this virtrace understands version {VERSION}",
             f"use the virtrace that wrote it, or a newer one ({_writer(record)})",
         )
+    problem = header_problem(record)
+    if problem is not None:
+        raise TraceError(
+            f"{path}:1: not the header of a trace: {problem}", "take a fresh copy of the file"
+        )
+    return record
+
+
+def header_problem(record: Json) -> str | None:
+    """What is wrong with the header of a trace, which may be a stranger's; None: nothing."""
     try:
         _check(record, _HEADER)
-        if "part" in record:
-            _check(record["part"], _PART, "part")
     except _BrokenLine as broken:
-        raise TraceError(
-            f"{path}:1: not the header of a trace: {broken}", "take a fresh copy of the file"
-        ) from broken
-    return record
+        return str(broken)
+    return _TOO_DEEP if is_deeper(record, MAX_DEPTH) else None
 
 
 def _writer(header: Record) -> str:
@@ -511,30 +538,31 @@ def _check(value: Json, shape: _Shape, key: str = "") -> None:
         kinds = shape if isinstance(shape, tuple) else (shape,)
         # Not isinstance: true is no integer in JSON.
         if type(value) not in kinds:
-            expected = " or ".join(_JSON_NAMES[kind] for kind in kinds)
-            raise _BrokenLine(f"{key!r} is not {expected}")
+            wanted = " or ".join(_JSON_NAMES[kind] for kind in kinds)
+            raise _BrokenLine(f"{key!r} is not {wanted}")
     elif isinstance(shape, list):
         _check(value, list, key)
         for index, item in enumerate(value):
             _check(item, shape[0], f"{key}[{index}]")
     else:
         _check(value, dict, key)
-        for name, inner in _members(value, shape):
-            where = f"{key}.{name}" if key else name
-            if name not in value:
+        if _ANY in shape:
+            for name, inner in value.items():
+                _check(inner, shape[_ANY], f"{key}.{name}")
+            return
+        for name, expected in shape.items():
+            bare = name.removesuffix("?")
+            where = f"{key}.{bare}" if key else bare
+            if bare in value:
+                _check(value[bare], expected, where)
+            elif bare == name:
                 raise _BrokenLine(f"{where!r} is missing")
-            _check(value[name], inner, where)
-
-
-def _members(value: Record, shape: Mapping[str, _Shape]) -> Iterator[tuple[str, _Shape]]:
-    if _ANY in shape:
-        return ((name, shape[_ANY]) for name in value)
-    return iter(shape.items())
 
 
 _JSON_NAMES = {
     str: "a string",
     int: "an integer",
+    float: "a number",
     bool: "true or false",
     dict: "an object",
     list: "an array",

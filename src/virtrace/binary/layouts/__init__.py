@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from virtrace.binary import given
 from virtrace.binary.ctype import (
     Array,
     Boolean,
@@ -72,10 +73,20 @@ def layout(
     fields = []
     checks = []
     for field, where in about["fields"].items():
-        fields.append(Field(field, where["offset"], named(where["type"], structs)))
+        offset = given.address(where["offset"])
+        ctype = named(given.text(where["type"]), structs)
+        fields.append(Field(given.text(field), offset, ctype))
         if "check" in where:
-            checks.append(Check(field, *where["check"]))
-    return Struct(name, about["size"], tuple(fields), tuple(checks))
+            checks.append(check(field, ctype, *where["check"]))
+    return Struct(name, given.address(about["size"]), tuple(fields), tuple(checks))
+
+
+def check(field: str, ctype: CType, low: object, high: object) -> Check:
+    """ValueError where what is to be checked is no number, or the bounds are none."""
+    if not isinstance(ctype, (Integer, Boolean, Pointer)):
+        raise ValueError(f"{field} is no number that could be checked")
+    bounds = (given.number(bound, -(1 << 63), (1 << 64) - 1) for bound in (low, high))
+    return Check(field, *bounds)
 
 
 @cache

@@ -1,54 +1,26 @@
-"""Whatever a stranger packs into a bundle or writes into a trace: it is read, or refused, soon.
-
-VIRTRACE_FUZZ=N tries N inputs instead of a few; docs/bundle.md has the command for all.
-"""
+"""What a stranger may pack into a bundle: it is read, or refused, and nothing is unpacked."""
 
 from __future__ import annotations
 
 import gzip
 import io
 import json
-import os
 import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from support import bundle_fuzz, pages
+from support import mutants, pages
 from support.pages import read_bundle
 from unit import samples
 from virtrace.bundle import archive
 from virtrace.errors import TraceError
-from virtrace.trace.archive import MAX_BYTES, MAX_FILES, MAX_VALUES
+from virtrace.trace.archive import MAX_BYTES, MAX_FILES
 from virtrace.trace.reader import read_trace
 
-INPUTS = int(os.environ.get("VIRTRACE_FUZZ", "250"))
-MEGABYTES = 300
 TOP = "virtrace-bundle/"
-
-
-def test_mutated_bundles_and_traces(tmp_path: Path) -> None:
-    target = tmp_path / "target"
-    target.mkdir()
-    done = subprocess.run(
-        [sys.executable, bundle_fuzz.__file__, "1", str(INPUTS), str(target)],
-        capture_output=True,
-        text=True,
-        cwd=target,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["failures"] == []
-    assert found["slowest_s"] < bundle_fuzz.SECONDS
-    assert found["peak_mib"] < MEGABYTES
-    # Some of them came as far as to what is made of a trace.
-    assert found["read"] > INPUTS / 10
-    assert [path.name for path in tmp_path.iterdir()] == ["target"]
-    assert {path.name for path in target.iterdir()} == {"work", "failed"}
-    assert not Path("/tmp/virtrace-escaped").exists()
 
 
 def tar(*members: tuple[str, bytes, bytes]) -> bytes:
@@ -79,7 +51,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "large": (lambda: tar((TOP + "x", FILE, bytes(MAX_BYTES + 1))), "more than 48 MiB"),
     "many values": (
-        lambda: tar((TOP + "trace.jsonl", FILE, b"[" * (MAX_VALUES + 1))), "2,000,000 values"
+        lambda: tar((TOP + "trace.jsonl", FILE, b"[" * 2_000_000)), "more than 500,000 values"
     ),
     "endless": (lambda: tar((TOP + "x", FILE, b"")) + bytes(MAX_BYTES), "more after its end"),
     "cut": (lambda: tar((TOP + "x", FILE, b"1"))[:600], "ends in the middle"),
@@ -145,9 +117,9 @@ def test_a_thread_with_the_number_of_no_thread_is_drawn(tmp_path: Path) -> None:
 
 
 def test_xml_with_half_a_character(tmp_path: Path) -> None:
-    sample = bundle_fuzz.DATA / "explain" / "stopped-device-with-host-facts-9.0.0.jsonl"
+    sample = mutants.DATA / "explain" / "stopped-device-with-host-facts-9.0.0.jsonl"
     file = tmp_path / "t.jsonl"
     file.write_text(sample.read_text().replace('"xml":"<disk', r'"xml":"\ud800<disk'))
     assert file.read_text() != sample.read_text()
-    assert bundle_fuzz.attempt(["explain", str(file)]) == 0
-    assert bundle_fuzz.attempt(["bundle", str(file), "-o", str(tmp_path / "b.tar.gz")]) == 0
+    assert mutants.attempt(["explain", str(file)]) == 0
+    assert mutants.attempt(["bundle", str(file), "-o", str(tmp_path / "b.tar.gz")]) == 0

@@ -1,0 +1,354 @@
+"""Whatever stands in a file that virtrace reads: it is read, or refused with an error, soon.
+
+CONTRIBUTING.md has the command for many more mutants than are tried here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import samples
+
+from support import mutants
+from support.mutants import READERS, SECONDS
+from virtrace.analysis.host import HostDisk
+from virtrace.analysis.spans import MOST_NESTED, CallBuilder
+from virtrace.binary.process import inspect
+from virtrace.bpf import document, recorded
+from virtrace.cli.main import main
+from virtrace.errors import BAD_INPUT, DONE, TargetError, TraceError
+from virtrace.guard.journal import Noted, find
+from virtrace.report.highlight import Style
+from virtrace.report.lines import fold
+from virtrace.trace.format import MAX_DEPTH
+from virtrace.trace.reader import read_trace
+from virtrace.trace.target import is_of_build
+
+COUNT = 100
+
+
+def test_a_share_of_the_mutants(tmp_path: Path) -> None:
+    folder = tmp_path / "mutants"
+    done = subprocess.run(
+        [sys.executable, mutants.__file__, str(COUNT), str(folder)], capture_output=True, text=True
+    )
+    report = json.loads(done.stdout)
+    assert report["failures"] == [], done.stderr
+    assert report["count"] == COUNT
+    assert len(report["by_kind"]) == len(mutants.KINDS)
+    # Many come as far as to what is made of them.
+    assert report["read"] > COUNT / 5
+    assert [path.name for path in tmp_path.iterdir()] == ["mutants"]
+    assert not Path("/tmp/virtrace-escaped").exists()
+
+
+def printed(*words: str) -> tuple[int, str]:
+    """The exit status, and both outputs."""
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
+        return main(words), out.getvalue()
+
+
+# --- Traces
+
+FORMS = (("show",), ("show", "--json"), ("show", "--full"), ("explain",),
+         *(("export", "--to", form) for form in ("csv", "chrome", "perfetto", "svg")))  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS, ids=" ".join)
+def test_functions_nested_without_end(tmp_path: Path, form: tuple[str, ...]) -> None:
+    recorder = samples.Recorder()
+    deep = 5_000
+    for span in range(deep):
+        recorder.add("enter", "f", span=span, parent=span - 1 if span else None, call=0)
+    for span in reversed(range(deep)):
+        recorder.add("exit", "f", span=span, call=0, values={"result": "0x0"})
+    records = [event.to_record() for event in recorder.events]
+    trace = samples.write(
+        tmp_path / "t.jsonl", [samples.HEADER, *records, samples.footer(recorder.events)]
+    )
+    output = ["-o", str(tmp_path / "out")] if form[0] == "export" else []
+    began = time.process_time()
+    status, said = printed(*form, *output, str(trace))
+    assert time.process_time() - began < SECONDS
+    assert status == (BAD_INPUT if form == ("explain",) else DONE)
+    if form[0] == "show":
+        assert "functions inside one another: the rest is side by side" in " ".join(said.split())
+        assert len(said) < 100 * trace.stat().st_size
+
+
+def with_value(folder: Path, value: Any) -> Path:
+    records = samples.records()
+    records[1]["values"]["odd"] = value
+    return samples.write(folder / "t.jsonl", records)
+
+
+@pytest.mark.parametrize("form", [*FORMS, ("diff",), ("show", "--html")], ids=" ".join)
+def test_values_as_deep_as_a_line_may_be(tmp_path: Path, form: tuple[str, ...]) -> None:
+    """At the bottom of functions that are nested as deep as they may be."""
+    for opened, closed in (("[", "]"), ('{"a":', "}"), ('[{"unavailable":', "}]")):
+        levels = (MAX_DEPTH - 2) // len(closed)
+        trace = deepest(tmp_path, opened * levels + "1" + closed * levels)
+        output = tmp_path / f"out-{opened[:2]}"
+        if form == ("show", "--html"):
+            more = [str(output)]
+        elif form == ("diff",):
+            more = [str(samples.write(tmp_path / "other.jsonl", samples.records()))]
+        else:
+            more = ["-o", str(output)] if form[0] == "export" else []
+        assert printed(*form, *more, str(trace))[0] in (0, 1, 2 if form == ("explain",) else 0)
+        deepest(tmp_path, opened * (levels + 2) + "1" + closed * (levels + 2))
+        with pytest.raises(TraceError, match=f":51: .* more than {MAX_DEPTH} levels"):
+            read_trace(trace)
+
+
+def test_what_is_deepest_can_be_kept_apart_to_be_compared(tmp_path: Path) -> None:
+    levels = (MAX_DEPTH - 2) // 2
+    trace = deepest(tmp_path, '[{"a":' * levels + "1" + "}]" * levels)
+    [call] = CallBuilder().calls(read_trace(trace))
+    assert call.complete
+    assert pickle.loads(pickle.dumps(call)) == call
+
+
+def deepest(folder: Path, value: str) -> Path:
+    recorder = samples.Recorder()
+    for span in range(MOST_NESTED):
+        last = span == MOST_NESTED - 1
+        values = {"disk": "ODD"} if last else {}
+        recorder.add(
+            "enter", "f", span=span, parent=span - 1 if span else None, call=0, values=values
+        )
+    for span in reversed(range(MOST_NESTED)):
+        recorder.add("exit", "f", span=span, call=0, values={"result": 0})
+    records = [event.to_record() for event in recorder.events]
+    file = samples.write(
+        folder / "t.jsonl", [samples.HEADER, *records, samples.footer(recorder.events)]
+    )
+    file.write_text(file.read_text().replace('"ODD"', value))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("selection", [], "'selection' is not an object"),
+        ("selection", {"where": {}, "calls": None}, "'selection.seconds' is missing"),
+        ("selection", {"where": {"a": 7}, "calls": None, "seconds": None}, "'selection.where.a'"),
+        ("command", ["rm"], "'command' is not"),
+        ("redacted", 7, "'redacted' is not"),
+        ("probes", [{**samples.HEADER["probes"][0], "lacks": 7}], "'probes[0].lacks' is not"),
+    ],
+)
+def test_an_odd_key_of_the_header_is_named(tmp_path: Path, key: str, value: Any, said: str) -> None:
+    trace = samples.write(tmp_path / "t.jsonl", [{**samples.HEADER, key: value}])
+    for words in (("replay", str(trace), "-p", "1"), ("show", str(trace))):
+        status, told = printed(*words)
+        assert (status, told.startswith(f"virtrace: {trace}:1: ")) == (BAD_INPUT, True)
+        assert said in told
+
+
+@pytest.mark.parametrize("unit", [[], "a", {"": 0}], ids=str)
+def test_a_line_that_would_take_much_memory(tmp_path: Path, unit: Any) -> None:
+    trace = with_value(tmp_path, [unit] * 600_000)
+    with pytest.raises(TraceError, match="a line of more than 500,000 values"):
+        read_trace(trace)
+
+
+def test_a_line_of_megabytes_is_folded_soon() -> None:
+    for text in ("x" * 1_000_000, "\u202e" * 100_000, "\u0301" * 300_000, "\u4e2d" * 300_000):
+        began = time.process_time()
+        lines = list(fold([(text, "")], Style(unicode=True)))
+        assert time.process_time() - began < SECONDS
+        assert "".join(lines).count("\u0301" if text[0] == "\u0301" else text[0]) in (len(text), 0)
+
+
+def test_a_long_name_makes_no_wide_column(tmp_path: Path) -> None:
+    fields = {f"f{number}": number for number in range(1000)}
+    trace = with_value(tmp_path, {**fields, "x" * 100_000: 1})
+    status, said = printed("show", str(trace))
+    assert status == DONE
+    assert len(said) < 400_000
+
+
+def test_xml_with_entities_is_not_read() -> None:
+    xml = '<disk><alias name="virtio-disk0"/></disk>'
+    assert HostDisk({"xml": xml}).alias == "virtio-disk0"
+    assert HostDisk({"xml": f'<!DOCTYPE disk [<!ENTITY a "b">]>{xml}'}).alias is None
+
+
+def test_only_the_very_build_is_the_process_of_a_trace() -> None:
+    def header(*builds: str | None) -> dict[str, Any]:
+        modules = [{"path": f"/lib/{number}", "build_id": build, "base": "0x0"}
+                   for number, build in enumerate(builds)]  # fmt: skip
+        return {"target": {"modules": modules}}
+
+    process: Callable[[str], str | None] = {"0": "aa", "1": "bb"}.get
+    assert is_of_build(header("aa", "bb"), process)
+    assert is_of_build(header("aa", None), process)
+    assert not is_of_build(header("aa", "cc"), process)
+    assert not is_of_build(header("aa", "bb", "cc"), process)
+    # Nothing tells what it was recorded of.
+    assert not is_of_build(header(), process)
+    assert not is_of_build(header(None), process)
+
+
+# --- What compiled recipes print
+
+
+def imported(folder: Path, data: bytes) -> tuple[int, str]:
+    file, trace = folder / "printed", folder / "t.jsonl"
+    file.write_bytes(data)
+    trace.unlink(missing_ok=True)
+    return printed("import", str(file), "-o", str(trace))
+
+
+PRINTED = (READERS / "qmp.printed").read_bytes()
+
+
+def test_output_without_a_plan(tmp_path: Path) -> None:
+    kept = [line for line in PRINTED.splitlines(keepends=True) if b'"plan' not in line]
+    status, said = imported(tmp_path, b"".join(kept))
+    assert status == BAD_INPUT
+    assert "does not begin with a plan" in said
+    assert not (tmp_path / "t.jsonl").exists()
+
+
+def test_a_damaged_plan_is_told_with_its_line(tmp_path: Path) -> None:
+    lines = PRINTED.splitlines(keepends=True)
+    [at] = [number for number, line in enumerate(lines) if b'"plan ' in line]
+    lines[at] = lines[at][:200] + b"A" + lines[at][200:]
+    status, said = imported(tmp_path, b"".join(lines))
+    assert status == BAD_INPUT
+    assert said.startswith(f"virtrace: {tmp_path}/printed:{at + 2}: the plan in it is damaged: ")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"type": "printf", "data": "e -1 1 1 0 1 1 1 0 0 0 0 0 0 0 0"},
+        {"type": "printf", "data": f"h 0 {'9' * 100}"},
+        {"type": "printf", "data": "w 1 1 0 -8 0"},
+        {"type": "lost_events", "data": {"events": 1e999}},
+        {"type": "helper_error", "helper": "probe_read", "line": -1},
+        {"type": "printf", "data": "planned"},
+    ],
+)
+def test_a_line_with_wild_numbers_is_left_out(tmp_path: Path, line: Any) -> None:
+    lines = PRINTED.splitlines(keepends=True)
+    data = b"".join([*lines[:-1], json.dumps(line).encode() + b"\n", lines[-1]])
+    status, said = imported(tmp_path, data)
+    assert (status, f"the first of them line {len(lines)}" in said) == (4, True), said
+    assert read_trace(tmp_path / "t.jsonl").footer
+
+
+def test_events_that_never_end_take_bounded_memory() -> None:
+    lines = recorded.Lines(lambda event: None)
+    words = " ".join(["0"] * 24)
+    refused = 0
+    for number in range(45_000):
+        try:
+            data = f"w 1 {number} 0 {number * 192:x} {words}"
+            lines.feed(json.dumps({"type": "printf", "data": data}).encode())
+        except recorded.BrokenLine:
+            refused += 1
+    assert refused > 3_000
+
+
+def test_types_of_a_plan_are_bounded() -> None:
+    array: dict[str, Any] = {"opaque": "o", "size": 0}
+    for _ in range(3):
+        array = {"array": 60_000, "of": array}
+    data = json.dumps(plan_with(array)).encode()
+    with pytest.raises(TraceError, match="more than 200,000 parts"):
+        document.read(data)
+
+
+def plan_with(ctype: Any) -> Any:
+    lines = PRINTED.splitlines()
+    plans: list[Any] = []
+    reader = recorded.Lines(lambda event: None)
+    for line in lines:
+        reader.feed(line)
+        if reader.plan is not None and not plans:
+            plans.append(json.loads(document.write(reader.plan)))
+    plan = plans[0]
+    plan["sites"][0]["enter"] = {"odd": {"path": "odd", "types": {"odd": ctype}}}
+    return plan
+
+
+# --- Packs and journals
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("build_id",), "a\ud800"),
+        (("functions", "qemuDomainGetBlockInfo", "returns"), "x" * 100_000),
+        (("functions", "qemuDomainGetBlockInfo", "bodies", 0, "entry"), "-0x1"),
+        (("functions", "qemuDomainGetBlockInfo", "bodies", 0, "lines", "declared"), 1e308),
+        (("structs", "virDomain", "size"), 1.5),
+        (("structs", "virDomain", "fields", "name", "offset"), -8),
+    ],
+)
+def test_a_pack_with_wild_values_is_refused(
+    tmp_path: Path, keys: tuple[Any, ...], value: Any
+) -> None:
+    pack = json.loads((READERS / "driver.pack.json").read_bytes())
+    inner = pack
+    for key in keys[:-1]:
+        inner = inner[key]
+    assert keys[-1] in inner
+    inner[keys[-1]] = value
+    file = tmp_path / "p.pack.json"
+    file.write_text(json.dumps(pack))
+    status, said = printed("pack", "show", str(file))
+    assert (status, "cannot be used: " in said) == (TargetError.exit_status, True)
+
+
+MARKS, PLACE = [[4096, "aa"]], [4097, "41", "cc"]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [], [7], [{}], [None], [[]], [[[4096, ""]]], [[[4096, 7]]], [[[-1, "aa"]]],
+        [[[10**30, "aa"]]], [MARKS, []], [MARKS, [4097, "41"]], [MARKS, [4097, "41", 7]],
+        [MARKS, ["4097", "41", "cc"]], [MARKS, [4097, "", ""]], [MARKS, [4097, "41", "cccc"]],
+        [MARKS, [1 << 64, "41", "cc"]], [MARKS, [True, "41", "cc"]],
+    ],
+)  # fmt: skip
+def test_a_broken_journal_is_none(note: Callable[[bytes], Noted | None], lines: list[Any]) -> None:
+    data = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+    assert note(data) is None
+    assert note(data + b"[" * 100_000 + b"\n") is None
+
+
+def test_a_journal_that_is_whole(note: Callable[[bytes], Noted | None]) -> None:
+    noted = note((READERS / "guard.journal").read_bytes())
+    assert noted is not None
+    assert (len(noted.marks), len(noted.places)) == (3, 14)
+
+
+@pytest.fixture
+def note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], Noted | None]:
+    """What is found of this very process, where a journal of it has these bytes."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    process = inspect(os.getpid())
+    folder = tmp_path / "virtrace" / "guard"
+    folder.mkdir(parents=True, mode=0o700)
+
+    def found(data: bytes) -> Noted | None:
+        (folder / f"{process.pid}-{process.start_time}").write_bytes(data)
+        return find(process)
+
+    return found
