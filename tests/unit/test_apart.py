@@ -132,3 +132,22 @@ def test_what_takes_too_much_is_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_header_is_read_by_a_child(tmp_path: Path) -> None:
     assert tested.read_header(NEW)["target"]["libvirt_version"] == "12.8.0"
+
+
+@pytest.mark.parametrize("name", ["trace.jsonl", "trace.jsonl.gz"])
+def test_an_output_is_imported(name: str, tmp_path: Path) -> None:
+    printed = str(DATA.parent / "readers/qmp.printed")
+    files = tmp_path / f"here-{name}", tmp_path / f"there-{name}"
+    status = main(["import", printed, "-o", str(files[0])])
+    assert run("import", printed, "-o", str(files[1])).returncode == status
+    here, there = (run("show", "--json", str(file)).stdout for file in files)
+    assert here == there
+    assert here.startswith('{"format": "virtrace-calls"')
+
+
+def test_a_bundle_is_verified(tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle.tar.gz"
+    assert main(["bundle", NEW, "-o", str(bundle)]) == 0
+    done = run("bundle", "verify", str(bundle))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{bundle}: every file is there, as it was written\n"

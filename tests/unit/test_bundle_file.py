@@ -31,7 +31,7 @@ from virtrace.bundle.search import leaks
 from virtrace.cli.main import main
 from virtrace.errors import TraceError
 from virtrace.trace.format import unavailable
-from virtrace.trace.reader import Trace, read_trace
+from virtrace.trace.reader import Trace, open_file, read_trace
 
 DATA = Path(__file__).parents[1] / "data"
 NO_FACTS = HostFacts(unavailable("not asked"), {}, unavailable("not asked"))
@@ -421,7 +421,8 @@ def test_files_of_a_bundle(tmp_path: Path) -> None:
     assert "map.json" not in str(manifest)
     told = json.loads((tmp_path / "out.map.json").read_text())["pseudonyms"]
     assert told["domain"] == {"domain-1": "vm1"}
-    assert verify.problems(str(output)) == []
+    with open_file(output) as file:
+        assert verify.problems(str(output), file) == []
 
 
 def test_nothing_is_replaced(tmp_path: Path) -> None:

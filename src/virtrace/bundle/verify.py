@@ -13,27 +13,24 @@ from virtrace.bundle.report import REPORT
 from virtrace.errors import TraceError
 from virtrace.trace.archive import TRACE, Bundle, Member
 from virtrace.trace.format import Json, Record
-from virtrace.trace.reader import TraceStream, open_file
+from virtrace.trace.reader import TraceStream
 
 _ALWAYS = (REPORT, TRACE, RECIPE, PAGE, VERSIONS)
 _PIECE = 1 << 20
 
 
-def problems(path: str) -> list[str]:
-    """In words; none where all is well. TraceError where it is no bundle, or of a newer format."""
+def problems(path: str, stream: BinaryIO) -> list[str]:
+    """In words; none where all is well. TraceError where it is no bundle, or of a newer format.
+
+    path: how errors name it.
+    """
     files = {}
     text = b""
-    with open_file(path) as stream:
-        for name, member in Bundle(stream, path).members():
-            if name == MANIFEST:
-                text = member.read()
-            else:
-                files[name] = digest(_read(member))[1]
-        return _problems(path, stream, text, files)
-
-
-def _problems(path: str, stream: BinaryIO, text: bytes, files: Mapping[str, str]) -> list[str]:
-    """text: the manifest. files: with their SHA-256."""
+    for name, member in Bundle(stream, path).members():
+        if name == MANIFEST:
+            text = member.read()
+        else:
+            files[name] = digest(_read(member))[1]
     try:
         record = json.loads(text)
     except (ValueError, RecursionError):

@@ -32,13 +32,15 @@ def apart(
     work: Work,
     output: Path | None = None,
     what: str = "",
+    kind: str = "the trace",
 ) -> int:
     """The exit status of the work. Whatever it needs besides is imported and read before.
 
     args: of the command; done here and now where virtrace is not run as a program. output: the
-    file to be made, which is none where the work fails; what: it is, for messages.
+    file to be made, which is none where the work fails; what: it is, for messages; kind: what the
+    inputs are.
     """
-    files = [open_file(path) for path in inputs]
+    files = [open_file(path, kind) for path in inputs]
     made = -1 if output is None else create(output, what)
     try:
         status = _done(args, inputs, files, partial(work, files, made))

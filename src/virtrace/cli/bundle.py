@@ -9,8 +9,9 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO
@@ -20,6 +21,7 @@ from virtrace.bundle.collect import PAGE, Bundle, make
 from virtrace.bundle.files import opened
 from virtrace.bundle.pseudonyms import KINDS
 from virtrace.bundle.report import REPORT
+from virtrace.cli.apart import apart
 from virtrace.cli.bundle_facts import gather
 from virtrace.errors import ANSWER_IS_NO, DONE, UsageError
 from virtrace.report.highlight import Style, paint, safe, style_for
@@ -73,7 +75,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.file[0] == "verify" and len(args.file) == 2:
-        return _verify(args.file[1])
+        return apart(args, args.file[1:], partial(_verify, args.file[1]), kind="the bundle")
     if len(args.file) != 1 or args.preview is (args.output is not None):
         raise UsageError(
             "a trace, and either -o OUT.tar.gz or --preview",
@@ -196,8 +198,8 @@ def _preview(bundle: Bundle, style: Style) -> Iterator[str]:
         yield ""
 
 
-def _verify(path: str) -> int:
-    problems = verify.problems(path)
+def _verify(path: str, files: Sequence[BinaryIO], _: int) -> int:
+    problems = verify.problems(path, files[0])
     for problem in problems:
         print(f"not as it should be: {problem}")
     if problems:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from virtrace.bpf.document import Plan
 from virtrace.bpf.recorded import BrokenLine, Happened, Lines, Session
+from virtrace.cli.apart import apart
 from virtrace.errors import DONE, INCOMPLETE, IncompleteError, TraceError, typed
 from virtrace.recipe import loader, selection
 from virtrace.trace.format import Event, Record
-from virtrace.trace.reader import open_file
 from virtrace.trace.writer import Writer
 
 _LONGEST_LINE = 1 << 20
@@ -33,32 +34,45 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    plan, first = _look_through(args.file)
-    recipe = loader.loads(json.dumps(plan.header["recipe"]).encode(), str(args.file))
     writer = Writer(args.output)
     try:
-        selected = selection.parse(recipe, [], None, None)
-        session = Session(
-            recipe,
-            selected,
-            selection.Limits(),
-            plan,
-            writer,
-            _Nobody(),
-            plan.header["target"]["pid"],
-        )
-        lines = Lines(session.event, session.lost)
-        assert first.started is not None
-        session.begin(first.started)
-        broken, first_broken = _feed(args.file, lines)
-        lines.finish()
-        session.finish("interrupt" if lines.ended else "error", lines.lost_events)
-        if session.failure is not None:
-            raise session.failure
+        work = partial(_import, args, writer)
+        status = apart(args, [str(args.file)], work, kind="the output")
+    except IncompleteError:
+        writer.close()
+        raise
     except BaseException:
         writer.discard()
         raise
-    writer.close()
+    if status in (DONE, INCOMPLETE):
+        writer.close()
+    else:
+        writer.discard()
+    return status
+
+
+def _import(args: argparse.Namespace, writer: Writer, files: Sequence[BinaryIO], _: int) -> int:
+    stream = files[0]
+    plan, first = _look_through(args.file, stream)
+    recipe = loader.loads(json.dumps(plan.header["recipe"]).encode(), str(args.file))
+    selected = selection.parse(recipe, [], None, None)
+    session = Session(
+        recipe,
+        selected,
+        selection.Limits(),
+        plan,
+        writer,
+        _Nobody(),
+        plan.header["target"]["pid"],
+    )
+    lines = Lines(session.event, session.lost)
+    assert first.started is not None
+    session.begin(first.started)
+    broken, first_broken = _feed(args.file, stream, lines)
+    lines.finish()
+    session.finish("interrupt" if lines.ended else "error", lines.lost_events)
+    if session.failure is not None:
+        raise session.failure
     print(f"{args.output}: next: virtrace show {typed(args.output)}")
     if broken:
         raise IncompleteError(
@@ -78,7 +92,7 @@ class _Nobody:
     def summary(self, footer: Record) -> None: ...
 
 
-def _look_through(file: Path) -> tuple[Plan, Lines]:
+def _look_through(file: Path, stream: BinaryIO) -> tuple[Plan, Lines]:
     """The plan, with what is known only of what happened: the process, and where its files are."""
     bases: dict[str, int] = {}
     pids: list[int] = []
@@ -91,7 +105,7 @@ def _look_through(file: Path) -> tuple[Plan, Lines]:
                 bases.setdefault(site.file, event.ip - site.address)
 
     lines = Lines(note)
-    _feed(file, lines)
+    _feed(file, stream, lines)
     if lines.plan is None or lines.started is None:
         raise TraceError(
             f"{file} does not begin with a plan", "import the whole output of the program"
@@ -110,19 +124,19 @@ def _look_through(file: Path) -> tuple[Plan, Lines]:
     return replace(lines.plan, header={**header, "target": target}), lines
 
 
-def _feed(file: Path, lines: Lines) -> tuple[int, int]:
+def _feed(file: Path, stream: BinaryIO, lines: Lines) -> tuple[int, int]:
     """How many lines no program of ours printed (what bpftrace warns of, say); and the first."""
     broken = first = 0
     try:
-        with open_file(file, "the output") as stream:
-            for number, line in enumerate(_lines(stream), 1):
-                try:
-                    lines.feed(line)
-                except BrokenLine:
-                    broken += 1
-                    first = first or number
-                except TraceError as error:
-                    raise TraceError(f"{file}:{number}: {error.what}", error.remedy) from error
+        stream.seek(0)
+        for number, line in enumerate(_lines(stream), 1):
+            try:
+                lines.feed(line)
+            except BrokenLine:
+                broken += 1
+                first = first or number
+            except TraceError as error:
+                raise TraceError(f"{file}:{number}: {error.what}", error.remedy) from error
     except OSError as error:
         raise TraceError(f"cannot read {file}: {error.strerror}", "name another file") from error
     return broken, first
