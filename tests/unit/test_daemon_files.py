@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import stat
 import subprocess
 import sys
@@ -94,7 +93,7 @@ TRICKS: dict[str, Callable[[Path, Path], object]] = {
     "device": lambda place, _: os.mknod(place, stat.S_IFCHR | 0o666, os.makedev(1, 5)),
     "link to a device": lambda place, _: place.symlink_to("/dev/zero"),
     "folder": lambda place, _: place.mkdir(),
-    "socket": lambda place, _: socket.socket(socket.AF_UNIX).bind(os.path.relpath(place)),
+    "socket": lambda place, _: os.mknod(place, stat.S_IFSOCK | 0o666),
 }
 
 
@@ -109,7 +108,8 @@ def test_what_only_root_can_read_does_not_come_in(
     assert SECRET not in str(facts)
     assert set(facts.domains["vm1"]["log"]) == {"unavailable"}
     assert set(facts.settings) == {"unavailable"}
-    assert time.monotonic() - began < 5
+    # Long before what it waits for at most.
+    assert time.monotonic() - began < 20
 
 
 def test_a_folder_that_is_a_link_is_not_followed(
