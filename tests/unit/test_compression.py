@@ -180,8 +180,8 @@ def test_bombs(how: str, tmp_path: Path) -> None:
     header = json.dumps(samples.HEADER).encode() + b"\n"
     event = json.dumps(samples.records()[1]).encode() + b"\n"
     bombs = {
-        "a line of more than 16 MiB": header + b'{"type":"x","y":"' + b"y" * (17 << 20),
-        "more than 2,000,000 values": header + b'{"type":"x","y":[' + b"0," * 2_000_001,
+        "a line of more than 24 MiB": header + b'{"type":"x","y":"' + b"y" * (25 << 20),
+        "more than 500,000 values": header + b'{"type":"x","y":[' + b"0," * 500_001,
         "more than 100 times as large": header + event * ((64 << 20) // len(event)),
     }
     file = tmp_path / "bomb"

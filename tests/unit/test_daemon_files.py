@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import samples
 
+from virtrace.binary.process import inspect
 from virtrace.bundle.collect import HostFacts
 from virtrace.cli.bundle_facts import gather
 from virtrace.cli.owner import end_of_file
@@ -71,8 +72,10 @@ def told(daemon: subprocess.Popen[bytes], home: Path) -> HostFacts:
             if os.lstat(f"{path}/{name}").st_nlink == 1 or name in folders:
                 os.chown(f"{path}/{name}", SOMEBODY, SOMEBODY, follow_symlinks=False)
     records = samples.records()
-    for module in records[0]["target"]["modules"]:
-        module["build_id"] = None
+    program = inspect(daemon.pid).modules[0]
+    records[0]["target"]["modules"] = [
+        {"path": program.path, "build_id": program.build_id, "base": "0x0"}
+    ]
     trace = read_trace(samples.write(home.parent / "t.jsonl", records))
     return gather(trace, daemon.pid, with_backtrace=False)
 

@@ -13,7 +13,7 @@ import samples
 from support import pages
 from virtrace.analysis.chain import Link, chains
 from virtrace.analysis.lineage import Lineage, Rule, Step
-from virtrace.analysis.spans import CallBuilder
+from virtrace.analysis.spans import MOST_NESTED, CallBuilder
 from virtrace.report import diagram, origins
 from virtrace.trace.reader import read_trace
 
@@ -61,14 +61,16 @@ def test_failed_calls_are_counted() -> None:
 
 def test_a_function_that_comes_back_to_itself_stands_once() -> None:
     recorder = samples.Recorder()
-    names = ["api"] + ["f", "g"] * 2000 + ["h"]
+    # As deep as a tree can be.
+    names = ["api"] + ["f", "g"] * 24 + ["h"]
+    assert len(names) == MOST_NESTED
     for span, name in enumerate(names):
         recorder.add("enter", name, span=span, parent=span - 1 if span else None, call=0)
     for span in reversed(range(len(names))):
         recorder.add("exit", names[span], span=span, parent=span - 1 if span else None, call=0)
     [link] = chains(CallBuilder().calls(recorder.events))
-    assert outline(link) == ("api", 1, [("f", 2000, [("g", 2000, [("h", 1, [])])])])
-    assert [link.again, link.callees[0].again] == [0, 1999]
+    assert outline(link) == ("api", 1, [("f", 24, [("g", 24, [("h", 1, [])])])])
+    assert [link.again, link.callees[0].again] == [0, 23]
 
 
 # SVG

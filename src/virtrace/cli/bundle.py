@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import sys
 import threading
 import time
@@ -23,7 +22,7 @@ from virtrace.bundle.pseudonyms import KINDS
 from virtrace.bundle.report import REPORT
 from virtrace.cli.apart import apart
 from virtrace.cli.bundle_facts import gather
-from virtrace.errors import ANSWER_IS_NO, DONE, UsageError
+from virtrace.errors import ANSWER_IS_NO, DONE, UsageError, typed
 from virtrace.report.highlight import Style, paint, safe, style_for
 from virtrace.report.lines import copyable, labelled
 from virtrace.report.pieces import words
@@ -174,7 +173,7 @@ def _written(bundle: Bundle, output: Path, map_file: Path, size: int) -> Iterato
     yield copyable("map", str(map_file), style)
     yield from labelled("", words("what the pseudonyms stand for; keep it to yourself"), style)
     report = f"{FOLDER}{REPORT}"
-    yield copyable("read it", f"tar -xOzf {shlex.quote(str(output))} {report}", style)
+    yield copyable("read it", f"tar -xOzf {typed(output)} {report}", style)
 
 
 def _preview(bundle: Bundle, style: Style) -> Iterator[str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from virtrace.binary.process import inspect
+from virtrace.binary.process import Process, inspect
 from virtrace.bundle.collect import HostFacts
 from virtrace.cli.gdb import backtrace
 from virtrace.cli.host_facts import Asker, Failed, fact, way_to
@@ -19,6 +19,7 @@ from virtrace.cli.owner import Unavailable, end_of_file, owner_of
 from virtrace.errors import TargetError
 from virtrace.trace.format import Json, is_unavailable, unavailable
 from virtrace.trace.reader import Recording
+from virtrace.trace.target import is_of_build
 
 _SECONDS_IN_ALL = 30.0
 _LOG_BYTES = 64 << 10
@@ -61,17 +62,21 @@ def _require_same(trace: Recording, pid: int) -> None:
     """Unavailable where this is no daemon of the build that was traced."""
     try:
         process = inspect(pid)
+        is_same = is_of_build(trace.header, lambda name: _build_id(process, name))
     except TargetError as error:
         raise Unavailable(
             f"the traced daemon does not run here as pid {pid}, so the host was not asked; "
             "make the bundle there, or name the daemon with -p PID"
         ) from error
-    for traced in trace.header["target"]["modules"]:
-        found = process.module(os.path.basename(traced["path"]))
-        if traced["build_id"] and (found is None or found.build_id != traced["build_id"]):
-            raise Unavailable(
-                f"pid {pid} is no daemon of the build that was traced, so the host was not asked"
-            )
+    if not is_same:
+        raise Unavailable(
+            f"pid {pid} is no daemon of the build that was traced, so the host was not asked"
+        )
+
+
+def _build_id(process: Process, name: str) -> str | None:
+    module = process.module(name)
+    return None if module is None else module.build_id
 
 
 def _domains(trace: Recording) -> Iterator[str]:

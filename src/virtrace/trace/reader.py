@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,7 +13,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, Union
 
-from virtrace.errors import IncompleteError, TraceError
+from virtrace.errors import IncompleteError, TraceError, typed
 from virtrace.trace import archive
 from virtrace.trace.compression import GZIP, ZSTD, Inflated
 from virtrace.trace.format import FORMAT, MAX_DEPTH, VERSION, Event, Json, Record, is_deeper
@@ -392,7 +391,7 @@ def _bundled_lines(file: BinaryIO, path: str | Path) -> Iterator[bytes]:
     if not found:
         raise TraceError(
             f"{path} is a bundle without {archive.TRACE}",
-            f"see what else is wrong with it: virtrace bundle verify {shlex.quote(str(path))}",
+            f"see what else is wrong with it: virtrace bundle verify {typed(path)}",
         )
 
 
