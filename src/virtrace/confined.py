@@ -58,8 +58,7 @@ class Bounds:
     seconds: int = 20
 
     def __str__(self) -> str:
-        processor = f"{self.processor_seconds} s of processor time"
-        return f"{self.memory >> 20} MiB of memory, {processor} and {self.seconds} s"
+        return f"{self.memory >> 20} MiB of memory and {self.processor_seconds} s of processor time"
 
 
 class Child:
@@ -78,7 +77,7 @@ class Child:
         self.answered = 0
         self._about = about
         self._bounds = bounds
-        self._rest = b""
+        self._rest = bytearray()
         questions, self._ask = os.pipe()
         self._told, answers = os.pipe()
         try:
@@ -104,20 +103,19 @@ class Child:
                 self.has_begun = True
             while data:
                 data = data[os.write(self._ask, data) :]
-            while True:
-                message = json.loads(self._line(until))
-                if "progress" not in message:
-                    break
+            while "progress" in (message := json.loads(self._line(until))):
                 if progress is not None:
                     progress(str(message["progress"]))
-        except (OSError, ValueError, RecursionError) as error:
-            raise self._ended() from error
-        if "error" in message:
+            if "answer" in message:
+                return message["answer"]
             kind, what, remedy = message["error"]
-            raise _ERRORS[kind](str(what), str(remedy))
-        return message["answer"]
+            failure = _ERRORS[kind](str(what), str(remedy))
+        # The last two: it was taken over by what it reads.
+        except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
+            raise self._ended() from error
+        raise failure
 
-    def _line(self, until: float) -> bytes:
+    def _line(self, until: float) -> bytearray:
         """ValueError where there is none in time, or none of a size that answers have."""
         while b"\n" not in self._rest[-_PIECE:]:
             left = until - time.monotonic()
@@ -138,7 +136,7 @@ class Child:
                 f"{self._about} cannot be opened within {self._bounds.seconds} s",
                 "look whether the file system that it is in answers at all",
             )
-        return _takes_too_much(self._about, self._bounds)
+        return _takes_too_much(self._about, f"{self._bounds}, or in {self._bounds.seconds} s")
 
     def _close(self) -> None:
         os.close(self._ask)
@@ -190,11 +188,11 @@ def status_of(about: str, work: Callable[[], int], bounds: Bounds) -> int:
             break
     status = os.waitstatus_to_exitcode(ended)
     if status < 0 or status == _CRASHED:
-        raise _takes_too_much(about, bounds)
+        raise _takes_too_much(about, str(bounds))
     return status
 
 
-def _takes_too_much(about: str, bounds: Bounds) -> TargetError:
+def _takes_too_much(about: str, bounds: str) -> TargetError:
     return TargetError(
         f"{about} cannot be read within {bounds}",
         "it is damaged, or made to harm whoever reads it: look where it comes from, and take a "

@@ -116,7 +116,7 @@ def crash() -> None:
 )
 def test_what_takes_too_much_is_an_error(work: Callable[[], Any]) -> None:
     with pytest.raises(
-        TargetError, match="the file cannot be read within 64 MiB of memory, 1 s of"
+        TargetError, match="the file cannot be read within 64 MiB of memory and 1 s of"
     ):
         run("the file", lambda: lambda _: work(), SMALL)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -55,19 +54,19 @@ def _chrome(trace: TraceStream) -> _Made:
 
 
 def _prepare_perfetto() -> None:
-    # What is missing is said where it is used.
-    with suppress(ImportError):
-        import virtrace.report.perfetto  # noqa: F401
-
-
-def _perfetto(trace: TraceStream) -> _Made:
     try:
-        from virtrace.report import perfetto
+        import virtrace.report.perfetto  # noqa: F401
     except ImportError as error:
         raise UsageError(
             f"the package perfetto is not usable here: {error}",
             "pip install perfetto; or --to chrome, which Perfetto's UI opens as well",
         ) from error
+
+
+def _perfetto(trace: TraceStream) -> _Made:
+    # Longer to import than all other formats: by what prepares for it.
+    from virtrace.report import perfetto
+
     if not any(True for _ in trace):
         return
     try:
