@@ -327,6 +327,18 @@ def test_script_refuses_files_of_another_build(lab: Lab, tmp_path: Path) -> None
     assert "is not the file that this was made for" in done.stderr
 
 
+@pytest.mark.parametrize("option", [("--max-load", "9"), ("--source", "/usr/src")], ids=str)
+def test_an_option_that_means_nothing_is_refused(
+    lab: Lab, tmp_path: Path, option: tuple[str, str]
+) -> None:
+    output = tmp_path / "t.jsonl"
+    recording = ("record", "blockinfo", "-p", str(lab.pid), "--engine", "bpftrace")
+    done = virtrace(*recording, *option, "-o", str(output))
+    assert done.returncode == 2
+    assert f"{option[0]} has no meaning here" in done.stderr
+    assert not output.exists()
+
+
 PAGE = REPOSITORY / "docs" / "bpftrace.md"
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from virtrace.engine.answers import Answers
+from virtrace.engine.answers import MOST_ASKED, Answers
 from virtrace.engine.tracer import RawEvent
 from virtrace.recipe import catalogue
+from virtrace.recipe.loader import loads
 from virtrace.trace.writer import Writer
 
 RECIPE = catalogue.find("blockinfo")
@@ -116,3 +117,48 @@ def test_what_is_unavailable_pairs_nothing(answers: Answers) -> None:
         event.values["mon"] = {"unavailable": "optimized out"}
     assert answers.place(sent)
     assert not answers.place(received)
+
+
+TWO_WAYS = """
+virtrace: 1
+name: two-ways
+about: Two points that answer one, each by what it has.
+try: virsh list
+points:
+  - name: ask
+    usdt: libvirt:ask
+    module: libvirt.so.0
+    arguments: void *mon, int id
+    anywhere: true
+    capture: {mon: mon, id: id}
+  - name: by-monitor
+    usdt: libvirt:one
+    module: libvirt.so.0
+    arguments: void *mon
+    capture: {mon: mon}
+    answers: {point: ask, by: [mon]}
+  - name: by-id
+    usdt: libvirt:two
+    module: libvirt.so.0
+    arguments: int id
+    capture: {id: id}
+    answers: {point: ask, by: [id]}
+"""
+
+
+def test_two_points_answer_one_each_in_its_own_way() -> None:
+    answers = Answers(loads(TWO_WAYS.encode(), "two-ways.yaml").points)
+    asked = RawEvent("point", 0, 1, "ask", None, 7, 7, {"mon": "0x1", "id": 3})
+    assert answers.place(asked)
+    for name, values in (("by-monitor", {"mon": "0x1"}), ("by-id", {"id": 3})):
+        event = RawEvent("point", 0, 2, name, None, None, None, dict(values))
+        assert answers.place(event)
+        assert (event.parent, event.call) == (7, 7)
+
+
+def test_what_is_never_answered_is_not_kept_for_ever(answers: Answers) -> None:
+    for number in range(MOST_ASKED + 1):
+        assert answers.place(send(number, call=10))
+    assert not answers.place(reply(0))
+    assert answers.place(reply(1))
+    assert answers.place(reply(MOST_ASKED))

@@ -915,3 +915,14 @@ def test_json_as_deep_as_a_trace_can_have_it(tmp_path: Path) -> None:
         done = run(*form, DISCARDED, file)
         assert (done.returncode, done.stderr) == (1, "")
     assert run(file, file).returncode == 0
+
+
+def test_of_two_clocks_the_dates_tell_which_trace_is_later() -> None:
+    """The one of uprobes goes on while the host sleeps; that of GDB does not."""
+    a, b = edited(DISCARDED, counted(3)), edited(DISCARDED, counted(0))
+    b.header["clock"] = {"source": "CLOCK_BOOTTIME", "start_ns": a.header["clock"]["start_ns"] - 1}
+    a.header["started"] = "2026-01-01T00:00:00+00:00"
+    b.header["started"] = "2026-01-02T00:00:00+00:00"
+    assert not compare(a, b).equal, "it fell"
+    a.header["started"] = "2026-01-03T00:00:00+00:00"
+    assert compare(a, b).equal

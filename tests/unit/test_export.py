@@ -120,6 +120,21 @@ def test_a_function_whose_return_was_not_seen_has_no_length(tmp_path: Path) -> N
     assert of_perfetto.type == protos.TrackEvent.TYPE_INSTANT
 
 
+@pytest.mark.parametrize("clock", ["MONOTONIC", "BOOTTIME"])
+def test_the_clock_is_that_of_the_engine(tmp_path: Path, clock: str) -> None:
+    lines = samples.records()
+    lines[0] = {**lines[0], "clock": {"source": f"CLOCK_{clock}", "start_ns": 10**9}}
+    file = samples.write(tmp_path / "t", lines)
+    trace = protos.Trace.FromString(export(file, "perfetto").read_bytes())
+    expected = protos.BuiltinClock.Value(f"BUILTIN_CLOCK_{clock}")
+    first = trace.packet[0]
+    assert first.trace_packet_defaults.timestamp_clock_id == expected
+    assert first.clock_snapshot.primary_trace_clock == expected
+    assert (expected, 10**9) in [
+        (each.clock_id, each.timestamp) for each in first.clock_snapshot.clocks
+    ]
+
+
 def test_a_command_without_reply_points_to_nothing(tmp_path: Path) -> None:
     lines = [line for line in samples.records() if line.get("name") != "qmp.reply"]
     lines[-1]["events"] -= 1

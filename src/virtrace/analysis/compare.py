@@ -9,7 +9,9 @@ import pickle
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import partial
 from operator import itemgetter
 from tempfile import TemporaryFile
@@ -411,6 +413,16 @@ def _way(call: Call, seen: frozenset[str]) -> _Way:
     return way
 
 
+def _is_later(a: Record, b: Record) -> bool:
+    """Whether the trace of one header began after that of the other; False where none tells."""
+    if a["clock"]["source"] == b["clock"]["source"]:
+        return bool(a["clock"]["start_ns"] > b["clock"]["start_ns"])
+    # Two engines have two clocks, which part while the host sleeps.
+    with suppress(ValueError, TypeError):
+        return datetime.fromisoformat(a["started"]) > datetime.fromisoformat(b["started"])
+    return False
+
+
 class _Both:
     """What goes for all calls of the two traces. seen: the probes that both could see."""
 
@@ -429,7 +441,7 @@ class _Both:
         self.values = Values(
             same_daemon=same_daemon,
             same_build=same_daemon or _is_same(_loaded(a, b, "build_id")),
-            a_is_later=a.header["clock"]["start_ns"] > b.header["clock"]["start_ns"],
+            a_is_later=_is_later(a.header, b.header),
         )
 
     def hidden(self, a: Iterable[str], b: Iterable[str]) -> Iterator[Hidden]:

@@ -151,6 +151,10 @@ def record_trace(
         from virtrace.cli import bpftrace
 
         require_bpftrace(limits)
+        if source:
+            raise UsageError(
+                "--source has no meaning here: this engine traces no source lines", "leave it out"
+            )
         resolved = bpftrace.plan(recipe, process, fetch_debug_info(process, loaded.modules))
         words = shlex.join(command) if command else None
         status = bpftrace.record(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from virtrace.engine.confirm import Exchange, settle
 from virtrace.engine.tracer import RawEvent
@@ -15,13 +16,29 @@ from virtrace.trace.format import MAX_DEPTH, Json, is_deeper, is_unavailable
 _MAX_DEPTH = MAX_DEPTH - 10
 
 
+# That wait for an answer at a time: far more than a daemon has monitors and clients.
+MOST_ASKED = 10_000
+
+
+class _Asked(NamedTuple):
+    """What an answer gets of what it answers. command: that QEMU was given, if any."""
+
+    parent: int | None
+    call: int | None
+    command: Json
+
+
 class Answers:
     """Gives answers the span and the call of what they answer; drops those of other calls."""
 
     def __init__(self, points: tuple[Point, ...]) -> None:
         self._points = {point.name: point for point in points}
-        self._keys = {point.answers.point: point.answers.by for point in points if point.answers}
-        self._asked: dict[tuple[str, ...], RawEvent] = {}
+        # By the name of a point that is answered: by what each that answers it knows it again.
+        self._ways: dict[str, set[tuple[str, ...]]] = {}
+        for point in points:
+            if point.answers:
+                self._ways.setdefault(point.answers.point, set()).add(point.answers.by)
+        self._asked: dict[tuple[str, tuple[str, ...], tuple[str, ...]], _Asked] = {}
         # Of the calls that are open: what was asked and answered.
         self._exchanges: dict[int, list[Exchange]] = {}
 
@@ -39,18 +56,23 @@ class Answers:
             if parsed is not None:
                 event.values["json"] = parsed
         if point.answers is not None:
-            key = _key(event, point.answers.by)
-            asked = self._asked.pop((point.answers.point, *key), None) if key else None
+            by = point.answers.by
+            key = _key(event, by)
+            asked = self._asked.pop((point.answers.point, by, key), None) if key else None
             if asked is None:
                 return False
             event.parent, event.call = asked.parent, asked.call
             if asked.call is not None:
-                exchange = (_member(asked, "json.execute"), _member(event, "json.return"))
+                exchange = (asked.command, _member(event, "json.return"))
                 self._exchanges.setdefault(asked.call, []).append(exchange)
-        elif event.name in self._keys:
-            key = _key(event, self._keys[event.name])
+        for by in self._ways.get(event.name, ()):
+            key = _key(event, by)
             if key:
-                self._asked[(event.name, *key)] = event
+                command = _member(event, "json.execute")
+                self._asked[event.name, by, key] = _Asked(event.parent, event.call, command)
+        while len(self._asked) > MOST_ASKED:
+            # What was asked so long ago is not answered any more.
+            del self._asked[next(iter(self._asked))]
         return True
 
 

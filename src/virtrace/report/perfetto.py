@@ -41,11 +41,15 @@ class _Trace:
         self._threads: set[int] = set()
         first = self._packet()
         first.sequence_flags = protos.TracePacket.SEQ_INCREMENTAL_STATE_CLEARED
-        first.trace_packet_defaults.timestamp_clock_id = protos.BUILTIN_CLOCK_MONOTONIC
+        # That of the engine: by uprobes it goes on while the host sleeps.
+        clock = protos.BUILTIN_CLOCK_MONOTONIC
+        if header["clock"]["source"] == "CLOCK_BOOTTIME":
+            clock = protos.BUILTIN_CLOCK_BOOTTIME
+        first.trace_packet_defaults.timestamp_clock_id = clock
         clocks = first.clock_snapshot
-        clocks.primary_trace_clock = protos.BUILTIN_CLOCK_MONOTONIC
+        clocks.primary_trace_clock = clock
         day = datetime.fromisoformat(header["started"])
-        clocks.clocks.add(clock_id=protos.BUILTIN_CLOCK_MONOTONIC, timestamp=self._start_ns)
+        clocks.clocks.add(clock_id=clock, timestamp=self._start_ns)
         clocks.clocks.add(
             clock_id=protos.BUILTIN_CLOCK_REALTIME, timestamp=round(day.timestamp() * 1e6) * 1000
         )
