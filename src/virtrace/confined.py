@@ -84,7 +84,7 @@ class Child:
             work = partial(_serve, about, questions, answers, begin, bounds)
             apart.begin("virtrace-reader", (questions, answers), work)
         except BaseException:
-            self._close()
+            self.close()
             raise
         finally:
             os.close(questions)
@@ -108,12 +108,13 @@ class Child:
                     progress(str(message["progress"]))
             if "answer" in message:
                 return message["answer"]
-            kind, what, remedy = message["error"]
-            failure = _ERRORS[kind](str(what), str(remedy))
+            name, what, remedy = message["error"]
+            kind = _ERRORS[name]
         # The last two: it was taken over by what it reads.
         except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
             raise self._ended() from error
-        raise failure
+        # No variable has it: its traceback would keep this frame, and the child with it.
+        raise kind(str(what), str(remedy))
 
     def _line(self, until: float) -> bytearray:
         """ValueError where there is none in time, or none of a size that answers have."""
@@ -129,8 +130,15 @@ class Child:
         line, _, self._rest = self._rest.partition(b"\n")
         return line
 
+    def close(self) -> None:
+        """It ends, as nobody asks it any more."""
+        if not self.has_ended:
+            self.has_ended = True
+            os.close(self._ask)
+            os.close(self._told)
+
     def _ended(self) -> TargetError:
-        self.has_ended = True
+        self.close()
         if not self.has_begun:
             return TargetError(
                 f"{self._about} cannot be opened within {self._bounds.seconds} s",
@@ -138,14 +146,9 @@ class Child:
             )
         return _takes_too_much(self._about, f"{self._bounds}, or in {self._bounds.seconds} s")
 
-    def _close(self) -> None:
-        os.close(self._ask)
-        os.close(self._told)
-
     def __del__(self) -> None:
-        # The child ends with its questions.
         with suppress(AttributeError, OSError):
-            self._close()
+            self.close()
 
 
 def run(

@@ -55,14 +55,14 @@ class Files:
         self._pid = pid
         self._child: Child | None = None
         self._answered = 0
-        # By number: why a file is not read any more.
-        self._refused: dict[int, TargetError] = {}
+        # By number: why a file is not read any more, and what to do.
+        self._refused: dict[int, tuple[str, str]] = {}
 
     def ask(self, number: int, question: str, *arguments: Any) -> Any:
         """TargetError where the file cannot be read."""
         refused = self._refused.get(number)
         if refused is not None:
-            raise refused
+            raise TargetError(*refused)
         if self._child is None:
             wanted = {
                 index: path for index, path in enumerate(self.paths) if index not in self._refused
@@ -80,7 +80,7 @@ class Files:
         try:
             answer = self._child.ask(question, number, *arguments)
             if self._answered + self._child.answered > _MOST_ANSWERED:
-                self._child.has_ended = True
+                self._child.close()
                 raise TargetError(
                     f"{self.paths[number][1]} and the other files of the process say more than "
                     "those of a daemon do",
@@ -93,7 +93,7 @@ class Files:
                 # Of this file; the others are read by another child. Where they could not even be
                 # opened, their file system does not answer.
                 stuck = [number] if self._child.has_begun else range(len(self.paths))
-                self._refused.update(dict.fromkeys(stuck, error))
+                self._refused.update(dict.fromkeys(stuck, (error.what, error.remedy)))
                 self._answered += self._child.answered
                 self._child = None
             raise
