@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -193,7 +194,9 @@ def commands_of(trace: Path, other: Path, folder: Path) -> Iterator[tuple[object
     yield ("explain", "--json", trace)
     for form in ((), ("--json",)):
         yield ("diff", *form, other, trace)
-    for form in ("perfetto", "chrome", "csv", "mermaid", "svg"):
+    # Nor have the roots of other releases the package of that name.
+    perfetto = ("perfetto",) if importlib.util.find_spec("perfetto") else ()
+    for form in (*perfetto, "chrome", "csv", "mermaid", "svg"):
         yield ("export", trace, "--to", form, "-o", folder / f"made.{form}")
     yield ("bundle", trace, "--preview")
     yield ("bundle", trace, "-o", folder / "made.tar.gz")
