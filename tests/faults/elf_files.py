@@ -8,7 +8,6 @@ Prints how many were refused, what took longest and most, and each that failed: 
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from support.elf_mutants import Mutants
+from support.elf_mutants import Mutants, command_line
 from support.taken import taken_by
 from virtrace.binary import dwarf, x86_64
 from virtrace.binary.process import Module, Process
@@ -115,15 +114,5 @@ def run(times: int, seed: int = 0) -> list[str]:
     return failures
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--times", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    failures = run(args.times, args.seed)
-    print("\n".join(failures))
-    return 1 if failures else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line(__doc__, run, 200))

@@ -9,7 +9,6 @@ docs/safety.md has the figures of a full run.
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -23,7 +22,7 @@ sys.path[:0] = [str(TESTS), str(TESTS / "gdb")]
 
 from harness import build_variant  # noqa: E402
 
-from support.elf_mutants import Mutants  # noqa: E402
+from support.elf_mutants import Mutants, command_line  # noqa: E402
 from virtrace.cli.gdb import command  # noqa: E402
 
 STRANGER = 12345
@@ -109,15 +108,5 @@ def run(times: int, seed: int = 0) -> list[str]:
     return failures
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--times", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    failures = run(args.times, args.seed)
-    print("\n".join(failures))
-    return 1 if failures else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line(__doc__, run, 50))

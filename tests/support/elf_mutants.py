@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import random
 import struct
 from collections.abc import Callable
@@ -99,3 +100,17 @@ class Mutants:
 
     def _cut(self, data: bytearray, chosen: random.Random) -> None:
         del data[chosen.randrange(1, len(data)) :]
+
+
+def command_line(about: str | None, run: Callable[[int, int], list[str]], times: int) -> int:
+    """The exit status of a fault run: 1 where some of its mutants failed, which it prints.
+
+    run: is given how many mutants, and the seed of the first. times: where nothing says how many.
+    """
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--times", type=int, default=times)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    failures = run(args.times, args.seed)
+    print("\n".join(failures))
+    return 1 if failures else 0
