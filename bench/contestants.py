@@ -25,8 +25,8 @@ from typing import Any
 
 import yaml
 
-from virtrace.binary.process import inspect
-from virtrace.cli.gdb import check
+from virtrace.engines.gdb.launch import check
+from virtrace.image.process import inspect
 from virtrace.lab.daemon import Lab
 from virtrace.recipe import catalogue
 from virtrace.trace.reader import read_trace

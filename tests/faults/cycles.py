@@ -26,7 +26,7 @@ from tempfile import TemporaryDirectory, mkdtemp
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from support.intact import assert_untraced_and_intact
-from virtrace.binary.process import read_status
+from virtrace.image.process import read_status
 from virtrace.lab.daemon import Lab
 from virtrace.trace.reader import read_trace
 

@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from support.elf_mutants import Mutants, command_line
 from support.taken import taken_by
 from virtrace.binary import dwarf, x86_64
-from virtrace.binary.process import Module, Process
 from virtrace.errors import TargetError
+from virtrace.image.process import Module, Process
 from virtrace.recipe import path
 
 SECONDS, BYTES = 5.0, 300 << 20

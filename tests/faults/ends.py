@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from faults.killed import calling, lives, wait_for_breakpoints
 from support.writer import writer_of
-from virtrace.cli.gdb import command as gdb_command
+from virtrace.engines.gdb.launch import command as gdb_command
 from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED
 from virtrace.lab.daemon import Lab
 from virtrace.trace.reader import Trace, read_trace
@@ -51,9 +51,9 @@ HOOKS = {
     "drain": ("engine.output:Output.take", 9),
     "answers": ("engine.answers:Answers.place", 9),
     "write": ("trace.writer:Writer.write", 9),
-    "view-event": ("report.live:TerminalView.event", 9),
-    "view-banner": ("report.live:TerminalView.banner", 1),
-    "view-summary": ("report.live:TerminalView.summary", 1),
+    "view-event": ("record.live:TerminalView.event", 9),
+    "view-banner": ("record.live:TerminalView.banner", 1),
+    "view-summary": ("record.live:TerminalView.summary", 1),
     "insert": ("inferior.session:Session._insert", 1),
     "journal": ("guard.journal:Journal.breakpoint", 14),
     "ask-end": ("inferior.session:Session._ask_end", 1),

@@ -23,7 +23,7 @@ sys.path[:0] = [str(TESTS), str(TESTS / "gdb")]
 from harness import build_variant  # noqa: E402
 
 from support.elf_mutants import Mutants, command_line  # noqa: E402
-from virtrace.cli.gdb import command  # noqa: E402
+from virtrace.engines.gdb.launch import command  # noqa: E402
 
 STRANGER = 12345
 SECONDS = 60

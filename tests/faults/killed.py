@@ -26,9 +26,9 @@ from tempfile import TemporaryDirectory, mkdtemp
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from support.intact import assert_untraced_and_intact
-from virtrace.binary.process import inspect, read_status
 from virtrace.binary.x86_64 import ABI
 from virtrace.guard.journal import Place, read
+from virtrace.image.process import inspect, read_status
 from virtrace.lab.daemon import Lab
 
 

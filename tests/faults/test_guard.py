@@ -16,8 +16,8 @@ import pytest
 from faults.killed import killed_while_tracing, lives, wait_for_breakpoints
 from lab.conftest import bring_up
 from support.intact import assert_untraced_and_intact
-from virtrace.binary.process import inspect, read_status
 from virtrace.cli.main import main
+from virtrace.image.process import inspect, read_status
 from virtrace.lab.daemon import Lab
 
 

@@ -10,8 +10,8 @@ import pytest
 from harness import Daemon, Tracing, events, gdb_command, trace
 
 from support.intact import assert_untraced_and_intact
-from virtrace.binary.process import Process, inspect
 from virtrace.errors import INCOMPLETE
+from virtrace.image.process import Process, inspect
 from virtrace.trace.format import Json, is_unavailable
 from virtrace.trace.reader import read_trace
 

@@ -93,7 +93,7 @@ def test_no_breakpoint_is_set_where_no_file_says_what_is_there(
 
 
 MADE_UP = """
-from virtrace.engine.infer import Inferred
+from virtrace.plan.infer import Inferred
 from virtrace.inferior import commands
 def made_up(recipe, process):
     driver = process.module("libvirt_driver_qemu.so")

@@ -24,8 +24,8 @@ from harness import NAME, PATIENCE, SCRIPTS, Daemon, start
 from support import hostile
 from support.hostile import TEXT, is_told
 from virtrace.binary.elf import ElfFile
-from virtrace.binary.process import inspect
 from virtrace.cli.main import build_parser, main
+from virtrace.image.process import inspect
 
 DATA = Path(__file__).parents[1] / "data"
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

@@ -13,8 +13,8 @@ import pytest
 from harness import SCRIPTS, Daemon, Tracing, gdb_command, poll, start
 
 from support.intact import assert_untraced_and_intact
-from virtrace.binary.process import inspect
 from virtrace.errors import DONE, NOT_TRACED
+from virtrace.image.process import inspect
 from virtrace.trace.reader import read_trace
 
 WARNING = "systemd ends this daemon when it is silent for 3 s (a watchdog)"

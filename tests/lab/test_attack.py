@@ -15,7 +15,7 @@ import pytest
 from virtrace.binary import x86_64
 from virtrace.binary.elf import ElfFile
 from virtrace.binary.functions import Functions
-from virtrace.binary.process import inspect
+from virtrace.image.process import inspect
 from virtrace.lab.daemon import Lab
 
 from .tracing import all_disks, calls_of, record, virtrace, whole_trace

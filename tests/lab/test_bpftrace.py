@@ -19,11 +19,11 @@ import pytest
 
 from support.intact import assert_untraced_and_intact
 from virtrace.analysis.spans import CallBuilder
-from virtrace.binary.process import check_traceable
-from virtrace.cli.bpftrace import plan
-from virtrace.cli.gdb import check
+from virtrace.engines.bpftrace.run import plan
+from virtrace.engines.gdb.launch import check
 from virtrace.lab.daemon import Lab
 from virtrace.recipe import catalogue
+from virtrace.targets.libvirt.daemons import check_traceable
 from virtrace.trace.format import is_unavailable
 from virtrace.trace.reader import Trace, read_trace
 from virtrace.trace.rotation import parts

@@ -22,8 +22,8 @@ from support.intact import assert_untraced_and_intact
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, CallBuilder, Point, Span
 from virtrace.analysis.waiting import ended_ns, waiting
-from virtrace.binary.process import Process, inspect
 from virtrace.cli.main import main
+from virtrace.image.process import Process, inspect
 from virtrace.lab.daemon import Lab
 from virtrace.lab.guest import disk_xml, file_source
 from virtrace.lab.stage import Stage

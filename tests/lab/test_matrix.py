@@ -21,10 +21,10 @@ from typing import ClassVar
 import pytest
 
 from support.intact import assert_untraced_and_intact
-from virtrace.binary.process import find_daemons
 from virtrace.errors import LabError
 from virtrace.lab import roots
 from virtrace.lab.roots import ensure_root, inside, keep_in_cache
+from virtrace.targets.libvirt.daemons import find_daemons
 
 from .test_trace import EXPECTED, spans
 from .tracing import (

@@ -9,12 +9,12 @@ import pytest
 
 from virtrace.binary import layouts, x86_64
 from virtrace.binary.dwarf import declarations
-from virtrace.binary.process import check_traceable
 from virtrace.cli import new_recipe
 from virtrace.lab.daemon import Lab
 from virtrace.recipe import catalogue, public_api
 from virtrace.recipe.model import DriverMethod
 from virtrace.recipe.prototype import normal_type
+from virtrace.targets.libvirt.daemons import check_traceable
 
 from .tracing import (
     COUNTERS,

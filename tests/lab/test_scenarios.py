@@ -17,8 +17,8 @@ import jsonschema_rs
 import pytest
 
 from virtrace.analysis.explain import Explanation, explain
-from virtrace.binary.process import read_status
 from virtrace.errors import LabError
+from virtrace.image.process import read_status
 from virtrace.lab import loop
 from virtrace.lab.daemon import Lab
 from virtrace.lab.guest import GIB, GUEST, MIB

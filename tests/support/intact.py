@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from virtrace.binary.process import inspect, read_status
+from virtrace.image.process import inspect, read_status
 
 
 def assert_untraced_and_intact(pid: int) -> None:

@@ -40,8 +40,8 @@ import zstandard
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from support import mutations
-from virtrace.binary.process import inspect
 from virtrace.cli.main import main
+from virtrace.image.process import inspect
 from virtrace.recipe import catalogue
 from virtrace.trace.archive import FOLDER as TOP
 from virtrace.trace.archive import MAX_BYTES

@@ -14,10 +14,11 @@ import pytest
 from virtrace import __version__
 from virtrace.binary import layouts
 from virtrace.binary.pack import InRegister
-from virtrace.bpf import document, program
-from virtrace.bpf.document import POINT, SPAN, InProbe, Plan, Site, Wanted, on_the_way
 from virtrace.cli.main import main
+from virtrace.engines.bpftrace import program
 from virtrace.errors import TargetError, TraceError, VirtraceError
+from virtrace.plan import file as document
+from virtrace.plan.file import POINT, SPAN, InProbe, Plan, Site, Wanted, on_the_way
 from virtrace.recipe import path
 from virtrace.trace.reader import read_trace
 

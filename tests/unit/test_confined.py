@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from virtrace.binary.process import read_status
 from virtrace.confined import Bounds, Child, Tell, run
 from virtrace.errors import TargetError
+from virtrace.image.process import read_status
 
 SMALL = Bounds(memory=64 << 20, processor_seconds=1, seconds=20)
 

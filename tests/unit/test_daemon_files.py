@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import samples
 
-from virtrace.binary.process import inspect
 from virtrace.bundle.collect import HostFacts
 from virtrace.cli.bundle_facts import gather
 from virtrace.cli.owner import end_of_file
+from virtrace.image.process import inspect
 from virtrace.trace.reader import read_trace
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")

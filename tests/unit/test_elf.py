@@ -11,9 +11,9 @@ import pytest
 from toolchain import PROBE, build, need
 
 from virtrace.binary.elf import LARGEST, ElfFile
-from virtrace.binary.process import inspect
 from virtrace.binary.reader import debug_file, read_by_child
 from virtrace.errors import TargetError
+from virtrace.image.process import inspect
 
 BUILD_ID = "0123456789abcdef0123456789abcdef01234567"
 LIBRARY = """

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from virtrace.binary.hazards import Look, Reading, patience, pressure, swapping
-from virtrace.binary.process import inspect
+from virtrace.image.process import inspect
+from virtrace.targets.libvirt.hazards import Look, Reading, patience, pressure, swapping
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="takes root to set up")
 WAITS = "echo running; read line"

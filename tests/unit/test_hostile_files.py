@@ -12,9 +12,9 @@ import pytest
 from toolchain import PROBE, build, need
 
 from support.taken import taken_by
-from virtrace.binary.process import Module, Process
 from virtrace.binary.reader import Files, read_by_child
 from virtrace.errors import TargetError
+from virtrace.image.process import Module, Process
 
 SECONDS = 5
 BYTES = 300 << 20

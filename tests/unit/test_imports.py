@@ -23,21 +23,29 @@ ALLOWED = {
     "apart": set(),
     "confined": {"apart", "errors"},
     "binary": {"errors", "confined"},
+    "image": {"errors", "binary"},
+    "targets": {"errors", "binary", "image"},
+    "guard": {"apart", "errors", "binary", "image"},
+    "engine": {"errors", "recipe", "trace", "binary"},
+    "plan": {"errors", "recipe", "trace", "binary", "image", "engine"},
     "analysis": {"errors", "recipe", "trace"},
     "report": {"errors", "printing", "recipe", "trace", "analysis"},
     "bundle": {"errors", "recipe", "trace", "analysis", "report"},
     "lab": {"errors"},
-    "guard": {"apart", "errors", "binary"},
-    "engine": {"errors", "recipe", "trace", "binary"},
-    "bpf": {"errors", "recipe", "trace", "binary", "engine"},
+    "record": {"errors", "printing", "trace", "analysis", "report"},
+    "engines": {
+        *("errors", "printing", "recipe", "trace", "binary", "image", "targets", "engine"),
+        *("plan", "analysis", "report", "record"),
+    },
     "inferior": {
-        *("errors", "printing", "recipe", "trace", "binary", "engine", "bpf", "guard"),
-        *("apart", "analysis", "report"),
+        *("errors", "printing", "recipe", "trace", "binary", "image", "targets", "engine"),
+        *("plan", "guard", "apart", "analysis", "report", "record", "engines"),
     },
     # It reaches inferior only by starting GDB.
     "cli": {
-        *("errors", "printing", "recipe", "trace", "binary", "engine", "bpf", "guard"),
-        *("analysis", "report", "bundle", "confined", "lab"),
+        *("errors", "printing", "recipe", "trace", "binary", "image", "targets", "engine"),
+        *("plan", "guard", "analysis", "report", "bundle", "confined", "lab", "record"),
+        "engines",
     },
 }
 

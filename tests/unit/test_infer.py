@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from toolchain import build, need
 
-from virtrace.binary.process import Module, Process
-from virtrace.engine.infer import Inferred, infer
+from virtrace.image.process import Module, Process
+from virtrace.plan.infer import Inferred, infer
 from virtrace.recipe.catalogue import find
 
 METHOD, GATHER = "qemuDomainGetBlockInfo", "qemuDomainBlocksStatsGather"

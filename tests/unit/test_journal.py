@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from virtrace.binary import private
-from virtrace.binary.process import inspect
 from virtrace.guard import restore
 from virtrace.guard.journal import Journal, Mark, Noted, Place
+from virtrace.image.process import inspect
 
 CC = b"\xcc"
 

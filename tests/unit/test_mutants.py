@@ -24,11 +24,12 @@ from support import mutants
 from support.mutants import READERS, SECONDS
 from virtrace.analysis.host import HostDisk
 from virtrace.analysis.spans import MOST_NESTED, CallBuilder
-from virtrace.binary.process import inspect
-from virtrace.bpf import document, recorded
 from virtrace.cli.main import main
+from virtrace.engines.bpftrace import recorded
 from virtrace.errors import BAD_INPUT, DONE, TargetError, TraceError
 from virtrace.guard.journal import Noted, find
+from virtrace.image.process import inspect
+from virtrace.plan import file as document
 from virtrace.report.highlight import Style
 from virtrace.report.lines import fold
 from virtrace.trace.format import MAX_DEPTH

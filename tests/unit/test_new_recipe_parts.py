@@ -8,11 +8,11 @@ import pytest
 from toolchain import build
 
 from virtrace.binary.dwarf import Declared
-from virtrace.binary.process import installed, libvirt_version
 from virtrace.cli.main import main
 from virtrace.cli.new_recipe import captures, prototype_of
 from virtrace.errors import TargetError
 from virtrace.recipe import path, prototype, public_api
+from virtrace.targets.libvirt.daemons import installed, libvirt_version
 
 
 @pytest.mark.parametrize(

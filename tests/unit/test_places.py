@@ -22,13 +22,13 @@ from toolchain import need
 from virtrace.binary import pack
 from virtrace.binary.ctype import Opaque
 from virtrace.binary.elf import ElfFile
-from virtrace.binary.process import Module, Process, inspect
 from virtrace.binary.reader import read_by_child
-from virtrace.bpf.document import POINT, SPAN, Plan, Site
 from virtrace.cli import rescue
-from virtrace.cli.bpftrace import require_proven
+from virtrace.engines.bpftrace.run import require_proven
 from virtrace.errors import TargetError
 from virtrace.guard import journal
+from virtrace.image.process import Module, Process, inspect
+from virtrace.plan.file import POINT, SPAN, Plan, Site
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86-64 code")
 

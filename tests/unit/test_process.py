@@ -13,20 +13,15 @@ from pathlib import Path
 import pytest
 from toolchain import build
 
-from virtrace.binary.process import (
-    Module,
-    Process,
-    check_traceable,
-    choose_daemon,
-    container_name,
-    find_daemons,
-    inspect,
-    libvirt_version,
-    user_name,
-    yama_refusal,
-)
 from virtrace.binary.reader import read_by_child
 from virtrace.errors import NOT_TRACED, TargetError
+from virtrace.image.process import Module, Process, container_name, inspect, user_name, yama_refusal
+from virtrace.targets.libvirt.daemons import (
+    check_traceable,
+    choose_daemon,
+    find_daemons,
+    libvirt_version,
+)
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="takes root to set up")
 
@@ -355,7 +350,8 @@ def test_choosing_a_daemon(start: Start, daemon: Path) -> None:
 # As a container's runtime does it: ptrace is refused, and all else allowed.
 FILTERED = """
 import ctypes, struct, sys
-from virtrace.binary.process import check_traceable, ptrace_is_filtered
+from virtrace.image.process import ptrace_is_filtered
+from virtrace.targets.libvirt.daemons import check_traceable
 from virtrace.errors import TargetError
 def step(code, yes, no, value):
     return struct.pack("HBBI", code, yes, no, value)

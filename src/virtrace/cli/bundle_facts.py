@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from virtrace.binary.process import Process, inspect
 from virtrace.bundle.collect import HostFacts
-from virtrace.cli.gdb import backtrace
 from virtrace.cli.host_facts import Asker, Failed, fact, way_to
 from virtrace.cli.owner import Unavailable, end_of_file, owner_of
+from virtrace.engines.gdb.launch import backtrace
 from virtrace.errors import TargetError
+from virtrace.image.process import Process, inspect
 from virtrace.trace.format import Json, is_unavailable, unavailable
 from virtrace.trace.reader import Recording
 from virtrace.trace.target import is_of_build

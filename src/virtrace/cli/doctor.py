@@ -16,25 +16,23 @@ from pathlib import Path
 from typing import Any
 
 from virtrace.binary.debuginfo import how_to_get, how_to_trust, install_command
-from virtrace.binary.hazards import Look
-from virtrace.binary.process import (
+from virtrace.binary.reader import Binary, debug_file, read_by_child
+from virtrace.engines.gdb.launch import check
+from virtrace.errors import DONE, NOT_TRACED, TargetError
+from virtrace.image.process import (
     can_trace_all,
-    check_traceable,
-    find_daemons,
     inspect,
-    libvirt_version,
     place_of,
     user_name,
     yama_refusal,
     yama_scope,
 )
-from virtrace.binary.reader import Binary, debug_file, read_by_child
-from virtrace.cli.gdb import check
-from virtrace.errors import DONE, NOT_TRACED, TargetError
 from virtrace.printing import print_lines
 from virtrace.recipe.selection import Limits
 from virtrace.report import text
 from virtrace.report.highlight import style_for
+from virtrace.targets.libvirt.daemons import check_traceable, find_daemons, libvirt_version
+from virtrace.targets.libvirt.hazards import Look
 from virtrace.trace.format import Record
 
 OLDEST_GDB = (10, 0)

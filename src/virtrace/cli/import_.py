@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from virtrace.bpf.document import Plan
-from virtrace.bpf.recorded import BrokenLine, Happened, Lines, Session
 from virtrace.cli.apart import apart
+from virtrace.engines.bpftrace.recorded import BrokenLine, Happened, Lines, Session
 from virtrace.errors import DONE, INCOMPLETE, IncompleteError, TraceError, typed
+from virtrace.plan.file import Plan
 from virtrace.recipe import loader, selection
 from virtrace.trace.format import Event, Record
 from virtrace.trace.writer import Writer

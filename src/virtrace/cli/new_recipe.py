@@ -14,12 +14,13 @@ from virtrace.binary import layouts, x86_64
 from virtrace.binary.ctype import Boolean, Integer, Pointer, Struct
 from virtrace.binary.dwarf import Declared, declarations
 from virtrace.binary.functions import Callee
-from virtrace.binary.process import Module, Process, libvirt_version
 from virtrace.errors import TargetError, UsageError
+from virtrace.image.process import Module, Process
 from virtrace.recipe import catalogue, draft, path, public_api
 from virtrace.recipe.draft import Item
 from virtrace.recipe.model import CalledBy, DriverMethod, Recipe, Span
 from virtrace.recipe.prototype import Parameter, Prototype, normal_type
+from virtrace.targets.libvirt.daemons import libvirt_version
 
 LIBVIRT, QEMU = "libvirt.so.0", "libvirt_driver_qemu.so"
 # Each is two breakpoints.

@@ -8,16 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from virtrace.binary.process import Process, check_traceable, choose_daemon, installed
-from virtrace.cli.gdb import check
 from virtrace.cli.record import fetch_debug_info, require_gdb
+from virtrace.engines.gdb.launch import check
 from virtrace.errors import ANSWER_IS_NO, DONE, UsageError, typed
+from virtrace.image.process import Process
 from virtrace.printing import print_lines
 from virtrace.recipe import catalogue
 from virtrace.report import text, units
 from virtrace.report.highlight import Style, style_for
 from virtrace.report.lines import fold
 from virtrace.report.pieces import attached, words
+from virtrace.targets.libvirt.daemons import check_traceable, choose_daemon, installed
 from virtrace.trace.format import Record
 from virtrace.trace.writer import write_new
 
@@ -133,8 +134,8 @@ def _new(args: argparse.Namespace) -> int:
 
 
 def _compile(args: argparse.Namespace) -> int:
-    from virtrace.bpf import program
-    from virtrace.cli.bpftrace import plan
+    from virtrace.engines.bpftrace import program
+    from virtrace.engines.bpftrace.run import plan
 
     recipe = catalogue.find(args.recipe)
     process = _process(args)

@@ -17,14 +17,15 @@ from types import MappingProxyType
 from typing import Any, BinaryIO
 
 from virtrace.binary.debuginfo import fetch, has_servers
-from virtrace.binary.process import Process, check_traceable, choose_daemon
-from virtrace.cli.gdb import command as gdb_command
-from virtrace.cli.gdb import end_with_us
-from virtrace.cli.traced import ending_signals, say_status, started
+from virtrace.engines.gdb.launch import command as gdb_command
+from virtrace.engines.gdb.launch import end_with_us
 from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, IncompleteError, TargetError, UsageError
+from virtrace.image.process import Process
 from virtrace.printing import OutputError
 from virtrace.recipe import catalogue, selection
 from virtrace.recipe.model import Recipe
+from virtrace.record.command import ending_signals, say_status, started
+from virtrace.targets.libvirt.daemons import check_traceable, choose_daemon
 from virtrace.trace.format import Record
 from virtrace.trace.reader import TraceStream
 from virtrace.trace.rotation import last_file
@@ -148,7 +149,7 @@ def record_trace(
     output = Path(output) if output else default_path(loaded.name, pid)
     if engine == "bpftrace":
         # Longer to import than all that the other engine needs.
-        from virtrace.cli import bpftrace
+        from virtrace.engines.bpftrace import run as bpftrace
 
         require_bpftrace(limits)
         if source:

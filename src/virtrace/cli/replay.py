@@ -12,12 +12,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any, BinaryIO
 
-from virtrace.binary.process import choose_daemon
 from virtrace.cli import diff
 from virtrace.cli.apart import apart, read_header
 from virtrace.cli.record import add_limits, limits_of, record_trace
 from virtrace.errors import DONE, INTERRUPTED, UsageError
 from virtrace.recipe import catalogue, selection
+from virtrace.targets.libvirt.daemons import choose_daemon
 from virtrace.trace.format import Event, Record
 from virtrace.trace.reader import TraceStream
 from virtrace.trace.writer import default_path

@@ -15,8 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from virtrace.binary import given, private
-from virtrace.binary.process import Module, Process
 from virtrace.errors import TargetError
+from virtrace.image.process import Module, Process
 
 _KIND = "guard"
 _LARGEST = 1 << 20

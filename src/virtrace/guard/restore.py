@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 
-from virtrace.binary.process import read_status
 from virtrace.guard.journal import Place
+from virtrace.image.process import read_status
 
 # A stop that GDB had sent to a thread may come this long after GDB's death.
 _STOPS_COME_SECONDS = 0.2

@@ -19,25 +19,16 @@ import gdb
 
 from virtrace.binary import x86_64
 from virtrace.binary.abi import Abi
-from virtrace.binary.hazards import Look
 from virtrace.binary.pack import Pack
 from virtrace.binary.pack import find as find_pack
-from virtrace.binary.process import (
-    Process,
-    check_traceable,
-    inspect,
-    installed,
-    libvirt_version,
-    require_libvirt,
-)
 from virtrace.binary.source import Sources
 from virtrace.engine.answers import Answers
-from virtrace.engine.infer import infer
 from virtrace.engine.output import Output
 from virtrace.engine.tracer import LinePlan, RawEvent
 from virtrace.errors import DONE, INTERRUPTED, TargetError, UsageError
 from virtrace.guard.journal import Journal
 from virtrace.guard.process import Guard
+from virtrace.image.process import Process, inspect
 from virtrace.inferior import printers, target
 from virtrace.inferior.backtrace import Backtraces
 from virtrace.inferior.notes import Notebook
@@ -45,11 +36,19 @@ from virtrace.inferior.recorder import Recorder, WritingProcess
 from virtrace.inferior.resolve import ResolvedProbe, require_traceable, resolve
 from virtrace.inferior.session import Session, header_record
 from virtrace.inferior.terminal import terminal_without_gdb
+from virtrace.plan.infer import infer
 from virtrace.printing import complain, fail, gated, print_lines, safe
 from virtrace.recipe import catalogue, selection
 from virtrace.recipe.model import Recipe
+from virtrace.record.live import TerminalView
 from virtrace.report.highlight import style_for
-from virtrace.report.live import TerminalView
+from virtrace.targets.libvirt.daemons import (
+    check_traceable,
+    installed,
+    libvirt_version,
+    require_libvirt,
+)
+from virtrace.targets.libvirt.hazards import Look
 from virtrace.trace.reader import read_trace
 from virtrace.trace.rotation import last_file, new_writer
 from virtrace.trace.writer import Writer, default_path
@@ -461,8 +460,8 @@ def _plan(name: str) -> int:
     In JSON, for the bpftrace engine; of what `virtrace check` resolves.
     """
     # Not above: no trace needs them.
-    from virtrace.bpf import document
     from virtrace.inferior.describe import describe
+    from virtrace.plan import file as document
 
     name = _recipe_name(name)
     recipe, process = catalogue.find(name), _process()

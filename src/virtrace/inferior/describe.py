@@ -8,8 +8,16 @@ from dataclasses import replace
 
 from virtrace.binary import pack
 from virtrace.binary.abi import Abi
-from virtrace.binary.process import Module, Process
-from virtrace.bpf.document import (
+from virtrace.engine import tracer
+from virtrace.engine.capture import Unavailable
+from virtrace.engine.tracer import LinePlan, PointPlan
+from virtrace.engines.bpftrace.program import OWN_ARGUMENTS
+from virtrace.errors import TargetError
+from virtrace.image.process import Module, Process
+from virtrace.inferior import resolve
+from virtrace.inferior.resolve import LINES, ResolvedProbe
+from virtrace.inferior.target import PackedFunction
+from virtrace.plan.file import (
     CALLED_BY,
     DRIVER_METHOD,
     POINT,
@@ -23,14 +31,6 @@ from virtrace.bpf.document import (
     Wanted,
     on_the_way,
 )
-from virtrace.bpf.program import OWN_ARGUMENTS
-from virtrace.engine import tracer
-from virtrace.engine.capture import Unavailable
-from virtrace.engine.tracer import LinePlan, PointPlan
-from virtrace.errors import TargetError
-from virtrace.inferior import resolve
-from virtrace.inferior.resolve import LINES, ResolvedProbe
-from virtrace.inferior.target import PackedFunction
 from virtrace.recipe.model import CalledBy, DriverMethod
 from virtrace.recipe.path import CALLER, RETURN
 from virtrace.trace.format import Record

@@ -18,9 +18,9 @@ import gdb
 
 from virtrace.binary import layouts
 from virtrace.binary.ctype import Array, CType, Integer, Opaque, Pointer, Struct
-from virtrace.binary.process import Process, inspect
 from virtrace.engine.capture import Capture, Unavailable
 from virtrace.errors import TargetError, UsageError
+from virtrace.image.process import Process, inspect
 from virtrace.inferior import handmade, target
 from virtrace.inferior.handmade import Made
 from virtrace.recipe import draft, prototype, public_api

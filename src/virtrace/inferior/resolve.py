@@ -18,13 +18,12 @@ from virtrace.binary import layouts, x86_64
 from virtrace.binary.abi import Abi
 from virtrace.binary.ctype import Array, Code, CType, Opaque, Struct
 from virtrace.binary.pack import Pack
-from virtrace.binary.process import Module, Process
 from virtrace.binary.x86_64 import Operand, operand
 from virtrace.engine.capture import Capture, Unavailable
-from virtrace.engine.infer import Inferred
 from virtrace.engine.proof import is_provable
 from virtrace.engine.tracer import Captures, LinePlan, PointPlan, SpanPlan
 from virtrace.errors import TargetError
+from virtrace.image.process import Module, Process
 from virtrace.inferior.target import (
     KnownFunction,
     PackedFunction,
@@ -32,6 +31,7 @@ from virtrace.inferior.target import (
     has_debug_info,
     static_probe_addresses,
 )
+from virtrace.plan.infer import Inferred
 from virtrace.recipe.model import CalledBy, DriverMethod, Point, Recipe, Span
 from virtrace.recipe.path import CALLER, RETURN, Path
 from virtrace.recipe.prototype import Parameter, Prototype

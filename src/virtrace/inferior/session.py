@@ -14,11 +14,11 @@ import gdb
 from virtrace import __version__
 from virtrace.binary.abi import Abi
 from virtrace.binary.debuginfo import how_to_get, how_to_trust
-from virtrace.binary.process import Process, inspect, libvirt_version, read_status
 from virtrace.engine.capture import Unavailable, Unwalked
 from virtrace.engine.tracer import RawEvent, Tracer
 from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, TargetError, incomplete
 from virtrace.guard.journal import Journal
+from virtrace.image.process import Process, inspect, read_status
 from virtrace.inferior import target
 from virtrace.inferior.backtrace import Backtraces
 from virtrace.inferior.budget import Budget, Switch
@@ -29,6 +29,7 @@ from virtrace.inferior.resolve import ResolvedProbe
 from virtrace.inferior.watch import Watch, unsignalled
 from virtrace.recipe.model import Recipe
 from virtrace.recipe.selection import Limits, Selection
+from virtrace.targets.libvirt.daemons import libvirt_version
 from virtrace.trace.format import ENDED, FORMAT, VERSION, Record, unavailable
 
 # How long calls that are open may take to return once the traced command is done.

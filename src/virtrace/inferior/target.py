@@ -28,13 +28,13 @@ from virtrace.binary import ctype as c
 from virtrace.binary import pack
 from virtrace.binary.abi import Abi
 from virtrace.binary.elf import unreadable
-from virtrace.binary.process import Module, Process, inspect, read_status
 from virtrace.binary.reader import Binary, open_trusted
 from virtrace.binary.source import source_name
 from virtrace.binary.stand_in import stand_in
 from virtrace.engine.capture import Memory, Unavailable
 from virtrace.engine.tracer import Entered
 from virtrace.errors import TargetError
+from virtrace.image.process import Module, Process, inspect, read_status
 
 WORD = (1 << 64) - 1
 # GDB's threads end in a fraction of this on a busy machine; others may be somebody's own.

@@ -20,12 +20,9 @@ from typing import IO
 from virtrace.binary import x86_64
 from virtrace.binary.pack import file_name
 from virtrace.binary.pack import find as find_pack
-from virtrace.binary.process import Process, inspect
-from virtrace.bpf import document, program
-from virtrace.bpf.document import Plan
-from virtrace.bpf.recorded import Lines, Session, Started
-from virtrace.cli.gdb import asked, end_with_us
-from virtrace.cli.traced import ending_signals, say_status, started
+from virtrace.engines.bpftrace import program
+from virtrace.engines.bpftrace.recorded import Lines, Session, Started
+from virtrace.engines.gdb.launch import asked, end_with_us
 from virtrace.errors import (
     DONE,
     INCOMPLETE,
@@ -34,11 +31,15 @@ from virtrace.errors import (
     TargetError,
     incomplete,
 )
+from virtrace.image.process import Process, inspect
+from virtrace.plan import file as document
+from virtrace.plan.file import Plan
 from virtrace.printing import complain
 from virtrace.recipe import catalogue
 from virtrace.recipe.model import Recipe
 from virtrace.recipe.selection import Limits, Rotation, Selection
-from virtrace.report.live import TerminalView
+from virtrace.record.command import ending_signals, say_status, started
+from virtrace.record.live import TerminalView
 from virtrace.trace.rotation import new_writer
 
 # Until all probes are there; what bpftrace needs for it grows with their number.

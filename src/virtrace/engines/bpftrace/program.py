@@ -21,7 +21,9 @@ from dataclasses import dataclass, replace
 from virtrace.binary import x86_64
 from virtrace.binary.ctype import Boolean, Code, CType, Integer, Pointer, Struct
 from virtrace.binary.pack import Constant, InRegister, Nowhere, OnStack
-from virtrace.bpf.document import (
+from virtrace.engine.capture import REGISTER, largest
+from virtrace.errors import TargetError
+from virtrace.plan.file import (
     CALLED_BY,
     POINT,
     SPAN,
@@ -32,8 +34,6 @@ from virtrace.bpf.document import (
     Wanted,
     write,
 )
-from virtrace.engine.capture import REGISTER, largest
-from virtrace.errors import TargetError
 from virtrace.recipe.path import CALLER, RETURN
 
 # bpftrace's names of the registers of 64 bits.

@@ -20,7 +20,15 @@ from datetime import datetime, timezone
 from virtrace.binary import given, x86_64
 from virtrace.binary.ctype import Code
 from virtrace.binary.pack import Constant, InRegister, Nowhere, OnStack
-from virtrace.bpf.document import (
+from virtrace.engine import tracer
+from virtrace.engine.answers import Answers
+from virtrace.engine.capture import REGISTER, Capture, Recorded, Unavailable
+from virtrace.engine.output import Output, View
+from virtrace.engine.proof import Caller, Proven, of_driver_method, of_static_function
+from virtrace.engine.tracer import Entered, PointPlan, RawEvent, SpanPlan, Tracer
+from virtrace.engines.bpftrace.program import HEARTBEAT_MS, REGISTERS
+from virtrace.errors import TraceError
+from virtrace.plan.file import (
     DRIVER_METHOD,
     MAX_BYTES,
     NO_BACKTRACES,
@@ -35,14 +43,6 @@ from virtrace.bpf.document import (
     Wanted,
     read,
 )
-from virtrace.bpf.program import HEARTBEAT_MS, REGISTERS
-from virtrace.engine import tracer
-from virtrace.engine.answers import Answers
-from virtrace.engine.capture import REGISTER, Capture, Recorded, Unavailable
-from virtrace.engine.output import Output, View
-from virtrace.engine.proof import Caller, Proven, of_driver_method, of_static_function
-from virtrace.engine.tracer import Entered, PointPlan, RawEvent, SpanPlan, Tracer
-from virtrace.errors import TraceError
 from virtrace.recipe.model import Recipe
 from virtrace.recipe.path import CALLER
 from virtrace.recipe.selection import Limits, Selection

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from virtrace.binary.inside import text_inside, text_of_process
-from virtrace.binary.process import Process, read_status
+from virtrace.image.process import Process, read_status
 
 _ENGINE = "`virtrace record` with --engine bpftrace, which leaves nothing there to end the daemon"
 # QEMU_JOB_WAIT_TIME of libvirt's qemu_domainjob.c.

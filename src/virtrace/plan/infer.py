@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from virtrace.binary.process import Module, Process
 from virtrace.errors import TargetError
+from virtrace.image.process import Module, Process
 from virtrace.recipe.model import CalledBy, DriverMethod, Recipe, Span
 
 

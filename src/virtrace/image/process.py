@@ -10,8 +10,6 @@ import errno
 import os
 import pwd
 import re
-import shlex
-import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -22,19 +20,14 @@ from virtrace.binary.inside import text_of_process
 from virtrace.binary.reader import Binary, Files, debug_file, read_by_child
 from virtrace.errors import TargetError
 
-DAEMONS = ("libvirtd", "virtqemud")
 CAP_SYS_PTRACE = 1 << 19
 DELETED = " (deleted)"
 
-_DRIVERS = "connection-driver"
 # In bytes: of /proc/PID/maps, and of a command that is shown.
 _LARGEST_MAPS = 8 << 20
 _LONGEST_COMMAND = 1 << 12
-# More than a module takes.
-_APART = 1 << 32
 
 _CONTAINER = re.compile(r"\b[0-9a-f]{64}\b")
-_LIBVIRT = re.compile(r"libvirt\.so\.0\.(\d+)\.(\d+)$")
 
 
 # A function of glibc's dynamic linker, for debuggers: called when it begins to load or unload a
@@ -161,24 +154,6 @@ class Process:
         return debug_file(module.build_id, module.elf.debuglink, module.path, root=self.root)
 
 
-@dataclass(frozen=True)
-class Daemon:
-    """A running libvirt daemon. What another user's process hides is None.
-
-    place: of one that lives in another root, in words.
-    """
-
-    pid: int
-    name: str
-    user: str
-    exe: str | None
-    place: str | None
-
-    def __str__(self) -> str:
-        place = f", in {self.place}" if self.place else ""
-        return f"{self.exe or self.name} of user {self.user}{place}"
-
-
 def inspect(pid: int) -> Process:
     """Raises TargetError where the process is gone, or is not ours to look into."""
     proc = Path(f"/proc/{pid}")
@@ -198,132 +173,11 @@ def inspect(pid: int) -> Process:
         )
     return Process(
         pid=pid,
-        exe=_strip(exe, root)[0],
+        exe=visible_path(exe, root)[0],
         root=proc / "root",
         start_time=start_time,
         modules=tuple(_modules(pid, root, os.fsdecode(maps))),
     )
-
-
-def installed(binary: Path) -> Process:
-    """What a daemon would have loaded, of files that no process runs; its pid is 0.
-
-    binary: libvirtd or virtqemud, libvirt.so.0, or a driver. The others are looked for beside it,
-    and where a distribution puts them. TargetError where there is no libvirt.so.0.
-    """
-    if not binary.name.startswith(("libvirt", *DAEMONS)):
-        raise TargetError(
-            f"{binary} is no part of libvirt by its name",
-            "name libvirtd or virtqemud, libvirt.so.0, or libvirt_driver_qemu.so",
-        )
-    # Raises where it is not.
-    _ = read_by_child(binary).machine
-    here = binary.absolute().parent
-    prefix = here.parent
-    folders = [
-        here,
-        *((prefix.parent,) if here.name == _DRIVERS else ()),
-        *(prefix / "lib64", prefix / "lib"),
-        *sorted(prefix.glob("lib/*-linux-gnu*")),
-    ]
-    for folder in folders:
-        libvirt = binary if binary.name.startswith("libvirt.so.0") else folder / "libvirt.so.0"
-        if libvirt.is_file():
-            break
-    else:
-        raise TargetError(
-            f"there is no libvirt.so.0 beside {binary}, or where it is installed",
-            "name the libvirt.so.0 that belongs to it, or put both into one folder",
-        )
-    places = dict.fromkeys([here, folder, folder / "libvirt" / _DRIVERS])
-    drivers = {file.name: file for place in places for file in place.glob("libvirt_driver_*.so")}
-    if binary.name.startswith("libvirt_driver_"):
-        drivers[binary.name] = binary
-    files = [libvirt, *(drivers[name] for name in sorted(drivers))]
-    return Process(
-        pid=0,
-        exe=str(binary),
-        root=Path("/"),
-        start_time=0,
-        modules=tuple(
-            # Anywhere, and apart from each other.
-            Module(str(file), file, start, start + _APART, 0, False)
-            for start, file in zip(range(_APART, sys.maxsize, _APART), (f.resolve() for f in files))
-        ),
-    )
-
-
-def libvirt_version(process: Process) -> str | None:
-    """Such as ``9.0.0``, from the file name of the mapped libvirt.so.0; None without one."""
-    module = process.module("libvirt.so.0")
-    match = _LIBVIRT.match(module.name) if module is not None else None
-    if match is None:
-        return None
-    major, minor = divmod(int(match[1]), 1000)
-    return f"{major}.{minor}.{int(match[2])}"
-
-
-def check_traceable(pid: int) -> Process:
-    """The process, when nothing that can be known beforehand keeps it from being traced.
-
-    Raises TargetError with the reason otherwise. The process is not touched.
-    """
-    status = read_status(pid)
-    if status is None:
-        raise _no_process(pid)
-    if int(status["Tgid"]) != pid:
-        raise TargetError(f"{pid} is a thread of process {status['Tgid']}", f"-p {status['Tgid']}")
-    if status["State"].startswith(("Z", "X")):
-        raise TargetError(
-            f"process {pid} ({status['Name']}) has ended and only waits for its parent to "
-            "collect it (a zombie)",
-            "`virtrace doctor` lists the libvirt daemons that run",
-        )
-    process = require_libvirt(inspect(pid))
-    tracer = int(status["TracerPid"])
-    if tracer:
-        raise TargetError(
-            f"process {pid} is already traced by {describe(tracer)}",
-            "end that tracer first (in GDB: `detach`, `quit`); a process has one at a time",
-        )
-    yama = yama_refusal(yama_scope(), can_trace_all())
-    if yama is not None:
-        raise yama
-    if ptrace_is_filtered():
-        raise TargetError(
-            "a seccomp filter forbids ptrace here, as that of many containers does",
-            "run in the host, or start the container with --cap-add SYS_PTRACE "
-            "--security-opt seccomp=unconfined",
-        )
-    if status["State"].startswith("T"):
-        raise TargetError(
-            f"process {pid} is stopped (state T) and would answer no call",
-            f"let it run again: kill -CONT {pid}",
-        )
-    return process
-
-
-def require_libvirt(process: Process) -> Process:
-    """The process itself.
-
-    Raises TargetError where it has no libvirt in it, or one that can no longer be read.
-    """
-    if process.module("libvirt.so.0") is None:
-        raise TargetError(
-            f"process {process.pid} is {process.exe}, not a libvirt daemon "
-            "(it has no libvirt.so.0 loaded)",
-            "name the pid of libvirtd or virtqemud; `virtrace doctor` lists those that run",
-        )
-    for name in ("libvirt.so.0", "libvirt_driver_qemu.so"):
-        module = process.module(name)
-        if module is not None and module.deleted and not _can_be_opened(module.file):
-            raise TargetError(
-                f"{module.path} has been replaced or removed since process {process.pid} started "
-                "(an upgrade?), and only root can still read the old file",
-                "run as root (sudo), or restart the daemon (guests keep running): "
-                f"systemctl restart -- {shlex.quote(os.path.basename(process.exe))}",
-            )
-    return process
 
 
 def yama_refusal(scope: int, may_trace_all: bool) -> TargetError | None:
@@ -368,44 +222,6 @@ def can_trace_all() -> bool:
     """Whether we hold CAP_SYS_PTRACE (root does, unless a container took it away)."""
     status = read_status(os.getpid())
     return status is not None and bool(int(status["CapEff"], 16) & CAP_SYS_PTRACE)
-
-
-def find_daemons(name: str | None = None) -> list[Daemon]:
-    """The running processes of that name, or of any libvirt daemon that drives QEMU; by pid.
-
-    Zombies are left out, and so are a daemon's own children on their way to another program.
-    """
-    names = DAEMONS if name is None else (name,)
-    # The kernel cuts a process's name at 15 bytes.
-    wanted = {candidate[:15] for candidate in names}
-    found = {}
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
-        status = read_status(int(entry))
-        if status is None or status["State"].startswith(("Z", "X")):
-            continue
-        if status["Name"] in wanted:
-            found[int(entry)] = status
-    return [
-        _daemon(pid, status)
-        for pid, status in sorted(found.items())
-        if int(status["PPid"]) not in found
-    ]
-
-
-def choose_daemon(name: str | None = None) -> int:
-    """The pid of the one daemon there is; TargetError where there is none or several."""
-    daemons = find_daemons(name)
-    if len(daemons) == 1:
-        return daemons[0].pid
-    if not daemons:
-        raise TargetError(
-            f"no {name or ' or '.join(DAEMONS)} is running",
-            "start it; where systemd starts it on demand, `virsh -c qemu:///system list` does",
-        )
-    choices = (f"-p {daemon.pid}  {daemon}" for daemon in daemons)
-    raise TargetError(f"{len(daemons)} libvirt daemons are running", "one of", *choices)
 
 
 def place_of(pid: int) -> str | None:
@@ -457,15 +273,6 @@ def user_name(uid: int) -> str:
         return str(uid)
 
 
-def _daemon(pid: int, status: dict[str, str]) -> Daemon:
-    exe: str | None = None
-    # Another user's process keeps it to itself.
-    with suppress(OSError):
-        exe = _strip(os.readlink(f"/proc/{pid}/exe"), os.readlink(f"/proc/{pid}/root"))[0]
-    user = user_name(int(status["Uid"].split()[1]))
-    return Daemon(pid, status["Name"], user, exe, place_of(pid))
-
-
 def _modules(pid: int, root: str, maps: str) -> Iterable[Module]:
     """One module for each file with an executable mapping, in the order of addresses."""
     proc = Path(f"/proc/{pid}")
@@ -488,9 +295,9 @@ def _modules(pid: int, root: str, maps: str) -> Iterable[Module]:
     for path, (address_range, offset) in first.items():
         if path not in executable:
             continue
-        inside, deleted = _strip(path.replace("\\012", "\n"), root)
+        inside, deleted = visible_path(path.replace("\\012", "\n"), root)
         mapped = proc / "map_files" / address_range
-        file = mapped if deleted or _can_be_opened(mapped) else proc / f"root{inside}"
+        file = mapped if deleted or can_be_opened(mapped) else proc / f"root{inside}"
         start = int(address_range.split("-")[0], 16)
         of_device.setdefault(device[path], []).append(len(found))
         found.append(Module(inside, file, start, end[path], int(offset, 16), deleted))
@@ -502,7 +309,7 @@ def _modules(pid: int, root: str, maps: str) -> Iterable[Module]:
     return found
 
 
-def _can_be_opened(mapped: Path) -> bool:
+def can_be_opened(mapped: Path) -> bool:
     """A file in ``map_files``. Its file system is not asked, which may never answer."""
     try:
         os.close(os.open(mapped, os.O_PATH | os.O_CLOEXEC))
@@ -511,7 +318,7 @@ def _can_be_opened(mapped: Path) -> bool:
     return True
 
 
-def _strip(path: str, root: str) -> tuple[str, bool]:
+def visible_path(path: str, root: str) -> tuple[str, bool]:
     """A path from /proc as the process itself names it, and whether the file is deleted.
 
     /proc shows paths from the reader's root: for a process in a chroot they begin with it.
@@ -535,7 +342,7 @@ def _lines(text: str) -> list[str]:
     return text.rstrip("\n").split("\n")
 
 
-def _no_process(pid: int) -> TargetError:
+def no_process(pid: int) -> TargetError:
     if os.path.exists(f"/proc/{pid}"):
         return TargetError(
             f"process {pid} is hidden from {user_name(os.geteuid())} (the hidepid of /proc)",
@@ -551,7 +358,7 @@ def _no_program(pid: int) -> TargetError:
     """For a process without an executable: a kernel thread, or one that ended meanwhile."""
     status = read_status(pid)
     if status is None:
-        return _no_process(pid)
+        return no_process(pid)
     return TargetError(
         f"process {pid} is {status['Name']}, which runs no program (a kernel thread, or ending)",
         "name the pid of libvirtd or virtqemud; `virtrace doctor` lists those that run",
@@ -561,7 +368,7 @@ def _no_program(pid: int) -> TargetError:
 def _not_ours(pid: int) -> TargetError:
     status = read_status(pid)
     if status is None:
-        return _no_process(pid)
+        return no_process(pid)
     us = user_name(os.geteuid())
     if can_trace_all():
         why = "a security module (SELinux, AppArmor, Landlock) or a user namespace forbids it"

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from subprocess import CompletedProcess
 
-from virtrace.binary.process import Process, inspect
 from virtrace.errors import TargetError
+from virtrace.image.process import Process, inspect
 from virtrace.trace.format import Record
 
-_PACKAGE = Path(__file__).resolve().parents[1]
+_PACKAGE = Path(__file__).resolve().parents[2]
 # Nothing of the user's, of the current folder or of a traced file is executed.
 _GDB = (
     *("gdb", "-nx", "-nh", "-q", "-batch", "-iex", "set auto-load no"),

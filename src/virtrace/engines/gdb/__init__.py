@@ -1,0 +1,1 @@
+"""Starts GDB with ``virtrace.inferior`` inside."""

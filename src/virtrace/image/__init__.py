@@ -1,0 +1,1 @@
+"""A program as it is: its modules, memory, threads, registers and stacks."""

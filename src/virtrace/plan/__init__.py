@@ -1,0 +1,1 @@
+"""A recipe resolved on an image: the address of each probe, the place of each value. No gdb."""

@@ -1,0 +1,1 @@
+"""One recording: the traced command, the signals that end it, the live view."""

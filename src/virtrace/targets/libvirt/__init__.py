@@ -1,0 +1,1 @@
+"""libvirt's daemons: names, modules, versions, hazards."""
