@@ -9,7 +9,6 @@ import pytest
 
 from support.intact import assert_untraced_and_intact
 from virtrace.lab.daemon import Lab
-from virtrace.lab.debug_build import MODULAR_DAEMON
 from virtrace.trace.format import is_unavailable
 
 from .conftest import bring_up
@@ -20,7 +19,7 @@ from .tracing import DISKS, all_disks, calls_of, printed_info, span, virtrace, w
 
 @pytest.fixture(scope="module")
 def modular_lab() -> Iterator[Lab]:
-    lab = bring_up(debug_info=True, daemon=MODULAR_DAEMON)
+    lab = bring_up(debug_info=True, daemon="virtqemud")
     yield lab
     lab.down()
 
@@ -29,20 +28,20 @@ def test_the_only_daemon_is_found(modular_lab: Lab) -> None:
     doctor = virtrace("doctor")
     assert doctor.returncode == 0, doctor.stdout
     assert doctor.stdout.startswith(f"Tracing works here. Daemon {modular_lab.pid}: full chain (")
-    assert f"/{MODULAR_DAEMON}, libvirt 9.0.0\n" in doctor.stdout
+    assert "/virtqemud, libvirt 9.0.0\n" in doctor.stdout
 
 
 def test_the_daemon_of_this_name_is_traced(
     modular_lab: Lab, stock_lab: Lab, tmp_path: Path
 ) -> None:
     output = tmp_path / "trace.jsonl"
-    options = ("--process", MODULAR_DAEMON, "--host-facts", "-o", str(output))
+    options = ("--process", "virtqemud", "--host-facts", "-o", str(output))
     done = virtrace("record", "blockinfo", *options, "--", *all_disks(modular_lab))
     assert done.returncode == 0, done.stderr
     assert_untraced_and_intact(modular_lab.pid)
     trace = whole_trace(output)
     assert trace.header["target"]["pid"] == modular_lab.pid
-    assert trace.header["target"]["exe"].endswith(f"/{MODULAR_DAEMON}")
+    assert trace.header["target"]["exe"].endswith("/virtqemud")
     calls = calls_of(trace)
     devices = modular_lab.qmp({"execute": "query-blockstats"})["return"]
     nodes = modular_lab.qmp({"execute": "query-named-block-nodes", "arguments": {"flat": True}})
@@ -71,5 +70,5 @@ def test_of_several_daemons_one_is_to_be_chosen(
     for lab in (modular_lab, stock_lab):
         assert f"\nDaemon {lab.pid}:\n" in doctor.stdout
         assert f"\n     -p {lab.pid}  " in refused.stderr
-    assert f"/{MODULAR_DAEMON} of user nobody\n" in refused.stderr
+    assert "/virtqemud of user nobody\n" in refused.stderr
     assert "/libvirtd of user nobody\n" in refused.stderr

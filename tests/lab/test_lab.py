@@ -294,7 +294,7 @@ def test_daemon_with_debug_info(folder: Path) -> None:
     with Lab(folder, debug_info=True) as lab:
         maps = Path(f"/proc/{lab.pid}/maps").read_text()
         build = debug_build.build_folder()
-        for name in set(debug_build.FILES) - {debug_build.MODULAR_DAEMON}:
+        for name in set(debug_build.FILES) - {*debug_build.MODULAR_DAEMONS}:
             assert f"{(build / name).resolve()}\n" in maps, name
         loaded = {line.split()[-1] for line in maps.splitlines() if "libvirt" in line}
         assert all(path.startswith(str(build)) for path in loaded)

@@ -433,7 +433,8 @@ class Lab:
         variables = {}
         if self.debug_info:
             build = os.path.dirname(libvirtd)
-            variables = {"LIBVIRT_DRIVER_DIR": build, "LIBVIRT_STORAGE_FILE_DIR": build}
+            places = ("DRIVER", "STORAGE_BACKEND", "STORAGE_FILE")
+            variables = {f"LIBVIRT_{place}_DIR": build for place in places}
         if self.system.attempt("test", "-x", str(self.folder), as_daemon=True).returncode != 0:
             raise LabError(
                 f"{ROOTS_DAEMON_USER}, who runs root's lab, cannot reach {self.folder}",

@@ -26,15 +26,17 @@ VERSION = "9.0.0"
 SUITE = "bookworm"
 
 DAEMON = "libvirtd"
-# What takes its place where each driver has a daemon of its own. Debian installs none of those.
-MODULAR_DAEMON = "virtqemud"
+# The modular daemons, one for each driver. Debian builds them and packages none.
+MODULAR_DAEMONS = ("virtqemud", "virtstoraged")
 FILES = (
     DAEMON,
-    MODULAR_DAEMON,
+    *MODULAR_DAEMONS,
     "libvirt.so.0",
     "libvirt-qemu.so.0",
     "libvirt-lxc.so.0",
     "libvirt_driver_qemu.so",
+    "libvirt_driver_storage.so",
+    "libvirt_storage_backend_fs.so",
     "libvirt_storage_file_fs.so",
 )
 # Ninja knows the libraries by their full names only.
