@@ -1,0 +1,81 @@
+"""The documentation's links lead somewhere, and its commands are ones that `virtrace` accepts."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from virtrace.cli.main import build_parser
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PAGES = [
+    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((REPOSITORY / "docs").glob("*.md")),
+]
+# Left by the shell or by the reader: the pid, the names and the numbers of an example.
+PLACEHOLDERS = {"PID": "1", "N": "1", "S": "1", "$PID": "1", "$(pidof libvirtd)": "1"}
+
+
+def prose(page: Path) -> str:
+    """The page without its code blocks."""
+    return re.sub(r"^```[^`]*^```| {4}.*$", "", page.read_text(encoding="utf-8"), flags=re.M)
+
+
+def anchor(heading: str) -> str:
+    """The fragment that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def anchors(page: Path) -> set[str]:
+    return {anchor(text) for text in re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.M)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", prose(page)):
+        if link.startswith("https://"):
+            continue
+        file, _, fragment = link.partition("#")
+        target = page.parent / file if file else page
+        assert target.is_file(), link
+        assert not fragment or fragment in anchors(target), link
+
+
+def test_every_page_is_in_the_order_of_reading() -> None:
+    order = (REPOSITORY / "docs" / "README.md").read_text("utf-8")
+    for page in (REPOSITORY / "docs").glob("*.md"):
+        assert page.name == "README.md" or f"]({page.name})" in order, page.name
+
+
+def commands(page: Path) -> list[str]:
+    """The command lines in the page's code blocks."""
+    text = page.read_text(encoding="utf-8").replace(" \\\n", " ")
+    return re.findall(r"^ {4}(?:\$ )?(virtrace [a-z-]+(?: .*)?)$", text, re.M)
+
+
+def arguments(command: str) -> list[str]:
+    """The words after `virtrace`, with values for placeholders."""
+    for name, value in PLACEHOLDERS.items():
+        command = re.sub(rf"(?<=[ =]){re.escape(name)}(?=\s|$)", value, command)
+    words = shlex.split(re.split(r" [|>]|;", command)[0], comments=True)[1:]
+    return words[: words.index("--")] if "--" in words else words
+
+
+COMMANDS = sorted({command for page in PAGES for command in commands(page)})
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_accepted(command: str) -> None:
+    try:
+        build_parser().parse_args(arguments(command), argparse.Namespace(traced=[]))
+    except SystemExit:
+        pytest.fail(f"refused: {command}")
+
+
+def test_there_are_commands_and_links_to_test() -> None:
+    assert len(COMMANDS) > 50
+    assert sum(prose(page).count("](") for page in PAGES) > 50
