@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from virtrace import apart
+from virtrace import detached
 from virtrace.errors import TargetError, TraceError, UsageError, VirtraceError
 
 Json = Any
@@ -82,7 +82,7 @@ class Child:
         self._told, answers = os.pipe()
         try:
             work = partial(_serve, about, questions, answers, begin, bounds)
-            apart.begin("virtrace-reader", (questions, answers), work)
+            detached.spawn("virtrace-reader", (questions, answers), work)
         except BaseException:
             self.close()
             raise

@@ -42,6 +42,10 @@ class VirtraceError(Exception):
         return [f"virtrace: {self.what}", f"try: {self.remedy}", *below]
 
 
+class Unavailable(Exception):
+    """A value that cannot be known; the message is the reason."""
+
+
 class UsageError(VirtraceError):
     """The command line, or a setting, cannot be acted on."""
 

@@ -20,7 +20,7 @@ from support.elf_mutants import Mutants, command_line
 from support.taken import taken_by
 from virtrace.binary import dwarf, x86_64
 from virtrace.errors import TargetError
-from virtrace.image.process import Module, Process
+from virtrace.image.model import Module, Program
 from virtrace.recipe import path
 
 SECONDS, BYTES = 5.0, 300 << 20
@@ -61,7 +61,7 @@ def originals(folder: Path) -> list[Path]:
 def ask_all(file: Path) -> int:
     """How many questions were refused."""
     module = Module(str(file), file, 1 << 40, 2 << 40, 0, False)
-    process = Process(0, str(file), Path("/"), 0, (module,))
+    process = Program(str(file), Path("/"), (module,))
     elf = module.elf
     wanted = {"info": dwarf.Wanted([path.parse("first->inside")], [path.parse("first->number")])}
     questions: Sequence[Callable[[], object]] = (

@@ -14,7 +14,7 @@ from toolchain import PROBE, build, need
 from support.taken import taken_by
 from virtrace.binary.reader import Files, read_by_child
 from virtrace.errors import TargetError
-from virtrace.image.process import Module, Process
+from virtrace.image.model import Module, Program
 
 SECONDS = 5
 BYTES = 300 << 20
@@ -41,7 +41,7 @@ def ask_all(path: Path, number: int = 1) -> None:
     """All that is ever asked of a file; what it cannot say is a TargetError."""
     files = Files([(path, str(path))] * number)
     module = Module(str(path), path, 1 << 32, 2 << 32, 0, False, files)
-    process = Process(0, str(path), Path("/"), 0, (module,))
+    process = Program(str(path), Path("/"), (module,))
     elf = module.elf
     for question in (
         lambda: elf.build_id,
@@ -162,7 +162,7 @@ def test_many_large_files_take_no_more_than_one(library: Path, tmp_path: Path) -
             Module(str(made), made, number << 32, number + 1 << 32, 0, False, files, number)
             for number, made in enumerate(modules)
         )
-        assert Process(0, "libvirtd", Path("/"), 0, found).linker is None
+        assert Program("libvirtd", Path("/"), found).linker is None
 
     assert_bounded(look)
 
@@ -193,7 +193,7 @@ def test_a_debug_link_leads_to_no_other_folder(library: Path, tmp_path: Path) ->
     made = with_section(inside, ".gnu_debuglink", content, "readonly")
     subprocess.run(["objcopy", "--remove-section", ".note.gnu.build-id", made], check=True)
     module = Module(str(made), made, 0, 0, 0, False)
-    process = Process(0, str(made), Path("/"), 0, (module,))
+    process = Program(str(made), Path("/"), (module,))
     assert module.elf.debuglink == ("../outside.debug", crc)
     assert process.debug_info(module) is None
 
@@ -202,7 +202,7 @@ def test_debug_info_that_others_can_have_written_is_not_used(library: Path) -> N
     if os.geteuid() != 0:
         pytest.skip("only root can give a file away")
     module = Module(str(library), library, 0, 0, 0, False)
-    process = Process(0, str(library), Path("/"), 0, (module,))
+    process = Program(str(library), Path("/"), (module,))
     assert process.debug_info(module) is not None
     os.chown(library, 12345, 12345)
     module = Module(str(library), library, 0, 0, 0, False)

@@ -20,13 +20,13 @@ ALLOWED = {
     "printing": {"errors"},
     "recipe": {"errors"},
     "trace": {"errors"},
-    "apart": set(),
-    "confined": {"apart", "errors"},
+    "detached": set(),
+    "confined": {"detached", "errors"},
     "binary": {"errors", "confined"},
     "image": {"errors", "binary"},
     "targets": {"errors", "binary", "image"},
-    "guard": {"apart", "errors", "binary", "image"},
-    "engine": {"errors", "recipe", "trace", "binary"},
+    "guard": {"detached", "errors", "binary", "image"},
+    "engine": {"errors", "recipe", "trace", "binary", "image"},
     "plan": {"errors", "recipe", "trace", "binary", "image", "engine"},
     "analysis": {"errors", "recipe", "trace"},
     "report": {"errors", "printing", "recipe", "trace", "analysis"},
@@ -39,7 +39,7 @@ ALLOWED = {
     },
     "inferior": {
         *("errors", "printing", "recipe", "trace", "binary", "image", "targets", "engine"),
-        *("plan", "guard", "apart", "analysis", "report", "record", "engines"),
+        *("plan", "guard", "detached", "analysis", "report", "record", "engines"),
     },
     # It reaches inferior only by starting GDB.
     "cli": {

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from toolchain import build, need
 
-from virtrace.image.process import Module, Process
+from virtrace.image.model import Module, Program
 from virtrace.plan.infer import Inferred, infer
 from virtrace.recipe.catalogue import find
 
@@ -51,7 +51,7 @@ def inferred(
 
 
 def by_name(module: Module) -> dict[str, Inferred]:
-    process = Process(1, "libvirtd", Path("/"), 0, (module,))
+    process = Program("libvirtd", Path("/"), (module,))
     return {span.name: found for span, found in infer(find("blockinfo"), process).items()}
 
 

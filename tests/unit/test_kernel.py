@@ -12,8 +12,8 @@ import pytest
 
 from virtrace.binary.abi import Abi
 from virtrace.binary.x86_64 import ABI, Operand, operand
-from virtrace.engine.capture import PAGE, Unavailable
-from virtrace.errors import TargetError
+from virtrace.errors import TargetError, Unavailable
+from virtrace.image.memory import PAGE
 from virtrace.inferior.kernel import Kernel
 
 TRACE_ME = 0

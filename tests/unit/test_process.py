@@ -15,7 +15,8 @@ from toolchain import build
 
 from virtrace.binary.reader import read_by_child
 from virtrace.errors import NOT_TRACED, TargetError
-from virtrace.image.process import Module, Process, container_name, inspect, user_name, yama_refusal
+from virtrace.image.model import Module, Program
+from virtrace.image.process import container_name, inspect, user_name, yama_refusal
 from virtrace.targets.libvirt.daemons import (
     check_traceable,
     choose_daemon,
@@ -162,7 +163,7 @@ def test_what_proc_tells(start: Start, daemon: Path) -> None:
 def test_version_from_the_file_name(name: str, version: str | None) -> None:
     path = f"/usr/lib/{name}"
     module = Module(path, Path(path), start=0, end=4096, offset=0, deleted=False)
-    assert libvirt_version(Process(1, "/x", Path("/"), 0, (module,))) == version
+    assert libvirt_version(Program("/x", Path("/"), (module,))) == version
 
 
 def test_no_such_process() -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from virtrace.binary.ctype import Integer
-from virtrace.engine.capture import Capture, Unavailable
+from virtrace.engine.capture import Capture
 from virtrace.engine.tracer import LinePlan, PointPlan, RawEvent, SpanPlan, Tracer
+from virtrace.errors import Unavailable
 from virtrace.recipe.path import RETURN, parse
 from virtrace.trace.format import SWITCHED_OFF, unavailable
 

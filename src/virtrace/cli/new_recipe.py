@@ -15,7 +15,7 @@ from virtrace.binary.ctype import Boolean, Integer, Pointer, Struct
 from virtrace.binary.dwarf import Declared, declarations
 from virtrace.binary.functions import Callee
 from virtrace.errors import TargetError, UsageError
-from virtrace.image.process import Module, Process
+from virtrace.image.model import Module, Program
 from virtrace.recipe import catalogue, draft, path, public_api
 from virtrace.recipe.draft import Item
 from virtrace.recipe.model import CalledBy, DriverMethod, Recipe, Span
@@ -54,7 +54,7 @@ class _Noted:
         return Item(data, [self.note])
 
 
-def write(api: str, process: Process) -> str:
+def write(api: str, process: Program) -> str:
     """The recipe's file. UsageError where the process has no such function."""
     libvirt = process.module(LIBVIRT)
     assert libvirt is not None
@@ -90,7 +90,7 @@ def _unknown(api: str, libvirt: Module, version: str | None) -> UsageError:
     return UsageError(f"libvirt {version or ''} of {libvirt.path} exports no {api}", hint)
 
 
-def _root(api: str, address: int, libvirt: Module, process: Process) -> _Noted:
+def _root(api: str, address: int, libvirt: Module, process: Program) -> _Noted:
     declared = public_api.functions().get(api)
     note = ""
     if declared is None and (described := _declared([address], libvirt, process)):
@@ -120,7 +120,7 @@ class _Method:
     known: dict[int, Span]
 
 
-def _method(root: Span, process: Process) -> _Method | str:
+def _method(root: Span, process: Program) -> _Method | str:
     """Or why it was not found."""
     find = DriverMethod(root.function)
     why = f"no loaded driver checks access for {find.api}"
@@ -290,7 +290,7 @@ def _known(driver: Module) -> dict[int, Span]:
     return found
 
 
-def _declared(addresses: Sequence[int], module: Module, process: Process) -> dict[int, Declared]:
+def _declared(addresses: Sequence[int], module: Module, process: Program) -> dict[int, Declared]:
     debug = process.debug_info(module)
     return declarations(debug.path, addresses, x86_64.ABI) if debug is not None else {}
 
@@ -363,7 +363,7 @@ def _is_read(target: str) -> bool:
     return isinstance(ctype, (Boolean, Struct)) or target == "char *"
 
 
-def _head(api: str, process: Process, driver: Module | None) -> Iterator[str]:
+def _head(api: str, process: Program, driver: Module | None) -> Iterator[str]:
     version = libvirt_version(process) or "of unknown version"
     yield f"Written by `virtrace recipe new {api}` for libvirt {version}:"
     for module in filter(None, (process.module(LIBVIRT), driver)):

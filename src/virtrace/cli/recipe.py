@@ -11,7 +11,7 @@ from typing import Any
 from virtrace.cli.record import fetch_debug_info, require_gdb
 from virtrace.engines.gdb.launch import check
 from virtrace.errors import ANSWER_IS_NO, DONE, UsageError, typed
-from virtrace.image.process import Process
+from virtrace.image.model import Program
 from virtrace.printing import print_lines
 from virtrace.recipe import catalogue
 from virtrace.report import text, units
@@ -150,7 +150,7 @@ def _compile(args: argparse.Namespace) -> int:
     return DONE
 
 
-def _process(args: argparse.Namespace) -> Process:
+def _process(args: argparse.Namespace) -> Program:
     if args.against is not None:
         return installed(args.against)
     return check_traceable(args.pid if args.pid is not None else choose_daemon(args.process))

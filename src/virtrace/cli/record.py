@@ -20,6 +20,7 @@ from virtrace.binary.debuginfo import fetch, has_servers
 from virtrace.engines.gdb.launch import command as gdb_command
 from virtrace.engines.gdb.launch import end_with_us
 from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, IncompleteError, TargetError, UsageError
+from virtrace.image.model import Program
 from virtrace.image.process import Process
 from virtrace.printing import OutputError
 from virtrace.recipe import catalogue, selection
@@ -234,7 +235,7 @@ def _add_host_facts(output: Path, pid: int) -> None:
         print(f"  host     facts of {len(records)} disks are in the trace", flush=True)
 
 
-def fetch_debug_info(process: Process, modules: Sequence[str]) -> dict[str, str]:
+def fetch_debug_info(process: Program, modules: Sequence[str]) -> dict[str, str]:
     """Ask the user's debuginfod servers, if any, for what this host lacks.
 
     Files in debuginfod's own cache, by build-id. A GDB that can ask by itself does so without

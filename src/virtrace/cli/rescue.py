@@ -11,7 +11,8 @@ from virtrace.binary import x86_64
 from virtrace.errors import ANSWER_IS_NO, DONE, TargetError
 from virtrace.guard import journal, restore
 from virtrace.guard.journal import Place
-from virtrace.image.process import Module, Process, describe, inspect, read_status
+from virtrace.image.model import Module
+from virtrace.image.process import Process, describe, inspect, read_status
 
 
 def add_parser(subparsers: Any) -> None:

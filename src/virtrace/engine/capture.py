@@ -12,7 +12,6 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
 
 from virtrace.binary import layouts
 from virtrace.binary.ctype import (
@@ -27,10 +26,11 @@ from virtrace.binary.ctype import (
     integer,
     matcher,
 )
+from virtrace.errors import Unavailable
+from virtrace.image.memory import PAGE, Memory
 from virtrace.recipe.path import Path
 from virtrace.trace.format import Json, text, unavailable
 
-PAGE = 4096
 # Bytes of the registers that arguments and results come in.
 REGISTER = 8
 # libvirt itself refuses a QMP reply longer than 10 MiB (QEMU_MONITOR_MAX_RESPONSE).
@@ -50,15 +50,6 @@ _RECORD = struct.Struct("<QQi4x")
 _MAX_RECORDS = 1000
 
 _CONVERSION = re.compile(rb"%(?:%|(?:\d+\$)?[-+ #0'*.\dhlLqjzt]*[A-Za-z])")
-
-
-class Unavailable(Exception):
-    """A value that cannot be known; its text is the reason."""
-
-
-class Memory(Protocol):
-    def read(self, address: int, size: int) -> bytes:
-        """Raise Unavailable where not all of it can be read."""
 
 
 class Recorded:

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol, Union
 
-from virtrace.engine.capture import Arguments, Capture, Memory, Unavailable
+from virtrace.engine.capture import Arguments, Capture
 from virtrace.engine.proof import Caller, Proven
+from virtrace.errors import Unavailable
+from virtrace.image.memory import Memory
 from virtrace.recipe.path import RETURN
 from virtrace.recipe.prototype import Parameter
 from virtrace.trace.format import (

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 from virtrace.binary import given, private
 from virtrace.errors import TargetError
-from virtrace.image.process import Module, Process
+from virtrace.image.model import Module
+from virtrace.image.process import Process
 
 _KIND = "guard"
 _LARGEST = 1 << 20

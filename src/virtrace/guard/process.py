@@ -11,7 +11,7 @@ import os
 from contextlib import suppress
 from functools import partial
 
-from virtrace import apart
+from virtrace import detached
 from virtrace.guard import restore
 from virtrace.guard.journal import Journal
 from virtrace.guard.lifeline import Lifeline
@@ -40,7 +40,7 @@ class Guard:
             kept = (tell, *self._journal.descriptors())
             stand_by = partial(_stand_by, tell, self._lifeline, self._journal, pid)
             try:
-                apart.begin("virtrace-guard", kept, stand_by)
+                detached.spawn("virtrace-guard", kept, stand_by)
             finally:
                 os.close(tell)
             if pipe.read(1) != _STANDS_BY:

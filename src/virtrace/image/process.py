@@ -12,13 +12,13 @@ import pwd
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from virtrace.binary.inside import text_of_process
-from virtrace.binary.reader import Binary, Files, debug_file, read_by_child
+from virtrace.binary.reader import Files
 from virtrace.errors import TargetError
+from virtrace.image.model import Module, Program
 
 CAP_SYS_PTRACE = 1 << 19
 DELETED = " (deleted)"
@@ -30,128 +30,29 @@ _LONGEST_COMMAND = 1 << 12
 _CONTAINER = re.compile(r"\b[0-9a-f]{64}\b")
 
 
-# A function of glibc's dynamic linker, for debuggers: called when it begins to load or unload a
-# file, and when it has (r_brk of <link.h>).
-_LINKED = "_dl_debug_state"
-
-
 @dataclass(frozen=True)
-class Module:
-    """A file that a process has mapped for execution.
+class Process(Program):
+    """A live process as it was when it was inspected.
 
-    path: as the process itself sees it. file: where it can be opened from here: the very file
-    that is mapped, whatever its path leads to by now, where the kernel lets us (root on the
-    host); else that path in the process's root. start, offset: of its lowest mapping; end: of
-    its highest. deleted: replaced or removed on disk since it was mapped.
-    """
-
-    path: str
-    file: Path
-    start: int
-    end: int
-    offset: int
-    deleted: bool
-    # What reads it, together with the others of the process, and its number there.
-    files: Files | None = field(default=None, compare=False, repr=False)
-    number: int = field(default=0, compare=False, repr=False)
-
-    @property
-    def name(self) -> str:
-        return os.path.basename(self.path)
-
-    def contains(self, address: int) -> bool:
-        return self.start <= address < self.end
-
-    @cached_property
-    def elf(self) -> Binary:
-        """What it says raises TargetError where the file cannot be read."""
-        if self.files is None:
-            return read_by_child(self.file, self.path)
-        return Binary(self.files, self.number)
-
-    @cached_property
-    def base(self) -> int:
-        """The load bias: add it to an address of the file."""
-        return self.elf.load_bias(self.start, self.offset)
-
-    @cached_property
-    def build_id(self) -> str | None:
-        return self.elf.build_id
-
-
-@dataclass(frozen=True)
-class Process:
-    """A process as it was when it was inspected.
-
-    exe: its program as it sees it. root: where its ``/`` can be reached from here.
-    start_time: clock ticks since boot; with the pid, it tells a process from a later one.
+    start_time: clock ticks since boot; together with the pid it identifies the process.
     """
 
     pid: int
-    exe: str
-    root: Path
     start_time: int
-    modules: tuple[Module, ...]
 
-    def module(self, name: str) -> Module | None:
-        """The module of that name or soname: ``libvirt.so.0`` finds libvirt.so.0.9000.0."""
-        for module in self.modules:
-            if module.name == name or module.name.startswith(name + "."):
-                return module
-        return None
-
-    @cached_property
-    def linker(self) -> tuple[Module, int] | None:
-        """And where it comes by when it has loaded or unloaded a file; None where none tells."""
-        for module in self.modules:
-            if module.name.startswith("ld"):
-                with suppress(TargetError):
-                    place = module.elf.exported_function(_LINKED)
-                    if place is not None and not self.doubts({module.base + place: True}):
-                        return module, module.base + place
-        return None
-
-    def doubts(self, places: Mapping[int, bool]) -> dict[int, str]:
-        """Why a probe must not be set there, for each place that is not proven.
-
-        places: addresses in the process, and whether a function has to begin there. Proven is
-        that an instruction of a function begins there, by the file, and that the process has the
-        code of the file there, but for breakpoints. TargetError where a file cannot be read, or
-        is not the one that the process has mapped.
-        """
-        found: dict[int, str] = dict.fromkeys(places, "it is in no file of the process")
-        for module in self.modules:
-            inside = [address for address in places if module.contains(address)]
-            if inside:
-                if self.pid and not module.elf.is_mapped(module.base):
-                    raise self.has_other_file(module)
-                wanted = {address - module.base: places[address] for address in inside}
-                doubted = module.elf.doubts(wanted, module.base if self.pid else None)
-                for address in inside:
-                    del found[address]
-                    if address - module.base in doubted:
-                        found[address] = doubted[address - module.base]
-        return found
+    def _doubts_of(self, module: Module, addresses: Mapping[int, bool]) -> dict[int, str]:
+        if not module.elf.is_mapped(module.base):
+            raise self.has_other_file(module)
+        return module.elf.doubts(addresses, module.base)
 
     def has_other_file(self, module: Module) -> TargetError:
-        """What to say where its mark is not in memory."""
+        """The error for a file whose fingerprint is not in memory."""
         return TargetError(
             f"the file {module.path} that can be read is not the one that process "
             f"{self.pid} has in memory",
             "run as root on the host, where the mapped file itself can be read, "
             "or restart the daemon",
         )
-
-    def debug_info(self, module: Module) -> Binary | None:
-        """The file that has the debug info of a module: its own, or a separate one found here.
-
-        None where others than root can have written the module: GDB reads no debug info for it.
-        """
-        if not module.elf.is_trusted:
-            return None
-        if module.elf.has_debug_info:
-            return module.elf
-        return debug_file(module.build_id, module.elf.debuglink, module.path, root=self.root)
 
 
 def inspect(pid: int) -> Process:

@@ -12,8 +12,8 @@ from contextlib import suppress
 import gdb
 
 from virtrace.binary.pack import Pack
-from virtrace.engine.capture import Unavailable, Unwalked
-from virtrace.errors import TargetError
+from virtrace.engine.capture import Unwalked
+from virtrace.errors import TargetError, Unavailable
 from virtrace.image.process import Process, read_status
 from virtrace.inferior.resolve import ResolvedProbe
 from virtrace.trace.format import Json, unavailable

@@ -28,6 +28,7 @@ from virtrace.engine.tracer import LinePlan, RawEvent
 from virtrace.errors import DONE, INTERRUPTED, TargetError, UsageError
 from virtrace.guard.journal import Journal
 from virtrace.guard.process import Guard
+from virtrace.image.model import Program
 from virtrace.image.process import Process, inspect
 from virtrace.inferior import printers, target
 from virtrace.inferior.backtrace import Backtraces
@@ -446,7 +447,7 @@ def _check(name: str) -> int:
     touched; or of files that no process runs, VIRTRACE_AGAINST.
     """
     name = _recipe_name(name)
-    recipe, process = catalogue.find(name), _process()
+    recipe, process = catalogue.find(name), _program()
     with _resolved(recipe, process, _packs(recipe, process, name)) as probes:
         print(json.dumps(header_record(recipe, process, probes, time.monotonic_ns())), flush=True)
     return DONE
@@ -464,7 +465,7 @@ def _plan(name: str) -> int:
     from virtrace.plan import file as document
 
     name = _recipe_name(name)
-    recipe, process = catalogue.find(name), _process()
+    recipe, process = catalogue.find(name), _program()
     packs = _packs(recipe, process, name, os.environ.get("VIRTRACE_PACKS", ""))
     with _resolved(recipe, process, packs, prefer_packs=True) as probes:
         require_traceable(recipe, probes)
@@ -476,7 +477,7 @@ def _plan(name: str) -> int:
 
 @contextmanager
 def _resolved(
-    recipe: Recipe, process: Process, packs: Mapping[str, Pack], *, prefer_packs: bool = False
+    recipe: Recipe, process: Program, packs: Mapping[str, Pack], *, prefer_packs: bool = False
 ) -> Iterator[list[ResolvedProbe]]:
     """As long as GDB has the symbols. The process is not touched."""
     with target.quiet_settings(), target.no_files():
@@ -504,14 +505,19 @@ def _explain(file: str) -> int:
     return DONE
 
 
+def _program() -> Program:
+    """The process that is asked about, or files that no process runs."""
+    against = os.environ.get("VIRTRACE_AGAINST")
+    if against is not None and not target.attached_pid():
+        return installed(Path(against))
+    return _process()
+
+
 def _process(let_go: int = 0) -> Process:
     """let_go: what GDB was attached to."""
     pid = let_go or target.attached_pid()
     if pid:
         return require_libvirt(inspect(pid))
-    against = os.environ.get("VIRTRACE_AGAINST")
-    if against is not None:
-        return installed(Path(against))
     wanted = os.environ.get("VIRTRACE_PID")
     if wanted is None:
         raise TargetError(
@@ -521,7 +527,7 @@ def _process(let_go: int = 0) -> Process:
     return check_traceable(int(wanted))
 
 
-def _abi(process: Process) -> Abi:
+def _abi(process: Program) -> Abi:
     libvirt = process.module("libvirt.so.0")
     assert libvirt is not None
     machine = libvirt.elf.machine
@@ -546,7 +552,7 @@ def _debug_files() -> dict[str, str]:
     return files
 
 
-def _packs(recipe: Recipe, process: Process, recipe_name: str, made: str = "") -> dict[str, Pack]:
+def _packs(recipe: Recipe, process: Program, recipe_name: str, made: str = "") -> dict[str, Pack]:
     """By the name of the module; those beside the recipe come first.
 
     made: a folder with some that were made of debug info, which has no need of others.

@@ -9,11 +9,10 @@ from dataclasses import replace
 from virtrace.binary import pack
 from virtrace.binary.abi import Abi
 from virtrace.engine import tracer
-from virtrace.engine.capture import Unavailable
 from virtrace.engine.tracer import LinePlan, PointPlan
 from virtrace.engines.bpftrace.program import OWN_ARGUMENTS
-from virtrace.errors import TargetError
-from virtrace.image.process import Module, Process
+from virtrace.errors import TargetError, Unavailable
+from virtrace.image.model import Module, Program
 from virtrace.inferior import resolve
 from virtrace.inferior.resolve import LINES, ResolvedProbe
 from virtrace.inferior.target import PackedFunction
@@ -40,7 +39,7 @@ _WHOLE_REGISTER = re.compile(r"-?8@%(r\w+)")
 _NOT_AT_ENTRY = "debug info tells where it is for a debugger only: `virtrace pack make` helps"
 
 
-def describe(process: Process, abi: Abi, resolved: Sequence[ResolvedProbe], header: Record) -> Plan:
+def describe(process: Program, abi: Abi, resolved: Sequence[ResolvedProbe], header: Record) -> Plan:
     """header: as header_record() gives it; in the plan it says what uprobes cannot do.
 
     TargetError where the processor is not known.

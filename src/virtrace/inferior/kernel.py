@@ -13,8 +13,7 @@ import struct
 from collections.abc import Mapping
 
 from virtrace.binary.abi import Abi
-from virtrace.engine.capture import Unavailable
-from virtrace.errors import TargetError
+from virtrace.errors import TargetError, Unavailable
 
 _GETREGS = 12  # PTRACE_GETREGS of <sys/ptrace.h>, where Abi.user_registers is known
 # Of what it gives; more than any machine has.

@@ -18,8 +18,8 @@ import gdb
 
 from virtrace.binary import layouts
 from virtrace.binary.ctype import Array, CType, Integer, Opaque, Pointer, Struct
-from virtrace.engine.capture import Capture, Unavailable
-from virtrace.errors import TargetError, UsageError
+from virtrace.engine.capture import Capture
+from virtrace.errors import TargetError, Unavailable, UsageError
 from virtrace.image.process import Process, inspect
 from virtrace.inferior import handmade, target
 from virtrace.inferior.handmade import Made

@@ -10,7 +10,6 @@ import gdb
 
 from virtrace.binary.abi import Abi
 from virtrace.binary.x86_64 import Operand
-from virtrace.engine.capture import Memory, Unavailable
 from virtrace.engine.proof import (
     Caller,
     Proven,
@@ -18,7 +17,8 @@ from virtrace.engine.proof import (
     of_static_function,
 )
 from virtrace.engine.tracer import Entered, LinePlan, PointPlan, Tracer
-from virtrace.errors import TargetError
+from virtrace.errors import TargetError, Unavailable
+from virtrace.image.memory import Memory
 from virtrace.inferior.budget import Switch
 from virtrace.inferior.kernel import Kernel
 from virtrace.inferior.resolve import Site

@@ -22,7 +22,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Protocol
 
-from virtrace import apart
+from virtrace import detached
 from virtrace.engine.output import Output, View
 from virtrace.engine.tracer import RawEvent
 from virtrace.errors import IncompleteError, TraceError, incomplete
@@ -65,7 +65,7 @@ class Recorder:
             fcntl.fcntl(descriptor, _F_SETPIPE_SZ, _ROOM)
             os.set_blocking(descriptor, False)
             kept = (items, tell, *process.descriptors)
-            apart.begin("virtrace-writer", kept, partial(process.run, items, tell))
+            detached.spawn("virtrace-writer", kept, partial(process.run, items, tell))
         except BaseException:
             self.close()
             raise

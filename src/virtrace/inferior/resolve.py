@@ -19,11 +19,11 @@ from virtrace.binary.abi import Abi
 from virtrace.binary.ctype import Array, Code, CType, Opaque, Struct
 from virtrace.binary.pack import Pack
 from virtrace.binary.x86_64 import Operand, operand
-from virtrace.engine.capture import Capture, Unavailable
+from virtrace.engine.capture import Capture
 from virtrace.engine.proof import is_provable
 from virtrace.engine.tracer import Captures, LinePlan, PointPlan, SpanPlan
-from virtrace.errors import TargetError
-from virtrace.image.process import Module, Process
+from virtrace.errors import TargetError, Unavailable
+from virtrace.image.model import Module, Program
 from virtrace.inferior.target import (
     KnownFunction,
     PackedFunction,
@@ -126,7 +126,7 @@ class _Found:
 
 def resolve(
     recipe: Recipe,
-    process: Process,
+    process: Program,
     abi: Abi,
     inferred: Mapping[Span, Inferred],
     packs: Mapping[str, Pack],
@@ -160,7 +160,7 @@ def resolve(
     ]
 
 
-def _proven(process: Process, probe: ResolvedProbe) -> ResolvedProbe:
+def _proven(process: Program, probe: ResolvedProbe) -> ResolvedProbe:
     """Without the sites where a breakpoint could break the process, whoever told of them."""
     places = {address: site.at_entry for site in probe.sites for address in site.addresses}
     doubts = process.doubts(places)
@@ -211,7 +211,7 @@ def _caller(find: DriverMethod | CalledBy) -> str:
 class _Resolver:
     def __init__(
         self,
-        process: Process,
+        process: Program,
         abi: Abi,
         packs: Mapping[str, Pack],
         caller: Mapping[str, CType],
@@ -458,7 +458,7 @@ def _hexadecimal(addresses: Sequence[int]) -> str:
     return ", ".join(f"{address:#x}" for address in addresses) or "no place"
 
 
-def _caller_type(process: Process) -> Code:
+def _caller_type(process: Program) -> Code:
     """What called a function, by the name of the exported function of libvirt that it is in."""
     exported = sorted(
         (module.base + start, module.base + end, name)

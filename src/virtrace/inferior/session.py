@@ -14,10 +14,11 @@ import gdb
 from virtrace import __version__
 from virtrace.binary.abi import Abi
 from virtrace.binary.debuginfo import how_to_get, how_to_trust
-from virtrace.engine.capture import Unavailable, Unwalked
+from virtrace.engine.capture import Unwalked
 from virtrace.engine.tracer import RawEvent, Tracer
-from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, TargetError, incomplete
+from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, TargetError, Unavailable, incomplete
 from virtrace.guard.journal import Journal
+from virtrace.image.model import Program
 from virtrace.image.process import Process, inspect, read_status
 from virtrace.inferior import target
 from virtrace.inferior.backtrace import Backtraces
@@ -457,7 +458,7 @@ def _without(switch: Switch, returns: dict[int, set[Switch]]) -> dict[int, set[S
 
 
 def header_record(
-    recipe: Recipe, process: Process, resolved: Sequence[ResolvedProbe], started_ns: int
+    recipe: Recipe, process: Program, resolved: Sequence[ResolvedProbe], started_ns: int
 ) -> Record:
     return {
         "type": "header",
@@ -471,7 +472,7 @@ def header_record(
             "python": platform.python_version(),
         },
         "target": {
-            "pid": process.pid,
+            "pid": process.pid if isinstance(process, Process) else 0,
             "exe": process.exe,
             "libvirt_version": libvirt_version(process),
             "modules": list(_modules(recipe, process, resolved)),
@@ -487,7 +488,7 @@ def header_record(
 
 
 def _modules(
-    recipe: Recipe, process: Process, resolved: Sequence[ResolvedProbe]
+    recipe: Recipe, process: Program, resolved: Sequence[ResolvedProbe]
 ) -> Iterator[Record]:
     """The modules of the recipe, and what would give their probes more, where they lack any."""
     # Debug info does not help against an exported function that is not exported.

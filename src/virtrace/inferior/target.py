@@ -31,10 +31,11 @@ from virtrace.binary.elf import unreadable
 from virtrace.binary.reader import Binary, open_trusted
 from virtrace.binary.source import source_name
 from virtrace.binary.stand_in import stand_in
-from virtrace.engine.capture import Memory, Unavailable
 from virtrace.engine.tracer import Entered
-from virtrace.errors import TargetError
-from virtrace.image.process import Module, Process, inspect, read_status
+from virtrace.errors import TargetError, Unavailable
+from virtrace.image.memory import Memory
+from virtrace.image.model import Module, Program
+from virtrace.image.process import Process, inspect, read_status
 
 WORD = (1 << 64) - 1
 # GDB's threads end in a fraction of this on a busy machine; others may be somebody's own.
@@ -141,7 +142,7 @@ def no_files() -> Iterator[None]:
 
 @contextlib.contextmanager
 def symbols(
-    process: Process,
+    process: Program,
     names: Iterable[str],
     debug_files: Mapping[str, str],
     unwinding: bool = False,
@@ -176,7 +177,7 @@ def symbols(
 
 
 def _add_symbols(
-    process: Process,
+    process: Program,
     module: Module,
     debug_files: Mapping[str, str],
     copies: contextlib.ExitStack,
@@ -371,7 +372,7 @@ def _struct(struct: gdb.Type) -> c.Struct:
     return c.Struct(struct.name or struct.tag or "struct", struct.sizeof, tuple(fields))
 
 
-def has_debug_info(process: Process, module: str) -> bool:
+def has_debug_info(process: Program, module: str) -> bool:
     """Whether GDB has DWARF for the module, in it or in a separate file."""
     loaded = process.module(module)
     if loaded is None:

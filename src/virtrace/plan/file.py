@@ -33,8 +33,7 @@ from virtrace.binary.pack import (
     constant,
     stack_offset,
 )
-from virtrace.engine.capture import Unavailable
-from virtrace.errors import TraceError
+from virtrace.errors import TraceError, Unavailable
 from virtrace.recipe.path import Path
 from virtrace.recipe.path import parse as parse_path
 from virtrace.recipe.prototype import Parameter

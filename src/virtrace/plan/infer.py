@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from virtrace.errors import TargetError
-from virtrace.image.process import Module, Process
+from virtrace.image.model import Module, Program
 from virtrace.recipe.model import CalledBy, DriverMethod, Recipe, Span
 
 
@@ -21,7 +21,7 @@ class Inferred:
     how: str
 
 
-def infer(recipe: Recipe, process: Process) -> dict[Span, Inferred]:
+def infer(recipe: Recipe, process: Program) -> dict[Span, Inferred]:
     found: dict[Span, Inferred] = {}
     for span in recipe.spans:
         module = process.module(span.module)

@@ -22,12 +22,12 @@ from virtrace.binary.ctype import Code
 from virtrace.binary.pack import Constant, InRegister, Nowhere, OnStack
 from virtrace.engine import tracer
 from virtrace.engine.answers import Answers
-from virtrace.engine.capture import REGISTER, Capture, Recorded, Unavailable
+from virtrace.engine.capture import REGISTER, Capture, Recorded
 from virtrace.engine.output import Output, View
 from virtrace.engine.proof import Caller, Proven, of_driver_method, of_static_function
 from virtrace.engine.tracer import Entered, PointPlan, RawEvent, SpanPlan, Tracer
 from virtrace.engines.bpftrace.program import HEARTBEAT_MS, REGISTERS
-from virtrace.errors import TraceError
+from virtrace.errors import TraceError, Unavailable
 from virtrace.plan.file import (
     DRIVER_METHOD,
     MAX_BYTES,

@@ -31,6 +31,7 @@ from virtrace.errors import (
     TargetError,
     incomplete,
 )
+from virtrace.image.model import Program
 from virtrace.image.process import Process, inspect
 from virtrace.plan import file as document
 from virtrace.plan.file import Plan
@@ -56,7 +57,7 @@ _FIRST_NAMESPACE = "pid:[4026531836]"
 _SAID = re.compile(r"ERROR: (?!Unknown error -1: couldn't set RLIMIT_MEMLOCK)(.*)")
 
 
-def plan(recipe: str, process: Process, debug_files: Mapping[str, str] | None = None) -> Plan:
+def plan(recipe: str, process: Program, debug_files: Mapping[str, str] | None = None) -> Plan:
     """As gdb.check(), with where each value is: what tracing without GDB needs."""
     with tempfile.TemporaryDirectory(prefix="virtrace-") as folder:
         _make_packs(catalogue.find(recipe), recipe, process, debug_files or {}, Path(folder))
@@ -65,7 +66,7 @@ def plan(recipe: str, process: Process, debug_files: Mapping[str, str] | None = 
     return found
 
 
-def require_proven(process: Process, plan: Plan) -> None:
+def require_proven(process: Program, plan: Plan) -> None:
     """TargetError where a uprobe of the plan could break the process."""
     places: dict[int, bool] = {}
     for site in plan.sites:
@@ -75,13 +76,13 @@ def require_proven(process: Process, plan: Plan) -> None:
                 places[module.base + address] = site.usdt is None
     for address, doubt in process.doubts(places).items():
         raise TargetError(
-            f"a uprobe at {address:#x} could break process {process.pid}: {doubt}",
+            f"a uprobe at {address:#x} could break {process.exe}: {doubt}",
             "report it, with what `virtrace recipe check` says",
         )
 
 
 def _make_packs(
-    recipe: Recipe, name: str, process: Process, debug_files: Mapping[str, str], folder: Path
+    recipe: Recipe, name: str, process: Program, debug_files: Mapping[str, str], folder: Path
 ) -> None:
     """Of debug info: GDB tells what a value is there, but not where it lies.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 from virtrace.errors import TargetError
+from virtrace.image.model import Program
 from virtrace.image.process import Process, inspect
 from virtrace.trace.format import Record
 
@@ -60,7 +61,7 @@ def backtrace(pid: int) -> str:
     return done.stdout[start + 1 :]
 
 
-def check(recipe: str, process: Process, debug_files: Mapping[str, str] | None = None) -> Record:
+def check(recipe: str, process: Program, debug_files: Mapping[str, str] | None = None) -> Record:
     """What a recipe would resolve to on a process, as the header of a trace; it is not touched.
 
     process: one that runs, or files that none runs.
@@ -75,7 +76,7 @@ def check(recipe: str, process: Process, debug_files: Mapping[str, str] | None =
 def asked(
     action: str,
     recipe: str,
-    process: Process,
+    process: Program,
     debug_files: Mapping[str, str] | None,
     packs: str = "",
 ) -> str:
@@ -86,7 +87,9 @@ def asked(
     variables = {
         "VIRTRACE_RECIPE": recipe,
         **(
-            {"VIRTRACE_PID": str(process.pid)} if process.pid else {"VIRTRACE_AGAINST": process.exe}
+            {"VIRTRACE_PID": str(process.pid)}
+            if isinstance(process, Process)
+            else {"VIRTRACE_AGAINST": process.exe}
         ),
         "VIRTRACE_DEBUG_FILES": json.dumps(debug_files or {}),
         "VIRTRACE_PACKS": packs,

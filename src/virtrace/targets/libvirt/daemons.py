@@ -8,15 +8,15 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from virtrace.binary.reader import read_by_child
 from virtrace.errors import TargetError
+from virtrace.image.files import program_of_files
+from virtrace.image.model import Program
 from virtrace.image.process import (
-    Module,
     Process,
     can_be_opened,
     can_trace_all,
@@ -35,8 +35,6 @@ from virtrace.image.process import (
 DAEMONS = ("libvirtd", "virtqemud")
 
 _DRIVERS = "connection-driver"
-# More than a module takes.
-_APART = 1 << 32
 _LIBVIRT = re.compile(r"libvirt\.so\.0\.(\d+)\.(\d+)$")
 
 
@@ -58,8 +56,8 @@ class Daemon:
         return f"{self.exe or self.name} of user {self.user}{place}"
 
 
-def installed(binary: Path) -> Process:
-    """What a daemon would have loaded, of files that no process runs; its pid is 0.
+def installed(binary: Path) -> Program:
+    """What a daemon would have loaded, of files that no process runs.
 
     binary: libvirtd or virtqemud, libvirt.so.0, or a driver. The others are looked for beside it,
     and where a distribution puts them. TargetError where there is no libvirt.so.0.
@@ -93,22 +91,12 @@ def installed(binary: Path) -> Process:
     if binary.name.startswith("libvirt_driver_"):
         drivers[binary.name] = binary
     files = [libvirt, *(drivers[name] for name in sorted(drivers))]
-    return Process(
-        pid=0,
-        exe=str(binary),
-        root=Path("/"),
-        start_time=0,
-        modules=tuple(
-            # Anywhere, and apart from each other.
-            Module(str(file), file, start, start + _APART, 0, False)
-            for start, file in zip(range(_APART, sys.maxsize, _APART), (f.resolve() for f in files))
-        ),
-    )
+    return program_of_files(binary, files)
 
 
-def libvirt_version(process: Process) -> str | None:
+def libvirt_version(program: Program) -> str | None:
     """Such as ``9.0.0``, from the file name of the mapped libvirt.so.0; None without one."""
-    module = process.module("libvirt.so.0")
+    module = program.module("libvirt.so.0")
     match = _LIBVIRT.match(module.name) if module is not None else None
     if match is None:
         return None
