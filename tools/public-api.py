@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Print libvirt's public API for src/virtrace/recipe/public-api.txt, a declaration a line.
+"""Print libvirt's public API for src/virtrace/targets/libvirt/public-api.txt, a declaration a line.
 
 tools/public-api.py /usr/share/libvirt/api/libvirt-api.xml, of the newest libvirt-dev there is.
 """

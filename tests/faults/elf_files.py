@@ -71,7 +71,7 @@ def ask_all(file: Path) -> int:
         elf.exported_functions,
         elf.stap_probes,
         elf.code_digests,
-        lambda: elf.driver_methods("virDomainGetBlockInfo"),
+        lambda: elf.callers_of("virDomainGetBlockInfoEnsureACL"),
         lambda: elf.called_by(0x1100, "qemuMonitorGetAllBlockStatsInfo"),
         lambda: [*elf.callees(0x1100)],
         lambda: elf.function_around(0x1100),

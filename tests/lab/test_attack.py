@@ -38,7 +38,7 @@ time.sleep(3600)
 
 def move_function(driver: Path, by: int) -> int:
     """Let the tables of a driver say that its method begins later. Where it says so now."""
-    [method] = Functions(ElfFile(driver)).driver_methods(API)
+    [method] = Functions(ElfFile(driver)).callers_of(f"{API}EnsureACL")
     data = bytearray(driver.read_bytes())
     sections = ElfFile(driver).loaded_sections(".eh_frame_hdr", ".rela.dyn")
     header, relocations = sections[".eh_frame_hdr"], sections[".rela.dyn"]
@@ -101,7 +101,7 @@ def test_what_a_stranger_claims_reaches_no_other_process(
     assert real is not None
     assert driver.build_id == real.build_id
     # It is believed of itself alone: there it is an instruction, in the daemon it is none.
-    assert driver.elf.driver_methods(API) == [claimed]
+    assert driver.elf.callers_of(f"{API}EnsureACL") == [claimed]
     assert inspect(stock_lab.pid).doubts({real.base + claimed: False}) == {
         real.base + claimed: "no instruction begins there"
     }

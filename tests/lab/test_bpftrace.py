@@ -23,7 +23,7 @@ from virtrace.engines.bpftrace.run import plan
 from virtrace.engines.gdb.launch import check
 from virtrace.lab.daemon import Lab
 from virtrace.recipe import catalogue
-from virtrace.targets.libvirt.daemons import check_traceable
+from virtrace.targets.processes import check_traceable
 from virtrace.trace.format import is_unavailable
 from virtrace.trace.reader import Trace, read_trace
 from virtrace.trace.rotation import parts

@@ -24,7 +24,7 @@ from support.intact import assert_untraced_and_intact
 from virtrace.errors import LabError
 from virtrace.lab import roots
 from virtrace.lab.roots import ensure_root, inside, keep_in_cache
-from virtrace.targets.libvirt.daemons import find_daemons
+from virtrace.targets.processes import find_daemons
 
 from .test_trace import EXPECTED, spans
 from .tracing import (

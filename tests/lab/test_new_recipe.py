@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from virtrace.binary import layouts, x86_64
+from virtrace.binary import x86_64
 from virtrace.binary.dwarf import declarations
 from virtrace.cli import new_recipe
 from virtrace.lab.daemon import Lab
-from virtrace.recipe import catalogue, public_api
+from virtrace.recipe import catalogue
 from virtrace.recipe.model import DriverMethod
 from virtrace.recipe.prototype import normal_type
-from virtrace.targets.libvirt.daemons import check_traceable
+from virtrace.targets import LIBVIRT
+from virtrace.targets.libvirt import public_api
+from virtrace.targets.processes import check_traceable
 
 from .tracing import (
     COUNTERS,
@@ -194,7 +196,7 @@ def test_the_public_api_is_declared_as_debug_info_has_it(debug_lab: Lab) -> None
     assert len(described) > 450
 
     def kind(spelled: str) -> tuple[type, int]:
-        ctype = layouts.named(normal_type(spelled))
+        ctype = LIBVIRT.type_named(normal_type(spelled))
         return type(ctype), ctype.size
 
     for entry, one in described.items():

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from virtrace import __version__
-from virtrace.binary import layouts
 from virtrace.binary.pack import InRegister
 from virtrace.cli.main import main
 from virtrace.engines.bpftrace import program
@@ -20,6 +19,7 @@ from virtrace.errors import TargetError, TraceError, VirtraceError
 from virtrace.plan import file as document
 from virtrace.plan.file import POINT, SPAN, InProbe, Plan, Site, Wanted, on_the_way
 from virtrace.recipe import path
+from virtrace.targets import LIBVIRT
 from virtrace.trace.reader import read_trace
 
 LIBRARY = "/usr/lib/libvirt.so.0"
@@ -42,7 +42,7 @@ RECIPE = {
 
 def wanted(text: str, **types: str) -> Wanted:
     parsed = path.parse(text)
-    known = {name.rstrip("_"): layouts.named(ctype) for name, ctype in types.items()}
+    known = {name.rstrip("_"): LIBVIRT.type_named(ctype) for name, ctype in types.items()}
     return Wanted(parsed, on_the_way(parsed, known))
 
 

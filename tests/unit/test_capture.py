@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from virtrace.binary import layouts
 from virtrace.binary.ctype import (
     Array,
     Boolean,
@@ -29,6 +28,7 @@ from virtrace.engine.capture import (
     read_string,
 )
 from virtrace.recipe.path import CALLER, parse
+from virtrace.targets import LIBVIRT
 
 INT = Integer(4, True)
 LONG = Integer(8)
@@ -54,7 +54,7 @@ TYPES: Mapping[str, CType] = {
     "numbers": Pointer(lambda: Array(INT, 3)),
     "plain": Pointer(lambda: Opaque("void")),
     "value": NODE,
-    "domain": layouts.named("virDomain *"),
+    "domain": LIBVIRT.type_named("virDomain *"),
     "return": INT,
 }
 

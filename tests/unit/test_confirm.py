@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from virtrace.binary.ctype import Struct
-from virtrace.binary.layouts import named
 from virtrace.engine.capture import Unconfirmed
 from virtrace.engine.confirm import settle
+from virtrace.targets import LIBVIRT
 
 COUNTERS = (712, 17435136, 130, 418816, 527027278, 86798718, 20, 94396427)
 CAPACITY, PHYSICAL, HIGHEST = 2147483648, 1717986918, 32870912
@@ -59,7 +59,7 @@ def on_the_legacy_path(said: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
 
 
 def settled(raw: bytes, said: list[tuple[str, Any]]) -> Any:
-    layout = named("qemuBlockStats")
+    layout = LIBVIRT.type_named("qemuBlockStats")
     assert isinstance(layout, Struct)
     # As it is read: as much as the largest layout takes.
     value = Unconfirmed(layout, raw.ljust(128, b"\x5a"))

@@ -96,8 +96,8 @@ FLAGS = [
 @pytest.mark.parametrize("flags", FLAGS, ids=" ".join)
 def test_finds_the_method_and_what_it_calls(tmp_path: Path, flags: list[str]) -> None:
     driver = Driver(tmp_path, *flags)
-    assert driver.functions.driver_methods(API) == driver.named("getThing")
-    assert driver.functions.driver_methods("virDomainGetOther") == driver.named("getOther")
+    assert driver.functions.callers_of(f"{API}EnsureACL") == driver.named("getThing")
+    assert driver.functions.callers_of("virDomainGetOtherEnsureACL") == driver.named("getOther")
     for caller in driver.named("getThing", "getOther"):
         assert driver.functions.called_by(caller, CALLS) == driver.named("gather")
     [get_thing] = driver.named("getThing")
@@ -127,7 +127,7 @@ def test_packed_relocations(tmp_path: Path) -> None:
     driver = Driver(tmp_path, "-Wl,-z,pack-relative-relocs")
     if ".relr.dyn" not in ElfFile(driver.path).loaded_sections():
         pytest.skip("this linker does not pack relocations")
-    assert driver.functions.driver_methods(API) == driver.named("getThing")
+    assert driver.functions.callers_of(f"{API}EnsureACL") == driver.named("getThing")
 
 
 INSTRUCTIONS = """
@@ -202,12 +202,12 @@ def test_instructions_are_told_apart(tmp_path: Path) -> None:
 def test_a_second_caller_of_the_access_check_gives_two(tmp_path: Path) -> None:
     second = "STATIC int again(void *c, int n) { return virDomainGetThingEnsureACL(c) + n; }"
     driver = Driver(tmp_path, extra=second, more="again")
-    assert driver.functions.driver_methods(API) == driver.named("getThing", "again")
+    assert driver.functions.callers_of(f"{API}EnsureACL") == driver.named("getThing", "again")
 
 
 def test_what_is_not_imported_gives_none(tmp_path: Path) -> None:
     driver = Driver(tmp_path)
-    assert driver.functions.driver_methods("virDomainGetNothing") == []
+    assert driver.functions.callers_of("virDomainGetNothingEnsureACL") == []
     [get_thing] = driver.named("getThing")
     assert driver.functions.called_by(get_thing, "qemuMonitorGetNothing") == []
     assert driver.functions.called_by(driver.addresses["decoy"], CALLS) == []
@@ -222,7 +222,7 @@ def test_a_tail_call_is_a_call(tmp_path: Path) -> None:
     STATIC int check(void *c, int n) { return n == 3 ? 1 : virDomainTailEnsureACL(c); }
     """
     driver = Driver(tmp_path, extra=extra, more="tail, tail2, check")
-    assert driver.functions.driver_methods("virDomainTail") == driver.named("tail", "check")
+    assert driver.functions.callers_of("virDomainTailEnsureACL") == driver.named("tail", "check")
     for caller in driver.named("tail", "tail2"):
         assert driver.functions.called_by(caller, CALLS) == driver.named("last")
 
@@ -297,7 +297,7 @@ def test_a_helper_that_checks_access_is_not_the_method(tmp_path: Path) -> None:
     """
     driver = Driver(tmp_path, extra=extra, more="helped")
     with pytest.raises(TargetError, match="not the driver's method itself"):
-        driver.functions.driver_methods("virDomainHelped")
+        driver.functions.callers_of("virDomainHelpedEnsureACL")
 
 
 def bytes_and_call(folder: Path, before: str, after: str) -> Driver:
@@ -316,16 +316,16 @@ def bytes_and_call(folder: Path, before: str, after: str) -> Driver:
 
 def test_bytes_that_look_like_a_call_are_none(tmp_path: Path) -> None:
     real = bytes_and_call(tmp_path / "real", "", "")
-    assert real.functions.driver_methods("virDomainBytes") == real.named("bytes")
+    assert real.functions.callers_of("virDomainBytesEnsureACL") == real.named("bytes")
     # mov $0x....e890, %rax
     immediate = bytes_and_call(tmp_path / "immediate", "0x48, 0xb8, 0x90, ", ", 0, 0")
-    assert immediate.functions.driver_methods("virDomainBytes") == []
+    assert immediate.functions.callers_of("virDomainBytesEnsureACL") == []
 
 
 def test_an_instruction_that_is_not_known_is_refused(tmp_path: Path) -> None:
     driver = bytes_and_call(tmp_path, "0x06, ", "")
     with pytest.raises(TargetError, match="unknown instructions"):
-        driver.functions.driver_methods("virDomainBytes")
+        driver.functions.callers_of("virDomainBytesEnsureACL")
 
 
 def test_other_processors_and_files_without_the_table_are_refused(tmp_path: Path) -> None:
@@ -336,7 +336,7 @@ def test_other_processors_and_files_without_the_table_are_refused(tmp_path: Path
         ["objcopy", "--remove-section", ".eh_frame_hdr", driver.path, without], check=True
     )
     with pytest.raises(TargetError, match=r"no table of its functions"):
-        Functions(ElfFile(without)).driver_methods(API)
+        Functions(ElfFile(without)).callers_of(f"{API}EnsureACL")
     foreign = bytearray(driver.path.read_bytes())
     foreign[18:20] = (183).to_bytes(2, "little")  # e_machine: EM_AARCH64
     without.write_bytes(foreign)
@@ -356,7 +356,7 @@ def test_the_installed_driver() -> None:
     if elf.build_id != KNOWN:
         pytest.skip("another build of libvirt is installed")
     functions = Functions(elf)
-    assert functions.driver_methods("virDomainGetBlockInfo") == [0xE0C30]
+    assert functions.callers_of("virDomainGetBlockInfoEnsureACL") == [0xE0C30]
     assert functions.called_by(0xE0C30, "qemuMonitorGetAllBlockStatsInfo") == [0xD8B30]
 
 
@@ -373,7 +373,7 @@ def test_every_method_of_the_installed_driver_is_found() -> None:
     imports = [line.split()[-1].split("@")[0] for line in listing.splitlines()]
     apis = [name[: -len("EnsureACL")] for name in imports if name.endswith("EnsureACL")]
     functions = Functions(elf)
-    methods = [functions.driver_methods(api) for api in apis]
+    methods = [functions.callers_of(f"{api}EnsureACL") for api in apis]
     assert len(apis) == 217
     assert all(len(found) == 1 for found in methods)
     assert len({found[0] for found in methods}) == len(apis), "one method for two"

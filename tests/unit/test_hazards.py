@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from virtrace.image.process import inspect
-from virtrace.targets.libvirt.hazards import Look, Reading, patience, pressure, swapping
+from virtrace.targets import LIBVIRT
+from virtrace.targets.hazards import Look, Sample, patience, pressure, swapping
+from virtrace.targets.libvirt.timeouts import timeouts_with
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="takes root to set up")
 WAITS = "echo running; read line"
@@ -47,7 +49,7 @@ def start() -> Iterator[Start]:
 
 
 def said(pid: int, stop_ms: float = 2000) -> str:
-    look = Look(inspect(pid))
+    look = Look(inspect(pid), LIBVIRT)
     return "\n".join(hazard.what for hazard in look.hazards(stop_ms) if "host" not in hazard.what)
 
 
@@ -66,7 +68,7 @@ def test_a_watchdog(start: Start) -> None:
 
 def test_a_daemon_that_works(start: Start) -> None:
     pid = start(WORKS)
-    look = Look(inspect(pid))
+    look = Look(inspect(pid), LIBVIRT)
     began = time.clock_gettime(~pid << 3 | 2)
     while time.clock_gettime(~pid << 3 | 2) < began + 0.02:
         time.sleep(0.001)
@@ -115,17 +117,17 @@ def test_the_configuration_of_a_user_s_daemon(start: Start, tmp_path: Path, vari
     ],
 )
 def test_who_gives_up_first(conf: str, stop_ms: float, seconds: str | None) -> None:
-    found = patience(stop_ms, conf)
+    found = patience(stop_ms, timeouts_with(conf))
     assert (found and found.what.split(" for ")[-1]) == (seconds and f"{seconds} s only")
 
 
 def test_a_host_that_swaps() -> None:
-    before = Reading(at=10.0, worked=0.0, swapped=5000)
-    assert swapping(before, Reading(10.5, 0.0, 5000)) is None
-    found = swapping(before, Reading(10.5, 0.0, 6000))
+    before = Sample(at=10.0, worked=0.0, swapped=5000)
+    assert swapping(before, Sample(10.5, 0.0, 5000)) is None
+    found = swapping(before, Sample(10.5, 0.0, 6000))
     assert found is not None
     assert "this host swaps (2000 pages a second)" in found.what
-    assert swapping(before, Reading(10.5, 0.0, None)) is None
+    assert swapping(before, Sample(10.5, 0.0, None)) is None
 
 
 def test_a_host_that_is_short_of_memory() -> None:

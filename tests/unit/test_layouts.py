@@ -18,7 +18,7 @@ from virtrace.binary.ctype import (
     decode,
     matching_layouts,
 )
-from virtrace.binary.layouts import named
+from virtrace.targets import LIBVIRT
 
 CONN, NAME, KLASS = 0x7F0000001000, 0x7F0000002000, 0x7F0000003000
 UUID = bytes(range(16))
@@ -35,7 +35,7 @@ def old_object(conn: int = CONN, name: int = NAME, uuid: bytes = UUID, klass: in
 
 
 def domain() -> Struct:
-    found = named("virDomain")
+    found = LIBVIRT.type_named("virDomain")
     assert isinstance(found, Struct)
     return found
 
@@ -58,11 +58,11 @@ def domain() -> Struct:
     ],
 )
 def test_names_of_types(name: str, expected: CType) -> None:
-    assert named(name) == expected
+    assert LIBVIRT.type_named(name) == expected
 
 
 def test_pointers() -> None:
-    text, texts = named("char *"), named("char **")
+    text, texts = LIBVIRT.type_named("char *"), LIBVIRT.type_named("char **")
     assert isinstance(text, Pointer)
     assert isinstance(texts, Pointer)
     assert (text.string, texts.string) == (True, False)
@@ -70,21 +70,21 @@ def test_pointers() -> None:
     inner = texts.target()
     assert isinstance(inner, Pointer)
     assert inner.string
-    info = named("virDomainBlockInfo *")
+    info = LIBVIRT.type_named("virDomainBlockInfo *")
     assert isinstance(info, Pointer)
     assert info.target is not None
-    assert info.target() is named("virDomainBlockInfo")
+    assert info.target() is LIBVIRT.type_named("virDomainBlockInfo")
 
 
 @pytest.mark.parametrize(
     "name", ["../layouts/virDomain", "./virDomain", "virDomain/../virDomain", "/etc/passwd", "a\0b"]
 )
 def test_a_name_does_not_lead_out_of_the_folder(name: str) -> None:
-    assert named(name) == Opaque(name)
+    assert LIBVIRT.type_named(name) == Opaque(name)
 
 
 def test_the_public_struct() -> None:
-    info = named("virDomainBlockInfo")
+    info = LIBVIRT.type_named("virDomainBlockInfo")
     raw = struct.pack("<QQQ", 1, 2**64 - 1, 3)
     assert decode(info, raw) == {"capacity": 1, "allocation": 2**64 - 1, "physical": 3}
 
@@ -92,7 +92,7 @@ def test_the_public_struct() -> None:
 def test_the_public_struct_of_a_domain() -> None:
     raw = struct.pack("<BxxxxxxxQQHxxxxxxQ", 1, 2, 3, 4, 5)
     expected = {"state": 1, "maxMem": 2, "memory": 3, "nrVirtCpu": 4, "cpuTime": 5}
-    assert decode(named("virDomainInfo"), raw) == expected
+    assert decode(LIBVIRT.type_named("virDomainInfo"), raw) == expected
 
 
 def test_each_form_of_a_domain_is_told_from_the_other() -> None:

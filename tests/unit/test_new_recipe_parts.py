@@ -11,8 +11,10 @@ from virtrace.binary.dwarf import Declared
 from virtrace.cli.main import main
 from virtrace.cli.new_recipe import captures, prototype_of
 from virtrace.errors import TargetError
-from virtrace.recipe import path, prototype, public_api
-from virtrace.targets.libvirt.daemons import installed, libvirt_version
+from virtrace.recipe import path, prototype
+from virtrace.targets import LIBVIRT
+from virtrace.targets.libvirt import public_api
+from virtrace.targets.processes import installed
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,7 @@ def test_the_public_api_can_be_written_and_read_again() -> None:
                 path.parse(text)
 
 
-LIBVIRT = "libvirt.so.0.9000.0"
+LIBRARY = "libvirt.so.0.9000.0"
 
 
 @pytest.fixture
@@ -97,19 +99,19 @@ def laid_out(library: Path, *files: Path) -> None:
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(library.read_bytes())
-        if file.name == LIBVIRT:
-            (file.parent / "libvirt.so.0").symlink_to(LIBVIRT)
+        if file.name == LIBRARY:
+            (file.parent / "libvirt.so.0").symlink_to(LIBRARY)
 
 
 def test_files_of_an_installation(library: Path, tmp_path: Path) -> None:
     lib = tmp_path / "usr/lib/x86_64-linux-gnu"
     driver = lib / "libvirt/connection-driver/libvirt_driver_qemu.so"
     daemon = tmp_path / "usr/sbin/libvirtd"
-    laid_out(library, lib / LIBVIRT, driver, daemon)
-    for binary in (lib / LIBVIRT, lib / "libvirt.so.0", driver, daemon):
+    laid_out(library, lib / LIBRARY, driver, daemon)
+    for binary in (lib / LIBRARY, lib / "libvirt.so.0", driver, daemon):
         process = installed(binary)
-        assert [module.path for module in process.modules] == [str(lib / LIBVIRT), str(driver)]
-        assert libvirt_version(process) == "9.0.0"
+        assert [module.path for module in process.modules] == [str(lib / LIBRARY), str(driver)]
+        assert LIBVIRT.version_of(process) == "9.0.0"
         # As they must be in a process: apart from each other.
         first, second = process.modules
         assert first.end <= second.start
@@ -117,11 +119,11 @@ def test_files_of_an_installation(library: Path, tmp_path: Path) -> None:
 
 def test_files_of_a_build(library: Path, tmp_path: Path) -> None:
     """All in one folder."""
-    files = [tmp_path / name for name in (LIBVIRT, "libvirt_driver_qemu.so", "libvirtd")]
+    files = [tmp_path / name for name in (LIBRARY, "libvirt_driver_qemu.so", "libvirtd")]
     laid_out(library, *files)
     for binary in files:
         names = [module.name for module in installed(binary).modules]
-        assert names == [LIBVIRT, "libvirt_driver_qemu.so"]
+        assert names == [LIBRARY, "libvirt_driver_qemu.so"]
 
 
 def test_what_is_no_part_of_libvirt(library: Path, tmp_path: Path) -> None:

@@ -17,11 +17,11 @@ from virtrace.binary.reader import read_by_child
 from virtrace.errors import NOT_TRACED, TargetError
 from virtrace.image.model import Module, Program
 from virtrace.image.process import container_name, inspect, user_name, yama_refusal
-from virtrace.targets.libvirt.daemons import (
+from virtrace.targets import LIBVIRT
+from virtrace.targets.processes import (
     check_traceable,
     choose_daemon,
     find_daemons,
-    libvirt_version,
 )
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="takes root to set up")
@@ -132,7 +132,7 @@ def test_what_proc_tells(start: Start, daemon: Path) -> None:
     process = check_traceable(running.pid)
     assert process.pid == running.pid
     assert process.exe == str(daemon)
-    assert libvirt_version(process) == "9.10.0"
+    assert LIBVIRT.version_of(process) == "9.10.0"
     library = process.module("libvirt.so.0")
     assert library is not None
     assert library.path == str(daemon.parent / "libvirt.so.0.9010.0")
@@ -163,7 +163,7 @@ def test_what_proc_tells(start: Start, daemon: Path) -> None:
 def test_version_from_the_file_name(name: str, version: str | None) -> None:
     path = f"/usr/lib/{name}"
     module = Module(path, Path(path), start=0, end=4096, offset=0, deleted=False)
-    assert libvirt_version(Program("/x", Path("/"), (module,))) == version
+    assert LIBVIRT.version_of(Program("/x", Path("/"), (module,))) == version
 
 
 def test_no_such_process() -> None:
@@ -352,7 +352,8 @@ def test_choosing_a_daemon(start: Start, daemon: Path) -> None:
 FILTERED = """
 import ctypes, struct, sys
 from virtrace.image.process import ptrace_is_filtered
-from virtrace.targets.libvirt.daemons import check_traceable
+from virtrace.targets import LIBVIRT
+from virtrace.targets.processes import check_traceable
 from virtrace.errors import TargetError
 def step(code, yes, no, value):
     return struct.pack("HBBI", code, yes, no, value)

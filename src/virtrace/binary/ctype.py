@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Union
 
 
@@ -91,6 +92,7 @@ class Struct:
     A layout of debug info has neither checks nor alternatives. For a layout from data each
     read must pass its checks, in exactly one of the alternatives; where QEMU names the same
     numbers (qmp), in exactly one that agrees with it, by one of the sets of commands in full.
+    file: that it was read from, if any.
     """
 
     name: str
@@ -99,6 +101,7 @@ class Struct:
     checks: Sequence[Check] = ()
     alternatives: Sequence[Struct] = ()
     qmp: Sequence[QmpSources] = ()
+    file: Path | None = None
 
     def member(self, name: str) -> Field | None:
         return next((field for field in self.fields if field.name == name), None)

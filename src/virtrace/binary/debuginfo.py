@@ -6,17 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from virtrace.binary.inside import text_inside
 
 _FETCH_SECONDS = 600
 _MAX_RELEASE = 1 << 16
-# Of Debian and its kin, and of those with RPM.
-_PACKAGES = {
-    "libvirt.so.0": ("libvirt0", "libvirt-libs"),
-    "libvirt_driver_qemu.so": ("libvirt-daemon-driver-qemu", "libvirt-daemon-driver-qemu"),
-}
 
 
 def has_servers() -> bool:
@@ -50,28 +46,33 @@ def fetch(build_id: str, name: str, source: str | None = None) -> Path | None:
     return Path(answer.stdout.strip()) if answer.returncode == 0 else None
 
 
-def how_to_get(name: str, root: Path) -> str:
-    """The command that gets the debug info of a module, on the distribution that lives in root."""
+def how_to_get(program: str, packages: Sequence[str] | None, root: Path) -> str:
+    """The command that installs debug info, on the distribution whose files are below root.
+
+    packages: names in Debian and in distributions with RPM; None where the program has no packages
+    """
     release = _distribution(root)
     family = _family(release)
     codename = release.get("VERSION_CODENAME", "CODENAME")
-    debian, rpm = _PACKAGES.get(name, ("libvirt-daemon", "libvirt-daemon"))
-    if family in ("debian", "ubuntu"):
+    debian, rpm = packages or ("", "")
+    if not packages:
+        command = f"build {program} with debug info"
+    elif family in ("debian", "ubuntu"):
         archive = f"the {codename}-debug suite" if family == "debian" else "the ddebs archive"
-        packages = f"`sudo apt install {debian}-dbgsym`, with {archive} among apt's sources"
+        command = f"`sudo apt install {debian}-dbgsym`, with {archive} among apt's sources"
     elif family in ("fedora", "rhel"):
-        packages = f"`sudo dnf debuginfo-install {rpm}`"
+        command = f"`sudo dnf debuginfo-install {rpm}`"
     elif family == "suse":
-        packages = f"`sudo zypper --plus-content debug install {rpm}-debuginfo`"
+        command = f"`sudo zypper --plus-content debug install {rpm}-debuginfo`"
     else:
-        packages = "your distribution's debug package of libvirt"
+        command = f"your distribution's debug package of {program}"
     if not os.environ.get("DEBUGINFOD_URLS", "").strip():
         server = "or set DEBUGINFOD_URLS to your distribution's debuginfod server"
     elif shutil.which("debuginfod-find") is None:
         server = "or install debuginfod-find, and `virtrace record` asks the servers you named"
     else:
         server = "or nothing: `virtrace record` asks the servers of DEBUGINFOD_URLS"
-    return f"{packages}; {server}"
+    return f"{command}; {server}"
 
 
 def how_to_trust(path: str) -> str:

@@ -71,14 +71,13 @@ class Functions:
             raise _unknown(elf, f"its tables are broken ({error})") from error
         self._calls = self._references(x86_64.CALLS)
 
-    def driver_methods(self, api: str) -> list[int]:
-        """The functions that make the access check of a public API: none, one or several.
+    def callers_of(self, check: str) -> list[int]:
+        """The functions that use ``check``, an imported or exported function.
 
-        TargetError where there is one, but no pointer leads to it: a part of the driver's
+        Raises TargetError where there is one, but no pointer leads to it: a part of the driver's
         method that became a function of its own, with other arguments.
         """
         # Some methods hand the check to a common function instead of calling it.
-        check = f"{api}EnsureACL"
         methods = self._users(self._targets.get(check.encode(), set()))
         if len(methods) == 1 and not methods <= self._pointers:
             raise _unknown(

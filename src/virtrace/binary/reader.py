@@ -230,9 +230,9 @@ class Binary:
                 return segment.offset + address - segment.address
         return None
 
-    def driver_methods(self, api: str) -> list[int]:
+    def callers_of(self, check: str) -> list[int]:
         """As Functions has it, and so the next three."""
-        return [int(address) for address in self._ask("driver_methods", api)]
+        return [int(address) for address in self._ask("callers_of", check)]
 
     def called_by(self, caller: int, calls: str) -> list[int]:
         return [int(address) for address in self._ask("called_by", caller, calls)]
@@ -360,8 +360,8 @@ class _Answering:
     def _stap_probes(self, number: int) -> list[StapProbe]:
         return self._elf(number).stap_probes()
 
-    def _driver_methods(self, number: int, api: str) -> list[int]:
-        return self._made(number, Functions).driver_methods(api)
+    def _callers_of(self, number: int, check: str) -> list[int]:
+        return self._made(number, Functions).callers_of(check)
 
     def _called_by(self, number: int, caller: int, calls: str) -> list[int]:
         return self._made(number, Functions).called_by(caller, calls)

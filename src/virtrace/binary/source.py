@@ -21,13 +21,14 @@ def source_name(path: str) -> str:
 
 
 class Sources:
-    """folders: of libvirt's source, in each of which a file is looked for by its name.
+    """Source files on this host.
 
-    files: others, by the name that debug info gives them.
+    folders: of the program's source, searched in this order
+    files: other files, by the name that debug info gives them
     """
 
     def __init__(self, folders: Sequence[Path], files: Mapping[str, Path]) -> None:
-        self._folders = [*folders, *_installed()]
+        self._folders = folders
         self._files = files
         self._lines = cache(self._find)
 
@@ -60,10 +61,3 @@ class Sources:
             yield folder / file.lstrip("/")
         if file.startswith("/"):
             yield Path(file)
-
-
-def _installed() -> list[Path]:
-    """Where debug source packages put libvirt's source."""
-    return sorted(Path("/usr/src").glob("libvirt-*")) + sorted(
-        Path("/usr/src/debug").glob("libvirt-*")
-    )

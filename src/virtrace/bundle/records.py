@@ -12,7 +12,8 @@ from virtrace.bundle import words
 from virtrace.bundle.forms import FRAME, kind_of_key
 from virtrace.bundle.pseudonyms import KINDS
 from virtrace.bundle.redact import Redactor, as_before, is_code, is_common_file
-from virtrace.recipe import catalogue, public_api
+from virtrace.recipe import catalogue
+from virtrace.targets.libvirt import public_api
 from virtrace.trace.format import Json, Record, is_unavailable
 
 # Names in a recipe, in its probes, and in what is captured by them.

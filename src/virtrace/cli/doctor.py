@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from virtrace.binary.debuginfo import how_to_get, how_to_trust, install_command
+from virtrace.binary.debuginfo import how_to_trust, install_command
 from virtrace.binary.reader import Binary, debug_file, read_by_child
 from virtrace.engines.gdb.launch import check
 from virtrace.errors import DONE, NOT_TRACED, TargetError
@@ -31,8 +31,9 @@ from virtrace.printing import print_lines
 from virtrace.recipe.selection import Limits
 from virtrace.report import text
 from virtrace.report.highlight import style_for
-from virtrace.targets.libvirt.daemons import check_traceable, find_daemons, libvirt_version
-from virtrace.targets.libvirt.hazards import Look
+from virtrace.targets import LIBVIRT
+from virtrace.targets.hazards import Look
+from virtrace.targets.processes import check_traceable, find_daemons
 from virtrace.trace.format import Record
 
 OLDEST_GDB = (10, 0)
@@ -315,7 +316,7 @@ def daemon_section(pid: int) -> Section:
     library = process.module(LIBRARY)
     if library is None:
         return Section(title, problem)
-    version = libvirt_version(process) or "of unknown version"
+    version = LIBVIRT.version_of(process) or "of unknown version"
     place = place_of(pid)
     found = [
         Finding("ok", f"{process.exe}, libvirt {version}{f', in {place}' if place else ''}"),
@@ -326,7 +327,7 @@ def daemon_section(pid: int) -> Section:
         ),
         *(
             Finding("note", hazard.what, hazard.remedy)
-            for hazard in Look(process).hazards(Limits().stop_ms)
+            for hazard in Look(process, LIBVIRT).hazards(Limits().stop_ms)
         ),
     ]
     files = [(LIBRARY, library.elf)]
@@ -431,7 +432,7 @@ def _module_findings(
 def _inference(driver: Binary) -> Finding | None:
     api = EXPORTED[LIBRARY][0]
     try:
-        found = driver.driver_methods(api)
+        found = driver.callers_of(LIBVIRT.check_of(api))
     except TargetError:
         return None
     if len(found) != 1:
@@ -468,4 +469,5 @@ def _not_root_s(path: str) -> Finding:
 
 
 def no_debug_info(name: str, root: Path) -> Finding:
-    return Finding("note", f"{name} has no debug info on disk", how_to_get(name, root))
+    remedy = LIBVIRT.how_to_get_debug_info(name, root)
+    return Finding("note", f"{name} has no debug info on disk", remedy)

@@ -10,19 +10,20 @@ from functools import cache
 from itertools import takewhile
 from typing import Any
 
-from virtrace.binary import layouts, x86_64
+from virtrace.binary import x86_64
 from virtrace.binary.ctype import Boolean, Integer, Pointer, Struct
 from virtrace.binary.dwarf import Declared, declarations
 from virtrace.binary.functions import Callee
 from virtrace.errors import TargetError, UsageError
 from virtrace.image.model import Module, Program
-from virtrace.recipe import catalogue, draft, path, public_api
+from virtrace.recipe import catalogue, draft, path
 from virtrace.recipe.draft import Item
 from virtrace.recipe.model import CalledBy, DriverMethod, Recipe, Span
 from virtrace.recipe.prototype import Parameter, Prototype, normal_type
-from virtrace.targets.libvirt.daemons import libvirt_version
+from virtrace.targets import LIBVIRT
+from virtrace.targets.libvirt import public_api
 
-LIBVIRT, QEMU = "libvirt.so.0", "libvirt_driver_qemu.so"
+QEMU = "libvirt_driver_qemu.so"
 # Each is two breakpoints.
 MAX_CALLEES = 20
 # What is named in more places of a driver is housekeeping.
@@ -56,11 +57,11 @@ class _Noted:
 
 def write(api: str, process: Program) -> str:
     """The recipe's file. UsageError where the process has no such function."""
-    libvirt = process.module(LIBVIRT)
+    libvirt = process.module(LIBVIRT.module)
     assert libvirt is not None
     address = libvirt.elf.exported_function(api)
     if address is None:
-        raise _unknown(api, libvirt, libvirt_version(process))
+        raise _unknown(api, libvirt, LIBVIRT.version_of(process))
     found = [_root(api, address, libvirt, process)]
     method = _method(found[0].span, process)
     if isinstance(method, str):
@@ -101,7 +102,7 @@ def _root(api: str, address: int, libvirt: Module, process: Program) -> _Noted:
             "What it takes and returns is not known here: it is no public API of this virtrace. "
             "Write its arguments into the prototype, and what to capture of them."
         )
-    return _Noted(replace(_span(declared, LIBVIRT), root=True), note)
+    return _Noted(replace(_span(declared, LIBVIRT.module), root=True), note)
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def _method(root: Span, process: Program) -> _Method | str:
     drivers = [one for one in process.modules if one.name.startswith("libvirt_driver_")]
     for driver in sorted(drivers, key=lambda one: (one.name != QEMU, one.name)):
         try:
-            methods = driver.elf.driver_methods(find.api)
+            methods = driver.elf.callers_of(LIBVIRT.check_of(find.api))
         except TargetError as error:
             why = error.what
             continue
@@ -278,7 +279,7 @@ def _known(driver: Module) -> dict[int, Span]:
                 continue
             with suppress(TargetError):
                 if isinstance(span.find, DriverMethod):
-                    candidates = driver.elf.driver_methods(span.find.api)
+                    candidates = driver.elf.callers_of(LIBVIRT.check_of(span.find.api))
                 elif span.find.caller in addresses:
                     caller = addresses[span.find.caller]
                     candidates = driver.elf.called_by(caller, span.find.calls)
@@ -299,7 +300,7 @@ def prototype_of(declared: Declared) -> Prototype:
     """As much of it as a recipe can read: up to what is not handed over like a number."""
 
     def is_plain(spelled: str) -> bool:
-        return isinstance(layouts.named(normal_type(spelled)), (Integer, Boolean, Pointer))
+        return isinstance(LIBVIRT.type_named(normal_type(spelled)), (Integer, Boolean, Pointer))
 
     if declared.returns != "void" and not is_plain(declared.returns):
         # Where it goes may be an argument, before all others.
@@ -332,11 +333,11 @@ def captures(prototype: Prototype) -> tuple[dict[str, str], dict[str, str]]:
     """At the entry and at the return: what the types alone say can be read."""
     enter: dict[str, str] = {}
     exit_: dict[str, str] = {}
-    if isinstance(layouts.named(prototype.returns), (Integer, Boolean, Pointer)):
+    if isinstance(LIBVIRT.type_named(prototype.returns), (Integer, Boolean, Pointer)):
         exit_["result"] = path.RETURN
     for parameter, following in zip(prototype.parameters, [*prototype.parameters[1:], None]):
         name, type_ = parameter.name, parameter.type
-        ctype = layouts.named(type_)
+        ctype = LIBVIRT.type_named(type_)
         if name == _SECRET:
             continue
         if isinstance(ctype, (Integer, Boolean)) or type_ == "char *":
@@ -357,16 +358,16 @@ def captures(prototype: Prototype) -> tuple[dict[str, str], dict[str, str]]:
 
 def _is_read(target: str) -> bool:
     """Whether what a pointer points to is a value: no buffer, and no struct of unknown layout."""
-    ctype = layouts.named(target)
+    ctype = LIBVIRT.type_named(target)
     if isinstance(ctype, Integer):
         return ctype.size > 1
     return isinstance(ctype, (Boolean, Struct)) or target == "char *"
 
 
 def _head(api: str, process: Program, driver: Module | None) -> Iterator[str]:
-    version = libvirt_version(process) or "of unknown version"
+    version = LIBVIRT.version_of(process) or "of unknown version"
     yield f"Written by `virtrace recipe new {api}` for libvirt {version}:"
-    for module in filter(None, (process.module(LIBVIRT), driver)):
+    for module in filter(None, (process.module(LIBVIRT.module), driver)):
         how = "with debug info" if process.debug_info(module) else "without debug info"
         yield f"{module.name}, build-id {(module.build_id or 'none')[:12]}, {how}."
     yield "Remove what does not help: each span stops the daemon twice for every call of it."

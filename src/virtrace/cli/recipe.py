@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from virtrace.cli.record import fetch_debug_info, require_gdb
+from virtrace.cli.record import chosen_pid, fetch_debug_info, require_gdb
 from virtrace.engines.gdb.launch import check
 from virtrace.errors import ANSWER_IS_NO, DONE, UsageError, typed
 from virtrace.image.model import Program
@@ -18,7 +18,7 @@ from virtrace.report import text, units
 from virtrace.report.highlight import Style, style_for
 from virtrace.report.lines import fold
 from virtrace.report.pieces import attached, words
-from virtrace.targets.libvirt.daemons import check_traceable, choose_daemon, installed
+from virtrace.targets.processes import check_traceable, installed
 from virtrace.trace.format import Record
 from virtrace.trace.writer import write_new
 
@@ -104,7 +104,7 @@ def _check(args: argparse.Namespace) -> int:
         more = "with -p PID or --against BINARY: what they find there"
         print(f"{recipe.name} is sound: {spans}, {points}; {more}")
         return DONE
-    process = _process(args)
+    process = _process(args, recipe.required_modules)
     require_gdb()
     header = check(args.recipe, process, fetch_debug_info(process, recipe.modules))
     missing = {probe["name"] for probe in header["probes"] if probe["level"] == "missing"}
@@ -138,7 +138,7 @@ def _compile(args: argparse.Namespace) -> int:
     from virtrace.engines.bpftrace.run import plan
 
     recipe = catalogue.find(args.recipe)
-    process = _process(args)
+    process = _process(args, recipe.required_modules)
     require_gdb()
     resolved = plan(args.recipe, process, fetch_debug_info(process, recipe.modules))
     files = {site.file for site in resolved.sites}
@@ -150,10 +150,10 @@ def _compile(args: argparse.Namespace) -> int:
     return DONE
 
 
-def _process(args: argparse.Namespace) -> Program:
+def _process(args: argparse.Namespace, modules: Collection[str] = ()) -> Program:
     if args.against is not None:
         return installed(args.against)
-    return check_traceable(args.pid if args.pid is not None else choose_daemon(args.process))
+    return check_traceable(chosen_pid(args, modules))
 
 
 def _found(header: Record, needed: list[str], style: Style) -> Iterator[str]:

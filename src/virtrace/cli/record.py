@@ -9,7 +9,7 @@ import shlex
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from virtrace.printing import OutputError
 from virtrace.recipe import catalogue, selection
 from virtrace.recipe.model import Recipe
 from virtrace.record.command import ending_signals, say_status, started
-from virtrace.targets.libvirt.daemons import check_traceable, choose_daemon
+from virtrace.targets.processes import check_traceable, choose_daemon, require_modules
 from virtrace.trace.format import Record
 from virtrace.trace.reader import TraceStream
 from virtrace.trace.rotation import last_file
@@ -97,10 +97,17 @@ def limits_of(args: argparse.Namespace) -> dict[str, str]:
     return {name: value for name, value in given.items() if value}
 
 
+def chosen_pid(args: argparse.Namespace, modules: Collection[str] = ()) -> int:
+    """The process that the options name, or the only daemon that has loaded these modules."""
+    if args.pid is not None:
+        return int(args.pid)
+    return choose_daemon(args.process, modules)
+
+
 def run(args: argparse.Namespace) -> int:
     return record_trace(
         args.recipe,
-        args.pid if args.pid is not None else choose_daemon(args.process),
+        chosen_pid(args, catalogue.find(args.recipe).required_modules),
         output=args.output,
         where=args.where,
         calls=args.calls,
@@ -146,6 +153,7 @@ def record_trace(
     if command and shutil.which(command[0]) is None:
         raise UsageError(f"there is no command {command[0]}", "write the command after `--`")
     process = check_traceable(pid)
+    require_modules(process, loaded.required_modules)
     require_gdb()
     output = Path(output) if output else default_path(loaded.name, pid)
     if engine == "bpftrace":

@@ -14,10 +14,9 @@ from typing import IO, Any, BinaryIO
 
 from virtrace.cli import diff
 from virtrace.cli.apart import apart, read_header
-from virtrace.cli.record import add_limits, limits_of, record_trace
+from virtrace.cli.record import add_limits, chosen_pid, limits_of, record_trace
 from virtrace.errors import DONE, INTERRUPTED, UsageError
 from virtrace.recipe import catalogue, selection
-from virtrace.targets.libvirt.daemons import choose_daemon
 from virtrace.trace.format import Event, Record
 from virtrace.trace.reader import TraceStream
 from virtrace.trace.writer import default_path
@@ -52,24 +51,24 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    pid = args.pid if args.pid is not None else choose_daemon(args.process)
     if args.file in catalogue.shipped() or args.file.endswith((".yaml", ".yml")):
         return record_trace(
             args.file,
-            pid,
+            chosen_pid(args, catalogue.find(args.file).required_modules),
             output=args.output,
             where=args.where,
             command=args.traced,
             limits=limits_of(args),
         )
-    return _again(read_header(args.file), pid, args)
+    return _again(read_header(args.file), args)
 
 
-def _again(header: Record, pid: int, args: argparse.Namespace) -> int:
+def _again(header: Record, args: argparse.Namespace) -> int:
     was = header.get("selection") or {"where": {}, "calls": None, "seconds": None}
     with TemporaryDirectory(prefix="virtrace-") as folder:
         recipe = _write(header, Path(folder))
         loaded = catalogue.find(str(recipe))
+        pid = chosen_pid(args, loaded.required_modules)
         given = selection.filters(loaded, args.where)
         _require_names(header, given)
         # By key: the old value of a filter, where it is replaced.

@@ -7,6 +7,7 @@ read for a struct, one for each pointer on the way. This module does not need gd
 from __future__ import annotations
 
 import math
+import pathlib
 import re
 import struct
 from collections.abc import Callable, Mapping
@@ -29,6 +30,7 @@ from virtrace.binary.ctype import (
 from virtrace.errors import Unavailable
 from virtrace.image.memory import PAGE, Memory
 from virtrace.recipe.path import Path
+from virtrace.targets import LIBVIRT
 from virtrace.trace.format import Json, text, unavailable
 
 # Bytes of the registers that arguments and results come in.
@@ -231,13 +233,16 @@ class Unconfirmed:
     struct: Struct
     raw: bytes
 
-    def __reduce__(self) -> tuple[Callable[[str, bytes], Unconfirmed], tuple[str, bytes]]:
+    def __reduce__(
+        self,
+    ) -> tuple[Callable[..., Unconfirmed], tuple[pathlib.Path, bytes]]:
         # Only shipped layouts want to be confirmed.
-        return _unconfirmed, (self.struct.name, self.raw)
+        assert self.struct.file is not None
+        return _unconfirmed, (self.struct.file, self.raw)
 
 
-def _unconfirmed(name: str, raw: bytes) -> Unconfirmed:
-    struct = layouts.named(name)
+def _unconfirmed(file: pathlib.Path, raw: bytes) -> Unconfirmed:
+    struct = layouts.read(file)
     assert isinstance(struct, Struct)
     return Unconfirmed(struct, raw)
 
@@ -349,5 +354,5 @@ def _conversions(template: bytes) -> list[bytes]:
 
 
 _DOMAIN_NAME = Capture(
-    Path("domain->name", "domain", ("name",)), {"domain": layouts.named("virDomain *")}
+    Path("domain->name", "domain", ("name",)), {"domain": LIBVIRT.type_named("virDomain *")}
 )

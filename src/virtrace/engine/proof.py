@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from virtrace.binary import layouts
+from virtrace.binary.ctype import Opaque
 from virtrace.recipe.path import CALLER, RETURN
 from virtrace.recipe.prototype import Parameter, Prototype
 
@@ -38,7 +39,7 @@ def of_driver_method(
     """The API hands its own arguments on, in order; each counts that is the same in both."""
     proven: list[int | None] = []
     for parameter, register, handed in zip(parameters, registers, caller.arguments):
-        mask = (1 << 8 * layouts.named(parameter.type).size) - 1
+        mask = (1 << 8 * layouts.named(parameter.type, Opaque).size) - 1
         same = handed is not None and handed & mask == register & mask
         proven.append(handed if same else None)
     return tuple(proven)

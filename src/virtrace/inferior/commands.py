@@ -43,13 +43,14 @@ from virtrace.recipe import catalogue, selection
 from virtrace.recipe.model import Recipe
 from virtrace.record.live import TerminalView
 from virtrace.report.highlight import style_for
-from virtrace.targets.libvirt.daemons import (
+from virtrace.targets import LIBVIRT, target_of
+from virtrace.targets.hazards import Look
+from virtrace.targets.processes import (
     check_traceable,
     installed,
-    libvirt_version,
-    require_libvirt,
+    require_modules,
+    require_target,
 )
-from virtrace.targets.libvirt.hazards import Look
 from virtrace.trace.reader import read_trace
 from virtrace.trace.rotation import last_file, new_writer
 from virtrace.trace.writer import Writer, default_path
@@ -272,7 +273,7 @@ def _status(_: str) -> int:
     pid = target.attached_pid()
     if pid:
         process = inspect(pid)
-        version = libvirt_version(process)
+        version = LIBVIRT.version_of(process)
         libvirt = f"libvirt {version}" if version else "no libvirt in it"
         print(f"attached  {process.exe}")
         print(f"          pid {pid}, {libvirt}; it stands still at this prompt")
@@ -313,6 +314,7 @@ def _trace(name: str, pid: int) -> int:
     limits = selection.limits({name: _parameter(name) for name in selection.LIMITS})
     rotation = selection.rotation(_parameter("rotate"), _parameter("keep"))
     process = _process(pid)
+    require_modules(process, recipe.required_modules)
     abi = _abi(process)
     output = Path(_parameter("output") or default_path(recipe.name, process.pid))
     debug_files = _debug_files()
@@ -321,7 +323,7 @@ def _trace(name: str, pid: int) -> int:
         command = os.environ.get("VIRTRACE_COMMAND")
         with ExitStack() as symbols:
             try:
-                look = Look(process)
+                look = Look(process, target_of(process))
                 inferred = infer(recipe, process)
                 packs = _packs(recipe, process, name)
                 symbols.enter_context(
@@ -334,7 +336,7 @@ def _trace(name: str, pid: int) -> int:
                 warnings = list(_warn(look, limits))
                 view = TerminalView(terminal, writer, command)
                 recorder = symbols.enter_context(
-                    closing(_recorder(recipe, limits, probes, writer, view))
+                    closing(_recorder(recipe, limits, probes, writer, view, _sources(process)))
                 )
                 target.attach(process, recipe.modules)
             except BaseException:
@@ -368,6 +370,7 @@ def _recorder(
     probes: Sequence[ResolvedProbe],
     writer: Writer,
     view: TerminalView,
+    sources: Sources,
 ) -> Recorder:
     # Of the functions whose lines are traced: the name, and the line of the declaration.
     declared = {
@@ -376,7 +379,6 @@ def _recorder(
         for site in probe.sites
         if isinstance(site.plan, LinePlan)
     }
-    sources = _sources()
 
     def add_source(event: RawEvent) -> None:
         if event.type == "line":
@@ -517,7 +519,7 @@ def _process(let_go: int = 0) -> Process:
     """let_go: what GDB was attached to."""
     pid = let_go or target.attached_pid()
     if pid:
-        return require_libvirt(inspect(pid))
+        return require_target(inspect(pid))
     wanted = os.environ.get("VIRTRACE_PID")
     if wanted is None:
         raise TargetError(
@@ -528,10 +530,10 @@ def _process(let_go: int = 0) -> Process:
 
 
 def _abi(process: Program) -> Abi:
-    libvirt = process.module("libvirt.so.0")
-    assert libvirt is not None
-    machine = libvirt.elf.machine
-    if not libvirt.elf.is_little_endian_64:
+    main = process.module(target_of(process).module)
+    assert main is not None
+    machine = main.elf.machine
+    if not main.elf.is_little_endian_64:
         raise TargetError(
             f"the daemon runs on {machine}, and virtrace reads 64-bit little-endian values only",
             "trace a daemon of such a machine: x86_64, aarch64, ppc64le, riscv64",
@@ -539,8 +541,9 @@ def _abi(process: Program) -> Abi:
     return x86_64.ABI if machine == x86_64.ABI.machine else Abi(machine)
 
 
-def _sources() -> Sources:
+def _sources(process: Process) -> Sources:
     folders = [Path(folder) for folder in _parameter("source").split(os.pathsep) if folder]
+    folders += target_of(process).source_folders()
     # What `virtrace record` got from debuginfod.
     files = json.loads(os.environ.get("VIRTRACE_SOURCE_FILES", "{}"))
     return Sources(folders, {name: Path(file) for name, file in files.items()})

@@ -32,6 +32,7 @@ from virtrace.plan.file import (
 )
 from virtrace.recipe.model import CalledBy, DriverMethod
 from virtrace.recipe.path import CALLER, RETURN
+from virtrace.targets import target_of
 from virtrace.trace.format import Record
 
 # As a static probe's note has it, on x86_64.
@@ -73,10 +74,11 @@ def describe(process: Program, abi: Abi, resolved: Sequence[ResolvedProbe], head
         missing = {"level": "missing", "why": why} if why else {}
         probes.append({**record, "lacks": sorted(lacks), **missing})
     asked = any(CALLER in wanted.path.arguments for site in sites for wanted in site.captures)
+    prefix = target_of(process).prefix
     exported = {
         module.name: module.elf.exported_functions()
         for module in process.modules
-        if asked and module.name.startswith("libvirt")
+        if asked and module.name.startswith(prefix)
     }
     by_soname = {
         site.module: exported[module.name]

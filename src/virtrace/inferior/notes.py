@@ -16,18 +16,19 @@ from textwrap import indent
 
 import gdb
 
-from virtrace.binary import layouts
 from virtrace.binary.ctype import Array, CType, Integer, Opaque, Pointer, Struct
 from virtrace.engine.capture import Capture
 from virtrace.errors import TargetError, Unavailable, UsageError
 from virtrace.image.process import Process, inspect
 from virtrace.inferior import handmade, target
 from virtrace.inferior.handmade import Made
-from virtrace.recipe import draft, prototype, public_api
+from virtrace.recipe import draft, prototype
 from virtrace.recipe import path as c_path
 from virtrace.recipe.draft import Draft
 from virtrace.recipe.prototype import Prototype
 from virtrace.report.units import count
+from virtrace.targets import LIBVIRT
+from virtrace.targets.libvirt import public_api
 from virtrace.trace.writer import write_new
 
 _NUMBERED = re.compile(r" *(\d+)  (.*)", re.S)
@@ -364,7 +365,7 @@ def _declaration(symbol: gdb.Symbol, arguments: list[gdb.Symbol]) -> str | None:
     except ValueError:
         return None
     for name in (parsed.returns, *(parameter.type for parameter in parsed.parameters)):
-        ctype = layouts.named(name)
+        ctype = LIBVIRT.type_named(name)
         if isinstance(ctype, (Opaque, Struct, Array)) and ctype != Opaque("void"):
             return None
     return text

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 
-from virtrace.binary import layouts, x86_64
+from virtrace.binary import x86_64
 from virtrace.binary.abi import Abi
 from virtrace.binary.ctype import Array, Code, CType, Opaque, Struct
 from virtrace.binary.pack import Pack
@@ -35,6 +35,7 @@ from virtrace.plan.infer import Inferred
 from virtrace.recipe.model import CalledBy, DriverMethod, Point, Recipe, Span
 from virtrace.recipe.path import CALLER, RETURN, Path
 from virtrace.recipe.prototype import Parameter, Prototype
+from virtrace.targets import target_of
 from virtrace.trace.format import Record
 
 # What a span lacks whose lines were asked for and are not known.
@@ -223,6 +224,7 @@ class _Resolver:
         self._packs = packs
         self._caller = caller
         self._prefer_packs = prefer_packs
+        self._named = target_of(process).type_named
 
     def knows(self, span: Span) -> bool:
         """Whether debug info or a pack has a function of that name, be it only inlined."""
@@ -239,7 +241,7 @@ class _Resolver:
         found = self._function(span.function, span.module, exported)
         module = self._process.module(span.module)
         if inferable and span.prototype and module and found.level == "missing":
-            found = _inferred(inferable, span.prototype, module, found)
+            found = self._inferred(inferable, span.prototype, module, found)
         inferred = found.level == "inferred"
         parameters = span.prototype.parameters if span.prototype else ()
         build = partial(
@@ -316,8 +318,8 @@ class _Resolver:
         self, address: int, prototype: Prototype, level: str, bodies: Sequence[KnownFunction]
     ) -> _Found:
         """The names are the declaration's; the types are the known ones where there are any."""
-        parameters = _declared_types(prototype)
-        types = {**parameters, RETURN: layouts.named(prototype.returns)}
+        parameters = self._declared_types(prototype)
+        types = {**parameters, RETURN: self._named(prototype.returns)}
         for name, declared in types.items():
             # One that is not in an integer register moves all the others.
             if isinstance(declared, (Opaque, Struct, Array)) and declared != Opaque("void"):
@@ -355,6 +357,18 @@ class _Resolver:
         return (
             f"static function, and there is no debug info for {module_name} (see `virtrace doctor`)"
         )
+
+    def _inferred(
+        self, inferred: Inferred, prototype: Prototype, module: Module, without: _Found
+    ) -> _Found:
+        """without: what was found by all other means."""
+        if inferred.offset is None:
+            return replace(without, why=f"{without.why}; {inferred.how}")
+        types = {**self._declared_types(prototype), RETURN: self._named(prototype.returns)}
+        return _Found("inferred", (_Body(module.base + inferred.offset, types),), inferred.how)
+
+    def _declared_types(self, prototype: Prototype) -> dict[str, CType]:
+        return {parameter.name: self._named(parameter.type) for parameter in prototype.parameters}
 
     def _probe(
         self,
@@ -395,7 +409,7 @@ class _Resolver:
         if not places:
             why = f"this build of {point.module} has no static probe {usdt}"
             return ResolvedProbe(point.name, usdt, "point", point.module, "missing", why=why)
-        types = _declared_types(point.prototype)
+        types = self._declared_types(point.prototype)
         # GDB itself finds every place of the probe, and raises the semaphore that guards it: it
         # writes to where it takes the module to be.
         addresses = [module.base + place.address for place in places]
@@ -442,28 +456,17 @@ def _lacking(site: Site) -> Iterator[str]:
             yield name
 
 
-def _inferred(inferred: Inferred, prototype: Prototype, module: Module, without: _Found) -> _Found:
-    """without: what was found by all other means."""
-    if inferred.offset is None:
-        return replace(without, why=f"{without.why}; {inferred.how}")
-    types = {**_declared_types(prototype), RETURN: layouts.named(prototype.returns)}
-    return _Found("inferred", (_Body(module.base + inferred.offset, types),), inferred.how)
-
-
-def _declared_types(prototype: Prototype) -> dict[str, CType]:
-    return {parameter.name: layouts.named(parameter.type) for parameter in prototype.parameters}
-
-
 def _hexadecimal(addresses: Sequence[int]) -> str:
     return ", ".join(f"{address:#x}" for address in addresses) or "no place"
 
 
 def _caller_type(process: Program) -> Code:
-    """What called a function, by the name of the exported function of libvirt that it is in."""
+    """The caller of a function, by the name of the exported function that it is in."""
+    prefix = target_of(process).prefix
     exported = sorted(
         (module.base + start, module.base + end, name)
         for module in process.modules
-        if module.name.startswith("libvirt")
+        if module.name.startswith(prefix)
         for start, end, name in module.elf.exported_functions()
     )
 

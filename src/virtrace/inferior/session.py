@@ -13,7 +13,7 @@ import gdb
 
 from virtrace import __version__
 from virtrace.binary.abi import Abi
-from virtrace.binary.debuginfo import how_to_get, how_to_trust
+from virtrace.binary.debuginfo import how_to_trust
 from virtrace.engine.capture import Unwalked
 from virtrace.engine.tracer import RawEvent, Tracer
 from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, TargetError, Unavailable, incomplete
@@ -30,7 +30,7 @@ from virtrace.inferior.resolve import ResolvedProbe
 from virtrace.inferior.watch import Watch, unsignalled
 from virtrace.recipe.model import Recipe
 from virtrace.recipe.selection import Limits, Selection
-from virtrace.targets.libvirt.daemons import libvirt_version
+from virtrace.targets import LIBVIRT, target_of
 from virtrace.trace.format import ENDED, FORMAT, VERSION, Record, unavailable
 
 # How long calls that are open may take to return once the traced command is done.
@@ -474,7 +474,8 @@ def header_record(
         "target": {
             "pid": process.pid if isinstance(process, Process) else 0,
             "exe": process.exe,
-            "libvirt_version": libvirt_version(process),
+            "libvirt_version": LIBVIRT.version_of(process),
+            "program": target_of(process).to_record(process),
             "modules": list(_modules(recipe, process, resolved)),
         },
         "host": {
@@ -502,7 +503,7 @@ def _modules(
         lacking = any(
             probe.lacks or (probe.level == "missing" and probe.name in static) for probe in probes
         )
-        remedy = how_to_get(name, process.root)
+        remedy = target_of(process).how_to_get_debug_info(name, process.root)
         if not module.elf.is_trusted:
             remedy = how_to_trust(module.path)
         yield {

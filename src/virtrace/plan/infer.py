@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from virtrace.errors import TargetError
 from virtrace.image.model import Module, Program
 from virtrace.recipe.model import CalledBy, DriverMethod, Recipe, Span
+from virtrace.targets import Target, target_of
 
 
 @dataclass(frozen=True)
@@ -26,16 +27,20 @@ def infer(recipe: Recipe, process: Program) -> dict[Span, Inferred]:
     for span in recipe.spans:
         module = process.module(span.module)
         if span.find is not None and module is not None:
-            found[span] = _infer(span.find, module, recipe, found)
+            found[span] = _infer(span.find, target_of(process), module, recipe, found)
     return found
 
 
 def _infer(
-    find: DriverMethod | CalledBy, module: Module, recipe: Recipe, earlier: Mapping[Span, Inferred]
+    find: DriverMethod | CalledBy,
+    target: Target,
+    module: Module,
+    recipe: Recipe,
+    earlier: Mapping[Span, Inferred],
 ) -> Inferred:
     try:
         if isinstance(find, DriverMethod):
-            candidates = module.elf.driver_methods(find.api)
+            candidates = module.elf.callers_of(target.check_of(find.api))
             how = f"checks access for {find.api}"
         else:
             caller = _caller(find.caller, module, recipe, earlier)

@@ -130,6 +130,16 @@ class Recipe:
         return tuple(dict.fromkeys(probe.module for probe in self.probes))
 
     @property
+    def required_modules(self) -> tuple[str, ...]:
+        """Those that have a probe which is neither optional nor an alternative in another."""
+        modules: dict[str, set[str]] = {}
+        for probe in self.probes:
+            if not probe.optional:
+                modules.setdefault(probe.name, set()).add(probe.module)
+        required = (names for names in modules.values() if len(names) == 1)
+        return tuple(dict.fromkeys(name for names in required for name in names))
+
+    @property
     def has_backtraces(self) -> bool:
         return any(path.backtrace for probe in self.probes for path in probe.captures.values())
 

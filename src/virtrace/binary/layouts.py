@@ -1,10 +1,10 @@
-"""Struct layouts as data, one file a struct, for binaries without debug info."""
+"""Struct layouts as data, for binaries without debug info: a YAML file for each struct."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,7 @@ from virtrace.binary.ctype import (
     Struct,
 )
 
-_FOLDER = Path(__file__).parent
-
-# The LP64 data model, that of every Linux libvirt runs on in 64 bits.
+# The LP64 data model, that of 64-bit Linux.
 _SCALARS: dict[str, CType] = {
     "bool": Boolean(),
     "char": Integer(1, True),
@@ -43,20 +41,18 @@ _SCALARS: dict[str, CType] = {
     "unsigned long long": Integer(8),
     "size_t": Integer(8),
     "ssize_t": Integer(8, True),
-    "virErrorNumber": Integer(4, True),
 }
 # Of elements: a layout may come from a stranger.
 _MAX_COUNT = 1 << 16
 _ARRAY = re.compile(r"(?P<element>.+?)\s*\[(?P<count>\d+)\]")
 
 
-def named(name: str, structs: Callable[[str], CType] | None = None) -> CType:
-    """The type that C spells ``name``.
+# The layout of a struct, or the type behind a typedef, by its name; Opaque where it is not known.
+Structs = Callable[[str], CType]
 
-    structs: gives the layout of a struct, those that are shipped by default; Opaque where it
-    has none.
-    """
-    structs = structs or _shipped
+
+def named(name: str, structs: Structs) -> CType:
+    """The type that C spells ``name``."""
     if name.endswith("*"):
         target = name[:-1].strip()
         return Pointer(lambda: named(target, structs), string=target == "char")
@@ -66,9 +62,7 @@ def named(name: str, structs: Callable[[str], CType] | None = None) -> CType:
     return _SCALARS.get(name) or structs(name)
 
 
-def layout(
-    name: str, about: Mapping[str, Any], structs: Callable[[str], CType] | None = None
-) -> Struct:
+def layout(name: str, about: Mapping[str, Any], structs: Structs) -> Struct:
     """A struct from data: ``size`` and, by name, ``offset`` and ``type`` of each of ``fields``."""
     fields = []
     checks = []
@@ -89,16 +83,25 @@ def check(field: str, ctype: CType, low: object, high: object) -> Check:
     return Check(field, *bounds)
 
 
-@cache
-def _shipped(name: str) -> CType:
-    file = _FOLDER / f"{name}.yaml"
+def struct_in(folder: Path, name: str) -> CType:
+    """What ``NAME.yaml`` in the folder describes; Opaque if there is no such file."""
+    file = folder / f"{name}.yaml"
     # A name comes from a recipe: it must not lead out of the folder.
     if not name.isidentifier() or not file.is_file():
         return Opaque(name)
+    return read(file)
+
+
+@cache
+def read(file: Path) -> CType:
+    """A struct with its alternative layouts, or the type behind a typedef."""
     document = yaml.safe_load(file.read_text(encoding="utf-8"))
-    first, *others = (layout(name, about) for about in document["layouts"])
+    structs = partial(struct_in, file.parent)
+    if "typedef" in document:
+        return named(document["typedef"], structs)
+    first, *others = (layout(file.stem, about, structs) for about in document["layouts"])
     qmp = [_sources(commands) for commands in document.get("qmp", ())]
-    return Struct(first.name, first.size, first.fields, first.checks, tuple(others), qmp)
+    return Struct(first.name, first.size, first.fields, first.checks, tuple(others), qmp, file)
 
 
 def _sources(commands: dict[str, dict[str, str | list[str]]]) -> QmpSources:

@@ -1,0 +1,108 @@
+"""One target, read from its folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from virtrace.binary import debuginfo, layouts
+from virtrace.binary.ctype import CType
+from virtrace.errors import TargetError
+from virtrace.image.model import Program
+from virtrace.image.process import Process
+
+Timeouts = Callable[[Process, Mapping[str, str]], Mapping[str, float]]
+
+
+def _no_timeouts(_process: Process, _environment: Mapping[str, str]) -> Mapping[str, float]:
+    return {}
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A program to trace.
+
+    folder: holds its `target.yaml` and `layouts/`
+    module: soname or file name of the main module, which every process of the program has loaded
+    prefix: the file name of each of its modules starts with it
+    daemons: process names, each with the modules that such a process loads besides
+    version: regex for the main module's file name; its groups are the numbers of the version
+    access_check: name of the function that only the implementation of the exported `{api}` calls
+    start: what to do where no daemon runs
+    drivers: folder of further modules, relative to that of the main module
+    packages: by module, the package in Debian and with RPM; `default` for all others
+    sources: glob of source folders in /usr/src and /usr/src/debug
+    timeouts: from a process and its environment, who gives up on a call that is held too long,
+        and after how many seconds
+    """
+
+    name: str
+    folder: Path
+    module: str
+    prefix: str
+    daemons: Mapping[str, Sequence[str]]
+    version: str | None = None
+    access_check: str | None = None
+    start: str = "start it"
+    drivers: str | None = None
+    packages: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    sources: str | None = None
+    timeouts: Timeouts = _no_timeouts
+
+    def version_of(self, program: Program) -> str | None:
+        """The version, such as ``9.0.0``; None where the main module's name does not show it."""
+        module = program.module(self.module)
+        if module is None or self.version is None:
+            return None
+        match = re.fullmatch(self.version, module.name)
+        return ".".join(str(int(number)) for number in match.groups()) if match else None
+
+    def to_record(self, program: Program) -> dict[str, str | None]:
+        """``target.program`` in the header of a trace."""
+        return {"name": self.name, "version": self.version_of(program)}
+
+    def check_of(self, api: str) -> str:
+        """The function that only the implementation of an exported function calls.
+
+        Raises TargetError where the program has no such functions.
+        """
+        if self.access_check is None:
+            raise TargetError(
+                f"{self.name} has no function by which the implementation of {api} is known",
+                "use `find: {called_by: ...}`, or debug info",
+            )
+        return self.access_check.format(api=api)
+
+    def type_named(self, name: str) -> CType:
+        """The type that C spells ``name``; Opaque for a struct without a layout."""
+        return layouts.named(name, partial(layouts.struct_in, self.folder / "layouts"))
+
+    def how_to_get_debug_info(self, module: str, root: Path) -> str:
+        """The command that installs it, on the distribution whose files are below root."""
+        packages = self.packages.get(module) or self.packages.get("default")
+        return debuginfo.how_to_get(self.name, packages, root)
+
+    def source_folders(self) -> list[Path]:
+        """Where debug source packages put its source."""
+        folders = (Path("/usr/src"), Path("/usr/src/debug"))
+        return [found for base in folders for found in sorted(base.glob(self.sources or ""))]
+
+
+@cache
+def load_target(folder: Path) -> Target:
+    """Raises TargetError where the folder does not hold a target."""
+    file = folder / "target.yaml"
+    try:
+        document: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return Target(folder=folder, **document)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as error:
+        raise TargetError(
+            f"{file} does not describe a target: {error}",
+            "docs/architecture.md says what it has to contain",
+        ) from error
