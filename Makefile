@@ -32,11 +32,11 @@ test-matrix: ## the slow tests: libvirt with debug info, and other releases of e
 
 bench: ## measure, side by side in one run; a table, and JSON in out/bench/
 	@tools/setup.sh test
-	@$(BIN)/python bench/startup.py
-	@$(BIN)/python bench/large.py
-	@$(BIN)/python bench/page.py
-	@$(BIN)/python bench/bundle.py
-	@$(BIN)/python bench/cost.py
+	@$(BIN)/python -m bench.startup
+	@$(BIN)/python -m bench.large
+	@$(BIN)/python -m bench.page
+	@$(BIN)/python -m bench.bundle
+	@$(BIN)/python -m bench.cost
 
 lint: ## ruff and mypy
 	@tools/setup.sh test

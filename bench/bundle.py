@@ -11,11 +11,8 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from results import REPOSITORY, save
-
-sys.path.insert(0, str(REPOSITORY / "tests"))
-
-from support import pages
+from bench.results import save
+from tests.support import pages
 from virtrace.bundle import archive
 from virtrace.bundle.collect import HostFacts, make
 from virtrace.trace.format import unavailable

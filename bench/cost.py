@@ -1,6 +1,6 @@
 """What a trace costs: virtrace beside what people would use instead, in one run on one daemon.
 
-    python bench/cost.py [--rounds N] [--calls N] [--debug-info] [--only WORD]...
+    python -m bench.cost [--rounds N] [--calls N] [--debug-info] [--only WORD]...
 
 A client calls virDomainGetBlockInfo of a libvirtd of the lab; a second one, whose calls nobody
 traces, virDomainGetState. All contestants take their turn in every round, with calls of an
@@ -26,7 +26,11 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-from contestants import (
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from bench.contestants import (
     ATTACH_FLOOR,
     CONTESTANTS,
     FLOOR,
@@ -38,14 +42,8 @@ from contestants import (
     asked,
     chain_of,
 )
-from results import REPOSITORY, save
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
-
-sys.path.insert(0, str(REPOSITORY / "tests"))
-
-from support.writer import writers_of
+from bench.results import REPOSITORY, save
+from tests.support.writer import writers_of
 from virtrace.lab.daemon import Lab
 
 PAGE = REPOSITORY / "docs" / "performance.md"

@@ -21,11 +21,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import matplotlib
-from results import FOLDER, REPOSITORY, save
 
-sys.path.insert(0, str(REPOSITORY / "tests"))
-
-from support import large
+from bench.results import FOLDER, save
+from tests.support import large
 
 matplotlib.use("svg")
 from matplotlib import pyplot

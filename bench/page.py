@@ -12,11 +12,8 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from results import REPOSITORY, save
-
-sys.path.insert(0, str(REPOSITORY / "tests"))
-
-from support import chromium, pages
+from bench.results import save
+from tests.support import chromium, pages
 
 CALLS, ROUNDS = 200, 7
 LOADED = "return performance.getEntriesByType('navigation')[0].loadEventEnd"

@@ -9,7 +9,7 @@ import resource
 import subprocess
 import sys
 
-from results import REPOSITORY, save
+from bench.results import REPOSITORY, save
 
 TRACE = REPOSITORY / "tests" / "data" / "explain" / "restarted-9.0.0.jsonl"
 ROUNDS = 15

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from selenium.webdriver import Chrome
 
-from support import chromium as headless
+from tests.support import chromium as headless
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,7 @@ import pytest
 from selenium.webdriver import Chrome, Keys
 from selenium.webdriver.common.by import By
 
-from support import pages
-from unit import samples
+from tests.support import pages, samples
 from virtrace.analysis.chain import chains
 from virtrace.analysis.spans import CallBuilder
 from virtrace.report import diagram

@@ -1,6 +1,6 @@
 """A daemon that is traced over and over while clients call it all the time: what it costs them.
 
-    python tests/faults/cycles.py --times 1000
+    python -m tests.faults.cycles --times 1000
 
 Four clients ask for the numbers of a disk, which is traced; a fifth for the state of the guest,
 which is not. After each cycle the daemon must be as it was. Prints the waits of the fifth, by what
@@ -23,9 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from support.intact import assert_untraced_and_intact
+from tests.support.intact import assert_untraced_and_intact
 from virtrace.image.process import read_status
 from virtrace.lab.daemon import Lab
 from virtrace.trace.reader import read_trace

@@ -1,6 +1,6 @@
 """Damaged ELF files: all that virtrace ever asks of a file, in bounds, and no error but its own.
 
-    python tests/faults/elf_files.py --times 20000
+    python -m tests.faults.elf_files --times 20000
 
 Prints how many were refused, what took longest and most, and each that failed: `--seed N
 --times 1` does one again. docs/safety.md has the figures of a full run.
@@ -14,10 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from support.elf_mutants import Mutants, command_line
-from support.taken import taken_by
+from tests.support.elf_mutants import Mutants, command_line
+from tests.support.taken import taken_by
 from virtrace.binary import dwarf, x86_64
 from virtrace.errors import TargetError
 from virtrace.image.model import Module, Program

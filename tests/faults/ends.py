@@ -1,7 +1,7 @@
 """Every way that a trace ends, on a real daemon that four clients call all the time.
 
-    python tests/faults/ends.py --times 50                # all of them
-    python tests/faults/ends.py --times 50 SIGTERM disk   # those whose names begin so
+    python -m tests.faults.ends --times 50                # all of them
+    python -m tests.faults.ends --times 50 SIGTERM disk   # those whose names begin so
 
 After each the daemon must be unharmed, where it lives, and the trace readable up to its last whole
 line. Prints what came of each; docs/safety.md has the figures of a full run.
@@ -23,10 +23,8 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from faults.killed import calling, lives, wait_for_breakpoints
-from support.writer import writer_of
+from tests.faults.killed import calling, lives, wait_for_breakpoints
+from tests.support.writer import writer_of
 from virtrace.engines.gdb.launch import command as gdb_command
 from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED
 from virtrace.lab.daemon import Lab

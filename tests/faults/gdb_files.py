@@ -1,6 +1,6 @@
 """Damaged files of a stranger's process, which root lets GDB look at: GDB must not die of one.
 
-    python tests/faults/gdb_files.py --times 2000
+    python -m tests.faults.gdb_files --times 2000
 
 A process of another user maps a libvirt and a driver that were damaged, new ones each time, and
 `virtrace check` says in GDB what a recipe would find there. Prints each that ended GDB;
@@ -17,13 +17,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(TESTS), str(TESTS / "gdb")]
-
-from harness import build_variant  # noqa: E402
-
-from support.elf_mutants import Mutants, command_line  # noqa: E402
-from virtrace.engines.gdb.launch import command  # noqa: E402
+from tests.gdb.harness import build_variant
+from tests.support.elf_mutants import Mutants, command_line
+from virtrace.engines.gdb.launch import command
 
 STRANGER = 12345
 SECONDS = 60

@@ -1,7 +1,7 @@
 """GDB killed by SIGKILL while it traces a daemon: what becomes of the daemon.
 
-    python tests/faults/killed.py --times 200               # while nothing is called
-    python tests/faults/killed.py --times 50 --clients 4    # while four clients call all the time
+    python -m tests.faults.killed --times 200               # while nothing is called
+    python -m tests.faults.killed --times 50 --clients 4    # while four clients call all the time
 
 Prints how many daemons lived on, unharmed, and how long after the kernel had let go of them the
 last breakpoint was gone; docs/safety.md has the figures of a full run.
@@ -23,9 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from support.intact import assert_untraced_and_intact
+from tests.support.intact import assert_untraced_and_intact
 from virtrace.binary.x86_64 import ABI
 from virtrace.guard.journal import Place, read
 from virtrace.image.process import inspect, read_status

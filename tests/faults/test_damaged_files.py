@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from faults import elf_files, gdb_files
+from tests.faults import elf_files, gdb_files
 
 
 def test_all_that_is_asked_of_a_damaged_file_is_answered_in_bounds() -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from faults.cycles import TRACED, UNTRACED, Client, cycle, size
-from faults.ends import ENDS
-from faults.killed import calling, lives
-from lab.conftest import bring_up
+from tests.faults.cycles import TRACED, UNTRACED, Client, cycle, size
+from tests.faults.ends import ENDS
+from tests.faults.killed import calling, lives
+from tests.lab.conftest import bring_up
 from virtrace.lab.daemon import Lab
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from faults.killed import killed_while_tracing, lives, wait_for_breakpoints
-from lab.conftest import bring_up
-from support.intact import assert_untraced_and_intact
+from tests.faults.killed import killed_while_tracing, lives, wait_for_breakpoints
+from tests.lab.conftest import bring_up
+from tests.support.intact import assert_untraced_and_intact
 from virtrace.cli.main import main
 from virtrace.image.process import inspect, read_status
 from virtrace.lab.daemon import Lab

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import Daemon, Tracing, build_variant
+
+from tests.gdb.harness import Daemon, Tracing, build_variant
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from typing import IO, Any, ClassVar
 
 import pytest
 
-from support.intact import assert_untraced_and_intact
+from tests.support.intact import assert_untraced_and_intact
 from virtrace.image.process import read_status
 from virtrace.trace.format import Event
 from virtrace.trace.reader import Trace, read_trace

@@ -7,15 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import Daemon, Tracing, events, gdb_command, trace
 
-from support.intact import assert_untraced_and_intact
+from tests.gdb.harness import Daemon, Tracing, events, gdb_command, trace
+from tests.support.intact import assert_untraced_and_intact
+from tests.support.paths import REPOSITORY
 from virtrace.errors import INCOMPLETE
 from virtrace.image.process import Process, inspect
 from virtrace.trace.format import Json, is_unavailable
 from virtrace.trace.reader import read_trace
 
-RAISING = Path(__file__).parents[1] / "faults" / "raising.py"
+RAISING = REPOSITORY / "tests" / "faults" / "raising.py"
 
 ASK = """\
 virtrace: 1

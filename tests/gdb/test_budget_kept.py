@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness import Daemon, calls, events, start, trace
-from test_chain import ROOT
-from test_ends import check_ended, disks
-
-from support.intact import assert_untraced_and_intact
+from tests.gdb.harness import Daemon, calls, events, start, trace
+from tests.gdb.test_chain import ROOT
+from tests.gdb.test_ends import check_ended, disks
+from tests.support.intact import assert_untraced_and_intact
 from virtrace.errors import DONE
 from virtrace.trace.format import SWITCHED_OFF
 from virtrace.trace.reader import Trace, read_trace

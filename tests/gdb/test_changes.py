@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness import Daemon, start
-from test_ends import check_ended, disks
-
-from support.intact import assert_untraced_and_intact
+from tests.gdb.harness import Daemon, start
+from tests.gdb.test_ends import check_ended, disks
+from tests.support.intact import assert_untraced_and_intact
 from virtrace.errors import INCOMPLETE
 
 

@@ -8,12 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from harness import HERE, NAME, PATIENCE, SCRIPTS, Daemon
-
-from support.intact import assert_untraced_and_intact
+from tests.gdb.harness import HERE, NAME, PATIENCE, SCRIPTS, Daemon
+from tests.support.intact import assert_untraced_and_intact
+from tests.support.paths import DATA
 from virtrace.recipe import catalogue
 
-SAMPLE = HERE.parent / "data" / "sample-blockinfo.jsonl"
+SAMPLE = DATA / "sample-blockinfo.jsonl"
 
 
 def in_gdb(*commands: str, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -6,9 +6,8 @@ import gzip
 import signal
 from pathlib import Path
 
-from harness import Daemon, Tracing, calls, gdb_command, poll, start, trace
-
-from support.intact import assert_untraced_and_intact
+from tests.gdb.harness import Daemon, Tracing, calls, gdb_command, poll, start, trace
+from tests.support.intact import assert_untraced_and_intact
 from virtrace.errors import BAD_INPUT, DONE
 from virtrace.trace.reader import read_trace
 

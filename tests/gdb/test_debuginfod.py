@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import PATIENCE, SOURCES, Daemon
 
+from tests.gdb.harness import PATIENCE, SOURCES, Daemon
 from virtrace.binary.reader import read_by_child
 from virtrace.trace.reader import read_trace
 

@@ -11,9 +11,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import HERE, NAME, PATIENCE, SCRIPTS, Daemon, Tracing, events, gdb_command, values
 
-from support.intact import assert_untraced_and_intact
+from tests.gdb.harness import (
+    HERE,
+    NAME,
+    PATIENCE,
+    SCRIPTS,
+    Daemon,
+    Tracing,
+    events,
+    gdb_command,
+    values,
+)
+from tests.support.intact import assert_untraced_and_intact
 from virtrace.binary.elf import LARGEST
 from virtrace.binary.reader import read_by_child
 from virtrace.errors import NOT_TRACED

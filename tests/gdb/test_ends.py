@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import (
+
+from tests.gdb.harness import (
     NAME,
     PATIENCE,
     SCRIPTS,
@@ -24,15 +25,15 @@ from harness import (
     poll,
     start,
 )
-from test_chain import ROOT
-
-from support.intact import assert_untraced_and_intact
-from support.writer import writer_of
+from tests.gdb.test_chain import ROOT
+from tests.support.intact import assert_untraced_and_intact
+from tests.support.paths import REPOSITORY
+from tests.support.writer import writer_of
 from virtrace.errors import BAD_INPUT, DONE, INCOMPLETE, INTERRUPTED, NOT_TRACED
 from virtrace.trace.reader import Trace, read_trace
 
 VIRTRACE = Path(sys.executable).with_name("virtrace")
-RAISING = Path(__file__).parents[1] / "faults" / "raising.py"
+RAISING = REPOSITORY / "tests" / "faults" / "raising.py"
 INT, TERM, HUP, KILL, USR1, CHLD = (
     signal.SIGINT,
     signal.SIGTERM,

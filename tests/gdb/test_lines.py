@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import PATIENCE, Daemon, Lines, events, trace, values
 
-from support import intact
+from tests.gdb.harness import PATIENCE, Daemon, Lines, events, trace, values
+from tests.support import intact
 from virtrace.trace.reader import Trace
 
 METHOD = "qemuDomainGetBlockInfo"

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import PATIENCE, Daemon, Tracing, events, gdb_command
 
+from tests.gdb.harness import PATIENCE, Daemon, Tracing, events, gdb_command
 from virtrace.recipe import catalogue
 from virtrace.trace.format import as_argument
 from virtrace.trace.reader import read_trace

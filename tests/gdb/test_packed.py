@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import NAME, PATIENCE, SCRIPTS, Daemon, trace
-from test_values import MANY, VALUES
 
-from support.intact import assert_untraced_and_intact
+from tests.gdb.harness import NAME, PATIENCE, SCRIPTS, Daemon, trace
+from tests.gdb.test_values import MANY, VALUES
+from tests.support.intact import assert_untraced_and_intact
 from virtrace.binary.pack import file_name
 from virtrace.binary.reader import read_by_child
 from virtrace.recipe import catalogue

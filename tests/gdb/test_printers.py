@@ -7,8 +7,9 @@ import subprocess
 from collections.abc import Callable
 
 import pytest
-from harness import SOURCES
-from test_commands import in_gdb
+
+from tests.gdb.harness import SOURCES
+from tests.gdb.test_commands import in_gdb
 
 Print = Callable[..., list[str]]
 ADDRESS = re.compile(r"0x[0-9a-f]{6,}")

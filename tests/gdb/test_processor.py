@@ -10,9 +10,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from harness import PATIENCE, SCRIPTS, Daemon, Tracing, events, values
-
-from support.intact import assert_untraced_and_intact
+from tests.gdb.harness import PATIENCE, SCRIPTS, Daemon, Tracing, events, values
+from tests.support.intact import assert_untraced_and_intact
 from virtrace.trace.format import is_unavailable
 from virtrace.trace.reader import Trace, read_trace
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from harness import Daemon, Tracing, calls, events, gdb_command, poll, start
-from test_chain import ROOT
-from test_ends import check_ended
 
-from support.intact import assert_untraced_and_intact
+from tests.gdb.harness import Daemon, Tracing, calls, events, gdb_command, poll, start
+from tests.gdb.test_chain import ROOT
+from tests.gdb.test_ends import check_ended
+from tests.support.intact import assert_untraced_and_intact
 from virtrace.errors import BAD_INPUT, DONE, INCOMPLETE, TraceError
 from virtrace.trace.reader import read_trace
 from virtrace.trace.rotation import parts

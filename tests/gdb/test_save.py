@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import SCRIPTS, SOURCES, Daemon, events, trace, values
-from test_terminal import PROMPT, Terminal
 
-from support.intact import assert_untraced_and_intact
+from tests.gdb.harness import SCRIPTS, SOURCES, Daemon, events, trace, values
+from tests.gdb.test_terminal import PROMPT, Terminal
+from tests.support.intact import assert_untraced_and_intact
 from virtrace.recipe.loader import load
 from virtrace.recipe.model import Recipe, Span
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import Daemon, Tracing, events, gdb_command, start, trace, values
 
-from support.intact import assert_untraced_and_intact
+from tests.gdb.harness import Daemon, Tracing, events, gdb_command, start, trace, values
+from tests.support.intact import assert_untraced_and_intact
 from virtrace.trace.reader import read_trace
 
 STRANGER = 12345

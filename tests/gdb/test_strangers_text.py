@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import NAME, PATIENCE, SCRIPTS, Daemon, start
 
-from support import hostile
-from support.hostile import TEXT, is_told
+from tests.gdb.harness import NAME, PATIENCE, SCRIPTS, Daemon, start
+from tests.support import hostile
+from tests.support.hostile import TEXT, is_told
+from tests.support.paths import DATA
 from virtrace.binary.elf import ElfFile
 from virtrace.cli.main import build_parser, main
 from virtrace.image.process import inspect
 
-DATA = Path(__file__).parents[1] / "data"
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 TRACES = (
     "explain/discarded-with-lines-9.0.0",

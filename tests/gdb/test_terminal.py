@@ -17,10 +17,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from harness import NAME, PATIENCE, SCRIPTS, Daemon, Tracing, poll
-from test_ends import check_ended, disks
 
-from support.intact import assert_untraced_and_intact
+from tests.gdb.harness import NAME, PATIENCE, SCRIPTS, Daemon, Tracing, poll
+from tests.gdb.test_ends import check_ended, disks
+from tests.support.intact import assert_untraced_and_intact
 from virtrace.errors import INTERRUPTED
 
 PROMPT = "(gdb) "

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import PATIENCE, Daemon
 
+from tests.gdb.harness import PATIENCE, Daemon
 from virtrace.trace.reader import read_trace
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Daemon, events, trace, values
 
+from tests.gdb.harness import Daemon, events, trace, values
 from virtrace.trace.format import is_unavailable
 from virtrace.trace.reader import Trace
 

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import SCRIPTS, Daemon, Tracing, gdb_command, poll, start
 
-from support.intact import assert_untraced_and_intact
+from tests.gdb.harness import SCRIPTS, Daemon, Tracing, gdb_command, poll, start
+from tests.support.intact import assert_untraced_and_intact
 from virtrace.errors import DONE, NOT_TRACED
 from virtrace.image.process import inspect
 from virtrace.trace.reader import read_trace

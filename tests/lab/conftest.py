@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from support.intact import assert_untraced_and_intact
-from support.own_files import copied
+from tests.support.intact import assert_untraced_and_intact
+from tests.support.own_files import copied
 from virtrace.errors import LabError
 from virtrace.lab import debug_build
 from virtrace.lab.daemon import Lab

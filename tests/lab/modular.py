@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from support.intact import assert_untraced_and_intact
+from tests.lab.conftest import bring_up
+from tests.lab.test_debug_info import CHAIN, returned
+from tests.lab.test_stripped import stats_of
+from tests.lab.tracing import DISKS, all_disks, calls_of, printed_info, span, virtrace, whole_trace
+from tests.support.intact import assert_untraced_and_intact
 from virtrace.lab.daemon import Lab
 from virtrace.trace.format import is_unavailable
-
-from .conftest import bring_up
-from .test_debug_info import CHAIN, returned
-from .test_stripped import stats_of
-from .tracing import DISKS, all_disks, calls_of, printed_info, span, virtrace, whole_trace
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.tracing import all_disks, calls_of, record, virtrace, whole_trace
 from virtrace.binary import x86_64
 from virtrace.binary.elf import ElfFile
 from virtrace.binary.functions import Functions
 from virtrace.image.process import inspect
 from virtrace.lab.daemon import Lab
-
-from .tracing import all_disks, calls_of, record, virtrace, whole_trace
 
 API = "virDomainGetBlockInfo"
 STRANGER = 12345

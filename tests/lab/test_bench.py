@@ -9,13 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from bench import cost
+from bench.contestants import ATTACH_FLOOR, CONTESTANTS
 from virtrace.lab.daemon import Lab
-
-from .tracing import REPOSITORY
-
-sys.path.insert(0, str(REPOSITORY / "bench"))
-import cost
-from contestants import ATTACH_FLOOR, CONTESTANTS
 
 pytestmark = pytest.mark.matrix
 

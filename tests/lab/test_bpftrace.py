@@ -17,19 +17,7 @@ from typing import IO
 
 import pytest
 
-from support.intact import assert_untraced_and_intact
-from virtrace.analysis.spans import CallBuilder
-from virtrace.engines.bpftrace.run import plan
-from virtrace.engines.gdb.launch import check
-from virtrace.lab.daemon import Lab
-from virtrace.recipe import catalogue
-from virtrace.targets.processes import check_traceable
-from virtrace.trace.format import is_unavailable
-from virtrace.trace.reader import Trace, read_trace
-from virtrace.trace.rotation import parts
-
-from .tracing import (
-    REPOSITORY,
+from tests.lab.tracing import (
     SECONDS,
     all_disks,
     calls_of,
@@ -40,6 +28,17 @@ from .tracing import (
     virtrace,
     whole_trace,
 )
+from tests.support.intact import assert_untraced_and_intact
+from tests.support.paths import DOCS
+from virtrace.analysis.spans import CallBuilder
+from virtrace.engines.bpftrace.run import plan
+from virtrace.engines.gdb.launch import check
+from virtrace.lab.daemon import Lab
+from virtrace.recipe import catalogue
+from virtrace.targets.processes import check_traceable
+from virtrace.trace.format import is_unavailable
+from virtrace.trace.reader import Trace, read_trace
+from virtrace.trace.rotation import parts
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or (shutil.which("bpftrace") is None and not os.environ.get("CI")),
@@ -339,7 +338,7 @@ def test_an_option_that_means_nothing_is_refused(
     assert not output.exists()
 
 
-PAGE = REPOSITORY / "docs" / "bpftrace.md"
+PAGE = DOCS / "bpftrace.md"
 
 
 def table_of(lab: Lab) -> list[str]:

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.tracing import all_disks, record, virtrace, whole_trace
 from virtrace.lab.daemon import Lab
-
-from .tracing import all_disks, record, virtrace, whole_trace
 
 GATHER = "qemuDomainBlocksStatsGather"
 

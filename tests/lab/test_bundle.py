@@ -22,15 +22,14 @@ from xml.sax.saxutils import escape, quoteattr
 import pytest
 import yaml
 
-from support.intact import assert_untraced_and_intact
+from tests.lab.conftest import bring_up
+from tests.lab.tracing import virtrace
+from tests.support.intact import assert_untraced_and_intact
 from virtrace.bundle.pseudonyms import KINDS
 from virtrace.cli.main import main
 from virtrace.lab.daemon import Lab
 from virtrace.lab.stage import Stage
 from virtrace.recipe import catalogue
-
-from .conftest import bring_up
-from .tracing import virtrace
 
 MAIN, ORDINARY = "Größe-機密7", "disk"
 INNER = "acmecorp"

@@ -12,12 +12,19 @@ from pathlib import Path
 import pexpect
 import pytest
 
+from tests.lab.test_debug_info import STATS, parsed
+from tests.lab.tracing import (
+    SECONDS,
+    calls_of,
+    printed_info,
+    span,
+    virtrace,
+    whole_trace,
+)
+from tests.support.paths import DOCS, REPOSITORY
 from virtrace.lab.daemon import Lab
 from virtrace.report.units import binary
 from virtrace.trace.reader import Trace
-
-from .test_debug_info import STATS, parsed
-from .tracing import REPOSITORY, SECONDS, calls_of, printed_info, span, virtrace, whole_trace
 
 pytestmark = pytest.mark.matrix
 
@@ -143,7 +150,7 @@ def test_what_was_done_by_hand_is_kept(debug_lab: Lab, by_hand: Gdb, tmp_path: P
         assert stats in seen(trace, gather, "stats")
 
 
-TUTORIAL = (REPOSITORY / "docs" / "tutorial.md").read_text(encoding="utf-8")
+TUTORIAL = (DOCS / "tutorial.md").read_text(encoding="utf-8")
 # What differs from run to run, and where a terminal's width has lines end.
 VARYING = {
     r"[│├└─]": "",

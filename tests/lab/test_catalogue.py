@@ -18,7 +18,17 @@ from pathlib import Path
 
 import pytest
 
-from support.intact import assert_untraced_and_intact
+from tests.lab.tracing import (
+    COUNTERS,
+    DISKS,
+    SECONDS,
+    as_measured,
+    exchanges,
+    span,
+    virtrace,
+    whole_trace,
+)
+from tests.support.intact import assert_untraced_and_intact
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, CallBuilder, Point, Span
 from virtrace.analysis.waiting import ended_ns, waiting
@@ -30,8 +40,6 @@ from virtrace.lab.stage import Stage
 from virtrace.recipe import catalogue
 from virtrace.trace.format import Event
 from virtrace.trace.reader import Trace, read_trace
-
-from .tracing import COUNTERS, DISKS, SECONDS, as_measured, exchanges, span, virtrace, whole_trace
 
 # What virsh calls a counter, where that is not its own name.
 VIRSH = {"wr_operations": "wr_req", "rd_operations": "rd_req"}

@@ -10,11 +10,7 @@ from typing import Any
 
 import pytest
 
-from virtrace.analysis.qmp import Exchange
-from virtrace.analysis.spans import Call, Span
-from virtrace.lab.daemon import Lab
-
-from .tracing import (
+from tests.lab.tracing import (
     COUNTERS,
     DISKS,
     SCRIPT,
@@ -27,6 +23,9 @@ from .tracing import (
     span,
     whole_trace,
 )
+from virtrace.analysis.qmp import Exchange
+from virtrace.analysis.spans import Call, Span
+from virtrace.lab.daemon import Lab
 
 pytestmark = pytest.mark.matrix
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from .tracing import DISKS, REPOSITORY, virtrace
+from tests.lab.tracing import DISKS, virtrace
+from tests.support.paths import DATA, REPOSITORY
 
-SAMPLE = REPOSITORY / "tests" / "data" / "sample-blockinfo.jsonl"
+SAMPLE = DATA / "sample-blockinfo.jsonl"
 # What the scripts themselves use; no package manager, no GDB, no libvirt.
 TOOLS = ("bash", "cat", "dirname", "id", "mkdir", "mktemp", "rm", "sha256sum")
 

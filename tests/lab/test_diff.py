@@ -12,11 +12,10 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
+from tests.lab.conftest import bring_up
+from tests.lab.tracing import SECONDS, all_disks, record, virtrace, whole_trace
 from virtrace.lab.daemon import Lab
 from virtrace.report.difference_document import schema
-
-from .conftest import bring_up
-from .tracing import SECONDS, all_disks, record, virtrace, whole_trace
 
 
 @pytest.fixture

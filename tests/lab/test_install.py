@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.tracing import SECONDS, calls_of, gdb_environment, virtrace, whole_trace
+from tests.support.paths import REPOSITORY
 from virtrace.lab.daemon import Lab
-
-from .tracing import REPOSITORY, SECONDS, calls_of, gdb_environment, virtrace, whole_trace
 
 pytestmark = pytest.mark.matrix
 

@@ -15,13 +15,12 @@ from typing import Any
 
 import pytest
 
+from tests.lab.tracing import SECONDS
 from virtrace.cli.main import main
 from virtrace.errors import LabError
 from virtrace.lab import daemon, debug_build, processes, system
 from virtrace.lab.daemon import Lab
 from virtrace.lab.guest import GUEST
-
-from .tracing import SECONDS
 
 NOBODY = pwd.getpwnam("nobody").pw_uid
 LAB_UID = NOBODY if os.geteuid() == 0 else os.geteuid()

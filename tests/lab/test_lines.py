@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from support import intact
+from tests.lab.tracing import DISKS, SECONDS, calls_of, record, span, whole_trace
+from tests.support import intact
 from virtrace.analysis.decision import CAPACITY, OFFSET, STAT, USAGE
 from virtrace.analysis.explain import explain
 from virtrace.lab.daemon import Lab
 from virtrace.trace.format import Event
-
-from .tracing import DISKS, SECONDS, calls_of, record, span, whole_trace
 
 pytestmark = pytest.mark.matrix
 

@@ -20,16 +20,9 @@ from typing import ClassVar
 
 import pytest
 
-from support.intact import assert_untraced_and_intact
-from virtrace.errors import LabError
-from virtrace.lab import roots
-from virtrace.lab.roots import ensure_root, inside, keep_in_cache
-from virtrace.targets.processes import find_daemons
-
-from .test_trace import EXPECTED, spans
-from .tracing import (
+from tests.lab.test_trace import EXPECTED, spans
+from tests.lab.tracing import (
     DISKS,
-    REPOSITORY,
     SCRIPT,
     SECONDS,
     calls_of,
@@ -39,6 +32,12 @@ from .tracing import (
     virtrace,
     whole_trace,
 )
+from tests.support.intact import assert_untraced_and_intact
+from tests.support.paths import REPOSITORY
+from virtrace.errors import LabError
+from virtrace.lab import roots
+from virtrace.lab.roots import ensure_root, inside, keep_in_cache
+from virtrace.targets.processes import find_daemons
 
 pytestmark = pytest.mark.matrix
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from .test_matrix import PRIVATE
-from .tracing import REPOSITORY
+from tests.lab.test_matrix import PRIVATE
+from tests.support.paths import REPOSITORY
 
 pytestmark = [
     pytest.mark.matrix,

@@ -7,6 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.tracing import (
+    COUNTERS,
+    DISKS,
+    calls_of,
+    exchanges,
+    printed_info,
+    span,
+    virtrace,
+    whole_trace,
+)
+from tests.support.paths import DOCS
 from virtrace.binary import x86_64
 from virtrace.binary.dwarf import declarations
 from virtrace.cli import new_recipe
@@ -17,18 +28,6 @@ from virtrace.recipe.prototype import normal_type
 from virtrace.targets import LIBVIRT
 from virtrace.targets.libvirt import public_api
 from virtrace.targets.processes import check_traceable
-
-from .tracing import (
-    COUNTERS,
-    DISKS,
-    REPOSITORY,
-    calls_of,
-    exchanges,
-    printed_info,
-    span,
-    virtrace,
-    whole_trace,
-)
 
 API = "virDomainGetBlockInfo"
 METHOD, GATHER = "qemuDomainGetBlockInfo", "qemuDomainBlocksStatsGather"
@@ -207,7 +206,7 @@ def test_the_public_api_is_declared_as_debug_info_has_it(debug_lab: Lab) -> None
         ], declared
 
 
-PAGE = (REPOSITORY / "docs" / "first-recipe.md").read_text()
+PAGE = (DOCS / "first-recipe.md").read_text()
 
 
 def test_the_first_recipe(stock_lab: Lab, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.lab.conftest import bring_up
+from tests.lab.tracing import DISKS, SECONDS, all_disks, calls_of, span, virtrace, whole_trace
 from virtrace.binary import pack, x86_64
 from virtrace.binary.dwarf import Wanted, describe
 from virtrace.binary.reader import read_by_child
@@ -23,9 +25,6 @@ from virtrace.lab.system import QEMU_DRIVER
 from virtrace.recipe.path import RETURN
 from virtrace.trace.format import is_unavailable
 from virtrace.trace.reader import Trace
-
-from .conftest import bring_up
-from .tracing import DISKS, SECONDS, all_disks, calls_of, span, virtrace, whole_trace
 
 pytestmark = pytest.mark.matrix
 

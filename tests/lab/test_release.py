@@ -15,16 +15,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.test_lab import assert_nothing_left, crash_daemon
+from tests.lab.test_scenarios import EXPECTED, Answer, in_bytes
+from tests.lab.tracing import SECONDS, as_measured, calls_of, printed_info, virtrace, whole_trace
 from virtrace.errors import LabError
 from virtrace.lab import processes
 from virtrace.lab.daemon import Lab
 from virtrace.lab.guest import GIB, LAST_SECTOR_DISK
 from virtrace.lab.roots import ensure_root, inside
 from virtrace.lab.scenarios import SCENARIOS
-
-from .test_lab import assert_nothing_left, crash_daemon
-from .test_scenarios import EXPECTED, Answer, in_bytes
-from .tracing import SECONDS, as_measured, calls_of, printed_info, virtrace, whole_trace
 
 pytestmark = [
     pytest.mark.matrix,

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pexpect
 
+from tests.lab.tracing import SECONDS, calls_of, record, virtrace, whole_trace
 from virtrace.lab.daemon import Lab
 from virtrace.recipe import catalogue
 from virtrace.trace.format import Record
-
-from .tracing import SECONDS, calls_of, record, virtrace, whole_trace
 
 DISK = "vdd"
 

@@ -16,6 +16,19 @@ from typing import Any, Union
 import jsonschema_rs
 import pytest
 
+from tests.lab.conftest import bring_up
+from tests.lab.test_lab import assert_nothing_left, crash_daemon
+from tests.lab.tracing import (
+    SECONDS,
+    as_measured,
+    calls_of,
+    exchanges,
+    printed_info,
+    record,
+    span,
+    virtrace,
+    whole_trace,
+)
 from virtrace.analysis.explain import Explanation, explain
 from virtrace.errors import LabError
 from virtrace.image.process import read_status
@@ -27,20 +40,6 @@ from virtrace.lab.stage import Stage
 from virtrace.report.explanation_document import schema
 from virtrace.trace.format import is_unavailable
 from virtrace.trace.reader import Trace
-
-from .conftest import bring_up
-from .test_lab import assert_nothing_left, crash_daemon
-from .tracing import (
-    SECONDS,
-    as_measured,
-    calls_of,
-    exchanges,
-    printed_info,
-    record,
-    span,
-    virtrace,
-    whole_trace,
-)
 
 # A number of bytes, or what a file says of itself: `occupied` on the host, its `size`.
 Size = Union[int, str, None]

@@ -8,10 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.lab.tracing import (
+    COUNTERS,
+    DISKS,
+    all_disks,
+    calls_of,
+    printed_info,
+    record,
+    span,
+    whole_trace,
+)
 from virtrace.lab.daemon import Lab
 from virtrace.trace.format import is_unavailable
-
-from .tracing import COUNTERS, DISKS, all_disks, calls_of, printed_info, record, span, whole_trace
 
 API, METHOD, GATHER = (
     "virDomainGetBlockInfo",

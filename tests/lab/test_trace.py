@@ -14,14 +14,8 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from support.intact import assert_untraced_and_intact
-from virtrace.analysis.spans import Call, Span
-from virtrace.lab.daemon import Lab
-from virtrace.trace.reader import read_trace
-from virtrace.trace.rotation import parts
-
-from .conftest import bring_up
-from .tracing import (
+from tests.lab.conftest import bring_up
+from tests.lab.tracing import (
     DISKS,
     SCRIPT,
     SECONDS,
@@ -35,6 +29,11 @@ from .tracing import (
     virtrace,
     whole_trace,
 )
+from tests.support.intact import assert_untraced_and_intact
+from virtrace.analysis.spans import Call, Span
+from virtrace.lab.daemon import Lab
+from virtrace.trace.reader import read_trace
+from virtrace.trace.rotation import parts
 
 
 @dataclass(frozen=True)

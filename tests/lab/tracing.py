@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from tests.support.paths import REPOSITORY
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, CallBuilder, Span
 from virtrace.lab.daemon import Lab
 from virtrace.trace.reader import Trace, read_trace
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = REPOSITORY / "gdb_scripts" / "trace_blockinfo.py"
 DISKS = ("vda", "vdb", "vdc", "vdd")
 # Bounds what hangs, also where many tests run at once.

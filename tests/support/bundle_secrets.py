@@ -10,13 +10,13 @@ import html
 import json
 import random
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from urllib.parse import quote
 from xml.sax.saxutils import escape, quoteattr
 
 import yaml
 
-DATA = Path(__file__).parents[1] / "data"
+from tests.support.paths import DATA
+
 SEED = 20261129
 _FOLDERS = ("home", "srv", "mnt", "opt")
 _NAMES = ["müllerbank", "Grünwald AG", "kundin", "acmecorp", "客户", "顧客データ", "банк", "ग्राहक",

@@ -13,7 +13,9 @@ import re
 import sys
 from pathlib import Path
 
-SOURCE = Path(__file__).parents[1] / "data" / "explain" / "restarted-9.0.0.jsonl"
+from tests.support.paths import DATA
+
+SOURCE = DATA / "explain" / "restarted-9.0.0.jsonl"
 _GUESTS = 8
 # Of a guest: calls until its image has grown, and by how much, in bytes.
 _POLLS, _GROWTH = 512, 65536

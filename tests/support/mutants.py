@@ -1,6 +1,6 @@
 """Mutants of every kind of file that virtrace reads, each given to commands that read it.
 
-    python tests/support/mutants.py COUNT FOLDER [SEED]
+    python -m tests.support.mutants COUNT FOLDER [SEED]
 
 Two processes do the work, within limits of time and memory. Prints one JSON object, see `Report`;
 an input that a command fails over is kept in FOLDER/failed, under its number.
@@ -37,9 +37,8 @@ from typing import Any
 import yaml
 import zstandard
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from support import mutations
+from tests.support import mutations
+from tests.support.paths import DATA
 from virtrace.cli.main import main
 from virtrace.image.process import inspect
 from virtrace.recipe import catalogue
@@ -57,7 +56,6 @@ PATIENCE = 120.0
 # Address space, of which much is never touched.
 MOST_MEMORY = 4 << 30
 
-DATA = Path(__file__).parents[1] / "data"
 READERS = DATA / "readers"
 NAMES = ("error-9.0.0", "stopped-device-with-host-facts-9.0.0", "stopped-qcow2-with-lines-9.0.0",
          "legacy-drive-7.0.0", "qcow2-device-7.0.0", "copy-on-read-9.0.0",

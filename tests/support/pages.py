@@ -7,13 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from unit import samples
+from tests.support import samples
+from tests.support.paths import DATA
 from virtrace.analysis.spans import CallBuilder
 from virtrace.report import html
 from virtrace.trace.archive import Bundle
 from virtrace.trace.reader import Trace, read_trace
 
-SAMPLE = Path(__file__).parents[1] / "data" / "sample-blockinfo.jsonl"
+SAMPLE = DATA / "sample-blockinfo.jsonl"
 WITH_LINES = SAMPLE.parent / "explain" / "discarded-with-lines-9.0.0.jsonl"
 
 # Ends scripts, comments, attributes and elements; hides and turns text; is Jinja2's and Mermaid's.

@@ -11,14 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.paths import DATA
 from virtrace.cli import apart as tested
 from virtrace.cli.main import main
 from virtrace.confined import Bounds, status_of
 from virtrace.errors import TargetError
 
-DATA = Path(__file__).resolve().parents[1] / "data/explain"
-NEW, OLD = str(DATA / "device-end-12.8.0.jsonl"), str(DATA / "device-end-9.0.0.jsonl")
-HOST = str(DATA / "stopped-device-with-host-facts-9.0.0.jsonl")
+NEW, OLD = (
+    str(DATA / "explain" / "device-end-12.8.0.jsonl"),
+    str(DATA / "explain" / "device-end-9.0.0.jsonl"),
+)
+HOST = str(DATA / "explain" / "stopped-device-with-host-facts-9.0.0.jsonl")
 PROGRAM = [sys.executable, "-m", "virtrace.cli.main"]
 
 
@@ -136,7 +139,7 @@ def test_a_header_is_read_by_a_child(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["trace.jsonl", "trace.jsonl.gz"])
 def test_an_output_is_imported(name: str, tmp_path: Path) -> None:
-    printed = str(DATA.parent / "readers/qmp.printed")
+    printed = str(DATA / "readers" / "qmp.printed")
     files = tmp_path / f"here-{name}", tmp_path / f"there-{name}"
     status = main(["import", printed, "-o", str(files[0])])
     assert run("import", printed, "-o", str(files[1])).returncode == status

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
 import pytest
 
-from support import pages
-from support.bundle_secrets import secrets
+from tests.support.bundle_secrets import secrets
+from tests.support.paths import DATA
 from virtrace.bundle import audit
 from virtrace.bundle.audit import findings
 from virtrace.bundle.collect import HostFacts, make
@@ -100,7 +99,7 @@ def test_what_every_bundle_can_hold_is_passed(text: str) -> None:
 
 def test_the_samples_pass() -> None:
     none = unavailable("not asked")
-    for sample in sorted((Path(pages.__file__).parents[1] / "data/explain").iterdir()):
+    for sample in sorted((DATA / "explain").iterdir()):
         files = make(read_trace(sample), HostFacts(none, {}, none), (), lambda _: None).files
         assert [*findings(files, ())] == []
 

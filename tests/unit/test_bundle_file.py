@@ -18,10 +18,10 @@ from typing import Any
 from xml.sax.saxutils import quoteattr
 
 import pytest
-import samples
 
-from support import pages
-from support.pages import read_bundle
+from tests.support import pages, samples
+from tests.support.pages import read_bundle
+from tests.support.paths import DATA
 from virtrace.bundle import archive, collect, verify
 from virtrace.bundle.audit import findings
 from virtrace.bundle.collect import HostFacts, LeakError, make
@@ -33,7 +33,6 @@ from virtrace.errors import TraceError
 from virtrace.trace.format import unavailable
 from virtrace.trace.reader import Trace, open_file, read_trace
 
-DATA = Path(__file__).parents[1] / "data"
 NO_FACTS = HostFacts(unavailable("not asked"), {}, unavailable("not asked"))
 XML = """<domain><name>{domain}</name><devices><disk type='file' device='disk'>
 <driver name='qemu' type='qcow2'/><source file='/data/{domain}/{domain}.qcow2'/></disk></devices>

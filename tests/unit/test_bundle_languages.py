@@ -7,14 +7,15 @@ from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
 import pytest
-import samples
 import yaml
 
+from tests.support import samples
+from tests.support.paths import DATA
 from virtrace.bundle.collect import HostFacts, make
 from virtrace.trace.format import unavailable
 from virtrace.trace.reader import read_trace
 
-FILE = Path(__file__).parents[1] / "data" / "ordinary-messages.yaml"
+FILE = DATA / "ordinary-messages.yaml"
 MESSAGES: dict[str, list[str]] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
 LOGGED = "2026-11-22T10:30:00.123456Z qemu-system-x86_64: "
 NONE = unavailable("not asked")

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import samples
 
+from tests.support import samples
 from virtrace.bundle.audit import findings
 from virtrace.bundle.pseudonyms import Pseudonyms
 from virtrace.bundle.redact import Redactor

@@ -10,11 +10,11 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 import pytest
-import samples
 from detect_secrets.core.scan import scan_file
 from detect_secrets.settings import default_settings
 
-from support.bundle_secrets import Scan, parts, places, secrets
+from tests.support import samples
+from tests.support.bundle_secrets import Scan, parts, places, secrets
 from virtrace.bundle.collect import HostFacts, make
 from virtrace.bundle.pseudonyms import KINDS, Pseudonyms
 from virtrace.bundle.records import Records

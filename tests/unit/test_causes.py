@@ -6,11 +6,10 @@ import re
 from string import Formatter
 from typing import Any
 
-import cases
 import pytest
-import samples
-from cases import GIB, Disk, call, causes, explained, host_facts, numbers
 
+from tests.support import cases, samples
+from tests.support.cases import GIB, Disk, call, causes, explained, host_facts, numbers
 from virtrace.analysis.causes import CONDITIONS, catalogue
 from virtrace.report.explanation import answer, fill
 from virtrace.trace.format import unavailable

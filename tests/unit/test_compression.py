@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import samples
 import zstandard
-from test_writer import full_disk
 
+from tests.support import samples
+from tests.unit.test_writer import full_disk
 from virtrace.analysis.spans import CallBuilder
 from virtrace.cli.main import main
 from virtrace.errors import TraceError

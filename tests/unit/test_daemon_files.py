@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import samples
 
+from tests.support import samples
 from virtrace.bundle.collect import HostFacts
 from virtrace.cli.bundle_facts import gather
 from virtrace.cli.owner import end_of_file

@@ -17,10 +17,11 @@ from typing import Any
 
 import jsonschema_rs
 import pytest
-import samples
 
 import virtrace
-from support.documents import documented_names, keys, lacking
+from tests.support import samples
+from tests.support.documents import documented_names, keys, lacking
+from tests.support.paths import DATA, DOCS
 from virtrace.analysis.compare import Comparison, Pair, _matches, compare
 from virtrace.report import difference, difference_document
 from virtrace.report.difference import sentence
@@ -28,7 +29,6 @@ from virtrace.report.highlight import Style, cells
 from virtrace.trace.format import MAX_DEPTH, Event, unavailable
 from virtrace.trace.reader import Trace, read_trace
 
-DATA = Path(__file__).parents[1] / "data"
 OLD = DATA / "diff" / "last-sector-7.0.0.jsonl"
 NEW = DATA / "diff" / "last-sector-12.8.0.jsonl"
 SAMPLE = DATA / "sample-blockinfo.jsonl"
@@ -866,7 +866,7 @@ def test_exit_status_and_forms() -> None:
 
 
 def test_the_page_shows_what_the_command_prints() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "diff.md").read_text(encoding="utf-8")
+    page = (DOCS / "diff.md").read_text(encoding="utf-8")
     found = compare(read_trace(OLD), read_trace(NEW))
     lines = difference.lines(found, Style(100, unicode=True), paths=(OLD.name, NEW.name))
     assert "\n".join(f"    {line}".rstrip() for line in lines) in page

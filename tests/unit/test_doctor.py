@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from toolchain import PROBE, build, need
 
+from tests.support.toolchain import PROBE, build, need
 from virtrace.cli.doctor import (
     Finding,
     Section,

@@ -8,8 +8,8 @@ import zlib
 from pathlib import Path
 
 import pytest
-from toolchain import PROBE, build, need
 
+from tests.support.toolchain import PROBE, build, need
 from virtrace.binary.elf import LARGEST, ElfFile
 from virtrace.binary.reader import debug_file, read_by_child
 from virtrace.errors import TargetError

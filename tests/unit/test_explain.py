@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cases
 import jsonschema_rs
 import pytest
-import samples
-from cases import GIB, Disk, call, numbers
 
 import virtrace
-from support.documents import documented_names, keys, lacking
+from tests.support import cases, samples
+from tests.support.cases import GIB, Disk, call, numbers
+from tests.support.documents import documented_names, keys, lacking
+from tests.support.paths import DATA, DOCS
 from virtrace.analysis.blockinfo import API, NUMBERS
 from virtrace.analysis.explain import Explanation, explain
 from virtrace.analysis.lineage import Step
@@ -29,7 +29,6 @@ from virtrace.report.highlight import Style, cells
 from virtrace.trace.format import unavailable
 from virtrace.trace.reader import Trace, read_trace
 
-DATA = Path(__file__).parents[1] / "data"
 TRACES = {file.stem: file for file in sorted((DATA / "explain").glob("*.jsonl"))}
 VALIDATOR = jsonschema_rs.Draft202012Validator(explanation_document.schema())
 
@@ -440,7 +439,7 @@ def test_every_key_of_the_document_is_documented() -> None:
 
 
 def test_every_cause_is_documented() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "explain.md").read_text(encoding="utf-8")
+    page = (DOCS / "explain.md").read_text(encoding="utf-8")
     for cause in cases.catalogue():
         assert f"`{cause.name}`" in page
 

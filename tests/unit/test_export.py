@@ -14,10 +14,9 @@ from typing import Any
 
 import pandas
 import pytest
-import samples
 from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as protos
 
-from support import pages
+from tests.support import pages, samples
 from virtrace import report
 from virtrace.cli.main import main
 from virtrace.trace.format import unavailable

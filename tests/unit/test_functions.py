@@ -5,8 +5,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from toolchain import build, need
 
+from tests.support.toolchain import build, need
 from virtrace.binary.elf import ElfFile
 from virtrace.binary.functions import Functions
 from virtrace.binary.x86_64 import instructions

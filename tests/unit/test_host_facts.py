@@ -12,8 +12,9 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-import samples
 
+from tests.support import samples
+from tests.support.paths import REPOSITORY
 from virtrace.cli.host_facts import Asker, Unavailable, collect, image_info, stat_of, way_to
 from virtrace.errors import TraceError
 from virtrace.trace.reader import Trace, read_trace
@@ -179,7 +180,7 @@ def test_a_full_disk_leaves_the_trace_as_it_was(tmp_path: Path) -> None:
         "except TraceError as error:\n"
         "    print(error.what)\n"
     )
-    source = str(Path(__file__).parents[2] / "src")
+    source = str(REPOSITORY / "src")
     done = subprocess.run(
         ["python3", "-c", script, str(file)],
         env={**os.environ, "PYTHONPATH": source},

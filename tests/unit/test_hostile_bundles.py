@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from support import mutants, pages
-from support.pages import read_bundle
-from unit import samples
+from tests.support import mutants, pages, samples
+from tests.support.pages import read_bundle
+from tests.support.paths import DATA
 from virtrace.bundle import archive
 from virtrace.errors import TraceError
 from virtrace.trace.archive import MAX_BYTES, MAX_FILES
@@ -117,7 +117,7 @@ def test_a_thread_with_the_number_of_no_thread_is_drawn(tmp_path: Path) -> None:
 
 
 def test_xml_with_half_a_character(tmp_path: Path) -> None:
-    sample = mutants.DATA / "explain" / "stopped-device-with-host-facts-9.0.0.jsonl"
+    sample = DATA / "explain" / "stopped-device-with-host-facts-9.0.0.jsonl"
     file = tmp_path / "t.jsonl"
     file.write_text(sample.read_text().replace('"xml":"<disk', r'"xml":"\ud800<disk'))
     assert file.read_text() != sample.read_text()

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from toolchain import PROBE, build, need
 
-from support.taken import taken_by
+from tests.support.taken import taken_by
+from tests.support.toolchain import PROBE, build, need
 from virtrace.binary.reader import Files, read_by_child
 from virtrace.errors import TargetError
 from virtrace.image.model import Module, Program

@@ -6,8 +6,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from toolchain import build, need
 
+from tests.support.toolchain import build, need
 from virtrace.image.model import Module, Program
 from virtrace.plan.infer import Inferred, infer
 from virtrace.recipe.catalogue import find

@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import samples
 
-from support import large
+from tests.support import large, samples
 from virtrace.analysis import compare, explain
 from virtrace.analysis.spans import CallBuilder
 from virtrace.bundle.collect import HostFacts, make

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import samples
 
-from support import mutants
-from support.mutants import READERS, SECONDS
+from tests.support import mutants, samples
+from tests.support.mutants import READERS, SECONDS
+from tests.support.paths import REPOSITORY
 from virtrace.analysis.host import HostDisk
 from virtrace.analysis.spans import MOST_NESTED, CallBuilder
 from virtrace.cli.main import main
@@ -41,9 +41,8 @@ COUNT = 100
 
 def test_a_share_of_the_mutants(tmp_path: Path) -> None:
     folder = tmp_path / "mutants"
-    done = subprocess.run(
-        [sys.executable, mutants.__file__, str(COUNT), str(folder)], capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", mutants.__name__, str(COUNT), str(folder)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     report = json.loads(done.stdout)
     assert report["failures"] == [], done.stderr
     assert report["count"] == COUNT

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from toolchain import build
 
+from tests.support.toolchain import build
 from virtrace.binary.dwarf import Declared
 from virtrace.cli.main import main
 from virtrace.cli.new_recipe import captures, prototype_of

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toolchain import build
 
+from tests.support.toolchain import build
 from virtrace.binary import pack, x86_64
 from virtrace.binary.ctype import Array, Opaque, Struct
 from virtrace.binary.dwarf import Wanted, describe

@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import samples
 
-from support import pages
+from tests.support import pages, samples
+from tests.support.paths import DOCS
 from virtrace.analysis.spans import CallBuilder
 from virtrace.report.highlight import Style, safe
 from virtrace.trace.format import unavailable
 from virtrace.trace.reader import read_trace
 
-REPOSITORY = Path(__file__).parents[2]
 VOID = {"meta", "input", "br", "img", "link", "base", "hr"}
 SHAPES = {"rect", "line", "path"}
 # The page of a 200-call trace is to stay below.
@@ -322,7 +321,7 @@ def keys(document: Any) -> Iterator[str]:
 
 
 def test_every_key_of_the_summary_is_documented() -> None:
-    page = (REPOSITORY / "docs" / "trace-format.md").read_text(encoding="utf-8")
+    page = (DOCS / "trace-format.md").read_text(encoding="utf-8")
     names = set(re.findall(r"`(\w+)`", page.partition("`virtrace show --summary --json`")[2]))
     assert set(keys(json.loads(show(pages.SAMPLE, "--summary", "--json").stdout))) <= names
 

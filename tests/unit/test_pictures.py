@@ -8,9 +8,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-import samples
 
-from support import pages
+from tests.support import pages, samples
 from virtrace.analysis.chain import Link, chains
 from virtrace.analysis.lineage import Lineage, Rule, Step
 from virtrace.analysis.spans import MOST_NESTED, CallBuilder

@@ -17,8 +17,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from toolchain import need
 
+from tests.support.toolchain import need
 from virtrace.binary import pack
 from virtrace.binary.ctype import Opaque
 from virtrace.binary.elf import ElfFile

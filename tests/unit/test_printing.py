@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import virtrace
-from support import pages
+from tests.support import pages
 from virtrace.cli.record import record_trace
 from virtrace.errors import UsageError
 from virtrace.printing import gated, line, own, print_lines, safe

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from toolchain import build
 
+from tests.support.toolchain import build
 from virtrace.binary.reader import read_by_child
 from virtrace.errors import NOT_TRACED, TargetError
 from virtrace.image.model import Module, Program

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import samples
 
+from tests.support import samples
 from virtrace.errors import TraceError
 from virtrace.trace.reader import read_trace
 

@@ -20,6 +20,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.support.paths import REPOSITORY
 from virtrace.errors import RecipeError
 from virtrace.recipe import catalogue, path, prototype
 from virtrace.recipe.loader import (
@@ -245,7 +246,7 @@ def test_declarations(text: str) -> None:
     assert all(name.isidentifier() and name.isascii() for name in names)
 
 
-TARGET = Path(__file__).resolve().parents[1] / "support" / "fuzz_recipe.py"
+TARGET = REPOSITORY / "tests" / "support" / "fuzz_recipe.py"
 
 
 def test_guided_by_coverage(tmp_path: Path) -> None:

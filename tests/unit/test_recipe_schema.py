@@ -10,17 +10,17 @@ from typing import Any
 import jsonschema_rs
 import pytest
 import yaml
-from test_recipe import BROKEN, BROKEN_ALTERNATIVES, GOOD, JOB, ROOTLESS, changed
 
+from tests.support.paths import DOCS, REPOSITORY
+from tests.unit.test_recipe import BROKEN, BROKEN_ALTERNATIVES, GOOD, JOB, ROOTLESS, changed
 from virtrace.errors import RecipeError
 from virtrace.recipe import catalogue, loader
 from virtrace.recipe.loader import loads
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 SCHEMA = json.loads((Path(loader.__file__).parent / "schema.json").read_text())
 VALIDATOR = jsonschema_rs.Draft202012Validator(SCHEMA)
-DOCUMENTATION = (REPOSITORY / "docs" / "recipes.md").read_text()
-FIRST = (REPOSITORY / "docs" / "first-recipe.md").read_text()
+DOCUMENTATION = (DOCS / "recipes.md").read_text()
+FIRST = (DOCS / "first-recipe.md").read_text()
 EXAMPLES = re.findall(r"^```yaml\n(.*?)^```", DOCUMENTATION + FIRST, re.M | re.S)
 SHIPPED = {name: catalogue.file_of(name).read_text() for name in catalogue.shipped()}
 # What only the loader can know: it takes the parts of a recipe together, or reads the C in them.

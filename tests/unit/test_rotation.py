@@ -9,9 +9,9 @@ from typing import Any
 
 import jsonschema_rs
 import pytest
-import samples
-from test_writer import full_disk
 
+from tests.support import samples
+from tests.unit.test_writer import full_disk
 from virtrace.analysis.spans import CallBuilder
 from virtrace.cli.main import main
 from virtrace.errors import DONE, INCOMPLETE, TraceError

@@ -11,9 +11,10 @@ from typing import Any
 
 import jsonschema_rs
 import pytest
-import samples
 
-from support.documents import documented_names, keys
+from tests.support import samples
+from tests.support.documents import documented_names, keys
+from tests.support.paths import DATA, REPOSITORY
 from virtrace.analysis.explain import explain_trace
 from virtrace.errors import TraceError
 from virtrace.trace import format as trace_format
@@ -135,8 +136,8 @@ def test_every_key_is_documented() -> None:
     assert set(keys(schema())) - documented_as_shapes <= documented_names("trace-format.md")
 
 
-RELEASED = Path(__file__).parents[1] / "data" / "released"
-CHANGELOG = Path(__file__).parents[2] / "CHANGELOG.md"
+RELEASED = DATA / "released"
+CHANGELOG = REPOSITORY / "CHANGELOG.md"
 
 
 @pytest.mark.parametrize(

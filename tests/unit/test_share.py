@@ -13,10 +13,10 @@ from pathlib import Path
 import pexpect
 import pytest
 
+from tests.support.paths import REPOSITORY
 from virtrace.cli.main import COMMANDS
 from virtrace.recipe import catalogue
 
-REPOSITORY = Path(__file__).parents[2]
 SHARE = REPOSITORY / "share"
 BASH = SHARE / "bash-completion/completions/virtrace"
 PAGE = SHARE / "man/man1/virtrace.1"

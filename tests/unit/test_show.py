@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import samples
 
 import virtrace
-from support import pages
+from tests.support import pages, samples
 
 ENVIRONMENT = {
     "PATH": os.environ["PATH"],

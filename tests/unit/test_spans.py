@@ -4,8 +4,8 @@ import itertools
 import random
 
 import pytest
-import samples
 
+from tests.support import samples
 from virtrace.analysis.qmp import Exchange, Pairing, size
 from virtrace.analysis.spans import Call, CallBuilder, Point, Span
 from virtrace.trace.format import Event, unavailable

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from support import pages
+from tests.support import pages
 
 HEAVY = {"elftools", "jinja2", "perfetto", "pygments.lexers", "tarfile", "tqdm", "yaml"}
 OFFLINE = {"virtrace.binary", "virtrace.bundle", "virtrace.lab", "virtrace.recipe"}

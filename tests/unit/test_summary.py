@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest
-import samples
 
+from tests.support import samples
+from tests.support.paths import DATA
 from virtrace.analysis.spans import CallBuilder
 from virtrace.analysis.summary import Statistics, Summary, histograms, summarize
 from virtrace.report import summary as many
@@ -17,7 +17,7 @@ from virtrace.report.highlight import Style, cells
 from virtrace.trace.format import Event, unavailable
 from virtrace.trace.reader import read_trace
 
-SAMPLE = Path(__file__).parents[1] / "data" / "sample-blockinfo.jsonl"
+SAMPLE = DATA / "sample-blockinfo.jsonl"
 
 
 def of(events: list[Event]) -> Summary:

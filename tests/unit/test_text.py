@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import samples
 
+from tests.support import samples
+from tests.support.paths import DATA
 from virtrace import printing
 from virtrace.analysis.spans import Call, CallBuilder, Tally
 from virtrace.report import highlight, text, units
@@ -26,7 +27,7 @@ from virtrace.report.highlight import Style, cells, safe, shorten, style_for
 from virtrace.trace.format import Event, unavailable
 from virtrace.trace.reader import read_trace
 
-WITH_LINES = Path(__file__).parents[1] / "data" / "explain" / "discarded-with-lines-9.0.0.jsonl"
+WITH_LINES = DATA / "explain" / "discarded-with-lines-9.0.0.jsonl"
 PLAIN = Style(width=100, unicode=True)
 SOURCE = str(Path(text.__file__).parents[2])
 

@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 import pytest
-import samples
 
+from tests.support import samples
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, CallBuilder, Point, Span
 from virtrace.analysis.waiting import Waiting, ended_ns, waiting

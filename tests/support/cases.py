@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import samples
-
+from tests.support import samples
 from virtrace.analysis.blockinfo import NUMBERS
 from virtrace.analysis.causes import catalogue
 from virtrace.analysis.explain import Explanation, explain
