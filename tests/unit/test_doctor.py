@@ -12,14 +12,13 @@ import pytest
 
 from tests.support.toolchain import PROBE, build, need
 from virtrace.cli.doctor import (
-    Finding,
-    Section,
     add_parser,
-    gdb_section,
+    engine_section,
     no_debug_info,
     verdict,
 )
 from virtrace.errors import DONE, NOT_TRACED
+from virtrace.record.check import Check, Section
 
 API = """
 int virDomainGetBlockInfo(void) { return 1; }
@@ -163,9 +162,9 @@ def test_a_pid_that_is_not_libvirt(report: Report) -> None:
 
 def test_real_gdb() -> None:
     need("gdb")
-    section = gdb_section()
+    section = engine_section("gdb")
     assert section.problem is None
-    text = [finding.text for finding in section.findings]
+    text = [check.text for check in section.checks]
     assert text[0].startswith(f"{shutil.which('gdb')}, version ")
     assert text[1].endswith("inside GDB")
     assert {line.split(":")[0] for line in text[2:]} == {"yaml", "pygments"}
@@ -173,7 +172,7 @@ def test_real_gdb() -> None:
 
 def test_no_gdb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    problem = gdb_section().problem
+    problem = engine_section("gdb").problem
     assert problem is not None
     assert problem.text == "gdb is not on PATH"
     assert problem.remedy is not None
@@ -202,7 +201,7 @@ def test_gdb_that_will_not_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, text: str
 ) -> None:
     stand_in(tmp_path / "bin", script, monkeypatch)
-    problem = gdb_section().problem
+    problem = engine_section("gdb").problem
     assert problem is not None
     assert text in problem.text
     assert problem.remedy
@@ -213,18 +212,18 @@ def test_gdb_version_is_read_from_the_end_of_the_line(
 ) -> None:
     script = 'echo "GNU gdb (GDB) Red Hat Enterprise Linux 10.2-11.el9"'
     stand_in(tmp_path / "bin", script, monkeypatch)
-    assert gdb_section().findings[0].text.endswith("version 10.2-11.el9")
+    assert engine_section("gdb").checks[0].text.endswith("version 10.2-11.el9")
 
 
 SEVERAL = (
     "Tracing works here, on several daemons, so name one with -p. "
     "Daemon 1: full chain; Daemon 3: API only"
 )
-READY = Section("Daemon 1", [Finding("ok", "fine")], "full chain")
-ALSO_READY = Section("Daemon 3", [Finding("ok", "fine")], "API only")
-BROKEN = Section("Daemon 2", [Finding("problem", "already traced", "wait")])
-GOOD = Section("GDB", [Finding("ok", "gdb"), Finding("note", "old")])
-BAD = Section("GDB", [Finding("problem", "no gdb", "get it")])
+READY = Section("Daemon 1", [Check("ok", "fine")], "full chain")
+ALSO_READY = Section("Daemon 3", [Check("ok", "fine")], "API only")
+BROKEN = Section("Daemon 2", [Check("problem", "already traced", "wait")])
+GOOD = Section("GDB", [Check("ok", "gdb"), Check("note", "old")])
+BAD = Section("GDB", [Check("problem", "no gdb", "get it")])
 
 
 @pytest.mark.parametrize(

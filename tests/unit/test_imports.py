@@ -32,7 +32,10 @@ ALLOWED = {
     "report": {"errors", "printing", "recipe", "trace", "analysis"},
     "bundle": {"errors", "recipe", "trace", "targets", "analysis", "report"},
     "lab": {"errors"},
-    "record": {"errors", "printing", "trace", "analysis", "report"},
+    "record": {
+        *("errors", "printing", "recipe", "trace", "binary", "image", "targets"),
+        *("analysis", "report"),
+    },
     "engines": {
         *("errors", "printing", "recipe", "trace", "binary", "image", "targets", "engine"),
         *("plan", "analysis", "report", "record"),

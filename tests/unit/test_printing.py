@@ -16,9 +16,13 @@ import pytest
 
 import virtrace
 from tests.support import pages
-from virtrace.cli.record import record_trace
+from virtrace import engines
 from virtrace.errors import UsageError
 from virtrace.printing import gated, line, own, print_lines, safe
+from virtrace.recipe import catalogue
+from virtrace.recipe.selection import Selection
+from virtrace.record.engine import record
+from virtrace.record.job import Job
 from virtrace.report.highlight import Style, paint
 
 PACKAGE = Path(virtrace.__file__).parent
@@ -173,12 +177,17 @@ def test_a_file_whose_name_looks_like_an_option(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [{"command": ["a\0b"]}, {"command": ["a", "\ud800"]}, {"where": ["disk=a\0b"]}],
+    [
+        {"command": ["a\0b"]},
+        {"command": ["a", "\ud800"]},
+        {"selection": Selection(where={"disk": "a\0b"})},
+    ],
     ids=str,
 )
 def test_words_of_a_trace_that_no_program_can_get(words: dict[str, Any]) -> None:
+    job = Job(catalogue.find("blockinfo"), os.getpid(), Path("t.jsonl"), **words)
     with pytest.raises(UsageError, match="no program can be given"):
-        record_trace("blockinfo", os.getpid(), **words)
+        record(job, engines.load("gdb"))
 
 
 def test_nothing_goes_round_the_gate() -> None:

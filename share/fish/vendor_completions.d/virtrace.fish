@@ -90,7 +90,7 @@ complete -c virtrace -n '_shtab_virtrace_using record' -l calls -x -d 'end after
 complete -c virtrace -n '_shtab_virtrace_using record' -l source -xka "(__fish_complete_directories)" -d 'libvirt'"'"'s source, for the text of its lines'
 complete -c virtrace -n '_shtab_virtrace_using record' -l seconds -x -d 'end after S seconds'
 complete -c virtrace -n '_shtab_virtrace_using record' -l host-facts -d 'add to the trace what the host says of each disk in it, once it is over'
-complete -c virtrace -n '_shtab_virtrace_using record' -l engine -xka "gdb bpftrace" -d 'bpftrace: trace by uprobes; the daemon never stands still, and some is left out'
+complete -c virtrace -n '_shtab_virtrace_using record' -l engine -xka "gdb bpftrace" -d 'gdb (breakpoints) or bpftrace (uprobes; never stops the daemon, but leaves some values out)'
 complete -c virtrace -n '_shtab_virtrace_using record' -l max-stop-ms -x -d 'keep no call standing longer (2000), else trace less'
 complete -c virtrace -n '_shtab_virtrace_using record' -l max-load -x -d 'of each second keep the daemon standing (80), else trace less'
 complete -c virtrace -n '_shtab_virtrace_using record' -l max-events -x -d 'end after N events (1000000)'

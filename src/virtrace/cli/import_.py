@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -54,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 def _import(args: argparse.Namespace, writer: Writer, files: Sequence[BinaryIO], _: int) -> int:
     stream = files[0]
     plan, first = _look_through(args.file, stream)
-    recipe = loader.loads(json.dumps(plan.header["recipe"]).encode(), str(args.file))
+    recipe = loader.loads(loader.dumps(plan.header["recipe"]), str(args.file))
     selected = selection.parse(recipe, [], None, None)
     session = Session(
         recipe,

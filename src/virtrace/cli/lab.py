@@ -13,13 +13,17 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from virtrace.cli.record import record_trace
+from virtrace import engines
 from virtrace.errors import ANSWER_IS_NO, DONE
 from virtrace.lab import processes
 from virtrace.lab.daemon import Lab, default_folder
 from virtrace.lab.guest import LAST_SECTOR_DISK
 from virtrace.lab.scenarios import SCENARIOS, Scenario
 from virtrace.printing import print_lines
+from virtrace.recipe import catalogue, selection
+from virtrace.record.engine import record
+from virtrace.record.job import Job
+from virtrace.trace.writer import default_path
 
 RECIPE = "blockinfo"
 RELEASES = ("bullseye", "bookworm", "trixie", "sid")
@@ -183,9 +187,13 @@ def _trace(lab: Lab, scenario: Scenario, output: Path | None, step: Callable[[st
     commands = [shlex.join(lab.virsh_command(*arguments)) for arguments in scenario.commands]
     for command in commands:
         step(f"tracing: {command}")
-    return record_trace(
-        recipe=RECIPE,
-        pid=lab.pid,
-        output=output,
+    recipe = catalogue.find(RECIPE)
+    job = Job(
+        recipe,
+        lab.pid,
+        output or default_path(RECIPE, lab.pid),
+        selection.parse(recipe, [], None, None),
         command=["sh", "-c", "; ".join(commands)],
+        packs=[catalogue.file_of(RECIPE).parent],
     )
+    return record(job, engines.load("gdb"))

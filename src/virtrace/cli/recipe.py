@@ -8,12 +8,13 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from virtrace.cli.record import chosen_pid, fetch_debug_info, require_gdb
+from virtrace.cli.record import chosen_pid
 from virtrace.engines.gdb.launch import check
 from virtrace.errors import ANSWER_IS_NO, DONE, UsageError, typed
 from virtrace.image.model import Program
 from virtrace.printing import print_lines
 from virtrace.recipe import catalogue
+from virtrace.record.debug_info import fetch_debug_files
 from virtrace.report import text, units
 from virtrace.report.highlight import Style, style_for
 from virtrace.report.lines import fold
@@ -105,8 +106,7 @@ def _check(args: argparse.Namespace) -> int:
         print(f"{recipe.name} is sound: {spans}, {points}; {more}")
         return DONE
     process = _process(args, recipe.required_modules)
-    require_gdb()
-    header = check(args.recipe, process, fetch_debug_info(process, recipe.modules))
+    header = check(args.recipe, process, fetch_debug_files(process, recipe))
     missing = {probe["name"] for probe in header["probes"] if probe["level"] == "missing"}
     needed = [*dict.fromkeys(probe.name for probe in recipe.probes if not probe.optional)]
     needed = [name for name in needed if name in missing]
@@ -135,12 +135,12 @@ def _new(args: argparse.Namespace) -> int:
 
 def _compile(args: argparse.Namespace) -> int:
     from virtrace.engines.bpftrace import program
-    from virtrace.engines.bpftrace.run import plan
+    from virtrace.engines.bpftrace.run import resolve
 
     recipe = catalogue.find(args.recipe)
     process = _process(args, recipe.required_modules)
-    require_gdb()
-    resolved = plan(args.recipe, process, fetch_debug_info(process, recipe.modules))
+    packs = catalogue.file_of(args.recipe).parent
+    resolved = resolve(recipe, process, fetch_debug_files(process, recipe), [packs])
     files = {site.file for site in resolved.sites}
     digests = {one.path: one.elf.sha256 for one in process.modules if one.path in files}
     write_new(args.output, "the program", program.script(resolved, recipe.name, digests))

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import IO, Any, BinaryIO
 
+from virtrace import engines
 from virtrace.cli import diff
 from virtrace.cli.apart import apart, read_header
-from virtrace.cli.record import add_limits, chosen_pid, limits_of, record_trace
+from virtrace.cli.record import add_limits, chosen_pid, limits_of
 from virtrace.errors import DONE, INTERRUPTED, UsageError
-from virtrace.recipe import catalogue, selection
+from virtrace.recipe import catalogue, loader, selection
+from virtrace.recipe.model import Recipe
+from virtrace.recipe.selection import Selection
+from virtrace.record.engine import record
+from virtrace.record.job import Job
 from virtrace.trace.format import Event, Record
 from virtrace.trace.reader import TraceStream
 from virtrace.trace.writer import default_path
@@ -52,40 +55,41 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.file in catalogue.shipped() or args.file.endswith((".yaml", ".yml")):
-        return record_trace(
-            args.file,
-            chosen_pid(args, catalogue.find(args.file).required_modules),
-            output=args.output,
-            where=args.where,
-            command=args.traced,
-            limits=limits_of(args),
-        )
+        recipe = catalogue.find(args.file)
+        selected = selection.parse(recipe, args.where, None, None)
+        packs = [catalogue.file_of(args.file).parent]
+        return _record(args, recipe, selected, args.traced, packs)[0]
     return _again(read_header(args.file), args)
+
+
+def _record(
+    args: argparse.Namespace,
+    recipe: Recipe,
+    selected: Selection,
+    command: Sequence[str],
+    packs: Sequence[Path] = (),
+) -> tuple[int, Path]:
+    """Return the exit status and the new trace."""
+    pid = chosen_pid(args, recipe.required_modules)
+    output = Path(args.output or default_path(recipe.name, pid))
+    limits = limits_of(args)
+    job = Job(recipe, pid, output, selected, limits, command=command, packs=packs)
+    return record(job, engines.load("gdb")), output
 
 
 def _again(header: Record, args: argparse.Namespace) -> int:
     was = header.get("selection") or {"where": {}, "calls": None, "seconds": None}
-    with TemporaryDirectory(prefix="virtrace-") as folder:
-        recipe = _write(header, Path(folder))
-        loaded = catalogue.find(str(recipe))
-        pid = chosen_pid(args, loaded.required_modules)
-        given = selection.filters(loaded, args.where)
-        _require_names(header, given)
-        # By key: the old value of a filter, where it is replaced.
-        old_values = {key: str(was["where"][key]) for key in given if key in was["where"]}
-        new_names = {value: given[key] for key, value in old_values.items()}
-        command = args.traced or _agreed(_renamed(header.get("command"), new_names))
-        output = Path(args.output or default_path(loaded.name, pid))
-        status = record_trace(
-            str(recipe),
-            pid,
-            output=output,
-            where=[f"{key}={value}" for key, value in {**was["where"], **given}.items()],
-            calls=_text(was["calls"]),
-            seconds=_text(was["seconds"]),
-            command=command,
-            limits=limits_of(args),
-        )
+    # A stranger's, which the loader checks.
+    recipe = loader.loads(loader.dumps(header["recipe"]), f"the recipe in {args.file}")
+    given = selection.filters(recipe, args.where)
+    _require_names(header, given)
+    # By key: the old value of a filter, where it is replaced.
+    old_values = {key: str(was["where"][key]) for key in given if key in was["where"]}
+    new_names = {value: given[key] for key, value in old_values.items()}
+    command = args.traced or _agreed(_renamed(header.get("command"), new_names))
+    where = [f"{key}={value}" for key, value in {**was["where"], **given}.items()]
+    selected = selection.parse(recipe, where, _text(was["calls"]), _text(was["seconds"]))
+    status, output = _record(args, recipe, selected, command)
     if status not in (DONE, INTERRUPTED):
         return status
     print()
@@ -131,13 +135,6 @@ class _AsIf:
                 for key, value in event.values.items()
             }
             yield event._replace(values=values)
-
-
-def _write(header: Record, folder: Path) -> Path:
-    """The recipe as a file, for the loader to check: it comes from a stranger. JSON is YAML."""
-    file = folder / "recipe.yaml"
-    file.write_text(json.dumps(header["recipe"]), encoding="utf-8")
-    return file
 
 
 def _renamed(command: object, names: Mapping[str, str]) -> list[str]:

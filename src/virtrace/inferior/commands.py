@@ -8,43 +8,30 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial, update_wrapper
 from inspect import cleandoc
-from itertools import chain
 from pathlib import Path
 
 import gdb
 
-from virtrace.binary import x86_64
-from virtrace.binary.abi import Abi
 from virtrace.binary.pack import Pack
-from virtrace.binary.pack import find as find_pack
-from virtrace.binary.source import Sources
-from virtrace.engine.answers import Answers
-from virtrace.engine.output import Output
-from virtrace.engine.tracer import LinePlan, RawEvent
 from virtrace.errors import DONE, INTERRUPTED, TargetError, UsageError
-from virtrace.guard.journal import Journal
-from virtrace.guard.process import Guard
 from virtrace.image.model import Program
 from virtrace.image.process import Process, inspect
 from virtrace.inferior import printers, target
-from virtrace.inferior.backtrace import Backtraces
+from virtrace.inferior.assembly import abi_of, assembled, find_packs
 from virtrace.inferior.notes import Notebook
-from virtrace.inferior.recorder import Recorder, WritingProcess
 from virtrace.inferior.resolve import ResolvedProbe, require_traceable, resolve
-from virtrace.inferior.session import Session, header_record
-from virtrace.inferior.terminal import terminal_without_gdb
+from virtrace.inferior.session import header_record
 from virtrace.plan.infer import infer
-from virtrace.printing import complain, fail, gated, print_lines, safe
+from virtrace.printing import fail, gated, print_lines, safe
 from virtrace.recipe import catalogue, selection
 from virtrace.recipe.model import Recipe
-from virtrace.record.live import TerminalView
+from virtrace.record.job import Job
 from virtrace.report.highlight import style_for
-from virtrace.targets import LIBVIRT, target_of
-from virtrace.targets.hazards import Look
+from virtrace.targets import LIBVIRT
 from virtrace.targets.processes import (
     check_traceable,
     installed,
@@ -52,8 +39,8 @@ from virtrace.targets.processes import (
     require_target,
 )
 from virtrace.trace.reader import read_trace
-from virtrace.trace.rotation import last_file, new_writer
-from virtrace.trace.writer import Writer, default_path
+from virtrace.trace.rotation import last_file
+from virtrace.trace.writer import default_path
 
 _VIRTRACE = """Trace libvirt from its API down to what QEMU answered.
 
@@ -237,6 +224,21 @@ def _finish(work: Callable[[], int], ends_batch: bool = True) -> None:
         os._exit(status)
 
 
+def run_job(document: int, ready: int) -> None:
+    """Record the job that `virtrace record` hands over, and end GDB.
+
+    document: the file descriptor of its JSON
+    ready: the file descriptor that takes ``ready`` and a newline once every call is traced
+    """
+
+    def work() -> int:
+        job = Job.from_json(os.pread(document, job_size + 1, 0))
+        return _trace(job, check_traceable(job.pid), partial(_say_ready, ready))
+
+    job_size = os.fstat(document).st_size
+    _finish(work)
+
+
 def _start(name: str, pid: int = 0) -> int:
     """Trace the process that GDB is attached to.
 
@@ -246,9 +248,37 @@ def _start(name: str, pid: int = 0) -> int:
     so do the parameters `calls` and `seconds`; then GDB detaches.
     """
     try:
-        return _trace(name, pid)
+        ready = os.environ.get("VIRTRACE_READY_FD")
+        job, process = _job(_recipe_name(name), pid)
+        return _trace(job, process, partial(_say_ready, int(ready)) if ready else _nothing)
     finally:
         target.detach()
+
+
+def _nothing() -> None:
+    """Nobody waits for the moment when every call is traced."""
+
+
+def _job(name: str, pid: int) -> tuple[Job, Process]:
+    """Make the job that the parameters describe, and find its process."""
+    recipe = catalogue.find(name)
+    where = shlex.split(_parameter("where"))
+    selected = selection.parse(recipe, where, _parameter("calls"), _parameter("seconds"))
+    limits = selection.limits({name: _parameter(name) for name in selection.LIMITS})
+    rotation = selection.rotation(_parameter("rotate"), _parameter("keep"))
+    process = _process(pid)
+    require_modules(process, recipe.required_modules)
+    job = Job(
+        recipe,
+        process.pid,
+        Path(_parameter("output") or default_path(recipe.name, process.pid)),
+        selected,
+        limits,
+        rotation,
+        sources=[Path(folder) for folder in _parameter("source").split(os.pathsep) if folder],
+        packs=[catalogue.file_of(name).parent],
+    )
+    return job, process
 
 
 def _stop(_: str) -> int:
@@ -305,138 +335,12 @@ def _save(notebook: Notebook, file: str) -> int:
     return DONE
 
 
-def _trace(name: str, pid: int) -> int:
-    name = _recipe_name(name)
-    recipe = catalogue.find(name)
-    chosen = selection.parse(
-        recipe, shlex.split(_parameter("where")), _parameter("calls"), _parameter("seconds")
-    )
-    limits = selection.limits({name: _parameter(name) for name in selection.LIMITS})
-    rotation = selection.rotation(_parameter("rotate"), _parameter("keep"))
-    process = _process(pid)
-    require_modules(process, recipe.required_modules)
-    abi = _abi(process)
-    output = Path(_parameter("output") or default_path(recipe.name, process.pid))
-    debug_files = _debug_files()
-    with terminal_without_gdb() as terminal, target.quiet_settings(), target.no_files():
-        writer = new_writer(output, rotation)
-        command = os.environ.get("VIRTRACE_COMMAND")
-        with ExitStack() as symbols:
-            try:
-                look = Look(process, target_of(process))
-                inferred = infer(recipe, process)
-                packs = _packs(recipe, process, name)
-                symbols.enter_context(
-                    target.symbols(process, recipe.modules, debug_files, recipe.has_backtraces)
-                )
-                probes = resolve(recipe, process, abi, inferred, packs)
-                require_traceable(recipe, probes)
-                backtraces = Backtraces(process, probes, packs) if recipe.has_backtraces else None
-                journal = symbols.enter_context(_guarded(recipe, process, abi, probes))
-                warnings = list(_warn(look, limits))
-                view = TerminalView(terminal, writer, command)
-                recorder = symbols.enter_context(
-                    closing(_recorder(recipe, limits, probes, writer, view, _sources(process)))
-                )
-                target.attach(process, recipe.modules)
-            except BaseException:
-                writer.discard()
-                raise
-            # The recorder has it.
-            writer.close()
-            session = Session(
-                recipe,
-                chosen,
-                limits,
-                process,
-                abi,
-                probes,
-                journal,
-                recorder,
-                backtraces,
-                command,
-                warnings,
-                _say_ready,
-            )
-            try:
-                return session.run()
-            finally:
-                _written.append(last_file(output, rotation))
-
-
-def _recorder(
-    recipe: Recipe,
-    limits: selection.Limits,
-    probes: Sequence[ResolvedProbe],
-    writer: Writer,
-    view: TerminalView,
-    sources: Sources,
-) -> Recorder:
-    # Of the functions whose lines are traced: the name, and the line of the declaration.
-    declared = {
-        probe.name: (probe.function, site.plan.declared)
-        for probe in probes
-        for site in probe.sites
-        if isinstance(site.plan, LinePlan)
-    }
-
-    def add_source(event: RawEvent) -> None:
-        if event.type == "line":
-            file, line = event.values["file"], event.values["line"]
-            text = sources.text(file, line, *declared[event.name])
-            if text is not None:
-                event.values["text"] = text
-
-    output = Output(Answers(recipe.points), limits, writer, view, add_source)
-    try:
-        return Recorder(WritingProcess(output, view))
-    except OSError as error:
-        raise TargetError(
-            f"the process that writes the trace cannot be started: {error.strerror}",
-            "let root have more processes and open files (ulimit -u, ulimit -n)",
-        ) from error
-
-
-@contextmanager
-def _guarded(
-    recipe: Recipe, process: Process, abi: Abi, probes: Sequence[ResolvedProbe]
-) -> Iterator[Journal | None]:
-    """A guard stands by, and knows where breakpoints will be; None where there can be none."""
-    modules = [module for module in map(process.module, recipe.modules) if module is not None]
-    modules += [process.linker[0]] if process.linker else []
-    try:
-        if abi.breakpoint is None:
-            raise OSError(f"its breakpoints on {abi.machine} are not known")
-        journal = Journal(process, modules, abi.breakpoint)
-        guard = Guard(journal, process.pid)
-    except OSError as error:
-        complain(
-            TargetError(
-                f"there is no guard ({error}): if GDB is killed while it traces, "
-                "the next traced call ends the daemon",
-                "end the trace by Ctrl-C or SIGTERM only",
-            )
-        )
-        yield None
-        return
-    try:
-        for site in chain.from_iterable(probe.sites for probe in probes):
-            for address in site.addresses:
-                journal.breakpoint(address)
-            for address in site.semaphores:
-                journal.semaphore(address)
-        if process.linker is not None:
-            journal.breakpoint(process.linker[1])
-        yield journal
-    finally:
-        guard.release()
-
-
-def _warn(look: Look, limits: selection.Limits) -> Iterator[str]:
-    """Of what makes this trace dangerous; the process runs still."""
-    for hazard in look.hazards(limits.stop_ms):
-        complain(TargetError(hazard.what, hazard.remedy))
-        yield hazard.what
+def _trace(job: Job, process: Process, ready: Callable[[], None]) -> int:
+    with assembled(job, process, ready) as session:
+        try:
+            return session.run()
+        finally:
+            _written.append(last_file(job.output, job.rotation))
 
 
 def _check(name: str) -> int:
@@ -450,7 +354,8 @@ def _check(name: str) -> int:
     """
     name = _recipe_name(name)
     recipe, process = catalogue.find(name), _program()
-    with _resolved(recipe, process, _packs(recipe, process, name)) as probes:
+    packs = find_packs(recipe, process, [catalogue.file_of(name).parent])
+    with _resolved(recipe, process, packs) as probes:
         print(json.dumps(header_record(recipe, process, probes, time.monotonic_ns())), flush=True)
     return DONE
 
@@ -468,11 +373,12 @@ def _plan(name: str) -> int:
 
     name = _recipe_name(name)
     recipe, process = catalogue.find(name), _program()
-    packs = _packs(recipe, process, name, os.environ.get("VIRTRACE_PACKS", ""))
+    folders = [Path(folder) for folder in os.environ.get("VIRTRACE_PACKS", "").split(os.pathsep)]
+    packs = find_packs(recipe, process, folders, prefer_packs=True)
     with _resolved(recipe, process, packs, prefer_packs=True) as probes:
         require_traceable(recipe, probes)
         header = header_record(recipe, process, probes, time.monotonic_ns())
-        plan = describe(process, _abi(process), probes, header)
+        plan = describe(process, abi_of(process), probes, header)
     print(document.write(plan).decode(), flush=True)
     return DONE
 
@@ -485,7 +391,7 @@ def _resolved(
     with target.quiet_settings(), target.no_files():
         inferred = infer(recipe, process)
         with target.symbols(process, recipe.modules, _debug_files()):
-            yield resolve(recipe, process, _abi(process), inferred, packs, prefer_packs)
+            yield resolve(recipe, process, abi_of(process), inferred, packs, prefer_packs)
 
 
 def _explain(file: str) -> int:
@@ -529,46 +435,10 @@ def _process(let_go: int = 0) -> Process:
     return check_traceable(int(wanted))
 
 
-def _abi(process: Program) -> Abi:
-    main = process.module(target_of(process).module)
-    assert main is not None
-    machine = main.elf.machine
-    if not main.elf.is_little_endian_64:
-        raise TargetError(
-            f"the daemon runs on {machine}, and virtrace reads 64-bit little-endian values only",
-            "trace a daemon of such a machine: x86_64, aarch64, ppc64le, riscv64",
-        )
-    return x86_64.ABI if machine == x86_64.ABI.machine else Abi(machine)
-
-
-def _sources(process: Process) -> Sources:
-    folders = [Path(folder) for folder in _parameter("source").split(os.pathsep) if folder]
-    folders += target_of(process).source_folders()
-    # What `virtrace record` got from debuginfod.
-    files = json.loads(os.environ.get("VIRTRACE_SOURCE_FILES", "{}"))
-    return Sources(folders, {name: Path(file) for name, file in files.items()})
-
-
 def _debug_files() -> dict[str, str]:
-    """By build-id: what `virtrace record` got from debuginfod."""
+    """By build-id: what came from debuginfod."""
     files: dict[str, str] = json.loads(os.environ.get("VIRTRACE_DEBUG_FILES", "{}"))
     return files
-
-
-def _packs(recipe: Recipe, process: Program, recipe_name: str, made: str = "") -> dict[str, Pack]:
-    """By the name of the module; those beside the recipe come first.
-
-    made: a folder with some that were made of debug info, which has no need of others.
-    """
-    folders = [*([Path(made)] if made else []), catalogue.file_of(recipe_name).parent]
-    found = {}
-    for name in recipe.modules:
-        module = process.module(name)
-        if module is not None and (made or not module.elf.has_debug_info):
-            pack = find_pack(module.elf, folders)
-            if pack is not None:
-                found[name] = pack
-    return found
 
 
 def _recipe_name(argument: str) -> str:
@@ -588,12 +458,9 @@ def _variable(name: str) -> str:
     return f"VIRTRACE_{name.upper().replace('-', '_')}"
 
 
-def _say_ready() -> None:
-    """To `virtrace record`, which then runs the command to be traced."""
-    descriptor = os.environ.get("VIRTRACE_READY_FD")
-    if descriptor is not None:
-        os.write(int(descriptor), b"ready\n")
-        os.close(int(descriptor))
+def _say_ready(descriptor: int) -> None:
+    os.write(descriptor, b"ready\n")
+    os.close(descriptor)
 
 
 def _batch() -> bool:

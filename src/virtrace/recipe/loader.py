@@ -19,6 +19,8 @@ from virtrace.recipe.selection import Selection
 
 VERSION = 1
 MAX_BYTES = 1 << 16
+# Quotes and escapes make a recipe longer when it is written again.
+MAX_BYTES_DUMPED = 4 * MAX_BYTES
 # Declarations go through regular expressions, which long text could keep busy for hours.
 MAX_TEXT = 2000
 # Of spans, and of points: each is a breakpoint or more.
@@ -58,14 +60,19 @@ def load(file: FilePath) -> Recipe:
         raise RecipeError(
             f"cannot read the recipe {file}: {error.strerror}", "check its name and its mode"
         ) from error
-    if len(data) > MAX_BYTES:
-        raise RecipeError(
-            f"{file} is larger than {MAX_BYTES >> 10} KiB", "name a recipe's YAML file"
-        )
+    _require_size(data, str(file), MAX_BYTES)
     return loads(data, str(file))
 
 
 def loads(data: bytes, file: str) -> Recipe:
+    """Read a recipe.
+
+    data: YAML, in UTF-8
+    file: what to call it in errors
+
+    Raises: RecipeError
+    """
+    _require_size(data, file, MAX_BYTES_DUMPED)
     try:
         root = yaml.compose(data.decode("utf-8"), _Loader)
     except UnicodeDecodeError as error:
@@ -83,6 +90,30 @@ def loads(data: bytes, file: str) -> Recipe:
     if root is None:
         raise RecipeError(f"{file}: the recipe is empty", "start from `virtrace: 1`")
     return _recipe(_Node(root, file))
+
+
+def _require_size(data: bytes, file: str, most: int) -> None:
+    if len(data) > most:
+        raise RecipeError(f"{file} is larger than {most >> 10} KiB", "name a recipe's YAML file")
+
+
+def dumps(raw: Mapping[str, Any]) -> bytes:
+    """Write a recipe as YAML that ``loads`` reads again.
+
+    raw: ``Recipe.raw``, or what a trace's header has instead: anything that JSON can hold
+
+    Raises: RecipeError if it is nested too deep
+    """
+    try:
+        return yaml.dump(raw, Dumper=_Dumper, sort_keys=False).encode()
+    except RecursionError as error:
+        raise RecipeError("the recipe is nested too deep", "name a recipe's YAML file") from error
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        """Write in full what occurs twice: the loader takes no aliases."""
+        return True
 
 
 class _Loader(yaml.SafeLoader):

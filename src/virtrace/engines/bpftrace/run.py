@@ -1,4 +1,4 @@
-"""``virtrace record --engine bpftrace``: trace by uprobes, without stopping the daemon."""
+"""Traces by uprobes, without stopping the daemon."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math  # noqa: F401 - which needs the library of _Handshake
 import os
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -36,10 +37,10 @@ from virtrace.image.process import Process, inspect
 from virtrace.plan import file as document
 from virtrace.plan.file import Plan
 from virtrace.printing import complain
-from virtrace.recipe import catalogue
+from virtrace.recipe import loader
 from virtrace.recipe.model import Recipe
-from virtrace.recipe.selection import Limits, Rotation, Selection
 from virtrace.record.command import ending_signals, say_status, started
+from virtrace.record.job import Job
 from virtrace.record.live import TerminalView
 from virtrace.trace.rotation import new_writer
 
@@ -57,11 +58,19 @@ _FIRST_NAMESPACE = "pid:[4026531836]"
 _SAID = re.compile(r"ERROR: (?!Unknown error -1: couldn't set RLIMIT_MEMLOCK)(.*)")
 
 
-def plan(recipe: str, process: Program, debug_files: Mapping[str, str] | None = None) -> Plan:
-    """As gdb.check(), with where each value is: what tracing without GDB needs."""
+def resolve(
+    recipe: Recipe, process: Program, debug_files: Mapping[str, Path], packs: Sequence[Path]
+) -> Plan:
+    """Resolve the recipe, with where each value is: what tracing without GDB needs.
+
+    debug_files, packs: as in ``Job``
+    """
     with tempfile.TemporaryDirectory(prefix="virtrace-") as folder:
-        _make_packs(catalogue.find(recipe), recipe, process, debug_files or {}, Path(folder))
-        found = document.read(asked("plan", recipe, process, debug_files, folder).encode())
+        file = Path(folder, "recipe.yaml")
+        file.write_bytes(loader.dumps(recipe.raw))
+        _make_packs(recipe, process, debug_files, packs, Path(folder))
+        answer = asked("plan", str(file), process, debug_files, [Path(folder), *packs])
+        found = document.read(answer.encode())
     require_proven(process, found)
     return found
 
@@ -82,11 +91,15 @@ def require_proven(process: Program, plan: Plan) -> None:
 
 
 def _make_packs(
-    recipe: Recipe, name: str, process: Program, debug_files: Mapping[str, str], folder: Path
+    recipe: Recipe,
+    process: Program,
+    debug_files: Mapping[str, Path],
+    packs: Sequence[Path],
+    folder: Path,
 ) -> None:
     """Of debug info: GDB tells what a value is there, but not where it lies.
 
-    Where a user has a pack already, that is used. name: of the recipe, or its file.
+    Where a user has a pack already, that is used.
     """
     for module in filter(None, map(process.module, recipe.modules)):
         elf = module.elf
@@ -94,13 +107,13 @@ def _make_packs(
             continue
         installed = elf if elf.has_debug_info else process.debug_info(module)
         debug = installed.path if installed else debug_files.get(elf.build_id)
-        if debug is None or find_pack(elf, [catalogue.file_of(name).parent]) is not None:
+        if debug is None or find_pack(elf, packs) is not None:
             continue
         # Longer to import than all the rest.
         from virtrace.cli.pack import pack_of
 
         try:
-            made = pack_of(Path(debug), elf, [recipe])
+            made = pack_of(debug, elf, [recipe])
         except TargetError as error:
             # There is still what can be told without.
             complain(error)
@@ -109,18 +122,10 @@ def _make_packs(
             (folder / file_name(elf.build_id)).write_bytes(made)
 
 
-def record(
-    recipe: Recipe,
-    selection: Selection,
-    limits: Limits,
-    process: Process,
-    plan: Plan,
-    output: Path,
-    rotation: Rotation | None,
-    command: Sequence[str],
-    words: str | None,
-) -> int:
-    """The exit status. words: the command, as a shell has it."""
+def record(job: Job, process: Process) -> int:
+    """The exit status."""
+    plan = resolve(job.recipe, process, job.debug_files, job.packs)
+    words = shlex.join(job.command) if job.command else None
     nested = os.readlink("/proc/self/ns/pid") != _FIRST_NAMESPACE
     handshake = _Handshake()
     where = program.Where(
@@ -135,12 +140,18 @@ def record(
     )
     text = program.text(plan, where)
     signals: list[int] = []
-    writer = new_writer(output, rotation)
+    writer = new_writer(job.output, job.rotation)
     # Files without a name: nothing is left of them when we are killed.
     with tempfile.TemporaryFile() as errors, ending_signals(signals.append):
         view = TerminalView(sys.stdout.fileno(), writer, words)
         session = Session(
-            recipe, selection, limits, plan, writer, view, None if nested else process.pid
+            job.recipe,
+            job.selection,
+            job.limits,
+            plan,
+            writer,
+            view,
+            None if nested else process.pid,
         )
         try:
             run = _Run(text, errors, session, process.pid, handshake)
@@ -150,7 +161,7 @@ def record(
             raise
         try:
             session.begin(run.ready, command=words)
-            reason = run.until_its_end(command, selection.seconds, signals)
+            reason = run.until_its_end(job.command, job.selection.seconds, signals)
             run.end()
             session.finish(reason, run.lines.lost_events)
         finally:

@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -30,13 +30,23 @@ _ERROR = re.compile("^virtrace: (.*)\ntry: (.*)", re.MULTILINE)
 
 
 def command(action: str) -> list[str]:
-    """GDB's command line for one of its `virtrace` commands, such as ``start blockinfo``.
+    """Return GDB's command line for one of its `virtrace` commands, such as ``start blockinfo``."""
+    return [*_GDB, "-x", str(_script()), "-ex", f"virtrace {action}"]
 
-    What it is about can be in the environment: GDB's own text has no place for every name.
+
+def job_command(document: int, ready: int) -> list[str]:
+    """Return GDB's command line for a job.
+
+    document: a file descriptor that the job is read from
+    ready: a file descriptor that takes ``ready`` and a newline once every call is traced
     """
+    return [*_GDB, "-x", str(_script()), "-ex", f"python commands.run_job({document}, {ready})"]
+
+
+def _script() -> Path:
     installed = _PACKAGE / "gdb_scripts"
     scripts = installed if installed.is_dir() else _PACKAGE.parents[1] / "gdb_scripts"
-    return [*_GDB, "-x", str(scripts / "virtrace.py"), "-ex", f"virtrace {action}"]
+    return scripts / "virtrace.py"
 
 
 def backtrace(pid: int) -> str:
@@ -61,7 +71,7 @@ def backtrace(pid: int) -> str:
     return done.stdout[start + 1 :]
 
 
-def check(recipe: str, process: Program, debug_files: Mapping[str, str] | None = None) -> Record:
+def check(recipe: str, process: Program, debug_files: Mapping[str, Path] | None = None) -> Record:
     """What a recipe would resolve to on a process, as the header of a trace; it is not touched.
 
     process: one that runs, or files that none runs.
@@ -77,12 +87,12 @@ def asked(
     action: str,
     recipe: str,
     process: Program,
-    debug_files: Mapping[str, str] | None,
-    packs: str = "",
+    debug_files: Mapping[str, Path] | None,
+    packs: Iterable[Path] = (),
 ) -> str:
     """The JSON that `virtrace check` or `virtrace plan` answers with. As check().
 
-    packs: a folder with symbol packs that come before all others.
+    packs: folders with symbol packs that come before all others.
     """
     variables = {
         "VIRTRACE_RECIPE": recipe,
@@ -91,8 +101,10 @@ def asked(
             if isinstance(process, Process)
             else {"VIRTRACE_AGAINST": process.exe}
         ),
-        "VIRTRACE_DEBUG_FILES": json.dumps(debug_files or {}),
-        "VIRTRACE_PACKS": packs,
+        "VIRTRACE_DEBUG_FILES": json.dumps(
+            {build_id: str(file) for build_id, file in (debug_files or {}).items()}
+        ),
+        "VIRTRACE_PACKS": os.pathsep.join(map(str, packs)),
     }
     done = _run(command(action), variables)
     for line in done.stdout.splitlines():

@@ -1,0 +1,81 @@
+"""The engine that traces by breakpoints: starts GDB, and hands it the job."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from types import MappingProxyType
+
+from virtrace.engines.gdb.checks import checks
+from virtrace.engines.gdb.launch import end_with_us, job_command
+from virtrace.errors import IncompleteError, TargetError
+from virtrace.image.process import Process
+from virtrace.record.check import Check
+from virtrace.record.command import ending_signals, say_status, started
+from virtrace.record.debug_info import fetch_sources
+from virtrace.record.job import Job
+
+
+class GdbEngine:
+    name = "gdb"
+    title = "GDB"
+    refuses: Mapping[str, str] = MappingProxyType({})
+
+    def problem(self) -> TargetError | None:
+        if shutil.which("gdb") is None:
+            return TargetError("gdb is not installed", "apt-get install gdb, or dnf install gdb")
+        return None
+
+    def checks(self) -> Iterator[Check]:
+        return checks()
+
+    def run(self, job: Job, process: Process) -> int:
+        job = replace(job, source_files=fetch_sources(process, job))
+        document = os.memfd_create("virtrace-job")
+        ready, ready_for_gdb = os.pipe()
+        try:
+            with open(document, "wb", closefd=False) as file:
+                file.write(job.to_json())
+            gdb = subprocess.Popen(
+                job_command(document, ready_for_gdb),
+                stdin=subprocess.DEVNULL,
+                pass_fds=[document, ready_for_gdb],
+                preexec_fn=end_with_us,
+            )
+        finally:
+            os.close(document)
+            os.close(ready_for_gdb)
+        with open(ready, "rb") as ready_file, ending_signals(partial(_signal, gdb)):
+            # Until every call is traced, or GDB has ended.
+            if ready_file.readline() == b"ready\n" and job.command:
+                traced = started(job.command)
+                if traced is not None:
+                    say_status(job.command, traced.wait())
+                _signal(gdb, signal.SIGUSR1)
+            status = gdb.wait()
+        if status == 1:
+            # Not one of ours: GDB could not even run the script.
+            for check in checks():
+                if check.kind == "problem":
+                    raise TargetError(check.text, check.remedy or "run `virtrace doctor`")
+        if status < 0:
+            raise IncompleteError(
+                f"GDB was ended by {signal.Signals(-status).name} while it traced",
+                "every whole line of the trace counts; "
+                f"`virtrace rescue {job.pid}` says whether anything was left in the daemon",
+            )
+        return status
+
+
+def _signal(gdb: subprocess.Popen[bytes], number: int) -> None:
+    """Send a signal on which GDB ends the trace and detaches; the caller waits for that."""
+    if gdb.poll() is None:
+        gdb.send_signal(number)
+
+
+ENGINE = GdbEngine()

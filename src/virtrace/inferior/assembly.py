@@ -1,0 +1,191 @@
+"""Puts together what a trace needs: symbols, guard, recorder and view, around one session."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from itertools import chain
+from pathlib import Path
+
+from virtrace.binary import x86_64
+from virtrace.binary.abi import Abi
+from virtrace.binary.pack import Pack
+from virtrace.binary.pack import find as find_pack
+from virtrace.binary.source import Sources
+from virtrace.engine.answers import Answers
+from virtrace.engine.output import Output
+from virtrace.engine.tracer import LinePlan, RawEvent
+from virtrace.errors import TargetError
+from virtrace.guard.journal import Journal
+from virtrace.guard.process import Guard
+from virtrace.image.model import Program
+from virtrace.image.process import Process
+from virtrace.inferior import target
+from virtrace.inferior.backtrace import Backtraces
+from virtrace.inferior.recorder import Recorder, WritingProcess
+from virtrace.inferior.resolve import ResolvedProbe, require_traceable, resolve
+from virtrace.inferior.session import Session
+from virtrace.inferior.terminal import terminal_without_gdb
+from virtrace.plan.infer import infer
+from virtrace.printing import complain
+from virtrace.recipe.model import Recipe
+from virtrace.record.job import Job
+from virtrace.record.live import TerminalView
+from virtrace.targets import target_of
+from virtrace.targets.hazards import Look
+from virtrace.trace.rotation import new_writer
+from virtrace.trace.writer import Writer
+
+
+@contextmanager
+def assembled(job: Job, process: Process, ready: Callable[[], None]) -> Iterator[Session]:
+    """A session that can run, with GDB attached to the process and all its threads stopped.
+
+    ready: called when every call from then on is traced
+    """
+    recipe = job.recipe
+    abi = abi_of(process)
+    with terminal_without_gdb() as terminal, target.quiet_settings(), target.no_files():
+        writer = new_writer(job.output, job.rotation)
+        command = shlex.join(job.command) if job.command else None
+        with ExitStack() as resources:
+            try:
+                look = Look(process, target_of(process))
+                inferred = infer(recipe, process)
+                packs = find_packs(recipe, process, job.packs)
+                debug_files = {build_id: str(file) for build_id, file in job.debug_files.items()}
+                resources.enter_context(
+                    target.symbols(process, recipe.modules, debug_files, recipe.has_backtraces)
+                )
+                probes = resolve(recipe, process, abi, inferred, packs)
+                require_traceable(recipe, probes)
+                backtraces = Backtraces(process, probes, packs) if recipe.has_backtraces else None
+                journal = resources.enter_context(_guarded(recipe, process, abi, probes))
+                warnings = list(_warn(look, job))
+                view = TerminalView(terminal, writer, command)
+                recorder = resources.enter_context(
+                    closing(_recorder(job, process, probes, writer, view))
+                )
+                target.attach(process, recipe.modules)
+            except BaseException:
+                writer.discard()
+                raise
+            # The recorder has it.
+            writer.close()
+            yield Session(
+                recipe,
+                job.selection,
+                job.limits,
+                process,
+                abi,
+                probes,
+                journal,
+                recorder,
+                backtraces,
+                command,
+                warnings,
+                ready,
+            )
+
+
+def abi_of(process: Program) -> Abi:
+    """Raises: TargetError if virtrace cannot read values of the process's processor."""
+    main = process.module(target_of(process).module)
+    assert main is not None
+    machine = main.elf.machine
+    if not main.elf.is_little_endian_64:
+        raise TargetError(
+            f"the daemon runs on {machine}, and virtrace reads 64-bit little-endian values only",
+            "trace a daemon of such a machine: x86_64, aarch64, ppc64le, riscv64",
+        )
+    return x86_64.ABI if machine == x86_64.ABI.machine else Abi(machine)
+
+
+def find_packs(
+    recipe: Recipe, process: Program, folders: Sequence[Path], *, prefer_packs: bool = False
+) -> dict[str, Pack]:
+    """Find symbol packs for the modules without debug info, by module name.
+
+    prefer_packs: also for those with debug info
+    """
+    packs = {}
+    for name in recipe.modules:
+        module = process.module(name)
+        if module is not None and (prefer_packs or not module.elf.has_debug_info):
+            pack = find_pack(module.elf, folders)
+            if pack is not None:
+                packs[name] = pack
+    return packs
+
+
+def _recorder(
+    job: Job, process: Process, probes: Sequence[ResolvedProbe], writer: Writer, view: TerminalView
+) -> Recorder:
+    # Of the functions whose lines are traced: the name, and the line of the declaration.
+    declared = {
+        probe.name: (probe.function, site.plan.declared)
+        for probe in probes
+        for site in probe.sites
+        if isinstance(site.plan, LinePlan)
+    }
+    folders = [*job.sources, *target_of(process).source_folders()]
+    sources = Sources(folders, job.source_files)
+
+    def add_source(event: RawEvent) -> None:
+        if event.type == "line":
+            file, line = event.values["file"], event.values["line"]
+            text = sources.text(file, line, *declared[event.name])
+            if text is not None:
+                event.values["text"] = text
+
+    output = Output(Answers(job.recipe.points), job.limits, writer, view, add_source)
+    try:
+        return Recorder(WritingProcess(output, view))
+    except OSError as error:
+        raise TargetError(
+            f"the process that writes the trace cannot be started: {error.strerror}",
+            "let root have more processes and open files (ulimit -u, ulimit -n)",
+        ) from error
+
+
+@contextmanager
+def _guarded(
+    recipe: Recipe, process: Process, abi: Abi, probes: Sequence[ResolvedProbe]
+) -> Iterator[Journal | None]:
+    """Start a guard that knows where breakpoints will be; yields None if there can be none."""
+    modules = [module for module in map(process.module, recipe.modules) if module is not None]
+    modules += [process.linker[0]] if process.linker else []
+    try:
+        if abi.breakpoint is None:
+            raise OSError(f"its breakpoints on {abi.machine} are not known")
+        journal = Journal(process, modules, abi.breakpoint)
+        guard = Guard(journal, process.pid)
+    except OSError as error:
+        complain(
+            TargetError(
+                f"there is no guard ({error}): if GDB is killed while it traces, "
+                "the next traced call ends the daemon",
+                "end the trace by Ctrl-C or SIGTERM only",
+            )
+        )
+        yield None
+        return
+    try:
+        for site in chain.from_iterable(probe.sites for probe in probes):
+            for address in site.addresses:
+                journal.breakpoint(address)
+            for address in site.semaphores:
+                journal.semaphore(address)
+        if process.linker is not None:
+            journal.breakpoint(process.linker[1])
+        yield journal
+    finally:
+        guard.release()
+
+
+def _warn(look: Look, job: Job) -> Iterator[str]:
+    """Warn about what makes this trace dangerous, before the process is stopped."""
+    for hazard in look.hazards(job.limits.stop_ms):
+        complain(TargetError(hazard.what, hazard.remedy))
+        yield hazard.what

@@ -1,0 +1,92 @@
+"""The job that an engine is given: what to record of which process, and how; also as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from virtrace.recipe import loader
+from virtrace.recipe.model import Recipe
+from virtrace.recipe.selection import Limits, Rotation, Selection
+
+# A job's document is larger only if something is wrong: what grows in it are names of files.
+MAX_BYTES = 1 << 24
+
+
+@dataclass(frozen=True)
+class Job:
+    """One recording.
+
+    recipe: what to trace
+    pid: the process to trace
+    output: the trace file; must not exist
+    selection: the calls to record, and when to end
+    limits: what the trace may cost
+    rotation: when to go on in a new file; None: never
+    command: the words of a command to run once every call is traced; may be empty
+    sources: folders with the source of the traced program
+    source_files: sources in places of their own, by the name that debug info has for them
+    debug_files: separate debug files in places of their own, by build-id
+    packs: folders to search for symbol packs before the user's cache
+    """
+
+    recipe: Recipe
+    pid: int
+    output: Path
+    selection: Selection = field(default_factory=Selection)
+    limits: Limits = field(default_factory=Limits)
+    rotation: Rotation | None = None
+    command: Sequence[str] = ()
+    sources: Sequence[Path] = ()
+    source_files: Mapping[str, Path] = field(default_factory=dict)
+    debug_files: Mapping[str, Path] = field(default_factory=dict)
+    packs: Sequence[Path] = ()
+
+    def to_json(self) -> bytes:
+        document = {
+            "recipe": loader.dumps(self.recipe.raw).decode(),
+            "pid": self.pid,
+            "output": _from_path(self.output),
+            "selection": {**asdict(self.selection), "where": dict(self.selection.where)},
+            "limits": asdict(self.limits),
+            "rotation": self.rotation,
+            "command": [*self.command],
+            "sources": [_from_path(folder) for folder in self.sources],
+            "source_files": {name: _from_path(file) for name, file in self.source_files.items()},
+            "debug_files": {name: _from_path(file) for name, file in self.debug_files.items()},
+            "packs": [_from_path(folder) for folder in self.packs],
+        }
+        return json.dumps(document).encode()
+
+    @classmethod
+    def from_json(cls, document: bytes) -> Job:
+        """Raises: ValueError or KeyError if it is not what ``to_json`` makes."""
+        if len(document) > MAX_BYTES:
+            raise ValueError(f"a job of {len(document)} bytes")
+        fields = json.loads(document)
+        rotation = fields["rotation"]
+        return cls(
+            recipe=loader.loads(fields["recipe"].encode(), "the job's recipe"),
+            pid=fields["pid"],
+            output=_to_path(fields["output"]),
+            selection=Selection(**fields["selection"]),
+            limits=Limits(**fields["limits"]),
+            rotation=None if rotation is None else Rotation(*rotation),
+            command=fields["command"],
+            sources=[*map(_to_path, fields["sources"])],
+            source_files={name: _to_path(file) for name, file in fields["source_files"].items()},
+            debug_files={name: _to_path(file) for name, file in fields["debug_files"].items()},
+            packs=[*map(_to_path, fields["packs"])],
+        )
+
+
+def _from_path(path: Path) -> str:
+    """The path's bytes as text: the Python inside GDB may decode file names differently."""
+    return os.fsencode(path).decode("utf-8", "surrogateescape")
+
+
+def _to_path(text: str) -> Path:
+    return Path(os.fsdecode(text.encode("utf-8", "surrogateescape")))
