@@ -278,7 +278,7 @@ def test_another_file_is_never_taken_for_its_own(
     refused = record(daemon, tmp_path / "t.jsonl", by=LITTLE_ROOT)
     assert refused.returncode == NOT_TRACED, refused.stderr
     if cover.is_fifo():
-        assert f"{LIBRARY}: it is no regular file" in refused.stderr
+        assert f"{LIBRARY}: it is not a regular file" in refused.stderr
     else:
         assert f"{LIBRARY} that can be read is not the one that process" in refused.stderr
     assert "\ntry: " in refused.stderr

@@ -13,7 +13,8 @@ from tests.support.bundle_secrets import secrets
 from tests.support.paths import DATA
 from virtrace.bundle import audit
 from virtrace.bundle.audit import findings
-from virtrace.bundle.collect import HostFacts, make
+from virtrace.bundle.collect import make
+from virtrace.host.facts import HostFacts
 from virtrace.trace.format import unavailable
 from virtrace.trace.reader import read_trace
 

@@ -24,14 +24,16 @@ from tests.support.pages import read_bundle
 from tests.support.paths import DATA
 from virtrace.bundle import archive, collect, verify
 from virtrace.bundle.audit import findings
-from virtrace.bundle.collect import HostFacts, LeakError, make
+from virtrace.bundle.collect import LeakError, make
 from virtrace.bundle.pseudonyms import KINDS, Pseudonyms
 from virtrace.bundle.redact import Redactor
 from virtrace.bundle.search import leaks
 from virtrace.cli.main import main
 from virtrace.errors import TraceError
+from virtrace.files import open_input, write_new
+from virtrace.host.facts import HostFacts
 from virtrace.trace.format import unavailable
-from virtrace.trace.reader import Trace, open_file, read_trace
+from virtrace.trace.reader import Trace, read_trace
 
 NO_FACTS = HostFacts(unavailable("not asked"), {}, unavailable("not asked"))
 XML = """<domain><name>{domain}</name><devices><disk type='file' device='disk'>
@@ -420,7 +422,7 @@ def test_files_of_a_bundle(tmp_path: Path) -> None:
     assert "map.json" not in str(manifest)
     told = json.loads((tmp_path / "out.map.json").read_text())["pseudonyms"]
     assert told["domain"] == {"domain-1": "vm1"}
-    with open_file(output) as file:
+    with open_input(output) as file:
         assert verify.problems(str(output), file) == []
 
 
@@ -444,7 +446,7 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     assert what.startswith("virtrace: cannot write the map")
     assert remedy.startswith("try: ")
     with pytest.raises(Exception, match="cannot write the map"):
-        archive.write(Path("/dev/full/x"), "the map", b"")
+        write_new(Path("/dev/full/x"), "the map", [b""])
 
 
 def test_an_incomplete_trace_is_bundled_and_told(tmp_path: Path) -> None:

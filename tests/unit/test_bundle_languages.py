@@ -11,7 +11,8 @@ import yaml
 
 from tests.support import samples
 from tests.support.paths import DATA
-from virtrace.bundle.collect import HostFacts, make
+from virtrace.bundle.collect import make
+from virtrace.host.facts import HostFacts
 from virtrace.trace.format import unavailable
 from virtrace.trace.reader import read_trace
 

@@ -14,7 +14,7 @@ from tests.support import samples
 from virtrace.bundle.audit import findings
 from virtrace.bundle.pseudonyms import Pseudonyms
 from virtrace.bundle.redact import Redactor
-from virtrace.cli.bundle_facts import gather
+from virtrace.host.daemon import gather
 from virtrace.trace.reader import read_trace
 
 HANDLERS: dict[str, Callable[[Redactor, str], object]] = {
@@ -128,7 +128,7 @@ def test_odd_names_of_guests_are_asked_for(tmp_path: Path) -> None:
     file = tmp_path / "t.jsonl"
     file.write_text("".join(f"{json.dumps(record)}\n" for record in records))
     trace = read_trace(file)
-    facts = gather(trace, os.getpid(), with_backtrace=False)
+    facts = gather(trace, os.getpid())
     assert {*facts.domains} == {*names} - {""}
     for told in facts.domains.values():
         assert set(told["log"]) == set(told["xml"]) == {"unavailable"}

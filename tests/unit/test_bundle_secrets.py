@@ -15,10 +15,11 @@ from detect_secrets.settings import default_settings
 
 from tests.support import samples
 from tests.support.bundle_secrets import Scan, parts, places, secrets
-from virtrace.bundle.collect import HostFacts, make
+from virtrace.bundle.collect import make
 from virtrace.bundle.pseudonyms import KINDS, Pseudonyms
 from virtrace.bundle.records import Records
 from virtrace.bundle.redact import Redactor
+from virtrace.host.facts import HostFacts
 from virtrace.trace.reader import Trace, read_trace
 
 SECRETS = secrets()

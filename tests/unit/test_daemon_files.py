@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from tests.support import samples
-from virtrace.bundle.collect import HostFacts
-from virtrace.cli.bundle_facts import gather
-from virtrace.cli.owner import end_of_file
+from virtrace.files import read_inside, root_of
+from virtrace.host.daemon import gather
+from virtrace.host.facts import HostFacts
 from virtrace.image.process import inspect
 from virtrace.trace.reader import read_trace
 
@@ -77,7 +77,7 @@ def told(daemon: subprocess.Popen[bytes], home: Path) -> HostFacts:
         {"path": program.path, "build_id": program.build_id, "base": "0x0"}
     ]
     trace = read_trace(samples.write(home.parent / "t.jsonl", records))
-    return gather(trace, daemon.pid, with_backtrace=False)
+    return gather(trace, daemon.pid)
 
 
 def test_what_the_user_has_there_is_read(daemon: subprocess.Popen[bytes], home: Path) -> None:
@@ -140,9 +140,13 @@ def test_links_of_a_container_lead_to_nothing_of_the_host(shared: Path) -> None:
         daemon.stdout.readline()
         deadline = time.monotonic() + 60
         with pytest.raises(FileNotFoundError):
-            end_of_file(daemon.pid, b"/etc/libvirt", [b"qemu.conf"], 100, deadline)
+            read_inside(
+                root_of(daemon.pid), b"/etc/libvirt", [b"qemu.conf"], 100, deadline=deadline
+            )
         (root / "etc/libvirt").unlink()
         (root / "etc/libvirt").mkdir()
         (root / "etc/libvirt/qemu.conf").write_text("its own")
-        found = end_of_file(daemon.pid, b"/etc/libvirt", [b"qemu.conf"], 100, deadline)
+        found = read_inside(
+            root_of(daemon.pid), b"/etc/libvirt", [b"qemu.conf"], 100, deadline=deadline
+        )
         assert found == b"its own"

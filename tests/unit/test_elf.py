@@ -217,7 +217,7 @@ def test_nothing_but_a_regular_file_is_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "device").symlink_to("/dev/zero")
     for path in (tmp_path / "fifo", tmp_path / "device", tmp_path):
-        with pytest.raises(TargetError, match=f"{path}: it is no regular file"):
+        with pytest.raises(TargetError, match=f"{path}: it is not a regular file"):
             ElfFile(path)
     with (tmp_path / "huge").open("wb") as huge:
         huge.truncate(LARGEST + 1)

@@ -15,8 +15,10 @@ import pytest
 
 from tests.support import samples
 from tests.support.paths import REPOSITORY
-from virtrace.cli.host_facts import Asker, Unavailable, collect, image_info, stat_of, way_to
-from virtrace.errors import TraceError
+from virtrace.errors import TraceError, Unavailable
+from virtrace.host.disks import collect, image_info, stat_of
+from virtrace.host.programs import Programs
+from virtrace.host.virsh import connection
 from virtrace.trace.reader import Trace, read_trace
 from virtrace.trace.writer import insert_before_footer
 
@@ -24,8 +26,8 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def asker() -> Asker:
-    return Asker(time.monotonic() + 60)
+def programs() -> Programs:
+    return Programs(time.monotonic() + 60)
 
 
 def qemu_img(*arguments: Any) -> None:
@@ -34,7 +36,7 @@ def qemu_img(*arguments: Any) -> None:
     subprocess.run(["qemu-img", *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
 
 
-def test_stat_of_a_sparse_file_behind_a_link(tmp_path: Path, asker: Asker) -> None:
+def test_stat_of_a_sparse_file_behind_a_link(tmp_path: Path, programs: Programs) -> None:
     file = tmp_path / "disk 'one'.raw"
     with file.open("wb") as image:
         image.truncate(10 * MIB)
@@ -46,89 +48,94 @@ def test_stat_of_a_sparse_file_behind_a_link(tmp_path: Path, asker: Asker) -> No
         "size_bytes": 10 * MIB,
         "allocated_bytes": file.stat().st_blocks * 512,
     }
-    assert stat_of(str(file), asker) == stat_of(str(link), asker) == expected
+    assert stat_of(str(file), programs) == stat_of(str(link), programs) == expected
 
 
 @pytest.mark.parametrize(
     ("path", "why"),
     [
-        (None, "no file or device of this host"),
-        ("pool/image", "no file or device of this host"),
+        (None, "not a file or device of this host"),
+        ("pool/image", "not a file or device of this host"),
         ("/nowhere/disk", "No such file or directory"),
     ],
 )
-def test_stat_of_what_is_not_here(path: str | None, why: str, asker: Asker) -> None:
+def test_stat_of_what_is_not_here(path: str | None, why: str, programs: Programs) -> None:
     with pytest.raises(Unavailable, match=why):
-        stat_of(path, asker)
+        stat_of(path, programs)
 
 
-def test_a_fifo_is_not_opened(tmp_path: Path, asker: Asker) -> None:
+def test_a_fifo_is_not_opened(tmp_path: Path, programs: Programs) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    kind = stat_of(str(fifo), asker)
+    kind = stat_of(str(fifo), programs)
     assert kind["type"] == "other"
-    with pytest.raises(Unavailable, match="no file or device that can be looked at"):
-        image_info(str(fifo), kind, "raw", asker)
+    with pytest.raises(Unavailable, match="not a file or device that can be opened"):
+        image_info(str(fifo), kind, "raw", programs)
 
 
-def test_a_raw_disk_that_looks_like_another_image_stays_raw(tmp_path: Path, asker: Asker) -> None:
+def test_a_raw_disk_that_looks_like_another_image_stays_raw(
+    tmp_path: Path, programs: Programs
+) -> None:
     """The guest made its raw disk look like a qcow2 image that names a file of the host."""
     file = tmp_path / "vda.raw"
     secret = tmp_path / "secret"
     secret.write_text("secret")
     qemu_img("create", "-q", "-f", "qcow2", "-u", "-b", secret, "-F", "raw", file, MIB)
-    kind = stat_of(str(file), asker)
-    info = image_info(str(file), kind, "raw", asker)
+    kind = stat_of(str(file), programs)
+    info = image_info(str(file), kind, "raw", programs)
     assert info["format"] == "raw"
     assert "secret" not in str(info)
     with pytest.raises(Unavailable, match="the format is not known"):
-        image_info(str(file), kind, None, asker)
+        image_info(str(file), kind, None, programs)
     with pytest.raises(Unavailable, match="only raw and qcow2 are opened"):
-        image_info(str(file), kind, "vmdk", asker)
+        image_info(str(file), kind, "vmdk", programs)
 
 
-def test_an_image_with_a_data_file_is_not_opened(tmp_path: Path, asker: Asker) -> None:
+def test_an_image_with_a_data_file_is_not_opened(tmp_path: Path, programs: Programs) -> None:
     image, data = tmp_path / "vda.qcow2", tmp_path / "data.raw"
     qemu_img("create", "-q", "-f", "qcow2", "-o", f"data_file={data}", image, MIB)
-    with pytest.raises(Unavailable, match="keeps its data in another file"):
-        image_info(str(image), stat_of(str(image), asker), "qcow2", asker)
+    with pytest.raises(Unavailable, match="has its data in another file"):
+        image_info(str(image), stat_of(str(image), programs), "qcow2", programs)
     plain = tmp_path / "plain.qcow2"
     qemu_img("create", "-q", "-f", "qcow2", plain, MIB)
-    assert image_info(str(plain), stat_of(str(plain), asker), "qcow2", asker)["format"] == "qcow2"
+    assert (
+        image_info(str(plain), stat_of(str(plain), programs), "qcow2", programs)["format"]
+        == "qcow2"
+    )
 
 
 def test_a_question_that_hangs_is_given_up() -> None:
     before = time.monotonic()
     with pytest.raises(Unavailable, match=r"sleep did not end within (1\.0|0\.\d) s"):
         # A second, or it could be over before it began.
-        Asker(before + 1).run("sleep", "600")
+        Programs(before + 1).run("sleep", "600")
     with pytest.raises(Unavailable, match="were over"):
-        Asker(before - 1).run("true")
+        Programs(before - 1).run("true")
 
 
-def test_a_question_that_fails_says_why(asker: Asker) -> None:
+def test_a_question_that_fails_says_why(programs: Programs) -> None:
     with pytest.raises(Unavailable, match="no-such-program is not installed"):
-        asker.run("no-such-program")
+        programs.run("no-such-program")
     with pytest.raises(Unavailable, match="false: ended with 1"):
-        asker.run("false")
+        programs.run("false")
 
 
 def test_the_way_to_a_daemon_is_the_socket_it_listens_on(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="listens on none of libvirt's sockets"):
-        way_to(os.getpid())
+        connection(os.getpid())
     path = tmp_path / "libvirt-sock"
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(path))
         with pytest.raises(Unavailable, match="listens on none"):
-            way_to(os.getpid())
+            connection(os.getpid())
         listening.listen()
         mode = "session" if os.geteuid() else "system"
         expected = f"qemu+unix:///{mode}?socket={quote(str(path))}"
-        assert way_to(os.getpid()) == [expected]
+        assert connection(os.getpid()) == [expected]
         with socket.socket(socket.AF_UNIX) as read_only:
             read_only.bind(f"{path}-ro")
             read_only.listen()
-            assert way_to(os.getpid()) == [f"{expected}-ro", "-r"]
+            assert connection(os.getpid()) == [f"{expected}-ro", "-r"]
 
 
 def sample(tmp_path: Path) -> Path:

@@ -17,20 +17,23 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ALLOWED = {
     "": set(),
     "errors": set(),
+    "markup": set(),
     "printing": {"errors"},
-    "recipe": {"errors"},
-    "trace": {"errors"},
     "detached": set(),
     "confined": {"detached", "errors"},
-    "binary": {"errors", "confined"},
+    "files": {"confined", "errors"},
+    "recipe": {"errors", "files"},
+    "trace": {"errors", "files"},
+    "binary": {"errors", "confined", "files"},
     "image": {"errors", "binary"},
     "targets": {"errors", "recipe", "binary", "image"},
-    "guard": {"detached", "errors", "binary", "image"},
+    "guard": {"detached", "errors", "files", "binary", "image"},
     "engine": {"errors", "recipe", "trace", "binary", "image", "targets"},
     "plan": {"errors", "recipe", "trace", "binary", "image", "targets", "engine"},
     "analysis": {"errors", "recipe", "trace"},
     "report": {"errors", "printing", "recipe", "trace", "analysis"},
-    "bundle": {"errors", "recipe", "trace", "targets", "analysis", "report"},
+    "host": {"errors", "files", "markup", "trace", "image", "analysis"},
+    "bundle": {"errors", "recipe", "trace", "targets", "analysis", "report", "host"},
     "lab": {"errors"},
     "record": {
         *("errors", "printing", "recipe", "trace", "binary", "image", "targets"),
@@ -41,14 +44,14 @@ ALLOWED = {
         *("plan", "analysis", "report", "record"),
     },
     "inferior": {
-        *("errors", "printing", "recipe", "trace", "binary", "image", "targets", "engine"),
-        *("plan", "guard", "detached", "analysis", "report", "record", "engines"),
+        *("errors", "printing", "files", "recipe", "trace", "binary", "image", "targets"),
+        *("engine", "plan", "guard", "detached", "analysis", "report", "record", "engines"),
     },
     # It reaches inferior only by starting GDB.
     "cli": {
-        *("errors", "printing", "recipe", "trace", "binary", "image", "targets", "engine"),
-        *("plan", "guard", "analysis", "report", "bundle", "confined", "lab", "record"),
-        "engines",
+        *("errors", "printing", "files", "recipe", "trace", "binary", "image", "targets"),
+        *("engine", "plan", "guard", "analysis", "report", "host", "bundle", "confined", "lab"),
+        *("record", "engines"),
     },
 }
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from virtrace.binary import private
+from virtrace import files
 from virtrace.guard import restore
 from virtrace.guard.journal import Journal, Mark, Noted, Place
 from virtrace.image.process import inspect
@@ -89,6 +89,6 @@ def test_a_home_that_is_no_path_makes_no_folder(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", home)
-    with pytest.raises(OSError, match="HOME"), private.cache_folder("any"):
+    with pytest.raises(OSError, match="HOME"), files.cache_folder("any"):
         pass
     assert list(tmp_path.iterdir()) == []

@@ -12,11 +12,12 @@ import pytest
 from tests.support import large, samples
 from virtrace.analysis import compare, explain
 from virtrace.analysis.spans import CallBuilder
-from virtrace.bundle.collect import HostFacts, make
+from virtrace.bundle.collect import make
 from virtrace.bundle.pseudonyms import Pseudonyms
 from virtrace.cli import show
 from virtrace.cli.main import build_parser, main
 from virtrace.errors import INCOMPLETE, UsageError
+from virtrace.host.facts import HostFacts
 from virtrace.report import html
 from virtrace.trace.reader import Trace, TraceStream, read_trace
 

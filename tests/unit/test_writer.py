@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from virtrace.errors import TraceError
-from virtrace.trace.writer import Writer, write_new
+from virtrace.files import write_new
+from virtrace.trace.writer import Writer
 
 
 def test_only_its_owner_reads_it(tmp_path: Path) -> None:

@@ -21,10 +21,11 @@ from elftools.dwarf.ranges import BaseAddressEntry as RangeBase
 from elftools.elf.elffile import ELFFile
 
 from virtrace.binary.abi import Abi
-from virtrace.binary.elf import LARGEST, ElfFile, open_file
+from virtrace.binary.elf import LARGEST, ElfFile
 from virtrace.binary.source import source_name
 from virtrace.confined import Bounds, run
 from virtrace.errors import TargetError
+from virtrace.files import open_regular
 
 # Types that a pack names and does not describe.
 VOID, BIT_FIELD = "void", "bit fields"
@@ -143,11 +144,11 @@ def _read(
 
     def begin() -> Callable[[Callable[[str], None]], Any]:
         try:
-            opened = {"": open_file(file, LARGEST)}
+            opened = {"": open_regular(file, LARGEST)}
             # What dwz has put into another file, which lies beside it as a rule.
             shared = ElfFile(file, file=opened[""]).shared_debug_info
             if shared is not None:
-                opened[shared] = open_file(file.parent / shared, LARGEST)
+                opened[shared] = open_regular(file.parent / shared, LARGEST)
         except OSError as error:
             raise TargetError(f"cannot read {file}: {error.strerror}", "check its name") from error
 

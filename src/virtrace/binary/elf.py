@@ -7,10 +7,8 @@ for those of a process. Facts of the ELF-64 and ELF-32 Object File Formats.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
-import stat
 import struct
 import zlib
 from collections.abc import Iterator
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from virtrace.errors import TargetError
+from virtrace.files import open_regular
 
 # Of e_machine, as `uname -m` names them; any other keeps its number.
 MACHINES = {3: "i686", 21: "ppc64le", 22: "s390x", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
@@ -128,7 +127,7 @@ class ElfFile:
         self.path = Path(path)
         self.name = name or path
         try:
-            self._file = file or open_file(self.path, LARGEST)
+            self._file = file or open_regular(self.path, LARGEST)
         except OSError as error:
             raise unreadable(self.name, error) from error
         self._size = os.fstat(self.descriptor).st_size
@@ -397,36 +396,6 @@ def unreadable(name: str | os.PathLike[str], error: OSError) -> TargetError:
         f"cannot read {os.fspath(name)}: {error.strerror}",
         "run as root, or as the user whose file it is",
     )
-
-
-def open_file(
-    path: Path, largest: int, descriptors: int | None = None, *, follow: bool = True
-) -> BinaryIO:
-    """A file that may be a stranger's: nothing but a regular file of bounded size is opened.
-
-    descriptors: ``/proc/self/fd``, opened, where that is not to be found by its name.
-    follow: a symbolic link, at the end of the path. Others are followed: those of a path through
-    ``/proc/PID/root`` can lead anywhere. Raises OSError.
-    """
-    # Opening a FIFO waits for its writer, and opening a device can set it to work; this does not.
-    found = os.open(path, os.O_PATH | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
-    try:
-        status = os.fstat(found)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file", str(path))
-        if status.st_size > largest:
-            raise OSError(errno.EFBIG, f"it is larger than {largest >> 20} MiB", str(path))
-        name = str(found) if descriptors is not None else f"/proc/self/fd/{found}"
-        again = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=descriptors)
-        return open(again, "rb")
-    finally:
-        os.close(found)
-
-
-def read_file(path: Path, largest: int) -> bytes:
-    """All of a file, as open_file() opens it."""
-    with open_file(path, largest) as file:
-        return file.read(largest)
 
 
 def _align4(size: int) -> int:

@@ -3,38 +3,31 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
-from virtrace.binary.elf import open_file
 from virtrace.confined import Bounds, Tell, run
 from virtrace.errors import TargetError
+from virtrace.files import read_inside
 
 # A file system of some user's may never answer.
 _BOUNDS = Bounds(memory=64 << 20, processor_seconds=2, seconds=10)
 
 
-def text_inside(root: Path, path: str, largest: int) -> str:
-    """The text of a regular file, by a child without rights; empty where it cannot be read.
+def text_inside(root: Path, path: str, limit: int) -> str:
+    """Text of a regular file in a process's root; empty if it cannot be read.
 
-    A link is none.
-
-    root: where the process's ``/`` can be reached from here; no link leads out of it. path: as
-    the process has it.
+    root: the process's ``/``, as seen from here. path: as the process sees it; not a link.
+    limit: the largest accepted size in bytes.
     """
-
-    def begin() -> Callable[[Tell], str]:
-        # A root that is not ours need not have /proc.
-        descriptors = os.open("/proc/self/fd", os.O_PATH | os.O_CLOEXEC)
-        if root != Path("/"):
-            # Whoever may not has no more rights than who lives there.
-            with suppress(PermissionError):
-                os.chroot(root)
-        file = open_file(Path("/", path), largest, descriptors, follow=False)
-        return lambda _: file.read(largest).decode(errors="replace")
-
-    return _text(path, begin)
+    folder, name = map(os.fsencode, os.path.split(os.path.join("/", path)))
+    deadline = time.monotonic() + _BOUNDS.seconds
+    try:
+        data = read_inside(str(root), folder, [name], limit, deadline=deadline)
+    except OSError:
+        return ""
+    return data.decode(errors="replace")
 
 
 def text_of_process(pid: int, name: str, largest: int) -> str:
@@ -48,10 +41,6 @@ def text_of_process(pid: int, name: str, largest: int) -> str:
         file = open(path, "rb")  # noqa: SIM115 - the work reads it
         return lambda _: file.read(largest).decode(errors="surrogateescape")
 
-    return _text(path, begin)
-
-
-def _text(path: str, begin: Callable[[], Callable[[Tell], str]]) -> str:
     try:
         return str(run(path, begin, _BOUNDS))
     except (TargetError, OSError):

@@ -17,7 +17,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Union
 
-from virtrace.binary import given, layouts, private, x86_64
+from virtrace import files
+from virtrace.binary import given, layouts, x86_64
 from virtrace.binary.ctype import CType, Opaque, Struct
 from virtrace.binary.reader import Binary
 from virtrace.errors import TargetError
@@ -169,16 +170,16 @@ def find(elf: Binary, folders: Sequence[Path]) -> Pack | None:
     for folder in folders:
         if (folder / name).exists():
             return load(folder / name, elf)
-    with suppress(OSError), private.cache_folder(CACHE) as cached:
-        return checked(parse(private.read(cached, name, MAX_BYTES), name), elf, name)
+    with suppress(OSError), files.cache_folder(CACHE) as cached:
+        return checked(parse(files.read_trusted(cached, name, MAX_BYTES), name), elf, name)
     return None
 
 
 def load(path: Path, elf: Binary | None = None) -> Pack:
     """The pack in a file; elf: the file that it has to be for."""
     try:
-        with private.opened_folder(path.parent.resolve()) as folder:
-            data = private.read(folder, path.name, MAX_BYTES)
+        with files.open_folder(path.parent.resolve()) as folder:
+            data = files.read_trusted(folder, path.name, MAX_BYTES)
     except OSError as error:
         raise TargetError(
             f"the symbol pack {path} cannot be read: {error.strerror or error}",

@@ -22,12 +22,12 @@ from virtrace.binary.elf import (
     ElfFile,
     Segment,
     StapProbe,
-    open_file,
     unreadable,
 )
 from virtrace.binary.functions import Callee, Functions, Instructions, UnwindTable
 from virtrace.confined import Bounds, Child, Tell
 from virtrace.errors import TargetError
+from virtrace.files import open_regular
 
 DEBUG_DIRS = (Path("/usr/lib/debug"),)
 
@@ -296,7 +296,7 @@ class _Answering:
         self._files: dict[int, tuple[Path, str, BinaryIO | OSError]] = {}
         for number, (path, name) in paths.items():
             try:
-                self._files[number] = path, name, open_file(path, LARGEST)
+                self._files[number] = path, name, open_regular(path, LARGEST)
             except OSError as error:
                 self._files[number] = path, name, error
         self._elfs: dict[int, ElfFile] = {}
@@ -414,7 +414,7 @@ class _Answering:
 
 def open_trusted(path: Path) -> BinaryIO:
     """A file that Binary.is_trusted holds for. OSError where it does not any more."""
-    file = open_file(path, LARGEST)
+    file = open_regular(path, LARGEST)
     if not _is_trusted(file.fileno()):
         file.close()
         raise PermissionError(errno.EPERM, "others than root can have written it", str(path))

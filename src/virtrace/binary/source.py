@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from virtrace.binary.elf import read_file
+from virtrace.files import read_regular
 
 MAX_BYTES = 16 << 20
 
@@ -44,7 +44,7 @@ class Sources:
     def _find(self, file: str, function: str, declared: int) -> list[str]:
         for place in self._places(file):
             try:
-                lines = read_file(place, MAX_BYTES).decode("utf-8", "replace").split("\n")
+                lines = read_regular(place, MAX_BYTES).decode("utf-8", "replace").split("\n")
             except OSError:
                 continue
             if 0 < declared <= len(lines) and function in lines[declared - 1]:

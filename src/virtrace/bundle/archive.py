@@ -6,11 +6,8 @@ import gzip
 import io
 import json
 import os
-import secrets
-import shutil
 import tarfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import BinaryIO
 
 from virtrace import __version__
@@ -67,33 +64,3 @@ def pack_into(packed: BinaryIO, files: Mapping[str, bytes]) -> None:
             member.size, member.mode = content.seek(0, os.SEEK_END), 0o644
             content.seek(0)
             archive.addfile(member, content)
-
-
-def write(path: Path, what: str, content: bytes | BinaryIO) -> None:
-    """A new file, whole or not at all, readable by its owner only; TraceError where not."""
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open(unfinished, flags, 0o600), "wb") as file:
-            try:
-                if isinstance(content, bytes):
-                    file.write(content)
-                else:
-                    content.seek(0)
-                    shutil.copyfileobj(content, file)
-                file.flush()
-                # Not rename, which would replace a file of that name.
-                os.link(unfinished, path)
-            finally:
-                os.unlink(unfinished)
-    except FileExistsError as error:
-        raise exists(path, what) from error
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise TraceError(
-            f"cannot write {what} {path}: {reason}", "name a file in another folder"
-        ) from error
-
-
-def exists(path: Path, what: str) -> TraceError:
-    return TraceError(f"{path} exists already", f"name another file for {what}, or remove this one")

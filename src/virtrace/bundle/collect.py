@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import yaml
 
@@ -18,6 +18,7 @@ from virtrace.bundle.records import Records
 from virtrace.bundle.redact import Redactor
 from virtrace.bundle.report import REPORT, markdown, overview
 from virtrace.errors import TraceError, VirtraceError
+from virtrace.host.facts import HostFacts
 from virtrace.report import explanation, explanation_document, html
 from virtrace.report.highlight import Style
 from virtrace.trace.archive import TRACE
@@ -35,23 +36,6 @@ _NARROW = frozenset(KINDS) - {"text", "secret"}
 
 class LeakError(VirtraceError):
     """Something that was to be hidden stands in the finished bundle, which was not written."""
-
-
-@dataclass(frozen=True)
-class HostFacts:
-    """What the host of the daemon said; each can be unavailable, with the reason.
-
-    qemu: version, as virsh prints it. domains: by name, `xml` of the domain and `log`, the end
-    of its QEMU's log. settings: of the daemon, the text of each configuration file by its path.
-    backtrace: of all threads; None where nobody asked for it. private: names that belong to
-    this host and stand nowhere else, by kind.
-    """
-
-    qemu: Json
-    domains: Mapping[str, Mapping[str, Json]]
-    settings: Json
-    backtrace: Json = None
-    private: Mapping[str, Iterable[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

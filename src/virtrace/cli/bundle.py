@@ -6,10 +6,8 @@ import argparse
 import json
 import os
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -20,9 +18,12 @@ from virtrace.bundle.collect import PAGE, Bundle, make
 from virtrace.bundle.files import opened
 from virtrace.bundle.pseudonyms import KINDS
 from virtrace.bundle.report import REPORT
-from virtrace.cli.apart import apart
-from virtrace.cli.bundle_facts import gather
+from virtrace.cli.progress import steps
+from virtrace.cli.without_rights import run_in_child
+from virtrace.engines.gdb.launch import backtrace
 from virtrace.errors import ANSWER_IS_NO, DONE, UsageError, typed
+from virtrace.files import exists, write_new
+from virtrace.host.daemon import gather
 from virtrace.report.highlight import Style, paint, safe, style_for
 from virtrace.report.lines import copyable, labelled
 from virtrace.report.pieces import words
@@ -30,75 +31,90 @@ from virtrace.trace.archive import FOLDER, TRACE
 from virtrace.trace.reader import TraceStream, require_whole
 
 _MAP_FORMAT = "virtrace-bundle-map"
-# After so long a user wants to know that something is going on, in seconds.
+_PIECE = 1 << 20
+# Seconds until progress is shown.
 _PATIENCE = 1.0
 
 
 def add_parser(subparsers: Any) -> None:
-    kinds = "\n".join(f"  {kind:<9} {about}" for kind, about in KINDS.items())
     parser = subparsers.add_parser(
         "bundle",
+        default_action="make",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Put a trace, its explanation and what maintainers ask for into one file.\n"
-        "Names, addresses, paths and secrets become pseudonyms, and the finished file\n"
-        "is searched for all of them: where one is found, nothing is written.",
-        epilog=f"kinds, each of which --keep releases:\n{kinds}\n\n"
-        "Exit status: 0 written, or verified; 1 verified and not whole; 2 nothing written,\n"
-        "or no bundle; 4 written, but the trace is incomplete.",
-        usage="%(prog)s FILE -o OUT [-p PID] [--backtrace] [--keep KIND]...\n"
-        "       %(prog)s FILE --preview [--keep KIND]...\n"
+        description="Put a trace, its explanation and what maintainers ask for into one file\n"
+        "without private data, or check such a file.",
+        usage="%(prog)s [make] FILE -o OUT [-p PID] [--backtrace] [--keep KIND]...\n"
+        "       %(prog)s [make] FILE --preview [--keep KIND]...\n"
         "       %(prog)s verify BUNDLE",
     )
-    parser.add_argument("file", metavar="FILE", nargs="+", help="a trace (.jsonl)")
-    parser.add_argument(
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    kinds = "\n".join(f"  {kind:<9} {about}" for kind, about in KINDS.items())
+    making = actions.add_parser(
+        "make",
+        help="make a bundle; `make` may be left out",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Names, addresses, paths and secrets become pseudonyms, and the finished file\n"
+        "is searched for all of them: if one is found, nothing is written.",
+        epilog=f"kinds, which --keep leaves as they are:\n{kinds}\n\n"
+        "Exit status: 0 written; 2 nothing written; 4 written, but the trace is incomplete.",
+    )
+    making.add_argument("file", metavar="FILE", help="a trace (.jsonl)")
+    output = making.add_mutually_exclusive_group(required=True)
+    output.add_argument(
         "-o",
         "--output",
         metavar="OUT",
         type=Path,
         help="the bundle; beside it OUT.map.json, what its pseudonyms stand for, for you alone",
     )
-    parser.add_argument("-p", "--pid", type=int, help="the daemon, if another than the traced one")
-    parser.add_argument(
+    output.add_argument(
+        "--preview", action="store_true", help="write nothing; show what the bundle would contain"
+    )
+    making.add_argument("-p", "--pid", type=int, help="the daemon, if not the one that was traced")
+    making.add_argument(
         "--backtrace",
         action="store_true",
-        help="add `thread apply all bt`, for which the daemon stands still",
+        help="add `thread apply all bt`, for which the daemon is stopped",
     )
-    parser.add_argument(
+    making.add_argument(
         "--keep", metavar="KIND", action="append", default=[], choices=KINDS, help="see below"
     )
-    parser.add_argument(
-        "--preview", action="store_true", help="write nothing; show what would leave"
+    making.set_defaults(run=run)
+    verifying = actions.add_parser(
+        "verify",
+        help="check a bundle",
+        description="Check that a bundle holds what its manifest lists, unchanged.",
+        epilog="Exit status: 0 whole; 1 not whole; 2 not a bundle.",
     )
-    parser.set_defaults(run=run)
+    verifying.add_argument("file", metavar="BUNDLE", help="a bundle (.tar.gz)")
+    verifying.set_defaults(run=_run_verify)
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.file[0] == "verify" and len(args.file) == 2:
-        return apart(args, args.file[1:], partial(_verify, args.file[1]), kind="the bundle")
-    if len(args.file) != 1 or args.preview is (args.output is not None):
-        raise UsageError(
-            "a trace, and either -o OUT.tar.gz or --preview",
-            "virtrace bundle FILE -o OUT.tar.gz; virtrace bundle verify BUNDLE",
-        )
     output: Path | None = args.output
     map_file = output and output.with_name(output.name.removesuffix(".tar.gz") + ".map.json")
     for path, what in ((output, "the bundle"), (map_file, "the map")):
         if path is not None and path.exists():
-            raise archive.exists(path, what)
-    with ExitStack() as held, _progress() as step:
+            raise exists(path, what)
+    with ExitStack() as resources:
+        step = resources.enter_context(steps(_PATIENCE, sys.stderr))
         step("reading the trace")
-        trace = held.enter_context(TraceStream(args.file[0]))
+        trace = resources.enter_context(TraceStream(args.file))
         if "redacted" in trace.header:
             raise UsageError(
-                f"{args.file[0]} is from a bundle already", "name the trace that was recorded"
+                f"{args.file} is from a bundle already", "name the trace that was recorded"
             )
         step("asking the host")
-        facts = gather(trace, args.pid, with_backtrace=args.backtrace)
+        facts = gather(trace, args.pid, backtrace if args.backtrace else None)
         bundle = make(trace, facts, args.keep, step)
         step("packing it")
-        packed = held.enter_context(TemporaryFile(prefix="virtrace-"))
+        packed = resources.enter_context(TemporaryFile(prefix="virtrace-"))
         archive.pack_into(packed, bundle.files)
-        return _keep(args.file[0], trace, bundle, packed, output, map_file)
+        return _keep(args.file, trace, bundle, packed, output, map_file)
+
+
+def _run_verify(args: argparse.Namespace) -> int:
+    return run_in_child(args, [args.file], partial(_verify, args.file), kind="the bundle")
 
 
 def _keep(
@@ -109,16 +125,17 @@ def _keep(
     output: Path | None,
     map_file: Path | None,
 ) -> int:
-    """Write it, or show it where there is no output."""
+    """Write a bundle, or show it if there is no output."""
     if output is None or map_file is None:
         for line in _preview(bundle, style_for(sys.stdout)):
             print(line)
         require_whole(trace, path)
         return DONE
-    # First the map: without it nobody can ever tell what a pseudonym stands for.
-    archive.write(map_file, "the map", _map(bundle))
+    # First the map: without it nobody can find out what a pseudonym stands for.
+    write_new(map_file, "the map", [_map(bundle)])
     try:
-        archive.write(output, "the bundle", packed)
+        packed.seek(0)
+        write_new(output, "the bundle", iter(partial(packed.read, _PIECE), b""))
     except BaseException:
         map_file.unlink()
         raise
@@ -126,30 +143,6 @@ def _keep(
         print(line)
     require_whole(trace, path)
     return DONE
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """Says what is being done, once it takes long."""
-    start, doing = time.monotonic(), "starting"
-
-    def say() -> None:
-        passed = time.monotonic() - start
-        print(f"[{passed:6.1f} s] {doing}", file=sys.stderr, flush=True)
-
-    def step(what: str) -> None:
-        nonlocal doing
-        doing = what
-        if not timer.is_alive():
-            say()
-
-    timer = threading.Timer(_PATIENCE, say)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield step
-    finally:
-        timer.cancel()
 
 
 def _map(bundle: Bundle) -> bytes:

@@ -12,8 +12,8 @@ from typing import IO, Any, BinaryIO
 
 from virtrace.analysis.causes import catalogue
 from virtrace.analysis.compare import Comparison, compare
-from virtrace.cli.apart import apart
 from virtrace.cli.progress import reading
+from virtrace.cli.without_rights import run_in_child
 from virtrace.errors import ANSWER_IS_NO, DONE, IncompleteError, TraceError
 from virtrace.printing import print_lines
 from virtrace.report import difference, difference_document
@@ -40,7 +40,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     with prepared() as spill:
-        return apart(args, [args.a, args.b], partial(_diff, args, spill))
+        return run_in_child(args, [args.a, args.b], partial(_diff, args, spill))
 
 
 @contextmanager

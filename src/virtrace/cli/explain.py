@@ -11,8 +11,8 @@ from typing import Any, BinaryIO
 from virtrace.analysis.blockinfo import API
 from virtrace.analysis.causes import catalogue
 from virtrace.analysis.explain import explain_trace
-from virtrace.cli.apart import apart
 from virtrace.cli.progress import reading
+from virtrace.cli.without_rights import run_in_child
 from virtrace.errors import ANSWER_IS_NO, DONE
 from virtrace.printing import print_lines
 from virtrace.report import explanation, explanation_document
@@ -38,7 +38,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     # Read once, before no file can be opened any more.
     catalogue()
-    return apart(args, [args.file], partial(_explain, args))
+    return run_in_child(args, [args.file], partial(_explain, args))
 
 
 def _explain(args: argparse.Namespace, files: Sequence[BinaryIO], _: int) -> int:

@@ -12,13 +12,13 @@ from typing import BinaryIO, Union
 
 from virtrace.analysis.chain import chains
 from virtrace.analysis.spans import Call, CallBuilder
-from virtrace.cli.apart import apart
 from virtrace.cli.progress import reading
+from virtrace.cli.without_rights import run_in_child
 from virtrace.errors import DONE, TraceError, UsageError
+from virtrace.files import fill
 from virtrace.report import chrome, diagram, drawing, table
 from virtrace.report.moments import Moment, moments
 from virtrace.trace.reader import TraceStream, require_whole
-from virtrace.trace.writer import fill
 
 # What was made of it, in pieces; none where the trace holds nothing of the kind.
 _Made = Iterator[Union[str, bytes]]
@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
     chosen = _FORMATS[args.to]
     chosen.prepare()
     work = partial(_export, args, chosen)
-    return apart(args, [args.file], work, args.output, chosen.what)
+    return run_in_child(args, [args.file], work, args.output, chosen.what)
 
 
 def _export(

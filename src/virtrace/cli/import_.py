@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from virtrace.cli.apart import apart
+from virtrace.cli.without_rights import run_in_child
 from virtrace.engines.bpftrace.recorded import BrokenLine, Happened, Lines, Session
 from virtrace.errors import DONE, INCOMPLETE, IncompleteError, TraceError, typed
 from virtrace.plan.file import Plan
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     writer = Writer(args.output)
     try:
         work = partial(_import, args, writer)
-        status = apart(args, [str(args.file)], work, kind="the output")
+        status = run_in_child(args, [str(args.file)], work, kind="the output")
     except IncompleteError:
         writer.close()
         raise

@@ -8,12 +8,12 @@ import signal
 import sys
 import tempfile
 import textwrap
-import time
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
 from virtrace import engines
+from virtrace.cli.progress import steps
+from virtrace.confined import Tell
 from virtrace.errors import ANSWER_IS_NO, DONE
 from virtrace.lab import processes
 from virtrace.lab.daemon import Lab, default_folder
@@ -98,19 +98,10 @@ def _help_of(scenario: Scenario) -> list[str]:
     return [f"  {scenario.name:<17} {scenario.about}", *answer]
 
 
-def _progress() -> Callable[[str], None]:
-    start = time.monotonic()
-
-    def step(line: str) -> None:
-        print(f"[{time.monotonic() - start:6.1f} s] {line}", flush=True)
-
-    return step
-
-
 def _up(args: argparse.Namespace) -> int:
-    step = _progress()
-    lab = Lab(args.dir, args.debug_info, args.release, step)
-    step("the lab is up" if lab.up() else "the lab was up already")
+    with steps() as step:
+        lab = Lab(args.dir, args.debug_info, args.release, step)
+        step("the lab is up" if lab.up() else "the lab was up already")
     print_lines(_describe(lab))
     guest = lab.guests[0].name
     print("next:")
@@ -126,12 +117,12 @@ def _lab_command(action: str, lab: Lab) -> list[str]:
 
 
 def _down(args: argparse.Namespace) -> int:
-    step = _progress()
     lab = Lab(args.dir)
-    if lab.down():
-        step(f"the lab is down; {lab.folder} is removed")
-    else:
-        step(f"nothing to do: no lab of this user in {lab.folder}")
+    with steps() as step:
+        if lab.down():
+            step(f"the lab is down; {lab.folder} is removed")
+        else:
+            step(f"nothing to do: no lab of this user in {lab.folder}")
     return DONE
 
 
@@ -162,25 +153,25 @@ def _describe(lab: Lab) -> list[str]:
 
 def _run(args: argparse.Namespace) -> int:
     scenario = SCENARIOS[args.scenario]
-    step = _progress()
     # Whatever ends this process, but SIGKILL, also ends the lab.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _exit_by_signal)
     folder = Path(tempfile.mkdtemp(prefix="virtrace-lab-", dir="/var/tmp"))
-    lab = Lab(folder, args.debug_info, args.release, step)
-    try:
-        lab.up()
-        return _trace(lab, scenario, args.output, step)
-    finally:
-        lab.down()
-        step(f"the lab is down; {lab.folder} is removed")
+    with steps() as step:
+        lab = Lab(folder, args.debug_info, args.release, step)
+        try:
+            lab.up()
+            return _trace(lab, scenario, args.output, step)
+        finally:
+            lab.down()
+            step(f"the lab is down; {lab.folder} is removed")
 
 
 def _exit_by_signal(number: int, _frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def _trace(lab: Lab, scenario: Scenario, output: Path | None, step: Callable[[str], None]) -> int:
+def _trace(lab: Lab, scenario: Scenario, output: Path | None, step: Tell) -> int:
     step(f"{scenario.name}: {scenario.about}")
     scenario.set_up(lab)
     step(f"expected: {scenario.answer}")

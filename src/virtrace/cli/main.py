@@ -7,7 +7,7 @@ import importlib
 import keyword
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from virtrace import __version__
@@ -38,16 +38,28 @@ COMMANDS = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """Its words are printed line by line, as all others are."""
+    """Prints its messages line by line, like all other output."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, *, default_action: str | None = None, **settings: Any) -> None:
+        """default_action: the action of a command line that names none."""
         super().__init__(**settings)
+        self._default_action = default_action
         # As of Python 3.14, which has colours of its own.
         self.color = False
 
     def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
         for line in message.rstrip("\n").split("\n"):
             print(line, file=file)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._default_action and args and args[0] not in (*self._actions_here(), "-h", "--help"):
+            args = [self._default_action, *args]
+        return super().parse_known_args(args, namespace)
+
+    def _actions_here(self) -> Iterator[str]:
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                yield from action.choices
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from virtrace import __version__
-from virtrace.binary import private, x86_64
+from virtrace import __version__, files
+from virtrace.binary import x86_64
 from virtrace.binary.debuginfo import fetch
 from virtrace.binary.dwarf import Wanted, describe
 from virtrace.binary.pack import (
@@ -202,11 +202,11 @@ def _keep(output: Path | None, name: str, data: bytes) -> str:
     try:
         if output is not None:
             output.mkdir(parents=True, exist_ok=True)
-            with private.opened_folder(output.resolve()) as folder:
-                private.write(folder, name, data)
+            with files.open_folder(output.resolve()) as folder:
+                files.replace(folder, name, data)
             return str(output / name)
-        with private.cache_folder(CACHE) as folder:
-            private.write(folder, name, data)
+        with files.cache_folder(CACHE) as folder:
+            files.replace(folder, name, data)
             return os.path.join(os.readlink(f"/proc/self/fd/{folder}"), name)
     except OSError as error:
         raise UsageError(

@@ -1,26 +1,58 @@
-"""How far long work has come: one line that changes, on a terminal only."""
+"""Show the progress of long work."""
 
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
+from virtrace.confined import Tell
 from virtrace.printing import obeys, own
 from virtrace.trace.reader import TraceStream
 
-# After so long a user wants to know that something is going on, and then so often, in seconds.
+# Seconds until the first progress is shown, and between two updates.
 _PATIENCE = 1.0
 _PAUSE = 0.1
 
 
+@contextmanager
+def steps(patience: float = 0, stream: TextIO | None = None) -> Iterator[Tell]:
+    """A function that prints what the work does next, with the seconds since it began.
+
+    patience: seconds during which nothing is printed; the step that outlasts them is.
+    stream: default: standard output.
+    """
+    start, current = time.monotonic(), ""
+
+    def show() -> None:
+        passed = time.monotonic() - start
+        print(f"[{passed:6.1f} s] {current}", file=stream or sys.stdout, flush=True)
+
+    def step(what: str) -> None:
+        nonlocal current
+        current = what
+        if not timer.is_alive():
+            show()
+
+    timer = threading.Timer(patience, show)
+    timer.daemon = True
+    if patience:
+        timer.start()
+    try:
+        yield step
+    finally:
+        timer.cancel()
+
+
 class Progress:
-    """The line, which is gone in the end. name: of what is worked on."""
+    """One line on standard error that changes, if that is a terminal, and disappears in the end."""
 
     def __init__(self, name: str) -> None:
+        """name: of the file that the work is about."""
         self._name = name
         self._can_change = obeys(sys.stderr)
 
@@ -43,15 +75,15 @@ class Progress:
 
 @contextmanager
 def reading(path: str, file: BinaryIO, *, beside_output: bool = False) -> Iterator[TraceStream]:
-    """A trace, with a line of how much of it was read, each time that it is.
+    """A trace that shows how much of it was read, each time that it is read.
 
-    path: how errors name the file. beside_output: what it tells is printed meanwhile, which on a
-    terminal is progress enough.
+    path: the file's name for errors.
+    beside_output: output is printed meanwhile, which on a terminal is progress enough.
     """
     with TraceStream(path, file) as trace, Progress(Path(path).name) as progress:
         due = time.monotonic() + _PATIENCE
 
-        def told(is_over: bool) -> None:
+        def show(is_over: bool) -> None:
             nonlocal due
             if is_over:
                 progress.clear()
@@ -61,5 +93,5 @@ def reading(path: str, file: BinaryIO, *, beside_output: bool = False) -> Iterat
                 progress.show(f"{done} % read, {trace.count:,} events")
 
         if not (beside_output and sys.stdout.isatty()):
-            trace.told = told
+            trace.told = show
         yield trace

@@ -8,9 +8,11 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from virtrace.cli.arguments import add_daemon
 from virtrace.cli.record import chosen_pid
 from virtrace.engines.gdb.launch import check
-from virtrace.errors import ANSWER_IS_NO, DONE, UsageError, typed
+from virtrace.errors import ANSWER_IS_NO, DONE, typed
+from virtrace.files import write_new
 from virtrace.image.model import Program
 from virtrace.printing import print_lines
 from virtrace.recipe import catalogue
@@ -21,7 +23,6 @@ from virtrace.report.lines import fold
 from virtrace.report.pieces import attached, words
 from virtrace.targets.processes import check_traceable, installed
 from virtrace.trace.format import Record
-from virtrace.trace.writer import write_new
 
 
 def add_parser(subparsers: Any) -> None:
@@ -69,17 +70,9 @@ def add_parser(subparsers: Any) -> None:
     compiling.add_argument(
         "-o", "--output", metavar="FILE", type=Path, required=True, help="must not exist"
     )
-    only = "; without it, the only one there"
+    only = "default: the only one that runs"
     for action, default in ((checking, ""), (new, only), (compiling, only)):
-        target = action.add_mutually_exclusive_group()
-        target.add_argument("-p", "--pid", type=int, help=f"the daemon{default}")
-        target.add_argument("--process", metavar="NAME", help="the daemon of this name")
-        target.add_argument(
-            "--against",
-            metavar="BINARY",
-            type=Path,
-            help="files that no process runs: libvirtd, libvirt.so.0 or a driver, and the others",
-        )
+        add_daemon(action, default, files=True)
 
 
 def _list(_: argparse.Namespace) -> int:
@@ -121,13 +114,7 @@ def _new(args: argparse.Namespace) -> int:
     if args.output is None:
         print_lines(text.removesuffix("\n").split("\n"))
         return DONE
-    try:
-        with open(args.output, "x", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise UsageError(
-            f"cannot write {args.output}: {error.strerror}", "name a file that is not there yet"
-        ) from error
+    write_new(args.output, "the recipe", [text])
     pid = f" -p {args.pid}" if args.pid is not None else ""
     print(f"{args.output}: prune it, then: virtrace recipe check {typed(args.output)}{pid}")
     return DONE
@@ -143,7 +130,7 @@ def _compile(args: argparse.Namespace) -> int:
     resolved = resolve(recipe, process, fetch_debug_files(process, recipe), [packs])
     files = {site.file for site in resolved.sites}
     digests = {one.path: one.elf.sha256 for one in process.modules if one.path in files}
-    write_new(args.output, "the program", program.script(resolved, recipe.name, digests))
+    write_new(args.output, "the program", [program.script(resolved, recipe.name, digests)])
     command = f"sh {typed(args.output.name)} PID > OUTPUT"
     print(f"{args.output}: as root, on the daemon's host: {command}")
     print("then, here or there: virtrace import OUTPUT -o TRACE")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from virtrace import engines
+from virtrace.cli.arguments import add_daemon
 from virtrace.engines import ENGINES
 from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED
 from virtrace.printing import OutputError
@@ -36,9 +37,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "recipe", metavar="RECIPE", help=f"{', '.join(catalogue.shipped())}, or a recipe's file"
     )
-    target = parser.add_mutually_exclusive_group()
-    target.add_argument("-p", "--pid", type=int, help="the daemon; without it, the only one there")
-    target.add_argument("--process", metavar="NAME", help="the daemon of this name")
+    add_daemon(parser, "default: the only one that runs")
     parser.add_argument(
         "-o",
         "--output",
@@ -121,7 +120,7 @@ def option(args: argparse.Namespace, name: str) -> str | None:
 
 
 def _add_host_facts(output: Path, pid: int) -> None:
-    from virtrace.cli.host_facts import collect
+    from virtrace.host.disks import collect
 
     def made(file: BinaryIO) -> list[Record]:
         records.extend(collect(TraceStream(output, file), pid))

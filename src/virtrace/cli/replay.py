@@ -12,8 +12,9 @@ from typing import IO, Any, BinaryIO
 
 from virtrace import engines
 from virtrace.cli import diff
-from virtrace.cli.apart import apart, read_header
+from virtrace.cli.arguments import add_daemon
 from virtrace.cli.record import add_limits, chosen_pid, limits_of
+from virtrace.cli.without_rights import read_header, run_in_child
 from virtrace.errors import DONE, INTERRUPTED, UsageError
 from virtrace.recipe import catalogue, loader, selection
 from virtrace.recipe.model import Recipe
@@ -38,9 +39,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "file", metavar="FILE", help="a trace (.jsonl), a bundle or a recipe (.yaml)"
     )
-    target = parser.add_mutually_exclusive_group()
-    target.add_argument("-p", "--pid", type=int, help="the daemon; without it, the only one there")
-    target.add_argument("--process", metavar="NAME", help="the daemon of this name")
+    add_daemon(parser, "default: the only one that runs")
     parser.add_argument("-o", "--output", metavar="OUT", help="the new trace; must not exist")
     parser.add_argument(
         "--where",
@@ -101,7 +100,7 @@ def _again(header: Record, args: argparse.Namespace) -> int:
             return diff.report(diff.compared(as_if, new, paths, spill), paths)
 
     with diff.prepared() as spill:
-        differs = apart(args, paths, partial(compared, spill))
+        differs = run_in_child(args, paths, partial(compared, spill))
     return status or differs
 
 

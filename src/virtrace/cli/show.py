@@ -14,16 +14,16 @@ from typing import BinaryIO
 from virtrace.analysis.spans import Call, CallBuilder
 from virtrace.analysis.summary import summarize
 from virtrace.analysis.waiting import Waiters
-from virtrace.cli.apart import apart
 from virtrace.cli.progress import reading
+from virtrace.cli.without_rights import run_in_child
 from virtrace.errors import DONE, UsageError, typed
+from virtrace.files import fill
 from virtrace.printing import print_lines
 from virtrace.report import document, text
 from virtrace.report import summary as many
 from virtrace.report.highlight import style_for
 from virtrace.report.lines import copyable
 from virtrace.trace.reader import TraceStream, require_whole
-from virtrace.trace.writer import fill
 
 # So much of a trace, in bytes unpacked, is read before anything is shown: what a smaller one ends
 # with, such as what was still waited for, can stand at the top.
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
         html.prepare()
     work = partial(_show, args)
-    return apart(args, [args.file], work, args.html, "the page")
+    return run_in_child(args, [args.file], work, args.html, "the page")
 
 
 def _show(args: argparse.Namespace, files: Sequence[BinaryIO], output: int) -> int:

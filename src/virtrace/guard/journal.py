@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from virtrace.binary import given, private
+from virtrace import files
+from virtrace.binary import given
 from virtrace.errors import TargetError
 from virtrace.image.model import Module
 from virtrace.image.process import Process
@@ -98,7 +99,7 @@ class Journal:
     def _create(self) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            with private.cache_folder(_KIND) as folder:
+            with files.cache_folder(_KIND) as folder:
                 for name in os.listdir(folder):
                     outdated = name == self._name or _is_old(name, folder)
                     if outdated and _is_journal(name, folder):
@@ -144,7 +145,7 @@ class Journal:
 
     def remove(self) -> None:
         """Nothing of it is in the process any more."""
-        with suppress(OSError), private.cache_folder(_KIND) as folder:
+        with suppress(OSError), files.cache_folder(_KIND) as folder:
             os.unlink(self._name, dir_fd=folder)
 
     def descriptors(self) -> tuple[int, int]:
@@ -158,8 +159,8 @@ class Journal:
 def find(process: Process) -> Noted | None:
     """What a trace of this very process noted and did not take back; None without one."""
     try:
-        with private.cache_folder(_KIND) as folder:
-            return _parse(private.read(folder, _name(process), _LARGEST))
+        with files.cache_folder(_KIND) as folder:
+            return _parse(files.read_trusted(folder, _name(process), _LARGEST))
     except (OSError, ValueError):
         return None
 
@@ -181,7 +182,7 @@ def _is_journal(name: str, folder: int) -> bool:
     if not _NAME.fullmatch(name):
         return False
     try:
-        _parse(private.read(folder, name, _LARGEST))
+        _parse(files.read_trusted(folder, name, _LARGEST))
     except (OSError, ValueError, TypeError):
         return False
     return True

@@ -19,6 +19,7 @@ import gdb
 from virtrace.binary.ctype import Array, CType, Integer, Opaque, Pointer, Struct
 from virtrace.engine.capture import Capture
 from virtrace.errors import TargetError, Unavailable, UsageError
+from virtrace.files import write_new
 from virtrace.image.process import Process, inspect
 from virtrace.inferior import handmade, target
 from virtrace.inferior.handmade import Made
@@ -29,7 +30,6 @@ from virtrace.recipe.prototype import Prototype
 from virtrace.report.units import count
 from virtrace.targets import LIBVIRT
 from virtrace.targets.libvirt import public_api
-from virtrace.trace.writer import write_new
 
 _NUMBERED = re.compile(r" *(\d+)  (.*)", re.S)
 

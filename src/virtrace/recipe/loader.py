@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import stat
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path as FilePath
@@ -13,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 
 from virtrace.errors import RecipeError, UsageError
+from virtrace.files import NotRegularError, TooLargeError, read_regular
 from virtrace.recipe import path, prototype, selection
 from virtrace.recipe.model import Answer, CalledBy, DriverMethod, Point, Recipe, Span
 from virtrace.recipe.selection import Selection
@@ -51,16 +51,16 @@ T = TypeVar("T")
 def load(file: FilePath) -> Recipe:
     """RecipeError where the file cannot be read or does not say what a recipe must."""
     try:
-        # Recipes come with bug reports and are read as root: no device, no endless file.
-        if not stat.S_ISREG(file.stat().st_mode):
-            raise RecipeError(f"{file} is not a regular file", "name a recipe's YAML file")
-        with file.open("rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
+        # Recipes come with bug reports and are read as root.
+        data = read_regular(file, MAX_BYTES)
+    except NotRegularError as error:
+        raise RecipeError(f"{file} is not a regular file", "name a recipe's YAML file") from error
+    except TooLargeError as error:
+        raise _too_large(str(file), MAX_BYTES) from error
     except OSError as error:
         raise RecipeError(
             f"cannot read the recipe {file}: {error.strerror}", "check its name and its mode"
         ) from error
-    _require_size(data, str(file), MAX_BYTES)
     return loads(data, str(file))
 
 
@@ -72,7 +72,8 @@ def loads(data: bytes, file: str) -> Recipe:
 
     Raises: RecipeError
     """
-    _require_size(data, file, MAX_BYTES_DUMPED)
+    if len(data) > MAX_BYTES_DUMPED:
+        raise _too_large(file, MAX_BYTES_DUMPED)
     try:
         root = yaml.compose(data.decode("utf-8"), _Loader)
     except UnicodeDecodeError as error:
@@ -92,9 +93,8 @@ def loads(data: bytes, file: str) -> Recipe:
     return _recipe(_Node(root, file))
 
 
-def _require_size(data: bytes, file: str, most: int) -> None:
-    if len(data) > most:
-        raise RecipeError(f"{file} is larger than {most >> 10} KiB", "name a recipe's YAML file")
+def _too_large(file: str, most: int) -> RecipeError:
+    return RecipeError(f"{file} is larger than {most >> 10} KiB", "name a recipe's YAML file")
 
 
 def dumps(raw: Mapping[str, Any]) -> bytes:

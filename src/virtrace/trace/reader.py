@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol, Union
 
 from virtrace.errors import IncompleteError, TraceError, typed
+from virtrace.files import open_input
 from virtrace.trace import archive
 from virtrace.trace.compression import GZIP, ZSTD, Inflated
 from virtrace.trace.format import FORMAT, MAX_DEPTH, VERSION, Event, Json, Record, is_deeper
@@ -197,7 +197,7 @@ class TraceStream:
         self.length = 0
         # Called now and then while events are read, and with True at their end.
         self.told: Callable[[bool], None] = lambda _: None
-        self._file = open_file(path) if file is None else file
+        self._file = open_input(path) if file is None else file
         try:
             self._size = os.fstat(self._file.fileno()).st_size
             self._read_by = _way_to_read(self._file, path)
@@ -413,26 +413,6 @@ def _bounded_lines(stream: BinaryIO | BufferedReader, path: str | Path) -> Itera
                     "ask for a fresh copy of the trace",
                 )
         yield line
-
-
-def open_file(path: str | Path, what: str = "the trace") -> BinaryIO:
-    """TraceError where it is no file that can be read."""
-    try:
-        # O_NONBLOCK: opening a FIFO must not wait for somebody to write to it.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (OSError, ValueError) as error:
-        missing = isinstance(error, FileNotFoundError)
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise TraceError(
-            f"cannot open {what} {path}: {reason}",
-            "check the name" if missing else "check that you may read it",
-        ) from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise TraceError(
-            f"{path} is not a regular file", f"name the file that {what} was written to"
-        )
-    return os.fdopen(descriptor, "rb")
 
 
 def _unreadable(path: str | Path, error: OSError) -> TraceError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from io import FileIO
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from virtrace.errors import TraceError
+from virtrace.files import create_private, open_own
 from virtrace.trace.compression import Packer, is_packed, last_part
 from virtrace.trace.format import Record
 
@@ -22,53 +22,6 @@ def default_path(recipe: str, pid: int) -> Path:
     """A new file in the current folder, for a trace that the user gave no name."""
     now = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
     return Path(f"virtrace-{recipe}-{pid}-{now}.jsonl")
-
-
-def create(path: Path, what: str) -> int:
-    """A descriptor of a new file, readable by its owner only.
-
-    TraceError where the file exists or cannot be made; symbolic links are not followed.
-    """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        return os.open(path, flags, 0o600)
-    except FileExistsError as error:
-        raise TraceError(
-            f"{path} exists already", f"name another file for {what}, or remove this one"
-        ) from error
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise TraceError(
-            f"cannot write {what} {path}: {reason}", f"name another file for {what}"
-        ) from error
-
-
-def write_new(path: Path, what: str, made: Iterable[str | bytes]) -> None:
-    """What was made of a trace, which can hold as much: whole, or no file and an error."""
-    descriptor = create(path, what)
-    try:
-        fill(descriptor, path, what, made)
-    except BaseException:
-        path.unlink()
-        raise
-    finally:
-        os.close(descriptor)
-
-
-def fill(descriptor: int, path: Path, what: str, made: Iterable[str | bytes]) -> None:
-    """As write_new(), of a file that is there and open; TraceError where it cannot be written."""
-    try:
-        with open(descriptor, "wb", closefd=False) as file:
-            for piece in made:
-                # JSON can name halves of characters, which UTF-8 has no place for.
-                file.write(
-                    piece.encode("utf-8", "backslashreplace") if isinstance(piece, str) else piece
-                )
-    except OSError as error:
-        raise TraceError(
-            f"cannot write {what} {path}: {error.strerror}",
-            "make room, or name a file on another disk",
-        ) from error
 
 
 class Writer:
@@ -82,7 +35,7 @@ class Writer:
         """TraceError where the file exists or cannot be made; symbolic links are not followed."""
         self.path = path
         self._packer = Packer(path.name) if is_packed(path.name) else None
-        self._file = create(path, "the trace")
+        self._file = create_private(path, "the trace")
         self._size = 0
 
     @property
@@ -158,12 +111,7 @@ def insert_before_footer(path: Path, made: Callable[[BinaryIO], Iterable[Record]
     the disk does not take the records; the trace is then as it was.
     """
     try:
-        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        with open(os.open(path, flags), "r+b", buffering=0) as file:
-            status = os.fstat(file.fileno())
-            # Whoever may write to the folder could have put something else in its place.
-            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
-                raise TraceError(f"{path} is not the trace that was written", "record again")
+        with open_own(path, "the trace") as file:
             with open(file.fileno(), "rb", closefd=False) as reader:
                 records = made(reader)
             file.seek(0)

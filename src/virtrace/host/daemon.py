@@ -1,4 +1,4 @@
-"""What libvirt's maintainers ask for beside a trace, asked on the host of the traced daemon."""
+"""Facts of a traced daemon that libvirt's maintainers ask for beside a trace."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ import pwd
 import re
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
-from virtrace.bundle.collect import HostFacts
-from virtrace.cli.host_facts import Asker, Failed, fact, way_to
-from virtrace.cli.owner import Unavailable, end_of_file, owner_of
-from virtrace.engines.gdb.launch import backtrace
-from virtrace.errors import TargetError
+from virtrace.errors import TargetError, Unavailable
+from virtrace.files import read_inside, root_of
+from virtrace.host.facts import HostFacts
+from virtrace.host.owner import owner_of
+from virtrace.host.programs import Failed, Programs, fact
+from virtrace.host.virsh import virsh
 from virtrace.image.process import Process, inspect
-from virtrace.trace.format import Json, is_unavailable, unavailable
+from virtrace.trace.format import is_unavailable, unavailable
 from virtrace.trace.reader import Recording
 from virtrace.trace.target import is_of_build
 
@@ -29,8 +31,14 @@ _USER_LOGS = (b"libvirt", b"qemu", b"log")
 _STARTED = "starting up libvirt version"
 
 
-def gather(trace: Recording, pid: int | None, *, with_backtrace: bool) -> HostFacts:
-    """pid: of the daemon, or of None the one that was traced, if it still runs."""
+def gather(
+    trace: Recording, pid: int | None, backtrace: Callable[[int], str] | None = None
+) -> HostFacts:
+    """Facts of a daemon and of the guests in a trace of it.
+
+    pid: of the daemon; None: the one that was traced, if it still runs.
+    backtrace: makes the text of a backtrace of all threads, or raises TargetError.
+    """
     chosen = trace.header["target"]["pid"] if pid is None else pid
     private = {"host": _host_names(), "user": _user_names()}
     names = list(_domains(trace))
@@ -39,27 +47,27 @@ def gather(trace: Recording, pid: int | None, *, with_backtrace: bool) -> HostFa
         owner = owner_of(chosen)
     except Unavailable as reason:
         missing = unavailable(str(reason))
-        told = {name: {"xml": missing, "log": missing} for name in names}
-        return HostFacts(missing, told, missing, missing if with_backtrace else None, private)
-    asker = Asker(time.monotonic() + _SECONDS_IN_ALL, owner)
+        no_domains = {name: {"xml": missing, "log": missing} for name in names}
+        return HostFacts(missing, no_domains, missing, missing if backtrace else None, private)
+    programs = Programs(time.monotonic() + _SECONDS_IN_ALL, owner)
     domains = {
         name: {
-            "xml": fact(lambda name=name: _xml(name, chosen, asker)),  # type: ignore[misc]
-            "log": fact(lambda name=name: _log(name, chosen, asker)),  # type: ignore[misc]
+            "xml": fact(partial(_xml, name, chosen, programs)),
+            "log": fact(partial(_log, name, chosen, programs)),
         }
         for name in names
     }
     return HostFacts(
-        fact(lambda: _qemu(chosen, asker)),
+        fact(partial(_qemu, chosen, programs)),
         domains,
-        fact(lambda: _settings(chosen, asker)),
-        fact(lambda: _backtrace(chosen)) if with_backtrace else None,
+        fact(partial(_settings, chosen, programs)),
+        fact(partial(_backtrace, chosen, backtrace)) if backtrace else None,
         private,
     )
 
 
 def _require_same(trace: Recording, pid: int) -> None:
-    """Unavailable where this is no daemon of the build that was traced."""
+    """Raise Unavailable unless the process is a daemon of the build that was traced."""
     try:
         process = inspect(pid)
         is_same = is_of_build(trace.header, lambda name: _build_id(process, name))
@@ -70,7 +78,7 @@ def _require_same(trace: Recording, pid: int) -> None:
         ) from error
     if not is_same:
         raise Unavailable(
-            f"pid {pid} is no daemon of the build that was traced, so the host was not asked"
+            f"pid {pid} is not a daemon of the build that was traced, so the host was not asked"
         )
 
 
@@ -80,7 +88,7 @@ def _build_id(process: Process, name: str) -> str | None:
 
 
 def _domains(trace: Recording) -> Iterator[str]:
-    """In the order in which the trace names them."""
+    """Names of the first guests in a trace, in its order."""
     found: dict[str, None] = {}
     for event in trace:
         if len(found) >= _MOST_DOMAINS:
@@ -93,54 +101,53 @@ def _domains(trace: Recording) -> Iterator[str]:
     yield from list(found)[:_MOST_DOMAINS]
 
 
-def _qemu(pid: int, asker: Asker) -> str:
-    printed = _virsh(pid, asker, "version")
-    found = re.search(r"^Running hypervisor: (.+)$", printed, re.M)
+def _qemu(pid: int, programs: Programs) -> str:
+    output = _virsh(pid, programs, "version")
+    found = re.search(r"^Running hypervisor: (.+)$", output, re.M)
     if found is None:
         raise Unavailable("virsh version names no hypervisor")
     return found[1]
 
 
-def _xml(domain: str, pid: int, asker: Asker) -> str:
-    return _virsh(pid, asker, "dumpxml", "--domain", domain)
+def _xml(domain: str, pid: int, programs: Programs) -> str:
+    return _virsh(pid, programs, "dumpxml", "--domain", domain)
 
 
-def _virsh(pid: int, asker: Asker, command: str, *arguments: str) -> str:
-    uri, *options = way_to(pid)
+def _virsh(pid: int, programs: Programs, command: str, *arguments: str) -> str:
     try:
-        printed = asker.run("virsh", *options, "-c", uri, command, *arguments)
+        output = virsh(pid, programs, command, *arguments)
     except Failed as error:
-        # What it says was made for whoever asks, and not for a bundle.
+        # Its message may contain names of the host.
         raise Unavailable(f"virsh {command} failed") from error
-    return printed.decode(errors="replace")
+    return output.decode(errors="replace")
 
 
-def _log(domain: str, pid: int, asker: Asker) -> str:
+def _log(domain: str, pid: int, programs: Programs) -> str:
     file = domain.encode(errors="surrogatepass") + b".log"
     if b"/" in file or b"\0" in file:
-        raise Unavailable("the guest has no log of its name")
+        raise Unavailable("the guest's name cannot be the name of a log")
     folder, names = b"/var/log/libvirt/qemu", [file]
     if owner_of(pid).uid:
         folder, names = _folder(pid, b"XDG_CACHE_HOME", b".cache"), [*_USER_LOGS, file]
-    printed = _file("the log", pid, folder, names, _LOG_BYTES, asker)
-    if printed is None:
-        raise Unavailable("the log is not there")
-    text = printed.decode(errors="replace")
-    # From the last start, or else from the first whole line.
+    data = _file("the log", pid, folder, names, _LOG_BYTES, programs)
+    if data is None:
+        raise Unavailable("there is no log")
+    text = data.decode(errors="replace")
+    # From the last start of QEMU, or else from the first whole line.
     start = text.rfind(_STARTED)
     first = text.rfind("\n", 0, max(start, 0)) + 1
     return text[first:] if start >= 0 else text.partition("\n")[2] or text
 
 
-def _settings(pid: int, asker: Asker) -> dict[str, str]:
-    """What each file holds; nothing of one that is not there, as all is the default."""
+def _settings(pid: int, programs: Programs) -> dict[str, str]:
+    """Text of each configuration file, by path; empty if it does not exist: all is the default."""
     folder, below = b"/etc/libvirt", list[bytes]()
     if owner_of(pid).uid:
         folder, below = _folder(pid, b"XDG_CONFIG_HOME", b".config"), [b"libvirt"]
     found = {}
     for name in (os.path.basename(os.readlink(f"/proc/{pid}/exe")), "qemu"):
         names = [*below, f"{name}.conf".encode()]
-        text = _file("the configuration", pid, folder, names, _SETTINGS_BYTES, asker) or b""
+        text = _file("the configuration", pid, folder, names, _SETTINGS_BYTES, programs) or b""
         if len(text) == _SETTINGS_BYTES:
             raise Unavailable("the configuration is too large")
         path = b"/".join((folder, *names)).decode(errors="replace")
@@ -149,23 +156,34 @@ def _settings(pid: int, asker: Asker) -> dict[str, str]:
 
 
 def _file(
-    what: str, pid: int, folder: bytes, names: Sequence[bytes], most: int, asker: Asker
+    what: str, pid: int, folder: bytes, names: Sequence[bytes], limit: int, programs: Programs
 ) -> bytes | None:
-    """None where there is none."""
+    """The last `limit` bytes of a file, read as the daemon's user; None if it does not exist."""
     try:
-        return end_of_file(pid, folder, names, most, asker.deadline)
+        return read_inside(
+            root_of(pid),
+            folder,
+            names,
+            limit,
+            owner=owner_of(pid),
+            deadline=programs.deadline,
+            only_end=True,
+        )
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise Unavailable(f"{what} cannot be read: {error.strerror}") from error
+        raise Unavailable(f"cannot read {what}: {error.strerror}") from error
 
 
 def _folder(pid: int, variable: bytes, below_home: bytes) -> bytes:
-    """Of a daemon of a user's own."""
+    """The folder that a daemon of a user's session uses.
+
+    variable: names it; below_home: the default.
+    """
     try:
         raw = Path(f"/proc/{pid}/environ").read_bytes()
     except OSError as error:
-        raise Unavailable(f"the daemon's environment cannot be read: {error.strerror}") from error
+        raise Unavailable(f"cannot read the daemon's environment: {error.strerror}") from error
     environment = {
         name: value for name, _, value in (pair.partition(b"=") for pair in raw.split(b"\0"))
     }
@@ -178,7 +196,7 @@ def _folder(pid: int, variable: bytes, below_home: bytes) -> bytes:
     raise Unavailable("the daemon's environment has no HOME")
 
 
-def _backtrace(pid: int) -> Json:
+def _backtrace(pid: int, backtrace: Callable[[int], str]) -> str:
     try:
         return backtrace(pid)
     except TargetError as error:
@@ -191,7 +209,7 @@ def _host_names() -> list[str]:
 
 
 def _user_names() -> list[str]:
-    """Whoever makes the bundle; those of the system are everywhere the same."""
+    """Names of the user who makes the bundle; system users have the same name everywhere."""
     names = [os.environ.get("SUDO_USER", ""), os.environ.get("USER", "")]
     with suppress(KeyError):
         names.append(pwd.getpwuid(os.getuid()).pw_name)

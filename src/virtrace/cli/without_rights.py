@@ -13,10 +13,10 @@ from typing import BinaryIO
 
 from virtrace.confined import Bounds, Tell, run, status_of
 from virtrace.errors import DONE, INCOMPLETE, IncompleteError
+from virtrace.files import create_private, open_input
 from virtrace.report.highlight import prepare, style_for
 from virtrace.trace.format import Record
-from virtrace.trace.reader import TraceStream, open_file
-from virtrace.trace.writer import create
+from virtrace.trace.reader import TraceStream
 
 # Does the work on the files that are open, and on a new one for what is made of them (-1: none).
 Work = Callable[[Sequence[BinaryIO], int], int]
@@ -26,7 +26,7 @@ _MEMORY = 1 << 30
 _SECONDS, _SECONDS_EACH_MIB, _PACKED = 120, 2, 20
 
 
-def apart(
+def run_in_child(
     args: argparse.Namespace,
     inputs: Sequence[str],
     work: Work,
@@ -40,8 +40,8 @@ def apart(
     file to be made, which is none where the work fails; what: it is, for messages; kind: what the
     inputs are.
     """
-    files = [open_file(path, kind) for path in inputs]
-    made = -1 if output is None else create(output, what)
+    files = [open_input(path, kind) for path in inputs]
+    made = -1 if output is None else create_private(output, what)
     try:
         status = _done(args, inputs, files, partial(work, files, made))
     except IncompleteError:
@@ -65,7 +65,7 @@ def read_header(path: str) -> Record:
     """Of a trace or a bundle."""
 
     def begin() -> Callable[[Tell], Record]:
-        file = open_file(path)
+        file = open_input(path)
         _prepare_for(file)
         return lambda _: TraceStream(path, file).header
 
