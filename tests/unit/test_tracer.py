@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from virtrace.binary.ctype import Integer
 from virtrace.engine.capture import Capture
+from virtrace.engine.stacks import Stacks
 from virtrace.engine.tracer import LinePlan, PointPlan, RawEvent, SpanPlan, Tracer
 from virtrace.errors import Unavailable
 from virtrace.recipe.path import RETURN, parse
@@ -37,9 +39,12 @@ class NoMemory:
 class At:
     """A thread at a probe (tracer.Stop)."""
 
-    def __init__(self, sp: int, n: int | None = 0, result: int = 0, tid: int = 1) -> None:
+    def __init__(
+        self, sp: int, n: int | None = 0, result: int = 0, tid: int = 1, stack: int | None = None
+    ) -> None:
         self.memory = NoMemory()
         self.tid = tid
+        self.stack = tid if stack is None else stack
         self.t_ns = 0
         self.sp = sp
         self.entered = None
@@ -396,3 +401,95 @@ def test_a_watched_value_that_cannot_be_read_for_a_while() -> None:
         {"n": gone},
         {"n": {"from": 1, "to": 2}},
     ]
+
+
+class TestStacks:
+    """A thread leaves one stack for another, as coroutines do, and comes back."""
+
+    @pytest.mark.parametrize("other", [500, 5000], ids=["below", "above"])
+    def test_a_span_stays_open_while_its_thread_is_on_another_stack(self, other: int) -> None:
+        traced = Traced()
+        traced.enter(ROOT, CALLER, 1000, n=1, stack=1)
+        traced.enter(INNER, IN_ROOT, 900, stack=1)
+        # Here it yields to another coroutine, which does the same and goes on first.
+        traced.enter(ROOT, CALLER, other, n=2, stack=2)
+        traced.leave(CALLER, other, n=2, stack=2)
+        traced.leave(IN_ROOT, 900, stack=1)
+        traced.leave(CALLER, 1000, stack=1)
+        assert traced.told == [
+            *("enter root", "enter inner"),
+            *("enter root", "exit root"),
+            *("exit inner", "exit root"),
+        ]
+        first, second = (
+            event for event in traced.events if event.type == "enter" and event.parent is None
+        )
+        assert (first.call, second.call) == (1, 3)
+        assert traced.tracer.calls_done == 2
+
+    def test_a_span_can_return_on_another_thread(self) -> None:
+        traced = Traced()
+        traced.enter(ROOT, CALLER, 1000, stack=1, tid=1)
+        assert traced.tracer.is_inside(1)
+        traced.leave(CALLER, 1000, stack=1, tid=2)
+        assert traced.told == ["enter root", "exit root"]
+        assert not traced.tracer.is_inside(1)
+
+    def test_what_a_thread_lost_is_lost_on_all_its_stacks(self) -> None:
+        traced = Traced()
+        traced.enter(ROOT, CALLER, 1000, stack=1, tid=1)
+        traced.enter(ROOT, CALLER, 5000, stack=2, tid=1)
+        traced.enter(ROOT, CALLER, 9000, stack=3, tid=2)
+        traced.tracer.lose(1, 0, "events were lost")
+        assert traced.told[3:] == ["lost root", "lost root"]
+        assert traced.tracer.calls_open == 1
+
+
+class Process:
+    """Its mappings, and how often they were read."""
+
+    def __init__(self, *mappings: tuple[int, int]) -> None:
+        self.mappings = mappings
+        self.reads = 0
+        self.stacks = Stacks(self.read)
+
+    def read(self) -> Sequence[tuple[int, int]]:
+        self.reads += 1
+        return self.mappings
+
+
+def test_stacks_of_one_thread_are_told_apart_by_their_mappings() -> None:
+    # A page that cannot be written guards each of them.
+    process = Process((0x1000, 0x8000), (0x9000, 0x10000))
+    first = process.stacks.number(1, 0x7FF0)
+    second = process.stacks.number(1, 0xFFF0)
+    assert first != second
+    assert process.reads == 2
+    assert [process.stacks.number(1, sp) for sp in (0x1000, 0x9000, 0x4000)] == [
+        first,
+        second,
+        first,
+    ]
+    assert process.reads == 2
+
+
+def test_a_stack_that_grows_stays_the_same() -> None:
+    process = Process((0x5000, 0x8000))
+    stack = process.stacks.number(1, 0x7000)
+    process.mappings = ((0x1000, 0x8000),)
+    assert process.stacks.number(1, 0x1800) == stack
+    # A mapping above it was joined with it.
+    process.mappings = ((0x1000, 0x9000),)
+    assert process.stacks.number(1, 0x8800) == stack
+
+
+def test_a_stack_that_another_thread_takes_over_is_looked_at_again() -> None:
+    process = Process((0x1000, 0x9000))
+    old = process.stacks.number(1, 0x8000)
+    process.mappings = ((0x1000, 0x4000), (0x5000, 0x9000))
+    assert process.stacks.number(2, 0x3000) != process.stacks.number(2, 0x8000) == old
+
+
+def test_a_stack_that_is_in_no_mapping_is_that_of_its_thread() -> None:
+    process = Process()
+    assert process.stacks.number(7, 0x1000) == -7

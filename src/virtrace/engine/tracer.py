@@ -1,4 +1,4 @@
-"""Which call is where: from entries and returns on many threads to nested spans.
+"""Turns entries and returns on many threads and stacks into nested spans.
 
 This module does not need gdb: a probe tells it what it met, and it says what to record.
 """
@@ -35,12 +35,16 @@ class Entered:
 
 
 class Stop(Protocol):
-    """A thread that stands at a probe. t_ns: since the trace started; sp: stack pointer.
+    """A thread at a probe.
 
-    entered: at a line, what was when its function was entered.
+    stack: number of the stack that it is on, see engine.stacks
+    t_ns: since the trace started
+    sp: stack pointer
+    entered: at a line, the state at the entry of its function
     """
 
     tid: int
+    stack: int
     t_ns: int
     sp: int
     entered: Entered | None
@@ -147,12 +151,13 @@ class RawEvent:
 
 @dataclass
 class _Open:
-    """A function that was entered.
+    """A function that was entered. tid: of the thread that entered it.
 
     Of a point at its return, span is that of its parent; None outside of recorded calls.
     """
 
     plan: SpanPlan | PointPlan
+    tid: int
     span: int | None
     parent: int | None
     call: int | None
@@ -181,7 +186,8 @@ class Tracer:
     def __init__(self, where: Mapping[str, str], record: Callable[[RawEvent], None]) -> None:
         self._where = where
         self._record = record
-        self._threads: dict[int, list[_Open]] = {}
+        # By stack: a coroutine leaves its spans open while its thread goes on on another stack.
+        self._stacks: dict[int, list[_Open]] = {}
         self._spans = 0
         self._all_spans = True
         self.calls_done = 0
@@ -190,12 +196,12 @@ class Tracer:
     def calls_open(self) -> int:
         return sum(
             any(opened.recorded and isinstance(opened.plan, SpanPlan) for opened in spans)
-            for spans in self._threads.values()
+            for spans in self._stacks.values()
         )
 
     def enter(self, plan: SpanPlan | PointPlan, stop: Stop, return_pc: int, return_sp: int) -> bool:
         """A function was entered. False: its return is not needed, nothing is traced here."""
-        spans = self._threads.setdefault(stop.tid, [])
+        spans = self._stacks.get(stop.stack, [])
         parent = None
         if spans:
             # Frames at or below the new one are gone, whatever became of their return.
@@ -212,7 +218,7 @@ class Tracer:
                 span, call = None, None
             else:
                 return False
-            opened = _Open(plan, span, span, call, return_pc, return_sp, True)
+            opened = _Open(plan, stop.tid, span, span, call, return_pc, return_sp, True)
         elif parent is None and not plan.root:
             return False
         else:
@@ -222,6 +228,7 @@ class Tracer:
                 opened.entered = Entered(stop.argument_registers(), return_sp)
             opened.arguments = {name: _argument(stop, name) for name in plan.needed}
         spans.append(opened)
+        self._stacks[stop.stack] = spans
         return True
 
     def _open(
@@ -231,10 +238,18 @@ class Tracer:
         self._spans += 1
         span = self._spans
         if parent is None:
-            opened = _Open(plan, span, None, span, return_pc, return_sp, True)
+            opened = _Open(plan, stop.tid, span, None, span, return_pc, return_sp, True)
         else:
-            recorded = parent.recorded
-            opened = _Open(plan, span, parent.span, parent.call, return_pc, return_sp, recorded)
+            opened = _Open(
+                plan,
+                stop.tid,
+                span,
+                parent.span,
+                parent.call,
+                return_pc,
+                return_sp,
+                parent.recorded,
+            )
         if opened.recorded:
             if plan.parameters:
                 # Its caller may be one that is no longer traced.
@@ -248,7 +263,7 @@ class Tracer:
 
     def leave(self, pc: int, stop: Stop) -> None:
         """A thread came to ``pc``, where functions that are traced return to."""
-        spans = self._threads.get(stop.tid, [])
+        spans = self._stacks.get(stop.stack, [])
         self._abandon(spans, stop, lambda gone: gone.return_sp < stop.sp)
         # A tail call returns for its caller too: both end here, the inner one first.
         while spans and spans[-1].return_pc == pc and spans[-1].return_sp == stop.sp:
@@ -256,6 +271,8 @@ class Tracer:
             if closed.recorded:
                 self._leave(closed, stop)
                 self.calls_done += isinstance(closed.plan, SpanPlan) and closed.parent is None
+        if not spans:
+            self._stacks.pop(stop.stack, None)
 
     def _leave(self, closed: _Open, stop: Stop) -> None:
         def argument(name: str) -> int:
@@ -275,7 +292,7 @@ class Tracer:
 
     def point(self, plan: PointPlan, stop: Stop) -> None:
         span, call = None, None
-        spans = self._threads.get(stop.tid, [])
+        spans = self._stacks.get(stop.stack, [])
         # A span whose frame is gone cannot be where we are.
         inside = next(
             (one for one in reversed(spans) if one.return_sp > stop.sp and one.call is not None),
@@ -292,7 +309,7 @@ class Tracer:
         """A thread came to a statement of a function."""
         # Which may be where a traced function returned to.
         self.leave(pc, stop)
-        spans = self._threads.get(stop.tid, [])
+        spans = self._stacks.get(stop.stack, [])
         inside = next((span for span in reversed(spans) if span.return_sp > stop.sp), None)
         if inside is None or not inside.recorded or inside.plan.name != plan.name:
             return
@@ -321,7 +338,7 @@ class Tracer:
 
     def is_inside(self, tid: int) -> bool:
         """Whether the thread is in a call, recorded or not."""
-        return bool(self._threads.get(tid))
+        return any(span.tid == tid for spans in self._stacks.values() for span in spans)
 
     def switch_off(self, name: str, t_ns: int) -> None:
         """No entry or return of it will be met any more.
@@ -330,32 +347,33 @@ class Tracer:
         from what happened in it.
         """
         self._all_spans = False
-        for tid, spans in self._threads.items():
+        for spans in self._stacks.values():
             while any(opened.plan.name == name for opened in spans):
-                self._lost(t_ns, tid, spans.pop(), SWITCHED_OFF)
+                self._lost(t_ns, spans.pop(), SWITCHED_OFF)
 
     def lose(self, tid: int, t_ns: int, why: str) -> None:
         """Events of the thread were lost: which of its calls are still open is not known."""
-        for opened in reversed(self._threads.pop(tid, [])):
-            self._lost(t_ns, tid, opened, why)
+        for spans in self._stacks.values():
+            while any(opened.tid == tid for opened in spans):
+                self._lost(t_ns, spans.pop(), why)
 
     def finish(self, t_ns: int, why: str) -> None:
         """The trace ends: what is still open never returns as far as it can tell."""
-        for tid, spans in self._threads.items():
+        for spans in self._stacks.values():
             for opened in reversed(spans):
-                self._lost(t_ns, tid, opened, why)
-        self._threads.clear()
+                self._lost(t_ns, opened, why)
+        self._stacks.clear()
 
     def _wanted(self, values: Record) -> bool:
         return all(as_argument(values.get(key)) == wanted for key, wanted in self._where.items())
 
     def _abandon(self, spans: list[_Open], stop: Stop, gone: Callable[[_Open], bool]) -> None:
         while spans and gone(spans[-1]):
-            self._lost(stop.t_ns, stop.tid, spans.pop(), "its return was not seen")
+            self._lost(stop.t_ns, spans.pop(), "its return was not seen")
 
-    def _lost(self, t_ns: int, tid: int, opened: _Open, why: str) -> None:
+    def _lost(self, t_ns: int, opened: _Open, why: str) -> None:
         if opened.recorded and isinstance(opened.plan, SpanPlan):
-            self._emit("lost", t_ns, tid, opened, {"why": why})
+            self._emit("lost", t_ns, opened.tid, opened, {"why": why})
 
     def _emit(self, kind: str, t_ns: int, tid: int, span: _Open, values: Record) -> None:
         self._record(

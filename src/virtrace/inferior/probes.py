@@ -16,6 +16,7 @@ from virtrace.engine.proof import (
     of_driver_method,
     of_static_function,
 )
+from virtrace.engine.stacks import Stacks
 from virtrace.engine.tracer import Entered, LinePlan, PointPlan, Tracer
 from virtrace.errors import TargetError, Unavailable
 from virtrace.image.memory import Memory
@@ -33,6 +34,7 @@ class Session(Protocol):
     abi: Abi
     kernel: Kernel
     tracer: Tracer
+    stacks: Stacks
     started_ns: int
 
     def hit(self, name: str) -> None: ...
@@ -66,6 +68,7 @@ class StoppedThread:
         self.entered: Entered | None = None
         self._proven: Proven | None = None
         self.sp = self.register(self._abi.stack_pointer)
+        self.stack = session.stacks.number(self.tid, self.sp)
 
     @cached_property
     def frame(self) -> gdb.Frame:

@@ -15,11 +15,12 @@ from virtrace import __version__
 from virtrace.binary.abi import Abi
 from virtrace.binary.debuginfo import how_to_trust
 from virtrace.engine.capture import Unwalked
+from virtrace.engine.stacks import Stacks
 from virtrace.engine.tracer import RawEvent, Tracer
 from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, TargetError, Unavailable, incomplete
 from virtrace.guard.journal import Journal
 from virtrace.image.model import Program
-from virtrace.image.process import Process, inspect, read_status
+from virtrace.image.process import Process, inspect, read_status, writable_mappings
 from virtrace.inferior import target
 from virtrace.inferior.backtrace import Backtraces
 from virtrace.inferior.budget import Budget, Switch
@@ -63,6 +64,7 @@ class Session:
     ) -> None:
         self.abi = abi
         self.kernel = Kernel(process.pid, abi)
+        self.stacks = Stacks(partial(writable_mappings, process.pid))
         self.tracer = Tracer(selection.where, self._record)
         self.started_ns = time.monotonic_ns()
         self._recipe = recipe

@@ -137,6 +137,8 @@ class RecordedThread:
     def __init__(self, event: Happened, site: Site, t_ns: int) -> None:
         self.memory = event.memory
         self.tid = event.tid
+        # Which stack it was on is not recorded.
+        self.stack = event.tid
         self.sp = event.sp
         self.t_ns = t_ns
         self._event = event
