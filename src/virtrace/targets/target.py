@@ -90,8 +90,10 @@ class Target:
 
     def source_folders(self) -> list[Path]:
         """Where debug source packages put its source."""
+        if self.sources is None:
+            return []
         folders = (Path("/usr/src"), Path("/usr/src/debug"))
-        return [found for base in folders for found in sorted(base.glob(self.sources or ""))]
+        return [found for base in folders for found in sorted(base.glob(self.sources))]
 
 
 @cache
