@@ -163,7 +163,7 @@ complete -c virtrace -n '_shtab_virtrace_using recipe check' -l against -x -d 'i
 complete -c virtrace -n '_shtab_virtrace_using recipe check; and test $_shtab_virtrace_npos -eq 0' -ka "(_virtrace_recipes)" -d 'a shipped recipe, or a file'
 complete -c virtrace -n '_shtab_virtrace_using recipe; and test $_shtab_virtrace_npos -eq 0' -a new -d 'Write a recipe for a function of libvirt'"'"'s API, of what the daemon'"'"'s files tell: the driver'"'"'s method, and what that calls. The daemon is not stopped. Prune it, and see what it finds: virtrace recipe check FILE.'
 complete -c virtrace -n '_shtab_virtrace_using recipe new' -s h -l help -d 'show this help message and exit'
-complete -c virtrace -n '_shtab_virtrace_using recipe new' -s o -l output -xka "(_shtab_glob_compgen_d650b53a)" -d 'instead of standard output; must not exist'
+complete -c virtrace -n '_shtab_virtrace_using recipe new' -s o -l output -xka "(_shtab_glob_compgen_d650b53a)" -d 'write to this new file instead of standard output'
 complete -c virtrace -n '_shtab_virtrace_using recipe new' -s p -l pid -xka "(pidof libvirtd virtqemud)" -d 'the daemon; default: the only one that runs'
 complete -c virtrace -n '_shtab_virtrace_using recipe new' -l process -x -d 'the daemon of this name'
 complete -c virtrace -n '_shtab_virtrace_using recipe new' -l against -x -d 'installed files, without a running daemon: libvirtd, libvirt.so.0 or a driver, and the others'

@@ -56,7 +56,11 @@ def add_parser(subparsers: Any) -> None:
     new.set_defaults(run=_new)
     new.add_argument("function", metavar="FUNCTION", help="such as virDomainGetBlockInfo")
     new.add_argument(
-        "-o", "--output", metavar="FILE", help="instead of standard output; must not exist"
+        "-o",
+        "--output",
+        metavar="FILE",
+        type=Path,
+        help="write to this new file instead of standard output",
     )
     compiling = actions.add_parser(
         "compile",
