@@ -24,9 +24,11 @@ def main() -> None:
     domain = ctypes.c_void_p(libvirt.virDomainLookupByName(connection, guest.encode()))
     info, state = _INFO(), ctypes.c_int()
     if what == "traced":
-        function, arguments = libvirt.virDomainGetBlockInfo, (domain, disk.encode(), info, 0)
+        function = libvirt.virDomainGetBlockInfo
+        arguments: tuple[object, ...] = (domain, disk.encode(), info, 0)
     else:
-        function, arguments = libvirt.virDomainGetState, (domain, ctypes.byref(state), None, 0)
+        function = libvirt.virDomainGetState
+        arguments = (domain, ctypes.byref(state), None, 0)
     # So that the reader sees that it is connected; of the traced call also what it answers.
     assert function(*arguments) == 0
     print(json.dumps([*info]), flush=True)
@@ -34,7 +36,7 @@ def main() -> None:
     said = io.FileIO(sys.stdin.fileno())
     for line in iter(said.readline, b""):
         remaining = None if line == b"until\n" else int(line)
-        calls = []
+        calls: list[tuple[int, int]] = []
         while remaining is None or len(calls) < remaining:
             began = time.monotonic_ns()
             status = function(*arguments)

@@ -26,6 +26,7 @@ from typing import Any
 import yaml
 
 from virtrace.engines.gdb.launch import check
+from virtrace.image.model import Module
 from virtrace.image.process import inspect
 from virtrace.lab.daemon import Lab
 from virtrace.recipe import catalogue
@@ -481,7 +482,7 @@ def asked(chain: Chain, lab: Lab, guest: str, disk: str, info: Sequence[int]) ->
 
     The guest does nothing, so that every call has the same numbers.
     """
-    blockstats = {"execute": "query-blockstats"}
+    blockstats: dict[str, Any] = {"execute": "query-blockstats"}
     by_node = {**blockstats, "arguments": {"query-nodes": True}}
     nodes = {"execute": "query-named-block-nodes", "arguments": {"flat": True}}
     replies = [lab.qmp(command, guest) for command in (blockstats, by_node, nodes)]
@@ -518,6 +519,12 @@ def _path_of(disk: str) -> str:
 # --- What there is to trace.
 
 
+def _exported(module: Module, name: str) -> int:
+    offset = module.elf.exported_function(name)
+    assert offset is not None, f"{module.name} does not export {name}"
+    return offset
+
+
 def chain_of(lab: Lab, folder: Path, call: Callable[[], None]) -> Chain:
     """By virtrace, as far as names go; where they return to is seen in one call."""
     process = inspect(lab.pid)
@@ -527,12 +534,11 @@ def chain_of(lab: Lab, folder: Path, call: Callable[[], None]) -> Chain:
             functions[probe["name"]] = _place(process, probe["module"], int(probe["offset"], 16))
     driver = process.module("libvirt_driver_qemu.so")
     assert driver is not None
-    places = []
-    for name in "qemuMonitorSend", "qemuMonitorJSONIOProcessLine":
-        offset = driver.elf.exported_function(name)
-        assert offset is not None
-        places.append(_place(process, driver.name, offset))
-    chain = Chain(functions, *places, driver.path, {}, {})
+    send, line = (
+        _place(process, driver.name, _exported(driver, name))
+        for name in ("qemuMonitorSend", "qemuMonitorJSONIOProcessLine")
+    )
+    chain = Chain(functions, send, line, driver.path, {}, {})
     ground = Ground(lab, folder, chain, call)
     output = folder / "sites.json"
     running = _gdb("sites.py")(ground, output)

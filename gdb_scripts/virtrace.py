@@ -9,7 +9,7 @@ import sys
 from glob import glob
 
 
-def _find_packages():
+def _find_packages() -> None:
     # As a checkout has them, then as an installed package has them beside this file.
     here = os.path.dirname(os.path.realpath(__file__))
     source = os.path.join(os.path.dirname(here), "src")
@@ -25,7 +25,7 @@ _find_packages()
 try:
     from virtrace.inferior import commands
 except ImportError as error:
-    commands = None
+    commands = None  # type: ignore[assignment]
     sys.stderr.write(
         f"virtrace: Python {sys.version.split()[0]} inside this GDB cannot import {error.name}\n"
         "try: `make setup` in the checkout; GDB 10 or later with Python 3.9 or later\n"

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Union
 
 import frida
+
+Message = Union[frida.ScriptPayloadMessage, frida.ScriptErrorMessage]
 
 
 def main() -> None:
     with open(os.environ["BENCH_OUTPUT"], "w") as output:
 
-        def write(message: dict[str, Any], _: object) -> None:
+        def write(message: Message, _: bytes | None) -> None:
             print(message.get("payload", message), file=output, flush=True)
 
         session = frida.attach(int(sys.argv[1]))

@@ -69,6 +69,12 @@ def show(chromium: Chrome, tmp_path: Path) -> Show:
     return open_
 
 
+def log_of(chromium: Chrome) -> list[dict[str, Any]]:
+    """What the browser logged since it was last asked."""
+    entries: list[dict[str, Any]] = chromium.get_log("browser")  # type: ignore[no-untyped-call]
+    return entries
+
+
 def load(chromium: Chrome, file: Path, width: int, scheme: str, at: str = "") -> Chrome:
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
@@ -76,7 +82,7 @@ def load(chromium: Chrome, file: Path, width: int, scheme: str, at: str = "") ->
     chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     # Another address first: one that differs in its fragment alone would not be loaded again.
     chromium.get("about:blank")
-    chromium.get_log("browser")
+    log_of(chromium)
     chromium.get(file.as_uri() + at)
     return chromium
 
@@ -124,7 +130,7 @@ def test_it_opens_without_a_complaint_and_loads_nothing(
     open_everything(chrome)
     loaded = chrome.execute_script("return performance.getEntriesByType('resource').length")
     assert loaded == 0
-    assert chrome.get_log("browser") == []
+    assert log_of(chrome) == []
     assert chrome.execute_script("return window.pwned") is None
     assert chrome.execute_script("return document.scripts.length") == 1
 
@@ -133,7 +139,7 @@ def test_the_policy_stops_what_would_get_in(show: Show, sample: str) -> None:
     attack = "<script>window.pwned=1</script><img src='x' onerror='window.pwned=1'>"
     chrome = show(sample.replace("<main>", f"<main>{attack}"))
     assert chrome.execute_script("return window.pwned") is None
-    told = " ".join(entry["message"] for entry in chrome.get_log("browser"))
+    told = " ".join(entry["message"] for entry in log_of(chrome))
     assert "Content Security Policy" in told
 
 
@@ -218,7 +224,7 @@ def test_search(show: Show, sample: str) -> None:
     assert visible(chrome, ".call") == []
     field.send_keys(Keys.ESCAPE)
     assert len(visible(chrome, ".call")) == 4
-    assert chrome.get_log("browser") == []
+    assert log_of(chrome) == []
 
 
 def test_an_address_opens_what_it_names(show: Show, sample: str) -> None:
@@ -316,4 +322,4 @@ def test_the_svg_file_alone(chromium: Chrome, scheme: str, tmp_path: Path) -> No
         """
     )
     assert outside == []
-    assert chrome.get_log("browser") == []
+    assert log_of(chrome) == []

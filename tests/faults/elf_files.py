@@ -51,7 +51,7 @@ def originals(folder: Path) -> list[Path]:
         "compressed": ["-O2", "-g", "-gz"],
     }.items():
         made.append(folder / f"{name}.so")
-        command = ["gcc", "-shared", "-fPIC", *flags, source, "-o", made[-1]]
+        command = ["gcc", "-shared", "-fPIC", *flags, str(source), "-o", str(made[-1])]
         subprocess.run(command, check=True)
     return [*made, *([DRIVER] if DRIVER.exists() else [])]
 

@@ -110,7 +110,7 @@ def _doing(tracing: subprocess.Popen[str]) -> str:
 
 def _reason(ended: Ended) -> str | None:
     assert ended.trace is not None
-    return ended.trace.footer and ended.trace.footer["reason"]
+    return ended.trace.footer["reason"] if ended.trace.footer else None
 
 
 def by_signal(number: signal.Signals, lab: Lab, folder: Path) -> Ended:

@@ -84,7 +84,7 @@ def test_the_frames_are_those_that_the_thread_itself_finds(
         # What is not exported has its name from debug info, or of a libc that was not stripped.
         named = variant != "stripped" or expected.startswith("libpthread")
         assert expected in found.split() or (named and not found)
-    names = [found["name"] for frame in frames if (found := FRAME.fullmatch(frame))]
+    names = [shown["name"] for frame in frames if (shown := FRAME.fullmatch(frame))]
     assert names.count("virTestHold") == 4
     assert (names[names.index("virTestHold") - 1] == "hold") is (variant != "stripped")
     assert (names[-len(own) + 4] == "run_holder") is (variant != "stripped")

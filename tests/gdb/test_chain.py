@@ -263,7 +263,8 @@ def test_what_the_header_says_of_the_target(daemon: Daemon, tmp_path: Path) -> N
             line.startswith(f"{int(module['base'], 16):x}-") and line.endswith(module["path"])
             for line in maps.splitlines()
         )
-    hits = found.footer and found.footer["hits"]
+    assert found.footer is not None
+    hits = found.footer["hits"]
     assert hits == {
         **dict.fromkeys(hits, 0),
         **dict.fromkeys([ROOT, METHOD, GATHER, GET_ALL, QUERY, CAPACITY], 1),

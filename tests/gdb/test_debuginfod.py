@@ -96,11 +96,11 @@ def test_what_this_host_lacks_is_fetched(
 
 def lines_traced(daemon: Daemon, output: Path, environment: dict[str, str]) -> list[str | None]:
     """The text of each line of a traced call, recorded where the source is out of sight."""
-    hidden = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', SOURCES]
+    hidden = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"']
     command = [sys.executable, "-m", "virtrace.cli.main", "record", "blockinfo"]
     options = ["-p", str(daemon.pid), "-o", str(output), "--calls", "1"]
     with subprocess.Popen(
-        [*hidden, *command, *options],
+        [*hidden, str(SOURCES), *command, *options],
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         text=True,

@@ -54,7 +54,7 @@ class Contained(Daemon):
     """Runs in a root of its own, where its folder's path leads to other files."""
 
     def __init__(self, folder: Path, enter: list[str], root: Path) -> None:
-        self._enter = [*enter, root]
+        self._enter = [*enter, str(root)]
         self.root = root
         super().__init__(folder)
         if "--fork" in enter:

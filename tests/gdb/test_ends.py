@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -119,12 +120,16 @@ def takers(pid: int, number: int) -> list[str]:
     return found
 
 
+def is_long(file: Path) -> bool:
+    return file.stat().st_size > 200_000
+
+
 def test_a_trace_can_end_in_the_middle_of_many_calls(daemon: Daemon, tmp_path: Path) -> None:
     for attempt in range(4):
         output = tmp_path / f"{attempt}.jsonl"
         tracing = start(daemon, output)
         daemon.ask("threads 6 300")
-        poll(lambda output=output: output.stat().st_size > 200_000, "calls in the trace")
+        poll(partial(is_long, output), "calls in the trace")
         tracing.signal(INT)
         status, printed = tracing.ended()
         assert status == INTERRUPTED, printed
@@ -149,12 +154,15 @@ def test_signals_from_outside_reach_the_program_and_the_trace_goes_on(
     def received() -> list[int]:
         return [int(number) for number in daemon.do("signals")[0].split()]
 
+    def has_received(i: int, before: int) -> bool:
+        return received()[i] > before
+
     before = received()
     output = tmp_path / "t.jsonl"
     tracing = start(daemon, output)
     for i, number in enumerate((USR1, CHLD, INT)):
         os.kill(daemon.pid, number)
-        poll(lambda i=i: received()[i] > before[i], f"{number.name} in the program")
+        poll(partial(has_received, i, before[i]), f"{number.name} in the program")
         daemon.do(f"call vm1 after-{number.name}")
     status, printed = tracing.finish()
     assert status == DONE, printed

@@ -7,6 +7,7 @@ import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,7 +64,7 @@ def test_the_lines_that_next_walks_through(
 
 def test_what_changed_from_line_to_line(daemon: Daemon, tmp_path: Path) -> None:
     found, _ = trace(daemon, tmp_path / "t.jsonl", "call vm1 vda")
-    known = {}
+    known: dict[str, Any] = {}
     for event in events(found, METHOD, "line"):
         for name, change in event.values["changed"].items():
             assert change.get("from") == known.get(name)

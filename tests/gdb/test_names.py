@@ -21,7 +21,7 @@ PLAIN = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 def recorded(daemon: Daemon, output: bytes, environment: dict[str, str], *words: bytes) -> str:
     recipe = os.path.dirname(output) + b"/" + NAME + b".yaml"
-    shutil.copy(catalogue.file_of("blockinfo"), recipe)
+    shutil.copy(os.fsencode(catalogue.file_of("blockinfo")), recipe)
     target = (recipe, b"-p", b"%d" % daemon.pid, b"-o", output, b"--where", b"disk=" + NAME)
     done = subprocess.run(
         [

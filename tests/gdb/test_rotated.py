@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def test_every_call_is_in_one_of_the_files(
     for count in range(12):
         # One call, which is in the file before the next one begins.
         logged += daemon.do("call vm1 vda")
-        poll(lambda count=count: ended_calls(output) == count + 1, "the call is in a file")
+        poll(partial(has_ended_calls, output, count + 1), "the call is in a file")
     status, printed = tracing.finish()
     assert status == DONE, printed
     assert_untraced_and_intact(daemon.pid)
@@ -49,12 +50,12 @@ def test_every_call_is_in_one_of_the_files(
     assert told == [int(line.split()[4]) for line in logged]
 
 
-def ended_calls(output: Path) -> int:
+def has_ended_calls(output: Path, count: int) -> bool:
     try:
-        return sum(len(events(read_trace(file), ROOT, "exit")) for file in parts(output))
+        return count == sum(len(events(read_trace(file), ROOT, "exit")) for file in parts(output))
     except TraceError:
         # The header of a new file is about to be written.
-        return -1
+        return False
 
 
 def test_many_threads_and_the_last_files(daemon: Daemon, tmp_path: Path) -> None:

@@ -96,14 +96,15 @@ another = strange
 
 def ended(*words: object, **options: Any) -> bytes:
     """What a command prints, and all that it starts."""
-    return subprocess.run(
+    done: subprocess.CompletedProcess[bytes] = subprocess.run(
         [sys.executable, "-m", "virtrace.cli.main", *map(str, words)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         timeout=PATIENCE,
         **options,
-    ).stdout
+    )
+    return done.stdout
 
 
 def in_process(*words: object) -> bytes:

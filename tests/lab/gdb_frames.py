@@ -3,6 +3,8 @@
 Prints a JSON list, innermost first: of each its address, and what `info symbol` says of it.
 """
 
+from __future__ import annotations
+
 import json
 import os
 
@@ -14,7 +16,7 @@ for thread in gdb.selected_inferior().threads():
     if thread.ptid[1] == TID:
         thread.switch()
 frames = []
-frame = gdb.newest_frame()
+frame: gdb.Frame | None = gdb.newest_frame()
 while frame is not None:
     # Without those that are no frames, but made of debug info.
     if frame.type() == gdb.NORMAL_FRAME:

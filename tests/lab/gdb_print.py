@@ -4,6 +4,8 @@ Writes to $GDB_PRINT a JSON object for each return: function, and GDB's text of 
 expression. Only the tests evaluate expressions; virtrace never does.
 """
 
+from __future__ import annotations
+
 import json
 import os
 
@@ -22,13 +24,13 @@ class Return(gdb.Breakpoint):
     Not gdb.FinishBreakpoint, which misses returns into a function that was inlined.
     """
 
-    def __init__(self, function, expressions):
+    def __init__(self, function: str, expressions: dict[str, str]) -> None:
         caller = gdb.parse_and_eval("*(unsigned long *) $rsp")
         super().__init__(f"*{int(caller):#x}", internal=True)
         self.function = function
         self.expressions = expressions
 
-    def stop(self):
+    def stop(self) -> bool:
         self.enabled = False
         texts = {
             name: gdb.execute(f"print/r {expression}", to_string=True)
@@ -42,11 +44,11 @@ class Return(gdb.Breakpoint):
 
 
 class Entry(gdb.Breakpoint):
-    def __init__(self, function):
+    def __init__(self, function: str) -> None:
         super().__init__(function, internal=True)
         self.function = function
 
-    def stop(self):
+    def stop(self) -> bool:
         frame = gdb.newest_frame()
         arguments = {
             symbol.name: int(symbol.value(frame)) for symbol in frame.block() if symbol.is_argument

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ REPLIES = 3
 
 
 @pytest.fixture(scope="module")
-def result(own_files_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> dict:
+def result(own_files_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cost, "SETTLE_SECONDS", 0.05)
         return cost.run(own_files_lab, tmp_path_factory.mktemp("bench"), rounds=1, calls=3)
@@ -45,7 +46,7 @@ def test_a_client_that_is_late_sees_that_it_is_to_end(own_files_lab: Lab) -> Non
     assert len(calls) == 2
 
 
-def test_each_has_every_figure_or_a_reason(result: dict) -> None:
+def test_each_has_every_figure_or_a_reason(result: dict[str, Any]) -> None:
     assert [*result["contestants"]] == [one.name for one in CONTESTANTS]
     for one in CONTESTANTS:
         row = result["contestants"][one.name]
@@ -59,7 +60,7 @@ def test_each_has_every_figure_or_a_reason(result: dict) -> None:
     assert result["contestants"][ATTACH_FLOOR]["attach"]["median"] == 1
 
 
-def test_who_captures_values_has_the_right_ones(result: dict) -> None:
+def test_who_captures_values_has_the_right_ones(result: dict[str, Any]) -> None:
     """Compared with what the client got, and with what QEMU says when it is asked directly."""
     asked = result["values_asked"]
     assert asked == 2 * 7 + 2 + 4 + 13 + TEXTS
@@ -74,7 +75,7 @@ def test_who_captures_values_has_the_right_ones(result: dict) -> None:
             assert row["captured"] == {"median": values, "min": values, "max": values}, name
 
 
-def test_the_table_names_all(result: dict) -> None:
+def test_the_table_names_all(result: dict[str, Any]) -> None:
     table = cost.markdown(result)
     for one in CONTESTANTS:
         assert f"\n| {one.name} |" in table

@@ -31,7 +31,7 @@ from tests.lab.tracing import (
 from tests.support.intact import assert_untraced_and_intact
 from tests.support.paths import DOCS
 from virtrace.analysis.spans import CallBuilder
-from virtrace.engines.bpftrace.run import plan
+from virtrace.engines.bpftrace.run import resolve
 from virtrace.engines.gdb.launch import check
 from virtrace.lab.daemon import Lab
 from virtrace.recipe import catalogue
@@ -346,7 +346,8 @@ def table_of(lab: Lab) -> list[str]:
     rows = ["| recipe | probes found | left out by this engine |", "|---|---|---|"]
     for name in catalogue.shipped():
         process = check_traceable(lab.pid)
-        mine, theirs = plan(name, process).header["probes"], check(name, process)["probes"]
+        mine = resolve(catalogue.find(name), process, {}, ()).header["probes"]
+        theirs = check(name, process)["probes"]
         found = sum(probe["level"] != "missing" for probe in mine)
         lacking = [
             f"`{probe['name']}`: {', '.join(left)}"

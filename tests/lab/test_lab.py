@@ -155,7 +155,7 @@ def test_crash_of_the_daemon_beside_another_lab(lab: Lab, folder: Path) -> None:
     bystander = subprocess.Popen(
         ["sleep", "600"],
         env={"HOME": str(folder), "PATH": os.environ["PATH"]},
-        **({"user": NOBODY} if os.geteuid() == 0 else {}),
+        user=NOBODY if os.geteuid() == 0 else None,
     )
     try:
         crash_daemon(second)

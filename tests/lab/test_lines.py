@@ -119,6 +119,7 @@ def test_explain_sees_the_branches_of_the_decision_table(debug_lab: Lab, tmp_pat
             assert seen.now.value == lineage.answer.value
             assert value in (None, seen.now.value)
             if seen.changed:
+                assert seen.after.number is not None
                 assert SET_AT[lineage.number][seen.after.number] == source
                 branches.append(seen.after.number)
     # All but those that no disk of the guest takes: QEMU told no offset, or the look failed.

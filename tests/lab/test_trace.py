@@ -54,7 +54,7 @@ STATS, NODES = "query-blockstats", "query-named-block-nodes"
 
 # By the versions of libvirt that this was measured on. Any other is held to be like the last one
 # before it, and fails here where it is not.
-EXPECTED = {
+EXPECTED: dict[tuple[int, ...], Expected] = {
     (7, 0, 0): Expected([*CHAIN, GET_ALL, QUERY, CAPACITY], [STATS, NODES], True),
     (9, 0, 0): Expected([*CHAIN, GET_ALL, QUERY, QUERY, CAPACITY], [STATS, STATS, NODES], True),
     (11, 3, 0): Expected([*CHAIN, GET_ALL, QUERY, QUERY, CAPACITY], [STATS, STATS, NODES], False),
@@ -105,6 +105,7 @@ def test_the_exact_gdb_line(
     gdb.sendline("maintenance info breakpoints")
     gdb.expect(r"\(gdb\) ")
     # GDB has internal ones of other kinds, for events of shared libraries and the like.
+    assert gdb.before is not None
     assert not re.search(r"^-?\d+ +(hw )?breakpoint", gdb.before, re.M)
     gdb.sendline("info inferiors")
     gdb.expect("<null>")
@@ -207,6 +208,7 @@ def test_eight_clients_at_once(stock_lab: Lab, expected: Expected, tmp_path: Pat
         assert [exchange.command for exchange in exchanges(call)] == expected.commands
         for exchange in exchanges(call):
             assert exchange.reply is not None
+            assert exchange.id is not None
             ids.add(exchange.id)
     assert len(ids) == 400 * len(expected.commands)
     # Every client saw the same numbers throughout, so that each call can be told by its disk.

@@ -4,6 +4,8 @@ Writes to $GDB_LINES a JSON array for each call, until $GDB_CALLS calls are walk
 $GDB_READY is told when the first can come.
 """
 
+from __future__ import annotations
+
 import json
 import os
 
@@ -12,7 +14,7 @@ import gdb
 FUNCTION = "qemuDomainGetBlockInfo"
 
 
-def walk():
+def walk() -> list[int]:
     lines = []
     frame = gdb.newest_frame()
     end = int(gdb.parse_and_eval("$rsp")) + 8

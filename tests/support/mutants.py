@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 import zstandard
@@ -53,6 +53,7 @@ WORKERS = 2
 CHUNK = 500
 # A command that takes this long of real time waits for something.
 PATIENCE = 120.0
+TAR_FORMATS: tuple[Literal[0, 1, 2], ...] = (0, 1, 2)  # ustar, GNU, pax
 # Address space, of which much is never touched.
 MOST_MEMORY = 4 << 30
 
@@ -122,7 +123,7 @@ def _many_events(data: bytes, rng: Random) -> bytes:
     names = rng.choice((["f"], ["f", "g"], ["virDomainGetBlockInfo", "qemuDomainGetBlockInfo"]))
     point = rng.choice(("error", "p", "qmp.send", "qmp.reply"))
     result = rng.choice((0, "0x0", -1, None))
-    events = []
+    events: list[dict[str, Any]] = []
     spans: list[tuple[int, int | None]] = []
 
     def add(kind: str, name: str, span: int | None, parent: int | None, values: Any) -> None:
@@ -249,9 +250,8 @@ def _tricked(plain: bytes, rng: Random) -> bytes:
     member.linkname = rng.choice(("", "/etc/passwd", "../../escaped", TOP + "trace.jsonl"))
     body = b"" if member.type != tarfile.REGTYPE else rng.randbytes(rng.choice((0, 10, 600)))
     member.size = rng.choice((len(body), len(body), 0, 2**33 - 1, 100 << 20))
-    form = rng.choice((tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT))
     try:
-        header = member.tobuf(form)
+        header = member.tobuf(rng.choice(TAR_FORMATS))
     except ValueError:
         header = member.tobuf(tarfile.GNU_FORMAT)
     extra = header + body + b"\0" * (-len(body) % 512)

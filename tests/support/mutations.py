@@ -65,7 +65,9 @@ def odd(rng: Random) -> Any:
 
 def _changed(document: Any, rng: Random) -> Any:
     """A change in place, somewhere below; or of the whole."""
-    holder, key, place = None, None, document
+    holder: Any = None
+    key: Any = None
+    place = document
     while isinstance(place, (dict, list)) and place:
         holder, key = place, rng.choice([*place] if isinstance(place, dict) else range(len(place)))
         place = holder[key]

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -233,8 +234,8 @@ def test_a_stranger_cannot_break_the_import(
     capsys.readouterr()
 
 
-def leaves(value: object, way: tuple[object, ...] = ()) -> Iterator[tuple[object, ...]]:
-    for key, one in value.items() if isinstance(value, dict) else enumerate(value):  # type: ignore[call-overload]
+def leaves(value: Any, way: tuple[object, ...] = ()) -> Iterator[tuple[object, ...]]:
+    for key, one in value.items() if isinstance(value, dict) else enumerate(value):
         yield (*way, key)
         if isinstance(one, (dict, list)):
             yield from leaves(one, (*way, key))

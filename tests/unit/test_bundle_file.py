@@ -55,11 +55,12 @@ def virtrace(*arguments: object) -> subprocess.CompletedProcess[str]:
     """In this process, which has all modules at hand."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        words = [*map(str, arguments)]
         try:
-            status = main([*map(str, arguments)])
+            status = main(words)
         except SystemExit as ended:
             status = int(str(ended.code))
-    return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
+    return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture

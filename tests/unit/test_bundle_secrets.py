@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from xml.sax.saxutils import escape
 
 import pytest
@@ -165,16 +166,15 @@ def told_of(folder: Path, secret: str) -> Mapping[str, bytes]:
     """A bundle of what has a password, and a guest's name in values of the user's own recipe."""
     recorder = samples.Recorder()
     samples.blockinfo(recorder, error=f"cannot set password: {secret}")
-    for number, document in enumerate(
-        (
-            {"execute": "set_password", "arguments": {"protocol": "vnc", "password": secret}},
-            {"execute": "x", "arguments": {"command-line": f"set_password vnc {secret} keep"}},
-            {"execute": "x", "arguments": {"command-line": f"change vnc password {secret}"}},
-            {"execute": "x", "arguments": {"x-vnc-password": secret, "auth_token": secret}},
-            {"error": {"desc": f"password '{secret}' is too short"}},
-            {"return": {"name": secret}, "id": "libvirt-7"},
-        )
-    ):
+    documents: tuple[dict[str, Any], ...] = (
+        {"execute": "set_password", "arguments": {"protocol": "vnc", "password": secret}},
+        {"execute": "x", "arguments": {"command-line": f"set_password vnc {secret} keep"}},
+        {"execute": "x", "arguments": {"command-line": f"change vnc password {secret}"}},
+        {"execute": "x", "arguments": {"x-vnc-password": secret, "auth_token": secret}},
+        {"error": {"desc": f"password '{secret}' is too short"}},
+        {"return": {"name": secret}, "id": "libvirt-7"},
+    )
+    for number, document in enumerate(documents):
         name = "qmp.reply" if "execute" not in document else "qmp.send"
         values = {"mon": samples.MON, "text": json.dumps(document), "json": document}
         recorder.add("point", name, values={**values, "number": number})

@@ -21,7 +21,10 @@ def test_two_that_find_it_missing_make_it_once(tmp_path: Path) -> None:
         assert waiting.wait(120)
         (work / "file").write_text("the first's")
 
-    first = threading.Thread(target=keep_in_cache, args=(finished, fill, pytest.fail))
+    def unexpected(what: object) -> None:
+        pytest.fail(str(what))
+
+    first = threading.Thread(target=keep_in_cache, args=(finished, fill, unexpected))
     first.start()
     assert filling.wait(120)
     assert not finished.exists()
@@ -31,7 +34,7 @@ def test_two_that_find_it_missing_make_it_once(tmp_path: Path) -> None:
         told.append(line)
         waiting.set()
 
-    keep_in_cache(finished, pytest.fail, progress)
+    keep_in_cache(finished, unexpected, progress)
     first.join()
     assert told == [f"waiting for another process, which is filling {finished.parent}"]
     assert (finished / "file").read_text() == "the first's"

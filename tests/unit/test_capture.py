@@ -21,19 +21,19 @@ from virtrace.binary.ctype import (
 )
 from virtrace.engine.capture import (
     MAX_STRING,
-    PAGE,
     Capture,
-    Unavailable,
     Unwalked,
     read_string,
 )
+from virtrace.errors import Unavailable
+from virtrace.image.memory import PAGE
 from virtrace.recipe.path import CALLER, parse
 from virtrace.targets import LIBVIRT
 
 INT = Integer(4, True)
 LONG = Integer(8)
 TEXT = Pointer(lambda: Integer(1, True), string=True)
-NODE = Struct(
+NODE: Struct = Struct(
     "node",
     40,
     (
@@ -91,7 +91,7 @@ def run(path: str, memory: Pages | None = None, **arguments: int) -> Any:
 
 def reason(path: str, **arguments: int) -> str:
     with pytest.raises(Unavailable) as caught:
-        run(path, **arguments)
+        run(path, None, **arguments)
     return str(caught.value)
 
 
@@ -126,12 +126,12 @@ def reason(path: str, **arguments: int) -> str:
 def test_values(path: str, arguments: dict[str, int], expected: Any) -> None:
     if expected in ("node 6", "node -5"):
         number = int(expected[5:])
-        found = run(path, **arguments)
+        found = run(path, None, **arguments)
         assert (found["number"], found["inner"]) == (number, {"low": -1, "high": 2})
         assert found["text"] == ("0x2000" if number == -5 else "0x0")
         assert found["odd"] == {"unavailable": "values of bit fields are not decoded"}
     else:
-        assert run(path, **arguments) == expected
+        assert run(path, None, **arguments) == expected
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ PARAMETERS = typed(
     ("string", 7, struct.pack("<Q", 0x2000)),
     ("lost", 7, struct.pack("<Q", 0x9000)),
 )
-TYPED = {
+TYPED: dict[str, CType] = {
     "params": Pointer(lambda: Opaque("virTypedParameter")),
     "nparams": Pointer(lambda: INT),
     "count": INT,
@@ -313,7 +313,7 @@ def test_typed_parameters_want_a_pointer_and_a_count(path: str, why: str) -> Non
 
 def test_typed_parameters_that_a_struct_has() -> None:
     fields = (Field("nparams", 0, INT), Field("params", 8, TYPED["params"]))
-    types = {"return": Pointer(lambda: Struct("identity", 16, fields))}
+    types: dict[str, CType] = {"return": Pointer(lambda: Struct("identity", 16, fields))}
     mapped = {0x1000: PARAMETERS, 0x4000: struct.pack("<ixxxxQ", 2, 0x1000)}
     capture = Capture(parse("typed(return->params, return->nparams)"), types)
     assert capture.run(Pages(mapped), {"return": 0x4000}.__getitem__) == {

@@ -15,8 +15,8 @@ from virtrace.report.explanation import answer, fill
 from virtrace.trace.format import unavailable
 
 MIB = 1 << 20
-DEVICE = {"protocol": "host_device", "file": "/dev/vg/lv", "usage": 0}
-QCOW2 = {"format": "qcow2", "usage": 200 * MIB}
+DEVICE: dict[str, Any] = {"protocol": "host_device", "file": "/dev/vg/lv", "usage": 0}
+QCOW2: dict[str, Any] = {"format": "qcow2", "usage": 200 * MIB}
 BACKING = {"full-backing-filename": "/images/base.qcow2"}
 
 

@@ -148,8 +148,9 @@ def test_an_error_arrives_as_it_was() -> None:
     with pytest.raises(TargetError) as caught:
         run("the file", lambda: fail, SMALL)
     assert (caught.value.what, caught.value.remedy) == ("what", "remedy")
+    empty: dict[str, str] = {}
     with pytest.raises(TargetError, match="the file is not intact: KeyError: 'x'"):
-        run("the file", lambda: lambda _: {}["x"], SMALL)
+        run("the file", lambda: lambda _: empty["x"], SMALL)
 
 
 def test_progress_is_told() -> None:

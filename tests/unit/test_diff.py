@@ -204,8 +204,8 @@ EXPLAIN = DATA / "explain"
     ],
 )
 def test_why_answers_differ(a: str, b: str, expected: str) -> None:
-    traces = [read_trace(EXPLAIN / f"{name}.jsonl") for name in (a, b)]
-    assert sentence(only(compare(*traces))).startswith(expected)
+    first, second = (read_trace(EXPLAIN / f"{name}.jsonl") for name in (a, b))
+    assert sentence(only(compare(first, second))).startswith(expected)
 
 
 def test_a_guest_that_runs_against_one_that_is_shut_off() -> None:
@@ -238,7 +238,7 @@ def test_a_trace_is_equal_to_itself(file: Path) -> None:
     assert found.equal
     assert found.pairs
     assert all(not pair.differences and not pair.steps for pair in found.pairs)
-    assert found.alone == found.hidden == found.notes == found.timings == ()
+    assert (found.alone, found.hidden, found.notes, found.timings) == ((), (), (), ())
     assert text_of(found).startswith("Equal: ")
 
 

@@ -21,7 +21,8 @@ from tests.support.cases import GIB, Disk, call, numbers
 from tests.support.documents import documented_names, keys, lacking
 from tests.support.paths import DATA, DOCS
 from virtrace.analysis.blockinfo import API, NUMBERS
-from virtrace.analysis.explain import Explanation, explain
+from virtrace.analysis.checks import Evidence
+from virtrace.analysis.explain import Explained, Explanation, explain
 from virtrace.analysis.lineage import Step
 from virtrace.analysis.spans import CallBuilder
 from virtrace.report import explanation, explanation_document
@@ -57,7 +58,7 @@ FIRST = {
 WITH_LINES = TRACES["discarded-with-lines-9.0.0"]
 
 
-def explained(trace: Trace) -> list[Explanation]:
+def explained(trace: Trace) -> Explained:
     builder = CallBuilder()
     calls = [done for event in trace.events if (done := builder.feed(event))]
     return explain(calls + builder.finish(), trace.header["probes"], trace.host)
@@ -114,9 +115,10 @@ def test_every_step_and_every_evidence_is_in_the_trace(name: str) -> None:
         for seen in (each.now for lineage in one.lineages for each in lineage.rule.seen):
             assert at(events[seen.seq].values, seen.path) == seen.value
         evidence = [each for finding in one.findings for each in finding.evidence]
-        for said in (*steps, *evidence):
-            if said.seq is not None and said.path is not None and said.value is not None:
-                assert at(events[said.seq].values, said.path) == said.value
+        quotes: list[Step | Evidence] = [*steps, *evidence]
+        for quote in quotes:
+            if quote.seq is not None and quote.path is not None and quote.value is not None:
+                assert at(events[quote.seq].values, quote.path) == quote.value
                 quoted += 1
         for step in steps:
             assert (step.value is None) == (step.missing is not None)

@@ -178,7 +178,7 @@ def test_a_full_disk_leaves_the_trace_as_it_was(tmp_path: Path) -> None:
     before = file.read_bytes()
     script = (
         "import resource, signal, sys; from pathlib import Path\n"
-        "from virtrace.errors import TraceError\n"
+        "from virtrace.errors import TraceError, Unavailable\n"
         "from virtrace.trace.writer import insert_before_footer\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) + 100},) * 2)\n"

@@ -61,7 +61,7 @@ def ask_all(path: Path, number: int = 1) -> None:
         lambda: process.linker,
     ):
         try:
-            question()  # type: ignore[no-untyped-call]
+            question()
         except TargetError:
             continue
 

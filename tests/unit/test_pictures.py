@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from itertools import combinations
 from pathlib import Path
+from typing import Optional
 from xml.etree import ElementTree
 
 import pytest
@@ -23,7 +24,11 @@ def chain_of(path: Path) -> list[Link]:
     return chains(CallBuilder().calls(read_trace(path).events))
 
 
-def outline(link: Link) -> tuple[str | None, int, list[object]]:
+# Name, how many calls, and what it calls.
+Outline = tuple[Optional[str], int, list["Outline"]]
+
+
+def outline(link: Link) -> Outline:
     return link.name, link.count, [outline(callee) for callee in link.callees]
 
 
@@ -37,11 +42,11 @@ def hostile(tmp_path: Path) -> list[Link]:
 
 def test_the_chain_of_the_sample() -> None:
     [link] = chain_of(pages.SAMPLE)
-    query = ("qemuMonitorJSONQueryBlockstats", 8, [("query-blockstats", 8, [])])
+    query: Outline = ("qemuMonitorJSONQueryBlockstats", 8, [("query-blockstats", 8, [])])
     all_stats = ("qemuMonitorGetAllBlockStatsInfo", 4, [query])
     update = ("qemuMonitorBlockStatsUpdateCapacityBlockdev", 4)
     gather = ("qemuDomainBlocksStatsGather", 4)
-    nodes = ("query-named-block-nodes", 4, [])
+    nodes: Outline = ("query-named-block-nodes", 4, [])
     assert outline(link) == (
         "virDomainGetBlockInfo",
         4,

@@ -44,10 +44,10 @@ class Truth:
         need("objdump", "readelf")
         if not LIBVIRT.exists():
             pytest.skip("no libvirt is installed")
-        code = ["objdump", "-d", "--no-show-raw-insn", LIBVIRT]
+        code = ["objdump", "-d", "--no-show-raw-insn", str(LIBVIRT)]
         shown = subprocess.run(code, capture_output=True, text=True, check=True).stdout
         self.instructions = {int(at, 16) for at in re.findall(r"^ +([0-9a-f]+):\t", shown, re.M)}
-        frames = ["readelf", "--debug-dump=frames", LIBVIRT]
+        frames = ["readelf", "--debug-dump=frames", str(LIBVIRT)]
         shown = subprocess.run(frames, capture_output=True, text=True, check=True).stdout
         self.functions = {int(at, 16) for at in re.findall(r" pc=([0-9a-f]+)\.\.", shown)}
         self.functions |= {start for start, _, _ in ElfFile(LIBVIRT).exported_functions()}

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,23 +57,23 @@ def start() -> Iterator[Start]:
     """Start a program, wait until it says that it runs, and end it after the test."""
     started: list[subprocess.Popen[str]] = []
 
-    def run(*command: object, **options: object) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
+    def run(*command: object, **options: Any) -> subprocess.Popen[str]:
+        process: subprocess.Popen[str] = subprocess.Popen(
             [str(part) for part in command],
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            **options,  # type: ignore[call-overload]
+            **options,
         )
         started.append(process)
+        assert process.stdout is not None
         assert process.stdout.readline() == "running\n"
         return process
 
     yield run
     for process in started:
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+        process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +287,7 @@ def test_chroot(tmp_path: Path, start: Start, other: Path) -> None:
 
 @ROOT_ONLY
 def test_another_mount_namespace(start: Start, other: Path) -> None:
-    unshare = [shutil.which("unshare"), "--mount", "--propagation", "unchanged"]
+    unshare = ["unshare", "--mount", "--propagation", "unchanged"]
     if subprocess.run([*unshare, "true"]).returncode != 0:
         pytest.skip("this root may not make a mount namespace (a container without CAP_SYS_ADMIN)")
     start(*unshare, other)
@@ -315,7 +316,7 @@ def test_container_by_the_name_that_its_runtime_shows(cgroup: str, name: str) ->
 @ROOT_ONLY
 def test_other_files_under_the_same_names(tmp_path: Path, start: Start, daemon: Path) -> None:
     """As in a container: the path leads to one file here, and to another in there."""
-    unshare = [shutil.which("unshare"), "--mount", "--propagation", "private"]
+    unshare = ["unshare", "--mount", "--propagation", "private"]
     if subprocess.run([*unshare, "true"]).returncode != 0:
         pytest.skip("this root may not make a mount namespace (a container without CAP_SYS_ADMIN)")
     other = tmp_path / "other"
@@ -328,7 +329,11 @@ def test_other_files_under_the_same_names(tmp_path: Path, start: Start, daemon: 
     assert module is not None
     assert module.path == str(daemon.parent / library.name)
     assert module.file.samefile(library)
-    assert module.build_id == read_by_child(library).build_id != read_by_child(module.path).build_id
+    assert (
+        module.build_id
+        == read_by_child(library).build_id
+        != read_by_child(Path(module.path)).build_id
+    )
 
 
 def test_choosing_a_daemon(start: Start, daemon: Path) -> None:

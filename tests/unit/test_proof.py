@@ -70,5 +70,6 @@ def test_only_the_callers_frame_counts() -> None:
 
 def test_null_proves_nothing() -> None:
     called = caller(0, 0, 0, 0)
-    proven = of_static_function((0,) * 6, GATHER, called, SP, {}.__getitem__)
+    nothing: dict[int, int] = {}
+    proven = of_static_function((0,) * 6, GATHER, called, SP, nothing.__getitem__)
     assert proven == (None,) * 5

@@ -42,7 +42,7 @@ def call(number: int) -> list[Record]:
 class Recorded:
     """What a session does, so far as the writer sees it."""
 
-    def __init__(self, path: Path, rotate: int | None = SIZE, keep: int | None = None) -> None:
+    def __init__(self, path: Path, rotate: int = SIZE, keep: int | None = None) -> None:
         self.writer = new_writer(path, (rotate, keep))
         self.events: list[Record] = []
         self.dropped = 0

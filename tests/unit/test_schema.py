@@ -98,6 +98,7 @@ def _mutations(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[str, An
             without = copy.deepcopy(value)
             del without[key]
             yield f"without {(*path, key)}", without
+        wrong: Any
         for wrong in (None, True, 1.5, [], {}, "text"):
             changed = copy.deepcopy(value)
             changed[key] = wrong

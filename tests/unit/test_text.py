@@ -410,7 +410,7 @@ def test_deep_recursion_stays_on_the_screen() -> None:
 
 def _all_text() -> Iterator[str]:
     """Every place where text of the trace comes to the terminal, with hostile text in it."""
-    event_values = [
+    event_values: list[tuple[str, str, dict[str, Any]]] = [
         ("enter", "virDomainGetBlockInfo", {"domain": HOSTILE, HOSTILE: HOSTILE}),
         ("enter", "qemuDomainBlocksStatsGather", {"disk": unavailable(HOSTILE)}),
         ("enter", "qemuDomainBlocksStatsGather", {"disk": {"text": HOSTILE, "length": 99}}),

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 
 from virtrace.binary.ctype import Integer
 from virtrace.engine.capture import Capture
+from virtrace.engine.proof import Caller, Proven
 from virtrace.engine.stacks import Stacks
-from virtrace.engine.tracer import LinePlan, PointPlan, RawEvent, SpanPlan, Tracer
+from virtrace.engine.tracer import (
+    Captures,
+    Entered,
+    LinePlan,
+    PointPlan,
+    RawEvent,
+    SpanPlan,
+    Tracer,
+)
 from virtrace.errors import Unavailable
 from virtrace.recipe.path import RETURN, parse
 from virtrace.trace.format import SWITCHED_OFF, unavailable
@@ -47,7 +56,7 @@ class At:
         self.stack = tid if stack is None else stack
         self.t_ns = 0
         self.sp = sp
-        self.entered = None
+        self.entered: Entered | None = None
         self._n = n
         self._result = result
 
@@ -57,8 +66,17 @@ class At:
             raise Unavailable("optimized out")
         return self._n
 
+    def argument_registers(self) -> Mapping[str, int]:
+        return {}
+
+    def arguments(self, caller: Caller | None) -> Proven:
+        return ()
+
     def result(self) -> int:
         return self._result
+
+    def result_is_used(self) -> bool:
+        return False
 
 
 class Traced:
@@ -353,7 +371,7 @@ class TestFilters:
 
 
 def test_values_that_are_unavailable_say_why() -> None:
-    missing = {"x": Unavailable("the function has no argument 'x' here"), **N}
+    missing: Captures = {"x": Unavailable("the function has no argument 'x' here"), **N}
     plan = SpanPlan("root", True, missing, RESULT)
     traced = Traced()
     traced.enter(plan, CALLER, 1000, n=None)
