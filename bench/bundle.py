@@ -14,7 +14,8 @@ from tempfile import TemporaryDirectory
 from bench.results import save
 from tests.support import pages
 from virtrace.bundle import archive
-from virtrace.bundle.collect import HostFacts, make
+from virtrace.bundle.collect import make
+from virtrace.host.facts import HostFacts
 from virtrace.trace.format import unavailable
 from virtrace.trace.reader import read_trace
 

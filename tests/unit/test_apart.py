@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import DATA
-from virtrace.cli import apart as tested
+from virtrace.cli import without_rights
 from virtrace.cli.main import main
 from virtrace.confined import Bounds, status_of
 from virtrace.errors import TargetError
@@ -134,7 +134,7 @@ def test_what_takes_too_much_is_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_header_is_read_by_a_child(tmp_path: Path) -> None:
-    assert tested.read_header(NEW)["target"]["libvirt_version"] == "12.8.0"
+    assert without_rights.read_header(NEW)["target"]["libvirt_version"] == "12.8.0"
 
 
 @pytest.mark.parametrize("name", ["trace.jsonl", "trace.jsonl.gz"])
