@@ -23,6 +23,7 @@ from virtrace.targets.processes import (
     check_traceable,
     choose_daemon,
     find_daemons,
+    require_modules,
 )
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="takes root to set up")
@@ -346,8 +347,39 @@ def test_choosing_a_daemon(start: Start, daemon: Path) -> None:
         choose_daemon(daemon.name)
     user = user_name(os.geteuid())
     assert caught.value.lines() == [
-        "virtrace: 2 libvirt daemons are running",
+        "virtrace: 2 daemons are running",
         "try: one of",
+        f"     -p {one.pid}  {daemon} of user {user}",
+        f"     -p {two.pid}  {daemon} of user {user}",
+    ]
+
+
+def test_the_daemon_that_has_loaded_the_modules_is_chosen(
+    start: Start, daemon: Path, tmp_path: Path
+) -> None:
+    """As on a host with one daemon for each driver."""
+    driver = build("int unused;", tmp_path / "libvirt_driver_storage.so", "-shared")
+    one = start(daemon)
+    two = start(daemon, env={"LD_PRELOAD": str(driver)})
+    modules = ("libvirt.so.0", "libvirt_driver_storage.so")
+    assert choose_daemon(daemon.name, modules) == two.pid
+    require_modules(check_traceable(two.pid), modules)
+    with pytest.raises(TargetError) as caught:
+        require_modules(check_traceable(one.pid), modules)
+    assert caught.value.exit_status == NOT_TRACED
+    assert caught.value.lines() == [
+        f"virtrace: process {one.pid} ({daemon}) has not loaded libvirt_driver_storage.so, which "
+        "this recipe traces",
+        "try: trace libvirtd or virtstoraged; `virtrace doctor` lists the daemons that run",
+    ]
+    with pytest.raises(TargetError) as caught:
+        choose_daemon(daemon.name, ["libvirt_driver_network.so"])
+    assert caught.value.exit_status == NOT_TRACED
+    user = user_name(os.geteuid())
+    assert caught.value.lines() == [
+        "virtrace: no running daemon has loaded libvirt_driver_network.so, which this recipe "
+        "traces",
+        "try: start libvirtd or virtnetworkd; these run",
         f"     -p {one.pid}  {daemon} of user {user}",
         f"     -p {two.pid}  {daemon} of user {user}",
     ]

@@ -16,6 +16,7 @@ from virtrace.engines import ENGINES
 from virtrace.engines.gdb.launch import check
 from virtrace.errors import DONE, NOT_TRACED, TargetError
 from virtrace.image.process import (
+    Process,
     can_trace_all,
     inspect,
     place_of,
@@ -24,6 +25,7 @@ from virtrace.image.process import (
     yama_scope,
 )
 from virtrace.printing import print_lines
+from virtrace.recipe import catalogue
 from virtrace.recipe.selection import Limits
 from virtrace.record.check import Check, Section
 from virtrace.report import text
@@ -130,9 +132,8 @@ def no_daemon_section() -> Section:
     findings = [
         Check(
             "problem",
-            "no libvirtd or virtqemud is running",
-            "start it (`virsh -c qemu:///system list` does, where systemd starts it on demand), "
-            "or take a private one: virtrace lab up",
+            "no libvirt daemon is running",
+            f"{LIBVIRT.start}; or start a private one: virtrace lab up",
         )
     ]
     places = {LIBRARY: LIBRARY_FOLDERS, DRIVER: _driver_folders()}
@@ -174,9 +175,10 @@ def daemon_section(pid: int) -> Section:
     ]
     files = [(LIBRARY, library.elf)]
     driver = process.module(DRIVER)
+    loads = LIBVIRT.daemons.get(os.path.basename(process.exe), [DRIVER])
     if driver is not None:
         files.append((DRIVER, driver.elf))
-    else:
+    elif DRIVER in loads:
         path = _on_disk(process.root, _driver_folders(os.path.dirname(library.path)), DRIVER)
         if path is None:
             problem.append(
@@ -204,10 +206,32 @@ def daemon_section(pid: int) -> Section:
             # Where GDB itself is the problem, its own section says so.
             found.append(Check("note", error.what, error.remedy))
     modules, reach = _module_findings(files, process.root, predict=plan is None)
+    able, unable = _recipes(process)
+    found.append(Check("ok", f"recipes: {', '.join(able)}"))
+    found += [
+        Check("note", f"not {', '.join(names)}: {module} is not loaded")
+        for module, names in unable.items()
+    ]
+    if DRIVER not in loads:
+        reach = f"{len(able)} recipes"
     if plan is not None:
         levels = {probe["name"]: probe["level"] for probe in plan["probes"]}
         reach = REACH[levels[METHOD], levels[QMP] == "usdt"]
     return Section(title, [*problem, *found, *modules], reach, plan)
+
+
+def _recipes(process: Process) -> tuple[list[str], dict[str, list[str]]]:
+    """The shipped recipes whose modules are loaded, and the others by a module that is not."""
+    able: list[str] = []
+    unable: dict[str, list[str]] = {}
+    for name in catalogue.shipped():
+        modules = catalogue.find(name).required_modules
+        missing = next((one for one in modules if process.module(one) is None), None)
+        if missing is None:
+            able.append(name)
+        else:
+            unable.setdefault(missing, []).append(name)
+    return able, unable
 
 
 def _module_findings(

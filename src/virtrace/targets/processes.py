@@ -222,7 +222,7 @@ def choose_daemon(name: str | None = None, modules: Collection[str] = ()) -> int
             *lacking,
         )
     choices = (f"-p {daemon.pid}  {daemon}" for daemon in able)
-    raise TargetError(f"{len(able)} libvirt daemons are running", "one of", *choices)
+    raise TargetError(f"{len(able)} daemons are running", "one of", *choices)
 
 
 def _daemon(pid: int, status: dict[str, str]) -> Daemon:
@@ -239,7 +239,7 @@ def _lacks(daemon: Daemon, modules: Collection[str]) -> bool:
     try:
         return bool(_missing(inspect(daemon.pid), modules))
     except TargetError:
-        # Another user's: whoever wants to trace it is told so then.
+        # It belongs to another user; an attempt to trace it will say so.
         return False
 
 
