@@ -22,7 +22,9 @@ import virtrace
 from tests.support import samples
 from tests.support.documents import documented_names, keys, lacking
 from tests.support.paths import DATA, DOCS
-from virtrace.analysis.compare import Comparison, Pair, _matches, compare
+from virtrace.analysis.compare.align import longest_common
+from virtrace.analysis.compare.model import Comparison, Pair
+from virtrace.analysis.compare.traces import compare_traces as compare
 from virtrace.report import difference, difference_document
 from virtrace.report.difference import sentence
 from virtrace.report.highlight import Style, cells
@@ -641,7 +643,7 @@ def test_lines_of_which_too_many_differ() -> None:
 def test_alignment_is_the_shortest_there_is(seed: int) -> None:
     chance = random.Random(seed)
     a, b = ([chance.randrange(4) for _ in range(chance.randrange(12))] for _ in range(2))
-    matches = _matches(a, b)
+    matches = longest_common(a, b)
     assert all(a[one] == b[other] for one, other in matches)
     assert sorted(matches) == matches
     assert len({one for one, _ in matches}) == len({other for _, other in matches}) == len(matches)

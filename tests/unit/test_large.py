@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.support import large, samples
-from virtrace.analysis import compare, explain
+from virtrace.analysis import explain
+from virtrace.analysis.compare import traces as compared
 from virtrace.analysis.spans import CallBuilder
 from virtrace.bundle.collect import make
 from virtrace.bundle.pseudonyms import Pseudonyms
@@ -108,9 +109,9 @@ def test_pairs_beyond_those_that_are_told_are_counted(
 ) -> None:
     trace = read_trace(traces[SMALL])
     # Guests of their own answers, each of which is a pair of its own.
-    assert len(compare.compare(trace, trace).pairs) > 3
-    monkeypatch.setattr(compare, "MOST_PAIRS", 3)
-    found = compare.compare(trace, trace)
+    assert len(compared.compare_traces(trace, trace).pairs) > 3
+    monkeypatch.setattr(compared, "MOST_PAIRS", 3)
+    found = compared.compare_traces(trace, trace)
     assert len(found.pairs) == 3
     assert found.more > 0
     assert found.more_differ == 0
@@ -125,7 +126,7 @@ def test_calls_in_another_order_are_compared(traces: dict[int, Path], tmp_path: 
     calls.sort(key=lambda call: call[0].partition('"domain"')[2])
     file = tmp_path / "t.jsonl"
     file.write_text("".join([header, *(line for call in calls for line in call), footer]))
-    found = compare.compare(read_trace(traces[SMALL]), read_trace(file))
+    found = compared.compare_traces(read_trace(traces[SMALL]), read_trace(file))
     assert found.equal
     assert not found.alone
     assert sum(len(pair.calls) for pair in found.pairs) == SMALL // 20

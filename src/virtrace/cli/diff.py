@@ -11,7 +11,8 @@ from tempfile import TemporaryFile
 from typing import IO, Any, BinaryIO
 
 from virtrace.analysis.causes import catalogue
-from virtrace.analysis.compare import Comparison, compare
+from virtrace.analysis.compare.model import Comparison
+from virtrace.analysis.compare.traces import compare_traces
 from virtrace.cli.progress import reading
 from virtrace.cli.without_rights import run_in_child
 from virtrace.errors import ANSWER_IS_NO, DONE, IncompleteError, TraceError
@@ -62,7 +63,7 @@ def _diff(args: argparse.Namespace, spill: IO[bytes], files: Sequence[BinaryIO],
 
 
 def compared(a: Recording, b: Recording, paths: tuple[str, str], spill: IO[bytes]) -> Comparison:
-    found = compare(a, b, spill)
+    found = compare_traces(a, b, spill)
     if not found.pairs and not found.alone:
         raise TraceError(
             f"neither {paths[0]} nor {paths[1]} has a call to compare",

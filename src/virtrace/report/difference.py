@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from virtrace.analysis import values
 from virtrace.analysis.blockinfo import COUNTERS, NUMBERS
-from virtrace.analysis.compare import Comparison, Hidden, Pair, Step
+from virtrace.analysis.compare import values
+from virtrace.analysis.compare.model import Comparison, Hidden, OnlyOnOneSide, Pair
+from virtrace.analysis.compare.values import Difference
 from virtrace.analysis.contrast import why
 from virtrace.analysis.explain import Explanation
-from virtrace.analysis.values import Difference
 from virtrace.errors import typed
 from virtrace.report import units
 from virtrace.report.explanation import answer, meaning
@@ -205,7 +205,7 @@ def _steps(pair: Pair, style: Style) -> Iterator[str]:
     yield from _rows("QMP", [*commands, *(_row(each, style) for each in sent)], style)
 
 
-def _step(step: Step) -> list[Piece]:
+def _step(step: OnlyOnOneSide) -> list[Piece]:
     said: list[Piece] = [("line", "")] if step.kind == "line" else []
     said.append((step.name, "bold"))
     if step.arguments is not None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from virtrace.analysis.compare import Comparison, Pair, texts
+from virtrace.analysis.compare.model import Comparison, Pair, texts
+from virtrace.analysis.compare.values import Difference
 from virtrace.analysis.explain import Explanation
-from virtrace.analysis.values import Difference
 from virtrace.report.difference import sentence
 from virtrace.report.explanation import answer
 from virtrace.trace.format import Record

@@ -39,7 +39,7 @@ _QOM = "/machine/"
 
 
 @dataclass(frozen=True)
-class Place:
+class ComparedAt:
     """What is compared.
 
     where: the function or point; the QMP command, with its arguments where both sent the same;
@@ -65,7 +65,7 @@ class Difference:
     """
 
     kind: str
-    place: Place
+    place: ComparedAt
     path: str
     a: Json = None
     b: Json = None
@@ -87,7 +87,7 @@ class Values:
     folders: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def differences(
-        self, place: Place, a: Json, b: Json, *, captured: bool = False
+        self, place: ComparedAt, a: Json, b: Json, *, captured: bool = False
     ) -> Iterator[Difference]:
         """captured: what is absent right below was not recorded, rather than not there."""
         # Not recursive: JSON can be deeper than Python's stack.
@@ -108,7 +108,7 @@ class Values:
                 sides = (None if value is _ABSENT else value for value in (a, b))
                 yield Difference(kind, place, path or ".", *sides)
 
-    def _kind(self, place: Place, path: str, name: str, a: Json, b: Json) -> str | None:
+    def _kind(self, place: ComparedAt, path: str, name: str, a: Json, b: Json) -> str | None:
         if is_unavailable(a) or is_unavailable(b):
             if is_unavailable(a) and is_unavailable(b):
                 return None

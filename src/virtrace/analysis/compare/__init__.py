@@ -1,0 +1,1 @@
+"""Compare two traces: which calls belong together, and what differs between them."""

@@ -1,0 +1,105 @@
+"""Decide which calls of two traces belong together: those that asked the same."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
+
+from virtrace.analysis.compare.model import texts
+from virtrace.analysis.compare.values import without_folders
+from virtrace.analysis.qmp import SEND, Exchange
+from virtrace.analysis.spans import Call, CallBuilder, Child, Span
+from virtrace.trace.format import is_unavailable
+from virtrace.trace.reader import Recording
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What is kept of a call to pair it.
+
+    like: the first call of the trace that asked the same.
+    place: index among the calls of the trace, in the order in which they end.
+    """
+
+    like: Call
+    place: int
+
+
+@dataclass
+class Outlines:
+    """The calls of a trace, and the names of all that happened in them, as they began."""
+
+    calls: list[Outline]
+    names: list[str]
+
+
+def calls_of(trace: Recording) -> Iterator[Call]:
+    return CallBuilder(trace.most_open).calls(trace)
+
+
+def outlines(trace: Recording) -> Outlines:
+    """Read a trace once, keeping little of each call."""
+    calls: list[tuple[int, Outline]] = []
+    like: dict[str, Call] = {}
+    names: dict[str, tuple[int, int]] = {}
+    for place, call in enumerate(calls_of(trace)):
+        question = asked(call)
+        if question not in like:
+            like[question] = call.alone()
+        calls.append((call.root.t_enter_ns, Outline(like[question], place)))
+        for node in call.nodes():
+            met = call.root.t_enter_ns, place
+            name = _name(node)
+            if names.setdefault(name, met) > met:
+                names[name] = met
+    calls.sort(key=itemgetter(0))
+    return Outlines([outline for _, outline in calls], sorted(names, key=lambda name: names[name]))
+
+
+def paired(a: list[Outline], b: list[Outline]) -> Iterator[tuple[Outline | None, Outline | None]]:
+    """Pairs in order: first equal questions, then those that differ in unreadable arguments.
+
+    At the end the calls without a partner.
+    """
+    left = a, b
+    unread = {
+        name
+        for outline in (*a, *b)
+        for name, value in texts(outline.like).items()
+        if is_unavailable(value)
+    }
+    for key in (asked, _asked_by_name, partial(_asked_by_name, without=unread)):
+        waiting: dict[str, list[Outline]] = defaultdict(list)
+        for outline in reversed(left[1]):
+            waiting[key(outline.like)].append(outline)
+        alone = []
+        for outline in left[0]:
+            same = waiting[key(outline.like)]
+            if same:
+                yield outline, same.pop()
+            else:
+                alone.append(outline)
+        others = {outline.place for several in waiting.values() for outline in several}
+        left = alone, [outline for outline in left[1] if outline.place in others]
+    yield from ((outline, None) for outline in left[0])
+    yield from ((None, outline) for outline in left[1])
+
+
+def asked(call: Call, without: Collection[str] = ()) -> str:
+    """The question of a call as text: the API, and its arguments without some."""
+    arguments = {name: value for name, value in texts(call).items() if name not in without}
+    return json.dumps([call.root.name, arguments], sort_keys=True)
+
+
+def _asked_by_name(call: Call, without: Collection[str] = ()) -> str:
+    return without_folders(asked(call, without))
+
+
+def _name(node: Child) -> str:
+    if isinstance(node, Span):
+        return node.name
+    return SEND if isinstance(node, Exchange) else node.event.name

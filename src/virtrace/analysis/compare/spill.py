@@ -1,0 +1,67 @@
+"""Keep calls of a trace until they are asked for, in a file if there are many."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zlib
+from typing import IO
+
+from virtrace.analysis.compare.model import Alone
+from virtrace.analysis.compare.pairing import calls_of
+from virtrace.analysis.spans import Call
+from virtrace.errors import TraceError
+from virtrace.trace.reader import Recording
+
+# Calls that wait in memory.
+_MOST_NEAR = 200
+
+
+class CallsByPlace:
+    """Calls of trace B by their places, each asked for once, in nearly any order.
+
+    The calls in between are kept: a few in memory, the rest in a file.
+    """
+
+    def __init__(self, trace: Recording, alone: dict[int, Alone | None], file: IO[bytes]) -> None:
+        """alone: has the places that nobody will ask for; gets the calls there."""
+        self._rest = enumerate(calls_of(trace))
+        self._alone = alone
+        self._near: dict[int, Call] = {}
+        self._far: dict[int, tuple[int, int]] = {}
+        self._file = file
+
+    def call(self, place: int) -> Call:
+        if place in self._near:
+            return self._near.pop(place)
+        if place in self._far:
+            start, size = self._far.pop(place)
+            self._file.seek(start)
+            kept: Call = pickle.loads(zlib.decompress(self._file.read(size)))
+            return kept
+        for passed, call in self._rest:
+            if passed == place:
+                return call
+            self._keep(passed, call)
+        raise changed()
+
+    def finish(self) -> None:
+        """Read the trace to its end, where it says what is missing from it."""
+        for passed, call in self._rest:
+            self._keep(passed, call)
+
+    def _keep(self, place: int, call: Call) -> None:
+        if place in self._alone:
+            self._alone[place] = Alone("b", call.alone())
+            return
+        if len(self._near) < _MOST_NEAR:
+            self._near[place] = call
+            return
+        data = zlib.compress(pickle.dumps(call, pickle.HIGHEST_PROTOCOL), 1)
+        self._far[place] = self._file.seek(0, os.SEEK_END), len(data)
+        self._file.write(data)
+
+
+def changed() -> TraceError:
+    """The error for a trace that has other calls than before."""
+    return TraceError("the trace has changed while it was compared", "compare it once it ended")
