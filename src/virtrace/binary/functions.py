@@ -11,7 +11,7 @@ import re
 import struct
 import sys
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,12 +19,11 @@ from itertools import islice
 
 from virtrace.binary import x86_64
 from virtrace.binary.elf import ElfFile, Section
+from virtrace.binary.unwind import NotUnderstood, UnwindTable, unwind_table
 from virtrace.errors import TargetError
 
 # Ten times of what QEMU has, the largest program that is traced: it takes memory and time.
 _MOST_REFERENCES = 2_500_000
-# Of the parts of one file, likewise.
-_MOST_PARTS = 1 << 19
 _MOST_RELOCATIONS = 1 << 20
 # Bytes that are decoded in all, and of one function.
 _MOST_DECODED = 64 << 20
@@ -65,7 +64,11 @@ class Functions:
             if section.executable and name not in _STUB_SECTIONS
         ]
         try:
-            self._starts, self._unwind_entries = _unwind_table(elf, self._sections)
+            self._table = UnwindTable(elf)
+        except NotUnderstood as error:
+            raise _unknown(elf, str(error)) from error
+        self._starts = self._table.starts
+        try:
             self._read_symbols()
         except (struct.error, IndexError, ValueError) as error:
             raise _unknown(elf, f"its tables are broken ({error})") from error
@@ -312,11 +315,10 @@ class Functions:
 
     def _unwind(self, part: int) -> tuple[int, bool]:
         """The first address behind a part, and whether a frame is there when it is entered."""
-        entry = self._unwind_entries[bisect_left(self._starts, part)]
-        found = _unwind_entry(self._sections, part, entry)
-        if found is not None:
-            end, rule = found
-            return end, not _is_later(rule)
+        with suppress(NotUnderstood):
+            entry = self._table.entry(part)
+            if entry is not None and entry.start == part:
+                return entry.end, not _is_later(entry.instructions[:1] or b"\0")
         raise _unknown(self._elf, f"it is not known where the function at {part:#x} ends")
 
     def _end(self, part: int) -> int:
@@ -333,26 +335,6 @@ class Functions:
         raise _unknown(self._elf, f"a function at {address:#x} is not in its code")
 
 
-class UnwindTable:
-    """The code of a file for which it says how a caller's frame is found; maybe none."""
-
-    def __init__(self, elf: ElfFile) -> None:
-        self._frames = elf.loaded_sections(".eh_frame_hdr", ".eh_frame")
-        try:
-            self._starts, self._entries = _unwind_table(elf, self._frames)
-        except (TargetError, struct.error, IndexError):
-            self._starts, self._entries = [], []
-
-    def around(self, address: int) -> tuple[int, int] | None:
-        """The function, or fragment of one, that an address is in: where it begins and ends."""
-        index = bisect_right(self._starts, address) - 1
-        if index < 0:
-            return None
-        start = self._starts[index]
-        found = _unwind_entry(self._frames, start, self._entries[index])
-        return (start, found[0]) if found is not None and address < found[0] else None
-
-
 class Instructions:
     """Where the instructions of a file's functions begin.
 
@@ -362,7 +344,7 @@ class Instructions:
 
     def __init__(self, elf: ElfFile) -> None:
         self._elf = elf
-        self._table = UnwindTable(elf)
+        self._table = unwind_table(elf)
         self._exported = [(start, end) for start, end, _ in elf.exported_functions()]
         self._entries = {start for start, _ in self._exported}
 
@@ -397,7 +379,7 @@ class Instructions:
         return None
 
     def _around(self, address: int) -> tuple[int, int] | None:
-        found = self._table.around(address)
+        found = self._table.around(address) if self._table is not None else None
         if found is None:
             index = bisect_right(self._exported, (address, sys.maxsize)) - 1
             if index >= 0 and address < self._exported[index][1]:
@@ -436,36 +418,20 @@ def _is_same(code: bytes, there: bytes) -> bool:
     return False
 
 
-def _unwind_table(elf: ElfFile, sections: Mapping[str, Section]) -> tuple[list[int], list[int]]:
-    """The starts, and for each of them where its unwind entry is."""
-    header = sections.get(".eh_frame_hdr")
-    # Linux Standard Base Core, 10.6.2: version 1, an offset and an unsigned count of four
-    # bytes each, and pairs of signed offsets of four bytes from the header's start.
-    if header is None or header.data[:4] != b"\x01\x1b\x03\x3b":
-        raise _unknown(elf, "it has no table of its functions (.eh_frame_hdr)")
-    (count,) = _U32.unpack_from(header.data, 8)
-    if count > _MOST_PARTS:
-        raise _unknown(elf, "it has more functions than a library")
-    offsets = struct.unpack_from(f"<{2 * count}i", header.data, 12)
-    starts = [header.address + offset for offset in offsets[::2]]
-    if not starts or starts != sorted(starts):
-        raise _unknown(elf, "the table of its functions is empty or not sorted")
-    return starts, [header.address + offset for offset in offsets[1::2]]
-
-
-def _unwind_entry(sections: Mapping[str, Section], part: int, entry: int) -> tuple[int, int] | None:
-    """The first address behind a part, and its first rule; None where they are not known."""
-    frames = sections.get(".eh_frame")
-    if frames is not None and entry in frames:
-        data, at = frames.data, entry - frames.address
-        try:
-            to_common, start, size = _UNWIND_ENTRY.unpack_from(data, at + 4)
-            # That the usual encoding gives the part's own start proves it.
-            if entry + 8 + start == part and data[at + 4 - to_common + 9] == ord("z"):
-                return part + size, data[at + 17 + data[at + 16]]
-        except (struct.error, IndexError):
-            pass
-    return None
+def call_before(elf: ElfFile, address: int) -> tuple[int | None, int | None]:
+    """What a direct call that ends at an address leads to, as Binary.calls_before has it."""
+    if elf.machine != x86_64.ABI.machine:
+        return None, None
+    code = elf.code(address - 6, address) or b""
+    slot = x86_64.called_slot(code)
+    if slot is not None:
+        return None, address + slot
+    target = x86_64.called(code)
+    if target is None:
+        return None, None
+    stub = elf.code(address + target, address + target + x86_64.STUB_SIZE) or b""
+    slot = x86_64.stub_slot(stub)
+    return address + target, None if slot is None else address + target + slot
 
 
 class _References:
@@ -502,9 +468,9 @@ class _References:
         return [reference & (1 << _SITE_BITS) - 1 for reference in self._sorted[first:last]]
 
 
-def _is_later(instruction: int) -> bool:
+def _is_later(instruction: bytes) -> bool:
     """Whether a call frame instruction is for code behind the first instruction, or padding."""
-    return instruction >> 6 == 1 or instruction in (0, 2, 3, 4)  # DW_CFA_advance_loc*, nop
+    return instruction[0] >> 6 == 1 or instruction[0] in (0, 2, 3, 4)  # DW_CFA_advance_loc*, nop
 
 
 def _unknown(elf: ElfFile, why: str) -> TargetError:
@@ -516,9 +482,7 @@ def _unknown(elf: ElfFile, why: str) -> TargetError:
 
 # ELF-64 Object File Format.
 _RELA = struct.Struct("<QIIq")  # place, type, symbol, addend
-# LSB Core, 10.6.1.2: the distance to the common entry, start and size, as GCC encodes them.
-_UNWIND_ENTRY = struct.Struct("<IiI")
 _RELOCATIONS = (".rela.dyn", ".rela.plt")
 _STUB_SECTIONS = (".plt", ".plt.sec", ".plt.got")
-_U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
+_U64 = struct.Struct("<Q")
 _SITE_BITS = 48

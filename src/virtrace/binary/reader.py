@@ -24,7 +24,8 @@ from virtrace.binary.elf import (
     StapProbe,
     unreadable,
 )
-from virtrace.binary.functions import Callee, Functions, Instructions, UnwindTable
+from virtrace.binary.functions import Callee, Functions, Instructions, call_before
+from virtrace.binary.unwind import NotUnderstood, Row, Rule, UnwindTable, unwind_table
 from virtrace.confined import Bounds, Child, Tell
 from virtrace.errors import TargetError
 from virtrace.files import open_regular
@@ -256,6 +257,32 @@ class Binary:
             self._around[address] = None if found is None else int(found)
         return self._around[address]
 
+    def unwind_row(self, address: int) -> Row | None:
+        """How the caller of a function is found at an address in it; None where it is not said."""
+        found = self._ask("unwind_row", address)
+        if found is None:
+            return None
+        start, end, cfa, rules, return_register, is_signal_frame = found
+        return Row(
+            *(int(start), int(end), _rule(*cfa)),
+            {int(register): _rule(*rule) for register, *rule in rules},
+            *(int(return_register), bool(is_signal_frame)),
+        )
+
+    def calls_before(self, addresses: Sequence[int]) -> dict[int, tuple[int | None, int | None]]:
+        """What the direct calls that end at these addresses lead to.
+
+        Two addresses of the file, None where not known: what is called, and a slot in memory
+        that holds the address of what is called. Both None: no direct call ends there.
+        """
+        return {
+            int(address): (
+                None if target is None else int(target),
+                None if slot is None else int(slot),
+            )
+            for address, target, slot in self._ask("calls_before", list(addresses))
+        }
+
     def doubts(self, places: Mapping[int, bool], base: int | None = None) -> dict[int, str]:
         """Why a probe must not be set there, for each place that is not proven.
 
@@ -374,8 +401,29 @@ class _Answering:
         return self._made(number, Functions).uses(name)
 
     def _function_around(self, number: int, address: int) -> int | None:
-        found = self._made(number, UnwindTable).around(address)
+        table = self._made(number, unwind_table)
+        found = table.around(address) if table is not None else None
         return None if found is None else found[0]
+
+    def _unwind_row(self, number: int, address: int) -> list[Any] | None:
+        elf = self._elf(number)
+        try:
+            row = self._made(number, UnwindTable).row(address)
+        except NotUnderstood as error:
+            raise TargetError(
+                f"the call frame information of {elf.name} cannot be used: {error}",
+                "install the package that owns it again, if it is damaged",
+            ) from error
+        if row is None:
+            return None
+        rules = [(register, *_plain(rule)) for register, rule in row.registers.items()]
+        return [*row[:2], _plain(row.cfa), rules, row.return_register, row.is_signal_frame]
+
+    def _calls_before(
+        self, number: int, addresses: list[int]
+    ) -> list[tuple[int, int | None, int | None]]:
+        elf = self._elf(number)
+        return [(address, *call_before(elf, address)) for address in addresses]
 
     def _doubts(
         self, number: int, places: list[tuple[int, bool]], base: int | None
@@ -410,6 +458,14 @@ class _Answering:
         with suppress(OSError, OverflowError):
             return os.pread(self._memory, size, address)
         return b""
+
+
+def _plain(rule: Rule) -> tuple[str, int, int, str]:
+    return (*rule[:3], rule.expression.hex())
+
+
+def _rule(kind: str, register: int, offset: int, expression: str) -> Rule:
+    return Rule(str(kind), int(register), int(offset), bytes.fromhex(expression))
 
 
 def open_trusted(path: Path) -> BinaryIO:

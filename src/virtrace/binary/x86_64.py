@@ -36,6 +36,9 @@ ABI = Abi(
     ),
 )
 
+# Arguments of a system call (AMD64 ABI, A.2.1).
+SYSTEM_CALL_ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
+
 ABSOLUTE, GLOB_DAT, JUMP_SLOT, RELATIVE = 1, 6, 7, 8  # R_X86_64_...
 STUB_SIZE = 16  # of an entry of the procedure linkage table
 I32 = struct.Struct("<i")
@@ -56,6 +59,9 @@ CALLS = (
     ),
 )
 LOADS_OF_ADDRESSES = ((re.compile(rb"\x8d" + _AT_PC + rb"(?=.{4})", re.DOTALL), 2),)  # lea
+
+# endbr64, and a prefix that marks the jump as protected, may come first.
+_STUB = re.compile(rb"(?:\xf3\x0f\x1e\xfa)?\xf2?\xff\x25(.{4})", re.DOTALL)
 
 _OPERAND = re.compile(
     r"(?P<size>-?[1248])@(?:(?P<offset>-?\d*)\(%(?P<base>r\w+)\)|%(?P<register>r\w+))"
@@ -107,6 +113,26 @@ def jumps_through_slots(code: bytes) -> Iterator[tuple[int, int]]:
     for match in re.compile(rb"\xff\x25(?=.{4})", re.DOTALL).finditer(code):
         (displacement,) = I32.unpack_from(code, match.end())
         yield match.start(), match.end() + 4 + displacement
+
+
+def called(code: bytes) -> int | None:
+    """What a direct call at the end of the code leads to, from its end; None without one."""
+    if len(code) < 5 or code[-5] != CALL:
+        return None
+    return int(I32.unpack_from(code, len(code) - 4)[0])
+
+
+def called_slot(code: bytes) -> int | None:
+    """The slot of a call through one at the end of the code, from its end; None without one."""
+    if len(code) < 6 or code[-6:-4] != b"\xff\x15":
+        return None
+    return int(I32.unpack_from(code, len(code) - 4)[0])
+
+
+def stub_slot(code: bytes) -> int | None:
+    """The slot that code jumps through at once, from its start; None where it does not."""
+    jump = _STUB.match(code)
+    return None if jump is None else jump.end() + int(I32.unpack(jump[1])[0])
 
 
 @cache

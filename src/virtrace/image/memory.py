@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,12 +12,24 @@ from virtrace.errors import Unavailable
 
 PAGE = 4096
 
+# Bytes of a stack that are copied, and below the stack pointer (AMD64 ABI, 3.2.2: the red zone).
+_MOST_STACK = 1 << 20
+_RED_ZONE = 128
+_WORD = struct.Struct("<Q")
+
 
 class Memory(Protocol):
     """Memory that can only be read."""
 
     def read(self, address: int, size: int) -> bytes:
         """Read all of it. Raises: Unavailable where any byte of it cannot be read."""
+
+
+class PartialMemory(Memory, Protocol):
+    """Memory that can also be read in part."""
+
+    def read_available(self, address: int, size: int) -> bytes:
+        """Read up to the first byte that cannot be read."""
 
 
 class ProcessMemory:
@@ -37,7 +51,6 @@ class ProcessMemory:
         return data
 
     def read_available(self, address: int, size: int) -> bytes:
-        """Read up to the first byte that cannot be read."""
         try:
             return os.pread(self.descriptor, size, address)
         except (OSError, OverflowError):
@@ -52,13 +65,41 @@ class MemoryCopy:
     """A part of a memory as it was when it was copied.
 
     start: address of the first byte.
+    is_cut: the part was too large to be copied to its end.
     """
 
     start: int
     data: bytes
+    is_cut: bool
 
     def read(self, address: int, size: int) -> bytes:
         at = address - self.start
         if at < 0 or size < 0 or at + size > len(self.data):
             raise Unavailable(f"no copy was made of the memory at {address:#x}")
         return self.data[at : at + size]
+
+    def words(self, address: int) -> Iterator[tuple[int, int]]:
+        """Every word from an address on, in 64 bits, after its own address."""
+        at = address - self.start
+        if 0 <= at <= len(self.data):
+            data = self.data[at : len(self.data) - (len(self.data) - at) % _WORD.size]
+            for number, (word,) in enumerate(_WORD.iter_unpack(data)):
+                yield address + number * _WORD.size, word
+
+
+NO_STACK = MemoryCopy(0, b"", is_cut=True)
+
+
+def copy_stack(
+    memory: PartialMemory, sp: int | None, ranges: Iterable[tuple[int, int]]
+) -> MemoryCopy:
+    """Copy a thread's stack, from the red zone on to the end of its mapping.
+
+    sp: the stack pointer; None where it is not known. ranges: all that is mapped.
+    """
+    for start, end in ranges:
+        if sp is not None and start <= sp < end:
+            first = max(start, sp - _RED_ZONE)
+            data = memory.read_available(first, min(end - first, _MOST_STACK))
+            return MemoryCopy(first, data, is_cut=len(data) < end - first)
+    return NO_STACK

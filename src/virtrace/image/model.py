@@ -16,7 +16,7 @@ from typing import Protocol
 
 from virtrace.binary.reader import Binary, Files, debug_file, read_by_child
 from virtrace.errors import TargetError, Unavailable
-from virtrace.image.memory import Memory
+from virtrace.image.memory import Memory, MemoryCopy
 
 # A function of glibc's dynamic linker that debuggers watch: r_brk of <link.h>.
 _LINKER_HOOK = "_dl_debug_state"
@@ -197,7 +197,7 @@ class Thread:
     registers: Registers
     waits_in: SystemCall | None
     wait_channel: str | None
-    stack: Memory
+    stack: MemoryCopy
 
 
 class Image(Protocol):

@@ -61,24 +61,35 @@ def inspect(pid: int) -> Process:
     try:
         root = os.readlink(proc / "root")
         exe = os.readlink(proc / "exe")
-        with open(proc / "maps", "rb") as file:
-            maps = file.read(_LARGEST_MAPS)
+        maps = _maps(pid)
         start_time = int(_stat_fields(pid)[19])
     except PermissionError as error:
         raise _not_ours(pid) from error
     except (FileNotFoundError, ProcessLookupError) as error:
         raise _no_program(pid) from error
-    if len(maps) == _LARGEST_MAPS:
-        raise TargetError(
-            f"process {pid} has more mappings than a daemon has", "look what runs there"
-        )
     return Process(
         pid=pid,
         exe=visible_path(exe, root)[0],
         root=proc / "root",
         start_time=start_time,
-        modules=tuple(_modules(pid, root, os.fsdecode(maps))),
+        modules=tuple(_modules(pid, root, maps)),
     )
+
+
+def mappings(pid: int) -> list[tuple[int, int]]:
+    """First address, and address behind, of each part of memory that is mapped. Raises: OSError."""
+    ranges = (line.partition(" ")[0].partition("-") for line in _lines(_maps(pid)))
+    return [(int(start, 16), int(end, 16)) for start, _, end in ranges if end]
+
+
+def _maps(pid: int) -> str:
+    with open(f"/proc/{pid}/maps", "rb") as file:
+        maps = file.read(_LARGEST_MAPS)
+    if len(maps) == _LARGEST_MAPS:
+        raise TargetError(
+            f"process {pid} has more mappings than a daemon has", "look what runs there"
+        )
+    return os.fsdecode(maps)
 
 
 def yama_refusal(scope: int, may_trace_all: bool) -> TargetError | None:

@@ -1,0 +1,217 @@
+"""What a core file says: memory, threads, files that were mapped.
+
+It may be a stranger's, so it is read by a child without rights (virtrace.image.core), and all that
+is read of it is bounded. Facts of the System V ABI (ELF), of core(5), of Linux' <sys/procfs.h>
+(struct elf_prstatus, elf_prpsinfo) and fs/binfmt_elf.c (NT_FILE).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO, NamedTuple
+
+from virtrace.binary.elf import unreadable
+from virtrace.errors import TargetError
+
+# Bytes; a core is as large as the memory of its process.
+LARGEST = 1 << 40
+_LARGEST_NOTES = 64 << 20
+# At one time.
+MOST_READ = 4 << 20
+_MOST_SEGMENTS = 1 << 17
+_MOST_FILES = 1 << 16
+_LONGEST_PATH = 1 << 12
+_MOST_THREADS = 1 << 15
+
+_ELF = struct.Struct("<16sHHIQQQIHHHHHH")
+_SEGMENT = struct.Struct("<IIQQQQQQ")
+_SECTION = struct.Struct("<IIQQQQIIQQ")
+_NOTE = struct.Struct("<III")
+_IDENT = b"\x7fELF\x02\x01\x01"  # 64 bits, little-endian, version 1
+_ET_CORE, _PT_LOAD, _PT_NOTE, _PN_XNUM = 4, 1, 4, 0xFFFF
+_NT_PRSTATUS, _NT_PRPSINFO, _NT_AUXV, _NT_FILE, _NT_SIGINFO = 1, 3, 6, 0x46494C45, 0x53494749
+
+# si_signo, si_errno, si_code, and of struct siginfo the address of a fault.
+_SIGINFO = struct.Struct("<iii4xQ")
+_FILE_COUNT = struct.Struct("<QQ")
+_FILE_RANGE = struct.Struct("<QQQ")
+# struct elf_prstatus up to the registers, all 64-bit processors: the signal that the thread gets
+# or was stopped by, and its id.
+_STATUS = struct.Struct("<12xh18xi76x")
+# struct elf_prpsinfo: the pid, the name and the arguments.
+_INFO = struct.Struct("<24xi12x16s80s")
+# Bytes of registers that are kept, more than any processor has there.
+_MOST_REGISTERS = 1024
+_AUXV = struct.Struct("<QQ")
+
+
+class Segment(NamedTuple):
+    """Memory of the process. size: bytes of it that the core has; the rest was left out."""
+
+    address: int
+    offset: int
+    size: int
+    size_in_memory: int
+    flags: int
+
+
+class MappedFile(NamedTuple):
+    """A part of a file that was mapped. offset: in the file, bytes."""
+
+    start: int
+    end: int
+    offset: int
+    path: str
+
+
+class CoreThread(NamedTuple):
+    """tid: as the kernel counts. registers: the bytes of struct user_regs_struct."""
+
+    tid: int
+    signal: int
+    registers: bytes
+
+
+class Signal(NamedTuple):
+    """What ended the process. address: of a fault; of other signals it means something else."""
+
+    number: int
+    code: int
+    address: int
+
+
+class _Broken(Exception):
+    """The file is not as the format has it; the message says what is wrong."""
+
+
+class CoreFile:
+    """A core file that is open. Raises: TargetError where it is none, or damaged."""
+
+    def __init__(self, name: str, file: BinaryIO) -> None:
+        self.name = name
+        self._file = file
+        self.segments: list[Segment] = []
+        self.threads: list[CoreThread] = []
+        self.files: list[MappedFile] = []
+        self.auxv: dict[int, int] = {}
+        self.pid: int | None = None
+        self.name_of_process: str | None = None
+        self.signal: Signal | None = None
+        self._notes_size = 0
+        with self._parsing():
+            self._read_all()
+        self._starts = [segment.address for segment in self.segments]
+
+    def read(self, address: int, size: int) -> bytes:
+        """Memory up to the first byte that the core does not have."""
+        data = bytearray()
+        size = min(size, MOST_READ)
+        while len(data) < size:
+            at = address + len(data)
+            segment = self.segments[bisect_right(self._starts, at) - 1] if self.segments else None
+            inside = at - segment.address if segment is not None else -1
+            if segment is None or not 0 <= inside < segment.size:
+                break
+            left = min(size - len(data), segment.size - inside)
+            piece = self._read_at(segment.offset + inside, left)
+            if not piece:
+                break
+            data += piece
+        return bytes(data)
+
+    @contextmanager
+    def _parsing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise unreadable(self.name, error) from error
+        except (_Broken, struct.error, ValueError, OverflowError) as error:
+            # The last three come from sizes and offsets that point out of the file.
+            raise TargetError(
+                f"{self.name} is not an intact core file: {error or type(error).__name__}",
+                "name the core file of a 64-bit little-endian process, as the kernel or gcore "
+                "writes it",
+            ) from error
+
+    def _read_at(self, offset: int, size: int) -> bytes:
+        return os.pread(self._file.fileno(), size, offset)
+
+    def _whole(self, offset: int, size: int) -> bytes:
+        data = self._read_at(offset, size)
+        if len(data) != size:
+            raise _Broken("it ends before one of its parts does")
+        return data
+
+    def _read_all(self) -> None:
+        fields = _ELF.unpack(self._whole(0, _ELF.size))
+        ident, kind, self.machine_number, _, _, segments_at, sections_at, *_ = fields
+        segment_size, count = fields[9:11]
+        if not ident.startswith(_IDENT) or kind != _ET_CORE or segment_size != _SEGMENT.size:
+            raise _Broken("it does not begin as one")
+        if count == _PN_XNUM:
+            count = _SECTION.unpack(self._whole(sections_at, _SECTION.size))[7]
+        if count > _MOST_SEGMENTS:
+            raise _Broken("it has more parts than a core has")
+        table = self._whole(segments_at, count * _SEGMENT.size)
+        for kind, flags, offset, address, _, size, in_memory, _ in _SEGMENT.iter_unpack(table):
+            if kind == _PT_LOAD:
+                self.segments.append(Segment(address, offset, size, max(size, in_memory), flags))
+            elif kind == _PT_NOTE:
+                self._read_notes(offset, size)
+        self.segments.sort()
+
+    def _read_notes(self, offset: int, size: int) -> None:
+        self._notes_size += size
+        if self._notes_size > _LARGEST_NOTES:
+            raise _Broken("its notes are larger than those of a core")
+        data, at = self._whole(offset, size), 0
+        while at + _NOTE.size <= size:
+            name_size, content_size, kind = _NOTE.unpack_from(data, at)
+            name_at = at + _NOTE.size
+            content_at = name_at + _aligned(name_size)
+            content = data[content_at : content_at + content_size]
+            if len(content) != content_size:
+                raise _Broken("a note in it has no end")
+            if data[name_at : name_at + name_size].rstrip(b"\0") == b"CORE":
+                self._read_note(kind, content)
+            at = content_at + _aligned(content_size)
+
+    def _read_note(self, kind: int, content: bytes) -> None:
+        if kind == _NT_PRSTATUS:
+            if len(self.threads) == _MOST_THREADS:
+                raise _Broken("it has more threads than a process has")
+            signal, tid = _STATUS.unpack_from(content)
+            registers = content[_STATUS.size : _STATUS.size + _MOST_REGISTERS]
+            self.threads.append(CoreThread(tid, signal, registers))
+        elif kind == _NT_PRPSINFO:
+            self.pid, name, _ = _INFO.unpack_from(content)
+            self.name_of_process = os.fsdecode(name.partition(b"\0")[0])
+        elif kind == _NT_SIGINFO and self.signal is None:
+            # Of the thread that ended the process, which comes first.
+            number, _, code, address = _SIGINFO.unpack_from(content)
+            self.signal = Signal(number, code, address)
+        elif kind == _NT_AUXV:
+            self.auxv = dict(_AUXV.iter_unpack(content[: len(content) // _AUXV.size * _AUXV.size]))
+        elif kind == _NT_FILE:
+            self.files = list(_mapped_files(content))
+
+
+def _mapped_files(content: bytes) -> Iterator[MappedFile]:
+    count, page = _FILE_COUNT.unpack_from(content)
+    if count > _MOST_FILES:
+        raise _Broken("it has more mapped files than a process has")
+    paths_at = _FILE_COUNT.size + count * _FILE_RANGE.size
+    paths = content[paths_at:].split(b"\0", count)
+    for number, path in zip(range(count), paths):
+        start, end, offset = _FILE_RANGE.unpack_from(
+            content, _FILE_COUNT.size + number * _FILE_RANGE.size
+        )
+        yield MappedFile(start, end, offset * page, os.fsdecode(path[:_LONGEST_PATH]))
+
+
+def _aligned(size: int) -> int:
+    return size + 3 & ~3

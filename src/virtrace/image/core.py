@@ -1,0 +1,159 @@
+"""A core file: a process as it was when it ended, or when gcore wrote it.
+
+The file may be a stranger's: a child without rights reads it (virtrace.confined).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from virtrace.binary import x86_64
+from virtrace.binary.core import LARGEST, MOST_READ, CoreFile, MappedFile, Signal
+from virtrace.binary.elf import MACHINES, open_file, unreadable
+from virtrace.binary.reader import Files
+from virtrace.confined import Answer, Bounds, Child, Json, Tell
+from virtrace.errors import Unavailable
+from virtrace.image.memory import copy_stack
+from virtrace.image.model import Module, Program, Registers, SystemCall, Thread
+from virtrace.image.process import visible_path
+
+_BOUNDS = Bounds(processor_seconds=60)
+_REGISTERS = struct.Struct(f"<{len(x86_64.ABI.user_registers)}Q")
+_AT_ENTRY = 9  # of <elf.h>: where the program begins
+
+
+class CoreImage:
+    """A core file.
+
+    pid: that of the process; None where the core does not say.
+    signal: what ended the process; None where the core does not say.
+    """
+
+    def __init__(self, path: Path, root: Path = Path("/")) -> None:
+        """Open it. root: the folder below which the program's files are looked for.
+
+        A file there is believed only where the core has its build-id in memory.
+        Raises: TargetError where it cannot be read, or is no core.
+        """
+        try:
+            self._child = Child(str(path), lambda: _answering(path), _BOUNDS)
+        except OSError as error:
+            raise unreadable(path, error) from error
+        self._facts: Mapping[str, Any] = self._child.ask("facts")
+        self.memory = CoreMemory(self._child)
+        self.program = self._program(root)
+
+    @property
+    def pid(self) -> int | None:
+        pid = self._facts["pid"]
+        return None if pid is None else int(pid)
+
+    @property
+    def signal(self) -> Signal | None:
+        signal = self._facts["signal"]
+        return None if signal is None else Signal(*map(int, signal))
+
+    def threads(self) -> Sequence[Thread]:
+        """Every thread, in the core's order: the one that ended the process is the first."""
+        ranges = [(int(start), int(start) + int(size)) for start, size in self._facts["segments"]]
+        return [
+            self._thread(int(tid), bytes.fromhex(registers), ranges)
+            for tid, registers in self._facts["threads"]
+        ]
+
+    def _thread(self, tid: int, data: bytes, ranges: Sequence[tuple[int, int]]) -> Thread:
+        known: dict[str, int] = {}
+        call = None
+        missing = f"registers of {self.machine} are not understood, only of x86_64"
+        if self.machine == x86_64.ABI.machine and len(data) >= _REGISTERS.size:
+            known = dict(zip(x86_64.ABI.user_registers, _REGISTERS.unpack_from(data)))
+            missing = "the core does not say"
+            # -1 outside of a system call.
+            if known["orig_rax"] < 1 << 63:
+                arguments = tuple(known[name] for name in x86_64.SYSTEM_CALL_ARGUMENTS)
+                call = SystemCall(known["orig_rax"], arguments)
+        stack = copy_stack(self.memory, known.get(x86_64.ABI.stack_pointer), ranges)
+        return Thread(tid, None, None, Registers(known, missing), call, None, stack)
+
+    @property
+    def machine(self) -> str:
+        number = int(self._facts["machine_number"])
+        return MACHINES.get(number, f"machine {number}")
+
+    def _program(self, root: Path) -> Program:
+        mapped = [
+            MappedFile(int(start), int(end), int(offset), str(path))
+            for start, end, offset, path in self._facts["files"]
+        ]
+        parts: dict[str, list[MappedFile]] = {}
+        for part in sorted(mapped):
+            parts.setdefault(part.path, []).append(part)
+        names = {path: visible_path(path, "/") for path in parts}
+        places = [(root / name.lstrip("/"), name) for name, _ in names.values()]
+        files = Files(places)
+        modules = tuple(
+            Module(
+                *(names[path][0], places[number][0], of[0].start, max(part.end for part in of)),
+                *(of[0].offset, names[path][1], files, number),
+            )
+            for number, (path, of) in enumerate(parts.items())
+        )
+        entry = self._facts["entry"]
+        exe = next((one.path for one in modules if entry and one.contains(int(entry))), "")
+        return Program(exe, root, modules)
+
+
+class CoreMemory:
+    """The memory that a core has; what its process had mapped from files is mostly left out."""
+
+    def __init__(self, child: Child) -> None:
+        self._child = child
+
+    def read(self, address: int, size: int) -> bytes:
+        data = self.read_available(address, size)
+        if len(data) != size:
+            raise Unavailable(f"the core does not have the memory at {address:#x}")
+        return data
+
+    def read_available(self, address: int, size: int) -> bytes:
+        data = bytearray()
+        while len(data) < size:
+            wanted = min(size - len(data), MOST_READ)
+            piece = bytes.fromhex(self._child.ask("read", address + len(data), wanted))
+            data += piece
+            if len(piece) < wanted:
+                break
+        return bytes(data)
+
+
+def _answering(path: Path) -> Answer:
+    """In the child, before it gives up its rights."""
+    try:
+        file = open_file(path, LARGEST)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    opened: list[CoreFile] = []
+
+    def answer(question: str, arguments: list[Json], tell: Tell) -> Json:
+        if question == "facts":
+            opened.append(CoreFile(str(path), file))
+            return _facts(opened[0])
+        address, size = arguments
+        return opened[0].read(address, size).hex()
+
+    return answer
+
+
+def _facts(core: CoreFile) -> Json:
+    return {
+        "machine_number": core.machine_number,
+        "pid": core.pid,
+        "signal": core.signal,
+        "entry": core.auxv.get(_AT_ENTRY),
+        "segments": [(segment.address, segment.size_in_memory) for segment in core.segments],
+        "threads": [(thread.tid, thread.registers.hex()) for thread in core.threads],
+        "files": core.files,
+    }
