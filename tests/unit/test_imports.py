@@ -25,7 +25,7 @@ ALLOWED = {
     "recipe": {"errors", "files"},
     "trace": {"errors", "files"},
     "binary": {"errors", "confined", "files"},
-    "image": {"errors", "binary"},
+    "image": {"errors", "confined", "files", "binary"},
     "targets": {"errors", "recipe", "binary", "image"},
     "guard": {"detached", "errors", "files", "binary", "image"},
     "engine": {"errors", "recipe", "trace", "binary", "image", "targets"},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 
 from virtrace.binary import unwind
 from virtrace.binary.elf import ElfFile
-from virtrace.binary.unwind import NotUnderstood, Row, Rule, UnwindTable
+from virtrace.binary.unwind import Row, Rule, UnwindTable
 from virtrace.binary.x86_64 import ABI
 
 LIBRARIES = Path("/usr/lib/x86_64-linux-gnu")

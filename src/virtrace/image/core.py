@@ -12,10 +12,11 @@ from typing import Any
 
 from virtrace.binary import x86_64
 from virtrace.binary.core import LARGEST, MOST_READ, CoreFile, MappedFile, Signal
-from virtrace.binary.elf import MACHINES, open_file, unreadable
+from virtrace.binary.elf import MACHINES, unreadable
 from virtrace.binary.reader import Files
 from virtrace.confined import Answer, Bounds, Child, Json, Tell
 from virtrace.errors import Unavailable
+from virtrace.files import open_regular
 from virtrace.image.memory import copy_stack
 from virtrace.image.model import Module, Program, Registers, SystemCall, Thread
 from virtrace.image.process import visible_path
@@ -132,7 +133,7 @@ class CoreMemory:
 def _answering(path: Path) -> Answer:
     """In the child, before it gives up its rights."""
     try:
-        file = open_file(path, LARGEST)
+        file = open_regular(path, LARGEST)
     except OSError as error:
         raise unreadable(path, error) from error
     opened: list[CoreFile] = []

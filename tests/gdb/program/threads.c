@@ -1,0 +1,159 @@
+/*
+ * Threads that stand still in different ways, for tests of backtraces without GDB.
+ *
+ *     threads [moving]
+ *
+ * Prints "ready" once every thread stands, and ends with its standard input. `moving` adds a
+ * thread that waits in two places by turns, and one that computes.
+ */
+#define _GNU_SOURCE
+#include <poll.h>
+#include <pthread.h>
+#include <semaphore.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+static int never[2];
+static pthread_mutex_t held = PTHREAD_MUTEX_INITIALIZER;
+static volatile long sink;
+static sem_t standing;
+
+static void stand(void)
+{
+    char byte;
+
+    sem_post(&standing);
+    sink += read(never[0], &byte, 1);
+}
+
+/* Keeps values in registers across the call, which inner frames have to save. */
+static __attribute__((noinline)) long deep(long depth, long a, long b, long c)
+{
+    long result;
+
+    if (depth == 0) {
+        stand();
+        return a;
+    }
+    result = deep(depth - 1, a + 1, b * 3, c ^ depth);
+    /* Else the compiler makes a loop of it. */
+    asm volatile("" : : "r"(&result) : "memory");
+    return result + a * b + c + depth;
+}
+
+static void *in_deep(void *arg)
+{
+    sink += deep(20, 1, 2, (long)arg);
+    return NULL;
+}
+
+/* Its frame has no fixed size: only rbp says where it is, and poll saves no rbp. */
+__attribute__((noinline)) void sized(int count)
+{
+    struct pollfd fds[count];
+
+    memset(fds, 0, sizeof(fds));
+    fds[0].fd = never[0];
+    fds[0].events = POLLIN;
+    sem_post(&standing);
+    sink += poll(fds, 1, -1);
+    sink += fds[0].revents;
+}
+
+static void *in_sized(void *arg)
+{
+    sized((int)(long)arg);
+    return NULL;
+}
+
+static void on_signal(int number)
+{
+    sink += number;
+    stand();
+}
+
+static void *in_handler(void *arg)
+{
+    sink += (long)arg;
+    pthread_kill(pthread_self(), SIGUSR1);
+    return NULL;
+}
+
+static void *at_mutex(void *arg)
+{
+    sem_post(&standing);
+    pthread_mutex_lock(&held);
+    return arg;
+}
+
+static void rest(void)
+{
+    struct timespec shortly = {.tv_nsec = 3000000};
+
+    nanosleep(&shortly, NULL);
+}
+
+__attribute__((noinline)) void shallow(void)
+{
+    rest();
+    sink++;
+}
+
+__attribute__((noinline, noclone)) void deeper(int depth)
+{
+    char room[128];
+
+    memset(room, depth, sizeof(room));
+    if (depth > 0)
+        deeper(depth - 1);
+    else
+        rest();
+    asm volatile("" : : "r"(room) : "memory");
+}
+
+static void *moving(void *arg)
+{
+    for (;;) {
+        shallow();
+        deeper(5);
+    }
+    return arg;
+}
+
+static void *computing(void *arg)
+{
+    for (;;)
+        sink++;
+    return arg;
+}
+
+int main(int argc, char **argv)
+{
+    void *(*still[])(void *) = {in_deep, in_sized, in_handler, at_mutex};
+    struct sigaction action = {.sa_handler = on_signal};
+    pthread_t thread;
+    char byte;
+    unsigned i;
+
+    if (pipe(never) < 0)
+        return 1;
+    sem_init(&standing, 0, 0);
+    sigaction(SIGUSR1, &action, NULL);
+    pthread_mutex_lock(&held);
+    for (i = 0; i < sizeof(still) / sizeof(*still); i++)
+        pthread_create(&thread, NULL, still[i], (void *)(long)(i + 3));
+    for (i = 0; i < sizeof(still) / sizeof(*still); i++)
+        sem_wait(&standing);
+    if (argc > 1 && strcmp(argv[1], "moving") == 0) {
+        pthread_create(&thread, NULL, moving, NULL);
+        pthread_setname_np(thread, "moving");
+        pthread_create(&thread, NULL, computing, NULL);
+        pthread_setname_np(thread, "computing");
+    }
+    puts("ready");
+    fflush(stdout);
+    return read(0, &byte, 1) != 0;
+}

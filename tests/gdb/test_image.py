@@ -1,0 +1,158 @@
+"""Images of a small program: its threads without GDB, beside what GDB says of them."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support import backtraces
+from tests.support.paths import REPOSITORY
+from virtrace.image.core import CoreImage
+from virtrace.image.live import LiveImage
+from virtrace.image.model import Thread
+from virtrace.image.process import inspect
+from virtrace.image.unwind import BY_ITS_CALL, BY_REGISTERS, BY_UNWINDING, Backtrace, Unwinder
+
+SOURCE = REPOSITORY / "tests" / "gdb" / "program" / "threads.c"
+# Of the still threads: the main one, deep in a recursion, one whose frame is found by its call,
+# in a signal handler, and at a mutex.
+STILL = 5
+KERNEL_SECONDS = 60.0
+
+
+@pytest.fixture(scope="module")
+def threads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    program = tmp_path_factory.mktemp("threads") / "threads"
+    flags = ("-O2", "-Wall", "-Wextra", "-Werror", "-pthread")
+    subprocess.run(["gcc", *flags, SOURCE, "-o", program], check=True)
+    subprocess.run(["strip", program], check=True)
+    return program
+
+
+@contextmanager
+def running(program: Path, *arguments: str, **options: object) -> Iterator[subprocess.Popen[bytes]]:
+    """The program, once all of its threads stand."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([program, *arguments], **pipes, **options) as process:  # type: ignore[call-overload]
+        try:
+            assert process.stdout.readline() == b"ready\n"
+            yield process
+        finally:
+            process.kill()
+
+
+@contextmanager
+def image_of(pid: int) -> Iterator[LiveImage]:
+    with LiveImage(inspect(pid)) as image:
+        yield image
+
+
+def until_still(image: LiveImage) -> None:
+    """Wait until the threads sleep: each says that it stands just before it does."""
+    end = time.monotonic() + KERNEL_SECONDS
+    while not all(thread.waits_in for thread in image.threads()):
+        assert time.monotonic() < end
+
+
+def test_every_frame_is_that_of_gdb(threads: Path) -> None:
+    with running(threads) as process, image_of(process.pid) as image:
+        until_still(image)
+        ours = backtraces.of_image(image)
+        theirs = backtraces.of_gdb("-p", str(process.pid))
+    found, frames, registers = backtraces.differences(ours, theirs)
+    assert found == []
+    assert len(ours) == STILL
+    # More than half of them in the recursion; of its registers most are saved.
+    assert frames > 40
+    assert registers > 100
+
+
+def test_how_each_frame_is_known(threads: Path) -> None:
+    with running(threads) as process, image_of(process.pid) as image:
+        until_still(image)
+        ours = backtraces.of_image(image)
+    known = [[frame.known_by for frame in found.frames] for found in ours.values()]
+    assert all(names[0] == BY_REGISTERS for names in known)
+    inferred = [names for names in known if BY_ITS_CALL in names]
+    # poll, the function with a frame of no fixed size, and all that lies beyond it.
+    assert [names[1:] for names in inferred] == [[BY_ITS_CALL] * 4]
+    assert all(set(names[1:]) == {BY_UNWINDING} for names in known if names not in inferred)
+
+
+def test_a_look_wakes_and_stops_nobody(threads: Path) -> None:
+    with running(threads) as process, image_of(process.pid) as image:
+        until_still(image)
+        before = scheduled(process.pid)
+        for _ in range(20):
+            assert {thread.state for thread in image.threads()} == {"S"}
+        # A thread that is stopped or traced has to run for it.
+        assert scheduled(process.pid) == before
+        assert "TracerPid:\t0" in Path(f"/proc/{process.pid}/status").read_text()
+
+
+def scheduled(pid: int) -> dict[str, list[str]]:
+    """How often a processor took up each thread, and for how long."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return {task.name: (task / "schedstat").read_text().split() for task in tasks}
+
+
+def test_what_moves_is_given_only_where_it_stood_still(threads: Path) -> None:
+    """It waits in one of two places; a mixture of both, or half of one, would be seen."""
+    with running(threads, "moving") as process, image_of(process.pid) as image:
+        unwinder = Unwinder(image)
+        moving: list[tuple[Thread, Backtrace]] = []
+        end = time.monotonic() + KERNEL_SECONDS
+        while time.monotonic() < end:
+            by_name = {thread.name: thread for thread in image.threads()}
+            computing = by_name["computing"]
+            assert (dict(computing.registers.known), computing.waits_in) == ({}, None)
+            assert computing.registers.missing in ("it was running", "it ran while it was read")
+            assert unwinder.backtrace(computing).frames == ()
+            moving.append((by_name["moving"], unwinder.backtrace(by_name["moving"])))
+            if len(ways(moving)) == 2 and len(moving) > 100:
+                break
+    for thread, found in moving:
+        if thread.waits_in is None:
+            assert found.frames == ()
+            assert thread.registers.missing in ("it was running", "it ran while it was read")
+            assert not thread.stack.data
+        else:
+            assert found.ended is None
+    assert {len(way) for way in ways(moving)} == {6, 11}
+
+
+def ways(moving: list[tuple[Thread, Backtrace]]) -> set[tuple[int | None, ...]]:
+    """The functions of each backtrace."""
+    return {tuple(frame.function for frame in found.frames) for _, found in moving if found.frames}
+
+
+def test_every_frame_of_a_core_is_that_of_gdb(threads: Path, tmp_path: Path) -> None:
+    with running(threads) as process, image_of(process.pid) as image:
+        until_still(image)
+        live = backtraces.of_image(image)
+        written = ["gcore", "-o", tmp_path / "core", str(process.pid)]
+        subprocess.run(written, check=True, capture_output=True)
+    core = tmp_path / f"core.{process.pid}"
+    check_core(core, threads, process.pid)
+    # gcore wrote what stood there; the core knows each thread's own registers, too.
+    frames = {tid: [frame.pc for frame in found.frames] for tid, found in live.items()}
+    of_core = backtraces.of_image(CoreImage(core))
+    assert {tid: [frame.pc for frame in found.frames] for tid, found in of_core.items()} == frames
+
+
+def check_core(core: Path, program: Path, pid: int) -> CoreImage:
+    image = CoreImage(core)
+    assert image.pid == pid
+    assert image.program.exe == str(program)
+    found, frames, registers = backtraces.differences(
+        backtraces.of_image(image), backtraces.of_gdb(program, core)
+    )
+    assert found == []
+    assert frames > 40
+    assert registers > 200
+    return image
