@@ -35,11 +35,12 @@ def threads(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def running(program: Path, *arguments: str, **options: object) -> Iterator[subprocess.Popen[bytes]]:
+def running(program: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     """The program, once all of its threads stand."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([program, *arguments], **pipes, **options) as process:  # type: ignore[call-overload]
+    pipe = subprocess.PIPE
+    with subprocess.Popen([program, *arguments], stdin=pipe, stdout=pipe) as process:
         try:
+            assert process.stdout is not None
             assert process.stdout.readline() == b"ready\n"
             yield process
         finally:
@@ -135,8 +136,8 @@ def test_every_frame_of_a_core_is_that_of_gdb(threads: Path, tmp_path: Path) -> 
     with running(threads) as process, image_of(process.pid) as image:
         until_still(image)
         live = backtraces.of_image(image)
-        written = ["gcore", "-o", tmp_path / "core", str(process.pid)]
-        subprocess.run(written, check=True, capture_output=True)
+        gcore = ("gcore", "-o", tmp_path / "core", str(process.pid))
+        subprocess.run(gcore, check=True, capture_output=True)
     core = tmp_path / f"core.{process.pid}"
     check_core(core, threads, process.pid)
     # gcore wrote what stood there; the core knows each thread's own registers, too.

@@ -4,6 +4,8 @@ Prints one JSON object: by thread id the frames, innermost first: each its pc, i
 address (0 where GDB does not say), and the registers that a function keeps, as far as known.
 """
 
+from __future__ import annotations
+
 import json
 import re
 
@@ -13,11 +15,11 @@ KEPT = ("rbx", "rbp", "r12", "r13", "r14", "r15")
 
 gdb.execute("set backtrace past-main on")
 gdb.execute("set backtrace past-entry on")
-threads = {}
+threads: dict[int, list[tuple[int, int, dict[str, int]]]] = {}
 for thread in gdb.selected_inferior().threads():
     thread.switch()
     frames = []
-    frame = gdb.newest_frame()
+    frame: gdb.Frame | None = gdb.newest_frame()
     while frame is not None:
         # Others are no frames, but made of debug info.
         if frame.type() in (gdb.NORMAL_FRAME, gdb.SIGTRAMP_FRAME):
