@@ -1,4 +1,4 @@
-"""virtqemud beside libvirtd. Run by test_modular.py where no other daemon is to be seen."""
+"""Modular daemons, without and with libvirtd. Run by test_modular.py in a PID namespace."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from tests.lab.test_stripped import stats_of
 from tests.lab.tracing import DISKS, all_disks, calls_of, printed_info, span, virtrace, whole_trace
 from tests.support.intact import assert_untraced_and_intact
 from virtrace.lab.daemon import Lab
+from virtrace.lab.debug_build import STORAGE_DAEMON
+from virtrace.lab.service import PrivateDaemon
 from virtrace.trace.format import is_unavailable
+
+VOLUMES = ("first", "second")
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +32,78 @@ def test_the_only_daemon_is_found(modular_lab: Lab) -> None:
     assert doctor.returncode == 0, doctor.stdout
     assert doctor.stdout.startswith(f"Tracing works here. Daemon {modular_lab.pid}: full chain (")
     assert "/virtqemud, libvirt 9.0.0\n" in doctor.stdout
+
+
+@pytest.fixture(scope="module")
+def storage(modular_lab: Lab) -> PrivateDaemon:
+    """Virtstoraged in the same lab, with a pool of two volumes."""
+    lab = modular_lab
+    daemon = PrivateDaemon(lab.folder, lab.system, STORAGE_DAEMON, True, print)
+    daemon.launch()
+    pool = lab.folder / "data" / "pool"
+    pool.mkdir()
+    for name in VOLUMES:
+        (pool / name).touch()
+    daemon.virsh_checked("pool-create-as", "pool", "dir", "--target", str(pool))
+    return daemon
+
+
+def test_each_recipe_finds_the_daemon_that_has_its_driver(
+    modular_lab: Lab, storage: PrivateDaemon, tmp_path: Path
+) -> None:
+    """Neither -p nor --process, and a daemon for each driver."""
+    refresh = storage.virsh_command("pool-refresh", "pool")
+    done = virtrace("record", "pool-refresh", "-o", str(tmp_path / "pool.jsonl"), "--", *refresh)
+    assert done.returncode == 0, done.stderr
+    assert_untraced_and_intact(storage.pid)
+    trace = whole_trace(tmp_path / "pool.jsonl")
+    assert trace.header["target"]["pid"] == storage.pid
+    assert trace.header["target"]["exe"].endswith("/virtstoraged")
+    (call,) = calls_of(trace)
+    for name in ("virStoragePoolRefresh", "storagePoolRefresh"):
+        assert span(call, name).arguments == {"pool": "pool", "flags": 0}
+        assert returned(call, name) == {"result": 0}
+    volumes = [event.values["name"] for event in trace.events if event.name == "volume"]
+    assert sorted(volumes) == sorted(VOLUMES)
+
+    info = modular_lab.virsh_command("domblkinfo", "vm1", "vda")
+    done = virtrace("record", "blockinfo", "-o", str(tmp_path / "block.jsonl"), "--", *info)
+    assert done.returncode == 0, done.stderr
+    assert_untraced_and_intact(modular_lab.pid)
+    trace = whole_trace(tmp_path / "block.jsonl")
+    assert trace.header["target"]["pid"] == modular_lab.pid
+    assert trace.header["target"]["exe"].endswith("/virtqemud")
+
+
+def test_doctor_lists_what_each_daemon_can_be_traced_by(
+    modular_lab: Lab, storage: PrivateDaemon
+) -> None:
+    doctor = virtrace("doctor")
+    assert doctor.returncode == 0, doctor.stdout
+    sections = doctor.stdout.split("\nDaemon ")
+    by_pid = {section.partition(":")[0]: section for section in sections[1:]}
+    assert by_pid.keys() == {str(modular_lab.pid), str(storage.pid)}
+    assert "ok       recipes: errors, pool-refresh, rpc\n" in by_pid[str(storage.pid)]
+    assert "libvirt_driver_qemu.so is not loaded\n" in by_pid[str(storage.pid)]
+    assert (
+        "note     not pool-refresh: libvirt_driver_storage.so is not loaded\n"
+        in (by_pid[str(modular_lab.pid)])
+    )
+
+
+def test_where_no_daemon_has_the_driver_nothing_is_traced(
+    modular_lab: Lab, storage: PrivateDaemon, tmp_path: Path
+) -> None:
+    output = tmp_path / "trace.jsonl"
+    refused = virtrace("record", "blockinfo", "-p", str(storage.pid), "-o", str(output))
+    assert refused.returncode == 3
+    assert "has not loaded libvirt_driver_qemu.so, which this recipe traces\n" in refused.stderr
+    assert "try: trace libvirtd or virtqemud; " in refused.stderr
+    refused = virtrace("record", "pool-refresh", "--process", "virtqemud", "-o", str(output))
+    assert refused.returncode == 3
+    assert "no running daemon has loaded " in refused.stderr
+    assert "try: start libvirtd or virtstoraged; these run\n" in refused.stderr
+    assert not output.exists()
 
 
 def test_the_daemon_of_this_name_is_traced(

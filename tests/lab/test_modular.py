@@ -1,4 +1,4 @@
-"""The daemon of hosts where each driver has one of its own."""
+"""The daemons of hosts where each driver has one of its own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = [
 SECONDS = 300.0
 
 
-def test_virtqemud_beside_libvirtd() -> None:
+def test_modular_daemons() -> None:
     """Where the daemons of other tests, and those of this host, are not to be seen."""
     command = [PRIVATE[0], "--mount-proc", *PRIVATE[1:], sys.executable, "-m", "pytest"]
     done = subprocess.run(

@@ -16,7 +16,8 @@ from virtrace.cli.progress import steps
 from virtrace.confined import Tell
 from virtrace.errors import ANSWER_IS_NO, DONE
 from virtrace.lab import processes
-from virtrace.lab.daemon import Lab, default_folder
+from virtrace.lab.daemon import Lab
+from virtrace.lab.folder import default_folder
 from virtrace.lab.guest import LAST_SECTOR_DISK
 from virtrace.lab.scenarios import SCENARIOS, Scenario
 from virtrace.printing import print_lines

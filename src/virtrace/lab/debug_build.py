@@ -26,11 +26,12 @@ VERSION = "9.0.0"
 SUITE = "bookworm"
 
 DAEMON = "libvirtd"
-# The modular daemons, one for each driver. Debian builds them and packages none.
-MODULAR_DAEMONS = ("virtqemud", "virtstoraged")
+# Two of the modular daemons, which have one driver each. Debian packages none of them.
+QEMU_DAEMON, STORAGE_DAEMON = "virtqemud", "virtstoraged"
 FILES = (
     DAEMON,
-    *MODULAR_DAEMONS,
+    QEMU_DAEMON,
+    STORAGE_DAEMON,
     "libvirt.so.0",
     "libvirt-qemu.so.0",
     "libvirt-lxc.so.0",

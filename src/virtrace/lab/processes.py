@@ -16,7 +16,7 @@ from pathlib import Path
 
 from virtrace.errors import LabError
 
-PROGRAMS = ("libvirtd", "virtqemud", "qemu-system-", "qemu-nbd")
+PROGRAMS = ("libvirtd", "virtqemud", "virtstoraged", "qemu-system-", "qemu-nbd")
 
 
 def executable(pid: int) -> str:
