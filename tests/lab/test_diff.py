@@ -86,7 +86,7 @@ def test_counters_grow_and_a_write_is_a_difference(own_lab: Lab, tmp_path: Path)
     text, document = compared(second, third, status=1)
     usage = own_lab.disk_file("vdb").stat().st_blocks * 512
     assert text[0] == (
-        "vm1 vdb: nothing was written in A since QEMU started, and so the high-water mark is not "
+        "vm1 vdb: nothing was written in A since QEMU started, so the high-water mark is not "
         "used there: allocation 0 against 1.062 MiB, physical 2.000 GiB against "
         f"{usage >> 10}.000 KiB."
     )
@@ -128,7 +128,7 @@ def test_the_same_disk_and_the_same_write_on_two_versions(tmp_path: Path) -> Non
         assert done.returncode == 0, done.stderr
     text, document = compared(*traces, status=1)
     assert text[0] == (
-        "vm1 vdd: `parent` is missing in B, and so the high-water mark is not used there: "
+        "vm1 vdd: `parent` is missing in B, so the high-water mark is not used there: "
         "allocation 2.000 GiB against 4.000 KiB, physical the other way round."
     )
     versions = [document[side]["libvirt_version"] for side in "ab"]

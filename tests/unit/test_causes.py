@@ -131,9 +131,9 @@ def test_host_facts_are_quoted() -> None:
         ({}, numbers(GIB, 8192, GIB), None, f"allocation should be {GIB}"),
         ({}, numbers(GIB, GIB, GIB), None, "physical should be 8192"),
         ({}, numbers(GIB + 1, GIB, 8192), None, "the virtual size"),
-        ({"physical": 4096}, numbers(GIB, GIB, 4096), None, "what QEMU told"),
-        ({"rd_req": 99}, numbers(GIB, GIB, 8192), None, "what QEMU told"),
-        ({"wr_highest_offset_valid": False}, numbers(GIB, 8192, GIB), None, "what QEMU told"),
+        ({"physical": 4096}, numbers(GIB, GIB, 4096), None, "what QEMU reported"),
+        ({"rd_req": 99}, numbers(GIB, GIB, 8192), None, "what QEMU reported"),
+        ({"wr_highest_offset_valid": False}, numbers(GIB, 8192, GIB), None, "what QEMU reported"),
     ],
 )
 def test_a_contradiction_comes_first(

@@ -39,7 +39,7 @@ DISCARDED = DATA / "explain" / "discarded-9.0.0.jsonl"
 TRACES = [file for file in sorted(DATA.rglob("*.jsonl")) if b'"enter"' in file.read_bytes()]
 VALIDATOR = jsonschema_rs.Draft202012Validator(difference_document.schema())
 ANSWER = (
-    "`parent` is missing in B, and so the high-water mark is not used there: "
+    "`parent` is missing in B, so the high-water mark is not used there: "
     "allocation 2.000 GiB against 4.000 KiB, physical the other way round."
 )
 
@@ -153,7 +153,7 @@ def test_the_other_way_round() -> None:
         compare(read_trace(NEW), read_trace(OLD)),
     )
     assert sentence(only(back)) == (
-        "`parent` is missing in A, and so the high-water mark is not used there: "
+        "`parent` is missing in A, so the high-water mark is not used there: "
         "allocation 4.000 KiB against 2.000 GiB, physical the other way round."
     )
     turned = {"only-a": "only-b", "only-b": "only-a"}
@@ -171,32 +171,32 @@ EXPLAIN = DATA / "explain"
         (
             "discarded-9.0.0",
             "restarted-9.0.0",
-            "nothing was written in B since QEMU started, and so the high-water mark is not used "
+            "nothing was written in B since QEMU started, so the high-water mark is not used "
             "there: allocation 64.000 MiB against 8.000 KiB, physical 4.000 KiB against 64.000 "
             "MiB.",
         ),
         (
             "copy-on-read-7.0.0",
             "copy-on-read-12.8.0",
-            "QEMU told no highest offset in A, and so the high-water mark is not used there: "
+            "QEMU reported no highest offset in A, so the high-water mark is not used there: "
             "allocation 8.000 KiB against 64.000 MiB, physical the other way round.",
         ),
         (
             "device-end-9.0.0",
             "device-end-12.8.0",
-            "`parent` is missing in B, and so the high-water mark is not used there: allocation "
+            "`parent` is missing in B, so the high-water mark is not used there: allocation "
             "64.000 MiB against 0.",
         ),
         (
             "legacy-drive-7.0.0",
             "discarded-9.0.0",
-            "the space used on the host is another: physical 8.000 KiB against 4.000 KiB.",
+            "the space used on the host differs: physical 8.000 KiB against 4.000 KiB.",
         ),
         (
             "discarded-9.0.0",
             "internal-snapshot-12.8.0",
-            "the disk has another size: capacity 64.000 MiB against 8.000 MiB, allocation 64.000 "
-            "MiB against 17.016 MiB, physical 4.000 KiB against 17.188 MiB.",
+            "the size of the disk differs: capacity 64.000 MiB against 8.000 MiB, allocation "
+            "64.000 MiB against 17.016 MiB, physical 4.000 KiB against 17.188 MiB.",
         ),
         (
             "external-snapshot-9.0.0",
@@ -220,7 +220,7 @@ def test_a_guest_that_runs_against_one_that_is_shut_off() -> None:
         )
     )
     assert told.startswith(
-        "the guest runs in A and not in B, where libvirt looks at the image: allocation "
+        "the guest runs in A but not in B, where libvirt reads the image itself: allocation "
     )
 
 

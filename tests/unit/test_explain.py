@@ -348,7 +348,7 @@ def test_lines_that_contradict_the_rule(tmp_path: Path) -> None:
     )
     [one] = explained(trace)
     assert one.contradicts
-    rule = "QEMU told a highest offset, and the source is no qcow2 file"
+    rule = "QEMU reported a highest offset, and the source is no qcow2 file"
     assert [(each.text, each.value, each.seq) for each in one.findings[0].evidence] == [
         (
             f"allocation changed 2 times, not once ({rule}): between lines {lines} of "
@@ -505,7 +505,7 @@ def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
 def test_the_answer_comes_first() -> None:
     done = run(DATA / "sample-blockinfo.jsonl")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("vm1 vda: Allocation 196.000 KiB is the top image alone")
+    assert done.stdout.startswith("vm1 vda: Allocation 196.000 KiB counts only the top image")
     answers = done.stdout.partition("\n\n")[0]
     assert all(f"vm1 {disk}: " in answers for disk in ("vda", "vdb", "vdc", "vdd"))
 
@@ -537,7 +537,7 @@ def test_a_trace_that_was_cut_short(tmp_path: Path) -> None:
     file.write_bytes(b"".join(whole[:-3]))
     done = run(file)
     assert done.returncode == 4
-    assert "vm1 vdd: The call cannot be explained, because the trace does not have its return." in (
+    assert "vm1 vdd: The call cannot be explained, because its return is not in the trace." in (
         " ".join(done.stdout.split())
     )
     assert "no footer" in done.stderr

@@ -202,7 +202,7 @@ def _choose(
 ) -> tuple[tuple[Device, ...], str]:
     """Those that can be the disk, and how they were told from the rest."""
     if not devices:
-        return devices, "QEMU told of none"
+        return devices, "QEMU reported none"
     index = target_index(disk)
     signs: tuple[tuple[str, Callable[[Device], bool]], ...] = (
         (

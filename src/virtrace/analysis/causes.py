@@ -204,9 +204,9 @@ def _no_actual_size(case: Case) -> list[Evidence] | None:
     if device is None or device.image is None or device.actual_size is not None:
         return None
     return [
-        quote(device.image, "QEMU told no actual-size"),
+        quote(device.image, "QEMU reported no actual-size"),
         *_virtual_size(case),
-        Evidence(f"QEMU's driver of the storage: {device.protocol}"),
+        Evidence(f"QEMU's driver for the storage: {device.protocol}"),
     ]
 
 
@@ -245,7 +245,7 @@ def _internal_snapshot(case: Case) -> list[Evidence] | None:
     if snapshots is None or not count:
         return None
     names = ", ".join(str(each.text("name")) for each in snapshots.items())
-    return [quote(snapshots, f"snapshots inside of the image: {names}"), *_usage(case)]
+    return [quote(snapshots, f"snapshots inside the image: {names}"), *_usage(case)]
 
 
 @_cause("qcow2-on-device")
@@ -297,7 +297,7 @@ def _without_offset(case: Case) -> list[Evidence] | None:
     if own is None:
         return None
     return [
-        quote(device.node, "its entry has no parent, whose offset libvirt would read"),
+        quote(device.node, "its entry has no parent, from which libvirt would read the offset"),
         quote(own, "offset of the node itself, which libvirt does not read"),
         *_usage(case),
         *_host(case),
@@ -309,7 +309,7 @@ def _filter_node(case: Case) -> list[Evidence] | None:
     device = case.device
     if device is None or device.node.get("stats") is not None:
         return None
-    return [quote(device.entry, "QEMU's statistics are of a filter above the image")]
+    return [quote(device.entry, "QEMU's statistics are those of a filter node above the image")]
 
 
 @_cause("device-high-water-mark")
@@ -382,7 +382,7 @@ def _virtual_size(case: Case) -> Iterator[Evidence]:
 
 
 def _usage(case: Case) -> Iterator[Evidence]:
-    """P, as QEMU told it, or where the trace lacks that, as libvirt's struct has it."""
+    """P, as QEMU reported it or, if the trace lacks that, as libvirt's struct has it."""
     device, stats = case.device, case.block.stats
     found = device.usage if device else stats.number(USAGE) if stats else None
     if found is not None:

@@ -62,7 +62,7 @@ def _struct_and_qemu(block: BlockInfo) -> Iterator[Evidence]:
         return
     for libvirt, qemu in () if block.stats is None else differences(block.stats, device):
         yield quote(libvirt, "libvirt's struct does not hold")
-        yield quote(qemu, "what QEMU told")
+        yield quote(qemu, "what QEMU reported")
     target, named = target_index(block.disk), device.index
     if target is not None and named is not None and target != named:
         yield quote(device.entry, f"{block.disk} should not be {device.name}")

@@ -12,14 +12,15 @@ def why(a: Case, b: Case) -> str | None:
     Of two answers that are not equal.
     """
     if a.block.number("capacity") != b.block.number("capacity"):
-        return "the disk has another size"
+        return "the size of the disk differs"
     return _one_way(a, b, "A", "B") or _one_way(b, a, "B", "A") or _other_value(a, b)
 
 
 def _one_way(one: Case, other: Case, first: str, second: str) -> str | None:
     """What the second side lacks that the first one has."""
     if one.block.running is True and other.block.running is False:
-        return f"the guest runs in {first} and not in {second}, where libvirt looks at the image"
+        there_libvirt = f"in {second}, where libvirt reads the image itself"
+        return f"the guest runs in {first} but not {there_libvirt}"
     here, there = one.decision, other.decision
     if here is None or there is None:
         return None
@@ -30,11 +31,11 @@ def _one_way(one: Case, other: Case, first: str, second: str) -> str | None:
     if there.offset is None:
         device = other.device
         parent_is_missing = device is not None and device.entry.get("parent") is None
-        what = "`parent` is missing" if parent_is_missing else "QEMU told no highest offset"
-        return f"{what} in {second}, and so the high-water mark is not used there"
+        what = "`parent` is missing" if parent_is_missing else "QEMU reported no highest offset"
+        return f"{what} in {second}, so the high-water mark is not used there"
     if there.offset == 0:
         what = f"nothing was written in {second} since QEMU started"
-        return f"{what}, and so the high-water mark is not used there"
+        return f"{what}, so the high-water mark is not used there"
     return None
 
 
@@ -44,9 +45,9 @@ def _other_value(a: Case, b: Case) -> str | None:
     if here is None or there is None or here.allocation != there.allocation:
         return None
     if here.allocation == OFFSET and here.offset != there.offset:
-        return "the farthest write since QEMU started is another"
+        return "the farthest write since QEMU started differs"
     if here.usage != there.usage:
-        return "the space used on the host is another"
+        return "the space used on the host differs"
     return None
 
 

@@ -41,17 +41,17 @@ class Decision:
 
 def decide(usage: int, offset: int | None, is_qcow2_file: bool) -> Decision:
     if offset is None:
-        allocation, why = USAGE, "QEMU told no highest offset, so libvirt took the space used"
+        allocation, why = USAGE, "QEMU reported no highest offset, so libvirt took the space used"
     elif is_qcow2_file:
-        allocation, why = USAGE, "the source is a qcow2 file, of which libvirt takes the space used"
+        allocation, why = USAGE, "the source is a qcow2 file, so libvirt took the space used"
     elif offset == 0:
         allocation, why = USAGE, "the highest offset was 0, so libvirt took the space used"
     else:
-        allocation, why = OFFSET, "QEMU told a highest offset, and the source is no qcow2 file"
+        allocation, why = OFFSET, "QEMU reported a highest offset, and the source is no qcow2 file"
     if usage == 0:
-        physical, then = STAT, "the space used was 0, so libvirt looked at the size itself"
+        physical, then = STAT, "the space used was 0, so libvirt read the size itself"
     elif allocation == USAGE or offset == usage:
-        physical, then = STAT, "allocation was the space used, so libvirt looked at the size itself"
+        physical, then = STAT, "allocation was the space used, so libvirt read the size itself"
     else:
-        physical, then = USAGE, "allocation was not the space used, so libvirt gave that here"
+        physical, then = USAGE, "allocation was not the space used, so libvirt took the space used"
     return Decision(usage, offset, allocation, physical, why, then)
