@@ -14,7 +14,6 @@ import argparse
 import os
 import statistics
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 
+from tests.support.command import VIRTRACE
 from tests.support.intact import assert_untraced_and_intact
+from tests.support.waiting import wait_until
 from virtrace.image.process import read_status
 from virtrace.lab.daemon import Lab
 from virtrace.trace.reader import read_trace
@@ -96,7 +97,7 @@ class Cycle:
 def cycle(lab: Lab, folder: Path) -> Cycle:
     """Attach, trace twenty calls, detach; AssertionError where it leaves anything behind."""
     pid, output = lab.pid, folder / "t.jsonl"
-    command = [sys.executable, "-m", "virtrace.cli.main", "record", "blockinfo", "-p", str(pid)]
+    command = [*VIRTRACE, "record", "blockinfo", "-p", str(pid)]
     record = subprocess.Popen(
         [*command, "--calls", "20", "-o", str(output)],
         stdout=subprocess.DEVNULL,
@@ -117,14 +118,13 @@ def cycle(lab: Lab, folder: Path) -> Cycle:
 
 
 def _until(lab: Lab, record: subprocess.Popen[str], *, traced: bool) -> float:
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
+    def has_happened() -> bool:
         status = read_status(lab.pid)
         assert status is not None, "the daemon has ended"
-        if (status["TracerPid"] != "0") is traced or (traced and record.poll() is not None):
-            return time.monotonic()
-        time.sleep(0.001)
-    raise AssertionError("the trace neither begins nor ends")
+        return (status["TracerPid"] != "0") is traced or (traced and record.poll() is not None)
+
+    wait_until(has_happened, "the trace begins" if traced else "the trace ends")
+    return time.monotonic()
 
 
 @dataclass(frozen=True)

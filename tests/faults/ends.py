@@ -24,6 +24,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 
 from tests.faults.killed import calling, lives, wait_for_breakpoints
+from tests.support.command import VIRTRACE
 from tests.support.writer import writer_of
 from virtrace.engines.gdb.launch import command as gdb_command
 from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED
@@ -71,7 +72,7 @@ class Ended:
 
 
 def record(lab: Lab, output: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "virtrace.cli.main", "record", "blockinfo", "-p", str(lab.pid)]
+    command = [*VIRTRACE, "record", "blockinfo", "-p", str(lab.pid)]
     return _begun([*command, "-o", str(output)], {})
 
 

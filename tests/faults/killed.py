@@ -15,7 +15,6 @@ import random
 import signal
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 
+from tests.support.command import VIRTRACE
 from tests.support.intact import assert_untraced_and_intact
+from tests.support.waiting import wait_until
 from virtrace.binary.x86_64 import ABI
 from virtrace.guard.journal import Place, read
 from virtrace.image.process import inspect, read_status
@@ -45,7 +46,7 @@ class Killed:
 def killed_while_tracing(lab: Lab, folder: Path, clients: int = 0, wait: float = 0.0) -> Killed:
     """wait: seconds, before the kill."""
     pid = lab.pid
-    command = [sys.executable, "-m", "virtrace.cli.main", "record", "blockinfo", "-p", str(pid)]
+    command = [*VIRTRACE, "record", "blockinfo", "-p", str(pid)]
     record = subprocess.Popen(
         [*command, "-o", str(folder / "trace.jsonl")],
         stdout=subprocess.PIPE,
@@ -85,13 +86,9 @@ def wait_for_breakpoints(pid: int) -> list[Place]:
     driver = inspect(pid).module("libvirt_driver_qemu.so")
     assert driver is not None
     assert ABI.breakpoint is not None
-    until = time.monotonic() + 30
-    while time.monotonic() < until:
-        found = driver.elf.breakpoints(driver.base, ABI.breakpoint)
-        if found:
-            return [Place(address, was, ABI.breakpoint) for address, was in found]
-        time.sleep(0.01)
-    raise AssertionError("no breakpoint was set")
+    instruction = ABI.breakpoint
+    found = wait_until(lambda: driver.elf.breakpoints(driver.base, instruction), "breakpoints")
+    return [Place(address, was, instruction) for address, was in found]
 
 
 @contextmanager

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,7 +13,9 @@ import pytest
 
 from tests.faults.killed import killed_while_tracing, lives, wait_for_breakpoints
 from tests.lab.conftest import bring_up
+from tests.support.command import VIRTRACE, virtrace
 from tests.support.intact import assert_untraced_and_intact
+from tests.support.waiting import wait_until
 from virtrace.cli.main import main
 from virtrace.image.process import inspect, read_status
 from virtrace.lab.daemon import Lab
@@ -50,7 +50,7 @@ def test_the_guard_takes_back_what_gdb_left(lab: Lab, tmp_path: Path, wait: floa
 @contextmanager
 def tracing(lab: Lab, folder: Path) -> Iterator[subprocess.Popen[str]]:
     """A trace whose breakpoints are set; ended, where that was not done inside."""
-    command = [sys.executable, "-m", "virtrace.cli.main", "record", "blockinfo", "-p", str(lab.pid)]
+    command = [*VIRTRACE, "record", "blockinfo", "-p", str(lab.pid)]
     with subprocess.Popen(
         [*command, "-o", str(folder / "t.jsonl")], stdout=subprocess.PIPE, text=True
     ) as record:
@@ -103,9 +103,7 @@ def test_the_guard_ends_with_the_trace(lab: Lab, tmp_path: Path) -> None:
         # When memory runs out, the kernel ends others first, where we may say so.
         wanted = ("-1000", "-900") if may_prefer() else (oom_score(os.getpid()),) * 2
         assert (oom_score(guard), oom_score(int(status["TracerPid"]))) == wanted
-    until = time.monotonic() + 10
-    while os.path.exists(f"/proc/{guard}"):
-        assert time.monotonic() < until, "the guard outlives its trace"
+    wait_until(lambda: not os.path.exists(f"/proc/{guard}"), "the guard ends with its trace", 10)
 
 
 def killed_with_its_guard(lab: Lab, folder: Path) -> None:
@@ -118,14 +116,7 @@ def killed_with_its_guard(lab: Lab, folder: Path) -> None:
 
 def rescue(lab: Lab, *options: str, home: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, **({"XDG_CACHE_HOME": str(home)} if home else {})}
-    return subprocess.run(
-        [sys.executable, "-m", "virtrace.cli.main", "rescue", str(lab.pid), *options],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=60,
-        env=environment,
-    )
+    return virtrace("rescue", lab.pid, *options, stdin=subprocess.DEVNULL, env=environment)
 
 
 @pytest.mark.parametrize("journal", [True, False], ids=["by the journal", "by the files alone"])
@@ -144,13 +135,7 @@ def test_rescue(lab: Lab, tmp_path: Path, journal: bool) -> None:
         assert_untraced_and_intact(lab.pid)
 
     # Nobody traces a daemon that the next call would end.
-    again = subprocess.run(
-        [sys.executable, "-m", "virtrace.cli.main", "record", "blockinfo", "-p", str(lab.pid)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=tmp_path,
-    )
+    again = virtrace("record", "blockinfo", "-p", lab.pid, cwd=tmp_path)
     assert again.returncode == 3, again.stdout
     assert "that nobody waits for" in again.stderr
     assert f"virtrace rescue {lab.pid}" in again.stderr

@@ -8,13 +8,13 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
 import pytest
 
 from tests.support.intact import assert_untraced_and_intact
+from tests.support.waiting import PATIENCE
 from virtrace.image.process import read_status
 from virtrace.trace.format import Event
 from virtrace.trace.reader import Trace, read_trace
@@ -24,8 +24,6 @@ SOURCES = HERE / "program"
 SCRIPTS = HERE.parents[1] / "gdb_scripts"
 # Not libvirtd: whoever looks for one on this machine must not find ours.
 NAME = "fakelibvirtd"
-# Bounds a wait for something that should have happened at once.
-PATIENCE = 120.0
 
 INLINED = "inline __attribute__((always_inline))"
 # How the compiler and the packager can treat the same source; flags, and whether stripped.
@@ -228,14 +226,6 @@ def trace(
     assert found.footer["reason"] == "done"
     assert found.footer["detached"] is True
     return found, answers
-
-
-def poll(condition: Callable[[], bool], what: str) -> None:
-    """Wait for something that happens outside of our reach."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {PATIENCE} s: {what}"
-        time.sleep(0.01)
 
 
 def events(found: Trace, name: str, kind: str | None = None) -> list[Event]:

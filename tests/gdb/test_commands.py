@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
-from tests.gdb.harness import HERE, NAME, PATIENCE, SCRIPTS, Daemon
+from tests.gdb.harness import HERE, NAME, SCRIPTS, Daemon
+from tests.support.command import VIRTRACE
 from tests.support.intact import assert_untraced_and_intact
 from tests.support.paths import DATA
+from tests.support.waiting import PATIENCE
 from virtrace.recipe import catalogue
 
 SAMPLE = DATA / "sample-blockinfo.jsonl"
@@ -28,7 +29,7 @@ def in_gdb(*commands: str, **variables: str) -> subprocess.CompletedProcess[str]
 
 
 def test_explain_says_what_the_command_line_says() -> None:
-    command = [sys.executable, "-m", "virtrace.cli.main", "explain", str(SAMPLE)]
+    command = [*VIRTRACE, "explain", str(SAMPLE)]
     environment = {**os.environ, "NO_COLOR": "1", "COLUMNS": "90"}
     expected = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     done = in_gdb(f"virtrace explain {SAMPLE}")

@@ -6,8 +6,9 @@ import gzip
 import signal
 from pathlib import Path
 
-from tests.gdb.harness import Daemon, Tracing, calls, gdb_command, poll, start, trace
+from tests.gdb.harness import Daemon, Tracing, calls, gdb_command, start, trace
 from tests.support.intact import assert_untraced_and_intact
+from tests.support.waiting import wait_until
 from virtrace.errors import BAD_INPUT, DONE
 from virtrace.trace.reader import read_trace
 
@@ -23,8 +24,8 @@ def test_a_killed_gdb_leaves_what_it_wrote(mortal: Daemon, tmp_path: Path) -> No
     output = tmp_path / "t.jsonl.gz"
     tracing = start(mortal, output)
     mortal.do("call vm1 vda")
-    poll(lambda: output.stat().st_size > 0, "the header")
-    poll(lambda: len(calls(read_trace(output))) == 1, "the call is in the file")
+    wait_until(lambda: output.stat().st_size > 0, "the header")
+    wait_until(lambda: len(calls(read_trace(output))) == 1, "the call is in the file")
     before = read_trace(output)
     tracing.signal(signal.SIGKILL)
     tracing.ended()

@@ -6,14 +6,14 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.gdb.harness import PATIENCE, SOURCES, Daemon
+from tests.gdb.harness import SOURCES, Daemon
+from tests.support.command import VIRTRACE
+from tests.support.waiting import PATIENCE, wait_until
 from virtrace.binary.reader import read_by_child
 from virtrace.trace.reader import read_trace
 
@@ -52,20 +52,20 @@ def server(stripped: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
             asking = {**os.environ, **urls, "DEBUGINFOD_CACHE_PATH": str(tmp_path / "asked")}
             build_id = read_by_child(stripped / MODULES[1]).build_id
             assert build_id is not None
-            deadline = time.monotonic() + PATIENCE
-            while subprocess.run(
-                ["debuginfod-find", "debuginfo", build_id], env=asking, capture_output=True
-            ).returncode:
-                assert time.monotonic() < deadline, "debuginfod does not answer"
+            find = ["debuginfod-find", "debuginfo", build_id]
+
+            def has_found() -> bool:
                 shutil.rmtree(tmp_path / "asked", ignore_errors=True)
-                time.sleep(0.05)
+                return not subprocess.run(find, env=asking, capture_output=True).returncode
+
+            wait_until(has_found, "debuginfod answers")
             yield {**urls, "DEBUGINFOD_CACHE_PATH": str(tmp_path / "cache")}
         finally:
             process.terminate()
 
 
 def levels(daemon: Daemon, output: Path, environment: dict[str, str]) -> dict[str, str]:
-    command = [sys.executable, "-m", "virtrace.cli.main", "record", "blockinfo"]
+    command = [*VIRTRACE, "record", "blockinfo"]
     done = subprocess.run(
         [*command, "-p", str(daemon.pid), "-o", str(output), "--seconds", "0.2"],
         env={**os.environ, **environment},
@@ -97,7 +97,7 @@ def test_what_this_host_lacks_is_fetched(
 def lines_traced(daemon: Daemon, output: Path, environment: dict[str, str]) -> list[str | None]:
     """The text of each line of a traced call, recorded where the source is out of sight."""
     hidden = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"']
-    command = [sys.executable, "-m", "virtrace.cli.main", "record", "blockinfo"]
+    command = [*VIRTRACE, "record", "blockinfo"]
     options = ["-p", str(daemon.pid), "-o", str(output), "--calls", "1"]
     with subprocess.Popen(
         [*hidden, str(SOURCES), *command, *options],

@@ -12,18 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.gdb.harness import (
-    HERE,
-    NAME,
-    PATIENCE,
-    SCRIPTS,
-    Daemon,
-    Tracing,
-    events,
-    gdb_command,
-    values,
-)
+from tests.gdb.harness import HERE, NAME, SCRIPTS, Daemon, Tracing, events, gdb_command, values
+from tests.support.command import VIRTRACE
 from tests.support.intact import assert_untraced_and_intact
+from tests.support.waiting import PATIENCE
 from virtrace.binary.elf import LARGEST
 from virtrace.binary.reader import read_by_child
 from virtrace.errors import NOT_TRACED
@@ -122,7 +114,7 @@ WAYS = pytest.mark.parametrize("way", [by_record, by_gdb])
 def record(
     daemon: Daemon, output: Path, *arguments: str, by: list[str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "virtrace.cli.main", "record", "blockinfo"]
+    command = [*VIRTRACE, "record", "blockinfo"]
     return subprocess.run(
         [*(by or []), *command, "-p", str(daemon.pid), "-o", str(output), *arguments],
         capture_output=True,
@@ -198,7 +190,7 @@ def test_replaced_on_disk_since_it_started(
             (tmp_path / name).rename(folder / name)
         way(daemon, tmp_path / "t.jsonl")
         assert_true(read_trace(tmp_path / "t.jsonl"), daemon, build("optimized"))
-        doctor = [sys.executable, "-m", "virtrace.cli.main", "doctor", "-p", str(daemon.pid)]
+        doctor = [*VIRTRACE, "doctor", "-p", str(daemon.pid)]
         said = subprocess.run(doctor, stdout=subprocess.PIPE, text=True).stdout
         assert f"{folder / DRIVER} has been replaced since: what is mapped can be read" in said
     finally:

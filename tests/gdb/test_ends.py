@@ -14,26 +14,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.gdb.harness import (
-    NAME,
-    PATIENCE,
-    SCRIPTS,
-    Daemon,
-    Tracing,
-    calls,
-    events,
-    gdb_command,
-    poll,
-    start,
-)
+from tests.gdb.harness import NAME, SCRIPTS, Daemon, Tracing, calls, events, gdb_command, start
 from tests.gdb.test_chain import ROOT
+from tests.support.command import VIRTRACE
 from tests.support.intact import assert_untraced_and_intact
 from tests.support.paths import REPOSITORY
+from tests.support.waiting import PATIENCE, wait_until
 from tests.support.writer import writer_of
 from virtrace.errors import BAD_INPUT, DONE, INCOMPLETE, INTERRUPTED, NOT_TRACED
 from virtrace.trace.reader import Trace, read_trace
 
-VIRTRACE = Path(sys.executable).with_name("virtrace")
+INSTALLED = Path(sys.executable).with_name("virtrace")
 RAISING = REPOSITORY / "tests" / "faults" / "raising.py"
 INT, TERM, HUP, KILL, USR1, CHLD = (
     signal.SIGINT,
@@ -99,7 +90,7 @@ def test_only_one_thread_of_gdb_can_take_the_signals_that_end_a_trace(
 ) -> None:
     """GDB dies of those that reach a thread which has them unblocked, breakpoints inserted."""
     tracing = start(daemon, tmp_path / "t.jsonl")
-    poll(lambda: takers(tracing.process.pid, USR1) != [], "a thread that waits for signals")
+    wait_until(lambda: takers(tracing.process.pid, USR1) != [], "a thread that waits for signals")
     open_to = {
         number.name: takers(tracing.process.pid, number) for number in (USR1, HUP, INT, TERM)
     }
@@ -129,7 +120,7 @@ def test_a_trace_can_end_in_the_middle_of_many_calls(daemon: Daemon, tmp_path: P
         output = tmp_path / f"{attempt}.jsonl"
         tracing = start(daemon, output)
         daemon.ask("threads 6 300")
-        poll(partial(is_long, output), "calls in the trace")
+        wait_until(partial(is_long, output), "calls in the trace")
         tracing.signal(INT)
         status, printed = tracing.ended()
         assert status == INTERRUPTED, printed
@@ -162,7 +153,7 @@ def test_signals_from_outside_reach_the_program_and_the_trace_goes_on(
     tracing = start(daemon, output)
     for i, number in enumerate((USR1, CHLD, INT)):
         os.kill(daemon.pid, number)
-        poll(partial(has_received, i, before[i]), f"{number.name} in the program")
+        wait_until(partial(has_received, i, before[i]), f"{number.name} in the program")
         daemon.do(f"call vm1 after-{number.name}")
     status, printed = tracing.finish()
     assert status == DONE, printed
@@ -282,11 +273,11 @@ def test_what_was_met_is_written_though_gdb_is_killed(daemon: Daemon, tmp_path: 
     # The last call has just returned, and the last of it was met before.
     tracing.signal(KILL)
     tracing.ended()
-    poll(lambda: not Path(f"/proc/{writer}").exists(), "the end of the process that writes")
+    wait_until(lambda: not Path(f"/proc/{writer}").exists(), "the end of the process that writes")
     found = read_trace(output)
     assert found.footer is None
     assert [event.values["result"] for event in events(found, ROOT, "exit")] == [0] * 20
-    poll(lambda: tracer_of(daemon.pid) == 0, "GDB to let go")
+    wait_until(lambda: tracer_of(daemon.pid) == 0, "GDB to let go")
     assert_untraced_and_intact(daemon.pid)
 
 
@@ -295,7 +286,7 @@ def test_the_process_that_writes_is_killed(daemon: Daemon, tmp_path: Path) -> No
     tracing = start(daemon, output)
     writer = writer_of(output)
     daemon.do("call vm1 vda")
-    poll(lambda: output.stat().st_size > 0, "the header")
+    wait_until(lambda: output.stat().st_size > 0, "the header")
     os.kill(writer, KILL)
     assert len(daemon.do("call vm1 vda 3")) == 3
     status, printed = tracing.ended()
@@ -317,7 +308,7 @@ def test_the_process_that_writes_does_not_go_on(daemon: Daemon, tmp_path: Path) 
     daemon.do(f"pad {3 << 20}")
     assert len(daemon.do("call vm1 vda 5")) == 5
     daemon.do("pad 0")
-    poll(lambda: tracer_of(daemon.pid) == 0, "GDB to let go")
+    wait_until(lambda: tracer_of(daemon.pid) == 0, "GDB to let go")
     assert_untraced_and_intact(daemon.pid)
     os.kill(writer, signal.SIGCONT)
     status, printed = tracing.ended()
@@ -350,8 +341,8 @@ def test_a_terminal_that_nobody_reads_does_not_hold_the_program(
     os.close(terminal)
     assert len(daemon.do("call vm1 vda 200")) == 200
     tracing.signal(USR1)
-    poll(lambda: tracer_of(daemon.pid) == 0, "GDB has detached")
-    poll(lambda: '"type":"footer"' in output.read_text(), "the footer")
+    wait_until(lambda: tracer_of(daemon.pid) == 0, "GDB has detached")
+    wait_until(lambda: '"type":"footer"' in output.read_text(), "the footer")
     assert_untraced_and_intact(daemon.pid)
     # Now somebody reads, and that is all that it waits for.
     with open(unread, errors="replace") as stream:
@@ -384,7 +375,7 @@ class TestRecord:
         def run(*arguments: str) -> subprocess.Popen[str]:
             command = ["record", "blockinfo", "-p", str(daemon.pid), *arguments]
             return subprocess.Popen(
-                [sys.executable, "-m", "virtrace.cli.main", *command],
+                [*VIRTRACE, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -451,7 +442,7 @@ class TestRecord:
         (tmp_path / "blockinfo.yaml").write_text("not a recipe")
         done = subprocess.run(
             [
-                VIRTRACE,
+                INSTALLED,
                 *("record", "blockinfo", "-p", str(daemon.pid)),
                 *("-o", "t.jsonl", "--", "true"),
             ],
@@ -495,9 +486,9 @@ class TestRecord:
         assert ready.read_text() == "on\n"
         daemon.do("call vm1 vda")
         recording.kill()
-        poll(lambda: tracer_of(daemon.pid) == 0, "GDB has detached")
+        wait_until(lambda: tracer_of(daemon.pid) == 0, "GDB has detached")
         assert_untraced_and_intact(daemon.pid)
-        poll(lambda: '"footer"' in (tmp_path / "t.jsonl").read_text(), "the footer")
+        wait_until(lambda: '"footer"' in (tmp_path / "t.jsonl").read_text(), "the footer")
         assert disks(check_ended(tmp_path / "t.jsonl", "interrupt")) == ["vda"]
         # The command is nobody's by now.
         os.killpg(recording.pid, signal.SIGKILL)

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.gdb.harness import PATIENCE, Daemon, Lines, events, trace, values
+from tests.gdb.harness import Daemon, Lines, events, trace, values
 from tests.support import intact
+from tests.support.waiting import PATIENCE
 from virtrace.trace.reader import Trace
 
 METHOD = "qemuDomainGetBlockInfo"

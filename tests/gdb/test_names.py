@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.gdb.harness import PATIENCE, Daemon, Tracing, events, gdb_command
+from tests.gdb.harness import Daemon, Tracing, events, gdb_command
+from tests.support.command import VIRTRACE
+from tests.support.waiting import PATIENCE
 from virtrace.recipe import catalogue
 from virtrace.trace.format import as_argument
 from virtrace.trace.reader import read_trace
@@ -25,9 +26,7 @@ def recorded(daemon: Daemon, output: bytes, environment: dict[str, str], *words:
     target = (recipe, b"-p", b"%d" % daemon.pid, b"-o", output, b"--where", b"disk=" + NAME)
     done = subprocess.run(
         [
-            sys.executable,
-            "-m",
-            "virtrace.cli.main",
+            *VIRTRACE,
             "record",
             *target,
             *words,

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +14,11 @@ from typing import Any
 
 import pytest
 
-from tests.gdb.harness import NAME, PATIENCE, SCRIPTS, Daemon, trace
+from tests.gdb.harness import NAME, SCRIPTS, Daemon, trace
 from tests.gdb.test_values import MANY, VALUES
+from tests.support.command import VIRTRACE
 from tests.support.intact import assert_untraced_and_intact
+from tests.support.waiting import PATIENCE
 from virtrace.binary.pack import file_name
 from virtrace.binary.reader import read_by_child
 from virtrace.recipe import catalogue
@@ -29,7 +30,7 @@ COMMANDS = ("call vm1 vda", "call vm2 missing", "values", "many")
 
 def make_pack(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "virtrace.cli.main", "pack", "make", *arguments],
+        [*VIRTRACE, "pack", "make", *arguments],
         capture_output=True,
         text=True,
         timeout=PATIENCE * 3,

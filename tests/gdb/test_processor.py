@@ -10,8 +10,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.gdb.harness import PATIENCE, SCRIPTS, Daemon, Tracing, events, values
+from tests.gdb.harness import SCRIPTS, Daemon, Tracing, events, values
 from tests.support.intact import assert_untraced_and_intact
+from tests.support.waiting import PATIENCE
 from virtrace.trace.format import is_unavailable
 from virtrace.trace.reader import Trace, read_trace
 

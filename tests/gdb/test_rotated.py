@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.gdb.harness import Daemon, Tracing, calls, events, gdb_command, poll, start
+from tests.gdb.harness import Daemon, Tracing, calls, events, gdb_command, start
 from tests.gdb.test_chain import ROOT
 from tests.gdb.test_ends import check_ended
 from tests.support.intact import assert_untraced_and_intact
+from tests.support.waiting import wait_until
 from virtrace.errors import BAD_INPUT, DONE, INCOMPLETE, TraceError
 from virtrace.trace.reader import read_trace
 from virtrace.trace.rotation import parts
@@ -26,7 +27,7 @@ def test_every_call_is_in_one_of_the_files(
     for count in range(12):
         # One call, which is in the file before the next one begins.
         logged += daemon.do("call vm1 vda")
-        poll(partial(has_ended_calls, output, count + 1), "the call is in a file")
+        wait_until(partial(has_ended_calls, output, count + 1), "the call is in a file")
     status, printed = tracing.finish()
     assert status == DONE, printed
     assert_untraced_and_intact(daemon.pid)

@@ -12,7 +12,6 @@ import os
 import pty
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -20,10 +19,12 @@ from typing import Any
 
 import pytest
 
-from tests.gdb.harness import NAME, PATIENCE, SCRIPTS, Daemon, start
+from tests.gdb.harness import NAME, SCRIPTS, Daemon, start
 from tests.support import hostile
+from tests.support.command import VIRTRACE
 from tests.support.hostile import TEXT, is_told
 from tests.support.paths import DATA
+from tests.support.waiting import PATIENCE
 from virtrace.binary.elf import ElfFile
 from virtrace.cli.main import build_parser, main
 from virtrace.image.process import inspect
@@ -97,7 +98,7 @@ another = strange
 def ended(*words: object, **options: Any) -> bytes:
     """What a command prints, and all that it starts."""
     done: subprocess.CompletedProcess[bytes] = subprocess.run(
-        [sys.executable, "-m", "virtrace.cli.main", *map(str, words)],
+        [*VIRTRACE, *map(str, words)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -122,7 +123,7 @@ def in_process(*words: object) -> bytes:
 def at_a_terminal(*words: object, **variables: str) -> bytes:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "virtrace.cli.main", *map(str, words)],
+        [*VIRTRACE, *map(str, words)],
         stdin=subprocess.DEVNULL,
         stdout=theirs,
         stderr=theirs,

@@ -10,7 +10,6 @@ import re
 import select
 import signal
 import subprocess
-import sys
 import termios
 import time
 from collections.abc import Iterator, Sequence
@@ -18,14 +17,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.gdb.harness import NAME, PATIENCE, SCRIPTS, Daemon, Tracing, poll
+from tests.gdb.harness import NAME, SCRIPTS, Daemon, Tracing
 from tests.gdb.test_ends import check_ended, disks
+from tests.support.command import VIRTRACE
 from tests.support.intact import assert_untraced_and_intact
+from tests.support.waiting import PATIENCE, wait_until
 from virtrace.errors import INTERRUPTED
 
 PROMPT = "(gdb) "
 GDB = ("gdb", "-nx", "-q")
-RECORD = (sys.executable, "-m", "virtrace.cli.main", "record", "blockinfo")
+RECORD = (*VIRTRACE, "record", "blockinfo")
 PROGRAM = "python print(gdb.current_progspace().filename)"
 
 
@@ -177,7 +178,7 @@ def test_a_terminal_that_is_closed_ends_the_trace(
     opened = Terminal(tmp_path, *arguments, "-p", str(daemon.pid), program=program)
     try:
         opened.until("to end   Ctrl-C")
-        poll(lambda: bool(daemon.do("call vm1 vda")) and traced(tmp_path), "a traced call")
+        wait_until(lambda: bool(daemon.do("call vm1 vda")) and traced(tmp_path), "a traced call")
         opened.close()
         opened.process.wait(PATIENCE)
     finally:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.gdb.harness import PATIENCE, Daemon
+from tests.gdb.harness import Daemon
+from tests.support.waiting import PATIENCE
 from virtrace.trace.reader import read_trace
 
 

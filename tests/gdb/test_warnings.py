@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.gdb.harness import SCRIPTS, Daemon, Tracing, gdb_command, poll, start
+from tests.gdb.harness import SCRIPTS, Daemon, Tracing, gdb_command, start
 from tests.support.intact import assert_untraced_and_intact
+from tests.support.waiting import wait_until
 from virtrace.errors import DONE, NOT_TRACED
 from virtrace.image.process import inspect
 from virtrace.trace.reader import read_trace
@@ -62,7 +63,8 @@ def test_where_another_has_a_uprobe(daemon: Daemon, tmp_path: Path) -> None:
         subprocess.Popen(["bpftrace", "-e", probe], stdout=subprocess.PIPE) as bpftrace,
         open(f"/proc/{daemon.pid}/mem", "rb", buffering=0) as memory,
     ):
-        poll(lambda: os.pread(memory.fileno(), 1, driver.base + entry) == b"\xcc", "the uprobe")
+        at = driver.base + entry
+        wait_until(lambda: os.pread(memory.fileno(), 1, at) == b"\xcc", "the uprobe")
         status, printed = Tracing(gdb_command("blockinfo"), settings).ended()
         bpftrace.send_signal(signal.SIGINT)
     assert status == NOT_TRACED, printed

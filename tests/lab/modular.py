@@ -10,7 +10,8 @@ import pytest
 from tests.lab.conftest import bring_up
 from tests.lab.test_debug_info import CHAIN, returned
 from tests.lab.test_stripped import stats_of
-from tests.lab.tracing import DISKS, all_disks, calls_of, printed_info, span, virtrace, whole_trace
+from tests.lab.tracing import DISKS, all_disks, calls_of, printed_info, span, whole_trace
+from tests.support.command import virtrace
 from tests.support.intact import assert_untraced_and_intact
 from virtrace.lab.daemon import Lab
 from virtrace.lab.debug_build import STORAGE_DAEMON

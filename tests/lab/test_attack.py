@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.tracing import all_disks, calls_of, record, virtrace, whole_trace
+from tests.lab.tracing import all_disks, calls_of, record, whole_trace
+from tests.support.command import virtrace
 from virtrace.binary import x86_64
 from virtrace.binary.elf import ElfFile
 from virtrace.binary.functions import Functions

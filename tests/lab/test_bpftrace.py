@@ -8,8 +8,6 @@ import select
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,18 +16,18 @@ from typing import IO
 import pytest
 
 from tests.lab.tracing import (
-    SECONDS,
     all_disks,
     calls_of,
     exchanges,
     printed_info,
     record,
     span,
-    virtrace,
     whole_trace,
 )
+from tests.support.command import SECONDS, VIRTRACE, virtrace
 from tests.support.intact import assert_untraced_and_intact
 from tests.support.paths import DOCS
+from tests.support.waiting import wait_until
 from virtrace.analysis.spans import CallBuilder
 from virtrace.engines.bpftrace.run import resolve
 from virtrace.engines.gdb.launch import check
@@ -156,7 +154,7 @@ def test_a_recording_in_several_files(lab: Lab, tmp_path: Path) -> None:
 @contextmanager
 def recording(lab: Lab, output: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A recording that has begun."""
-    command = [sys.executable, "-m", "virtrace.cli.main", "record", "blockinfo"]
+    command = [*VIRTRACE, "record", "blockinfo"]
     process = subprocess.Popen(
         [*command, "-p", str(lab.pid), "--engine", "bpftrace", "-o", str(output)],
         stdout=subprocess.PIPE,
@@ -280,12 +278,9 @@ def run_script(lab: Lab, script: Path, printed: Path) -> None:
             start_new_session=True,
         )
     try:
-        until = time.monotonic() + SECONDS
         # All probes are there when the clock's are.
-        while b'"h ' not in printed.read_bytes():
-            assert process.poll() is None, process.communicate()[1]
-            assert time.monotonic() < until
-            time.sleep(0.05)
+        wait_until(lambda: b'"h ' in printed.read_bytes() or process.poll() is not None, "a clock")
+        assert process.poll() is None, process.communicate()[1]
         assert lab.virsh("domblkinfo", "vm1", "vda").returncode == 0
     finally:
         os.killpg(process.pid, signal.SIGINT)

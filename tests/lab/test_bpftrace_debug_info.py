@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.tracing import all_disks, record, virtrace, whole_trace
+from tests.lab.tracing import all_disks, record, whole_trace
+from tests.support.command import virtrace
 from virtrace.lab.daemon import Lab
 
 GATHER = "qemuDomainBlocksStatsGather"

@@ -23,7 +23,7 @@ import pytest
 import yaml
 
 from tests.lab.conftest import bring_up
-from tests.lab.tracing import virtrace
+from tests.support.command import virtrace
 from tests.support.intact import assert_untraced_and_intact
 from virtrace.bundle.pseudonyms import KINDS
 from virtrace.cli.main import main

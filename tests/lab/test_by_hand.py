@@ -13,14 +13,8 @@ import pexpect
 import pytest
 
 from tests.lab.test_debug_info import STATS, parsed
-from tests.lab.tracing import (
-    SECONDS,
-    calls_of,
-    printed_info,
-    span,
-    virtrace,
-    whole_trace,
-)
+from tests.lab.tracing import calls_of, printed_info, span, whole_trace
+from tests.support.command import SECONDS, virtrace
 from tests.support.paths import DOCS, REPOSITORY
 from virtrace.lab.daemon import Lab
 from virtrace.report.units import binary

@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -18,17 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.tracing import (
-    COUNTERS,
-    DISKS,
-    SECONDS,
-    as_measured,
-    exchanges,
-    span,
-    virtrace,
-    whole_trace,
-)
+from tests.lab.tracing import COUNTERS, DISKS, as_measured, exchanges, span, whole_trace
+from tests.support.command import SECONDS, VIRTRACE, virtrace
 from tests.support.intact import assert_untraced_and_intact
+from tests.support.waiting import wait_until
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, CallBuilder, Point, Span
 from virtrace.analysis.waiting import ended_ns, waiting
@@ -361,7 +353,7 @@ def recording(
     lab: Lab, recipe: str, output: Path, *virsh: str
 ) -> Iterator[subprocess.Popen[bytes]]:
     """virtrace, while it records what virsh asks of a guest that gives no answer meanwhile."""
-    line = [sys.executable, "-m", "virtrace.cli.main", "record", recipe]
+    line = [*VIRTRACE, "record", recipe]
     options = ("-p", str(lab.pid), "-o", str(output))
     command = lab.virsh_command("; ".join(virsh))
     with lab.stalled():
@@ -375,10 +367,7 @@ def recording(
 
 def until(output: Path, what: str) -> None:
     """Wait until the trace has a record with this text."""
-    deadline = time.monotonic() + SECONDS
-    while not output.exists() or what not in output.read_text(encoding="utf-8"):
-        assert time.monotonic() < deadline, output.read_text(encoding="utf-8")
-        time.sleep(0.01)
+    wait_until(lambda: output.exists() and what in output.read_text(encoding="utf-8"), what)
 
 
 def test_monitor_stall(lab: Lab, tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from tests.lab.tracing import (
     COUNTERS,
     DISKS,
     SCRIPT,
-    SECONDS,
     all_disks,
     calls_of,
     gdb_environment,
@@ -23,6 +22,7 @@ from tests.lab.tracing import (
     span,
     whole_trace,
 )
+from tests.support.command import SECONDS
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, Span
 from virtrace.lab.daemon import Lab

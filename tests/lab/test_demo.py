@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.tracing import DISKS, virtrace
+from tests.lab.tracing import DISKS
+from tests.support.command import virtrace
 from tests.support.paths import DATA, REPOSITORY
 
 SAMPLE = DATA / "sample-blockinfo.jsonl"

@@ -13,7 +13,8 @@ import jsonschema_rs
 import pytest
 
 from tests.lab.conftest import bring_up
-from tests.lab.tracing import SECONDS, all_disks, record, virtrace, whole_trace
+from tests.lab.tracing import all_disks, record, whole_trace
+from tests.support.command import SECONDS, virtrace
 from virtrace.lab.daemon import Lab
 from virtrace.report.difference_document import schema
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import venv
 from pathlib import Path
 
 import pytest
 
-from tests.lab.tracing import SECONDS, calls_of, gdb_environment, virtrace, whole_trace
+from tests.lab.tracing import calls_of, gdb_environment, whole_trace
+from tests.support.command import SECONDS, VIRTRACE, virtrace
 from tests.support.paths import REPOSITORY
 from virtrace.lab.daemon import Lab
 
@@ -117,7 +117,7 @@ def test_gdb_without_python(gdb_without_python: str, stock_lab: Lab, tmp_path: P
 
 def test_no_gdb(stock_lab: Lab, tmp_path: Path) -> None:
     environment = {**os.environ, "PATH": str(tmp_path)}
-    command = [sys.executable, "-m", "virtrace.cli.main", "record", "blockinfo"]
+    command = [*VIRTRACE, "record", "blockinfo"]
     done = subprocess.run(
         [*command, "-p", str(stock_lab.pid)],
         env=environment,

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.lab.tracing import SECONDS
+from tests.support.command import SECONDS
 from virtrace.cli.main import main
 from virtrace.errors import LabError
 from virtrace.lab import daemon, debug_build, processes, system

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.tracing import DISKS, SECONDS, calls_of, record, span, whole_trace
+from tests.lab.tracing import DISKS, calls_of, record, span, whole_trace
 from tests.support import intact
+from tests.support.command import SECONDS
 from virtrace.analysis.decision import CAPACITY, OFFSET, STAT, USAGE
 from virtrace.analysis.explain import explain
 from virtrace.lab.daemon import Lab

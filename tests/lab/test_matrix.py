@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +23,16 @@ from tests.lab.test_trace import EXPECTED, spans
 from tests.lab.tracing import (
     DISKS,
     SCRIPT,
-    SECONDS,
     calls_of,
     exchanges,
     gdb_environment,
     printed_info,
-    virtrace,
     whole_trace,
 )
+from tests.support.command import SECONDS, virtrace
 from tests.support.intact import assert_untraced_and_intact
 from tests.support.paths import REPOSITORY
+from tests.support.waiting import wait_until
 from virtrace.errors import LabError
 from virtrace.lab import roots
 from virtrace.lab.roots import ensure_root, inside, keep_in_cache
@@ -220,11 +219,9 @@ def elsewhere(request: pytest.FixtureRequest, checkout: Path, scratch: Path) -> 
     with (scratch / "log").open("w+") as log:
         running = subprocess.Popen(command, env=ENVIRONMENT, stdout=log, stderr=log)
         try:
-            deadline = time.monotonic() + LAB_TIMEOUT
-            while not (scratch / "up").exists():
-                assert running.poll() is None, (scratch / "log").read_text()
-                assert time.monotonic() < deadline, (scratch / "log").read_text()
-                time.sleep(0.1)
+            is_up = (scratch / "up").exists
+            wait_until(lambda: is_up() or running.poll() is not None, "the lab is up", LAB_TIMEOUT)
+            assert running.poll() is None, (scratch / "log").read_text()
             [pid] = [
                 daemon.pid
                 for daemon in find_daemons("libvirtd")

@@ -7,16 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.tracing import (
-    COUNTERS,
-    DISKS,
-    calls_of,
-    exchanges,
-    printed_info,
-    span,
-    virtrace,
-    whole_trace,
-)
+from tests.lab.tracing import COUNTERS, DISKS, calls_of, exchanges, printed_info, span, whole_trace
+from tests.support.command import virtrace
 from tests.support.paths import DOCS
 from virtrace.binary import x86_64
 from virtrace.binary.dwarf import declarations

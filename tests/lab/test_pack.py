@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from tests.lab.conftest import bring_up
-from tests.lab.tracing import DISKS, SECONDS, all_disks, calls_of, span, virtrace, whole_trace
+from tests.lab.tracing import DISKS, all_disks, calls_of, span, whole_trace
+from tests.support.command import SECONDS, virtrace
 from virtrace.binary import pack, x86_64
 from virtrace.binary.dwarf import Wanted, describe
 from virtrace.binary.reader import read_by_child

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +16,9 @@ import pytest
 
 from tests.lab.test_lab import assert_nothing_left, crash_daemon
 from tests.lab.test_scenarios import EXPECTED, Answer, in_bytes
-from tests.lab.tracing import SECONDS, as_measured, calls_of, printed_info, virtrace, whole_trace
+from tests.lab.tracing import as_measured, calls_of, printed_info, whole_trace
+from tests.support.command import SECONDS, VIRTRACE, virtrace
+from tests.support.waiting import wait_until
 from virtrace.errors import LabError
 from virtrace.lab import processes
 from virtrace.lab.daemon import Lab
@@ -139,7 +140,7 @@ def test_scenarios_of_their_own_guest(
 
 
 def test_up_that_was_killed_and_daemon_that_crashed(folder: Path) -> None:
-    command = [sys.executable, "-m", "virtrace.cli.main", "lab", "up"]
+    command = [*VIRTRACE, "lab", "up"]
     command += ["--release", "bullseye", "--dir", str(folder)]
     # The root's mounts are being made when it is killed, or the daemon is being started.
     for said in ("starting /", "defining "):
@@ -174,23 +175,21 @@ def test_what_runs_in_a_root_ends_with_who_started_it() -> None:
 def await_unlocked(folder: Path) -> None:
     """A process that was forked to run a command shares the lock until it runs it."""
     handle = os.open(folder, os.O_RDONLY)
-    deadline = time.monotonic() + SECONDS
-    while True:
+
+    def is_locked_by_this() -> bool:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
         except BlockingIOError:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+            return False
+        return True
+
+    wait_until(is_locked_by_this, "nobody else holds the lock")
     os.close(handle)
 
 
 def await_none(folder: Path) -> None:
     """What was killed with its parent may take a moment to go."""
-    deadline = time.monotonic() + SECONDS
-    while namespaces_with(folder) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert namespaces_with(folder) == []
+    wait_until(lambda: not namespaces_with(folder), "no mount namespace has the folder")
 
 
 def test_folder_that_the_root_has_no_place_for(tmp_path: Path) -> None:

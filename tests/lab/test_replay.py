@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pexpect
 
-from tests.lab.tracing import SECONDS, calls_of, record, virtrace, whole_trace
+from tests.lab.tracing import calls_of, record, whole_trace
+from tests.support.command import SECONDS, virtrace
 from virtrace.lab.daemon import Lab
 from virtrace.recipe import catalogue
 from virtrace.trace.format import Record

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +18,16 @@ import pytest
 from tests.lab.conftest import bring_up
 from tests.lab.test_lab import assert_nothing_left, crash_daemon
 from tests.lab.tracing import (
-    SECONDS,
     as_measured,
     calls_of,
     exchanges,
     printed_info,
     record,
     span,
-    virtrace,
     whole_trace,
 )
+from tests.support.command import virtrace
+from tests.support.waiting import wait_until
 from virtrace.analysis.explain import Explanation, explain
 from virtrace.errors import LabError
 from virtrace.image.process import read_status
@@ -411,10 +410,12 @@ def stop(pid: int) -> None:
     """Until then it may write in a folder that is to be removed."""
     os.kill(pid, signal.SIGSTOP)
     threads = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
-    deadline = time.monotonic() + SECONDS
-    while any((status := read_status(tid)) and status["State"][0] != "T" for tid in threads):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+
+    def all_stand_still() -> bool:
+        found = [status for tid in threads if (status := read_status(tid))]
+        return all(status["State"][0] == "T" for status in found)
+
+    wait_until(all_stand_still, "every thread is stopped")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="loop devices take root")

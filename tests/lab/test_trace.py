@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from tests.lab.conftest import bring_up
 from tests.lab.tracing import (
     DISKS,
     SCRIPT,
-    SECONDS,
     all_disks,
     as_measured,
     calls_of,
@@ -26,9 +24,9 @@ from tests.lab.tracing import (
     gdb_environment,
     printed_info,
     record,
-    virtrace,
     whole_trace,
 )
+from tests.support.command import SECONDS, VIRTRACE, virtrace
 from tests.support.intact import assert_untraced_and_intact
 from virtrace.analysis.spans import Call, Span
 from virtrace.lab.daemon import Lab
@@ -301,7 +299,7 @@ def test_a_recording_in_several_files(stock_lab: Lab, tmp_path: Path) -> None:
 def test_ended_by_a_signal(stock_lab: Lab, tmp_path: Path, ending: signal.Signals) -> None:
     """Sent to `virtrace record` alone; when it is killed, GDB still comes clean."""
     output = tmp_path / "trace.jsonl"
-    command = [sys.executable, "-m", "virtrace.cli.main", "record", "blockinfo"]
+    command = [*VIRTRACE, "record", "blockinfo"]
     with subprocess.Popen(
         [*command, "-p", str(stock_lab.pid), "-o", str(output)], stdout=subprocess.PIPE, text=True
     ) as process:

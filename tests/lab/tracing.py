@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from tests.support.command import virtrace
 from tests.support.paths import REPOSITORY
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, CallBuilder, Span
@@ -18,8 +18,6 @@ from virtrace.trace.reader import Trace, read_trace
 
 SCRIPT = REPOSITORY / "gdb_scripts" / "trace_blockinfo.py"
 DISKS = ("vda", "vdb", "vdc", "vdd")
-# Bounds what hangs, also where many tests run at once.
-SECONDS = 180.0
 Measured = TypeVar("Measured")
 # QMP's name of each counter of qemuBlockStats, in the `stats` of query-blockstats.
 COUNTERS = {
@@ -32,13 +30,6 @@ COUNTERS = {
     "flush_req": "flush_operations",
     "flush_total_times": "flush_total_time_ns",
 }
-
-
-def virtrace(*args: str, **options: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "virtrace.cli.main", *args]
-    return subprocess.run(  # type: ignore[call-overload, no-any-return]
-        command, capture_output=True, text=True, timeout=SECONDS, **options
-    )
 
 
 def record(

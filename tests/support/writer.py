@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-import time
 from contextlib import suppress
 from pathlib import Path
+
+from tests.support.waiting import wait_until
 
 
 def writer_of(output: Path) -> int:
     """As soon as there is one."""
-    until = time.monotonic() + 30
-    while not (found := writers_of(output)):
-        assert time.monotonic() < until, f"nobody writes {output}"
-        time.sleep(0.001)
-    [writer] = found
+    [writer] = wait_until(lambda: writers_of(output), f"somebody writes {output}")
     return writer
 
 

@@ -6,11 +6,11 @@ import gzip
 import os
 import pty
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.command import VIRTRACE, virtrace
 from tests.support.paths import DATA
 from virtrace.cli import without_rights
 from virtrace.cli.main import main
@@ -22,11 +22,6 @@ NEW, OLD = (
     str(DATA / "explain" / "device-end-9.0.0.jsonl"),
 )
 HOST = str(DATA / "explain" / "stopped-device-with-host-facts-9.0.0.jsonl")
-PROGRAM = [sys.executable, "-m", "virtrace.cli.main"]
-
-
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*PROGRAM, *words], capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +45,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 def test_it_says_the_same(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     status = main(words)
     here = capsys.readouterr()
-    done = run(*words)
+    done = virtrace(*words)
     assert (done.returncode, done.stdout, done.stderr) == (status, here.out, here.err)
 
 
@@ -64,7 +59,7 @@ def test_it_makes_the_same(form: str, tmp_path: Path) -> None:
         for file in files
     ]
     assert main(words[0]) == 0
-    done = run(*words[1])
+    done = virtrace(*words[1])
     assert (done.returncode, done.stderr) == (0, "")
     assert files[0].read_bytes() == files[1].read_bytes()
     assert files[1].stat().st_mode & 0o777 == 0o600
@@ -74,7 +69,7 @@ def test_in_colour() -> None:
     reader, terminal = pty.openpty()
     environment = {**os.environ, "TERM": "xterm"}
     environment.pop("NO_COLOR", None)
-    with subprocess.Popen([*PROGRAM, "show", NEW], stdout=terminal, env=environment) as shown:
+    with subprocess.Popen([*VIRTRACE, "show", NEW], stdout=terminal, env=environment) as shown:
         os.close(terminal)
         said = b""
         while True:
@@ -97,12 +92,12 @@ def test_compressed(name: str, tmp_path: Path) -> None:
         file.write_bytes(gzip.compress(data))
     else:
         file.write_bytes(pytest.importorskip("zstandard").compress(data))
-    assert run("show", "--json", str(file)).stdout == run("show", "--json", NEW).stdout
+    assert virtrace("show", "--json", str(file)).stdout == virtrace("show", "--json", NEW).stdout
 
 
 def test_nothing_is_left_of_what_failed(tmp_path: Path) -> None:
     output = tmp_path / "out"
-    done = run("export", "--to", "csv", "-o", str(output), __file__)
+    done = virtrace("export", "--to", "csv", "-o", str(output), __file__)
     assert done.returncode == 2
     assert not output.exists()
 
@@ -142,8 +137,8 @@ def test_an_output_is_imported(name: str, tmp_path: Path) -> None:
     printed = str(DATA / "readers" / "qmp.printed")
     files = tmp_path / f"here-{name}", tmp_path / f"there-{name}"
     status = main(["import", printed, "-o", str(files[0])])
-    assert run("import", printed, "-o", str(files[1])).returncode == status
-    here, there = (run("show", "--json", str(file)).stdout for file in files)
+    assert virtrace("import", printed, "-o", str(files[1])).returncode == status
+    here, there = (virtrace("show", "--json", str(file)).stdout for file in files)
     assert here == there
     assert here.startswith('{"format": "virtrace-calls"')
 
@@ -151,6 +146,6 @@ def test_an_output_is_imported(name: str, tmp_path: Path) -> None:
 def test_a_bundle_is_verified(tmp_path: Path) -> None:
     bundle = tmp_path / "bundle.tar.gz"
     assert main(["bundle", NEW, "-o", str(bundle)]) == 0
-    done = run("bundle", "verify", str(bundle))
+    done = virtrace("bundle", "verify", str(bundle))
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{bundle}: every file is there, as it was written\n"

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from xml.sax.saxutils import quoteattr
 import pytest
 
 from tests.support import pages, samples
+from tests.support.command import VIRTRACE
 from tests.support.pages import read_bundle
 from tests.support.paths import DATA
 from virtrace.bundle import archive, collect, verify
@@ -388,7 +388,7 @@ def test_a_trace_that_is_nested_deep_is_bundled_or_refused(depth: int, tmp_path:
 def test_the_same_trace_gives_the_same_bytes(packed: Path, tmp_path: Path) -> None:
     for name in ("a.tar.gz", "b.tar.gz"):
         done = subprocess.run(
-            [*(sys.executable, "-m", "virtrace.cli.main", "bundle", str(pages.SAMPLE)), "-o", name],
+            [*(*VIRTRACE, "bundle", str(pages.SAMPLE)), "-o", name],
             env={**os.environ, "PYTHONHASHSEED": str(ord(name[0]))},
             cwd=tmp_path,
             capture_output=True,

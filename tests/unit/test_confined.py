@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.waiting import wait_until
 from virtrace.confined import Bounds, Child, Tell, run
 from virtrace.errors import TargetError
 from virtrace.image.process import read_status
@@ -86,11 +87,7 @@ def test_it_has_no_rights_left() -> None:
         assert int(status["Uid"].split()[0]) > 1 << 30
         assert status["Groups"] == ""
     del child
-    until = time.monotonic() + 60
-    # It ends with whoever asks.
-    while read_status(pid) is not None and time.monotonic() < until:
-        time.sleep(0.01)
-    assert read_status(pid) is None
+    wait_until(lambda: read_status(pid) is None, "the child ends with whoever asks")
 
 
 def fill_memory() -> int:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-import os
 import random
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,8 +16,8 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
-import virtrace
 from tests.support import samples
+from tests.support.command import ENVIRONMENT, virtrace
 from tests.support.documents import documented_names, keys, lacking
 from tests.support.paths import DATA, DOCS
 from virtrace.analysis.compare.align import longest_common
@@ -838,21 +836,9 @@ def test_never_fails_whatever_is_missing(seed: int) -> None:
 
 # The command
 
-ENVIRONMENT = {
-    "PATH": os.environ["PATH"],
-    "PYTHONPATH": str(Path(virtrace.__file__).parents[1]),
-    "LC_ALL": "C.UTF-8",
-}
 
-
-def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "virtrace.cli.main", "diff", *map(str, arguments)],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+def run(*words: object) -> subprocess.CompletedProcess[str]:
+    return virtrace("diff", *words, env=ENVIRONMENT)
 
 
 def test_exit_status_and_forms() -> None:

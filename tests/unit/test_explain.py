@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +13,9 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
-import virtrace
 from tests.support import cases, samples
 from tests.support.cases import GIB, Disk, call, numbers
+from tests.support.command import ENVIRONMENT, virtrace
 from tests.support.documents import documented_names, keys, lacking
 from tests.support.paths import DATA, DOCS
 from virtrace.analysis.blockinfo import API, NUMBERS
@@ -485,21 +483,9 @@ def test_never_fails_whatever_is_missing(seed: int) -> None:
 
 # The command
 
-ENVIRONMENT = {
-    "PATH": os.environ["PATH"],
-    "PYTHONPATH": str(Path(virtrace.__file__).parents[1]),
-    "LC_ALL": "C.UTF-8",
-}
 
-
-def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "virtrace.cli.main", "explain", *map(str, arguments)],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+def run(*words: object) -> subprocess.CompletedProcess[str]:
+    return virtrace("explain", *words, env=ENVIRONMENT)
 
 
 def test_the_answer_comes_first() -> None:

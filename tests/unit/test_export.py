@@ -17,6 +17,7 @@ import pytest
 from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as protos
 
 from tests.support import pages, samples
+from tests.support.command import virtrace
 from virtrace import report
 from virtrace.cli.main import main
 from virtrace.trace.format import unavailable
@@ -35,9 +36,8 @@ def chrome_events(file: Path) -> list[dict[str, Any]]:
     return events
 
 
-def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "virtrace.cli.main", "export", *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=60)
+def command(*words: object) -> subprocess.CompletedProcess[str]:
+    return virtrace("export", *words)
 
 
 @pytest.mark.parametrize("form", FORMS)

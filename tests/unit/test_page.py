@@ -8,7 +8,6 @@ import json
 import re
 import stat
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.support import pages, samples
+from tests.support.command import virtrace
 from tests.support.paths import DOCS
 from virtrace.analysis.spans import CallBuilder
 from virtrace.report.highlight import Style, safe
@@ -272,9 +272,8 @@ def test_a_trace_without_calls(tmp_path: Path) -> None:
     assert not {"chain", "time", "summary"} & set(page.all("id"))
 
 
-def show(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "virtrace.cli.main", "show", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+def show(*words: object) -> subprocess.CompletedProcess[str]:
+    return virtrace("show", *words)
 
 
 def test_the_file_is_new_and_only_its_owners(tmp_path: Path) -> None:

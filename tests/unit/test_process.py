@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from tests.support.command import VIRTRACE
 from tests.support.toolchain import build
+from tests.support.waiting import wait_until
 from virtrace.binary.reader import read_by_child
 from virtrace.errors import NOT_TRACED, TargetError
 from virtrace.image.model import Module, Program
@@ -122,13 +123,6 @@ def refusal(pid: int) -> TargetError:
     return caught.value
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_what_proc_tells(start: Start, daemon: Path) -> None:
     running = start(daemon)
     process = check_traceable(running.pid)
@@ -205,7 +199,8 @@ def test_stopped(start: Start, daemon: Path) -> None:
     assert "stopped" in error.what
     assert error.remedy.endswith(f"kill -CONT {running.pid}")
     running.send_signal(signal.SIGCONT)
-    until(lambda: Path(f"/proc/{running.pid}/stat").read_text().split()[2] == "S")
+    stat = Path(f"/proc/{running.pid}/stat")
+    wait_until(lambda: stat.read_text().split()[2] == "S", "it sleeps")
     check_traceable(running.pid)
 
 
@@ -249,7 +244,7 @@ def test_replaced_library(tmp_path: Path, start: Start, daemon: Path) -> None:
         check_traceable(running.pid)
     # Root that may not look behind the paths, and any other user.
     little = ["setpriv", "--bounding-set=-all,+sys_ptrace"] if os.geteuid() == 0 else []
-    record = [sys.executable, "-m", "virtrace.cli.main", "record", "blockinfo"]
+    record = [*VIRTRACE, "record", "blockinfo"]
     done = subprocess.run(
         [*little, *record, "-p", str(running.pid)], capture_output=True, text=True
     )

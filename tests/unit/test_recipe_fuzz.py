@@ -20,6 +20,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.support.command import VIRTRACE
 from tests.support.paths import REPOSITORY
 from virtrace.errors import RecipeError
 from virtrace.recipe import catalogue, path, prototype
@@ -303,7 +304,7 @@ def test_the_largest_file_is_read_soon_in_little_memory(
 ) -> None:
     file = tmp_path / "r.yaml"
     file.write_text((start + unit * MAX_BYTES)[:MAX_BYTES])
-    reader = [sys.executable, "-m", "virtrace.cli.main", "recipe", "check", str(file)]
+    reader = [*VIRTRACE, "recipe", "check", str(file)]
     reading = subprocess.run(
         [sys.executable, "-c", MEASURE, *reader], capture_output=True, text=True
     )

@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import virtrace
 from tests.support import pages, samples
-
-ENVIRONMENT = {
-    "PATH": os.environ["PATH"],
-    "PYTHONPATH": str(Path(virtrace.__file__).parents[1]),
-    "LC_ALL": "C.UTF-8",
-}
+from tests.support.command import ENVIRONMENT, virtrace
 
 
-def show(*arguments: Any, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "virtrace.cli.main", "show", *map(str, arguments)],
-        env={**ENVIRONMENT, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+def show(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return virtrace("show", *words, env={**ENVIRONMENT, **environment})
 
 
 @pytest.fixture
