@@ -25,6 +25,7 @@ from typing import Any
 
 import yaml
 
+from tests.support.block_stats import FIELDS
 from virtrace.engines.gdb.launch import check
 from virtrace.image.model import Module
 from virtrace.image.process import inspect
@@ -39,11 +40,6 @@ API, GATHER = "virDomainGetBlockInfo", "qemuDomainBlocksStatsGather"
 SEND, REPLY = "libvirt:qemu_monitor_send_msg", "libvirt:qemu_monitor_recv_reply"
 INFO = ("capacity", "allocation", "physical")
 # The members of qemuBlockStats, in their order.
-STATS = (
-    *("rd_req", "rd_bytes", "wr_req", "wr_bytes", "rd_total_times", "wr_total_times"),
-    *("flush_req", "flush_total_times", "capacity", "physical", "wr_highest_offset"),
-    *("wr_highest_offset_valid", "write_threshold"),
-)
 READY_SECONDS = 60.0
 
 # What was captured: (which fact, its value) and how often.
@@ -415,7 +411,7 @@ def _facts_of_lines(output: Path, offset: int) -> Facts:
             if words[0] == API:
                 names = ("domain", "disk") if kind == "enter" else ("result", *INFO)
             elif words[0] == GATHER and kind == "exit":
-                names, words = [f"stats.{name}" for name in STATS], words[1:]
+                names, words = [f"stats.{name}" for name in FIELDS], words[1:]
             for name, value in zip(names, words[1:]):
                 facts[name, value] += 1
         elif kind in ("domain", "disk"):
@@ -507,7 +503,7 @@ def asked(chain: Chain, lab: Lab, guest: str, disk: str, info: Sequence[int]) ->
         *(image["virtual-size"], image.get("actual-size", image["virtual-size"])),
         *(highest, 1, node["write_threshold"]),
     )
-    facts.update((f"stats.{name}", str(value)) for name, value in zip(STATS, stats))
+    facts.update((f"stats.{name}", str(value)) for name, value in zip(FIELDS, stats))
     return facts
 
 

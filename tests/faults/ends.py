@@ -21,9 +21,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
+from tempfile import TemporaryDirectory
 
-from tests.faults.killed import calling, lives, wait_for_breakpoints
+from tests.faults.killed import LabWhileItLives, calling, lives, wait_for_breakpoints
 from tests.support.command import VIRTRACE
 from tests.support.writer import writer_of
 from virtrace.engines.gdb.launch import command as gdb_command
@@ -235,17 +235,14 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("names", nargs="*", help=f"beginnings of {', '.join(ENDS)}")
     args = parser.parse_args()
-    lab: Lab | None = None
     failed = 0
-    try:
+    with LabWhileItLives() as labs:
         for name, end in ENDS.items():
             if args.names and not name.startswith(tuple(args.names)):
                 continue
             whole = 0
             for _ in range(args.times):
-                if lab is None:
-                    lab = Lab(Path(mkdtemp(prefix="virtrace-faults-", dir="/var/tmp")))
-                    lab.up()
+                lab = labs.up()
                 pid = lab.pid
                 with TemporaryDirectory() as folder:
                     unharmed = False
@@ -258,13 +255,9 @@ def main() -> None:
                     except Exception as error:
                         print(f"{name}: {type(error).__name__}: {error}"[:4000], flush=True)
                 if not unharmed:
-                    lab.down()
-                    lab = None
+                    labs.down()
             failed += args.times - whole
             print(f"{name}: {whole} of {args.times}", flush=True)
-    finally:
-        if lab is not None:
-            lab.down()
     sys.exit(failed > 0)
 
 

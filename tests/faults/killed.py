@@ -115,6 +115,31 @@ def lives(lab: Lab, pid: int) -> bool:
     return True
 
 
+class LabWhileItLives:
+    """A lab, and another one once its daemon has ended."""
+
+    def __init__(self) -> None:
+        self._lab: Lab | None = None
+
+    def __enter__(self) -> LabWhileItLives:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.down()
+
+    def up(self) -> Lab:
+        """The one there is, or a new one."""
+        if self._lab is None:
+            self._lab = Lab(Path(mkdtemp(prefix="virtrace-faults-", dir="/var/tmp")))
+            self._lab.up()
+        return self._lab
+
+    def down(self) -> None:
+        if self._lab is not None:
+            self._lab.down()
+            self._lab = None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=20)
@@ -122,12 +147,9 @@ def main() -> None:
     args = parser.parse_args()
     lived = 0
     open_ms = []
-    lab: Lab | None = None
-    try:
+    with LabWhileItLives() as labs:
         for _ in range(args.times):
-            if lab is None:
-                lab = Lab(Path(mkdtemp(prefix="virtrace-faults-", dir="/var/tmp")))
-                lab.up()
+            lab = labs.up()
             pid = lab.pid
             with TemporaryDirectory() as folder:
                 wait = random.uniform(0.2, 0.6) if args.clients else random.uniform(0, 0.1)
@@ -136,17 +158,13 @@ def main() -> None:
             if lives(lab, pid):
                 lived += 1
             else:
-                lab.down()
-                lab = None
-    finally:
-        if lab is not None:
-            lab.down()
-        print(f"{lived} of {len(open_ms)} daemons lived on, with {args.clients} clients calling")
-        median, longest = statistics.median(open_ms), max(open_ms)
-        # Longer than it was, where this process had to wait for a processor.
-        within = sum(ms <= 1 for ms in open_ms)
-        print(f"breakpoints without a tracer: {median:.2f} ms (median), {longest:.2f} ms (longest)")
-        print(f"no more than 1 ms in {within} of {len(open_ms)}")
+                labs.down()
+    print(f"{lived} of {len(open_ms)} daemons lived on, with {args.clients} clients calling")
+    median, longest = statistics.median(open_ms), max(open_ms)
+    # Longer than it was, where this process had to wait for a processor.
+    within = sum(ms <= 1 for ms in open_ms)
+    print(f"breakpoints without a tracer: {median:.2f} ms (median), {longest:.2f} ms (longest)")
+    print(f"no more than 1 ms in {within} of {len(open_ms)}")
 
 
 if __name__ == "__main__":

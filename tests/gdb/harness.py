@@ -24,6 +24,8 @@ SOURCES = HERE / "program"
 SCRIPTS = HERE.parents[1] / "gdb_scripts"
 # Not libvirtd: whoever looks for one on this machine must not find ours.
 NAME = "fakelibvirtd"
+# The function at the root of what the blockinfo recipe traces.
+ROOT = "virDomainGetBlockInfo"
 
 INLINED = "inline __attribute__((always_inline))"
 # How the compiler and the packager can treat the same source; flags, and whether stripped.
@@ -246,3 +248,15 @@ def calls(found: Trace) -> dict[int, list[Event]]:
         if event.type != "line":
             trees.setdefault(event.call, []).append(event)
     return trees
+
+
+def check_ended(output: Path, reason: str) -> Trace:
+    found = read_trace(output)
+    assert found.problems == []
+    assert found.footer is not None
+    assert (found.footer["reason"], found.footer["detached"]) == (reason, True)
+    return found
+
+
+def disks(found: Trace) -> list[str]:
+    return [event.values["disk"] for event in events(found, ROOT, "enter")]

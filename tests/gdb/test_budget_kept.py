@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.gdb.harness import Daemon, calls, events, start, trace
-from tests.gdb.test_chain import ROOT
-from tests.gdb.test_ends import check_ended, disks
+from tests.gdb.harness import ROOT, Daemon, calls, check_ended, disks, events, start, trace
 from tests.support.intact import assert_untraced_and_intact
 from virtrace.errors import DONE
 from virtrace.trace.format import SWITCHED_OFF

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.gdb.harness import Daemon, calls, events, trace, values
+from tests.gdb.harness import ROOT, Daemon, calls, events, trace, values
+from tests.support.block_stats import COUNTERS
 from virtrace.trace.format import is_unavailable
 from virtrace.trace.reader import Trace
 
-ROOT = "virDomainGetBlockInfo"
 METHOD = "qemuDomainGetBlockInfo"
 GATHER = "qemuDomainBlocksStatsGather"
 GET_ALL = "qemuMonitorGetAllBlockStatsInfo"
@@ -29,17 +29,7 @@ def info_and_stats(number: int) -> tuple[dict[str, Any], dict[str, Any]]:
         "allocation": number * 1000 + 2,
         "physical": number * 1000 + 3,
     }
-    counters = (
-        "rd_req",
-        "rd_bytes",
-        "wr_req",
-        "wr_bytes",
-        "rd_total_times",
-        "wr_total_times",
-        "flush_req",
-        "flush_total_times",
-    )
-    stats = {name: number * 100 + i for i, name in enumerate(counters, 1)}
+    stats = {name: number * 100 + i for i, name in enumerate(COUNTERS, 1)}
     return info, {
         **stats,
         "capacity": info["capacity"],

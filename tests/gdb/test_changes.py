@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.gdb.harness import Daemon, start
-from tests.gdb.test_ends import check_ended, disks
+from tests.gdb.harness import Daemon, check_ended, disks, start
 from tests.support.intact import assert_untraced_and_intact
 from virtrace.errors import INCOMPLETE
 

@@ -8,21 +8,31 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.gdb.harness import NAME, SCRIPTS, Daemon, Tracing, calls, events, gdb_command, start
-from tests.gdb.test_chain import ROOT
+from tests.gdb.harness import (
+    NAME,
+    ROOT,
+    SCRIPTS,
+    Daemon,
+    Tracing,
+    calls,
+    check_ended,
+    disks,
+    events,
+    gdb_command,
+    start,
+)
 from tests.support.command import VIRTRACE
 from tests.support.intact import assert_untraced_and_intact
 from tests.support.paths import REPOSITORY
 from tests.support.waiting import PATIENCE, wait_until
 from tests.support.writer import writer_of
 from virtrace.errors import BAD_INPUT, DONE, INCOMPLETE, INTERRUPTED, NOT_TRACED
-from virtrace.trace.reader import Trace, read_trace
+from virtrace.trace.reader import read_trace
 
 INSTALLED = Path(sys.executable).with_name("virtrace")
 RAISING = REPOSITORY / "tests" / "faults" / "raising.py"
@@ -34,18 +44,6 @@ INT, TERM, HUP, KILL, USR1, CHLD = (
     signal.SIGUSR1,
     signal.SIGCHLD,
 )
-
-
-def check_ended(output: Path, reason: str) -> Trace:
-    found = read_trace(output)
-    assert found.problems == []
-    assert found.footer is not None
-    assert (found.footer["reason"], found.footer["detached"]) == (reason, True)
-    return found
-
-
-def disks(found: Trace) -> list[str]:
-    return [event.values["disk"] for event in events(found, ROOT, "enter")]
 
 
 def test_no_thread_of_ours_takes_what_gdb_waits_for(daemon: Daemon, tmp_path: Path) -> None:
@@ -367,61 +365,58 @@ def test_a_reader_that_is_gone_ends_nothing(daemon: Daemon, tmp_path: Path) -> N
     assert_untraced_and_intact(daemon.pid)
 
 
+class Record:
+    """`virtrace record` of a command that says that it runs, and waits for leave to end."""
+
+    def __init__(self, daemon: Daemon, folder: Path) -> None:
+        self._pid = daemon.pid
+        self._folder = folder
+        self._running, self._leave = folder / "running", folder / "leave"
+        os.mkfifo(self._running)
+        os.mkfifo(self._leave)
+
+    def start(self, *options: str) -> subprocess.Popen[str]:
+        """Return once the command runs."""
+        command = ["sh", "-c", f"echo on > '{self._running}'; read line < '{self._leave}'"]
+        recording = subprocess.Popen(
+            [*VIRTRACE, "record", "blockinfo", "-p", str(self._pid), *options, "--", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=self._folder,
+            start_new_session=True,
+        )
+        assert self._running.read_text() == "on\n"
+        return recording
+
+    def let_the_command_end(self) -> None:
+        self._leave.write_text("go\n")
+
+
 class TestRecord:
     """``virtrace record``, which starts GDB itself."""
 
     @pytest.fixture
-    def record(self, daemon: Daemon, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-        def run(*arguments: str) -> subprocess.Popen[str]:
-            command = ["record", "blockinfo", "-p", str(daemon.pid), *arguments]
-            return subprocess.Popen(
-                [*VIRTRACE, *command],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                cwd=tmp_path,
-                start_new_session=True,
-            )
-
-        return run
-
-    @pytest.fixture
-    def handshake(self, tmp_path: Path) -> tuple[Path, Path, list[str]]:
-        """Two FIFOs, and a command that opens the first and waits for the second."""
-        ready, go = tmp_path / "ready", tmp_path / "go"
-        os.mkfifo(ready)
-        os.mkfifo(go)
-        return ready, go, ["sh", "-c", f"echo on > '{ready}'; read line < '{go}'"]
+    def record(self, daemon: Daemon, tmp_path: Path) -> Record:
+        return Record(daemon, tmp_path)
 
     def test_the_command_runs_while_traced_and_ends_the_trace(
-        self,
-        daemon: Daemon,
-        tmp_path: Path,
-        record: Callable[..., subprocess.Popen[str]],
-        handshake: tuple[Path, Path, list[str]],
+        self, daemon: Daemon, tmp_path: Path, record: Record
     ) -> None:
-        ready, go, command = handshake
-        recording = record("-o", "t.jsonl", "--where", "disk=vdb", "--", *command)
-        assert ready.read_text() == "on\n"
+        recording = record.start("-o", "t.jsonl", "--where", "disk=vdb")
         daemon.do("call vm1 vda")
         daemon.do("call vm1 vdb")
-        go.write_text("go\n")
+        record.let_the_command_end()
         printed, _ = recording.communicate(timeout=PATIENCE)
         assert recording.returncode == DONE, printed
         assert disks(check_ended(tmp_path / "t.jsonl", "done")) == ["vdb"]
         assert_untraced_and_intact(daemon.pid)
 
     def test_ctrl_c_twice_on_the_whole_group(
-        self,
-        daemon: Daemon,
-        tmp_path: Path,
-        record: Callable[..., subprocess.Popen[str]],
-        handshake: tuple[Path, Path, list[str]],
+        self, daemon: Daemon, tmp_path: Path, record: Record
     ) -> None:
-        ready, _, command = handshake
-        recording = record("-o", "t.jsonl", "--", *command)
-        assert ready.read_text() == "on\n"
+        recording = record.start("-o", "t.jsonl")
         daemon.do("call vm1 vda")
         os.killpg(recording.pid, INT)
         os.killpg(recording.pid, INT)
@@ -456,34 +451,22 @@ class TestRecord:
         assert not ran.exists(), ran.read_text()
 
     def test_the_limit_is_reached_as_the_command_ends(
-        self,
-        daemon: Daemon,
-        tmp_path: Path,
-        record: Callable[..., subprocess.Popen[str]],
-        handshake: tuple[Path, Path, list[str]],
+        self, daemon: Daemon, tmp_path: Path, record: Record
     ) -> None:
         """GDB is told that the command is done when it is about to end by itself."""
-        ready, go, command = handshake
         for attempt in range(3):
             output = tmp_path / f"{attempt}.jsonl"
-            recording = record("-o", str(output), "--calls", "1", "--", *command)
-            assert ready.read_text() == "on\n"
+            recording = record.start("-o", str(output), "--calls", "1")
             daemon.do("call vm1 vda")
-            go.write_text("go\n")
+            record.let_the_command_end()
             printed, _ = recording.communicate(timeout=PATIENCE)
             assert recording.returncode == DONE, printed
             assert disks(check_ended(output, "limit")) == ["vda"]
 
     def test_killed_it_takes_gdb_along_in_good_order(
-        self,
-        daemon: Daemon,
-        tmp_path: Path,
-        record: Callable[..., subprocess.Popen[str]],
-        handshake: tuple[Path, Path, list[str]],
+        self, daemon: Daemon, tmp_path: Path, record: Record
     ) -> None:
-        ready, _, command = handshake
-        recording = record("-o", "t.jsonl", "--", *command)
-        assert ready.read_text() == "on\n"
+        recording = record.start("-o", "t.jsonl")
         daemon.do("call vm1 vda")
         recording.kill()
         wait_until(lambda: tracer_of(daemon.pid) == 0, "GDB has detached")

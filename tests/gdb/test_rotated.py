@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gdb.harness import Daemon, Tracing, calls, events, gdb_command, start
-from tests.gdb.test_chain import ROOT
-from tests.gdb.test_ends import check_ended
+from tests.gdb.harness import ROOT, Daemon, Tracing, calls, check_ended, events, gdb_command, start
 from tests.support.intact import assert_untraced_and_intact
 from tests.support.waiting import wait_until
 from virtrace.errors import BAD_INPUT, DONE, INCOMPLETE, TraceError

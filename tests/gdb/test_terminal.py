@@ -17,8 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gdb.harness import NAME, SCRIPTS, Daemon, Tracing
-from tests.gdb.test_ends import check_ended, disks
+from tests.gdb.harness import NAME, SCRIPTS, Daemon, Tracing, check_ended, disks
 from tests.support.command import VIRTRACE
 from tests.support.intact import assert_untraced_and_intact
 from tests.support.waiting import PATIENCE, wait_until

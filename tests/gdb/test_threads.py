@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.gdb.harness import Daemon, calls, events, trace
-from tests.gdb.test_chain import FULL, GATHER, ROOT, info_and_stats
+from tests.gdb.harness import ROOT, Daemon, calls, events, trace
+from tests.gdb.test_chain import FULL, GATHER, info_and_stats
 from virtrace.trace.format import Event
 
 HEAD = "virtrace: 1\nname: threads\nabout: a\ntry: t\nspans:\n"

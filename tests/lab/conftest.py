@@ -78,6 +78,25 @@ def debug_lab() -> Iterator[Lab]:
     lab.down()
 
 
+@pytest.fixture(
+    params=["stock_lab", pytest.param("debug_lab", marks=pytest.mark.matrix)],
+    ids=["stripped", "debug info"],
+)
+def lab(request: pytest.FixtureRequest) -> Lab:
+    """Each of the two."""
+    lab: Lab = request.getfixturevalue(request.param)
+    return lab
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Not pytest's own tmp_path: its parents keep out the user that runs root's lab."""
+    path = Path(tempfile.mkdtemp(prefix="virtrace-test-", dir="/var/tmp"))
+    yield path
+    if os.path.lexists(path):
+        Lab(path).down()
+
+
 @pytest.fixture
 def other_host() -> Iterator[Lab]:
     """The distribution's own libvirtd again, on another host as far as it can tell."""

@@ -12,8 +12,9 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from tests.lab.test_debug_info import STATS, parsed
+from tests.lab.test_debug_info import parsed
 from tests.lab.tracing import calls_of, printed_info, span, whole_trace
+from tests.support.block_stats import FIELDS
 from tests.support.command import SECONDS, virtrace
 from tests.support.paths import DOCS, REPOSITORY
 from virtrace.lab.daemon import Lab
@@ -117,7 +118,7 @@ def test_what_was_done_by_hand_is_kept(debug_lab: Lab, by_hand: Gdb, tmp_path: P
     # As soon as the compiler's code has it.
     by_hand.next_until(9827)
     stats = parsed(by_hand.do("p/r *stats"))
-    assert list(stats) == STATS
+    assert list(stats) == FIELDS
     assert stats["wr_highest_offset"] == offset
     with_units = by_hand.do("p *stats")
     assert f"wr_highest_offset = {offset} ({binary(offset)})" in with_units

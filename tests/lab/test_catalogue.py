@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.tracing import COUNTERS, DISKS, as_measured, exchanges, span, whole_trace
+from tests.lab.tracing import DISKS, as_measured, exchanges, span, whole_trace
+from tests.support.block_stats import COUNTERS
 from tests.support.command import SECONDS, VIRTRACE, virtrace
 from tests.support.intact import assert_untraced_and_intact
 from tests.support.waiting import wait_until
@@ -35,15 +36,6 @@ from virtrace.trace.reader import Trace, read_trace
 
 # What virsh calls a counter, where that is not its own name.
 VIRSH = {"wr_operations": "wr_req", "rd_operations": "rd_req"}
-
-
-@pytest.fixture(
-    params=["stock_lab", pytest.param("debug_lab", marks=pytest.mark.matrix)],
-    ids=["stripped", "debug info"],
-)
-def lab(request: pytest.FixtureRequest) -> Lab:
-    lab: Lab = request.getfixturevalue(request.param)
-    return lab
 
 
 # What prints its own process id before it becomes a command.

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from tests.lab.tracing import (
-    COUNTERS,
     DISKS,
     SCRIPT,
     all_disks,
@@ -22,6 +21,7 @@ from tests.lab.tracing import (
     span,
     whole_trace,
 )
+from tests.support.block_stats import COUNTERS, FIELDS
 from tests.support.command import SECONDS
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, Span
@@ -37,22 +37,6 @@ CHAIN = [
     "qemuMonitorJSONQueryBlockstats",
     "qemuMonitorJSONQueryBlockstats",
     "qemuMonitorBlockStatsUpdateCapacityBlockdev",
-]
-# Of struct _qemuBlockStats, libvirt 9.0.0.
-STATS = [
-    "rd_req",
-    "rd_bytes",
-    "wr_req",
-    "wr_bytes",
-    "rd_total_times",
-    "wr_total_times",
-    "flush_req",
-    "flush_total_times",
-    "capacity",
-    "physical",
-    "wr_highest_offset",
-    "wr_highest_offset_valid",
-    "write_threshold",
 ]
 
 
@@ -100,7 +84,7 @@ def test_the_whole_chain(debug_lab: Lab, tmp_path: Path) -> None:
         assert span(call, CHAIN[2]).arguments == {"disk": disk, "capacity": True}
         stats = returned(call, CHAIN[2])["stats"]
         # Every field of the struct, and what QEMU says of it when asked directly.
-        assert list(stats) == STATS
+        assert list(stats) == FIELDS
         assert {field: stats[field] for field in COUNTERS} == {
             field: device["stats"][name] for field, name in COUNTERS.items()
         }
@@ -154,7 +138,7 @@ def test_gdb_prints_the_same_of_the_same_call(debug_lab: Lab, tmp_path: Path) ->
                 if name in said:
                     assert parsed(said[name]) == traced[name]
                     compared += len(traced[name])
-    assert compared == len(DISKS) * (len(STATS) + 3 + 3)
+    assert compared == len(DISKS) * (len(FIELDS) + 3 + 3)
 
 
 def test_eight_clients_at_once(debug_lab: Lab, tmp_path: Path) -> None:

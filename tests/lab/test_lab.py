@@ -8,8 +8,6 @@ import pwd
 import select
 import signal
 import subprocess
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +23,6 @@ from virtrace.lab.guest import GUEST
 
 NOBODY = pwd.getpwnam("nobody").pw_uid
 LAB_UID = NOBODY if os.geteuid() == 0 else os.geteuid()
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """Not pytest's own tmp_path: its parents keep out the user that runs root's lab."""
-    path = Path(tempfile.mkdtemp(prefix="virtrace-test-", dir="/var/tmp"))
-    yield path
-    if os.path.lexists(path):
-        Lab(path).down()
 
 
 @pytest.fixture

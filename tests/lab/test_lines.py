@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -66,11 +67,16 @@ def walked_by_gdb(lab: Lab, folder: Path) -> list[list[int]]:
     return [json.loads(line) for line in written.read_text().splitlines()]
 
 
-def test_the_lines_that_next_walks_through(debug_lab: Lab, tmp_path: Path) -> None:
-    output = tmp_path / "trace.jsonl"
-    commands = "; ".join(f"domblkinfo vm1 {disk}" for disk in ASKED)
-    done = record(debug_lab, output, command=debug_lab.virsh_command(commands))
+def recorded(lab: Lab, output: Path, disks: Sequence[str]) -> Path:
+    """The trace of a domblkinfo of each of the disks."""
+    commands = "; ".join(f"domblkinfo vm1 {disk}" for disk in disks)
+    done = record(lab, output, command=lab.virsh_command(commands))
     assert done.returncode == 0, done.stderr
+    return output
+
+
+def test_the_lines_that_next_walks_through(debug_lab: Lab, tmp_path: Path) -> None:
+    output = recorded(debug_lab, tmp_path / "trace.jsonl", ASKED)
     traced = lines_of(output)
     walked = walked_by_gdb(debug_lab, tmp_path)
     assert [[event.values["line"] for event in events] for events in traced] == walked
@@ -81,10 +87,7 @@ def test_the_lines_that_next_walks_through(debug_lab: Lab, tmp_path: Path) -> No
 
 
 def test_what_changed_from_line_to_line_adds_up(debug_lab: Lab, tmp_path: Path) -> None:
-    output = tmp_path / "trace.jsonl"
-    commands = "; ".join(f"domblkinfo vm1 {disk}" for disk in DISKS)
-    done = record(debug_lab, output, command=debug_lab.virsh_command(commands))
-    assert done.returncode == 0, done.stderr
+    output = recorded(debug_lab, tmp_path / "trace.jsonl", DISKS)
     for call, events in zip(calls_of(whole_trace(output)), lines_of(output)):
         known: dict[str, int] = {}
         for event in events:
@@ -98,10 +101,7 @@ def test_what_changed_from_line_to_line_adds_up(debug_lab: Lab, tmp_path: Path) 
 
 def test_explain_sees_the_branches_of_the_decision_table(debug_lab: Lab, tmp_path: Path) -> None:
     """For every disk: the line that a number was set at, and what it was set to."""
-    output = tmp_path / "trace.jsonl"
-    commands = "; ".join(f"domblkinfo vm1 {disk}" for disk in DISKS)
-    done = record(debug_lab, output, command=debug_lab.virsh_command(commands))
-    assert done.returncode == 0, done.stderr
+    output = recorded(debug_lab, tmp_path / "trace.jsonl", DISKS)
     trace = whole_trace(output)
     branches = []
     for one in explain(calls_of(trace), trace.header["probes"]):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.tracing import COUNTERS, DISKS, calls_of, exchanges, printed_info, span, whole_trace
+from tests.lab.tracing import DISKS, calls_of, exchanges, printed_info, span, whole_trace
+from tests.support.block_stats import COUNTERS
 from tests.support.command import virtrace
 from tests.support.paths import DOCS
 from virtrace.binary import x86_64
@@ -30,15 +31,6 @@ OTHERS = {
     "virDomainGetXMLDesc": "dumpxml vm1",
     "virConnectGetAllDomainStats": "domstats",
 }
-
-
-@pytest.fixture(
-    params=["stock_lab", pytest.param("debug_lab", marks=pytest.mark.matrix)],
-    ids=["stripped", "debug info"],
-)
-def lab(request: pytest.FixtureRequest) -> Lab:
-    lab: Lab = request.getfixturevalue(request.param)
-    return lab
 
 
 @pytest.fixture

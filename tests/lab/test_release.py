@@ -34,14 +34,6 @@ pytestmark = [
 VERSIONS = {"bullseye": (7, 0, 0), "sid": (12, 8, 0)}
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="virtrace-test-", dir="/var/tmp"))
-    yield path
-    if os.path.lexists(path):
-        Lab(path).down()
-
-
 def content(sparse: Path) -> tuple[int, dict[int, bytes]]:
     """The size of a file, and what stands in it, hole by hole."""
     size = sparse.stat().st_size

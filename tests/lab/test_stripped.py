@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from tests.lab.tracing import (
-    COUNTERS,
     DISKS,
     all_disks,
     calls_of,
@@ -18,6 +17,7 @@ from tests.lab.tracing import (
     span,
     whole_trace,
 )
+from tests.support.block_stats import COUNTERS
 from virtrace.lab.daemon import Lab
 from virtrace.trace.format import is_unavailable
 

@@ -19,17 +19,6 @@ from virtrace.trace.reader import Trace, read_trace
 SCRIPT = REPOSITORY / "gdb_scripts" / "trace_blockinfo.py"
 DISKS = ("vda", "vdb", "vdc", "vdd")
 Measured = TypeVar("Measured")
-# QMP's name of each counter of qemuBlockStats, in the `stats` of query-blockstats.
-COUNTERS = {
-    "rd_req": "rd_operations",
-    "rd_bytes": "rd_bytes",
-    "wr_req": "wr_operations",
-    "wr_bytes": "wr_bytes",
-    "rd_total_times": "rd_total_time_ns",
-    "wr_total_times": "wr_total_time_ns",
-    "flush_req": "flush_operations",
-    "flush_total_times": "flush_total_time_ns",
-}
 
 
 def record(

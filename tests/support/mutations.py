@@ -8,6 +8,8 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+from virtrace.trace.reader import Trace
+
 ODD: list[Any] = [
     None, True, False, -1, 0, 1, 2**31, 2**63, 2**64, -(2**70), 10**39, 10**400, 0.5, 1e308,
     -1e-308, float("nan"), float("inf"), "", "0x0", "-0x1", "0x" + "f" * 300, "x" * 5000,
@@ -209,3 +211,26 @@ def a_line(
     except (ValueError, RecursionError):
         return data
     return b"\n".join(found) + b"\n"
+
+
+def take_away(trace: Trace, chance: Random) -> None:
+    """Leave out some of the events of a trace, and some of what is in their values."""
+    events = []
+    for event in trace.events:
+        values = _smaller(event.values, chance)
+        values = values if isinstance(values, dict) else {}
+        if chance.random() > 0.05:
+            events.append(event._replace(values=values))
+    trace.events[:] = events
+
+
+def _smaller(value: Any, chance: Random) -> Any:
+    """A copy of JSON in which something is missing, or is another thing."""
+    if chance.random() < 0.02:
+        return chance.choice([None, {}, [], "text", -1, {"unavailable": "why"}, True])
+    if isinstance(value, dict):
+        kept = ((key, inner) for key, inner in value.items() if chance.random() > 0.03)
+        return {key: _smaller(inner, chance) for key, inner in kept}
+    if isinstance(value, list):
+        return [_smaller(inner, chance) for inner in value if chance.random() > 0.05]
+    return value
