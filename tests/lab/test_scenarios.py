@@ -203,7 +203,7 @@ def stage(lab: Lab, scenario: Scenario) -> Iterator[Stage]:
     """What the scenario set up; where it cannot be, that it says so has been checked."""
     if scenario.until and lab.libvirt_version >= scenario.until:
         # Not a skip, which CI would take for a tool that is missing.
-        pytest.xfail(refused(scenario, lab, "is gone since libvirt"))
+        pytest.xfail(refused(scenario, lab, "needs libvirt before"))
     if "(takes root)" in scenario.about and os.geteuid() != 0:
         pytest.skip(refused(scenario, lab, "which takes root"))
     stage = scenario.set_up(lab)

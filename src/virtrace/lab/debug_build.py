@@ -1,8 +1,8 @@
 """Builds libvirt 9.0.0 with debug info, once, into a cache.
 
-The build runs in a throw-away chroot that mmdebstrap makes and removes, so the host gets
-no build dependencies. Source, compiler, flags and build folder are those of Debian's own
-package: code and addresses come out the same, with the debug info left in the files.
+The build runs in a temporary chroot that mmdebstrap makes and removes, so that no build dependency
+is installed on the host. Source, compiler, flags and build folder are those of Debian's own
+package: code and addresses are the same, and the debug info stays in the files.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ FILES = (
     "libvirt_storage_backend_fs.so",
     "libvirt_storage_file_fs.so",
 )
-# Ninja knows the libraries by their full names only.
+# Ninja knows the libraries only by their full names.
 TARGETS = tuple(f"src/{name}.9000.0" if name.endswith(".0") else f"src/{name}" for name in FILES)
 
 STEP = "virtrace-step: "
@@ -51,22 +51,24 @@ STEPS = (
     "the daemon and its libraries, compiled",
 )
 
-# dpkg-buildpackage's own folder: __FILE__ and the debug info name it.
+# The folder of dpkg-buildpackage: __FILE__ and the debug info name it.
 SOURCE_PARENT = "/build/reproducible-path"
 SOURCE = f"{SOURCE_PARENT}/libvirt-{VERSION}"
 OUTPUT = "/build/output"
 
 
 def build_folder() -> Path:
-    """The finished build of FILES; the folder exists only once the build is whole."""
+    """The folder of the build. It exists only when the build is complete."""
     return cache_folder() / f"libvirt-{VERSION}-debug-{key_of(FILES)}"
 
 
 def ensure_built(progress: Callable[[str], None]) -> Path:
-    """The folder that holds FILES, built now if the cache does not have it.
+    """The folder with FILES, built now if it is not in the cache.
 
-    Takes minutes and some 2 GB below $TMPDIR or /var/tmp while it builds. LabError where
-    a tool is missing or the build fails; the log is then kept in the cache.
+    The build takes minutes, and about 2 GB below $TMPDIR or /var/tmp.
+
+    Raises:
+        LabError: a tool is missing, or the build failed; the log is then in the cache
     """
     finished = build_folder()
     if finished.is_dir():
@@ -85,9 +87,9 @@ def ensure_built(progress: Callable[[str], None]) -> Path:
 
 
 def _chroot_scripts() -> list[str]:
-    """What is run in the chroot once it stands, one script for each of STEPS[1:]."""
+    """The scripts that run in the finished chroot, one for each of STEPS[1:]."""
     ninja = ["ninja", "-C", "debian/build", f"-j{len(os.sched_getaffinity(0))}", *TARGETS]
-    # The libraries under their full names, which tell the version, and the links to them.
+    # The libraries under their full names, which contain the version, and the links to them.
     built = [f"debian/build/{target}" for target in TARGETS]
     built += [f"debian/build/src/{name}" for name in FILES if name.endswith(".0")]
     return [
@@ -96,10 +98,10 @@ def _chroot_scripts() -> list[str]:
         f"mkdir -p {SOURCE_PARENT}; cd {SOURCE_PARENT}; "
         "apt-get source --download-only libvirt; "
         f"dpkg-source --extract libvirt_*.dsc {SOURCE}; cd {SOURCE}; "
-        # As dh hands it to the package's own configure step.
+        # The option that dh passes to the package's configure step.
         "DH_INTERNAL_OPTIONS=-O--builddirectory=debian/build "
         "debian/rules override_dh_auto_configure",
-        # dtrace compiles by itself, with the flags that dpkg-buildpackage has in the environment.
+        # dtrace runs the compiler with the flags that dpkg-buildpackage has in the environment.
         f'cd {SOURCE}; eval "$(dpkg-buildflags --export=sh)"; '
         f"{shlex.join(ninja)}; mkdir {OUTPUT}; "
         f"cp --no-dereference {shlex.join(built)} {OUTPUT}; "

@@ -1,4 +1,4 @@
-"""The lab's guest: its disks, one for each way the three numbers can come out, and its XML.
+"""The lab's guest: a disk for each way in which domblkinfo can answer, and its definition.
 
 The guest has no operating system. Its firmware reads one sector of the boot disk and
 halts, and the block layer answers as it does for any guest.
@@ -19,7 +19,12 @@ SECTOR = 512
 
 @dataclass(frozen=True)
 class Disk:
-    """target: what domblkinfo calls it. format: qcow2 or raw. capacity: bytes."""
+    """A disk of a guest.
+
+    target: its name for virsh
+    format: qcow2 or raw
+    capacity: bytes
+    """
 
     target: str
     format: str
@@ -32,7 +37,7 @@ class Disk:
 
 @dataclass(frozen=True)
 class Guest:
-    """name: the domain. disks: in the order of the guest's virtio disks."""
+    """name: of the domain; disks: in the order of the guest's virtio disks."""
 
     name: str
     disks: tuple[Disk, ...]
@@ -54,12 +59,12 @@ GUEST = Guest(
 )
 
 
-# Runs a program of the lab's system; LabError where it fails.
+# Runs a program of the lab's system; raises LabError where it fails.
 Run = Callable[..., str]
 
 
 def make_disks(folder: Path, run: Run, uid: int, gid: int) -> None:
-    """Make the guest's images in an existing folder, owned by the user that runs QEMU."""
+    """Make the images of GUEST in an existing folder, owned by the user who runs QEMU."""
     base = folder / "base.qcow2"
     files = [base]
     run("qemu-img", "create", "-q", "-f", "qcow2", str(base), str(GUEST.disks[0].capacity))
@@ -80,7 +85,12 @@ def make_disks(folder: Path, run: Run, uid: int, gid: int) -> None:
 
 
 def disk_xml(kind: str, source: str, target: str, driver: str = "type='raw'") -> str:
-    """One disk of a guest. kind: `file`, `block` or `network`. source: the <source> element."""
+    """The definition of a disk.
+
+    kind: `file`, `block` or `network`
+    source: the <source> element
+    driver: attributes of the <driver> element
+    """
     return f"""
     <disk type='{kind}' device='disk'>
       <driver name='qemu' {driver}/>
@@ -94,7 +104,7 @@ def file_source(file: Path) -> str:
 
 
 def guest_disks(folder: Path) -> str:
-    """The disks of GUEST; folder: where its images are."""
+    """The definitions of the disks of GUEST, whose images are in the folder."""
     return "".join(
         disk_xml("file", file_source(disk.file(folder)), disk.target, f"type='{disk.format}'")
         for disk in GUEST.disks
@@ -102,8 +112,12 @@ def guest_disks(folder: Path) -> str:
 
 
 def domain_xml(name: str, emulator: str, kvm: bool, disks: str, more: str = "") -> str:
-    """A guest's definition; disks: as of disk_xml; more: elements beside <devices>."""
-    # rebootTimeout: the firmware halts for good, so the counters stand still afterwards.
+    """The definition of a guest.
+
+    disks: as from disk_xml
+    more: elements beside <devices>
+    """
+    # rebootTimeout: the firmware halts for good, and no counter changes afterwards.
     return f"""\
 <domain type='{"kvm" if kvm else "qemu"}'>
   <name>{name}</name>
@@ -124,5 +138,5 @@ def domain_xml(name: str, emulator: str, kvm: bool, disks: str, more: str = "") 
 
 
 def backend(disk: int) -> str:
-    """QEMU's name of a guest's virtio disk, counted from 0."""
+    """QEMU's name for a guest's virtio disk, counted from 0."""
     return f"/machine/peripheral/virtio-disk{disk}/virtio-backend"

@@ -1,4 +1,4 @@
-"""Loop devices: real block devices on files of a lab. They take root."""
+"""Loop devices: real block devices on files of a lab. Only root can make them."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ _TIMEOUT = 20.0
 
 
 def attach(file: Path) -> Path:
-    """A new loop device on the file; LabError where there can be none."""
+    """Make a loop device for the file. Raises LabError where that fails."""
     return Path(_losetup("--find", "--show", str(file)).strip())
 
 
 def of_lab(folder: Path) -> Iterator[Path]:
-    """The loop devices on files in the folder, also on files that are removed by now."""
+    """The loop devices for files in the folder, also for files that were removed since."""
     inside = os.fsencode(folder) + b"/"
     for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
         try:
             file = entry.read_bytes()
         except OSError:
-            continue  # detached meanwhile
+            continue  # It was detached meanwhile.
         if file.startswith(inside):
             yield Path("/dev", entry.parts[3])
 
 
 def detach_all(folder: Path) -> int:
-    """Detach the folder's loop devices; how many there were. Nobody may have them open any more."""
+    """Detach the folder's loop devices, which nobody may have open; return how many there were."""
     devices = list(of_lab(folder))
     for device in devices:
         _losetup("--detach", str(device))

@@ -1,9 +1,8 @@
-"""Finds and ends the processes of a lab by what the kernel says of them.
+"""Finds and ends the processes of a lab by what the kernel reports about them.
 
-A daemon that was killed leaves its QEMU running and pid files that may be stale, so
-neither files nor the daemon are asked: a process is a lab's when it belongs to the lab's
-user, runs one of a lab's programs, and has the lab's folder in its environment, which
-QEMU inherits from its daemon.
+A killed daemon leaves QEMU running and stale pid files, so neither of them is asked. A process
+belongs to a lab if its user is the lab's, it runs a program of a lab, and the lab's folder is in
+its environment, which QEMU inherits from its daemon.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ PROGRAMS = ("libvirtd", "virtqemud", "virtstoraged", "qemu-system-", "qemu-nbd")
 
 
 def executable(pid: int) -> str:
-    """The path of what a process runs; empty where it is gone, a zombie, or not ours to see."""
+    """The path of a process's program; empty if it has ended or may not be looked at."""
     try:
         return os.readlink(f"/proc/{pid}/exe").removesuffix(" (deleted)")
     except OSError:
@@ -28,7 +27,7 @@ def executable(pid: int) -> str:
 
 
 def command_line(pid: int) -> bytes:
-    """Arguments, each with a NUL behind it; empty where the process is gone."""
+    """The arguments of a process, each followed by a NUL; empty if it has ended."""
     try:
         return Path("/proc", str(pid), "cmdline").read_bytes()
     except OSError:
@@ -52,20 +51,22 @@ def is_of_lab(pid: int, folder: Path, uid: int) -> bool:
 
 
 def of_lab(folder: Path, uid: int) -> list[int]:
-    """Pids of a lab's living processes; a zombie, which has no environment left, is not one."""
+    """The pids of a lab's living processes. A zombie has no environment and does not count."""
     pids = (int(entry) for entry in os.listdir("/proc") if entry.isdigit())
     return [pid for pid in pids if is_of_lab(pid, folder, uid)]
 
 
 def end_all(folder: Path, uid: int, timeout_s: float = 20.0) -> int:
-    """Kill a lab's processes and wait until they are gone; how many there were.
+    """Kill a lab's processes, wait until they have ended, and return how many there were.
 
-    SIGKILL, because nothing in a lab is worth saving and a stopped (traced) process obeys
-    it too. LabError when one outlives the time limit.
+    By SIGKILL, as nothing in a lab needs to be saved and it also ends a stopped process.
+
+    Raises:
+        LabError: a process outlives the time limit
     """
     deadline = time.monotonic() + timeout_s
     ended = 0
-    # A daemon may start a process while the others are being killed: look until none is left.
+    # A daemon may start a process meanwhile: repeat until there is none.
     while pids := of_lab(folder, uid):
         for pid in pids:
             try:
@@ -73,7 +74,7 @@ def end_all(folder: Path, uid: int, timeout_s: float = 20.0) -> int:
             except ProcessLookupError:
                 continue
             try:
-                # The handle fixes the process; only now does a check of the pid count.
+                # From here on the pid cannot become that of another process.
                 if not is_of_lab(pid, folder, uid):
                     continue
                 signal.pidfd_send_signal(handle, signal.SIGKILL)

@@ -1,7 +1,7 @@
 """Root file systems of Debian releases, made by mmdebstrap and kept in a cache.
 
-The host gets none of their packages. Every package is checked by apt against the host's
-keyring of Debian's archive.
+No package is installed on the host. apt verifies every package with the host's keyring of Debian's
+archive.
 """
 
 from __future__ import annotations
@@ -22,52 +22,60 @@ from virtrace.errors import LabError
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
-# What the lab runs, what traces it, and what builds the tests' own programs.
+# Packages that the lab runs, that trace it, and that build the programs of the tests.
 PACKAGES = (
     *("libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-clients"),
     *("qemu-system-x86", "qemu-utils"),
     *("gdb", "python3", "python3-venv", "gcc", "libc6-dev"),
 )
 
-# Releases whose libvirt-daemon has the storage driver; later ones have a package for it.
+# Releases whose libvirt-daemon contains the storage driver; later ones have a package for it.
 _STORAGE_WITHIN = ("bullseye", "bookworm")
 
 
 def packages(suite: str) -> tuple[str, ...]:
-    """What the root of a release has."""
+    """The packages in the root of a release."""
     return PACKAGES if suite in _STORAGE_WITHIN else (*PACKAGES, "libvirt-daemon-driver-storage")
 
 
 def cache_folder() -> Path:
-    """Where builds and roots are kept; everybody may pass, as root's lab is run by nobody."""
+    """The folder for builds and roots. Everybody may pass through it, as root's lab runs as nobody.
+
+    Raises:
+        LabError: the user has no home folder
+    """
     if os.geteuid() == 0:
         return Path("/var/cache/virtrace")
     base = os.environ.get("XDG_CACHE_HOME", "")
     home = os.environ.get("HOME", os.path.expanduser("~"))
     if not os.path.isabs(base) and not os.path.isabs(home):
         raise LabError(
-            f"HOME is {home!r}, and no path from /: there is no folder for what is kept",
+            f"HOME is {home!r}, which is not an absolute path: there is no folder for the cache",
             "set HOME or XDG_CACHE_HOME to the path of a folder",
         )
     return (Path(base) if os.path.isabs(base) else Path(home, ".cache")) / "virtrace"
 
 
 def key_of(contents: Sequence[str]) -> str:
-    """For the name of what the cache holds, so that one made with other contents is not used."""
+    """A key for the name of something in the cache: other contents have another key."""
     return hashlib.sha256(" ".join(contents).encode()).hexdigest()[:8]
 
 
 def root_folder(suite: str) -> Path:
-    """The root of a release with its packages; the folder exists only once it is whole."""
+    """The root of a release with its packages. The folder exists only when it is complete."""
     return cache_folder() / "roots" / f"{suite}-{key_of(packages(suite))}"
 
 
 def ensure_root(suite: str, progress: Callable[[str], None]) -> Path:
-    """The root of a Debian release, by its code name, made now if the cache does not have it.
+    """The root of a Debian release, made now if it is not in the cache: a minute and 1 GB.
 
-    Takes under a minute and 1 GB. A root of sid stays the sid of the day it was made.
-    LabError where the user is not root, a tool is missing or it cannot be made; the log is
-    then kept in the cache.
+    A root of sid remains the sid of the day on which it was made.
+
+    suite: code name of the release
+
+    Raises:
+        LabError: the user is not root, a tool is missing, or making it failed; the log is then in
+            the cache
     """
     if os.geteuid() != 0:
         raise LabError(
@@ -81,18 +89,18 @@ def ensure_root(suite: str, progress: Callable[[str], None]) -> Path:
     sources = apt_sources(suite)
     if not sources:
         raise LabError(
-            f"a root of Debian's {suite} comes from Debian's archive, "
+            f"a root of Debian's {suite} is made from Debian's archive, "
             "and none is configured for apt here",
             "run on Debian",
         )
 
     def fill(work: Path) -> None:
         progress(f"making a root of Debian's {suite} with libvirt, QEMU and GDB")
-        # Nobody but root passes here: the roots' set-user-ID programs get no updates.
+        # Only root may pass: the set-user-ID programs of the roots get no updates.
         finished.parent.chmod(0o700)
         log = finished.parent / f"{finished.name}.log"
-        # A mirror that is a snapshot serves sid beyond the week that its Release file is valid
-        # for. An old sid is as good here, and the signature is checked all the same.
+        # A mirror that is a snapshot serves sid for longer than the week in which its Release file
+        # is valid. An old sid is as good here, and the signature is checked all the same.
         status = run_mmdebstrap(
             [
                 *("--variant=minbase", f"--include={','.join(packages(suite))}"),
@@ -115,10 +123,14 @@ def ensure_root(suite: str, progress: Callable[[str], None]) -> Path:
 def inside(root: Path, binds: Mapping[str, Path], command: Sequence[str]) -> list[str]:
     """The command line that runs a command in a root; only root may run it.
 
-    In a mount namespace of its own, which ends with the last process in it; the command ends with
-    whoever started it, unless it has become another user. The root is read-only there, with the
-    host's devices; /run and /tmp are empty. binds: what is to be under each path inside, in this
-    order. LabError for a path that cannot be made there.
+    The command gets its own mount namespace, which ends with the last process in it. It ends when
+    the process that started it ends, unless it has changed its user. The root is read-only, with
+    the host's devices; /run and /tmp are empty.
+
+    binds: for paths in the root, what is mounted there, in this order
+
+    Raises:
+        LabError: a mount point cannot be made
     """
     top = str(root)
     steps = [
@@ -141,7 +153,7 @@ def inside(root: Path, binds: Mapping[str, Path], command: Sequence[str]) -> lis
 
 
 def _to_be_covered(root: Path, path: str) -> Path:
-    """The folder of a read-only root that a path which it lacks can be made in."""
+    """The folder of a read-only root in which a missing path can be made, under a tmpfs."""
     found = root
     for part in Path(path).parts[1:]:
         if not (found / part).exists():
@@ -158,10 +170,12 @@ def _to_be_covered(root: Path, path: str) -> Path:
 def keep_in_cache(
     finished: Path, fill: Callable[[Path], None], progress: Callable[[str], None]
 ) -> None:
-    """Have `fill` make, in a new folder, what becomes `finished` once it is whole.
+    """Let `fill` fill a new folder, and rename the folder to `finished` when it is complete.
 
-    Processes that find the same thing missing make it once: one fills a folder of the cache
-    at a time, and the others wait for it. LabError when the cache cannot be written.
+    Only one process at a time fills a folder of the cache; others that miss the same wait for it.
+
+    Raises:
+        LabError: the cache cannot be written
     """
     try:
         finished.parent.mkdir(parents=True, exist_ok=True)
@@ -169,7 +183,7 @@ def keep_in_cache(
     except OSError as error:
         raise LabError(
             f"the cache {finished.parent} cannot be written: {error.strerror}",
-            "make the folder writable, or point XDG_CACHE_HOME at one that is",
+            "make the folder writable, or set XDG_CACHE_HOME to one that is",
         ) from error
     lock = os.open(finished.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -188,7 +202,7 @@ def keep_in_cache(
 
 
 def require_tools(failure: str) -> None:
-    """LabError, which begins with `failure`, where mmdebstrap or what it needs is missing."""
+    """Raises LabError, starting with `failure`, where mmdebstrap or a part of it is missing."""
     missing = [] if shutil.which("mmdebstrap") else ["mmdebstrap"]
     if os.geteuid() != 0 and not shutil.which("newuidmap"):
         missing.append("uidmap")
@@ -202,9 +216,9 @@ def require_tools(failure: str) -> None:
 
 
 def apt_sources(suite: str, kinds: Sequence[str] = ("deb",)) -> list[str]:
-    """One-line apt entries of a release, on the mirrors that this host is configured for.
+    """One-line apt entries for a release, from the mirrors that this host is configured for.
 
-    Empty where apt is not here, or no archive of this host's own Debian release.
+    Empty if there is no apt, or no archive for this host's own Debian release.
     """
     try:
         listed = subprocess.run(
@@ -221,7 +235,7 @@ def apt_sources(suite: str, kinds: Sequence[str] = ("deb",)) -> list[str]:
         host_suite = _codename()
     except (OSError, subprocess.SubprocessError):
         return []
-    # Archives besides Debian's (a vendor's) do not carry Debian's suite names.
+    # Archives of vendors do not have the suite names of Debian.
     parts = ("",) if suite == "sid" else ("", "-updates", "-security")
     wanted = {host_suite + part: suite + part for part in parts}
     entries = []
@@ -235,7 +249,7 @@ def apt_sources(suite: str, kinds: Sequence[str] = ("deb",)) -> list[str]:
 
 
 def _codename() -> str:
-    """The host's Debian release; empty on what is not Debian."""
+    """The code name of the host's Debian release; empty on other systems."""
     fields = dict(
         line.split("=", 1)
         for line in Path("/etc/os-release").read_text(errors="replace").splitlines()
@@ -251,12 +265,15 @@ def _ignore(_line: str) -> None:
 def run_mmdebstrap(
     arguments: Sequence[str], log: Path, on_line: Callable[[str], None] = _ignore
 ) -> int:
-    """Run mmdebstrap; its exit status. Its output goes to the log, each line to `on_line` too.
+    """Run mmdebstrap and return its exit status.
 
-    However it ends, no mount and nothing of its own temporary files is left.
+    However it ends, it leaves no mount and no temporary file.
+
+    log: gets its output
+    on_line: called with each line of the output
     """
-    # In a mount namespace of its own, which --mode=unshare makes by itself: removing the
-    # chroot cannot reach through a mount.
+    # In its own mount namespace, so that removing the chroot cannot reach through a mount.
+    # --mode=unshare makes one itself.
     own_mounts, mode = (["unshare", "--mount"], "root") if os.geteuid() == 0 else ([], "unshare")
     temporary = tempfile.mkdtemp(prefix="virtrace-build-", dir=os.environ.get("TMPDIR", "/var/tmp"))
     os.chmod(temporary, 0o755)
@@ -268,7 +285,7 @@ def run_mmdebstrap(
         stderr=subprocess.STDOUT,
         encoding="utf-8",
         errors="replace",
-        # A process group of its own, to be interrupted as a whole.
+        # Its own process group, which can be interrupted as a whole.
         start_new_session=True,
     )
     assert process.stdout is not None
@@ -279,7 +296,7 @@ def run_mmdebstrap(
                 on_line(line)
     except BaseException:
         with suppress(ProcessLookupError):
-            # The one signal on which mmdebstrap tidies up while a hook runs.
+            # The only signal on which mmdebstrap cleans up while a hook runs.
             os.killpg(process.pid, signal.SIGINT)
         raise
     finally:

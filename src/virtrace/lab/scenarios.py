@@ -1,7 +1,7 @@
-"""What `virtrace lab run` can set up and trace: the ways in which the three numbers surprise.
+"""The scenarios of `virtrace lab run`: the ways in which the answer of domblkinfo can surprise.
 
-A scenario that changes nothing asks for disks of the lab's own guest; any other brings a guest
-and a disk of its own, so that one lab serves many, one after the other.
+A scenario that changes nothing asks for disks of the lab's guest. Every other one has a guest and a
+disk of its own, so that many scenarios can run in one lab, one after the other.
 """
 
 from __future__ import annotations
@@ -30,10 +30,13 @@ def _nothing(_stage: Stage) -> None:
 
 @dataclass(frozen=True)
 class Scenario:
-    """about: what is set up. answer: what domblkinfo says then, in words.
+    """A situation to set up and trace.
 
-    disks: guest and disk of each domblkinfo, in its order. prepare: sets it up. until: the first
-    version of libvirt that does not have it any more.
+    about: what is set up
+    answer: what domblkinfo answers then, in words
+    prepare: sets it up
+    disks: guest and disk of each domblkinfo, in this order
+    until: the first version of libvirt in which it no longer exists
     """
 
     name: str
@@ -49,14 +52,15 @@ class Scenario:
         return [("domblkinfo", guest, disk) for guest, disk in self.disks]
 
     def set_up(self, lab: Lab) -> Stage:
-        """Prepare it in a lab that is up, which it takes to itself until the stage is cleared.
+        """Set it up in a lab that is up and that nothing else uses until the stage is cleared.
 
-        LabError where this libvirt does not have it, or it takes root.
+        Raises:
+            LabError: this libvirt does not have it, or only root can set it up
         """
         if self.until and lab.libvirt_version >= self.until:
             first, running = (".".join(map(str, v)) for v in (self.until, lab.libvirt_version))
             raise LabError(
-                f"the scenario {self.name} is gone since libvirt {first}, and this is {running}",
+                f"the scenario {self.name} needs libvirt before {first}, and this is {running}",
                 "add --release bullseye, which has libvirt 7.0.0",
             )
         stage = Stage(lab)
@@ -152,7 +156,7 @@ def _stop_the_labs_guest(stage: Stage) -> None:
     stage.virsh("destroy", GUEST.name)
 
 
-def _labs_own(name: str, target: str, answer: str) -> Scenario:
+def _unchanged(name: str, target: str, answer: str) -> Scenario:
     about = f"{target} of {GUEST.name}: {GUEST.disk(target).about}"
     return Scenario(name, about, answer, disks=((GUEST.name, target),))
 
@@ -168,10 +172,10 @@ SCENARIOS = {
             "as of qcow2, sparse, allocated and last-sector",
             disks=_EVERY_DISK,
         ),
-        _labs_own("qcow2", "vda", "allocation is what the file occupies, physical its size"),
-        _labs_own("sparse", "vdb", "allocation is 0, physical the size of the file"),
-        _labs_own("allocated", "vdc", "all three are equal"),
-        _labs_own(
+        _unchanged("qcow2", "vda", "allocation is what the file occupies, physical its size"),
+        _unchanged("sparse", "vdb", "allocation is 0, physical the size of the file"),
+        _unchanged("allocated", "vdc", "all three are equal"),
+        _unchanged(
             "last-sector",
             "vdd",
             "allocation is the capacity, physical the little that is occupied; on libvirt "

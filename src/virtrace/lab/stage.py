@@ -1,4 +1,4 @@
-"""What a scenario sets up in a lab: a second guest with a disk of its own, and what serves it."""
+"""What a scenario sets up in a lab: a second guest and its disk."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ GUEST_NAME, TARGET = "vm2", "vda"
 
 
 class Stage:
-    """Each method is one step, and says to `progress` what it does, as a command where it is one.
+    """Steps that set up a second guest. Each is reported to `progress`, as a command if it is one.
 
-    All it makes stands in one folder of the lab, and ends with `clear` or with the lab. What root
-    makes there, the daemon's user cannot put another file in the place of: that one writes only
-    in `images`.
+    All files are in one folder of the lab, and are removed by `clear` or with the lab. The daemon's
+    user can write only in `images`, so that it cannot replace a file that root makes.
     """
 
     def __init__(self, lab: Lab) -> None:
@@ -33,7 +32,7 @@ class Stage:
         self._give_away(self.images)
 
     def image(self, name: str, size: int, format: str = "raw") -> Path:
-        """A new image, without anything allocated that its format can do without."""
+        """Make an image with as little allocated as its format allows."""
         file = self.images / name
         self.qemu_img("create", "-q", "-f", format, str(file), str(size))
         return file
@@ -42,10 +41,10 @@ class Stage:
         self._run("qemu-img", *args)
 
     def block_device(self, size: int) -> Path:
-        """A loop device, under a node of its own that the daemon's user may open."""
+        """Make a loop device, and return a device node that the daemon's user may open."""
         if os.geteuid() != 0:
             raise LabError(
-                "this scenario makes a loop device, which takes root", "run this as root"
+                "this scenario makes a loop device, which only root can", "run this as root"
             )
         file = self.folder / "device.raw"
         self._say("truncate", f"--size={size}", str(file))
@@ -61,14 +60,14 @@ class Stage:
         return node
 
     def serve(self, file: Path) -> Path:
-        """Serve a raw file over NBD; the socket."""
+        """Serve a raw file over NBD and return the socket."""
         socket = self.images / "nbd.sock"
         serving = ("--fork", "--persistent", "-f", "raw", f"--socket={socket}")
         self._run("qemu-nbd", *serving, str(file))
         return socket
 
     def start(self, disk: str, more: str = "") -> None:
-        """Define the guest with a disk (as of disk_xml) and start it. more: as of domain_xml."""
+        """Define the guest and start it. disk: as from disk_xml; more: as for domain_xml."""
         self.lab.define(GUEST_NAME, self.folder / f"{GUEST_NAME}.xml", disk, more)
         self.virsh("start", GUEST_NAME)
 
@@ -77,7 +76,7 @@ class Stage:
         self.lab.virsh_checked(*args)
 
     def write(self, offset: int, length: int, raw: Path | None = None) -> None:
-        """raw: what is to hold it at the same offset then."""
+        """Let QEMU write to the disk. raw: as for Lab.write."""
         self.lab.progress(f"QEMU writes {length} bytes at {offset} of {TARGET}")
         self.lab.write(GUEST_NAME, 0, offset, length, raw)
 
@@ -86,7 +85,7 @@ class Stage:
         self.lab.qemu_io(GUEST_NAME, 0, f"discard {offset} {length}")
 
     def clear(self) -> None:
-        """End and remove all of it; the lab stands as it did before."""
+        """End and remove everything; the lab is as before."""
         self.lab.virsh("destroy", GUEST_NAME)
         self.lab.virsh("undefine", GUEST_NAME, "--snapshots-metadata")
         processes.end_all(self.folder, self.lab.system.uid)
@@ -98,7 +97,7 @@ class Stage:
 
     def _run(self, *command: str) -> None:
         self._say(*command)
-        # By this folder in its environment `clear` knows what goes on running.
+        # By this folder in their environment `clear` finds processes that go on running.
         self.lab.system.run(*command, as_daemon=True, TMPDIR=str(self.images))
 
     def _say(self, *command: str) -> None:

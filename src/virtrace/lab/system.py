@@ -1,4 +1,4 @@
-"""Where a lab's programs come from, and as whom they run: this host, or another release's root."""
+"""The programs of a lab, from this host or the root of another release, and their user."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from virtrace.lab.roots import inside
 
 ROOTS_DAEMON_USER = "nobody"
 
-# libvirtd stands in sbin, which a user's PATH may lack.
+# libvirtd is in sbin, which a user's PATH may lack.
 SEARCH_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
 PACKAGES = {
     "libvirtd": "libvirt-daemon",
@@ -26,18 +26,20 @@ PACKAGES = {
 }
 QEMU_DRIVER = "libvirt/connection-driver/libvirt_driver_qemu.so"
 QEMU_DRIVER_PACKAGE = "libvirt-daemon-driver-qemu"
-# Where they stand in a root of Debian.
+# Their paths in a root of Debian.
 LIBVIRTD, EMULATOR = "/usr/sbin/libvirtd", "/usr/bin/qemu-system-x86_64"
 
-# Seconds. The first answer waits for libvirtd to probe QEMU.
+# Seconds. Before its first answer libvirtd probes QEMU.
 ANSWER_TIMEOUT = 60.0
 
 
 @dataclass(frozen=True)
 class System:
-    """folder: the lab's, under the same path in a root. root: None for this host.
+    """The programs and the user of a lab.
 
-    hostname: what the daemon takes for the host's name, if not the host's own; root only.
+    folder: the lab's; it has the same path in a root
+    root: of another Debian release; None for this host
+    hostname: what the daemon takes for the host's name, if not the host's own; root only
     """
 
     folder: Path
@@ -46,7 +48,7 @@ class System:
 
     @property
     def uid(self) -> int:
-        """Of the user that the daemon and QEMU run as: root always gets libvirt's system daemon."""
+        """The user who runs the daemon and QEMU: not root, who would get the system daemon."""
         return os.geteuid() or pwd.getpwnam(ROOTS_DAEMON_USER).pw_uid
 
     @property
@@ -62,34 +64,35 @@ class System:
         return EMULATOR if self.root else _found("qemu-system-x86_64")
 
     def outside(self, path: str) -> str:
-        """What is at this path inside, as the kernel names it from here."""
+        """The path from here of what has this path in the system."""
         return f"{self.root or ''}{path}"
 
     def require_packages(self) -> None:
-        """LabError that names what is not installed. A root has all but the virsh that is used."""
+        """Raises LabError where a program is not installed. A root needs nothing but virsh here."""
         wanted = {"virsh": PACKAGES["virsh"]} if self.root else PACKAGES
         missing = [
             (program, package)
             for program, package in wanted.items()
             if not shutil.which(program, path=SEARCH_PATH)
         ]
-        # Debian keeps it below the architecture's folder, others in /usr/lib64.
+        # In Debian it is below the architecture's folder, elsewhere in /usr/lib64.
         drivers = glob.glob(f"/usr/lib*/{QEMU_DRIVER}") + glob.glob(f"/usr/lib/*/{QEMU_DRIVER}")
         if not drivers and not self.root:
             missing.append((os.path.basename(QEMU_DRIVER), QEMU_DRIVER_PACKAGE))
         if missing:
             packages = " ".join(package for _, package in missing)
             raise LabError(
-                f"the lab needs what is not installed: {', '.join(name for name, _ in missing)}",
+                f"the lab needs programs that are not installed: "
+                f"{', '.join(name for name, _ in missing)}",
                 f"apt-get install --no-install-recommends {packages}",
             )
 
     def attempt(
         self, *command: str, as_daemon: bool = False, **variables: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program as this user, or as the daemon's, with all it says in `stdout`.
+        """Run a program as this user or the daemon's; `stdout` has all output.
 
-        When it has not ended within ANSWER_TIMEOUT, its exit status is that of timeout(1).
+        If it has not ended within ANSWER_TIMEOUT, its exit status is that of timeout(1).
         """
         argv = [*(self._become() if as_daemon else []), *command]
         if as_daemon and self.hostname:
@@ -97,7 +100,7 @@ class System:
             argv = ["unshare", "--uts", "sh", "-c", named, self.hostname, *argv]
         if self.root:
             argv = inside(self.root, {str(self.folder): self.folder}, argv)
-        # Not a pipe: what a program leaves running may hold it open.
+        # Not a pipe: processes that outlive the program may hold it open.
         with TemporaryFile("w+", errors="replace") as output:
             try:
                 status = subprocess.run(
@@ -118,7 +121,7 @@ class System:
             return subprocess.CompletedProcess(argv, status, stdout=output.read())
 
     def run(self, *command: str, as_daemon: bool = False, **variables: str) -> str:
-        """What a program printed; LabError where it fails."""
+        """Run a program and return its output. Raises LabError where it fails."""
         done = self.attempt(*command, as_daemon=as_daemon, **variables)
         if done.returncode != 0:
             raise LabError(
@@ -129,7 +132,7 @@ class System:
         return done.stdout
 
     def _become(self) -> list[str]:
-        """What puts a command under the daemon's user; nothing where that is who we are."""
+        """The words before a command that run it as the daemon's user; none if we are that user."""
         if os.geteuid() == self.uid:
             return []
         groups = ",".join(str(group) for group in _kvm_groups())
@@ -139,7 +142,7 @@ class System:
         ]
 
     def _environment(self) -> dict[str, str]:
-        """Every XDG folder in the lab's, by which its processes are known as well."""
+        """Variables that put every XDG folder into the lab's; they also mark its processes."""
         return {
             "PATH": SEARCH_PATH,
             "HOME": str(self.folder),
@@ -153,12 +156,12 @@ class System:
 
 def _found(program: str) -> str:
     path = shutil.which(program, path=SEARCH_PATH)
-    assert path is not None, "looked for by require_packages"
+    assert path is not None, "require_packages has checked that it is installed"
     return path
 
 
 def _kvm_groups() -> list[int]:
-    """The group that opens /dev/kvm, where there is one that is safe to hand on."""
+    """The group that may open /dev/kvm, if it is safe to give it to the daemon."""
     try:
         kvm = os.stat("/dev/kvm")
     except OSError:

@@ -65,10 +65,9 @@ def installed(binary: Path) -> Program:
         TargetError: no target has such a file, or its main module is missing
     """
     targets = known_targets()
-    for target in targets:
-        if binary.name.startswith((target.prefix, *target.daemons)):
-            break
-    else:
+    named = (one for one in targets if binary.name.startswith((one.prefix, *one.daemons)))
+    target = next(named, None)
+    if target is None:
         raise TargetError(
             f"{binary} is no part of {either(target.name for target in targets)} by its name",
             "name a daemon's program, its main module "
@@ -76,12 +75,12 @@ def installed(binary: Path) -> Program:
         )
     # Raises where it is not readable.
     _ = read_by_child(binary).machine
+    below, pattern = os.path.split(target.drivers or "")
     here = binary.absolute().parent
     prefix = here.parent
-    in_drivers = target.drivers is not None and here.name == os.path.basename(target.drivers)
     folders = [
         here,
-        *((prefix.parent,) if in_drivers else ()),
+        *((prefix.parent,) if here.name == os.path.basename(below) else ()),
         *(prefix / "lib64", prefix / "lib"),
         *sorted(prefix.glob("lib/*-linux-gnu*")),
     ]
@@ -94,13 +93,13 @@ def installed(binary: Path) -> Program:
             f"there is no {target.module} beside {binary}, or where it is installed",
             f"name the {target.module} that belongs to it, or put both into one folder",
         )
-    places = dict.fromkeys([here, folder, *([folder / target.drivers] if target.drivers else [])])
-    pattern = f"{target.prefix}_driver_*.so"
-    drivers = {file.name: file for place in places for file in place.glob(pattern)}
-    if fnmatch(binary.name, pattern):
-        drivers[binary.name] = binary
-    files = [main, *(drivers[name] for name in sorted(drivers))]
-    return program_of_files(binary, files)
+    drivers: dict[str, Path] = {}
+    if pattern:
+        for place in dict.fromkeys([here, folder, folder / below]):
+            drivers.update((file.name, file) for file in place.glob(pattern))
+        if fnmatch(binary.name, pattern):
+            drivers[binary.name] = binary
+    return program_of_files(binary, [main, *(drivers[name] for name in sorted(drivers))])
 
 
 def check_traceable(pid: int) -> Process:

@@ -35,7 +35,7 @@ class Target:
     version: regex for the main module's file name; its groups are the numbers of the version
     access_check: name of the function that only the implementation of the exported `{api}` calls
     start: what to do where no daemon runs
-    drivers: folder of further modules, relative to that of the main module
+    drivers: glob of further modules, relative to the folder of the main module
     packages: by module, the package in Debian and with RPM; `default` for all others
     sources: glob of source folders in /usr/src and /usr/src/debug
     timeouts: from a process and its environment, who gives up on a call that is held too long,
@@ -77,7 +77,7 @@ class Target:
                 f"{self.name} has no function by which the implementation of {api} is known",
                 "use `find: {called_by: ...}`, or debug info",
             )
-        return self.access_check.format(api=api)
+        return self.access_check.replace("{api}", api)
 
     def type_named(self, name: str) -> CType:
         """The type that C spells ``name``; Opaque for a struct without a layout."""
@@ -102,9 +102,11 @@ def load_target(folder: Path) -> Target:
     file = folder / "target.yaml"
     try:
         document: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
-        return Target(folder=folder, **document)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as error:
+        target = Target(folder=folder, **document)
+        re.compile(target.version or "")
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, re.error) as error:
         raise TargetError(
             f"{file} does not describe a target: {error}",
             "docs/architecture.md says what it has to contain",
         ) from error
+    return target

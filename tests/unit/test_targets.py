@@ -1,0 +1,93 @@
+"""A target is a folder with data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from virtrace.binary.ctype import Integer, Opaque, Pointer, Struct
+from virtrace.errors import NOT_TRACED, TargetError
+from virtrace.image.files import program_of_files
+from virtrace.targets import LIBVIRT, known_targets, target_of
+from virtrace.targets.target import load_target
+
+DESCRIPTION = """
+name: emulator
+module: emulator-x86
+version: emulator-x86\\.(\\d+)\\.(\\d+)
+prefix: emulator
+daemons: {emulator-x86: []}
+"""
+LAYOUTS = {
+    "device": "layouts: [{size: 16, fields: {id: {offset: 0, type: devid}, "
+    "next: {offset: 8, type: device *}}}]",
+    "devid": "typedef: int",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "target.yaml").write_text(DESCRIPTION)
+    (tmp_path / "layouts").mkdir()
+    for name, text in LAYOUTS.items():
+        (tmp_path / "layouts" / f"{name}.yaml").write_text(text)
+    return tmp_path
+
+
+def test_a_folder_adds_a_target(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert known_targets() == (LIBVIRT,)
+    monkeypatch.setenv("VIRTRACE_TARGETS", f"{folder}:")
+    libvirt, emulator = known_targets()
+    assert libvirt is LIBVIRT
+    program = program_of_files(Path("/bin/emulator-x86"), [Path("/bin/emulator-x86.9.2")])
+    assert target_of(program) is emulator
+    assert emulator.to_record(program) == {"name": "emulator", "version": "9.2"}
+
+
+def test_types_are_those_of_the_target(folder: Path) -> None:
+    emulator = load_target(folder)
+    device = emulator.type_named("device")
+    assert isinstance(device, Struct)
+    assert [field.name for field in device.fields] == ["id", "next"]
+    assert device.fields[0].type == Integer(4, True)
+    pointer = device.fields[1].type
+    assert isinstance(pointer, Pointer)
+    assert pointer.target is not None
+    assert pointer.target() is device
+    assert emulator.type_named("virDomain") == Opaque("virDomain")
+    assert LIBVIRT.type_named("device") == Opaque("device")
+
+
+def test_what_a_target_need_not_have(folder: Path) -> None:
+    emulator = load_target(folder)
+    with pytest.raises(TargetError, match="has no function by which the implementation of f"):
+        emulator.check_of("f")
+    assert emulator.source_folders() == []
+    assert emulator.how_to_get_debug_info("emulator-x86", folder).startswith(
+        "build emulator with debug info"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("name: x", "missing 3 required"),
+        (f"{DESCRIPTION}color: red", "unexpected keyword argument 'color'"),
+        ("[", "expected the node content"),
+        ("just text", "must be a mapping"),
+        (DESCRIPTION.replace("(\\d+)", "(", 1), "unterminated subpattern"),
+    ],
+)
+def test_a_folder_that_is_no_target(folder: Path, text: str, why: str) -> None:
+    (folder / "target.yaml").write_text(text)
+    with pytest.raises(TargetError) as caught:
+        load_target(folder)
+    assert caught.value.exit_status == NOT_TRACED
+    assert why in caught.value.what
+    assert caught.value.what.startswith(f"{folder}/target.yaml does not describe a target: ")
+
+
+def test_a_program_of_no_target() -> None:
+    with pytest.raises(TargetError, match=r"is /bin/true, not a libvirt daemon"):
+        target_of(program_of_files(Path("/bin/true"), [Path("/bin/true")]))
