@@ -1,4 +1,4 @@
-"""Debug info that is not in the file itself: from debuginfod servers, and how to get it."""
+"""Debug info that is not on this host: from debuginfod servers, or the command to install it."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _MAX_RELEASE = 1 << 16
 
 
 def has_servers() -> bool:
-    """Whether the user named servers, and what asks them is here."""
+    """Whether the user has named servers and debuginfod-find is installed."""
     named = os.environ.get("DEBUGINFOD_URLS", "").strip()
     return bool(named) and shutil.which("debuginfod-find") is not None
 
 
 def fetch(build_id: str, name: str, source: str | None = None) -> Path | None:
-    """The debug file, in debuginfod's own cache; None where no server is set or has it.
+    """Fetch a debug file into debuginfod's cache; None if no server is set or has it.
 
-    name: of the file that it is for, to say what is going on. source: the path of a source file
-    in the debug info, which is fetched instead.
+    name: of the file that it belongs to, for messages
+    source: path of a source file in the debug info, to fetch that file instead
     """
     if not has_servers():
         return None
@@ -41,7 +41,7 @@ def fetch(build_id: str, name: str, source: str | None = None) -> Path | None:
             timeout=_FETCH_SECONDS,
         )
     except subprocess.TimeoutExpired:
-        print(f"virtrace: no answer in {_FETCH_SECONDS} s, going on without", file=sys.stderr)
+        print(f"virtrace: no answer in {_FETCH_SECONDS} s, going on without it", file=sys.stderr)
         return None
     return Path(answer.stdout.strip()) if answer.returncode == 0 else None
 
@@ -69,17 +69,17 @@ def how_to_get(program: str, packages: Sequence[str] | None, root: Path) -> str:
     if not os.environ.get("DEBUGINFOD_URLS", "").strip():
         server = "or set DEBUGINFOD_URLS to your distribution's debuginfod server"
     elif shutil.which("debuginfod-find") is None:
-        server = "or install debuginfod-find, and `virtrace record` asks the servers you named"
+        server = "or install debuginfod-find: `virtrace record` asks the servers you named"
     else:
-        server = "or nothing: `virtrace record` asks the servers of DEBUGINFOD_URLS"
+        server = "or do nothing: `virtrace record` asks the servers of DEBUGINFOD_URLS"
     return f"{command}; {server}"
 
 
 def how_to_trust(path: str) -> str:
-    """What to do for debug info of a file that others than root can have written."""
+    """What to do about the debug info of a file that users other than root can have written."""
     return (
-        f"make {path} root's (chown, chmod go-w), where you know what it is; or make a symbol pack "
-        "of it: virtrace pack make"
+        f"if you trust {path}, let only root write to it (chown, chmod go-w); or make a symbol "
+        "pack of it: virtrace pack make"
     )
 
 
@@ -101,7 +101,7 @@ def _family(release: dict[str, str]) -> str:
 
 
 def install_command(root: Path) -> str:
-    """How a package is installed on the distribution that lives in root."""
+    """The command that installs a package, on the distribution whose files are below root."""
     commands = {
         "debian": "sudo apt install",
         "ubuntu": "sudo apt install",

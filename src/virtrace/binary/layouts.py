@@ -52,7 +52,7 @@ Structs = Callable[[str], CType]
 
 
 def named(name: str, structs: Structs) -> CType:
-    """The type that C spells ``name``."""
+    """The type that C spells ``name``, with the structs that ``structs`` knows."""
     if name.endswith("*"):
         target = name[:-1].strip()
         return Pointer(lambda: named(target, structs), string=target == "char")
@@ -63,7 +63,7 @@ def named(name: str, structs: Structs) -> CType:
 
 
 def layout(name: str, about: Mapping[str, Any], structs: Structs) -> Struct:
-    """A struct from data: ``size`` and, by name, ``offset`` and ``type`` of each of ``fields``."""
+    """A struct from data: ``size``, and ``offset`` and ``type`` of each of its ``fields``."""
     fields = []
     checks = []
     for field, where in about["fields"].items():
@@ -76,7 +76,7 @@ def layout(name: str, about: Mapping[str, Any], structs: Structs) -> Struct:
 
 
 def check(field: str, ctype: CType, low: object, high: object) -> Check:
-    """ValueError where what is to be checked is no number, or the bounds are none."""
+    """A check of a field. Raises ValueError where the field or a bound is not a number."""
     if not isinstance(ctype, (Integer, Boolean, Pointer)):
         raise ValueError(f"{field} is no number that could be checked")
     bounds = (given.number(bound, -(1 << 63), (1 << 64) - 1) for bound in (low, high))

@@ -1,4 +1,4 @@
-"""Text of source lines, where the source is on this host and is that of the build."""
+"""The text of source lines, if the source of the build is on this host."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _UPWARD = re.compile(r"(?:\.{1,2}/)+")
 
 
 def source_name(path: str) -> str:
-    """A path of debug info without where the build folder was: ``src/qemu/qemu_driver.c``."""
+    """A path of debug info, relative to the build's source: ``src/qemu/qemu_driver.c``."""
     return _UPWARD.sub("", path, count=1) if _UPWARD.match(path) else path
 
 
@@ -33,10 +33,11 @@ class Sources:
         self._lines = cache(self._find)
 
     def text(self, file: str, line: int, function: str, declared: int) -> str | None:
-        """The line without its indentation and end.
+        """The line without its indentation and end; None if the source is not here.
 
-        declared: the line of the function's declaration by debug info. None where there is no
-        such file, or only another version: the function is not declared there.
+        A file of another version is not taken: it does not declare the function at that line.
+
+        declared: line of the function's declaration, from debug info
         """
         lines = self._lines(file, function, declared)
         return lines[line - 1].strip() if 0 < line <= len(lines) else None
@@ -52,7 +53,7 @@ class Sources:
         return []
 
     def _places(self, file: str) -> Iterator[Path]:
-        # A pack of a stranger's may name any file.
+        # A stranger's symbol pack can name any file.
         if not _SOURCE.fullmatch(file) or ".." in file.split("/"):
             return
         if file in self._files:
