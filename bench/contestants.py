@@ -527,7 +527,9 @@ def chain_of(lab: Lab, folder: Path, call: Callable[[], None]) -> Chain:
     functions = {}
     for probe in check("blockinfo", process)["probes"]:
         if probe["kind"] == "span" and probe["offset"]:
-            functions[probe["name"]] = _place(process, probe["module"], int(probe["offset"], 16))
+            functions[probe["name"]] = _place(
+                process, probe["module"] or "", int(probe["offset"], 16)
+            )
     driver = process.module("libvirt_driver_qemu.so")
     assert driver is not None
     send, line = (

@@ -11,7 +11,7 @@ from pathlib import Path
 import jsonschema_rs
 import pytest
 
-from virtrace.trace.reader import schema
+from virtrace.trace.schema import schema
 
 HEADER = b'{"type":"header","format":"virtrace-trace"'
 

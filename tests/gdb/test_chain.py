@@ -242,7 +242,7 @@ def test_what_the_header_says_of_the_target(daemon: Daemon, tmp_path: Path) -> N
     found, _ = trace(daemon, tmp_path / "t.jsonl", "call vm1 vda")
     target = found.header["target"]
     assert target["pid"] == daemon.pid
-    assert target["libvirt_version"] == "9.0.0"
+    assert target["program"]["version"] == "9.0.0"
     assert [Path(module["path"]).name for module in target["modules"]] == [
         "libvirt.so.0.9000.0",
         "libvirt_driver_qemu.so",

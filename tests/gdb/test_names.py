@@ -63,7 +63,7 @@ def test_a_trace_has_its_header(
     trace = read_trace(os.fsdecode(output))
     assert trace.problems == []
     assert os.fsencode(trace.header["selection"]["where"]["disk"]) == NAME
-    assert os.fsencode(trace.header["command"]) == b"true '" + NAME + b"'"
+    assert os.fsencode(trace.header["command"] or "") == b"true '" + NAME + b"'"
 
 
 @pytest.mark.parametrize("name", ["caf\udce9", "café"], ids=["bytes", "text"])

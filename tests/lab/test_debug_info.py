@@ -63,7 +63,7 @@ def test_the_whole_chain(debug_lab: Lab, tmp_path: Path) -> None:
     done = record(debug_lab, output, command=all_disks(debug_lab))
     assert done.returncode == 0, done.stderr
     trace = whole_trace(output)
-    assert trace.header["target"]["libvirt_version"] == "9.0.0"
+    assert trace.header["target"]["program"]["version"] == "9.0.0"
     levels = {probe["name"]: probe["level"] for probe in trace.header["probes"]}
     assert levels.pop("qemuMonitorBlockStatsUpdateCapacity") == "missing"
     assert levels.pop("qmp.send") == levels.pop("qmp.reply") == "usdt"

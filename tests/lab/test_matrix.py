@@ -271,7 +271,7 @@ def test_another_release_from_outside(
         [call] = calls_of(trace)
         assert call.root.returned == {"result": 0, "info": printed_info(printed)[0]}
         assert trace.header is not None
-        version = tuple(map(int, trace.header["target"]["libvirt_version"].split(".")))
+        version = tuple(map(int, (trace.header["target"]["program"]["version"] or "").split(".")))
         assert spans(call) == EXPECTED[version].spans
         assert [one.command for one in exchanges(call)] == EXPECTED[version].commands
         assert_untraced_and_intact(elsewhere.pid)

@@ -206,7 +206,7 @@ def test_the_same_disk_and_write_have_two_true_answers(
     done = virtrace("lab", "run", "last-sector", "--release", release, "-o", str(output))
     assert done.returncode == 0, done.stderr
     trace = whole_trace(output)
-    assert trace.header["target"]["libvirt_version"] == ".".join(map(str, VERSIONS[release]))
+    assert trace.header["target"]["program"]["version"] == ".".join(map(str, VERSIONS[release]))
     [call] = calls_of(trace)
     [printed] = printed_info(done.stdout)
     assert tuple(printed.values()) == numbers

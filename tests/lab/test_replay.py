@@ -12,12 +12,12 @@ from tests.lab.tracing import calls_of, record, whole_trace
 from tests.support.command import SECONDS, virtrace
 from virtrace.lab.daemon import Lab
 from virtrace.recipe import catalogue
-from virtrace.trace.format import Record
+from virtrace.trace.format import Header
 
 DISK = "vdd"
 
 
-def recorded(lab: Lab, output: Path, *options: str) -> Record:
+def recorded(lab: Lab, output: Path, *options: str) -> Header:
     """The header of a trace of one call."""
     done = record(lab, output, *options, command=lab.virsh_command("domblkinfo", "vm1", DISK))
     assert done.returncode == 0, done.stderr

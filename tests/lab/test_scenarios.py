@@ -453,6 +453,6 @@ def test_host_facts_of_a_daemon_that_died(tmp_path: Path) -> None:
         assert is_unavailable(facts["xml"])
         # The file is as QEMU told, and is still there.
         assert facts["path"] == str(lab.disk_file("vdd"))
-        assert facts["stat"]["size_bytes"] == lab.disk_file("vdd").stat().st_size
+        assert dict(facts["stat"])["size_bytes"] == lab.disk_file("vdd").stat().st_size
     finally:
         lab.down()

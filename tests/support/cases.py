@@ -10,13 +10,24 @@ from virtrace.analysis.blockinfo import NUMBERS
 from virtrace.analysis.causes import catalogue
 from virtrace.analysis.explain import Explanation, explain
 from virtrace.analysis.spans import Call, CallBuilder
-from virtrace.trace.format import unavailable
+from virtrace.trace.format import ProbeRecord, unavailable
 
 API = "virDomainGetBlockInfo"
 DRIVER = "qemuDomainGetBlockInfo"
 GATHER = "qemuDomainBlocksStatsGather"
 GIB = 1 << 30
-FOUND = [{"name": name, "level": "symbol"} for name in (API, DRIVER, GATHER, "qmp.send")]
+FOUND: list[ProbeRecord] = [
+    {
+        "name": name,
+        "kind": "point" if name == "qmp.send" else "span",
+        "role": None,
+        "module": None,
+        "offset": None,
+        "level": "symbol",
+        "why": None,
+    }
+    for name in (API, DRIVER, GATHER, "qmp.send")
+]
 
 
 @dataclass
@@ -115,7 +126,7 @@ def built(recorder: samples.Recorder) -> Call:
     return only
 
 
-def explained(one: Call, host: dict[str, Any] | None = None) -> Explanation:
+def explained(one: Call, host: Any = None) -> Explanation:
     [explanation] = explain([one], FOUND, [host] if host else [])
     return explanation
 

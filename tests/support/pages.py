@@ -45,9 +45,11 @@ def hostile_trace(path: Path) -> Path:
     samples.blockinfo(recorder, error=HOSTILE, number=13)
     lines: list[dict[str, Any]] = copy.deepcopy([samples.HEADER])
     lines[0]["started"] = lines[0]["target"]["exe"] = lines[0]["recipe"]["name"] = HOSTILE
-    lines[0]["target"]["libvirt_version"] = lines[0]["host"]["system"] = HOSTILE
+    lines[0]["target"]["program"]["version"] = lines[0]["host"]["system"] = HOSTILE
     for probe in lines[0]["probes"]:
-        probe.update(name=HOSTILE + probe["name"], module=HOSTILE, why=HOSTILE, offset=HOSTILE)
+        probe.update(module=HOSTILE, why=HOSTILE, offset=HOSTILE)
+        # The events of probes with a role are found by their names.
+        probe["name"] = probe["name"] if probe["role"] else HOSTILE + probe["name"]
     for module in lines[0]["target"]["modules"]:
         module.update(path="/" + HOSTILE, build_id=HOSTILE, base=HOSTILE)
     for event in copy.deepcopy(recorder.events):
@@ -57,8 +59,9 @@ def hostile_trace(path: Path) -> Path:
         values = record["values"]
         if event.name in ("qmp.send", "qmp.reply"):
             key = "execute" if event.name == "qmp.send" else "return"
-            values["json"] = {**values["json"], key: HOSTILE, HOSTILE: [2**64 - 1, HOSTILE]}
-            values["text"] = json.dumps(values["json"], ensure_ascii=False)
+            document = {**json.loads(values["text"]), key: HOSTILE}
+            document[HOSTILE] = [2**64 - 1, HOSTILE]
+            values["text"] = json.dumps(document, ensure_ascii=False)
         if "stats" in values:
             values["stats"] = {HOSTILE: HOSTILE, "rd_bytes": 1}
         if event.name == "error":

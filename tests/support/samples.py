@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from virtrace.trace.format import Event
+from virtrace.trace.upgrade import UpgradedEvents
 
 MON = "0x7f2c5800b6a0"
 GIB2 = 2147483648
@@ -29,17 +31,29 @@ STATS = {
 }
 NO_DEBUG_INFO = "static function, and there is no debug info for libvirt_driver_qemu.so"
 
-HEADER: dict[str, Any] = {
+ROLES = {
+    "virDomainGetBlockInfo": "disk.sizes",
+    "qmp.send": "qmp.command",
+    "qmp.reply": "qmp.reply",
+    "error": "error",
+}
+
+# Any: tests make records that no type allows.
+HEADER: Any = {
     "type": "header",
     "format": "virtrace-trace",
-    "version": 1,
+    "version": 2,
     "started": "2026-11-22T10:30:00.123456+00:00",
     "clock": {"source": "CLOCK_MONOTONIC", "start_ns": 123456789},
-    "tool": {"virtrace": "0.1.0", "gdb": "13.1", "python": "3.11.2"},
+    "tool": {
+        "virtrace": "0.1.0",
+        "engine": {"name": "gdb", "version": "13.1"},
+        "python": "3.11.2",
+    },
     "target": {
         "pid": 1234,
         "exe": "/usr/sbin/libvirtd",
-        "libvirt_version": "9.0.0",
+        "program": {"name": "libvirt", "version": "9.0.0"},
         "modules": [
             {
                 "path": "/usr/lib/x86_64-linux-gnu/libvirt.so.0.9000.0",
@@ -59,11 +73,17 @@ HEADER: dict[str, Any] = {
         "kernel": "6.1.0-18-amd64",
         "system": "Debian GNU/Linux 12 (bookworm)",
     },
-    "recipe": {"virtrace": 1, "name": "blockinfo", "try": "virsh domblkinfo DOMAIN DISK"},
+    "recipe": {
+        "virtrace": 1,
+        "name": "blockinfo",
+        "try": "virsh domblkinfo DOMAIN DISK",
+        "points": [{"name": name, "json": "text"} for name in ("qmp.send", "qmp.reply")],
+    },
     "probes": [
         {
             "name": name,
             "kind": "point" if name in ("qmp.send", "qmp.reply", "error") else "span",
+            "role": ROLES.get(name),
             "module": module,
             "offset": offset,
             "level": level,
@@ -107,11 +127,14 @@ class Recorder:
     def __init__(self) -> None:
         self.events: list[Event] = []
         self._spans = 0
+        # Finds what answers what.
+        self._upgraded = UpgradedEvents().upgraded
 
     def add(self, kind: str, name: str, **rest: Any) -> Event:
         place = {"span": None, "parent": None, "call": None, "values": {}, "tid": 77, **rest}
         seq = len(self.events)
         event = Event(type=kind, seq=seq, t_ns=1_000_000 + seq * 213_000, name=name, **place)
+        event = self._upgraded(event._replace(role=ROLES.get(name)))
         self.events.append(event)
         return event
 
@@ -202,7 +225,7 @@ def blockinfo(
     return recorder.events[first:]
 
 
-def footer(events: list[Event], **changes: Any) -> dict[str, Any]:
+def footer(events: list[Event], **changes: Any) -> Any:
     hits: dict[str, int] = {probe["name"]: 0 for probe in HEADER["probes"]}
     for event in events:
         if event.type in ("enter", "point"):
@@ -227,7 +250,7 @@ def records(*, error: str | None = None) -> list[dict[str, Any]]:
     return copy.deepcopy([HEADER, *events, footer(recorder.events)])
 
 
-def write(path: Path, lines: list[dict[str, Any]]) -> Path:
+def write(path: Path, lines: Sequence[Mapping[str, Any]]) -> Path:
     text = "".join(
         json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n" for line in lines
     )

@@ -21,6 +21,7 @@ from virtrace.plan import file as document
 from virtrace.plan.file import POINT, SPAN, InProbe, Plan, Site, Wanted, on_the_way
 from virtrace.recipe import path
 from virtrace.targets import LIBVIRT
+from virtrace.trace.format import Header
 from virtrace.trace.reader import read_trace
 
 LIBRARY = "/usr/lib/libvirt.so.0"
@@ -48,20 +49,30 @@ def wanted(text: str, **types: str) -> Wanted:
 
 
 def plan(site: Site | None = None) -> Plan:
-    header = {
+    header: Header = {
         "type": "header",
         "format": "virtrace-trace",
-        "version": 1,
+        "version": 2,
         "started": "2026-01-01T00:00:00+00:00",
         "clock": {"source": "CLOCK_MONOTONIC", "start_ns": 0},
-        "tool": {"virtrace": __version__, "gdb": "13.1", "python": "3.11.2"},
-        "target": {"pid": 1, "exe": "libvirtd", "libvirt_version": "9.0.0", "modules": []},
+        "tool": {
+            "virtrace": __version__,
+            "engine": {"name": "gdb", "version": "13.1"},
+            "python": "3.11.2",
+        },
+        "target": {
+            "pid": 1,
+            "exe": "libvirtd",
+            "program": {"name": "libvirt", "version": "9.0.0"},
+            "modules": [],
+        },
         "host": {"machine": "x86_64", "kernel": "6.1", "system": None},
         "recipe": RECIPE,
         "probes": [
             {
                 "name": "virDomainSave",
                 "kind": "span",
+                "role": None,
                 "module": "libvirt.so.0",
                 "offset": "0x1000",
                 "level": "symbol",

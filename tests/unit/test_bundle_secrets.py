@@ -187,7 +187,10 @@ def told_of(folder: Path, secret: str) -> Mapping[str, bytes]:
     )
     header["recipe"] = {
         **{"virtrace": 1, "name": "mine", "where": {"vm_name": secret}},
-        "points": [{"name": "error", "capture": {"vm_name": "vm->def->name", "told": "arg"}}],
+        "points": [
+            {"name": "error", "capture": {"vm_name": "vm->def->name", "told": "arg"}},
+            *samples.HEADER["recipe"]["points"],
+        ],
     }
     events = [event.to_record() for event in recorder.events]
     records = [header, *events, samples.footer(recorder.events)]

@@ -10,6 +10,7 @@ import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
@@ -27,6 +28,7 @@ ENDINGS = (".gz", ".zst")
 
 
 def written(path: Path) -> Path:
+    footer: Any
     header, *events, footer = samples.records()
     writer = Writer(path)
     writer.write([header])
@@ -133,6 +135,7 @@ def test_records_are_inserted_before_the_footer(ending: str, tmp_path: Path) -> 
 
 
 def test_a_full_disk_leaves_a_trace_that_goes_on(tmp_path: Path) -> None:
+    footer: Any
     header, event, *_, footer = samples.records()
     writer = Writer(tmp_path / "t.gz")
     writer.write([header])
@@ -140,7 +143,8 @@ def test_a_full_disk_leaves_a_trace_that_goes_on(tmp_path: Path) -> None:
     with full_disk(), pytest.raises(TraceError, match="File too large"):
         writer.write([{**event, "values": {"text": incompressible}}])
     writer.write([event])
-    writer.finish({**footer, "events": 1})
+    footer["events"] = 1
+    writer.finish(footer)
     writer.close()
     trace = read_trace(writer.path)
     assert [each.to_record() for each in trace.events] == [event]
@@ -148,6 +152,7 @@ def test_a_full_disk_leaves_a_trace_that_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_what_zstandard_had_written(tmp_path: Path) -> None:
+    footer: Any
     header, event, *_, footer = samples.records()
     writer = Writer(tmp_path / "t.zst")
     writer.write([header])

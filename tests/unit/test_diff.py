@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import jsonschema_rs
@@ -46,13 +47,14 @@ Edit = Callable[[dict[str, Any]], None]
 
 def edited(path: Path, *edits: Edit) -> Trace:
     """A trace of which every record went through the edits."""
-    header, *records = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    for record in (header, *records):
+    records = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    for record in records:
         for edit in edits:
             edit(record)
-    events = [Event.from_record(each) for each in records if "seq" in each]
-    hosts = [each for each in records if each["type"] == "host"]
-    return Trace(header, events, records[-1], [], hosts)
+    with NamedTemporaryFile("w", encoding="utf-8", suffix=".jsonl") as file:
+        file.writelines(f"{json.dumps(record)}\n" for record in records)
+        file.flush()
+        return read_trace(file.name)
 
 
 def text_of(found: Comparison, *, full: bool = False, width: int = 10**6) -> str:

@@ -146,7 +146,8 @@ def test_what_cannot_be_had_is_said_so(tmp_path: Path) -> None:
     """Of a daemon that is gone, and of disks that are not here."""
     with subprocess.Popen(["true"]) as gone:
         pass
-    [facts] = collect(read_trace(sample(tmp_path)), gone.pid)
+    [record] = collect(read_trace(sample(tmp_path)), gone.pid)
+    facts: Any = record
     assert (facts["domain"], facts["disk"]) == ("vm1", "vda")
     for name in ("xml", "stat", "file_system", "image_info", "lvm"):
         assert set(facts[name]) == {"unavailable"}

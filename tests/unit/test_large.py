@@ -6,6 +6,7 @@ import gzip
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -149,7 +150,7 @@ def test_what_a_bundle_holds_anyway_is_asked_of_names_alone(
     counts = []
     for events in (200, 800):
         asked.clear()
-        footer = {**(whole.footer or {}), "events": events}
+        footer: Any = {**(whole.footer or {}), "events": events}
         part = Trace(whole.header, whole.events[:events], footer)
         make(part, HostFacts(qemu="", domains={}, settings={}), [], lambda _: None)
         counts.append(len(asked))

@@ -181,13 +181,16 @@ def test_a_long_name_makes_no_wide_column(tmp_path: Path) -> None:
 
 
 def test_xml_with_entities_is_not_read() -> None:
+    def record(xml: str) -> Any:
+        return {"xml": xml}
+
     xml = '<disk><alias name="virtio-disk0"/></disk>'
-    assert HostDisk({"xml": xml}).alias == "virtio-disk0"
-    assert HostDisk({"xml": f'<!DOCTYPE disk [<!ENTITY a "b">]>{xml}'}).alias is None
+    assert HostDisk(record(xml)).alias == "virtio-disk0"
+    assert HostDisk(record(f'<!DOCTYPE disk [<!ENTITY a "b">]>{xml}')).alias is None
 
 
 def test_only_the_very_build_is_the_process_of_a_trace() -> None:
-    def header(*builds: str | None) -> dict[str, Any]:
+    def header(*builds: str | None) -> Any:
         modules = [{"path": f"/lib/{number}", "build_id": build, "base": "0x0"}
                    for number, build in enumerate(builds)]  # fmt: skip
         return {"target": {"modules": modules}}

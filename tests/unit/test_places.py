@@ -15,6 +15,7 @@ import subprocess
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,6 +90,10 @@ def here() -> tuple[Process, Module]:
     return process, module
 
 
+# No place depends on it.
+NO_HEADER: Any = {}
+
+
 def test_what_is_right_is_proven(truth: Truth, here: tuple[Process, Module]) -> None:
     process, module = here
     chosen = random.Random(1)
@@ -137,7 +142,7 @@ def test_of_a_plan(truth: Truth, here: tuple[Process, Module], kind: str) -> Non
     site = partial(Site, "probe", kind, "libvirt.so.0", module.path)
     right = truth.instructions if usdt else truth.functions
     for address in truth.wrong(right, 5):
-        plan = Plan({}, [site(address, {}, {}, {}, usdt=usdt)])
+        plan = Plan(NO_HEADER, [site(address, {}, {}, {}, usdt=usdt)])
         with pytest.raises(TargetError, match="could break "):
             require_proven(process, plan)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jsonschema_rs
 import pytest
@@ -15,11 +15,14 @@ from tests.unit.test_writer import full_disk
 from virtrace.analysis.spans import CallBuilder
 from virtrace.cli.main import main
 from virtrace.errors import DONE, INCOMPLETE, TraceError
-from virtrace.trace.format import ROTATED, Record
-from virtrace.trace.reader import read_trace, schema
+from virtrace.trace.format import ROTATED, Footer, Record
+from virtrace.trace.reader import read_trace
 from virtrace.trace.rotation import RotatingWriter, new_writer, parts
+from virtrace.trace.schema import schema
 from virtrace.trace.writer import Writer
 
+HEADER: Any
+FOOTER: Any
 HEADER, *CALL, FOOTER = samples.records()
 # Longer than the header, so that a file takes some calls.
 SIZE = 20_000
@@ -48,8 +51,9 @@ class Recorded:
         self.dropped = 0
         self.writer.begin(HEADER)
 
-    def footer(self) -> Record:
-        return {**FOOTER, "events": len(self.events), "dropped": self.dropped, "detached": False}
+    def footer(self) -> Footer:
+        counted = {"events": len(self.events), "dropped": self.dropped, "detached": False}
+        return cast("Footer", {**FOOTER, **counted})
 
     def write(self, events: list[Record]) -> None:
         if self.writer.is_full:

@@ -18,13 +18,22 @@ from tests.support.paths import DATA, REPOSITORY
 from virtrace.analysis.explain import explain_trace
 from virtrace.errors import TraceError
 from virtrace.trace import format as trace_format
-from virtrace.trace.reader import read_trace, schema
+from virtrace.trace.reader import read_trace
+from virtrace.trace.schema import schema
 
 VALIDATOR = jsonschema_rs.Draft202012Validator(schema())
+VERSION_1 = jsonschema_rs.Draft202012Validator(schema(1))
 
 
 def test_is_a_valid_schema() -> None:
-    jsonschema_rs.meta.validate(schema())
+    for version in (1, 2):
+        jsonschema_rs.meta.validate(schema(version))
+
+
+def test_the_file_is_made_from_the_types() -> None:
+    """It is made by `python -m virtrace.trace.schema`."""
+    file = Path(trace_format.__file__).with_name("schema.json")
+    assert json.loads(file.read_text(encoding="utf-8")) == schema()
 
 
 @pytest.mark.parametrize("error", [None, "no such disk"])
@@ -43,9 +52,9 @@ def test_accepts_lost_line_and_every_shape_of_value() -> None:
         "pointer": trace_format.pointer(0x7F00),
         "struct": {"capacity": 2**64, "inner": trace_format.unavailable("outside of memory")},
         "null": None,
-        "json": {"bytes": 7},
     }
     VALIDATOR.validate({**event, "type": "line", "span": None, "values": shapes})
+    VERSION_1.validate({**event, "values": {**shapes, "json": {"bytes": 7}}})
     VALIDATOR.validate({**event, "type": "lost", "values": {"why": "its thread ended"}})
 
 
@@ -81,7 +90,8 @@ def test_rejects_wrong_values(change: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("index", "change"),
     [
-        (0, {"version": 2}),
+        (0, {"version": 1}),
+        (0, {"version": 3}),
         (0, {"format": "other"}),
         (-1, {"reason": "bored"}),
     ],
@@ -150,6 +160,6 @@ def test_a_trace_of_every_released_version_is_read(version: str) -> None:
     assert trace.header["tool"]["virtrace"] == version
     assert trace.problems == []
     for line in file.read_text().splitlines():
-        VALIDATOR.validate(json.loads(line))
+        VERSION_1.validate(json.loads(line))
     [explained] = explain_trace(trace, str(file))
     assert [finding.cause.name for finding in explained.answers] == ["high-water-mark"]

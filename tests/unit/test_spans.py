@@ -99,7 +99,7 @@ def test_eight_threads_never_mix(seed: int) -> None:
 def test_thread_ids_do_not_decide() -> None:
     recorder = samples.Recorder()
     events = samples.blockinfo(recorder)
-    scattered = [Event(**{**event.to_record(), "tid": event.seq}) for event in events]
+    scattered = [event._replace(tid=event.seq) for event in events]
     (call,), _ = built(scattered)
     assert call.complete
     assert len(list(call.nodes())) == 6
@@ -148,8 +148,8 @@ def test_lost_return_inside_a_call() -> None:
     recorder = samples.Recorder()
     events = samples.blockinfo(recorder)
     index = next(i for i, event in enumerate(events) if event.type == "exit")
-    record = events[index].to_record()
-    events[index] = Event(**{**record, "type": "lost", "values": {"why": "stack was unwound"}})
+    why = {"why": "stack was unwound"}
+    events[index] = events[index]._replace(type="lost", values=why)
     (call,), _ = built(events)
     assert call.root.returned is not None
     assert call.problems == [

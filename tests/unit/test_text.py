@@ -48,7 +48,7 @@ def with_values(kind: str, name: str, values: dict[str, Any]) -> Call:
     events = samples.blockinfo(samples.Recorder())
     return call_of(
         [
-            Event(**{**event.to_record(), "values": {**event.values, **values}})
+            event._replace(values={**event.values, **values})
             if (event.type, event.name) == (kind, name)
             else event
             for event in events
@@ -188,7 +188,7 @@ def test_failure_begins_with_the_error() -> None:
 def test_several_errors_are_not_passed_over_in_silence() -> None:
     recorder = samples.Recorder()
     events = samples.blockinfo(recorder, error="last")
-    first = Event(**{**events[2].to_record(), "values": {"code": 1, "message": "first"}})
+    first = events[2]._replace(values={"code": 1, "message": "first"})
     lines = list(text.call_tree(call_of([*events[:2], first, *events[2:]]), PLAIN))
     assert lines[:2] == ["error 8: last", "  the last of 2 errors; all are below"]
     assert "│  ├─ error 1: first" in lines
@@ -383,7 +383,7 @@ def test_nothing_is_wider_than_the_terminal(width: int, unicode: bool) -> None:
         text.call_tree(with_lines(text=False), style),
         text.banner(samples.HEADER, style, output="out/trace.jsonl"),
         text.heading(samples.HEADER, style),
-        text.summary(samples.footer([]), style, tally=Tally(), output="o.jsonl"),
+        text.summary(samples.footer([]), style, engine_name="gdb", tally=Tally(), output="o.jsonl"),
     ):
         for line in lines:
             assert cells(line) <= width, line
@@ -425,10 +425,15 @@ def _all_text() -> Iterator[str]:
             {"json": {"id": "libvirt-12", "error": {"class": HOSTILE, "desc": HOSTILE}}},
         ),
     ]
-    hostile_header = {
+    hostile_header: Any = {
         **samples.HEADER,
         "started": HOSTILE,
-        "target": {"pid": 1, "exe": HOSTILE, "libvirt_version": HOSTILE, "modules": []},
+        "target": {
+            "pid": 1,
+            "exe": HOSTILE,
+            "program": {"name": HOSTILE, "version": HOSTILE},
+            "modules": [],
+        },
         "host": {"machine": HOSTILE, "kernel": HOSTILE, "system": HOSTILE},
         "recipe": {"name": HOSTILE, "try": HOSTILE},
         "probes": [
@@ -453,7 +458,12 @@ def _all_text() -> Iterator[str]:
         yield from text.banner(hostile_header, style, output="o", command=HOSTILE)
         yield from text.heading(hostile_header, style)
         yield from text.summary(
-            hostile_footer, style, tally=Tally(), output=HOSTILE, next_step=HOSTILE
+            hostile_footer,
+            style,
+            engine_name="gdb",
+            tally=Tally(),
+            output=HOSTILE,
+            next_step=HOSTILE,
         )
         recorder = samples.Recorder()
         events = samples.blockinfo(recorder)
@@ -616,8 +626,10 @@ def test_banner_names_the_command_that_virtrace_runs() -> None:
 
 def test_summary() -> None:
     tally = Tally(calls=3, failed=1, incomplete=1, outside=2)
-    footer = {**samples.footer([]), "events": 1234, "dropped": 5, "hits": {"a": 3, "b": 0}}
-    shown = text.summary(footer, Style(width=80), tally=tally, output="my trace.jsonl")
+    footer: Any = {**samples.footer([]), "events": 1234, "dropped": 5, "hits": {"a": 3, "b": 0}}
+    shown = text.summary(
+        footer, Style(width=80), engine_name="gdb", tally=tally, output="my trace.jsonl"
+    )
     assert list(shown) == [
         "3 calls, 1 failed, 1 incomplete, 1,234 events, 5 dropped,",
         "  2 events outside of any call",
@@ -632,13 +644,13 @@ def test_summary() -> None:
 
 def test_summary_warns_of_what_is_left_in_the_process() -> None:
     footer = samples.footer([], detached=False, reason="error")
-    shown = "\n".join(text.summary(footer, PLAIN, tally=Tally(), output="t"))
+    shown = "\n".join(text.summary(footer, PLAIN, engine_name="gdb", tally=Tally(), output="t"))
     assert "NOT DETACHED" in shown
     gone = samples.footer([], detached=False, reason="target-exit")
-    shown = "\n".join(text.summary(gone, PLAIN, tally=Tally(), output="t"))
+    shown = "\n".join(text.summary(gone, PLAIN, engine_name="gdb", tally=Tally(), output="t"))
     assert "NOT DETACHED" not in shown
 
 
 def test_summary_of_a_run_that_was_cut_short() -> None:
-    lines = list(text.summary(None, PLAIN, tally=Tally(calls=1), output="t"))
+    lines = list(text.summary(None, PLAIN, engine_name="gdb", tally=Tally(calls=1), output="t"))
     assert lines[0] == "1 call, the run was cut short"

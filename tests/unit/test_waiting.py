@@ -13,10 +13,19 @@ from virtrace.analysis.spans import Call, CallBuilder, Point, Span
 from virtrace.analysis.waiting import Waiting, ended_ns, waiting
 from virtrace.report import document, text
 from virtrace.report.highlight import Style
-from virtrace.trace.format import ENDED, Event
+from virtrace.trace.format import ENDED, Event, SwitchedOff
 from virtrace.trace.reader import Trace
 
 IDENTITY = {"user-name": "root", "unix-user-id": 0, "process-id": 4242}
+
+
+SWITCHED_OFF: SwitchedOff = {
+    "type": "switched-off",
+    "t_ns": 0,
+    "name": "qmp.send",
+    "kind": "point",
+    "why": "too dear",
+}
 
 
 def trace(events: list[Event], **footer: Any) -> Trace:
@@ -33,7 +42,7 @@ def test_where_a_probe_was_switched_off_nothing_is_said_to_wait() -> None:
     whole = trace(cut(recorder, 1))
     nodes = list(CallBuilder().everything(whole.events))
     assert waiting(nodes, ended_ns(whole))
-    assert waiting(nodes, ended_ns(whole), [{"name": "qmp.send"}]) == []
+    assert waiting(nodes, ended_ns(whole), [SWITCHED_OFF]) == []
 
 
 def shown(whole: Trace) -> list[str]:

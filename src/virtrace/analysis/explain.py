@@ -11,7 +11,7 @@ from virtrace.analysis.host import find as find_host
 from virtrace.analysis.lineage import Lineage, trace_back
 from virtrace.analysis.spans import Call, CallBuilder
 from virtrace.errors import TraceError, UsageError
-from virtrace.trace.format import Record
+from virtrace.trace.format import HostRecord, ProbeRecord
 from virtrace.trace.reader import Recording
 
 # Each case is kept with the call that first showed it, and nobody reads this many.
@@ -90,7 +90,7 @@ def explain_trace(trace: Recording, path: str, wanted: int | None = None) -> Exp
 
 
 def explain(
-    calls: Iterable[Call], probes: Iterable[Record], host: Iterable[Record] = ()
+    calls: Iterable[Call], probes: Iterable[ProbeRecord], host: Iterable[HostRecord] = ()
 ) -> Explained:
     """In the order in which each case was met first; calls of other APIs are passed over.
 
@@ -122,7 +122,7 @@ def explain(
     return found
 
 
-def _case(call: Call, levels: Mapping[str, str], host: list[Record]) -> Case:
+def _case(call: Call, levels: Mapping[str, str], host: list[HostRecord]) -> Case:
     block = read(call, levels)
     told = find_host(host, block.domain, block.disk)
     if told is not None and told.alias is not None:

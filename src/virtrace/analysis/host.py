@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
-from virtrace.trace.format import Json, Record, is_unavailable
+from virtrace.trace.format import HostRecord, Json, Record, is_unavailable
 
 
 @dataclass(frozen=True)
 class HostDisk:
     """A `host` record of the trace; docs/trace-format.md says what is in it."""
 
-    record: Record
+    record: HostRecord
 
     @property
     def path(self) -> str | None:
@@ -70,7 +70,7 @@ class HostDisk:
         return found if type(found) is int else None
 
 
-def find(records: Iterable[Record], domain: str, disk: str) -> HostDisk | None:
+def find(records: Iterable[HostRecord], domain: str, disk: str) -> HostDisk | None:
     """The last one of this disk."""
     found = [each for each in records if (each.get("domain"), each.get("disk")) == (domain, disk)]
     return HostDisk(found[-1]) if found else None

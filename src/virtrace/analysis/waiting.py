@@ -9,7 +9,7 @@ from typing import Union
 from virtrace.analysis import rpc
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, Point, Span
-from virtrace.trace.format import Record
+from virtrace.trace.format import SwitchedOff
 from virtrace.trace.reader import Recording
 
 
@@ -27,8 +27,8 @@ class Waiting:
 
 def ended_ns(trace: Recording) -> int:
     """When it ended, on the clock of its events; where it does not say so, when it last heard."""
-    t_ns = (trace.footer or {}).get("t_ns")
-    return max(t_ns, trace.last_ns) if type(t_ns) is int else trace.last_ns
+    t_ns = trace.footer.get("t_ns", 0) if trace.footer is not None else 0
+    return max(t_ns, trace.last_ns)
 
 
 Node = Union[Call, Point, Exchange]
@@ -58,7 +58,7 @@ class Waiters:
 
 
 def waiting(
-    nodes: Iterable[Node], end_ns: int, switched_off: Collection[Record] = ()
+    nodes: Iterable[Node], end_ns: int, switched_off: Collection[SwitchedOff] = ()
 ) -> list[Waiting]:
     """The same, of the nodes of a whole trace."""
     waiters = Waiters()
@@ -70,7 +70,7 @@ def waiting(
 def _waiting(
     found: Iterable[tuple[Span | Exchange | Point, Call | None, int]],
     end_ns: int,
-    switched_off: Collection[Record],
+    switched_off: Collection[SwitchedOff],
 ) -> list[Waiting]:
     if switched_off:
         return []

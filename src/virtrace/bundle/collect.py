@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import yaml
 
@@ -19,10 +20,10 @@ from virtrace.bundle.redact import Redactor
 from virtrace.bundle.report import REPORT, markdown, overview
 from virtrace.errors import TraceError, VirtraceError
 from virtrace.host.facts import HostFacts
-from virtrace.report import explanation, explanation_document, html
+from virtrace.report import explanation, explanation_document, html, pieces
 from virtrace.report.highlight import Style
 from virtrace.trace.archive import TRACE
-from virtrace.trace.format import Json, Record, is_unavailable
+from virtrace.trace.format import Header, Json, is_unavailable
 from virtrace.trace.reader import Recording, TraceStream
 
 VERSIONS, RECIPE = "versions.json", "recipe.yaml"
@@ -144,7 +145,7 @@ def _trace(trace: Recording, redactor: Redactor) -> Iterator[bytes]:
             yield _encoded(encode(redacted) + "\n")
 
 
-def _records(trace: Recording) -> Iterator[Record]:
+def _records(trace: Recording) -> Iterator[Any]:
     yield trace.header
     for event in trace:
         yield event.to_record()
@@ -155,12 +156,14 @@ def _records(trace: Recording) -> Iterator[Record]:
         yield trace.footer
 
 
-def _versions(header: Record, facts: HostFacts, redactor: Redactor) -> bytes:
+def _versions(header: Header, facts: HostFacts, redactor: Redactor) -> bytes:
     host = Records(redactor).host
     record = {
-        **host({"libvirt": header["target"]["libvirt_version"], "qemu": facts.qemu}),
-        **host(header["tool"]),
-        **host(header["host"]),
+        **host({"libvirt": header["target"]["program"]["version"], "qemu": facts.qemu}),
+        "virtrace": header["tool"]["virtrace"],
+        "engine": pieces.engine(header),
+        "python": header["tool"]["python"],
+        **host(dict(header["host"])),
     }
     return _encoded(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 

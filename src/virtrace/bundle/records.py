@@ -7,14 +7,15 @@ import json
 import re
 from collections.abc import Callable, Iterator
 
-from virtrace.analysis.qmp import REPLY
 from virtrace.bundle import words
 from virtrace.bundle.forms import FRAME, kind_of_key
 from virtrace.bundle.pseudonyms import KINDS
 from virtrace.bundle.redact import Redactor, as_before, is_code, is_common_file
 from virtrace.recipe import catalogue
+from virtrace.recipe.roles import QMP_REPLY
 from virtrace.targets.libvirt import public_api
 from virtrace.trace.format import Json, Record, is_unavailable
+from virtrace.trace.json_text import parsed, texts_of
 
 # Names in a recipe, in its probes, and in what is captured by them.
 _NAME = re.compile(r"\w[\w.@+-]*")
@@ -38,6 +39,8 @@ class Records:
         self._kinds: dict[str, str] = {}
         self._by_domain: frozenset[str] = frozenset()
         self._backtraces: frozenset[str] = frozenset()
+        self._json_texts: dict[str, str] = {}
+        self._replies: frozenset[str] = frozenset()
 
     def record(self, record: Record) -> Record:
         """A record of a trace; RecursionError where it is nested too deep."""
@@ -71,6 +74,10 @@ class Records:
     def _header(self, header: Record) -> Record:
         recipe = header["recipe"]
         self._is_shipped = _is_shipped(recipe)
+        self._json_texts = texts_of(recipe)
+        self._replies = frozenset(
+            probe["name"] for probe in header["probes"] if probe["role"] == QMP_REPLY
+        )
         captured = list(_captured(recipe))
         kinds: dict[str, set[str]] = {}
         for name, path in captured:
@@ -91,7 +98,7 @@ class Records:
             "version": header["version"],
             "started": self._plain(header["started"]),
             "clock": self._fields(header["clock"], {}),
-            "tool": self._fields(header["tool"], {}),
+            "tool": self._fields(header["tool"], {"engine": self._named_version}),
             "target": self._target(header["target"]),
             "host": self.host(header["host"]),
             "recipe": recipe if self._is_shipped else self._recipe(recipe),
@@ -119,9 +126,14 @@ class Records:
             target,
             {
                 "exe": self._texts.path,
+                "program": self._named_version,
                 "modules": lambda modules: [self._fields(each, module) for each in modules],
             },
         )
+
+    def _named_version(self, record: Json) -> Json:
+        """An engine, or a program: its name is one of virtrace's own words."""
+        return self._fields(record, {"name": self._name})
 
     def host(self, host: Record) -> Record:
         """Also versions of what runs there."""
@@ -202,8 +214,10 @@ class Records:
             return {**told, "values": self._line(values)}
         if kind == "lost":
             return {**told, "values": self._fields(values, {})}
-        if "json" in values:
-            return {**told, "values": self._qmp(str(record["name"]), values)}
+        text = self._json_texts.get(record["name"])
+        document = parsed(values.get(text)) if text is not None else None
+        if text is not None and document is not None:
+            return {**told, "values": self._qmp(record["name"], values, text, document)}
         return {
             **told,
             "values": {
@@ -252,36 +266,29 @@ class Records:
                 found[key] = self._texts.value(value, key)
         return found
 
-    def _qmp(self, probe: str, values: Record) -> Record:
-        document = values["json"]
-        if probe == REPLY and isinstance(document, dict):
-            answer = document.get("return")
-            if isinstance(answer, dict) and answer.keys() == {"name"}:
-                # Of query-name, the only one that answers so: even an everyday word is the guest.
-                document = {**document, "return": {"domain": answer["name"]}}
-        with self._texts.keys_of(c=False):
-            redacted = self._texts.value(document)
-        if document is not values["json"]:
+    def _qmp(self, probe: str, values: Record, text: str, document: Json) -> Record:
+        """The values of a point whose captured `text` is this JSON document."""
+        answer = document.get("return") if isinstance(document, dict) else None
+        if probe in self._replies and isinstance(answer, dict) and answer.keys() == {"name"}:
+            # Of query-name, the only one that answers so: even an everyday word is the guest.
+            document = {**document, "return": {"domain": answer["name"]}}
+            redacted = self._document(document)
             redacted["return"] = {"name": redacted["return"]["domain"]}
+        else:
+            redacted = self._document(document)
         found: Record = {}
         for key, value in values.items():
-            if key == "json":
-                found[key] = redacted
-            elif isinstance(value, str) and key == "text":
-                found[key] = self._same_text(value, values["json"], redacted)
+            if key == text:
+                # As it was sent, with what became of the document.
+                is_last = self._texts.names.is_complete
+                found[key] = as_before(value, redacted) if is_last else value
             else:
                 found[self._name_of(key)] = self._captured_value(key, value)
         return found
 
-    def _same_text(self, text: str, document: Json, redacted: Json) -> Json:
-        """The text of a document as it was sent, with what became of the document."""
-        if not self._texts.names.is_complete:
-            return text
-        try:
-            same = json.loads(text) == document
-        except (ValueError, RecursionError):
-            same = False
-        return as_before(text, redacted) if same else self._texts.value(text)
+    def _document(self, document: Json) -> Json:
+        with self._texts.keys_of(c=False):
+            return self._texts.value(document)
 
     # The host
 

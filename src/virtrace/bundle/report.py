@@ -142,7 +142,7 @@ def _environment(trace: Recording, versions: Record) -> Iterator[str]:
         "Kernel": host["kernel"],
         "libvirt": versions["libvirt"],
         "Hypervisor": versions["qemu"],
-        "GDB": trace.header["tool"]["gdb"],
+        "Engine": pieces.engine(trace.header),
         "virtrace": trace.header["tool"]["virtrace"],
     }
     for name, value in rows.items():
@@ -170,7 +170,7 @@ def _steps(trace: Recording, seen: Overview, explained: Explained) -> Iterator[s
 
 
 def _where(trace: Recording) -> str:
-    where = (trace.header.get("selection") or {}).get("where") or {}
+    where = trace.header["selection"]["where"] if "selection" in trace.header else {}
     return "".join(f" --where {key}={key.upper()}" for key in where)
 
 

@@ -14,7 +14,7 @@ from virtrace.engines.bpftrace.recorded import BrokenLine, Happened, Lines, Sess
 from virtrace.errors import DONE, INCOMPLETE, IncompleteError, TraceError, typed
 from virtrace.plan.file import Plan
 from virtrace.recipe import loader, selection
-from virtrace.trace.format import Event, Record
+from virtrace.trace.format import Event, Footer, Header, SwitchedOff, Target
 from virtrace.trace.writer import Writer
 
 _LONGEST_LINE = 1 << 20
@@ -85,10 +85,10 @@ def _import(args: argparse.Namespace, writer: Writer, files: Sequence[BinaryIO],
 class _Nobody:
     """There is nothing to watch: all of it has happened."""
 
-    def banner(self, header: Record) -> None: ...
+    def banner(self, header: Header) -> None: ...
     def event(self, event: Event) -> None: ...
-    def switched_off(self, record: Record) -> None: ...
-    def summary(self, footer: Record) -> None: ...
+    def switched_off(self, record: SwitchedOff) -> None: ...
+    def summary(self, footer: Footer) -> None: ...
 
 
 def _look_through(file: Path, stream: BinaryIO) -> tuple[Plan, Lines]:
@@ -111,7 +111,7 @@ def _look_through(file: Path, stream: BinaryIO) -> tuple[Plan, Lines]:
         )
     lines.finish()
     header = lines.plan.header
-    target = {
+    target: Target = {
         **header["target"],
         "pid": lines.started.pid or (pids or [header["target"]["pid"]])[0] or 1,
         "modules": [

@@ -22,7 +22,7 @@ from virtrace.report.highlight import Style, style_for
 from virtrace.report.lines import fold
 from virtrace.report.pieces import attached, words
 from virtrace.targets.processes import check_traceable, installed
-from virtrace.trace.format import Record
+from virtrace.trace.format import Header
 
 
 def add_parser(subparsers: Any) -> None:
@@ -147,7 +147,7 @@ def _process(args: argparse.Namespace, modules: Collection[str] = ()) -> Program
     return check_traceable(chosen_pid(args, modules))
 
 
-def _found(header: Record, needed: list[str], style: Style) -> Iterator[str]:
+def _found(header: Header, needed: list[str], style: Style) -> Iterator[str]:
     if needed:
         verdict = words(f"not found, and not optional: {', '.join(needed)}", "red")
     else:

@@ -18,7 +18,7 @@ from virtrace.recipe.selection import Limits
 from virtrace.record.engine import record, refuse_meaningless
 from virtrace.record.job import Job
 from virtrace.targets.processes import choose_daemon
-from virtrace.trace.format import Record
+from virtrace.trace.format import HostRecord
 from virtrace.trace.reader import TraceStream
 from virtrace.trace.rotation import last_file
 from virtrace.trace.writer import default_path, insert_before_footer
@@ -122,11 +122,11 @@ def option(args: argparse.Namespace, name: str) -> str | None:
 def _add_host_facts(output: Path, pid: int) -> None:
     from virtrace.host.disks import collect
 
-    def made(file: BinaryIO) -> list[Record]:
+    def made(file: BinaryIO) -> list[HostRecord]:
         records.extend(collect(TraceStream(output, file), pid))
         return records
 
-    records: list[Record] = []
+    records: list[HostRecord] = []
     insert_before_footer(output, made)
     # Where it goes nowhere, the live view has said so.
     with suppress(OutputError):

@@ -21,7 +21,8 @@ from virtrace.recipe.model import Recipe
 from virtrace.recipe.selection import Selection
 from virtrace.record.engine import record
 from virtrace.record.job import Job
-from virtrace.trace.format import Event, Record
+from virtrace.trace.format import Event, Header
+from virtrace.trace.format import Selection as SelectionRecord
 from virtrace.trace.reader import TraceStream
 from virtrace.trace.writer import default_path
 
@@ -76,8 +77,9 @@ def _record(
     return record(job, engines.load("gdb")), output
 
 
-def _again(header: Record, args: argparse.Namespace) -> int:
-    was = header.get("selection") or {"where": {}, "calls": None, "seconds": None}
+def _again(header: Header, args: argparse.Namespace) -> int:
+    everything: SelectionRecord = {"where": {}, "calls": None, "seconds": None}
+    was = header.get("selection", everything)
     # A stranger's, which the loader checks.
     recipe = loader.loads(loader.dumps(header["recipe"]), f"the recipe in {args.file}")
     given = selection.filters(recipe, args.where)
@@ -104,9 +106,9 @@ def _again(header: Record, args: argparse.Namespace) -> int:
     return status or differs
 
 
-def _require_names(header: Record, given: Mapping[str, str]) -> None:
+def _require_names(header: Header, given: Mapping[str, str]) -> None:
     """Of a bundle, whose filters name pseudonyms: what they are to be here."""
-    was = (header.get("selection") or {}).get("where", {}) if "redacted" in header else {}
+    was = header["selection"]["where"] if "redacted" in header and "selection" in header else {}
     missing = [key for key in was if key not in given]
     if missing:
         asked = ", ".join(f"{key}={was[key]}" for key in missing)

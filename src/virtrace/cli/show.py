@@ -116,6 +116,7 @@ def _text(trace: TraceStream, path: str, *, full: bool) -> Iterator[str]:
     yield from text.summary(
         trace.footer,
         style,
+        engine_name=trace.header["tool"]["engine"]["name"],
         tally=builder.tally,
         output=path,
         next_step=f"virtrace show {more} {typed(path)}",

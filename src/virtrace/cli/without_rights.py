@@ -15,7 +15,7 @@ from virtrace.confined import Bounds, Tell, run, status_of
 from virtrace.errors import DONE, INCOMPLETE, IncompleteError
 from virtrace.files import create_private, open_input
 from virtrace.report.highlight import prepare, style_for
-from virtrace.trace.format import Record
+from virtrace.trace.format import Header
 from virtrace.trace.reader import TraceStream
 
 # Does the work on the files that are open, and on a new one for what is made of them (-1: none).
@@ -61,15 +61,15 @@ def run_in_child(
     return status
 
 
-def read_header(path: str) -> Record:
+def read_header(path: str) -> Header:
     """Of a trace or a bundle."""
 
-    def begin() -> Callable[[Tell], Record]:
+    def begin() -> Callable[[Tell], Header]:
         file = open_input(path)
         _prepare_for(file)
         return lambda _: TraceStream(path, file).header
 
-    header: Record = run(path, begin, Bounds())
+    header: Header = run(path, begin, Bounds())
     return header
 
 

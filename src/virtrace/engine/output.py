@@ -9,7 +9,7 @@ from virtrace.engine.answers import Answers
 from virtrace.engine.tracer import RawEvent
 from virtrace.errors import TraceError
 from virtrace.recipe.selection import Limits
-from virtrace.trace.format import Event, Record
+from virtrace.trace.format import Event, Footer, Header, SwitchedOff
 from virtrace.trace.rotation import RotatingWriter
 from virtrace.trace.writer import Writer
 
@@ -17,10 +17,10 @@ from virtrace.trace.writer import Writer
 class View(Protocol):
     """What the person at the terminal sees; must not raise."""
 
-    def banner(self, header: Record) -> None: ...
+    def banner(self, header: Header) -> None: ...
     def event(self, event: Event) -> None: ...
-    def switched_off(self, record: Record) -> None: ...
-    def summary(self, footer: Record) -> None: ...
+    def switched_off(self, record: SwitchedOff) -> None: ...
+    def summary(self, footer: Footer) -> None: ...
 
 
 def _nothing(_: RawEvent) -> None:
@@ -60,7 +60,7 @@ class Output:
         """Whether the trace is as large as it may get."""
         return self._events >= self._limits.events or self._writer.size >= self._limits.bytes
 
-    def begin(self, header: Record) -> None:
+    def begin(self, header: Header) -> None:
         """TraceError where the disk does not take it, here and below."""
         # First: without it nothing that follows can be read.
         try:
@@ -68,7 +68,7 @@ class Output:
         finally:
             self._view.banner(header)
 
-    def take(self, items: Sequence[RawEvent | Record]) -> None:
+    def take(self, items: Sequence[RawEvent | SwitchedOff]) -> None:
         """Events, and what else stands between them; of a full disk what there is room for."""
         events = _count(items)
         try:
@@ -96,9 +96,9 @@ class Output:
             else:
                 self._view.switched_off(one)
 
-    def _write(self, items: Sequence[RawEvent | Record]) -> list[Event | Record]:
+    def _write(self, items: Sequence[RawEvent | SwitchedOff]) -> list[Event | SwitchedOff]:
         """All of them, or TraceError and none."""
-        written: list[Event | Record] = []
+        written: list[Event | SwitchedOff] = []
         seq = self._events
         for item in items:
             if isinstance(item, RawEvent):
@@ -111,12 +111,12 @@ class Output:
         self._events = seq
         return written
 
-    def rotate(self, footer: Record) -> None:
+    def rotate(self, footer: Footer) -> None:
         """A file may end here, and does where it is full. footer: with `rotated` as its reason."""
         if self._writer.is_full:
             self._writer.rotate(self._counted(footer))
 
-    def finish(self, footer: Record) -> None:
+    def finish(self, footer: Footer) -> None:
         """footer: its `dropped` are events that did not come as far; what is lost here is added."""
         footer = self._counted(footer)
         try:
@@ -125,9 +125,9 @@ class Output:
         finally:
             self._view.summary(footer)
 
-    def _counted(self, footer: Record) -> Record:
+    def _counted(self, footer: Footer) -> Footer:
         return {**footer, "events": self._events, "dropped": footer["dropped"] + self._dropped}
 
 
-def _count(items: Sequence[RawEvent | Event | Record]) -> int:
+def _count(items: Sequence[RawEvent | Event | SwitchedOff]) -> int:
     return sum(isinstance(item, (RawEvent, Event)) for item in items)

@@ -23,7 +23,7 @@ from virtrace.errors import Unavailable
 from virtrace.files import root_of
 from virtrace.host.programs import Programs, fact
 from virtrace.host.virsh import virsh
-from virtrace.trace.format import Json, Record, unavailable
+from virtrace.trace.format import HostRecord, Json, Record, unavailable
 from virtrace.trace.reader import Recording
 
 _SECONDS_IN_ALL = 60.0
@@ -32,7 +32,7 @@ _QCOW2_MAGIC = b"QFI\xfb"
 _QCOW2_DATA_FILE = 1 << 2
 
 
-def collect(trace: Recording, pid: int) -> list[Record]:
+def collect(trace: Recording, pid: int) -> list[HostRecord]:
     """A ``host`` record for each disk that the trace is about.
 
     pid: of the traced daemon.
@@ -54,7 +54,7 @@ def _disks(trace: Recording) -> Iterator[BlockInfo]:
     yield from last.values()
 
 
-def _facts(block: BlockInfo, pid: int, programs: Programs) -> Record:
+def _facts(block: BlockInfo, pid: int, programs: Programs) -> HostRecord:
     element = fact(lambda: _disk_element(block.domain, block.disk, pid, programs))
     device = block.device
     path, format_ = _source(element)

@@ -33,14 +33,14 @@ from virtrace.plan.file import (
 from virtrace.recipe.model import CalledBy, DriverMethod
 from virtrace.recipe.path import CALLER, RETURN
 from virtrace.targets import target_of
-from virtrace.trace.format import Record
+from virtrace.trace.format import Header, ProbeRecord
 
 # As a static probe's note has it, on x86_64.
 _WHOLE_REGISTER = re.compile(r"-?8@%(r\w+)")
 _NOT_AT_ENTRY = "debug info tells where it is for a debugger only: `virtrace pack make` helps"
 
 
-def describe(process: Program, abi: Abi, resolved: Sequence[ResolvedProbe], header: Record) -> Plan:
+def describe(process: Program, abi: Abi, resolved: Sequence[ResolvedProbe], header: Header) -> Plan:
     """header: as header_record() gives it; in the plan it says what uprobes cannot do.
 
     TargetError where the processor is not known.
@@ -51,7 +51,7 @@ def describe(process: Program, abi: Abi, resolved: Sequence[ResolvedProbe], head
             "trace by GDB: leave out --engine",
         )
     sites: list[Site] = []
-    probes = []
+    probes: list[ProbeRecord] = []
     for item, record in zip(resolved, header["probes"]):
         module = process.module(item.module)
         found = [
@@ -71,8 +71,10 @@ def describe(process: Program, abi: Abi, resolved: Sequence[ResolvedProbe], head
         lacks = {*item.lacks, *(name for site in found for name in _lacking(site))}
         if len(found) < len(item.sites) and found:
             lacks.add(LINES)
-        missing = {"level": "missing", "why": why} if why else {}
-        probes.append({**record, "lacks": sorted(lacks), **missing})
+        described: ProbeRecord = {**record, "lacks": sorted(lacks)}
+        if why:
+            described = {**described, "level": "missing", "why": why}
+        probes.append(described)
     asked = any(CALLER in wanted.path.arguments for site in sites for wanted in site.captures)
     prefix = target_of(process).prefix
     exported = {
@@ -85,7 +87,8 @@ def describe(process: Program, abi: Abi, resolved: Sequence[ResolvedProbe], head
         for site in sites
         if (module := process.module(site.module)) and module.name in exported
     }
-    return Plan({**header, "probes": probes}, sites, by_soname)
+    planned: Header = {**header, "probes": probes}
+    return Plan(planned, sites, by_soname)
 
 
 def _lacking(site: Site) -> list[str]:

@@ -20,13 +20,13 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
-from typing import Protocol
+from typing import Protocol, Union
 
 from virtrace import detached
 from virtrace.engine.output import Output, View
 from virtrace.engine.tracer import RawEvent
 from virtrace.errors import IncompleteError, TraceError, incomplete
-from virtrace.trace.format import Record
+from virtrace.trace.format import Footer, Header, Record, SwitchedOff
 
 # Before each item.
 _LENGTH = struct.Struct("<Q")
@@ -38,6 +38,10 @@ _PATIENCE_SECONDS = 1.0
 # Events come in bursts, and to be woken by each would keep the thread that writes it standing.
 _GATHER_SECONDS = 0.01
 _TURN_SECONDS = 0.1
+
+
+# Everything that goes to the writing process.
+Item = Union[RawEvent, SwitchedOff, Header, Footer]
 
 
 class Terminal(View, Protocol):
@@ -78,7 +82,7 @@ class Recorder:
         self._listener = threading.Thread(target=self._listen, args=(end,), daemon=True)
         self._listener.start()
 
-    def put(self, item: RawEvent | Record) -> None:
+    def put(self, item: Item) -> None:
         """An event; or a header, a footer, or what else stands between the events.
 
         TraceError where nothing takes it: not before the pipe was full for some time.
@@ -159,7 +163,7 @@ class WritingProcess:
         rest = b""
         while not self._is_finished and (chunk := self._chunks.get()):
             rest += chunk
-            taken: list[RawEvent | Record] = []
+            taken: list[Item] = []
             at = 0
             while len(rest) >= at + _LENGTH.size:
                 (length,) = _LENGTH.unpack_from(rest, at)
@@ -168,7 +172,7 @@ class WritingProcess:
                     break
                 at = begin + length
                 item = pickle.loads(rest[begin:at])
-                taken.append(item if isinstance(item, dict) else RawEvent(*item))
+                taken.append(RawEvent(*item) if isinstance(item, tuple) else item)
             rest = rest[at:]
             self._take(taken)
         self._view.close()
@@ -182,8 +186,8 @@ class WritingProcess:
                 time.sleep(_GATHER_SECONDS)
         self._chunks.put(b"")
 
-    def _take(self, items: Iterable[RawEvent | Record]) -> None:
-        batch: list[RawEvent | Record] = []
+    def _take(self, items: Iterable[Item]) -> None:
+        batch: list[RawEvent | SwitchedOff] = []
         for item in items:
             if isinstance(item, RawEvent) or item["type"] == "switched-off":
                 batch.append(item)
@@ -195,12 +199,12 @@ class WritingProcess:
         if batch:
             self._guarded(partial(self._drain, batch))
 
-    def _drain(self, batch: Sequence[RawEvent | Record]) -> None:
+    def _drain(self, batch: Sequence[RawEvent | SwitchedOff]) -> None:
         self._output.take(batch)
         if self._output.is_over:
             self._say({"end": "limit"})
 
-    def _take_apart(self, item: Record) -> None:
+    def _take_apart(self, item: Header | Footer) -> None:
         if item["type"] == "header":
             self._output.begin(item)
         elif item["reason"] == "rotated":

@@ -36,7 +36,7 @@ from virtrace.recipe.model import CalledBy, DriverMethod, Point, Recipe, Span
 from virtrace.recipe.path import CALLER, RETURN, Path
 from virtrace.recipe.prototype import Parameter, Prototype
 from virtrace.targets import target_of
-from virtrace.trace.format import Record
+from virtrace.trace.format import ProbeRecord
 
 # What a span lacks whose lines were asked for and are not known.
 LINES = "lines"
@@ -90,11 +90,12 @@ class ResolvedProbe:
     lacks: tuple[str, ...] = ()
     taken: str | None = None
 
-    def to_record(self) -> Record:
+    def to_record(self, role: str | None) -> ProbeRecord:
         offset = None if self.offset is None else f"{self.offset:#x}"
         return {
             "name": self.name,
             "kind": self.kind,
+            "role": role,
             "module": self.module,
             "offset": offset,
             "level": self.level,

@@ -31,8 +31,17 @@ from virtrace.inferior.resolve import ResolvedProbe
 from virtrace.inferior.watch import Watch, unsignalled
 from virtrace.recipe.model import Recipe
 from virtrace.recipe.selection import Limits, Selection
-from virtrace.targets import LIBVIRT, target_of
-from virtrace.trace.format import ENDED, FORMAT, VERSION, Record, unavailable
+from virtrace.targets import target_of
+from virtrace.trace.format import (
+    ENDED,
+    FORMAT,
+    VERSION,
+    Footer,
+    Header,
+    LoadedModule,
+    Record,
+    unavailable,
+)
 
 # How long calls that are open may take to return once the traced command is done.
 GRACE_SECONDS = 5.0
@@ -110,7 +119,7 @@ class Session:
     def run(self) -> int:
         """Trace until something ends it, and detach. The exit status, as errors.py has it."""
         try:
-            header = {
+            header: Header = {
                 **header_record(self._recipe, self._process, self._resolved, self.started_ns),
                 # What makes it another trace by the same recipe.
                 "selection": {
@@ -118,10 +127,15 @@ class Session:
                     "calls": self._selection.calls,
                     "seconds": self._selection.seconds,
                 },
-                "limits": {f"max_{name}": limit for name, limit in vars(self._limits).items()},
+                "limits": {
+                    "max_stop_ms": self._limits.stop_ms,
+                    "max_load": self._limits.load,
+                    "max_events": self._limits.events,
+                    "max_bytes": self._limits.bytes,
+                },
                 "command": self._command,
             }
-            header["host"]["warnings"] = self._warnings
+            header["host"]["warnings"] = [*self._warnings]
             with Watch(self._selection.seconds, GRACE_SECONDS, self._ask_end):
                 gdb.events.stop.connect(self._on_stop)
                 gdb.events.exited.connect(self._on_stop)
@@ -429,12 +443,12 @@ class Session:
             if gone is not None:
                 self._too_dear.append(gone)
 
-    def _last_footer(self, ended_ns: int) -> Record:
+    def _last_footer(self, ended_ns: int) -> Footer:
         status = read_status(self._process.pid)
         detached = status is None or status["TracerPid"] != str(os.getpid())
-        return self._footer(self._reason, ended_ns, detached=detached)
+        return self._footer(self._reason or "error", ended_ns, detached=detached)
 
-    def _footer(self, reason: str | None, t_ns: int, *, detached: bool) -> Record:
+    def _footer(self, reason: str, t_ns: int, *, detached: bool) -> Footer:
         return {
             "type": "footer",
             "reason": reason,
@@ -461,7 +475,8 @@ def _without(switch: Switch, returns: dict[int, set[Switch]]) -> dict[int, set[S
 
 def header_record(
     recipe: Recipe, process: Program, resolved: Sequence[ResolvedProbe], started_ns: int
-) -> Record:
+) -> Header:
+    roles = {probe.name: probe.role for probe in recipe.probes}
     return {
         "type": "header",
         "format": FORMAT,
@@ -470,13 +485,12 @@ def header_record(
         "clock": {"source": "CLOCK_MONOTONIC", "start_ns": started_ns},
         "tool": {
             "virtrace": __version__,
-            "gdb": gdb.VERSION,
+            "engine": {"name": "gdb", "version": gdb.VERSION},
             "python": platform.python_version(),
         },
         "target": {
             "pid": process.pid if isinstance(process, Process) else 0,
             "exe": process.exe,
-            "libvirt_version": LIBVIRT.version_of(process),
             "program": target_of(process).to_record(process),
             "modules": list(_modules(recipe, process, resolved)),
         },
@@ -485,14 +499,14 @@ def header_record(
             "kernel": platform.release(),
             "system": _system_name(),
         },
-        "recipe": recipe.raw,
-        "probes": [item.to_record() for item in resolved],
+        "recipe": dict(recipe.raw),
+        "probes": [item.to_record(roles[item.name]) for item in resolved],
     }
 
 
 def _modules(
     recipe: Recipe, process: Program, resolved: Sequence[ResolvedProbe]
-) -> Iterator[Record]:
+) -> Iterator[LoadedModule]:
     """The modules of the recipe, and what would give their probes more, where they lack any."""
     # Debug info does not help against an exported function that is not exported.
     static = {span.name for span in recipe.spans if span.find or span.prototype is None}

@@ -37,8 +37,9 @@ from virtrace.errors import TraceError, Unavailable
 from virtrace.recipe.path import Path
 from virtrace.recipe.path import parse as parse_path
 from virtrace.recipe.prototype import Parameter
-from virtrace.trace.format import Record
-from virtrace.trace.reader import header_problem
+from virtrace.trace.format import Header, Record
+from virtrace.trace.reader import read_header
+from virtrace.trace.schema import ShapeError
 
 FORMAT = "virtrace-plan"
 VERSION = 1
@@ -128,7 +129,7 @@ class Plan:
     function; where a capture asks what called it.
     """
 
-    header: Record
+    header: Header
     sites: Sequence[Site]
     exported: Mapping[str, Sequence[tuple[int, int, str]]] = field(default_factory=dict)
 
@@ -165,7 +166,10 @@ def read(data: bytes) -> Plan:
         if parts > _MAX_PARTS:
             raise ValueError(f"its types have more than {_MAX_PARTS:,} parts")
         return plan
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, Unavailable) as error:
+    except (
+        *(ValueError, LookupError, TypeError, AttributeError),
+        *(RecursionError, Unavailable),
+    ) as error:
         said = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise TraceError(
             f"the plan in it cannot be used: {said}",
@@ -173,16 +177,16 @@ def read(data: bytes) -> Plan:
         ) from error
 
 
-def _header(record: Any) -> Record:
-    problem = header_problem(record)
-    if problem is not None:
-        raise ValueError(f"its header: {problem}")
+def _header(record: Any) -> Header:
+    try:
+        header = read_header(record)
+    except ShapeError as error:
+        raise ValueError(f"its header: {error}") from error
     # JSON can name halves of characters, of which a trace can be written no more than a file.
     json.dumps(record, ensure_ascii=False).encode()
-    given.text(record["recipe"]["name"])
-    given.number(record["target"]["pid"], 0, (1 << 31) - 1)
-    found: Record = record
-    return found
+    given.text(header["recipe"]["name"])
+    given.number(header["target"]["pid"], 0, (1 << 31) - 1)
+    return header
 
 
 # --- Sites
@@ -280,7 +284,10 @@ def _captures(about: Mapping[str, Any]) -> Captures:
             found[given.text(name)] = Unavailable(given.text(capture["unavailable"]))
         else:
             types = {name: _type(record) for name, record in capture["types"].items()}
-            found[given.text(name)] = Wanted(parse_path(given.text(capture["path"])), types)
+            path = parse_path(given.text(capture["path"]))
+            if not types.keys() >= set(path.arguments):
+                raise ValueError(f"{path.text}: the type of an argument is missing")
+            found[given.text(name)] = Wanted(path, types)
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any, NoReturn, TypeVar
@@ -13,7 +13,7 @@ import yaml
 
 from virtrace.errors import RecipeError, UsageError
 from virtrace.files import NotRegularError, TooLargeError, read_regular
-from virtrace.recipe import path, prototype, selection
+from virtrace.recipe import path, prototype, roles, selection
 from virtrace.recipe.model import Answer, CalledBy, DriverMethod, Point, Recipe, Span
 from virtrace.recipe.selection import Selection
 
@@ -239,6 +239,8 @@ def _recipe(root: _Node) -> Recipe:
     # Each with its alternatives.
     all_spans = [(node, [*_spans(node)]) for node in nodes["spans"]]
     all_points = [(node, [*_points(node)]) for node in nodes["points"]]
+    asked = {point.answers.point for _, some in all_points for point in some if point.answers}
+    all_points = [(node, [_with_role(point, asked) for point in some]) for node, some in all_points]
     spans = [span for _, some in all_spans for span in some]
     points = [point for _, some in all_points for point in some]
     if not any(span.root for span in spans):
@@ -294,6 +296,14 @@ def _selecting(recipe: Recipe, keys: Mapping[str, _Node]) -> Recipe:
             key.fail(f"found more than {MAX_VALUES} values", "choose by fewer")
         where.update(chosen(key, where=[f"{name}={value.text()}"]).where)
     return replace(recipe, raw={**recipe.raw, **limits}, where=where, **limits)
+
+
+def _with_role(point: Point, asked: Collection[str]) -> Point:
+    """Give a point the role that it has without `role:`. asked: names that others answer."""
+    implied = roles.of_point(
+        point.name, is_answered=point.name in asked, answers=point.answers is not None
+    )
+    return replace(point, role=point.role or implied)
 
 
 def _check_answers(node: _Node, point: Point, answers: Answer, points: list[Point]) -> None:
@@ -355,7 +365,7 @@ def _alternatives(
 
 def _spans(node: _Node) -> Iterator[Span]:
     own = {"function", "prototype", "module", "find", "enter", "exit", "lines"}
-    for where, keys in _alternatives(node, own, {"name", "root", "optional"}):
+    for where, keys in _alternatives(node, own, {"name", "root", "optional", "role"}):
         where.require({"module"}, keys)
         yield _span(where, keys)
 
@@ -377,19 +387,29 @@ def _span(node: _Node, keys: Mapping[str, _Node]) -> Span:
         )
     else:
         declared, known, function = None, None, keys["function"].name(_C_NAME)
+    enter = _captures(keys.get("enter"), known)
+    exit_ = _captures(keys.get("exit"), known and known | {path.RETURN})
     return Span(
         name=keys["name"].name(_C_NAME) if "name" in keys else function,
         function=function,
         module=keys["module"].name(_FILE_NAME),
         root="root" in keys and keys["root"].flag(),
         optional="optional" in keys and keys["optional"].flag(),
+        role=_role(keys["role"], roles.OF_SPANS) if "role" in keys else roles.of_span(enter, exit_),
         prototype=declared,
         find=_find(keys["find"]) if "find" in keys else None,
-        enter=_captures(keys.get("enter"), known),
-        exit=_captures(keys.get("exit"), known and known | {path.RETURN}),
+        enter=enter,
+        exit=exit_,
         # Debug info has the local variables; nothing else that is known here does.
         lines=_watched(keys["lines"]) if "lines" in keys else None,
     )
+
+
+def _role(node: _Node, known: Sequence[str]) -> str:
+    role = node.text()
+    if role not in known:
+        node.fail(f"{path.shortened(role)} is not a role", f"use one of: {', '.join(known)}")
+    return role
 
 
 def _watched(node: _Node) -> dict[str, path.Path]:
@@ -418,7 +438,7 @@ def _find(node: _Node) -> DriverMethod | CalledBy:
 
 def _points(node: _Node) -> Iterator[Point]:
     own = {"module", "prototype", "usdt", "arguments", "at", "capture"}
-    shared = {"name", "json", "answers", "anywhere", "optional"}
+    shared = {"name", "json", "answers", "anywhere", "optional", "role"}
     for where, keys in _alternatives(node, own, shared):
         where.require({"name", "module"}, keys)
         yield _point(where, keys)
@@ -474,6 +494,7 @@ def _point(node: _Node, keys: Mapping[str, _Node]) -> Point:
         at_return=at_return,
         anywhere="anywhere" in keys and keys["anywhere"].flag(),
         optional="optional" in keys and keys["optional"].flag(),
+        role=_role(keys["role"], roles.OF_POINTS) if "role" in keys else None,
         capture=captures,
         json=json,
         answers=answers,

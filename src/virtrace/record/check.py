@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from virtrace.trace.format import Record
+from virtrace.trace.format import Header
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Section:
     title: str
     checks: Sequence[Check]
     reach: str | None = None
-    plan: Record | None = None
+    plan: Header | None = None
 
     @property
     def problem(self) -> Check | None:

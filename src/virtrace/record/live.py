@@ -16,7 +16,7 @@ from virtrace.errors import TraceError, typed
 from virtrace.printing import complain, line
 from virtrace.report import text
 from virtrace.report.highlight import style_for
-from virtrace.trace.format import Event, Record
+from virtrace.trace.format import Event, Footer, Header, SwitchedOff
 from virtrace.trace.writer import Writer
 
 # Calls, and what is outside of them, that may wait to be shown; a terminal that falls further
@@ -45,15 +45,16 @@ class TerminalView:
         self._cut_off: list[Call] = []
         self._not_shown = 0
         self._failure: OSError | None = None
-        self._switched_off: list[Record] = []
+        self._switched_off: list[SwitchedOff] = []
         self._waiting: queue.SimpleQueue[Callable[[], Iterable[str]] | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
 
-    def banner(self, header: Record) -> None:
+    def banner(self, header: Header) -> None:
         # Only here, in the process that writes, and which holds signals back.
         self._writer = threading.Thread(target=self._write_all, daemon=True)
         self._writer.start()
         self._is_explained = header["recipe"]["name"] == "blockinfo"
+        self._engine_name = header["tool"]["engine"]["name"]
         output = str(self._trace.path)
         self._waiting.put(
             lambda: text.banner(header, self._style, output=output, command=self._command)
@@ -67,15 +68,15 @@ class TerminalView:
             self._show(partial(text.call_tree, call, self._style))
         self._show_apart()
 
-    def switched_off(self, record: Record) -> None:
+    def switched_off(self, record: SwitchedOff) -> None:
         self._switched_off.append(record)
         self._waiting.put(lambda: text.switched_off([record], self._style))
 
-    def summary(self, footer: Record) -> None:
+    def summary(self, footer: Footer) -> None:
         for call in self._builder.finish():
             self._show(partial(text.call_tree, call, self._style))
         nodes = [*self._cut_off, *self._show_apart()]
-        found = waiting(nodes, footer["t_ns"], self._switched_off)
+        found = waiting(nodes, footer.get("t_ns", 0), self._switched_off)
         self._waiting.put(lambda: text.still_waiting(found, self._style))
         if self._not_shown:
             missed = f"{self._not_shown:,} more are not shown: the terminal did not keep up"
@@ -87,6 +88,7 @@ class TerminalView:
             lambda: text.summary(
                 footer,
                 self._style,
+                engine_name=self._engine_name,
                 tally=self._builder.tally,
                 output=output,
                 next_step=explain if self._is_explained else None,

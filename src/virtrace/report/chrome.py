@@ -9,13 +9,13 @@ import json
 from collections.abc import Iterable, Iterator
 
 from virtrace.report.moments import QMP, Moment
-from virtrace.trace.format import Json, Record
+from virtrace.trace.format import Header, Json, Record
 
 # Above this a double has no exact place for every integer.
 _EXACT = 2**53
 
 
-def lines(header: Record, moments: Iterable[Moment]) -> Iterator[str]:
+def lines(header: Header, moments: Iterable[Moment]) -> Iterator[str]:
     """The document, an event a line. Integers that a double cannot hold become text."""
     pid = header["target"]["pid"]
     process = {"name": "process_name", "ph": "M", "pid": pid, "tid": pid}

@@ -31,8 +31,9 @@ def lines(found: Comparison, style: Style, *, paths: tuple[str, str]) -> Iterato
     yield from _verdict(found, differing, style)
     yield ""
     for side, trace, path in (("A", found.a, paths[0]), ("B", found.b, paths[1])):
-        version = trace.header["target"]["libvirt_version"] or "of unknown version"
-        told = f"libvirt {version}, {trace.header['started']},"
+        program = trace.header["target"]["program"]
+        version = program["version"] or "of unknown version"
+        told = f"{program['name']} {version}, {trace.header['started']},"
         yield from labelled(side, [*words(told), (path, "cyan")], style)
     shown_ = differing if style.full else differing[:_PAIRS]
     for pair in shown_:

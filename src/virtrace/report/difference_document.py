@@ -60,7 +60,7 @@ def record(found: Comparison, paths: tuple[str, str]) -> Record:
 def _trace(trace: Recording, path: str, problems: list[str]) -> Record:
     return {
         "file": path,
-        "libvirt_version": trace.header["target"]["libvirt_version"],
+        "libvirt_version": trace.header["target"]["program"]["version"],
         "started": trace.header["started"],
         "recipe": trace.header["recipe"].get("name"),
         "problems": problems,

@@ -30,7 +30,7 @@ def text(trace: Recording, explanations: Explained) -> str:
     target = trace.header["target"]
     return (
         f'{{"format": "{FORMAT}", "version": {VERSION},\n'
-        f'"libvirt_version": {json.dumps(target["libvirt_version"])},\n'
+        f'"libvirt_version": {json.dumps(target["program"]["version"])},\n'
         f'"cases": [\n{",".join(cases)}\n],\n'
         f'"more_cases": {explanations.more}, "more_calls": {explanations.more_calls},\n'
         f'"problems": {json.dumps(trace.problems)}}}'

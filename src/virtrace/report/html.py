@@ -484,15 +484,17 @@ def _facts(trace: Recording) -> Iterator[tuple[str, str]]:
     yield "system", f"{header['host']['system'] or 'unknown'}, {header['host']['machine']}"
     yield "kernel", header["host"]["kernel"]
     yield "process", f"{target['exe']}, pid {target['pid']}"
-    yield "libvirt", target["libvirt_version"] or "of unknown version"
-    yield "virtrace", f"{tool['virtrace']}, in GDB {tool['gdb']} with Python {tool['python']}"
+    program = target["program"]
+    yield program["name"], program["version"] or "of unknown version"
+    yield "virtrace", f"{tool['virtrace']}, with Python {tool['python']}"
+    yield "engine", pieces.engine(header)
     yield "recipe", str(header["recipe"].get("name", "without a name"))
     for off in trace.switched_off:
         lines = "lines of " if off["kind"] == "line" else ""
         yield "switched off", f"{lines}{off['name']} at +{units.seconds(off['t_ns'])}: {off['why']}"
     if trace.footer is not None:
         yield "ended", " ".join(text for text, _ in pieces.ending(trace.footer))
-        yield "stopped", pieces.stopped(trace.footer)
+        yield "stopped", pieces.stopped(trace.footer, tool["engine"]["name"])
         yield "events", f"{trace.footer['events']:,}, {trace.footer['dropped']:,} dropped"
     for module in target["modules"]:
         yield "build-id", f"{module['build_id'] or 'none'}, {module['path']} at {module['base']}"

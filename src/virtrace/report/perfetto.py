@@ -12,7 +12,7 @@ from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as protos
 from perfetto.trace_builder.proto_builder import TraceProtoBuilder
 
 from virtrace.report.moments import Moment
-from virtrace.trace.format import Json, Record
+from virtrace.trace.format import Header, Json
 
 _SEQUENCE = 1
 # Tracks are numbered: a thread's by its id, which is below this.
@@ -20,7 +20,7 @@ _PROCESS_TRACK = 1 << 32
 _TOGETHER = 1000
 
 
-def pieces(header: Record, moments: Iterable[Moment]) -> Iterator[bytes]:
+def pieces(header: Header, moments: Iterable[Moment]) -> Iterator[bytes]:
     """Behind one another they are the trace: so protobuf has it.
 
     Times are those of the host's clock that the header names, with the time of day beside.
@@ -34,7 +34,7 @@ def pieces(header: Record, moments: Iterable[Moment]) -> Iterator[bytes]:
 
 
 class _Trace:
-    def __init__(self, header: Record) -> None:
+    def __init__(self, header: Header) -> None:
         self.builder = TraceProtoBuilder()
         self._start_ns: int = header["clock"]["start_ns"]
         self._pid: int = header["target"]["pid"]

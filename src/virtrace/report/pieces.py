@@ -21,7 +21,16 @@ from virtrace.analysis.spans import ERROR, Call, Child, Point, Span, Tally
 from virtrace.analysis.waiting import Waiting
 from virtrace.report import units
 from virtrace.report.highlight import Style, cells, shorten
-from virtrace.trace.format import Event, Json, Record, is_unavailable
+from virtrace.trace.format import (
+    Event,
+    Footer,
+    Header,
+    Json,
+    LoadedModule,
+    ProbeRecord,
+    Record,
+    is_unavailable,
+)
 
 # Text, and the role it is painted in. Lines break between pieces, with a space.
 Piece = tuple[str, str]
@@ -89,30 +98,38 @@ def listed(names: Iterable[str]) -> list[Piece]:
     return with_commas([(name, "") for name in names])
 
 
-def attached(header: Record) -> list[Piece]:
+def engine(header: Header) -> str:
+    """Return name and version of the engine that recorded a trace."""
+    recorded_by = header["tool"]["engine"]
+    name = {"gdb": "GDB"}.get(recorded_by["name"], recorded_by["name"])
+    return f"{name} {recorded_by['version']}" if recorded_by["version"] else name
+
+
+def attached(header: Header) -> list[Piece]:
     """What was traced, by what."""
     target = header["target"]
-    version, pid = target["libvirt_version"], target["pid"]
+    program, pid = target["program"], target["pid"]
+    version = program["version"]
     recipe = header["recipe"].get("name")
     return [
         ("virtrace", "bold"),
         *words(f"{header['tool']['virtrace']}:"),
         *words(f"recipe {recipe}" if isinstance(recipe, str) else "a recipe without a name"),
-        *words("on libvirt"),
+        *words(f"on {program['name']}"),
         (version, "bold") if version is not None else ("of unknown version,", "yellow"),
         *words(f"({target['exe']}, {f'pid {pid}' if pid else 'not running'})"),
     ]
 
 
-def by_module(header: Record) -> dict[str, list[Record]]:
+def by_module(header: Header) -> dict[str, list[ProbeRecord]]:
     """The probes, together where they are in the same file."""
-    modules: dict[str, list[Record]] = {}
+    modules: dict[str, list[ProbeRecord]] = {}
     for probe in header["probes"]:
         modules.setdefault(probe["module"] or "no module", []).append(probe)
     return modules
 
 
-def build_id_of(header: Record, module: str) -> str:
+def build_id_of(header: Header, module: str) -> str:
     loaded = _loaded(header, module)
     if loaded is None:
         return "is not loaded"
@@ -120,23 +137,22 @@ def build_id_of(header: Record, module: str) -> str:
     return f"build-id {build_id[:_SHORT_BUILD_ID]}" if build_id else "has no build-id"
 
 
-def remedy_of(header: Record, module: str) -> str | None:
+def remedy_of(header: Header, module: str) -> str | None:
     """What would give the module's probes more."""
-    remedy = (_loaded(header, module) or {}).get("remedy")
-    return remedy if isinstance(remedy, str) else None
+    loaded = _loaded(header, module)
+    return loaded.get("remedy") if loaded is not None else None
 
 
-def _loaded(header: Record, module: str) -> Record | None:
+def _loaded(header: Header, module: str) -> LoadedModule | None:
     """The loaded file of this name: a probe says ``libvirt.so.0``, a file adds ``.9000.0``."""
     for loaded in header["target"]["modules"]:
         name = os.path.basename(loaded["path"])
         if name == module or name.startswith(module + "."):
-            found: Record = loaded
-            return found
+            return loaded
     return None
 
 
-def not_found(probes: list[Record]) -> Iterator[tuple[str, list[str]]]:
+def not_found(probes: list[ProbeRecord]) -> Iterator[tuple[str, list[str]]]:
     """The probes that were not found, together where the reason is the same."""
     reasons: dict[str, list[str]] = {}
     for probe in probes:
@@ -476,7 +492,7 @@ def flat(struct: Record) -> list[tuple[str, Json]]:
     return fields
 
 
-def counts(footer: Record | None, tally: Tally) -> list[Piece]:
+def counts(footer: Footer | None, tally: Tally) -> list[Piece]:
     """How many calls and events there are, and what is wrong with how many of them."""
     pieces = []
     if tally.calls or not tally.apart:
@@ -498,7 +514,7 @@ def counts(footer: Record | None, tally: Tally) -> list[Piece]:
     return with_commas(pieces)
 
 
-def ending(footer: Record) -> list[Piece]:
+def ending(footer: Footer) -> list[Piece]:
     """Why the run ended, and whether the process was let go."""
     pieces = words(f"{_REASONS.get(footer['reason'], footer['reason'])};")
     if footer["reason"] == "rotated":
@@ -513,11 +529,10 @@ def ending(footer: Record) -> list[Piece]:
     )
 
 
-def stopped(footer: Record) -> str:
-    """For how long the process stood still."""
+def stopped(footer: Footer, engine_name: str) -> str:
+    """For how long the process was stopped."""
     still = footer["stopped_ns"]
-    if not still["total"]:
-        # GDB's engine cannot trace without.
+    if engine_name != "gdb":
         return "never: only the thread that met a probe of the kernel took part in it"
     return (
         f"{units.duration(still['total'])} in all, {units.duration(still['max'])} at the "

@@ -33,6 +33,7 @@ from virtrace.report.pieces import (
     compact,
     counts,
     ending,
+    engine,
     flat,
     listed,
     nodes_below,
@@ -53,7 +54,15 @@ from virtrace.report.pieces import (
     waited_for,
     words,
 )
-from virtrace.trace.format import Json, Record, is_unavailable
+from virtrace.trace.format import (
+    Footer,
+    Header,
+    Json,
+    ProbeRecord,
+    Record,
+    SwitchedOff,
+    is_unavailable,
+)
 
 # Up to so many fields of a struct are as easily read in a line as in a column.
 _FIELDS_IN_LINE = 4
@@ -61,7 +70,7 @@ _MOST_WAITING = 20
 
 
 def banner(
-    header: Record, style: Style, *, output: str, command: str | None = None
+    header: Header, style: Style, *, output: str, command: str | None = None
 ) -> Iterator[str]:
     """What is attached to, what each probe resolved to, what to do next.
 
@@ -82,7 +91,7 @@ def banner(
     yield ""
 
 
-def levels(header: Record, style: Style) -> Iterator[str]:
+def levels(header: Header, style: Style) -> Iterator[str]:
     """What each probe resolved to, what it lacks, and what to do for more."""
     for module, probes in by_module(header).items():
         yield from fold([("  " + module, "bold"), *words(build_id_of(header, module))], style)
@@ -93,12 +102,12 @@ def levels(header: Record, style: Style) -> Iterator[str]:
             yield from fold(words(f"{more} `virtrace pack make`"), style, "    ", "      ")
 
 
-def heading(header: Record, style: Style) -> Iterator[str]:
+def heading(header: Header, style: Style) -> Iterator[str]:
     """What was traced, when and where, and what the probes could see."""
-    tool, host = header["tool"], header["host"]
+    host = header["host"]
     yield from fold(attached(header), style)
     yield from labelled("recorded", words(header["started"]), style)
-    place = f"{host['system']}, {host['machine']}, Linux {host['kernel']}, GDB {tool['gdb']}"
+    place = f"{host['system']}, {host['machine']}, Linux {host['kernel']}, {engine(header)}"
     yield from labelled("on", words(place), style)
     levels: dict[str, int] = {}
     for probe in header["probes"]:
@@ -138,7 +147,7 @@ def long_trace(style: Style) -> Iterator[str]:
     yield ""
 
 
-def switched_off(records: Iterable[Record], style: Style) -> Iterator[str]:
+def switched_off(records: Iterable[SwitchedOff], style: Style) -> Iterator[str]:
     """What stopped being traced before the end, and is no longer missing by accident."""
     for record in records:
         what = f"{'lines of ' if record['kind'] == 'line' else ''}{plain(record['name'])}"
@@ -187,22 +196,25 @@ def apart(node: Point | Exchange, style: Style) -> Iterator[str]:
 
 
 def summary(
-    footer: Record | None,
+    footer: Footer | None,
     style: Style,
     *,
+    engine_name: str,
     tally: Tally,
     output: str,
     next_step: str | None = None,
 ) -> Iterator[str]:
     """How the run ended and what it cost.
 
-    footer: None where the run was cut short. output: the trace file. next_step: what to
-    type next, if not ``virtrace show`` of that file.
+    footer: None if the run was cut short.
+    engine_name: as in the header.
+    output: the trace file.
+    next_step: the command to suggest, if not ``virtrace show`` of that file.
     """
     yield from fold(counts(footer, tally), style)
     if footer is not None:
         yield from labelled("ended", ending(footer), style)
-        yield from labelled("stopped", words(stopped(footer)), style)
+        yield from labelled("stopped", words(stopped(footer, engine_name)), style)
         hits = footer["hits"]
         hit = [f"{name} {number:,}" for name, number in hits.items() if number]
         if hit:
@@ -233,7 +245,7 @@ class _Guides:
 # Banner
 
 
-def _probe_table(probes: list[Record], style: Style) -> Iterator[str]:
+def _probe_table(probes: list[ProbeRecord], style: Style) -> Iterator[str]:
     found = [probe for probe in probes if probe["level"] != "missing"]
     width = column((probe["name"] for probe in found), style)
     for probe in found:

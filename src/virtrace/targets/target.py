@@ -16,6 +16,7 @@ from virtrace.binary.ctype import CType
 from virtrace.errors import TargetError
 from virtrace.image.model import Program
 from virtrace.image.process import Process
+from virtrace.trace.format import Program as ProgramRecord
 
 Timeouts = Callable[[Process, Mapping[str, str]], Mapping[str, float]]
 
@@ -63,7 +64,7 @@ class Target:
         match = re.fullmatch(self.version, module.name)
         return ".".join(str(int(number)) for number in match.groups()) if match else None
 
-    def to_record(self, program: Program) -> dict[str, str | None]:
+    def to_record(self, program: Program) -> ProgramRecord:
         """``target.program`` in the header of a trace."""
         return {"name": self.name, "version": self.version_of(program)}
 

@@ -1,42 +1,314 @@
-"""Records of the trace file, format version 1.
+"""Records of the trace file, format version 2; docs/trace-format.md describes them.
 
-One JSON object a line: a header, events, a footer. Integers are JSON integers of any
-size, pointers are strings ``"0x.."``; the other shapes a value can take are built by the
-functions below, and only by them.
+One JSON object per line: a header, events, a footer. The readers' checks and schema.json follow
+from the types here (trace/schema.py). Python 3.9 evaluates them, hence no `X | None` in them.
 """
 
 from __future__ import annotations
 
 import base64
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Optional, TypedDict, Union
 
 FORMAT = "virtrace-trace"
-VERSION = 1
+VERSION = 2
 
-# A JSON value; typing it exactly would need recursion that mypy's strict mode makes noisy.
+# A JSON value.
 Json = Any
 Record = dict[str, Any]
 
-# Of a `lost` event: why no return of the function was seen.
+# Why the return of a function was not seen: the reason in a `lost` event.
 ENDED = "the trace ended before its return"
 SWITCHED_OFF = "a probe was switched off before its return"
 ROTATED = "the file was full before its return: the recording goes on in the next one"
 
-# Levels of objects and arrays in a line. What walks over them takes up to three calls a level, of
-# the thousand that Python has room for.
+# Levels of nested objects and arrays in a line. Code that walks over them takes up to three calls
+# per level, and Python has room for a thousand.
 MAX_DEPTH = 250
 
-LEVELS = ("dwarf", "pack", "symbol", "inferred", "usdt", "missing")
+# The pair behind a type is a keyword of JSON Schema and its value.
+Count = Annotated[int, ("minimum", 0)]
+Positive = Annotated[int, ("minimum", 1)]
+Address = Annotated[str, ("pattern", "^0x[0-9a-f]+$")]
+BuildId = Annotated[str, ("pattern", "^[0-9a-f]+$")]
+Time = Annotated[str, ("format", "date-time")]
+Level = Annotated[str, ("enum", ("dwarf", "pack", "symbol", "inferred", "usdt", "missing"))]
+Reason = Annotated[str, ("enum", ("done", "limit", "interrupt", "target-exit", "error", "rotated"))]
+TextOrNull = Optional[str]
+Number = Union[int, float]
+NumberOrNull = Optional[Number]
+CountOrNull = Optional[Count]
+PositiveOrNull = Optional[Positive]
+AddressOrNull = Optional[Address]
+BuildIdOrNull = Optional[BuildId]
+
+
+class Unavailable(TypedDict):
+    """A value that is not known, and the reason."""
+
+    unavailable: Annotated[str, ("minLength", 1)]
+
+
+TextOrUnavailable = Union[str, Unavailable]
+
+
+class Clock(TypedDict):
+    """The clock that `t_ns` counts on.
+
+    source: its name, such as CLOCK_MONOTONIC.
+    start_ns: its reading where `t_ns` is 0, ns.
+    """
+
+    source: str
+    start_ns: Count
+
+
+class Engine(TypedDict):
+    """The engine that recorded the trace. version: null if not known."""
+
+    name: str
+    version: TextOrNull
+
+
+class Tool(TypedDict):
+    """The virtrace that recorded the trace. python: version of the interpreter it ran in."""
+
+    virtrace: str
+    engine: Engine
+    python: str
+
+
+class Program(TypedDict):
+    """The traced program, such as libvirt. version: null if not known."""
+
+    name: str
+    version: TextOrNull
+
+
+class _LoadedModule(TypedDict):
+    path: str
+    build_id: BuildIdOrNull
+    base: Address
+
+
+class LoadedModule(_LoadedModule, total=False):
+    """A loaded file that the recipe names.
+
+    remedy: how to get the debug info that it lacks.
+    """
+
+    remedy: TextOrNull
+
+
+class Target(TypedDict):
+    """The traced process. pid: 0 if only its files were resolved, and nothing was traced."""
+
+    pid: Count
+    exe: str
+    program: Program
+    modules: list[LoadedModule]
+
+
+class _Machine(TypedDict):
+    machine: str
+    kernel: str
+    system: TextOrNull
+
+
+class Machine(_Machine, total=False):
+    """The host.
+
+    warnings: what made the trace dangerous for the daemon.
+    """
+
+    warnings: list[str]
+
+
+class Selection(TypedDict):
+    """What of the recipe was recorded.
+
+    where: required values at the entry of a call. calls, seconds: when the recording had to end.
+    """
+
+    where: dict[str, str]
+    calls: PositiveOrNull
+    seconds: NumberOrNull
+
+
+class Limits(TypedDict, total=False):
+    """What the trace was allowed to cost; an engine that never stops threads has no first two.
+
+    max_stop_ms: ms that one call may be held.
+    max_load: percent of each second that the daemon may stand.
+    max_events, max_bytes: of the recording.
+    """
+
+    max_stop_ms: Number
+    max_load: Number
+    max_events: int
+    max_bytes: int
+
+
+class Part(TypedDict):
+    """Place of this file in a recording of several files.
+
+    number: from 1. open: the calls that began in an earlier file.
+    """
+
+    number: Positive
+    open: list[Count]
+
+
+class _ProbeRecord(TypedDict):
+    name: str
+    kind: str
+    role: TextOrNull
+    module: TextOrNull
+    offset: AddressOrNull
+    level: Level
+    why: TextOrNull
+
+
+class ProbeRecord(_ProbeRecord, total=False):
+    """What a probe of the recipe resolved to; `role` as in recipe/roles.py.
+
+    taken: the alternative that was found. lacks: values that cannot be read at this level.
+    """
+
+    taken: TextOrNull
+    lacks: list[str]
+
+
+class _HeaderInEveryVersion(TypedDict):
+    type: Literal["header"]
+    format: str
+    version: int
+    started: Time
+    clock: Clock
+    host: Machine
+    recipe: Record
+
+
+class HeaderInEveryVersion(_HeaderInEveryVersion, total=False):
+    """What no version of the format changed. redacted: kinds of names that were kept."""
+
+    selection: Selection
+    limits: Limits
+    command: TextOrNull
+    part: Part
+    redacted: list[str]
+
+
+class Header(HeaderInEveryVersion):
+    """The first record of a trace."""
+
+    tool: Tool
+    target: Target
+    probes: list[ProbeRecord]
+
+
+class _EventRecord(TypedDict):
+    type: Annotated[str, ("enum", ("enter", "exit", "point", "line", "lost"))]
+    seq: Count
+    t_ns: Count
+    tid: Count
+    name: str
+    span: CountOrNull
+    parent: CountOrNull
+    call: CountOrNull
+    values: Record
+
+
+class EventRecord(_EventRecord, total=False):
+    """The record of an `Event`; `span` is null of points and lines alone."""
+
+    answers: Count
+
+
+class FileStatus(TypedDict):
+    """Type and size of a disk's file or device; links are followed."""
+
+    type: Annotated[str, ("enum", ("file", "block device", "other"))]
+    size_bytes: Count
+    allocated_bytes: Count
+
+
+FileStatusOrUnavailable = Union[FileStatus, Unavailable]
+
+
+class HostRecord(TypedDict):
+    """What the host said about a disk, after the last event."""
+
+    type: Literal["host"]
+    collected: Time
+    domain: str
+    disk: str
+    path: TextOrNull
+    xml: TextOrUnavailable
+    stat: FileStatusOrUnavailable
+    file_system: TextOrUnavailable
+    image_info: Record
+    lvm: Record
+
+
+class SwitchedOff(TypedDict):
+    """A probe that exceeded its budget; it has no events after t_ns."""
+
+    type: Literal["switched-off"]
+    t_ns: Count
+    name: str
+    kind: Annotated[str, ("enum", ("line", "point", "span"))]
+    why: str
+
+
+class _StoppedNs(TypedDict):
+    total: Count
+    max: Count
+
+
+class StoppedNs(_StoppedNs, total=False):
+    """How long threads of the process were stopped, ns.
+
+    gdb: processor time that GDB spent between the stops, ns.
+    """
+
+    gdb: Count
+
+
+class _Footer(TypedDict):
+    type: Literal["footer"]
+    reason: Reason
+    events: Count
+    dropped: Count
+    hits: dict[str, Count]
+    detached: bool
+    stopped_ns: StoppedNs
+
+
+class Footer(_Footer, total=False):
+    """The last record of a trace that was not cut short.
+
+    t_ns: when it ended, on the clock of the events, ns; older files lack it.
+    """
+
+    t_ns: Count
 
 
 class Event(NamedTuple):
-    """One thing that happened.
+    """One event.
 
-    type: enter, exit, point, line or lost. seq: its place in the file, from 0.
-    t_ns: monotonic nanoseconds since the trace started. tid: the kernel's thread id.
-    name: the probe. span: of enter and exit. parent: the span it happened in.
-    call: the span of the outermost traced API call, None outside of one.
+    type: enter, exit, point, line or lost.
+    seq: its index among the events of the file.
+    t_ns: time since the trace started, ns.
+    tid: the kernel's thread id.
+    name: the probe.
+    span: the span that begins or ends; None for a point or a line.
+    parent: the span that it happened in.
+    call: the outermost span that it happened in; None outside of traced calls.
+    values: what was captured, by the names that the recipe gives.
+    answers: `seq` of the request that this event answers, if it is in the same file.
+    role: of the probe, from the header (recipe/roles.py). Not in the record.
+    has_json: whether `values` holds `json`, parsed from the text. Not in the record.
     """
 
     type: str
@@ -48,21 +320,36 @@ class Event(NamedTuple):
     parent: int | None
     call: int | None
     values: Record
+    answers: int | None = None
+    role: str | None = None
+    has_json: bool = False
 
     def to_record(self) -> Record:
-        return self._asdict()
+        """Return the record of the event, as it is in the file."""
+        record = dict(zip(_KEYS, self))
+        if self.answers is not None:
+            record["answers"] = self.answers
+        values = self.values
+        if self.has_json:
+            values = {name: value for name, value in values.items() if name != "json"}
+        record["values"] = values
+        return record
 
     @classmethod
     def from_record(cls, record: Record) -> Event:
-        """KeyError where a key of version 1 is absent; keys added later are ignored."""
-        return cls._make(_PARTS(record))
+        """Make the event of a record. Unknown keys are ignored.
+
+        Raises: KeyError if a key is missing.
+        """
+        return cls._make((*_PARTS(record), record.get("answers"), None, False))
 
 
-_PARTS = itemgetter(*Event._fields)
+_KEYS = ("type", "seq", "t_ns", "tid", "name", "span", "parent", "call")
+_PARTS = itemgetter(*_KEYS, "values")
 
 
 def as_argument(value: Json) -> str:
-    """A value as the argument of a command has it, where bytes that are no text are, too."""
+    """Return a value as a command-line argument has it, including bytes that are not UTF-8."""
     if isinstance(value, dict) and set(value) == {"bytes"}:
         return base64.b64decode(value["bytes"]).decode("utf-8", "surrogateescape")
     return str(value)
@@ -81,23 +368,26 @@ def is_unavailable(value: Json) -> bool:
 
 
 def is_deeper(value: Json, most: int) -> bool:
-    """Whether objects and arrays are nested in more levels than that. Not recursive itself."""
+    """Return whether objects and arrays are nested in more than `most` levels."""
     level = [value]
     for _ in range(most + 1):
-        level = [one for one in level if isinstance(one, (dict, list))]
-        if not level:
+        containers = [part for part in level if isinstance(part, (dict, list))]
+        if not containers:
             return False
         level = [
-            inner for one in level for inner in (one.values() if isinstance(one, dict) else one)
+            inner
+            for outer in containers
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
         ]
     return True
 
 
 def text(raw: bytes, length: int | None = None) -> Json:
-    """A C string as it stood in memory, without its NUL.
+    """Return the value of a C string: text, or base64 if it is not UTF-8.
 
-    length: the whole string's length in bytes, where ``raw`` is only its beginning.
-    Text that is not UTF-8 becomes base64; a cut never splits a character.
+    raw: its bytes, without the NUL.
+    length: of the whole string in bytes, if `raw` is only its beginning. A cut never splits a
+    character.
     """
     if length is None:
         try:

@@ -5,100 +5,38 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, Union
+from typing import BinaryIO, Protocol, cast
 
 from virtrace.errors import IncompleteError, TraceError, typed
 from virtrace.files import open_input
 from virtrace.trace import archive
 from virtrace.trace.compression import GZIP, ZSTD, Inflated
-from virtrace.trace.format import FORMAT, MAX_DEPTH, VERSION, Event, Json, Record, is_deeper
+from virtrace.trace.format import (
+    FORMAT,
+    MAX_DEPTH,
+    VERSION,
+    Event,
+    EventRecord,
+    Footer,
+    Header,
+    HostRecord,
+    Record,
+    SwitchedOff,
+    is_deeper,
+)
+from virtrace.trace.json_text import LONGEST_NUMBER, bounded_integer, parsed, texts_of
+from virtrace.trace.schema import ShapeError, check
+from virtrace.trace.upgrade import HeaderOfVersion1, UpgradedEvents, upgraded_header
 
 EVENT_TYPES = ("enter", "exit", "point", "line", "lost")
 
-# What version 1 says of a value: its JSON type or types, or the shape of an object, in which a
-# name that ends in `?` may be missing. schema.json says the same for everybody else; a test holds
-# the two together.
-_Shape = Union[type, tuple[type, ...], "list[Any]", Mapping[str, Any]]
-_ANY = "*"  # every key of an object that has no fixed ones
-_TEXT_OR_NULL = (str, type(None))
-_INT_OR_NULL = (int, type(None))
-
-_PART: Mapping[str, _Shape] = {"number": int, "open": [int]}
-_HEADER: Mapping[str, _Shape] = {
-    "started": str,
-    "clock": {"source": str, "start_ns": int},
-    "tool": {"virtrace": str, "gdb": str, "python": str},
-    "target": {
-        "pid": int,
-        "exe": str,
-        "libvirt_version": _TEXT_OR_NULL,
-        "modules": [
-            {"path": str, "build_id": _TEXT_OR_NULL, "base": str, "remedy?": _TEXT_OR_NULL}
-        ],
-    },
-    "host": {"machine": str, "kernel": str, "system": _TEXT_OR_NULL, "warnings?": [str]},
-    "recipe": dict,
-    "selection?": {
-        "where": {_ANY: str},
-        "calls": _INT_OR_NULL,
-        "seconds": (int, float, type(None)),
-    },
-    "command?": _TEXT_OR_NULL,
-    "part?": _PART,
-    "redacted?": [str],
-    "probes": [
-        {
-            "name": str,
-            "kind": str,
-            "module": _TEXT_OR_NULL,
-            "offset": _TEXT_OR_NULL,
-            "level": str,
-            "taken?": _TEXT_OR_NULL,
-            "why": _TEXT_OR_NULL,
-            "lacks?": [str],
-        }
-    ],
-}
-_EVENT: Mapping[str, _Shape] = {
-    "seq": int,
-    "t_ns": int,
-    "tid": int,
-    "name": str,
-    "span": _INT_OR_NULL,
-    "parent": _INT_OR_NULL,
-    "call": _INT_OR_NULL,
-    "values": dict,
-}
-_SPAN_EVENT = {**_EVENT, "span": int}
-_FOOTER: Mapping[str, _Shape] = {
-    "reason": str,
-    "t_ns?": int,
-    "events": int,
-    "dropped": int,
-    "hits": {_ANY: int},
-    "detached": bool,
-    "stopped_ns": {"total": int, "max": int, "gdb?": int},
-}
-_SWITCHED_OFF: Mapping[str, _Shape] = {"t_ns": int, "name": str, "kind": str, "why": str}
-_HOST: Mapping[str, _Shape] = {
-    "collected": str,
-    "domain": str,
-    "disk": str,
-    "path": _TEXT_OR_NULL,
-    "xml": (str, dict),
-    "stat": dict,
-    "file_system": (str, dict),
-    "image_info": dict,
-    "lvm": dict,
-}
-
-# The longest line: libvirt takes replies of QEMU up to 10 MiB, and a line has a reply as text and
-# as JSON. A long one has to be looked at for how much it holds. Of files that can be far larger
+# The longest line: libvirt takes replies of QEMU up to 10 MiB, and version 1 has a reply as text
+# and as JSON. A long one has to be looked at for how much it holds. Of files that can be far larger
 # than they are: how many events can be of calls that are open at a time.
 _LONGEST_LINE = 24 << 20
 _LONG_LINE = 1 << 20
@@ -106,9 +44,8 @@ _MOST_VALUES = 500_000
 _MOST_OPEN = 200_000
 _BUFFER = 1 << 16
 _OFTEN = 1024
-_LONGEST_NUMBER = 40
 _TOO_DEEP = f"it has more than {MAX_DEPTH} levels of objects and arrays"
-_LONG_NUMBER = b"0" * (_LONGEST_NUMBER + 1)
+_LONG_NUMBER = b"0" * (LONGEST_NUMBER + 1)
 # Any digit is a zero in it, and what opens an array opens an object.
 _OUTLINE = bytes.maketrans(b"123456789[", b"000000000{")
 
@@ -125,19 +62,19 @@ class Recording(Protocol):
     """
 
     def __iter__(self) -> Iterator[Event]: ...
-    def host_records(self) -> list[Record]:
+    def host_records(self) -> list[HostRecord]:
         """The same as `host`, before the events were read."""
 
     @property
-    def header(self) -> Record: ...
+    def header(self) -> Header: ...
     @property
-    def footer(self) -> Record | None: ...
+    def footer(self) -> Footer | None: ...
     @property
     def problems(self) -> list[str]: ...
     @property
-    def host(self) -> list[Record]: ...
+    def host(self) -> list[HostRecord]: ...
     @property
-    def switched_off(self) -> list[Record]: ...
+    def switched_off(self) -> list[SwitchedOff]: ...
     @property
     def last_ns(self) -> int: ...
     @property
@@ -150,19 +87,19 @@ class Recording(Protocol):
 class Trace:
     """What a file holds, in its order. See Recording."""
 
-    header: Record
+    header: Header
     events: list[Event] = field(default_factory=list)
-    footer: Record | None = None
+    footer: Footer | None = None
     problems: list[str] = field(default_factory=list)
-    host: list[Record] = field(default_factory=list)
-    switched_off: list[Record] = field(default_factory=list)
+    host: list[HostRecord] = field(default_factory=list)
+    switched_off: list[SwitchedOff] = field(default_factory=list)
 
     most_open = None
 
     def __iter__(self) -> Iterator[Event]:
         return iter(self.events)
 
-    def host_records(self) -> list[Record]:
+    def host_records(self) -> list[HostRecord]:
         return self.host
 
     @property
@@ -174,10 +111,6 @@ class Trace:
         return len(self.events)
 
 
-class _BrokenLine(Exception):
-    """Not a record of a version 1 trace; the message says why."""
-
-
 class TraceStream:
     """A trace that is read anew each time its events are asked for. See Recording."""
 
@@ -187,10 +120,10 @@ class TraceStream:
         path: how errors name it. file: where it is open already.
         """
         self.path = path
-        self.footer: Record | None = None
+        self.footer: Footer | None = None
         self.problems: list[str] = []
-        self.host: list[Record] = []
-        self.switched_off: list[Record] = []
+        self.host: list[HostRecord] = []
+        self.switched_off: list[SwitchedOff] = []
         self.last_ns = 0
         self.count = 0
         # Bytes of the lines so far, unpacked.
@@ -201,7 +134,7 @@ class TraceStream:
         try:
             self._size = os.fstat(self._file.fileno()).st_size
             self._read_by = _way_to_read(self._file, path)
-            self.header = _header(next(self._lines(), (0, None))[1], path)
+            self.header, self._version = _header(next(self._lines(), (0, None))[1], path)
         except BaseException:
             self._file.close()
             raise
@@ -238,14 +171,15 @@ class TraceStream:
         self.last_ns = self.count = self.length = 0
         lines = self._lines()
         next(lines)
+        complete = _Completing(self.header, self._version).completed
         for number, line in lines:
             try:
                 record = _parse(line)
                 if self.footer is not None:
-                    raise _BrokenLine("there is more after the footer")
+                    raise ShapeError("there is more after the footer")
                 kind = record.get("type")
                 if kind in EVENT_TYPES:
-                    event = _event(record)
+                    event = complete(_event(record))
                     self.count += 1
                     self.length += len(line)
                     if not self.count % _OFTEN:
@@ -255,7 +189,7 @@ class TraceStream:
                     yield event
                 else:
                     self._take(record)
-            except _BrokenLine as broken:
+            except ShapeError as broken:
                 # A line without its end is the last one: its writer died over it.
                 if line.endswith(b"\n"):
                     unpacked = "" if self.most_open is None else " of it, unpacked"
@@ -269,32 +203,32 @@ class TraceStream:
         self.told(True)
         self.problems += _missing(self.count, self.header, self.footer)
 
-    def host_records(self) -> list[Record]:
+    def host_records(self) -> list[HostRecord]:
         found = []
         for _, line in self._lines():
             if b'"host"' in line:
-                with suppress(_BrokenLine):
+                with suppress(ShapeError):
                     record = _parse(line)
                     if record.get("type") == "host":
-                        _check(record, _HOST)
-                        found.append(record)
+                        check(record, HostRecord)
+                        found.append(cast("HostRecord", record))
         return found
 
     def _take(self, record: Record) -> None:
         kind = record.get("type")
         if kind == "footer":
-            _check(record, _FOOTER)
-            self.footer = record
+            check(record, Footer)
+            self.footer = cast("Footer", record)
         elif kind == "host":
-            _check(record, _HOST)
-            self.host.append(record)
+            check(record, HostRecord)
+            self.host.append(cast("HostRecord", record))
         elif kind == "switched-off":
-            _check(record, _SWITCHED_OFF)
-            self.switched_off.append(record)
+            check(record, SwitchedOff)
+            self.switched_off.append(cast("SwitchedOff", record))
         elif kind == "header":
-            raise _BrokenLine("a second header: two traces in one file")
+            raise ShapeError("a second header: two traces in one file")
         elif not isinstance(kind, str):
-            raise _BrokenLine("it has no type")
+            raise ShapeError("it has no type")
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
         """(number from 1, line); blank lines, which an editor may leave, are passed over."""
@@ -332,16 +266,9 @@ def require_whole(trace: Recording, path: str | Path) -> None:
         )
 
 
-def schema() -> Record:
-    """The JSON Schema (2020-12) of one line of a trace."""
-    text = Path(__file__).with_name("schema.json").read_text(encoding="utf-8")
-    document: Record = json.loads(text)
-    return document
-
-
-def _missing(events: int, header: Record, footer: Record | None) -> list[str]:
+def _missing(events: int, header: Header, footer: Footer | None) -> list[str]:
     problems = []
-    if cut := header.get("part", {}).get("open"):
+    if "part" in header and (cut := header["part"]["open"]):
         listed = ", ".join(map(str, cut))
         problems.append(f"open at its start, and begun in a file before: calls {listed}")
     if footer is None:
@@ -427,20 +354,14 @@ def _parse(line: bytes) -> Record:
         # As json.loads does, which looks at each line for its encoding first.
         record = decode(line.decode("utf-8", "surrogatepass"))
     except ValueError as error:
-        raise _BrokenLine(str(error)) from error
+        raise ShapeError(str(error)) from error
     except RecursionError as error:
-        raise _BrokenLine(_TOO_DEEP) from error
+        raise ShapeError(_TOO_DEEP) from error
     if not isinstance(record, dict):
-        raise _BrokenLine("it is not a JSON object")
+        raise ShapeError("it is not a JSON object")
     if outline.count(b"{") > MAX_DEPTH and is_deeper(record, MAX_DEPTH):
-        raise _BrokenLine(_TOO_DEEP)
+        raise ShapeError(_TOO_DEEP)
     return record
-
-
-def _bounded(digits: str) -> int:
-    if len(digits) > _LONGEST_NUMBER:
-        raise ValueError(f"a number of {len(digits)} digits")
-    return int(digits)
 
 
 def _event(record: Record) -> Event:
@@ -448,10 +369,10 @@ def _event(record: Record) -> Event:
         event = Event.from_record(record)
     except KeyError:
         # Says which one is missing.
-        _check(record, _EVENT)
+        check(record, EventRecord)
         raise
-    kind, seq, t_ns, tid, name, span, parent, call, values = event
-    # Asked one by one: what _check does would take as long as to read the line.
+    kind, seq, t_ns, tid, name, span, parent, call, values, answers, *_ = event
+    # Compared here: check() would take as long as to read the line.
     if not (
         type(seq) is type(t_ns) is type(tid) is int
         and type(name) is str
@@ -459,26 +380,49 @@ def _event(record: Record) -> Event:
         and (type(span) is int or (span is None and kind in ("point", "line")))
         and (parent is None or type(parent) is int)
         and (call is None or type(call) is int)
+        and (answers is None or type(answers) is int)
     ):
-        _check(record, _EVENT if kind in ("point", "line") else _SPAN_EVENT)
+        check(record, EventRecord)
+        raise ShapeError("'span' is not an integer")
     return event
 
 
+class _Completing:
+    """Adds to the events of a trace what is not in their records."""
+
+    def __init__(self, header: Header, version: int) -> None:
+        self._roles = {probe["name"]: probe["role"] for probe in header["probes"]}
+        self._texts = texts_of(header["recipe"])
+        self._upgraded = UpgradedEvents().upgraded if version == 1 else None
+
+    def completed(self, event: Event) -> Event:
+        role = self._roles.get(event.name)
+        if self._upgraded is not None:
+            return self._upgraded(event._replace(role=role))
+        if event.name not in self._texts or event.type != "point":
+            return event._replace(role=role)
+        document = parsed(event.values.get(self._texts[event.name]))
+        if document is None:
+            return event._replace(role=role)
+        return event._replace(role=role, values={**event.values, "json": document}, has_json=True)
+
+
 _decode = json.JSONDecoder().decode
-_decode_bounded = json.JSONDecoder(parse_int=_bounded).decode
+_decode_bounded = json.JSONDecoder(parse_int=bounded_integer).decode
 
 
-def _header(line: bytes | None, path: str | Path) -> Record:
+def _header(line: bytes | None, path: str | Path) -> tuple[Header, int]:
+    """Return the header in the newest version, and the version that the file has."""
     try:
         if line is None:
-            raise _BrokenLine("it is empty or is no JSON text")
+            raise ShapeError("it is empty or is no JSON text")
         record = _parse(line)
         if record.get("type") != "header" or record.get("format") != FORMAT:
-            raise _BrokenLine("its first line is not the header of one")
+            raise ShapeError("its first line is not the header of one")
         version = record.get("version")
         if type(version) is not int or version < 1:
-            raise _BrokenLine("its header has no version")
-    except _BrokenLine as broken:
+            raise ShapeError("its header has no version")
+    except ShapeError as broken:
         raise TraceError(
             f"{path} is not a virtrace trace, or was cut short in its first line: {broken}",
             "name the .jsonl file that the trace was written to",
@@ -489,61 +433,29 @@ def _header(line: bytes | None, path: str | Path) -> Record:
             f"this virtrace understands version {VERSION}",
             f"use the virtrace that wrote it, or a newer one ({_writer(record)})",
         )
-    problem = header_problem(record)
-    if problem is not None:
-        raise TraceError(
-            f"{path}:1: not the header of a trace: {problem}", "take a fresh copy of the file"
-        )
-    return record
-
-
-def header_problem(record: Json) -> str | None:
-    """What is wrong with the header of a trace, which may be a stranger's; None: nothing."""
     try:
-        _check(record, _HEADER)
-    except _BrokenLine as broken:
-        return str(broken)
-    return _TOO_DEEP if is_deeper(record, MAX_DEPTH) else None
+        return read_header(record), version
+    except ShapeError as broken:
+        raise TraceError(
+            f"{path}:1: not the header of a trace: {broken}", "take a fresh copy of the file"
+        ) from broken
+
+
+def read_header(record: Record) -> Header:
+    """Check the header of a trace, which may be a stranger's, and return it in the newest version.
+
+    Raises: ShapeError, which says what is wrong with it.
+    """
+    if is_deeper(record, MAX_DEPTH):
+        raise ShapeError(_TOO_DEEP)
+    if record.get("version") == 1:
+        check(record, HeaderOfVersion1)
+        return upgraded_header(cast("HeaderOfVersion1", record))
+    check(record, Header)
+    return cast("Header", record)
 
 
 def _writer(header: Record) -> str:
     tool = header.get("tool")
     version = tool.get("virtrace") if isinstance(tool, dict) else None
     return f"written by virtrace {version}" if version else "its header does not say which"
-
-
-def _check(value: Json, shape: _Shape, key: str = "") -> None:
-    if isinstance(shape, (type, tuple)):
-        kinds = shape if isinstance(shape, tuple) else (shape,)
-        # Not isinstance: true is no integer in JSON.
-        if type(value) not in kinds:
-            wanted = " or ".join(_JSON_NAMES[kind] for kind in kinds)
-            raise _BrokenLine(f"{key!r} is not {wanted}")
-    elif isinstance(shape, list):
-        _check(value, list, key)
-        for index, item in enumerate(value):
-            _check(item, shape[0], f"{key}[{index}]")
-    else:
-        _check(value, dict, key)
-        if _ANY in shape:
-            for name, inner in value.items():
-                _check(inner, shape[_ANY], f"{key}.{name}")
-            return
-        for name, expected in shape.items():
-            bare = name.removesuffix("?")
-            where = f"{key}.{bare}" if key else bare
-            if bare in value:
-                _check(value[bare], expected, where)
-            elif bare == name:
-                raise _BrokenLine(f"{where!r} is missing")
-
-
-_JSON_NAMES = {
-    str: "a string",
-    int: "an integer",
-    float: "a number",
-    bool: "true or false",
-    dict: "an object",
-    list: "an array",
-    type(None): "null",
-}

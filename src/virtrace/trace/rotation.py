@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from virtrace.errors import TraceError
-from virtrace.trace.format import ROTATED, Record
+from virtrace.trace.format import ROTATED, Footer, Header, Record
 from virtrace.trace.writer import Writer
 
 _ENDING = re.compile(r"(\.jsonl)?(\.gz|\.zst)?$")
@@ -65,14 +66,14 @@ class RotatingWriter(Writer):
         self._ended_size = 0
         self._is_stuck = False
         # The footer that this file ends with, once there is more to write.
-        self._due: Record | None = None
+        self._due: Footer | None = None
         # Of this file, and of the footer when it began.
         self._events = 0
         self._dropped = 0
         # By span, without its values: what is open, and the file that it began in.
         self._open: dict[int, tuple[int, Record]] = {}
         self._last_ns = 0
-        self._switched_off: list[Record] = []
+        self._switched_off: list[Mapping[str, Any]] = []
 
     @property
     def size(self) -> int:
@@ -84,18 +85,18 @@ class RotatingWriter(Writer):
         is_due = self._events and self._size >= full and self._due is None
         return bool(is_due) and not self._is_stuck
 
-    def begin(self, header: Record) -> None:
+    def begin(self, header: Header) -> None:
         self._header = header
         super().write([self._own_header()])
 
-    def finish(self, footer: Record) -> None:
+    def finish(self, footer: Footer) -> None:
         dropped = footer["dropped"] - self._dropped
         super().finish({**footer, "events": self._events, "dropped": dropped})
 
-    def rotate(self, footer: Record) -> None:
+    def rotate(self, footer: Footer) -> None:
         self._due = footer
 
-    def write(self, records: Iterable[Record]) -> None:
+    def write(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Also TraceError, once, where the next file cannot be made: this one goes on."""
         if self._due is not None:
             footer, self._due = self._due, None
@@ -111,7 +112,7 @@ class RotatingWriter(Writer):
         for record in own:
             self._note(record)
 
-    def _note(self, record: Record) -> None:
+    def _note(self, record: Mapping[str, Any]) -> None:
         kind = record["type"]
         if kind == "switched-off":
             self._switched_off.append(record)
@@ -122,7 +123,7 @@ class RotatingWriter(Writer):
         elif kind in ("exit", "lost"):
             self._open.pop(record["span"], None)
 
-    def _begin_next(self, footer: Record) -> None:
+    def _begin_next(self, footer: Footer) -> None:
         still_open = dict(self._open)
         self._number += 1
         try:
@@ -148,7 +149,7 @@ class RotatingWriter(Writer):
         while self._keep is not None and len(self._ended) >= self._keep:
             _remove(*self._ended.pop(0))
 
-    def _own_header(self) -> Record:
+    def _own_header(self) -> Header:
         calls = {record["call"] for _, record in self._open.values()} - {None}
         return {**self._header, "part": {"number": self._number, "open": sorted(calls)}}
 

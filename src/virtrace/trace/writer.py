@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
 from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from virtrace.errors import TraceError
 from virtrace.files import create_private, open_own
 from virtrace.trace.compression import Packer, is_packed, last_part
-from virtrace.trace.format import Record
+from virtrace.trace.format import Footer, Header
 
 _LONGEST_FOOTER = 1 << 20
 
@@ -52,19 +52,19 @@ class Writer:
         """Whether it is time to ``rotate``."""
         return False
 
-    def rotate(self, footer: Record) -> None:
+    def rotate(self, footer: Footer) -> None:
         """What is written next goes to a new file. footer: of this one."""
         raise NotImplementedError
 
-    def begin(self, header: Record) -> None:
+    def begin(self, header: Header) -> None:
         """The first record; TraceError as of write."""
         self.write([header])
 
-    def write(self, records: Iterable[Record]) -> None:
+    def write(self, records: Iterable[Mapping[str, Any]]) -> None:
         """All of the records, or none of them and TraceError where the disk does not take them."""
         self._write(_encoded(records))
 
-    def finish(self, footer: Record) -> None:
+    def finish(self, footer: Footer) -> None:
         """The last record, so that others can be inserted before it; TraceError as of write."""
         self._write(b"", last=True)
         self._write(_encoded([footer]), last=True)
@@ -104,7 +104,9 @@ class Writer:
         self.path.unlink()
 
 
-def insert_before_footer(path: Path, made: Callable[[BinaryIO], Iterable[Record]]) -> None:
+def insert_before_footer(
+    path: Path, made: Callable[[BinaryIO], Iterable[Mapping[str, Any]]]
+) -> None:
     """Add records that are no events to a trace that has ended; nobody may be writing to it.
 
     made: of the trace, which is opened once. TraceError where it is not ours, has no footer, or
@@ -149,7 +151,7 @@ def _last_line(file: FileIO) -> tuple[int, bytes]:
     return begin + start, tail[start:]
 
 
-def _encoded(records: Iterable[Record]) -> bytes:
+def _encoded(records: Iterable[Mapping[str, Any]]) -> bytes:
     encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
     # Half of a character, or a byte of a name that is no UTF-8, is in a string: an escape of JSON.
     return "".join(f"{encode(record)}\n" for record in records).encode("utf-8", "backslashreplace")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime
+from typing import Literal
 
 from virtrace.analysis.compare.model import Hidden, Timing
 from virtrace.analysis.compare.values import Values
 from virtrace.analysis.summary import Summary
-from virtrace.trace.format import Json, Record
+from virtrace.trace.format import Header, Json
 from virtrace.trace.reader import Recording
 
 # A duration differs if it is more than this ratio, and at least this much, longer.
@@ -36,7 +37,7 @@ def values_of(a: Recording, b: Recording) -> Values:
     )
 
 
-def _is_later(a: Record, b: Record) -> bool:
+def _is_later(a: Header, b: Header) -> bool:
     """Whether the first trace began after the second; False if that is not known."""
     if a["clock"]["source"] == b["clock"]["source"]:
         return bool(a["clock"]["start_ns"] > b["clock"]["start_ns"])
@@ -62,7 +63,9 @@ def hidden(
                 yield Hidden(side, name, why or "no reason is given")
 
 
-def _loaded(a: Recording, b: Recording, key: str) -> list[tuple[Json, Json]]:
+def _loaded(
+    a: Recording, b: Recording, key: Literal["base", "build_id"]
+) -> list[tuple[Json, Json]]:
     """A property of each file that both have loaded. key: ``base`` or ``build_id``."""
     of_a, of_b = (
         {module["path"]: module[key] for module in trace.header["target"]["modules"]}
@@ -85,7 +88,7 @@ def settings(a: Recording, b: Recording) -> Iterator[str]:
     if any(recipes[0].get(part) != recipes[1].get(part) for part in ("spans", "points")):
         names = " and ".join(dict.fromkeys(str(recipe.get("name")) for recipe in recipes))
         yield f"the recipes ({names}) differ: only what both trace is compared"
-    versions = [trace.header["target"]["libvirt_version"] for trace in (a, b)]
+    versions = [trace.header["target"]["program"]["version"] for trace in (a, b)]
     builds = _loaded(a, b, "build_id")
     if versions[0] == versions[1] and any(
         None not in pair and len(set(pair)) > 1 for pair in builds

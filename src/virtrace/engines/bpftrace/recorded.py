@@ -46,7 +46,7 @@ from virtrace.plan.file import (
 from virtrace.recipe.model import Recipe
 from virtrace.recipe.path import CALLER
 from virtrace.recipe.selection import Limits, Selection
-from virtrace.trace.format import ENDED, Json, Record
+from virtrace.trace.format import ENDED, Footer, Header
 from virtrace.trace.writer import Writer
 
 # After a failed read, which bpftrace does not say the thread of: heartbeats of each processor
@@ -478,10 +478,10 @@ class Session:
         self._lost = 0
         self._hits = {probe["name"]: 0 for probe in plan.header["probes"]}
 
-    def begin(self, started: Started, **more: Json) -> None:
-        """more: of the header, that only who runs it knows."""
+    def begin(self, started: Started, command: str | None = None) -> None:
+        """command: what is run, if anything."""
         self._started_ns = started.ns
-        header = {
+        header: Header = {
             **self._plan.header,
             "started": datetime.fromtimestamp(started.epoch, timezone.utc).isoformat(),
             # bpf_ktime_get_boot_ns(), which bpftrace asks.
@@ -492,9 +492,13 @@ class Session:
                 "seconds": self._selection.seconds,
             },
             "limits": {"max_events": self._limits.events, "max_bytes": self._limits.bytes},
-            **more,
+            "tool": {
+                **self._plan.header["tool"],
+                "engine": {"name": "bpftrace", "version": None},
+            },
         }
-        header["tool"] = {**header["tool"], "engine": "bpftrace"}
+        if command is not None:
+            header["command"] = command
         self._output.begin(header)
 
     def event(self, happened: Happened) -> None:
@@ -551,7 +555,7 @@ class Session:
             self.failure = self.failure or error
             self.done = "error"
 
-    def _footer(self, reason: str) -> Record:
+    def _footer(self, reason: str) -> Footer:
         return {
             "type": "footer",
             "reason": reason,

@@ -15,7 +15,7 @@ from subprocess import CompletedProcess
 from virtrace.errors import TargetError
 from virtrace.image.model import Program
 from virtrace.image.process import Process, inspect
-from virtrace.trace.format import Record
+from virtrace.trace.format import Header
 
 _PACKAGE = Path(__file__).resolve().parents[2]
 # Nothing of the user's, of the current folder or of a traced file is executed.
@@ -71,7 +71,7 @@ def backtrace(pid: int) -> str:
     return done.stdout[start + 1 :]
 
 
-def check(recipe: str, process: Program, debug_files: Mapping[str, Path] | None = None) -> Record:
+def check(recipe: str, process: Program, debug_files: Mapping[str, Path] | None = None) -> Header:
     """What a recipe would resolve to on a process, as the header of a trace; it is not touched.
 
     process: one that runs, or files that none runs.
@@ -79,7 +79,7 @@ def check(recipe: str, process: Program, debug_files: Mapping[str, Path] | None 
     debug_files: from debuginfod, by build-id. TargetError with GDB's own words where it cannot
     be found out.
     """
-    header: Record = json.loads(asked("check", recipe, process, debug_files))
+    header: Header = json.loads(asked("check", recipe, process, debug_files))
     return header
 
 

@@ -1,0 +1,78 @@
+"""Roles of probes: what an event means to those who read a trace, whatever its probe is called.
+
+A recipe can give a probe a role; the names and captures below imply one. docs/recipes.md says which
+values each role is read by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+QMP_COMMAND = "qmp.command"
+QMP_REPLY = "qmp.reply"
+QMP_EVENT = "qmp.event"
+# Any other point that a point of the recipe answers, and the point that answers it.
+REQUEST = "request"
+REPLY = "reply"
+# An error with its message; the place in the source where an error was raised; a message that
+# other errors of the same failure repeat.
+ERROR = "error"
+ERROR_PLACE = "error.place"
+ERROR_AGAIN = "error.again"
+RPC_CALL = "rpc.call"
+RPC_RECEIVED = "rpc.received"
+RPC_CLIENT = "rpc.client"
+RPC_PROCEDURE = "rpc.procedure"
+RPC_DOMAIN = "rpc.domain"
+RPC_REPLY = "rpc.reply"
+# A function that takes a lock, with its owner at the entry.
+LOCK = "lock"
+# A call that returns the three sizes of a disk.
+DISK_SIZES = "disk.sizes"
+
+REQUESTS = frozenset({QMP_COMMAND, REQUEST})
+REPLIES = frozenset({QMP_REPLY, REPLY})
+
+OF_SPANS = (DISK_SIZES, LOCK, RPC_CALL)
+OF_POINTS = (
+    *(ERROR, ERROR_AGAIN, ERROR_PLACE, QMP_COMMAND, QMP_EVENT, QMP_REPLY, REPLY, REQUEST),
+    *(RPC_CLIENT, RPC_DOMAIN, RPC_PROCEDURE, RPC_RECEIVED, RPC_REPLY),
+)
+
+_IMPLIED = {
+    "qmp.send": QMP_COMMAND,
+    "qmp.reply": QMP_REPLY,
+    "qmp.event": QMP_EVENT,
+    "error": ERROR,
+    "error.raised": ERROR_PLACE,
+    "error.system": ERROR_PLACE,
+    "rpc.received": RPC_RECEIVED,
+    "rpc.client": RPC_CLIENT,
+    "rpc.procedure": RPC_PROCEDURE,
+    "rpc.domain": RPC_DOMAIN,
+    "rpc.reply": RPC_REPLY,
+}
+
+
+def of_point(name: str, *, is_answered: bool = False, answers: bool = False) -> str | None:
+    """Return the role that a point without `role:` has.
+
+    is_answered, answers: whether another point answers it, and whether it answers one.
+    """
+    if name in _IMPLIED:
+        return _IMPLIED[name]
+    if name.startswith("error."):
+        return ERROR_AGAIN
+    return REQUEST if is_answered else REPLY if answers else None
+
+
+def of_span(entry: Collection[str], exit_: Collection[str]) -> str | None:
+    """Return the role that a span without `role:` has.
+
+    entry, exit_: names of the values that are captured at its entry and at its return.
+    """
+    if {"client", "program", "serial"} <= set(entry):
+        return RPC_CALL
+    if "owner" in entry or "async_owner" in entry:
+        return LOCK
+    return DISK_SIZES if "disk" in entry and "info" in exit_ else None
