@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from virtrace.bundle import archive, verify
 from virtrace.bundle.collect import PAGE, Bundle, make
@@ -36,7 +36,7 @@ _PIECE = 1 << 20
 _PATIENCE = 1.0
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "bundle",
         default_action="make",

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from tempfile import TemporaryFile
-from typing import IO, Any, BinaryIO
+from typing import IO, BinaryIO
 
 from virtrace.analysis.causes import catalogue
 from virtrace.analysis.compare.model import Comparison
@@ -22,7 +22,7 @@ from virtrace.report.highlight import style_for
 from virtrace.trace.reader import Recording
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "diff",
         description="Compare two traces call by call: answers and their causes first, then the "

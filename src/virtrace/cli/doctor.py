@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from virtrace import engines
 from virtrace.binary.debuginfo import how_to_trust, install_command
@@ -61,7 +60,7 @@ REACH = {
 }
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "doctor",
         description="Looks at GDB, permissions, the daemon and its debug info. Touches nothing.",

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from virtrace.analysis.blockinfo import API
 from virtrace.analysis.causes import catalogue
@@ -20,7 +20,7 @@ from virtrace.report.highlight import style_for
 from virtrace.trace.reader import require_whole
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "explain",
         description="Explain the answers of virDomainGetBlockInfo (virsh domblkinfo) in a trace: "

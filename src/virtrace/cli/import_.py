@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from virtrace.cli.without_rights import run_in_child
 from virtrace.engines.bpftrace.recorded import BrokenLine, Happened, Lines, Session
@@ -20,7 +20,7 @@ from virtrace.trace.writer import Writer
 _LONGEST_LINE = 1 << 20
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "import",
         description="Make a trace of what a program of `virtrace recipe compile` printed.",

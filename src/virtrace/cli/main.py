@@ -67,14 +67,18 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(BAD_INPUT)
 
 
-class _Commands:
-    """What add_parser of a command is given; adds what `virtrace --help` says of it."""
+if TYPE_CHECKING:
+    _SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]
+else:
+    # Not generic at run time.
+    _SubParsers = argparse._SubParsersAction
 
-    def __init__(self, parser: argparse.ArgumentParser) -> None:
-        self._parsers = parser.add_subparsers(metavar="COMMAND", required=True)
+
+class _Commands(_SubParsers):
+    """The commands, each with its line in `virtrace --help`."""
 
     def add_parser(self, name: str, **settings: Any) -> argparse.ArgumentParser:
-        return self._parsers.add_parser(name, help=COMMANDS[name], **settings)
+        return super().add_parser(name, help=COMMANDS[name], **settings)
 
 
 def _module(command: str) -> str:
@@ -88,7 +92,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         description="Trace libvirt from its API down to the QMP text that QEMU answered.",
     )
     parser.add_argument("--version", action="version", version=f"virtrace {__version__}")
-    commands = _Commands(parser)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, action=_Commands)
     for name in COMMANDS:
         if command in (None, name):
             importlib.import_module(_module(name)).add_parser(commands)

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from virtrace import __version__, files
 from virtrace.binary import x86_64
@@ -38,7 +37,7 @@ from virtrace.recipe.path import Path as Capture
 _ELF_MAGIC = b"\x7fELF"
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     pack = subparsers.add_parser(
         "pack",
         description="A symbol pack holds what recipes need of the debug info of one build. A "

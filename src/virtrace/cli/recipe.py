@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
 
 from virtrace.cli.arguments import add_daemon
 from virtrace.cli.record import chosen_pid
@@ -25,7 +24,7 @@ from virtrace.targets.processes import check_traceable, installed
 from virtrace.trace.format import Header
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     recipe = subparsers.add_parser(
         "recipe",
         description="A recipe says what to trace; docs/recipes.md has the format.",

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from virtrace import engines
 from virtrace.cli.arguments import add_daemon
@@ -24,7 +24,7 @@ from virtrace.trace.rotation import last_file
 from virtrace.trace.writer import default_path, insert_before_footer
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "record",
         description="Trace a libvirt daemon by a recipe until Ctrl-C, a limit, or the end of "

@@ -27,7 +27,7 @@ from virtrace.trace.reader import TraceStream
 from virtrace.trace.writer import default_path
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "replay",
         description="Trace a daemon of this host by the recipe in FILE, with the filters and "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import Any
 
 from virtrace.binary import x86_64
 from virtrace.errors import ANSWER_IS_NO, DONE, TargetError
@@ -15,7 +14,7 @@ from virtrace.image.model import Module
 from virtrace.image.process import Process, describe, inspect, read_status
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "rescue",
         description="Say what a debugger that was killed left in process PID, and take it back "
