@@ -73,6 +73,8 @@ def ask_all(file: Path) -> int:
         lambda: elf.called_by(0x1100, "qemuMonitorGetAllBlockStatsInfo"),
         lambda: [*elf.callees(0x1100)],
         lambda: elf.function_around(0x1100),
+        lambda: [elf.unwind_row(at) for at in range(0x1000, 0x1200)],
+        lambda: elf.calls_before(range(0x1000, 0x1200)),
         lambda: process.doubts({module.base + at: at % 2 == 0 for at in range(0x1000, 0x1200)}),
         lambda: process.debug_info(module),
         lambda: process.linker,

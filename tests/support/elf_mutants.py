@@ -11,8 +11,8 @@ from pathlib import Path
 _HEADER, _SEGMENT, _SECTION = 64, 56, 64
 _COMPRESSED = 1 << 11
 # What readers take for sizes, offsets and counts.
-_ODD = (0, 1, 7, 8, 0x7F, 0xFFFF, 1 << 20, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 32)
-_ODD_WIDE = (1 << 40, 1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, (1 << 64) - 8)
+ODD = (0, 1, 7, 8, 0x7F, 0xFFFF, 1 << 20, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 32)
+ODD_WIDE = (1 << 40, 1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, (1 << 64) - 8)
 
 
 class Mutants:
@@ -52,7 +52,7 @@ class Mutants:
 
     def _put(self, data: bytearray, at: int, size: int, chosen: random.Random) -> None:
         value = chosen.choice(
-            [*_ODD, *_ODD_WIDE, len(data), len(data) - 1, chosen.getrandbits(8 * size)]
+            [*ODD, *ODD_WIDE, len(data), len(data) - 1, chosen.getrandbits(8 * size)]
         )
         if 0 <= at <= len(data) - size:
             data[at : at + size] = (value & (1 << 8 * size) - 1).to_bytes(size, "little")
