@@ -64,7 +64,7 @@ def ask_all(file: Path) -> int:
     wanted = {"info": dwarf.Wanted([path.parse("first->inside")], [path.parse("first->number")])}
     questions: Sequence[Callable[[], object]] = (
         lambda: (elf.machine, elf.build_id, elf.debuglink, elf.shared_debug_info, elf.is_trusted),
-        lambda: elf.mark,
+        lambda: elf.fingerprint,
         lambda: elf.crc,
         elf.exported_functions,
         elf.stap_probes,

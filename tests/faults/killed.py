@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
@@ -26,7 +26,8 @@ from tests.support.command import VIRTRACE
 from tests.support.intact import assert_untraced_and_intact
 from tests.support.waiting import wait_until
 from virtrace.binary.x86_64 import ABI
-from virtrace.guard.journal import Place, read
+from virtrace.guard.journal import PatchedBytes
+from virtrace.image.memory import ProcessMemory
 from virtrace.image.process import inspect, read_status
 from virtrace.lab.daemon import Lab
 
@@ -61,12 +62,12 @@ def killed_while_tracing(lab: Lab, folder: Path, clients: int = 0, wait: float =
     assert status is not None
     with calling(lab, clients):
         time.sleep(wait)
-        with memory_of(pid) as memory:
+        with closing(ProcessMemory(pid)) as memory:
             os.kill(int(status["TracerPid"]), signal.SIGKILL)
             while (tracer := read_status(pid)) is not None and tracer["TracerPid"] != "0":
                 pass
             let_go = time.monotonic()
-            while any(read(memory, place.address, 1) == place.written for place in places):
+            while any(memory.read_available(place.address, 1) == place.written for place in places):
                 assert time.monotonic() < let_go + 30, "breakpoints were left"
             open_ms = (time.monotonic() - let_go) * 1000
         # To its end: the guard writes there too.
@@ -75,20 +76,14 @@ def killed_while_tracing(lab: Lab, folder: Path, clients: int = 0, wait: float =
     return Killed(said, open_ms)
 
 
-@contextmanager
-def memory_of(pid: int) -> Iterator[int]:
-    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
-        yield memory.fileno()
-
-
-def wait_for_breakpoints(pid: int) -> list[Place]:
+def wait_for_breakpoints(pid: int) -> list[PatchedBytes]:
     """Those in the driver. The terminal is told of a trace before they are set."""
     driver = inspect(pid).module("libvirt_driver_qemu.so")
     assert driver is not None
     assert ABI.breakpoint is not None
     instruction = ABI.breakpoint
     found = wait_until(lambda: driver.elf.breakpoints(driver.base, instruction), "breakpoints")
-    return [Place(address, was, instruction) for address, was in found]
+    return [PatchedBytes(address, was, instruction) for address, was in found]
 
 
 @contextmanager

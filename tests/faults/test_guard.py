@@ -39,7 +39,7 @@ def semaphores(lab: Lab) -> list[int]:
 @pytest.mark.parametrize("wait", [0.0, 0.05])
 def test_the_guard_takes_back_what_gdb_left(lab: Lab, tmp_path: Path, wait: float) -> None:
     said = killed_while_tracing(lab, tmp_path, wait=wait).said
-    assert "GDB was killed; what it left in process" in said
+    assert "GDB was killed: restored " in said
     assert "GDB was ended by SIGKILL while it traced" in said
     assert lives(lab, lab.pid)
     assert not any(semaphores(lab))
@@ -142,7 +142,7 @@ def test_rescue(lab: Lab, tmp_path: Path, journal: bool) -> None:
 
     done = rescue(lab, "--yes", home=home)
     assert done.returncode == 0, done.stderr
-    assert "taken back; the process runs" in done.stdout
+    assert "restored; the process runs" in done.stdout
     assert lives(lab, lab.pid)
     # Only the journal tells what a static probe's semaphore was.
     assert not (journal and any(semaphores(lab)))

@@ -45,7 +45,7 @@ def ask_all(path: Path, number: int = 1) -> None:
     elf = module.elf
     for question in (
         lambda: elf.build_id,
-        lambda: elf.mark,
+        lambda: elf.fingerprint,
         lambda: elf.crc,
         lambda: elf.shared_debug_info,
         lambda: elf.debuglink,

@@ -13,38 +13,42 @@ import pytest
 
 from virtrace import files
 from virtrace.guard import restore
-from virtrace.guard.journal import Journal, Mark, Noted, Place
+from virtrace.guard.journal import Fingerprint, Journal, JournalEntries, PatchedBytes
+from virtrace.image.memory import ProcessMemory
 from virtrace.image.process import inspect
 
 CC = b"\xcc"
 
 
 @pytest.fixture
-def memory() -> Iterator[int]:
+def memory() -> Iterator[ProcessMemory]:
     """Of this very process, as the guard has it of a daemon."""
-    opened = os.open("/proc/self/mem", os.O_RDWR)
+    opened = ProcessMemory("self", writable=True)
     yield opened
-    os.close(opened)
+    opened.close()
 
 
-def test_only_what_is_still_ours_is_taken_back(memory: int) -> None:
+def test_only_what_is_still_ours_is_taken_back(memory: ProcessMemory) -> None:
     code = ctypes.create_string_buffer(b"MARK\xcc\x90\xcc")
     start = ctypes.addressof(code)
-    places = tuple(Place(start + at, b"U", CC) for at in (4, 5, 6))
-    noted = Noted((Mark(start, b"MARK"),), places)
+    places = tuple(PatchedBytes(start + at, b"U", CC) for at in (4, 5, 6))
+    entries = JournalEntries((Fingerprint(start, b"MARK"),), places)
     # Somebody else has written over the second.
-    assert noted.left_behind(memory) == [places[0], places[2]]
-    restore.take_back(memory, noted.left_behind(memory))
+    assert entries.still_in_place(memory) == [places[0], places[2]]
+    restore.write_back(memory, entries.still_in_place(memory))
     assert code.raw[:7] == b"MARKU\x90U"
-    assert noted.left_behind(memory) == []
+    assert entries.still_in_place(memory) == []
 
 
-def test_nothing_is_written_where_the_module_has_gone(memory: int) -> None:
+def test_nothing_is_written_where_the_module_has_gone(memory: ProcessMemory) -> None:
     code = ctypes.create_string_buffer(b"KRAM\xcc")
     start = ctypes.addressof(code)
-    assert Noted((Mark(start, b"MARK"),), (Place(start + 4, b"U", CC),)).left_behind(memory) == []
+    patches = (PatchedBytes(start + 4, b"U", CC),)
+    gone = JournalEntries((Fingerprint(start, b"MARK"),), patches)
+    assert gone.still_in_place(memory) == []
     # Nor where nothing is mapped.
-    assert Noted((Mark(0, b"MARK"),), (Place(start + 4, b"U", CC),)).left_behind(memory) == []
+    unmapped = JournalEntries((Fingerprint(0, b"MARK"),), patches)
+    assert unmapped.still_in_place(memory) == []
 
 
 def test_only_its_own_old_journals_are_removed(

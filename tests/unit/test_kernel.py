@@ -67,11 +67,11 @@ def test_memory_is_read_whole_or_not_at_all(stopped: int, kernel: Kernel) -> Non
     end = next(int(line.split()[0].split("-")[1], 16) for line in maps if line.endswith("[stack]"))
     with open(f"/proc/{stopped}/mem", "rb") as memory:
         memory.seek(end - 3 * PAGE)
-        assert kernel.read(end - 3 * PAGE, 3 * PAGE) == memory.read(3 * PAGE)
-    assert len(kernel.read(end - 8, 8)) == 8
+        assert kernel.memory.read(end - 3 * PAGE, 3 * PAGE) == memory.read(3 * PAGE)
+    assert len(kernel.memory.read(end - 8, 8)) == 8
     for address, size in (end - 8, 16), (0, 1), (-8, 8), ((1 << 64) - 4, 8), (1 << 63, 8):
         with pytest.raises(Unavailable, match="cannot read memory at"):
-            kernel.read(address, size)
+            kernel.memory.read(address, size)
 
 
 def test_memory_of_nobody() -> None:

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 
@@ -27,7 +27,7 @@ from virtrace.analysis.spans import MOST_NESTED, CallBuilder
 from virtrace.cli.main import main
 from virtrace.engines.bpftrace import recorded
 from virtrace.errors import BAD_INPUT, DONE, TargetError, TraceError
-from virtrace.guard.journal import Noted, find
+from virtrace.guard.journal import JournalEntries, read_journal
 from virtrace.image.process import inspect
 from virtrace.plan import file as document
 from virtrace.report.highlight import Style
@@ -37,6 +37,7 @@ from virtrace.trace.reader import read_trace
 from virtrace.trace.target import is_of_build
 
 COUNT = 100
+Note = Callable[[bytes], Optional[JournalEntries]]
 
 
 def test_a_share_of_the_mutants(tmp_path: Path) -> None:
@@ -330,28 +331,28 @@ MARKS, PLACE = [[4096, "aa"]], [4097, "41", "cc"]
         [MARKS, [1 << 64, "41", "cc"]], [MARKS, [True, "41", "cc"]],
     ],
 )  # fmt: skip
-def test_a_broken_journal_is_none(note: Callable[[bytes], Noted | None], lines: list[Any]) -> None:
+def test_a_broken_journal_is_none(note: Note, lines: list[Any]) -> None:
     data = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
     assert note(data) is None
     assert note(data + b"[" * 100_000 + b"\n") is None
 
 
-def test_a_journal_that_is_whole(note: Callable[[bytes], Noted | None]) -> None:
+def test_a_journal_that_is_whole(note: Note) -> None:
     noted = note((READERS / "guard.journal").read_bytes())
     assert noted is not None
-    assert (len(noted.marks), len(noted.places)) == (3, 14)
+    assert (len(noted.fingerprints), len(noted.patches)) == (3, 14)
 
 
 @pytest.fixture
-def note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], Noted | None]:
+def note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Note:
     """What is found of this very process, where a journal of it has these bytes."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     process = inspect(os.getpid())
     folder = tmp_path / "virtrace" / "guard"
     folder.mkdir(parents=True, mode=0o700)
 
-    def found(data: bytes) -> Noted | None:
+    def found(data: bytes) -> JournalEntries | None:
         (folder / f"{process.pid}-{process.start_time}").write_bytes(data)
-        return find(process)
+        return read_journal(process)
 
     return found

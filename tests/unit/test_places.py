@@ -13,6 +13,7 @@ import random
 import re
 import subprocess
 from collections.abc import Callable, Collection
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from virtrace.cli import rescue
 from virtrace.engines.bpftrace.run import require_proven
 from virtrace.errors import TargetError
 from virtrace.guard import journal
+from virtrace.image.memory import ProcessMemory
 from virtrace.image.model import Module
 from virtrace.image.process import Process, inspect
 from virtrace.plan.file import POINT, SPAN, Plan, Site
@@ -156,8 +158,8 @@ def test_of_a_journal(
     """What `virtrace rescue` writes to: a byte of an instruction can look like a breakpoint."""
     process, module = here
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with open("/proc/self/mem", "rb", buffering=0) as memory:
-        lines = [[[module.base + module.elf.mark[0], module.elf.mark[1].hex()]]]
+    with closing(ProcessMemory("self")) as memory:
+        lines = [[[module.base + module.elf.fingerprint[0], module.elf.fingerprint[1].hex()]]]
         code = ElfFile(LIBVIRT).loaded_sections(".text")[".text"].data
         places = [at for at in range(len(code)) if code[at] == 0xCC][:TIMES]
         assert len(places) > 1000
@@ -167,8 +169,8 @@ def test_of_a_journal(
         kept = folder / f"{process.pid}-{process.start_time}"
         kept.write_text("".join(json.dumps(line) + "\n" for line in [*lines, *noted]))
         kept.chmod(0o600)
-        found = journal.find(process)
+        found = journal.read_journal(process)
         assert found is not None
-        assert len(found.left_behind(memory.fileno())) == len(places)
+        assert len(found.still_in_place(memory)) == len(places)
         # What else this process has loaded by now may be too large to be compared.
-        assert rescue.left_behind(process, memory.fileno())[0] == []
+        assert rescue.left_behind(process, memory)[0] == []

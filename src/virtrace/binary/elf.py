@@ -11,7 +11,7 @@ import hashlib
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +32,7 @@ _MOST_HEADERS = 1 << 12
 _MOST_SYMBOLS = 1 << 17
 _MOST_PROBES = 1 << 14
 _LONGEST_NAME = 1 << 12
-_LARGEST_MARK = 1 << 12
+_LARGEST_FINGERPRINT = 1 << 12
 _PIECE = 1 << 20
 
 _MAGIC, _CLASS_32, _CLASS_64, _LITTLE, _BIG = b"\x7fELF", 1, 2, 1, 2
@@ -217,12 +217,19 @@ class ElfFile:
         return self._data(self._sections.get(name))
 
     def loaded_sections(self, *names: str) -> dict[str, Section]:
-        """Those of these names, or all, that are loaded with contents from the file, by name."""
+        """The sections of these names, or all, that are loaded with contents from the file."""
+        return self._loaded(lambda name, _: not names or name in names)
+
+    def code_sections(self) -> dict[str, Section]:
+        """The loaded sections that have code."""
+        return self._loaded(lambda _, header: bool(header.flags & _SHF_EXECINSTR))
+
+    def _loaded(self, is_wanted: Callable[[str, _Header], bool]) -> dict[str, Section]:
         with self._parsing():
             wanted = {
                 name: header
                 for name, header in self._sections.items()
-                if header.is_loaded and (not names or name in names)
+                if header.is_loaded and is_wanted(name, header)
             }
             if sum(header.size for header in wanted.values()) > _LARGEST_SUM:
                 raise _Broken("its sections are larger than those of a library")
@@ -259,7 +266,7 @@ class ElfFile:
         return None
 
     @property
-    def mark(self) -> tuple[int, bytes]:
+    def fingerprint(self) -> tuple[int, bytes]:
         """Virtual address and bytes by which a loaded file is known again.
 
         The build-id's note; of a file without one, the beginning of the code.
@@ -268,7 +275,7 @@ class ElfFile:
             for name in (".note.gnu.build-id", ".text"):
                 header = self._sections.get(name)
                 if header is not None and header.is_loaded:
-                    size = min(header.size, _LARGEST_MARK)
+                    size = min(header.size, _LARGEST_FINGERPRINT)
                     return header.address, self._read(header.offset, size)
         raise TargetError(f"{self.name} has no code", "install the package that owns it again")
 

@@ -166,9 +166,9 @@ class Binary:
         ]
 
     @cached_property
-    def mark(self) -> tuple[int, bytes]:
+    def fingerprint(self) -> tuple[int, bytes]:
         """Virtual address and bytes by which the loaded file is known again."""
-        address, content = self._ask("mark")
+        address, content = self._ask("fingerprint")
         return int(address), bytes.fromhex(content)
 
     def code_digests(self) -> dict[str, str]:
@@ -363,16 +363,14 @@ class _Answering:
             "segments": elf.segments,
         }
 
-    def _mark(self, number: int) -> tuple[int, str]:
-        address, content = self._elf(number).mark
+    def _fingerprint(self, number: int) -> tuple[int, str]:
+        address, content = self._elf(number).fingerprint
         return address, content.hex()
 
     def _code_digests(self, number: int) -> dict[str, str]:
-        sections = self._elf(number).loaded_sections()
         return {
             name: f"{section.address:#x} {hashlib.sha256(section.data).hexdigest()}"
-            for name, section in sections.items()
-            if section.executable
+            for name, section in self._elf(number).code_sections().items()
         }
 
     def _sha256(self, number: int) -> str:
@@ -434,15 +432,13 @@ class _Answering:
         return [(address, why) for address, why in found if why is not None]
 
     def _is_mapped(self, number: int, base: int) -> bool:
-        address, content = self._elf(number).mark
+        address, content = self._elf(number).fingerprint
         return self._read(base + address, len(content)) == content
 
     def _breakpoints(self, number: int, base: int, instruction: str) -> list[tuple[int, str]]:
         wanted = bytes.fromhex(instruction)
         found: list[tuple[int, str]] = []
-        for section in self._elf(number).loaded_sections().values():
-            if not section.executable:
-                continue
+        for section in self._elf(number).code_sections().values():
             start = base + section.address
             there = self._read(start, len(section.data))
             at = there.find(wanted)

@@ -1,15 +1,15 @@
-"""``virtrace rescue``: what a killed debugger left in a daemon, taken back."""
+"""``virtrace rescue``: remove what a killed debugger left in a daemon."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
 from virtrace.binary import x86_64
 from virtrace.errors import ANSWER_IS_NO, DONE, TargetError
 from virtrace.guard import journal, restore
-from virtrace.guard.journal import Place
+from virtrace.guard.journal import PatchedBytes
+from virtrace.image.memory import ProcessMemory
 from virtrace.image.model import Module
 from virtrace.image.process import Process, describe, inspect, read_status
 
@@ -17,9 +17,9 @@ from virtrace.image.process import Process, describe, inspect, read_status
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "rescue",
-        description="Say what a debugger that was killed left in process PID, and take it back "
-        "after you agree. It is found by what virtrace noted when it traced, and by comparing the "
-        "code in memory with its files, so that breakpoints of other debuggers are found too.",
+        description="Report what a killed debugger left in process PID, and remove it after you "
+        "agree. It is found by the journal that virtrace keeps while it traces, and by comparing "
+        "the code in memory with its files, so that breakpoints of other debuggers are found too.",
         epilog="Exit status: 0 nothing is left there, 1 something is, 3 it cannot be told.",
     )
     parser.add_argument("pid", metavar="PID", type=int, help="the daemon")
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
             "end that tracer first (in GDB: `detach`, `quit`), which takes them out",
         )
     try:
-        memory = os.open(f"/proc/{args.pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+        memory = ProcessMemory(args.pid, writable=True)
     except OSError as error:
         raise TargetError(
             f"the memory of process {args.pid} cannot be opened: {error.strerror}", "run as root"
@@ -45,10 +45,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         return _rescue(process, memory, args.yes)
     finally:
-        os.close(memory)
+        memory.close()
 
 
-def _rescue(process: Process, memory: int, agreed: bool) -> int:
+def _rescue(process: Process, memory: ProcessMemory, agreed: bool) -> int:
     found, unread = left_behind(process, memory)
     for error in unread:
         print(f"virtrace: not looked at: {error.what}", file=sys.stderr)
@@ -75,40 +75,42 @@ def _rescue(process: Process, memory: int, agreed: bool) -> int:
     if stopped:
         print(f"process {process.pid} ({process.exe}) is stopped (state T), and answers no call")
     if not agreed and sys.stdin.isatty():
-        answer = input("take it back, and let the process run? [y/N] ")
+        answer = input("restore it, and resume the process? [y/N] ")
         agreed = answer.strip().lower() in ("y", "yes")
     if not agreed:
         print(f"nothing was changed; to do it: virtrace rescue {process.pid} --yes")
         return ANSWER_IS_NO
     try:
-        restore.take_back(memory, found)
+        restore.write_back(memory, found)
     except OSError as error:
         raise TargetError(
             f"process {process.pid} cannot be written to: {error.strerror}",
             "the kernel may forbid it (proc_mem.force_override=); attach a GDB and detach it, or "
             "restart the daemon",
         ) from error
-    restore.let_run(process.pid)
-    print("taken back; the process runs")
+    restore.resume(process.pid)
+    print("restored; the process runs")
     return DONE
 
 
-def left_behind(process: Process, memory: int) -> tuple[list[Place], list[TargetError]]:
-    """What is to be taken back; and why files of the process cannot be compared, each once."""
-    found: dict[int, Place] = {}
+def left_behind(
+    process: Process, memory: ProcessMemory
+) -> tuple[list[PatchedBytes], list[TargetError]]:
+    """What is to be written back; and why files of the process cannot be compared, each once."""
+    found: dict[int, PatchedBytes] = {}
     unread: dict[str, TargetError] = {}
-    noted = journal.find(process)
-    left = noted.left_behind(memory) if noted is not None else []
+    entries = journal.read_journal(process)
+    left = entries.still_in_place(memory) if entries is not None else []
     for module in process.modules:
         here = {place.address: place for place in left if module.contains(place.address)}
         try:
             if module.elf.machine == x86_64.ABI.machine and x86_64.ABI.breakpoint is not None:
                 compared = module.elf.breakpoints(module.base, x86_64.ABI.breakpoint)
                 raised = {module.base + probe.semaphore for probe in module.elf.stap_probes()}
-                # What was noted is believed where the file agrees.
+                # The journal is believed where the file agrees.
                 here = {address: place for address, place in here.items() if address in raised}
                 here.update(
-                    (address, Place(address, was, x86_64.ABI.breakpoint))
+                    (address, PatchedBytes(address, was, x86_64.ABI.breakpoint))
                     for address, was in compared
                 )
         except TargetError as error:
@@ -117,7 +119,7 @@ def left_behind(process: Process, memory: int) -> tuple[list[Place], list[Target
     return [found[address] for address in sorted(found)], [*unread.values()]
 
 
-def _where(process: Process, place: Place) -> str:
+def _where(process: Process, place: PatchedBytes) -> str:
     def holds(module: Module) -> bool:
         return module.contains(place.address)
 

@@ -1,1 +1,1 @@
-"""What takes breakpoints out of a daemon when GDB no longer can."""
+"""Removes breakpoints from a daemon when GDB no longer can."""

@@ -1,7 +1,7 @@
-"""What GDB writes into a process, noted before it is written.
+"""A journal of what GDB writes into a process; each entry is made before GDB writes.
 
-Lines of JSON, in a file of the user's cache that is named by the process's pid and start time:
-a header, and an entry for each place. The file is what `virtrace rescue` goes by.
+Lines of JSON in a file of the user's cache, which is named by the pid and the start time of the
+process: the fingerprints of its modules, then an entry for each patch. `virtrace rescue` reads it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 from virtrace import files
 from virtrace.binary import given
-from virtrace.errors import TargetError
+from virtrace.errors import TargetError, Unavailable
+from virtrace.image.memory import ProcessMemory
 from virtrace.image.model import Module
 from virtrace.image.process import Process
 
@@ -29,8 +30,8 @@ _NAME = re.compile("[1-9][0-9]*-[0-9]+")
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where GDB writes: the bytes that were there before, and those that it writes."""
+class PatchedBytes:
+    """Bytes that GDB replaces: what was there before, and what it writes."""
 
     address: int
     was: bytes
@@ -38,63 +39,56 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Mark:
-    """Bytes that tell that a module is still where it was; GDB never writes there."""
+class Fingerprint:
+    """Bytes by which a module is recognised in memory. GDB never writes there."""
 
     address: int
     content: bytes
 
 
 @dataclass(frozen=True)
-class Noted:
-    """What a journal says."""
+class JournalEntries:
+    """The contents of a journal."""
 
-    marks: tuple[Mark, ...]
-    places: tuple[Place, ...]
+    fingerprints: tuple[Fingerprint, ...]
+    patches: tuple[PatchedBytes, ...]
 
-    def left_behind(self, memory: int) -> list[Place]:
-        """Those that still hold just what GDB wrote; none where the modules have gone."""
+    def still_in_place(self, memory: ProcessMemory) -> list[PatchedBytes]:
+        """The patches that hold exactly what GDB wrote; none if a module is gone."""
 
         def holds(address: int, content: bytes) -> bool:
-            return read(memory, address, len(content)) == content
+            return memory.read_available(address, len(content)) == content
 
-        if not all(holds(mark.address, mark.content) for mark in self.marks):
+        if not all(holds(module.address, module.content) for module in self.fingerprints):
             return []
-        return [place for place in self.places if holds(place.address, place.written)]
-
-
-def read(memory: int, address: int, size: int) -> bytes:
-    """Empty where nothing is mapped, or the process has gone."""
-    try:
-        return os.pread(memory, size, address)
-    except OSError:
-        return b""
+        return [patch for patch in self.patches if holds(patch.address, patch.written)]
 
 
 class Journal:
-    """Grows while the process is traced.
-
-    memory: of the process, by /proc/PID/mem, which takes no ptrace; it is never another
-    process's, whatever becomes of the pid.
-    """
+    """The journal of one trace; it grows while the process is traced."""
 
     def __init__(self, process: Process, modules: Iterable[Module], breakpoint_: bytes) -> None:
-        """OSError where the process's memory cannot be written. breakpoint_: the instruction.
+        """Create the journal.
 
-        TargetError where what another trace wrote is there still.
+        breakpoint_: the breakpoint instruction.
+        Raises: OSError: the memory of the process cannot be opened for writing.
+            TargetError: breakpoints of an earlier trace are still in the process.
         """
         self._pid = process.pid
         self._name = _name(process)
         self._breakpoint = breakpoint_
-        self._noted: set[int] = set()
-        self.memory = os.open(f"/proc/{process.pid}/mem", os.O_RDWR | os.O_CLOEXEC)
-        before = find(process)
+        self._entered: set[int] = set()
+        self.memory = ProcessMemory(process.pid, writable=True)
+        before = read_journal(process)
         if before is not None:
-            for place in before.left_behind(self.memory):
-                raise self._left_behind(place.address)
+            for patch in before.still_in_place(self.memory):
+                raise self._left_behind(patch.address)
         self._file = self._create()
-        marks = [(module.base + module.elf.mark[0], module.elf.mark[1]) for module in modules]
-        os.write(self._file, _line([[at, content.hex()] for at, content in marks]))
+        fingerprints = [
+            (module.base + address, content.hex())
+            for module, (address, content) in ((one, one.elf.fingerprint) for one in modules)
+        ]
+        os.write(self._file, _line(fingerprints))
 
     def _create(self) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -106,28 +100,36 @@ class Journal:
                         os.unlink(name, dir_fd=folder)
                 return os.open(self._name, flags, 0o600, dir_fd=folder)
         except OSError:
-            # The guard can do without a file; a rescue then goes by the code alone.
+            # The guard needs no named file; `virtrace rescue` then compares the code alone.
             return os.memfd_create(self._name)
 
     def breakpoint(self, address: int, was: bytes = b"") -> None:
-        """One will be set there. OSError where the memory cannot be read.
+        """Enter a breakpoint that will be set.
 
-        was: the code there, of one who knows which breakpoints are its own. TargetError where
-        there is another already, which no code begins with.
+        was: the code there, from a caller that knows which breakpoints are its own.
+        Raises: TargetError: another breakpoint is there already, or the memory cannot be read.
         """
-        if address in self._noted:
+        if address in self._entered:
             return
-        was = was or os.pread(self.memory, len(self._breakpoint), address)
+        was = was or self._read(address, len(self._breakpoint))
         if was == self._breakpoint:
             raise self._left_behind(address)
-        self._note(address, was, self._breakpoint)
+        self._enter(address, was, self._breakpoint)
 
     def semaphore(self, address: int) -> None:
-        """That of a static probe there will be raised by one."""
-        if address not in self._noted:
-            was = os.pread(self.memory, _SEMAPHORE, address)
+        """Enter the semaphore of a static probe, which GDB will raise by one."""
+        if address not in self._entered:
+            was = self._read(address, _SEMAPHORE)
             raised = int.from_bytes(was, "little") + 1 & 0xFFFF
-            self._note(address, was, raised.to_bytes(_SEMAPHORE, "little"))
+            self._enter(address, was, raised.to_bytes(_SEMAPHORE, "little"))
+
+    def _read(self, address: int, size: int) -> bytes:
+        try:
+            return self.memory.read(address, size)
+        except Unavailable as error:
+            raise TargetError(
+                f"process {self._pid}: {error}", "look whether it still runs"
+            ) from error
 
     def _left_behind(self, address: int) -> TargetError:
         return TargetError(
@@ -136,28 +138,29 @@ class Journal:
             f"end those; without any, virtrace rescue {self._pid}",
         )
 
-    def _note(self, address: int, was: bytes, written: bytes) -> None:
-        self._noted.add(address)
+    def _enter(self, address: int, was: bytes, written: bytes) -> None:
+        self._entered.add(address)
         os.write(self._file, _line([address, was.hex(), written.hex()]))
 
-    def read(self) -> Noted:
+    def entries(self) -> JournalEntries:
         return _parse(os.pread(self._file, _LARGEST, 0))
 
     def remove(self) -> None:
-        """Nothing of it is in the process any more."""
+        """Remove the file, when nothing is left in the process."""
         with suppress(OSError), files.cache_folder(_KIND) as folder:
             os.unlink(self._name, dir_fd=folder)
 
     def descriptors(self) -> tuple[int, int]:
-        return self.memory, self._file
+        """Those that the guard needs."""
+        return self.memory.descriptor, self._file
 
     def close(self) -> None:
-        for descriptor in self.descriptors():
-            os.close(descriptor)
+        self.memory.close()
+        os.close(self._file)
 
 
-def find(process: Process) -> Noted | None:
-    """What a trace of this very process noted and did not take back; None without one."""
+def read_journal(process: Process) -> JournalEntries | None:
+    """The journal that an earlier trace of this very process left; None if there is none."""
     try:
         with files.cache_folder(_KIND) as folder:
             return _parse(files.read_trusted(folder, _name(process), _LARGEST))
@@ -170,7 +173,7 @@ def _name(process: Process) -> str:
 
 
 def _is_old(name: str, folder: int) -> bool:
-    """Of a process that is gone. Others can be in PID namespaces that cannot be seen from here."""
+    """Whether it is old and its process is gone, or in a PID namespace that is not visible here."""
     if os.path.exists(f"/proc/{name.partition('-')[0]}"):
         return False
     status = os.stat(name, dir_fd=folder, follow_symlinks=False)
@@ -178,7 +181,7 @@ def _is_old(name: str, folder: int) -> bool:
 
 
 def _is_journal(name: str, folder: int) -> bool:
-    """By its name and by what it says: whatever else somebody keeps here is not ours to remove."""
+    """Whether both its name and its content are a journal's. Other files here are not ours."""
     if not _NAME.fullmatch(name):
         return False
     try:
@@ -192,23 +195,25 @@ def _line(entry: object) -> bytes:
     return json.dumps(entry).encode() + b"\n"
 
 
-def _parse(data: bytes) -> Noted:
-    """ValueError where it is none. A last line without its end was never acted on."""
+def _parse(data: bytes) -> JournalEntries:
+    """Raises: ValueError. An incomplete last line is left out: GDB had not acted on it."""
     try:
         header, *entries = map(json.loads, data.split(b"\n")[:-1])
-        marks = tuple(Mark(given.address(at), _content(content)) for at, content in header)
-        places = tuple(
-            Place(given.address(at), _content(was), _content(written))
+        fingerprints = tuple(
+            Fingerprint(given.address(at), _content(content)) for at, content in header
+        )
+        patches = tuple(
+            PatchedBytes(given.address(at), _content(was), _content(written))
             for at, was, written in entries
         )
     except (TypeError, RecursionError) as error:
         raise ValueError(str(error)) from error
-    # By these it is known that the places are what they were.
-    if not marks or not all(mark.content for mark in marks):
-        raise ValueError("nothing tells that the modules are still there")
-    if not all(0 < len(place.was) == len(place.written) for place in places):
-        raise ValueError("what was written is not what was there before")
-    return Noted(marks, places)
+    # They prove that the addresses still mean what they meant.
+    if not fingerprints or not all(module.content for module in fingerprints):
+        raise ValueError("it has no fingerprints of the modules")
+    if not all(0 < len(patch.was) == len(patch.written) for patch in patches):
+        raise ValueError("a patch has another size than what it replaced")
+    return JournalEntries(fingerprints, patches)
 
 
 def _content(digits: object) -> bytes:

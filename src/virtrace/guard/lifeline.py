@@ -1,7 +1,7 @@
-"""How one process learns at once that a thread of another has ended.
+"""Lets one process learn at once that a thread of another process has ended.
 
-The kernel marks a robust mutex as the first thing when the thread that holds it ends: before it
-takes down the memory and the files of the process, and before it lets go what the thread traces.
+When a thread ends, the kernel first marks the robust mutexes that it holds: before it frees the
+memory and the files of the process, and before it detaches what the thread traces.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import errno
 import mmap
 import os
 
-# As Linux has them, with every C library. pthread_mutexattr_t takes 4 bytes, pthread_mutex_t 40
-# to 48.
+# The same on Linux with every C library. A pthread_mutexattr_t takes 4 bytes, a pthread_mutex_t
+# 40 to 48.
 _ROBUST = _SHARED = 1
 _ATTRIBUTES_SIZE, _SIZE = 64, 256
 
 
 class Lifeline:
-    """Held by the thread that makes it, which must let it go before it drops it.
+    """A robust mutex, held by the thread that makes it.
 
-    Made before the fork of the process that waits.
+    Make it before the process that waits is forked; release it before it is dropped.
     """
 
     def __init__(self) -> None:
-        """OSError where the C library cannot do it."""
+        """Raises: OSError where the C library cannot do it."""
         self._memory = mmap.mmap(-1, _SIZE)
         self._mutex = (ctypes.c_char * _SIZE).from_buffer(self._memory)
         attributes = ctypes.create_string_buffer(_ATTRIBUTES_SIZE)
@@ -35,12 +35,12 @@ class Lifeline:
         self._call("pthread_mutex_init", self._mutex, attributes)
         self._call("pthread_mutex_lock", self._mutex)
 
-    def let_go(self) -> None:
-        """By the thread that holds it."""
+    def release(self) -> None:
+        """Release it, in the thread that holds it."""
         self._call("pthread_mutex_unlock", self._mutex)
 
     def wait(self) -> bool:
-        """In the other process, until it is let go. Whether the thread has ended instead."""
+        """Wait for its release, in the other process; return whether the thread ended instead."""
         status = self._libc.pthread_mutex_lock(self._mutex)
         return bool(status == errno.EOWNERDEAD)
 

@@ -1,8 +1,8 @@
-"""A process that outlives GDB, and takes its breakpoints out of the daemon where it dies.
+"""A process that outlives GDB and removes its breakpoints from the daemon if GDB is killed.
 
-Killed by SIGKILL (the kernel's, when memory runs out), GDB leaves its breakpoints in the daemon,
-and the next thread that meets one ends the daemon. The kernel lets go of what GDB traces when the
-thread that traces ends, which is the one that runs Python: the guard waits for the end of that.
+When GDB is killed by SIGKILL (by the kernel, when memory runs out), its breakpoints stay in the
+daemon, and the next thread that hits one ends the daemon. The kernel detaches GDB's processes when
+the thread that traces them ends, which is the one that runs Python: the guard waits for its end.
 """
 
 from __future__ import annotations
@@ -16,80 +16,86 @@ from virtrace.guard import restore
 from virtrace.guard.journal import Journal
 from virtrace.guard.lifeline import Lifeline
 
-_STANDS_BY = b"."
-_NEVER, _LATE = -1000, -900  # of what the kernel ends when memory runs out
+_READY = b"."
+# /proc/PID/oom_score_adj: which processes the kernel kills last when memory runs out.
+_NEVER, _LATE = -1000, -900
 
 
 class Guard:
-    """Stands by from when it is made until ``release``."""
+    """Watches over a trace until ``release``."""
 
     def __init__(self, journal: Journal, pid: int) -> None:
-        """pid: of the process that is traced. Nothing may be attached yet. OSError: no guard."""
+        """Start the guard, before GDB attaches.
+
+        pid: the process that will be traced.
+        Raises: OSError where there can be no guard.
+        """
         self._journal = journal
         self._lifeline = Lifeline()
         try:
             self._start(pid)
         except BaseException:
-            self._lifeline.let_go()
+            self._lifeline.release()
             raise
-        self._oom_before = _prefer_to_live(_LATE)
+        self._oom_before = _set_oom_score_adj(_LATE)
 
     def _start(self, pid: int) -> None:
-        told, tell = os.pipe()
-        with open(told, "rb", buffering=0) as pipe:
-            kept = (tell, *self._journal.descriptors())
-            stand_by = partial(_stand_by, tell, self._lifeline, self._journal, pid)
+        read_end, write_end = os.pipe()
+        with open(read_end, "rb", buffering=0) as pipe:
+            keep_fds = (write_end, *self._journal.descriptors())
+            watch = partial(_watch, write_end, self._lifeline, self._journal, pid)
             try:
-                detached.spawn("virtrace-guard", kept, stand_by)
+                detached.spawn("virtrace-guard", keep_fds, watch)
             finally:
-                os.close(tell)
-            if pipe.read(1) != _STANDS_BY:
+                os.close(write_end)
+            if pipe.read(1) != _READY:
                 raise OSError("it did not start")
 
     def release(self) -> None:
-        """GDB is done with the process. What it left there all the same is taken back."""
+        """End the guard, when GDB has detached; restore what GDB left there all the same."""
         try:
-            _take_back(self._journal)
+            _restore(self._journal)
             self._journal.remove()
         finally:
-            self._lifeline.let_go()
+            self._lifeline.release()
         self._journal.close()
         if self._oom_before is not None:
-            _prefer_to_live(self._oom_before)
+            _set_oom_score_adj(self._oom_before)
 
 
-def _stand_by(tell: int, lifeline: Lifeline, journal: Journal, pid: int) -> None:
-    """In the guard itself."""
-    _prefer_to_live(_NEVER)
-    # It sleeps until it matters, and then must not queue behind others.
+def _watch(write_end: int, lifeline: Lifeline, journal: Journal, pid: int) -> None:
+    """Run in the guard process."""
+    _set_oom_score_adj(_NEVER)
+    # It sleeps until it is needed, and must not wait for a processor then.
     with suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-    # Once beforehand: the kernel copies memory that GDB has too when it is first used.
-    _take_back(journal)
-    os.write(tell, _STANDS_BY)
-    os.close(tell)
+    # Once beforehand: the first use of memory that is shared with GDB makes the kernel copy it.
+    _restore(journal)
+    os.write(write_end, _READY)
+    os.close(write_end)
     if lifeline.wait():
-        _clear_up(journal, pid, _take_back(journal))
+        _clean_up(journal, pid, _restore(journal))
 
 
-def _take_back(journal: Journal) -> int:
-    """At how many places."""
-    places = journal.read().left_behind(journal.memory)
-    restore.take_back(journal.memory, places)
-    return len(places)
+def _restore(journal: Journal) -> int:
+    """Write back what GDB replaced; return how many patches were still in place."""
+    patches = journal.entries().still_in_place(journal.memory)
+    restore.write_back(journal.memory, patches)
+    return len(patches)
 
 
-def _clear_up(journal: Journal, pid: int, places: int) -> None:
-    stopped = restore.let_run(pid)
+def _clean_up(journal: Journal, pid: int, count: int) -> None:
+    resumed = restore.resume(pid)
     journal.remove()
-    told = f"virtrace: GDB was killed; what it left in process {pid} at {places} places"
-    told += " was taken back" + (", and the process let run again" if stopped else "")
+    locations = f"{count} location{'' if count == 1 else 's'}"
+    message = f"GDB was killed: restored {locations} that it had modified in process {pid}"
+    message += ", and resumed the process" if resumed else ""
     with suppress(OSError):
-        os.write(2, f"{told}\n".encode())
+        os.write(2, f"virtrace: {message}\n".encode())
 
 
-def _prefer_to_live(score: int) -> int | None:
-    """Tell the kernel whom to end last; what it was before, None where it is not ours to say."""
+def _set_oom_score_adj(score: int) -> int | None:
+    """Set when the kernel kills this process; return the score before, None where forbidden."""
     try:
         with open("/proc/self/oom_score_adj", "r+") as file:
             before = int(file.read())

@@ -1,4 +1,4 @@
-"""Taking back what GDB wrote into a process, by /proc/PID/mem: nobody may be tracing it."""
+"""Restores a process that GDB modified, through /proc/PID/mem; nobody may be tracing it."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 
-from virtrace.guard.journal import Place
+from virtrace.guard.journal import PatchedBytes
+from virtrace.image.memory import ProcessMemory
 from virtrace.image.process import read_status
 
-# A stop that GDB had sent to a thread may come this long after GDB's death.
-_STOPS_COME_SECONDS = 0.2
+# A stop that GDB sent to a thread may arrive this long after GDB's death.
+_STOPS_ARRIVE_SECONDS = 0.2
 
 
-def take_back(memory: int, places: Iterable[Place]) -> None:
-    """OSError where the kernel forbids to write there."""
-    for place in places:
-        os.pwrite(memory, place.was, place.address)
+def write_back(memory: ProcessMemory, patches: Iterable[PatchedBytes]) -> None:
+    """Write what was there before. Raises: OSError where the kernel forbids it."""
+    for patch in patches:
+        os.pwrite(memory.descriptor, patch.was, patch.address)
 
 
-def let_run(pid: int) -> bool:
-    """Undo the stop that GDB had sent to its threads, where one comes; whether one did."""
-    until = time.monotonic() + _STOPS_COME_SECONDS
+def resume(pid: int) -> bool:
+    """Undo the stop that GDB sent to the process, if one arrives; return whether one did."""
+    until = time.monotonic() + _STOPS_ARRIVE_SECONDS
     while time.monotonic() < until:
         status = read_status(pid)
         if status is None:

@@ -98,7 +98,7 @@ class Unwinder:
     def require_mapped(self, module: Module) -> None:
         """Raises: Unavailable where a file is not known to be the one that is mapped."""
         if module not in self._doubts:
-            at, content = module.elf.mark
+            at, content = module.elf.fingerprint
             try:
                 is_same = self._image.memory.read(module.base + at, len(content)) == content
                 why = "" if is_same else "the program has another one in memory"

@@ -59,7 +59,7 @@ class StoppedThread:
 
     def __init__(self, session: Session, probe: Probe, t_ns: int) -> None:
         self.t_ns = t_ns
-        self.memory: Memory = session.kernel
+        self.memory: Memory = session.kernel.memory
         self.tid = gdb.selected_thread().ptid[1]
         self._registers = session.kernel.registers(self.tid)
         self._abi = session.abi

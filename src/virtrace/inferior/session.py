@@ -415,7 +415,7 @@ class Session:
             switch.name
             for probe in self._probes
             for address in probe.addresses
-            if self.kernel.read(address, len(instruction)) != instruction
+            if self.kernel.memory.read(address, len(instruction)) != instruction
             for switch in probe.switches
         }
         if gone:

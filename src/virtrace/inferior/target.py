@@ -233,7 +233,8 @@ def attach(process: Process, names: Iterable[str]) -> None:
 
     Nothing has been written to the process when this raises TargetError.
     """
-    marks = [(module, *module.elf.mark) for module in filter(None, map(process.module, names))]
+    modules = [module for module in map(process.module, names) if module is not None]
+    fingerprints = [(module, *module.elf.fingerprint) for module in modules]
     # What stood for the program is none.
     _quietly("exec-file")
     try:
@@ -243,12 +244,12 @@ def attach(process: Process, names: Iterable[str]) -> None:
             f"cannot attach to process {process.pid}: {error}", "run `virtrace doctor`"
         ) from error
     memory = InferiorMemory()
-    for module, address, mark in marks:
+    for module, address, content in fingerprints:
         try:
-            found = memory.read(module.base + address, len(mark))
+            found = memory.read(module.base + address, len(content))
         except Unavailable:
             found = b""
-        if found != mark:
+        if found != content:
             raise process.has_other_file(module)
 
 
@@ -306,7 +307,10 @@ def is_over(process: Process) -> bool:
 
 
 class InferiorMemory:
-    """Reads of the process's memory; never a write."""
+    """The memory of the process as GDB gives it: with the code that its breakpoints replaced.
+
+    Elsewhere image.memory.ProcessMemory reads faster, but what is there includes breakpoints.
+    """
 
     def read(self, address: int, size: int) -> bytes:
         try:
