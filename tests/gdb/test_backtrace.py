@@ -133,7 +133,7 @@ def test_an_error_of_handing_over_what_had_to_wait_ends_the_trace(
             "PID": str(daemon.pid),
             "OUTPUT": str(output),
             # The header, then the call that asks of nobody; then the first that has to wait.
-            "TEST_HOOK": "inferior.recorder:Recorder.put",
+            "TEST_HOOK": "inferior.recorder:Recorder._put",
             "TEST_CALLS": "4",
         },
     )

@@ -36,7 +36,7 @@ ALLOWED = {
     "bundle": {"errors", "recipe", "trace", "targets", "analysis", "report", "host"},
     "lab": {"errors"},
     "record": {
-        *("errors", "printing", "recipe", "trace", "binary", "image", "targets"),
+        *("errors", "printing", "recipe", "trace", "binary", "image", "targets", "engine"),
         *("analysis", "report"),
     },
     "engines": {

@@ -56,8 +56,7 @@ class Recorded:
         return cast("Footer", {**FOOTER, **counted})
 
     def write(self, events: list[Record]) -> None:
-        if self.writer.is_full:
-            self.writer.rotate(self.footer())
+        self.writer.may_rotate(self.footer())
         self.writer.write(iter(events))
         self.events += events
 

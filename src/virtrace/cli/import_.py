@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from virtrace.cli.without_rights import run_in_child
-from virtrace.engines.bpftrace.recorded import BrokenLine, Happened, Lines, Session
+from virtrace.engine.answers import Answers
+from virtrace.engine.output import Output
+from virtrace.engines.bpftrace.recorded import BrokenLine, Happened, Lines, Replayer
 from virtrace.errors import DONE, INCOMPLETE, IncompleteError, TraceError, typed
 from virtrace.plan.file import Plan
 from virtrace.recipe import loader, selection
+from virtrace.record.job import Job
 from virtrace.trace.format import Event, Footer, Header, SwitchedOff, Target
 from virtrace.trace.writer import Writer
 
@@ -54,24 +57,19 @@ def _import(args: argparse.Namespace, writer: Writer, files: Sequence[BinaryIO],
     stream = files[0]
     plan, first = _look_through(args.file, stream)
     recipe = loader.loads(loader.dumps(plan.header["recipe"]), str(args.file))
-    selected = selection.parse(recipe, [], None, None)
-    session = Session(
-        recipe,
-        selected,
-        selection.Limits(),
-        plan,
-        writer,
-        _Nobody(),
-        plan.header["target"]["pid"],
-    )
-    lines = Lines(session.event, session.lost)
+    pid = plan.header["target"]["pid"]
+    job = Job(recipe, pid, args.output, selection.parse(recipe, [], None, None))
+    output = Output(Answers(recipe.points), job.limits, writer, _NullView())
+    replayer = Replayer(job, plan, output, pid)
+    lines = Lines(replayer.event, replayer.lost)
     assert first.started is not None
-    session.begin(first.started)
+    replayer.begin(first.started)
     broken, first_broken = _feed(args.file, stream, lines)
     lines.finish()
-    session.finish("interrupt" if lines.ended else "error", lines.lost_events)
-    if session.failure is not None:
-        raise session.failure
+    replayer.finish("interrupt" if lines.ended else "error", lines.lost_events)
+    failure = replayer.recording.ending.failure
+    if failure is not None:
+        raise failure
     print(f"{args.output}: next: virtrace show {typed(args.output)}")
     if broken:
         raise IncompleteError(
@@ -79,10 +77,10 @@ def _import(args: argparse.Namespace, writer: Writer, files: Sequence[BinaryIO],
             f"were left out: {broken} in all, the first of them line {first_broken}",
             "let it print to a file of its own (2> errors): there may be calls missing now",
         )
-    return INCOMPLETE if session.is_incomplete or not lines.ended else DONE
+    return INCOMPLETE if replayer.recording.lost or not lines.ended else DONE
 
 
-class _Nobody:
+class _NullView:
     """There is nothing to watch: all of it has happened."""
 
     def banner(self, header: Header) -> None: ...

@@ -10,8 +10,7 @@ from virtrace.engine.tracer import RawEvent
 from virtrace.errors import TraceError
 from virtrace.recipe.selection import Limits
 from virtrace.trace.format import Event, Footer, Header, SwitchedOff
-from virtrace.trace.rotation import RotatingWriter
-from virtrace.trace.writer import Writer
+from virtrace.trace.writer import TraceWriter
 
 
 class View(Protocol):
@@ -34,7 +33,7 @@ class Output:
         self,
         answers: Answers,
         limits: Limits,
-        writer: Writer,
+        writer: TraceWriter,
         view: View,
         complete: Callable[[RawEvent], None] = _nothing,
     ) -> None:
@@ -43,6 +42,7 @@ class Output:
         self._writer = writer
         self._view = view
         self._complete = complete
+        self._end: Callable[[str], None] = lambda reason: None
         self._events = 0
         # Events that belong into the trace, and are not there.
         self._dropped = 0
@@ -53,12 +53,11 @@ class Output:
 
     @property
     def rotates(self) -> bool:
-        return isinstance(self._writer, RotatingWriter)
+        return self._writer.rotates
 
-    @property
-    def is_over(self) -> bool:
-        """Whether the trace is as large as it may get."""
-        return self._events >= self._limits.events or self._writer.size >= self._limits.bytes
+    def listen(self, end: Callable[[str], None]) -> None:
+        """end: called with ``limit`` once the trace is as large as it may get."""
+        self._end = end
 
     def begin(self, header: Header) -> None:
         """TraceError where the disk does not take it, here and below."""
@@ -95,6 +94,8 @@ class Output:
                 self._view.event(one)
             else:
                 self._view.switched_off(one)
+        if self._events >= self._limits.events or self._writer.size >= self._limits.bytes:
+            self._end("limit")
 
     def _write(self, items: Sequence[RawEvent | SwitchedOff]) -> list[Event | SwitchedOff]:
         """All of them, or TraceError and none."""
@@ -113,8 +114,7 @@ class Output:
 
     def rotate(self, footer: Footer) -> None:
         """A file may end here, and does where it is full. footer: with `rotated` as its reason."""
-        if self._writer.is_full:
-            self._writer.rotate(self._counted(footer))
+        self._writer.may_rotate(self._counted(footer))
 
     def finish(self, footer: Footer) -> None:
         """footer: its `dropped` are events that did not come as far; what is lost here is added."""

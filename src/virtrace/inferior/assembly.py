@@ -1,8 +1,7 @@
-"""Puts together what a trace needs: symbols, guard, recorder and view, around one session."""
+"""Puts together what a trace needs: symbols, guard, recorder and view, around one trace."""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from itertools import chain
@@ -25,7 +24,7 @@ from virtrace.inferior import target
 from virtrace.inferior.backtrace import Backtraces
 from virtrace.inferior.recorder import Recorder, WritingProcess
 from virtrace.inferior.resolve import ResolvedProbe, require_traceable, resolve
-from virtrace.inferior.session import Session
+from virtrace.inferior.session import GdbTrace, Means, Traced
 from virtrace.inferior.terminal import terminal_without_gdb
 from virtrace.plan.infer import infer
 from virtrace.printing import complain
@@ -35,12 +34,12 @@ from virtrace.record.live import TerminalView
 from virtrace.targets import target_of
 from virtrace.targets.hazards import Look
 from virtrace.trace.rotation import new_writer
-from virtrace.trace.writer import Writer
+from virtrace.trace.writer import TraceWriter
 
 
 @contextmanager
-def assembled(job: Job, process: Process, ready: Callable[[], None]) -> Iterator[Session]:
-    """A session that can run, with GDB attached to the process and all its threads stopped.
+def assembled(job: Job, process: Process, ready: Callable[[], None]) -> Iterator[GdbTrace]:
+    """A trace that can run, with GDB attached to the process and all its threads stopped.
 
     ready: called when every call from then on is traced
     """
@@ -48,7 +47,6 @@ def assembled(job: Job, process: Process, ready: Callable[[], None]) -> Iterator
     abi = abi_of(process)
     with terminal_without_gdb() as terminal, target.quiet_settings(), target.no_files():
         writer = new_writer(job.output, job.rotation)
-        command = shlex.join(job.command) if job.command else None
         with ExitStack() as resources:
             try:
                 look = Look(process, target_of(process))
@@ -63,7 +61,7 @@ def assembled(job: Job, process: Process, ready: Callable[[], None]) -> Iterator
                 backtraces = Backtraces(process, probes, packs) if recipe.has_backtraces else None
                 journal = resources.enter_context(_guarded(recipe, process, abi, probes))
                 warnings = list(_warn(look, job))
-                view = TerminalView(terminal, writer, command)
+                view = TerminalView(terminal, writer, job.command_line)
                 recorder = resources.enter_context(
                     closing(_recorder(job, process, probes, writer, view))
                 )
@@ -73,20 +71,8 @@ def assembled(job: Job, process: Process, ready: Callable[[], None]) -> Iterator
                 raise
             # The recorder has it.
             writer.close()
-            yield Session(
-                recipe,
-                job.selection,
-                job.limits,
-                process,
-                abi,
-                probes,
-                journal,
-                recorder,
-                backtraces,
-                command,
-                warnings,
-                ready,
-            )
+            means = Means(recorder, journal, backtraces, ready)
+            yield GdbTrace(job, Traced(process, abi, probes), means, warnings)
 
 
 def abi_of(process: Program) -> Abi:
@@ -120,7 +106,11 @@ def find_packs(
 
 
 def _recorder(
-    job: Job, process: Process, probes: Sequence[ResolvedProbe], writer: Writer, view: TerminalView
+    job: Job,
+    process: Process,
+    probes: Sequence[ResolvedProbe],
+    writer: TraceWriter,
+    view: TerminalView,
 ) -> Recorder:
     # Of the functions whose lines are traced: the name, and the line of the declaration.
     declared = {

@@ -336,9 +336,9 @@ def _save(notebook: Notebook, file: str) -> int:
 
 
 def _trace(job: Job, process: Process, ready: Callable[[], None]) -> int:
-    with assembled(job, process, ready) as session:
+    with assembled(job, process, ready) as trace:
         try:
-            return session.run()
+            return trace.run()
         finally:
             _written.append(last_file(job.output, job.rotation))
 

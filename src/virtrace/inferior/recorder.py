@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
 from typing import Protocol, Union
@@ -40,8 +41,29 @@ _GATHER_SECONDS = 0.01
 _TURN_SECONDS = 0.1
 
 
-# Everything that goes to the writing process.
-Item = Union[RawEvent, SwitchedOff, Header, Footer]
+@dataclass(frozen=True)
+class Begin:
+    """The trace begins."""
+
+    header: Header
+
+
+@dataclass(frozen=True)
+class MayRotate:
+    """A file of the trace may end here, with this footer."""
+
+    footer: Footer
+
+
+@dataclass(frozen=True)
+class End:
+    """The trace ends."""
+
+    footer: Footer
+
+
+# What goes to the writing process; a `switched-off` record goes as it is.
+Message = Union[RawEvent, SwitchedOff, Begin, MayRotate, End]
 
 
 class Terminal(View, Protocol):
@@ -58,7 +80,6 @@ class Recorder:
     def __init__(self, process: WritingProcess) -> None:
         """Begin the process. OSError where there can be none."""
         self.failure: Exception | None = None
-        # Whether it wants a footer, with `rotated` as its reason, wherever a file may end.
         self.rotates = process.rotates
         self._patience = _PATIENCE_SECONDS
         self._rest = b""
@@ -82,13 +103,26 @@ class Recorder:
         self._listener = threading.Thread(target=self._listen, args=(end,), daemon=True)
         self._listener.start()
 
-    def put(self, item: Item) -> None:
-        """An event; or a header, a footer, or what else stands between the events.
+    def begin(self, header: Header) -> None:
+        self._put(Begin(header))
 
-        TraceError where nothing takes it: not before the pipe was full for some time.
+    def take(self, items: Sequence[RawEvent | SwitchedOff]) -> None:
+        for item in items:
+            self._put(item)
+
+    def rotate(self, footer: Footer) -> None:
+        self._put(MayRotate(footer))
+
+    def finish(self, footer: Footer) -> None:
+        self._put(End(footer))
+
+    def _put(self, message: Message) -> None:
+        """Write the message into the pipe.
+
+        Raises: TraceError if nothing takes it, once the pipe has been full for some time
         """
-        # Of an event its parts, which takes half the time.
-        parts = item if isinstance(item, dict) else tuple(vars(item).values())
+        # The parts of an event alone take half the time to pickle.
+        parts = tuple(vars(message).values()) if isinstance(message, RawEvent) else message
         data = pickle.dumps(parts, pickle.HIGHEST_PROTOCOL)
         rest = memoryview(self._rest + _LENGTH.pack(len(data)) + data)
         until = time.monotonic() + self._patience
@@ -110,12 +144,12 @@ class Recorder:
                 select.select([], [self._items], [], _TURN_SECONDS)
         self._rest = b""
 
-    def be_patient(self) -> None:
-        """The traced process has been let go."""
+    def wait_indefinitely(self) -> None:
+        """Wait for a full pipe without a bound: the traced process has been let go."""
         self._patience = math.inf
 
-    def finish(self) -> None:
-        """Until all is written, and shown. ``failure`` says then whether it went well."""
+    def join(self) -> None:
+        """Wait until everything is written and shown; ``failure`` says how that went."""
         self._items.close()
         while self._listener.is_alive():
             # In short turns, so that Ctrl-C gets through.
@@ -158,12 +192,13 @@ class WritingProcess:
         # It must not take a processor from GDB, which wakes it while a thread stands still.
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         self._tell = tell
+        self._output.listen(lambda reason: self._say({"end": reason}))
         reader = threading.Thread(target=self._read, args=(items,), daemon=True)
         reader.start()
         rest = b""
         while not self._is_finished and (chunk := self._chunks.get()):
             rest += chunk
-            taken: list[Item] = []
+            taken: list[Message] = []
             at = 0
             while len(rest) >= at + _LENGTH.size:
                 (length,) = _LENGTH.unpack_from(rest, at)
@@ -171,8 +206,8 @@ class WritingProcess:
                 if len(rest) < begin + length:
                     break
                 at = begin + length
-                item = pickle.loads(rest[begin:at])
-                taken.append(RawEvent(*item) if isinstance(item, tuple) else item)
+                message = pickle.loads(rest[begin:at])
+                taken.append(RawEvent(*message) if isinstance(message, tuple) else message)
             rest = rest[at:]
             self._take(taken)
         self._view.close()
@@ -186,32 +221,27 @@ class WritingProcess:
                 time.sleep(_GATHER_SECONDS)
         self._chunks.put(b"")
 
-    def _take(self, items: Iterable[Item]) -> None:
+    def _take(self, messages: Iterable[Message]) -> None:
         batch: list[RawEvent | SwitchedOff] = []
-        for item in items:
-            if isinstance(item, RawEvent) or item["type"] == "switched-off":
-                batch.append(item)
+        for message in messages:
+            if not isinstance(message, (Begin, MayRotate, End)):
+                batch.append(message)
                 continue
             if batch:
-                self._guarded(partial(self._drain, batch))
+                self._guarded(partial(self._output.take, batch))
                 batch = []
-            self._guarded(partial(self._take_apart, item))
+            self._guarded(partial(self._handle, message))
         if batch:
-            self._guarded(partial(self._drain, batch))
+            self._guarded(partial(self._output.take, batch))
 
-    def _drain(self, batch: Sequence[RawEvent | SwitchedOff]) -> None:
-        self._output.take(batch)
-        if self._output.is_over:
-            self._say({"end": "limit"})
-
-    def _take_apart(self, item: Header | Footer) -> None:
-        if item["type"] == "header":
-            self._output.begin(item)
-        elif item["reason"] == "rotated":
-            self._output.rotate(item)
+    def _handle(self, message: Begin | MayRotate | End) -> None:
+        if isinstance(message, Begin):
+            self._output.begin(message.header)
+        elif isinstance(message, MayRotate):
+            self._output.rotate(message.footer)
         else:
             self._is_finished = True
-            self._output.finish(item)
+            self._output.finish(message.footer)
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:

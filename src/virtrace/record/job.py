@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypedDict
 
 from virtrace.recipe import loader
 from virtrace.recipe.model import Recipe
 from virtrace.recipe.selection import Limits, Rotation, Selection
+from virtrace.trace.format import Limits as TraceLimits
+from virtrace.trace.format import Selection as TraceSelection
 
 # A job's document is larger only if something is wrong: what grows in it are names of files.
 MAX_BYTES = 1 << 24
+
+
+class AskedFor(TypedDict):
+    """What a trace's header has of the job."""
+
+    selection: TraceSelection
+    limits: TraceLimits
+    command: str | None
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,34 @@ class Job:
     source_files: Mapping[str, Path] = field(default_factory=dict)
     debug_files: Mapping[str, Path] = field(default_factory=dict)
     packs: Sequence[Path] = ()
+
+    @property
+    def command_line(self) -> str | None:
+        """The command as one would type it; None without one."""
+        return shlex.join(self.command) if self.command else None
+
+    def header_fields(self, refused: Container[str] = ()) -> AskedFor:
+        """Return what a trace's header has of the job.
+
+        refused: options that the engine cannot honour: their limits are left out
+        """
+        limits: TraceLimits = {
+            "max_events": self.limits.events,
+            "max_bytes": self.limits.bytes,
+        }
+        if "max-stop-ms" not in refused:
+            limits["max_stop_ms"] = self.limits.stop_ms
+        if "max-load" not in refused:
+            limits["max_load"] = self.limits.load
+        return {
+            "selection": {
+                "where": dict(self.selection.where),
+                "calls": self.selection.calls,
+                "seconds": self.selection.seconds,
+            },
+            "limits": limits,
+            "command": self.command_line,
+        }
 
     def to_json(self) -> bytes:
         document = {

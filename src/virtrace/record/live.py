@@ -17,7 +17,7 @@ from virtrace.printing import complain, line
 from virtrace.report import text
 from virtrace.report.highlight import style_for
 from virtrace.trace.format import Event, Footer, Header, SwitchedOff
-from virtrace.trace.writer import Writer
+from virtrace.trace.writer import TraceWriter
 
 # Calls, and what is outside of them, that may wait to be shown; a terminal that falls further
 # behind misses some.
@@ -31,7 +31,7 @@ class TerminalView:
     keep the engine from its next event; under GDB, with it the daemon.
     """
 
-    def __init__(self, terminal: int, trace: Writer, command: str | None) -> None:
+    def __init__(self, terminal: int, trace: TraceWriter, command: str | None) -> None:
         """command: what virtrace runs itself."""
         self.terminal = terminal
         with open(terminal, "w", closefd=False) as stream:

@@ -10,14 +10,14 @@ from typing import Any
 
 from virtrace.errors import TraceError
 from virtrace.trace.format import ROTATED, Footer, Header, Record
-from virtrace.trace.writer import Writer
+from virtrace.trace.writer import TraceWriter, Writer
 
 _ENDING = re.compile(r"(\.jsonl)?(\.gz|\.zst)?$")
 # A full file waits for a moment without an open call until it is so many times as large.
 _PATIENCE = 2
 
 
-def new_writer(path: Path, rotation: tuple[int, int | None] | None) -> Writer:
+def new_writer(path: Path, rotation: tuple[int, int | None] | None) -> TraceWriter:
     """TraceError where a file exists or cannot be made.
 
     rotation: bytes after which a new file begins, and how many files are kept, None: all. Without
@@ -43,13 +43,14 @@ def parts(path: Path) -> list[Path]:
     return [path.with_name(name) for name in sorted(names, key=lambda name: (len(name), name))]
 
 
-class RotatingWriter(Writer):
+class RotatingWriter:
     """Goes on in a new file when one is full, between calls where there is such a moment.
 
-    path: of the file that is written to. Every other one has its footer, and begins and ends with
-    what makes it a trace by itself: the header, what was switched off, the end of calls that are
-    cut.
+    Every file but the one that is written to has its footer, and begins and ends with what makes it
+    a trace by itself: the header, what was switched off, the end of calls that are cut.
     """
+
+    rotates = True
 
     def __init__(self, path: Path, rotate: int, keep: int | None) -> None:
         """As of new_writer; also where a file with any number exists, which it would come to."""
@@ -60,7 +61,7 @@ class RotatingWriter(Writer):
         self._start, self._end = _around_number(path)
         self._rotate_at, self._keep = rotate, keep
         self._number = 1
-        super().__init__(self._numbered(path))
+        self._writer = Writer(self._numbered(path))
         # The files that have ended, each with what tells it from one that others put there.
         self._ended: list[tuple[Path, tuple[int, ...]]] = []
         self._ended_size = 0
@@ -76,25 +77,38 @@ class RotatingWriter(Writer):
         self._switched_off: list[Mapping[str, Any]] = []
 
     @property
-    def size(self) -> int:
-        return self._ended_size + self._size
+    def path(self) -> Path:
+        return self._writer.path
 
     @property
-    def is_full(self) -> bool:
-        full = self._rotate_at * (_PATIENCE if self._open else 1)
-        is_due = self._events and self._size >= full and self._due is None
-        return bool(is_due) and not self._is_stuck
+    def size(self) -> int:
+        return self._ended_size + self._writer.size
+
+    @property
+    def descriptor(self) -> int:
+        return self._writer.descriptor
 
     def begin(self, header: Header) -> None:
         self._header = header
-        super().write([self._own_header()])
+        self._writer.begin(self._own_header())
 
     def finish(self, footer: Footer) -> None:
         dropped = footer["dropped"] - self._dropped
-        super().finish({**footer, "events": self._events, "dropped": dropped})
+        self._writer.finish({**footer, "events": self._events, "dropped": dropped})
 
-    def rotate(self, footer: Footer) -> None:
-        self._due = footer
+    def check_there(self) -> None:
+        self._writer.check_there()
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def discard(self) -> None:
+        self._writer.discard()
+
+    def may_rotate(self, footer: Footer) -> None:
+        full = self._rotate_at * (_PATIENCE if self._open else 1)
+        if self._events and self._writer.size >= full and not self._is_stuck:
+            self._due = self._due or footer
 
     def write(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Also TraceError, once, where the next file cannot be made: this one goes on."""
@@ -107,7 +121,7 @@ class RotatingWriter(Writer):
                 record = {**record, "seq": seq}
                 seq += 1
             own.append(record)
-        super().write(own)
+        self._writer.write(own)
         self._events = seq
         for record in own:
             self._note(record)
@@ -141,11 +155,10 @@ class RotatingWriter(Writer):
             raise
         self._open = still_open
         self._events, self._dropped = 0, footer["dropped"]
-        self._ended.append((self.path, _identity(os.fstat(self._file))))
-        self._ended_size += self._size
-        self.close()
-        self.path, self._file = following.path, following._file
-        self._packer, self._size = following._packer, following._size
+        self._ended.append((self.path, _identity(os.fstat(self.descriptor))))
+        self._ended_size = self.size
+        self._writer.close()
+        self._writer = following
         while self._keep is not None and len(self._ended) >= self._keep:
             _remove(*self._ended.pop(0))
 

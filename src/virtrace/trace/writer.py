@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
 from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from virtrace.errors import TraceError
 from virtrace.files import create_private, open_own
@@ -24,12 +24,51 @@ def default_path(recipe: str, pid: int) -> Path:
     return Path(f"virtrace-{recipe}-{pid}-{now}.jsonl")
 
 
+class TraceWriter(Protocol):
+    """A trace that is being written, to one file or to several.
+
+    path: the file that is written to now
+    size: bytes written so far, to all files
+    descriptor: the open file
+    rotates: whether it may go on in a new file
+
+    Raises: TraceError from each method if the disk does not take the records
+    """
+
+    rotates: bool
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def descriptor(self) -> int: ...
+
+    def begin(self, header: Header) -> None: ...
+
+    def write(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Write all of the records, or none of them."""
+
+    def may_rotate(self, footer: Footer) -> None:
+        """Go on in a new file if this one is full.
+
+        footer: the last record of this file; written once there are more events
+        """
+
+    def finish(self, footer: Footer) -> None: ...
+    def check_there(self) -> None: ...
+    def close(self) -> None: ...
+    def discard(self) -> None: ...
+
+
 class Writer:
     """A new file, readable by its owner only: a trace can hold whatever QMP carried.
 
     Compressed where its name ends in `.gz` or `.zst`; what was written can be read all the same,
     whatever happens to the writer.
     """
+
+    rotates = False
 
     def __init__(self, path: Path) -> None:
         """TraceError where the file exists or cannot be made; symbolic links are not followed."""
@@ -40,21 +79,15 @@ class Writer:
 
     @property
     def size(self) -> int:
-        """Bytes that were written."""
+        """Bytes written so far."""
         return self._size
 
     @property
     def descriptor(self) -> int:
         return self._file
 
-    @property
-    def is_full(self) -> bool:
-        """Whether it is time to ``rotate``."""
-        return False
-
-    def rotate(self, footer: Footer) -> None:
-        """What is written next goes to a new file. footer: of this one."""
-        raise NotImplementedError
+    def may_rotate(self, footer: Footer) -> None:
+        """Do nothing: there is one file."""
 
     def begin(self, header: Header) -> None:
         """The first record; TraceError as of write."""

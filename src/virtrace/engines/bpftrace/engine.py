@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Iterator
 
 from virtrace.engines.bpftrace import run
+from virtrace.engines.bpftrace.recorded import REFUSED
 from virtrace.errors import TargetError
 from virtrace.image.process import Process
 from virtrace.record.check import Check
 from virtrace.record.job import Job
 
-_NEVER_STOPPED = "this engine never keeps the daemon standing"
-
 
 class BpftraceEngine:
     name = title = "bpftrace"
-    refuses: Mapping[str, str] = MappingProxyType(
-        {
-            "max-stop-ms": _NEVER_STOPPED,
-            "max-load": _NEVER_STOPPED,
-            "source": "this engine traces no source lines",
-        }
-    )
+    refuses = REFUSED
 
     def problem(self) -> TargetError | None:
         if shutil.which("bpftrace") is None:

@@ -12,20 +12,19 @@ import json
 import zlib
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from types import MappingProxyType
 
 from virtrace.binary import given, x86_64
 from virtrace.binary.ctype import Code
 from virtrace.binary.pack import Constant, InRegister, Nowhere, OnStack
 from virtrace.engine import tracer
-from virtrace.engine.answers import Answers
 from virtrace.engine.capture import REGISTER, Capture, Recorded
-from virtrace.engine.output import Output, View
+from virtrace.engine.output import Output
 from virtrace.engine.proof import Caller, Proven, of_driver_method, of_static_function
-from virtrace.engine.tracer import Entered, PointPlan, RawEvent, SpanPlan, Tracer
+from virtrace.engine.tracer import Entered, PointPlan, SpanPlan
 from virtrace.engines.bpftrace.program import HEARTBEAT_MS, REGISTERS
 from virtrace.errors import TraceError, Unavailable
 from virtrace.plan.file import (
@@ -43,11 +42,10 @@ from virtrace.plan.file import (
     Wanted,
     read,
 )
-from virtrace.recipe.model import Recipe
 from virtrace.recipe.path import CALLER
-from virtrace.recipe.selection import Limits, Selection
-from virtrace.trace.format import ENDED, Footer, Header
-from virtrace.trace.writer import Writer
+from virtrace.record.job import Job
+from virtrace.record.recording import Recording
+from virtrace.trace.format import Header
 
 # After a failed read, which bpftrace does not say the thread of: heartbeats of each processor
 # until what the program printed then must have come.
@@ -61,6 +59,17 @@ _YEAR_10000 = 253_402_300_800
 
 _LOST = "bpftrace lost events of this thread"
 _NOT_READ = "bpftrace could not read it: the page was not in memory"
+
+
+# Options of `virtrace record` that mean nothing here, and why.
+_NEVER_STOPPED = "this engine never keeps the daemon standing"
+REFUSED: Mapping[str, str] = MappingProxyType(
+    {
+        "max-stop-ms": _NEVER_STOPPED,
+        "max-load": _NEVER_STOPPED,
+        "source": "this engine traces no source lines",
+    }
+)
 
 
 class BrokenLine(TraceError):
@@ -440,69 +449,50 @@ def _no_plan(why: str) -> TraceError:
 # --- From events to a trace
 
 
-class Session:
-    """Gives what happened to the tracer that GDB's engine has too.
+class Replayer:
+    """Gives what the program printed to a recording.
 
-    done: the reason to end, once there is one. failure: what broke the trace, where something did.
-    pid: of the process; without, that of the first event counts, and others (of children on their
-    way to another program) do not.
+    recording: what came of it
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        selection: Selection,
-        limits: Limits,
-        plan: Plan,
-        writer: Writer,
-        view: View,
-        pid: int | None = None,
-    ) -> None:
-        self.done: str | None = None
-        self.failure: TraceError | None = None
-        self.tracer = Tracer(selection.where, self._record)
-        self._selection = selection
-        self._limits = limits
+    def __init__(self, job: Job, plan: Plan, output: Output, pid: int | None) -> None:
+        """pid: events of other processes are passed over; None: those of any but the first."""
+        self.recording = Recording(job.recipe, job.selection, output)
+        output.listen(self.recording.ending.request)
+        self._job = job
         self._plan = plan
-        self._output = Output(Answers(recipe.points), limits, writer, view)
         self._pid = pid or None
         self._bases: dict[str, int] = {}
         self._exported = {
             name: [start for start, _, _ in rows] for name, rows in plan.exported.items()
         }
         self._plans = [self._compiled(site) for site in plan.sites]
-        # Before it has begun, not all probes are there.
+        # Before the trace has begun, not all probes are there.
         self._started_ns: int | None = None
         self._last_ns = 0
-        # Events that bpftrace lost.
-        self._lost = 0
-        self._hits = {probe["name"]: 0 for probe in plan.header["probes"]}
 
-    def begin(self, started: Started, command: str | None = None) -> None:
-        """command: what is run, if anything."""
+    def begin(self, started: Started, version: str | None = None) -> None:
+        """version: of bpftrace, if known."""
         self._started_ns = started.ns
         header: Header = {
             **self._plan.header,
             "started": datetime.fromtimestamp(started.epoch, timezone.utc).isoformat(),
             # bpf_ktime_get_boot_ns(), which bpftrace asks.
             "clock": {"source": "CLOCK_BOOTTIME", "start_ns": started.ns},
-            "selection": {
-                "where": dict(self._selection.where),
-                "calls": self._selection.calls,
-                "seconds": self._selection.seconds,
-            },
-            "limits": {"max_events": self._limits.events, "max_bytes": self._limits.bytes},
             "tool": {
                 **self._plan.header["tool"],
-                "engine": {"name": "bpftrace", "version": None},
+                "engine": {"name": "bpftrace", "version": version},
             },
+            **self._job.header_fields(REFUSED),
         }
-        if command is not None:
-            header["command"] = command
-        self._output.begin(header)
+        self.recording.begin(header)
+
+    @property
+    def is_over(self) -> bool:
+        return self.recording.ending.reason is not None
 
     def event(self, happened: Happened) -> None:
-        if self.done is not None or happened.number >= len(self._plans):
+        if self.is_over or happened.number >= len(self._plans):
             return
         if self._started_ns is None or happened.t_ns < self._started_ns:
             return
@@ -513,73 +503,47 @@ class Session:
         if happened.kind not in ("u" if site.usdt else "p" if site.kind == POINT else "er"):
             return
         if happened.kind != "r":
-            self._hits[site.probe] = self._hits.get(site.probe, 0) + 1
+            self.recording.hit(site.probe)
             if site.usdt is None:
                 self._bases[site.module] = happened.ip - site.address
         thread = RecordedThread(happened, site, self._since(happened.t_ns))
+        tracer = self.recording.tracer
         # Each return is told for itself, also that of a function which was left by a tail call:
         # the place is the site.
         if happened.kind == "r":
-            self.tracer.leave(happened.number, thread)
+            tracer.leave(happened.number, thread)
         elif happened.kind == "e":
             after = x86_64.ABI.sp_after_return(happened.sp)
-            self.tracer.enter(plan, thread, happened.number, after)
+            tracer.enter(plan, thread, happened.number, after)
         else:
             assert isinstance(plan, PointPlan)
-            self.tracer.point(plan, thread)
-        if self._selection.calls is not None and self.tracer.calls_done >= self._selection.calls:
-            self.done = "limit"
+            tracer.point(plan, thread)
+        self.recording.ending.is_due()
 
     def lost(self, tid: int, count: int, t_ns: int) -> None:
-        if self.done is None and self._started_ns is not None:
-            self._lost += count
-            self.tracer.lose(tid, self._since(t_ns), _LOST)
+        """Note a gap in the events of a thread.
 
-    @property
-    def is_incomplete(self) -> bool:
-        return self._lost > 0
+        t_ns: of the first event after it
+        """
+        if not self.is_over and self._started_ns is not None:
+            self.recording.lost += count
+            self.recording.tracer.lose(tid, self._since(t_ns), _LOST)
 
     def finish(self, reason: str, lost_events: int) -> None:
-        """Write the footer. lost_events: as bpftrace counts them, lines and all."""
-        self._lost = max(self._lost, lost_events)
-        self.tracer.finish(self._last_ns, ENDED)
-        with self._may_fail():
-            self._output.finish(self._footer(self.done or reason))
+        """Write the footer.
 
-    @contextmanager
-    def _may_fail(self) -> Iterator[None]:
-        """What the disk does not take ends the trace, which has its footer all the same."""
-        try:
-            yield
-        except TraceError as error:
-            self.failure = self.failure or error
-            self.done = "error"
-
-    def _footer(self, reason: str) -> Footer:
-        return {
-            "type": "footer",
-            "reason": reason,
-            "t_ns": self._last_ns,
-            "events": 0,
-            "dropped": self._lost,
-            "hits": {**self._hits},
-            "detached": True,
-            # Only the thread that meets a probe takes part in it.
-            "stopped_ns": {"total": 0, "max": 0},
-        }
+        reason: why the recording ends, if it has not ended by itself
+        lost_events: as bpftrace counts them: lines, not events of the program
+        """
+        self.recording.lost = max(self.recording.lost, lost_events)
+        if self.recording.ending.reason is None:
+            self.recording.ending.reason = reason
+        self.recording.finish(self._last_ns, detached=True)
 
     def _since(self, t_ns: int) -> int:
         since = max(t_ns - (self._started_ns or 0), 0)
         self._last_ns = max(self._last_ns, since)
         return since
-
-    def _record(self, event: RawEvent) -> None:
-        with self._may_fail():
-            self._output.take([event])
-            if self._output.rotates:
-                self._output.rotate(self._footer("rotated"))
-            if self._output.is_over:
-                self.done = self.done or "limit"
 
     # --- Plans
 

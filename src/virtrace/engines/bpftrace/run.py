@@ -7,7 +7,6 @@ import math  # noqa: F401 - which needs the library of _Handshake
 import os
 import re
 import select
-import shlex
 import signal
 import subprocess
 import sys
@@ -21,16 +20,14 @@ from typing import IO
 from virtrace.binary import x86_64
 from virtrace.binary.pack import file_name
 from virtrace.binary.pack import find as find_pack
+from virtrace.engine.answers import Answers
+from virtrace.engine.output import Output
 from virtrace.engines.bpftrace import program
-from virtrace.engines.bpftrace.recorded import Lines, Session, Started
+from virtrace.engines.bpftrace.recorded import Lines, Replayer, Started
 from virtrace.engines.gdb.launch import asked, end_with_us
 from virtrace.errors import (
-    DONE,
-    INCOMPLETE,
-    INTERRUPTED,
     IncompleteError,
     TargetError,
-    incomplete,
 )
 from virtrace.image.model import Program
 from virtrace.image.process import Process, inspect
@@ -39,7 +36,7 @@ from virtrace.plan.file import Plan
 from virtrace.printing import complain
 from virtrace.recipe import loader
 from virtrace.recipe.model import Recipe
-from virtrace.record.command import ending_signals, say_status, started
+from virtrace.record.ends import GRACE_SECONDS, Outside, ending_signals
 from virtrace.record.job import Job
 from virtrace.record.live import TerminalView
 from virtrace.trace.rotation import new_writer
@@ -47,8 +44,6 @@ from virtrace.trace.rotation import new_writer
 # Until all probes are there; what bpftrace needs for it grows with their number.
 _START_SECONDS = 60.0
 _END_SECONDS = 60.0
-# How long calls that are open may take to return once the traced command is done.
-_GRACE_NS = 5_000_000_000
 # How far behind its clock an event is handed over.
 _BEHIND_NS = 3 * program.HEARTBEAT_MS * 1_000_000
 _POLL_SECONDS = 0.02
@@ -125,7 +120,6 @@ def _make_packs(
 def record(job: Job, process: Process) -> int:
     """The exit status."""
     plan = resolve(job.recipe, process, job.debug_files, job.packs)
-    words = shlex.join(job.command) if job.command else None
     nested = os.readlink("/proc/self/ns/pid") != _FIRST_NAMESPACE
     handshake = _Handshake()
     where = program.Where(
@@ -143,33 +137,25 @@ def record(job: Job, process: Process) -> int:
     writer = new_writer(job.output, job.rotation)
     # Files without a name: nothing is left of them when we are killed.
     with tempfile.TemporaryFile() as errors, ending_signals(signals.append):
-        view = TerminalView(sys.stdout.fileno(), writer, words)
-        session = Session(
-            job.recipe,
-            job.selection,
-            job.limits,
-            plan,
-            writer,
-            view,
-            None if nested else process.pid,
-        )
+        view = TerminalView(sys.stdout.fileno(), writer, job.command_line)
+        output = Output(Answers(job.recipe.points), job.limits, writer, view)
+        replayer = Replayer(job, plan, output, None if nested else process.pid)
         try:
-            run = _Run(text, errors, session, process.pid, handshake)
+            run = _Run(text, errors, replayer, process.pid, handshake)
             run.start()
         except BaseException:
             writer.discard()
             raise
         try:
-            session.begin(run.ready, command=words)
-            reason = run.until_its_end(job.command, job.selection.seconds, signals)
+            replayer.begin(run.ready)
+            reason = run.until_its_end(job, signals)
             run.end()
-            session.finish(reason, run.lines.lost_events)
+            replayer.finish(reason, run.lines.lost_events)
         finally:
             run.kill()
             writer.close()
             view.close()
-        if session.failure is not None:
-            raise incomplete(session.failure) from session.failure
+        status = replayer.recording.status()
         if run.died:
             raise IncompleteError(
                 f"bpftrace ended by itself: {run.said()}",
@@ -180,9 +166,7 @@ def record(job: Job, process: Process) -> int:
                 "bpftrace did not keep up: of the last calls an unknown number is missing",
                 "trace fewer calls (--where), or a recipe with less in it",
             )
-        if session.is_incomplete:
-            return INCOMPLETE
-        return INTERRUPTED if (session.done or reason) == "interrupt" else DONE
+        return status
 
 
 class _Handshake:
@@ -211,15 +195,15 @@ class _Run:
     """A bpftrace at work."""
 
     def __init__(
-        self, text: str, errors: IO[bytes], session: Session, pid: int, handshake: _Handshake
+        self, text: str, errors: IO[bytes], replayer: Replayer, pid: int, handshake: _Handshake
     ) -> None:
-        self.lines = Lines(session.event, session.lost)
+        self.lines = Lines(replayer.event, replayer.lost)
         self.died = False
         # What bpftrace had not told by the end is not known.
         self.is_behind = False
         # When all probes were there.
         self.ready = Started(0, 0, 0)
-        self._session = session
+        self._replayer = replayer
         self._errors = errors
         self._handshake = handshake
         self._beat_at = 0.0
@@ -256,31 +240,20 @@ class _Run:
 
         self.ready = Started(max(self.lines.beats.values()), time.time(), 0)
 
-    def until_its_end(
-        self, command: Sequence[str], seconds: float | None, signals: Sequence[int]
-    ) -> str:
+    def until_its_end(self, job: Job, signals: Sequence[int]) -> str:
         """The reason; by then all that was before has come, be it late."""
-        traced = started(command) if command else None
-        until = None if seconds is None else time.monotonic() + seconds
+        outside = Outside(self._target, job.command, job.selection.seconds, signals)
+        calls = self._replayer.recording.tracer
         reason: str | None = None
         ended_ns, patience = 0, 0.0
-        while self._session.done is None:
-            has_target = not select.select([self._target], [], [], 0)[0]
+        while not self._replayer.is_over:
+            has_target = outside.has_target
             if not self._read():
                 # It ends with the process, too.
                 self.died = has_target
                 return "target-exit" if not has_target else "error"
             if reason is None:
-                if signals:
-                    reason = "interrupt"
-                elif until is not None and time.monotonic() > until:
-                    reason = "limit"
-                elif not has_target:
-                    reason = "target-exit"
-                elif command and (traced is None or traced.poll() is not None):
-                    reason = "done"
-                    if traced is not None:
-                        say_status(command, traced.returncode)
+                reason = outside.reason()
                 # The program's clock.
                 ended_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + _BEHIND_NS
                 patience = time.monotonic() + _END_SECONDS
@@ -288,13 +261,13 @@ class _Run:
             beats = self.lines.beats
             # A processor that is not ours to run on says nothing as long as it is idle.
             now_ns = min(beats.get(cpu, 0) for cpu in os.sched_getaffinity(0))
-            is_over = reason != "done" or not self._session.tracer.calls_open
-            if now_ns > ended_ns + (0 if is_over else _GRACE_NS):
+            is_waiting = reason == "done" and calls.calls_open
+            if now_ns > ended_ns + (GRACE_SECONDS * 1e9 if is_waiting else 0):
                 return reason
             if time.monotonic() > patience:
                 self.is_behind = True
                 return reason
-        return self._session.done
+        return self._replayer.recording.ending.reason or "error"
 
     def end(self) -> None:
         """What is on its way still comes."""

@@ -16,8 +16,9 @@ from virtrace.engines.gdb.launch import end_with_us, job_command
 from virtrace.errors import IncompleteError, TargetError
 from virtrace.image.process import Process
 from virtrace.record.check import Check
-from virtrace.record.command import ending_signals, say_status, started
+from virtrace.record.command import report_status, start
 from virtrace.record.debug_info import fetch_sources
+from virtrace.record.ends import ending_signals
 from virtrace.record.job import Job
 
 
@@ -53,9 +54,9 @@ class GdbEngine:
         with open(ready, "rb") as ready_file, ending_signals(partial(_signal, gdb)):
             # Until every call is traced, or GDB has ended.
             if ready_file.readline() == b"ready\n" and job.command:
-                traced = started(job.command)
+                traced = start(job.command)
                 if traced is not None:
-                    say_status(job.command, traced.wait())
+                    report_status(job.command, traced.wait())
                 _signal(gdb, signal.SIGUSR1)
             status = gdb.wait()
         if status == 1:
