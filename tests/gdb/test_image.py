@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -132,28 +134,79 @@ def ways(moving: list[tuple[Thread, Backtrace]]) -> set[tuple[int | None, ...]]:
     return {tuple(frame.function for frame in found.frames) for _, found in moving if found.frames}
 
 
-def test_every_frame_of_a_core_is_that_of_gdb(threads: Path, tmp_path: Path) -> None:
+def test_two_calls_of_a_function_prove_no_frame(threads: Path) -> None:
+    with running(threads, "twice") as process, image_of(process.pid) as image:
+        until_still(image)
+        [twice] = [thread for thread in image.threads() if thread.name == "twice"]
+        found = Unwinder(image).backtrace(twice)
+    assert found.ended is not None
+    assert re.fullmatch(
+        "rbp is not known: no function further in saved it; and the stack has 2 return addresses "
+        "behind calls of 0x[0-9a-f]+",
+        found.ended,
+    )
+    # poll, and the function that called it.
+    assert [frame.cfa is None for frame in found.frames] == [False, True]
+
+
+@pytest.fixture(scope="module")
+def core(threads: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("core")
     with running(threads) as process, image_of(process.pid) as image:
         until_still(image)
-        live = backtraces.of_image(image)
-        gcore = ("gcore", "-o", tmp_path / "core", str(process.pid))
+        gcore = ("gcore", "-o", folder / "core", str(process.pid))
         subprocess.run(gcore, check=True, capture_output=True)
-    core = tmp_path / f"core.{process.pid}"
-    check_core(core, threads, process.pid)
-    # gcore wrote what stood there; the core knows each thread's own registers, too.
-    frames = {tid: [frame.pc for frame in found.frames] for tid, found in live.items()}
-    of_core = backtraces.of_image(CoreImage(core))
-    assert {tid: [frame.pc for frame in found.frames] for tid, found in of_core.items()} == frames
+    return folder / f"core.{process.pid}"
 
 
-def check_core(core: Path, program: Path, pid: int) -> CoreImage:
+def rebuilt(file: Path) -> None:
+    """Another program, which has a build-id of its own."""
+    source = file.with_suffix(".c")
+    source.write_text("int main(void) { return 7; }")
+    subprocess.run(["gcc", source, "-o", file], check=True)
+
+
+def of_another_processor(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[18:20] = (183).to_bytes(2, "little")  # EM_AARCH64
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("change", "ended"),
+    [
+        (Path.unlink, "cannot read {file}: No such file or directory"),
+        (
+            rebuilt,
+            "{file} is not proven to be the file that was mapped: the program has another one in "
+            "memory",
+        ),
+        (of_another_processor, "frames of aarch64 are not understood, only of x86_64"),
+    ],
+    ids=["missing", "other", "aarch64"],
+)
+def test_a_file_that_cannot_be_believed_ends_a_backtrace(
+    core: Path, threads: Path, tmp_path: Path, change: Callable[[Path], None], ended: str
+) -> None:
+    """Libc's code is the innermost, the program's the one after it."""
+    for module in CoreImage(core).program.modules:
+        copy = tmp_path / module.path.lstrip("/")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(module.path, copy)
+    change(tmp_path / str(threads).lstrip("/"))
+    found = backtraces.of_image(CoreImage(core, tmp_path))
+    assert {trace.ended for trace in found.values()} == {ended.format(file=threads)}
+    assert {len(trace.frames) for trace in found.values()} == {2, 3}
+
+
+def test_every_frame_of_a_core_is_that_of_gdb(core: Path, threads: Path) -> None:
     image = CoreImage(core)
-    assert image.pid == pid
-    assert image.program.exe == str(program)
-    found, frames, registers = backtraces.differences(
-        backtraces.of_image(image), backtraces.of_gdb(program, core)
-    )
+    assert image.pid == int(core.suffix[1:])
+    assert image.program.exe == str(threads)
+    ours = backtraces.of_image(image)
+    found, frames, registers = backtraces.differences(ours, backtraces.of_gdb(threads, core))
     assert found == []
+    assert len(ours) == STILL
     assert frames > 40
-    assert registers > 200
-    return image
+    # A core knows the registers of every thread.
+    assert registers == frames * len(backtraces.KEPT)

@@ -1,10 +1,11 @@
 /*
  * Threads that stand still in different ways, for tests of backtraces without GDB.
  *
- *     threads [moving]
+ *     threads [moving|twice]
  *
  * Prints "ready" once every thread stands, and ends with its standard input. `moving` adds a
- * thread that waits in two places by turns, and one that computes.
+ * thread that waits in two places by turns, and one that computes; `twice` one that is twice in
+ * the function whose frame has no fixed size.
  */
 #define _GNU_SOURCE
 #include <poll.h>
@@ -15,6 +16,8 @@
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
+
+#define TWICE 64
 
 static int never[2];
 static pthread_mutex_t held = PTHREAD_MUTEX_INITIALIZER;
@@ -56,6 +59,8 @@ __attribute__((noinline)) void sized(int count)
     struct pollfd fds[count];
 
     memset(fds, 0, sizeof(fds));
+    if (count == TWICE)
+        sized(count - 1);
     fds[0].fd = never[0];
     fds[0].events = POLLIN;
     sem_post(&standing);
@@ -67,6 +72,12 @@ static void *in_sized(void *arg)
 {
     sized((int)(long)arg);
     return NULL;
+}
+
+static void *in_sized_twice(void *arg)
+{
+    sized(TWICE);
+    return arg;
 }
 
 static void on_signal(int number)
@@ -152,6 +163,11 @@ int main(int argc, char **argv)
         pthread_setname_np(thread, "moving");
         pthread_create(&thread, NULL, computing, NULL);
         pthread_setname_np(thread, "computing");
+    }
+    if (argc > 1 && strcmp(argv[1], "twice") == 0) {
+        pthread_create(&thread, NULL, in_sized_twice, NULL);
+        pthread_setname_np(thread, "twice");
+        sem_wait(&standing);
     }
     puts("ready");
     fflush(stdout);
