@@ -157,7 +157,11 @@ class _Walk:
         raise Unavailable(f"there are more than {_MOST_FRAMES} frames")
 
     def _named(self) -> Registers:
-        known = {_NAMES[number]: value for number, value in self._registers.items()}
+        known = {
+            _NAMES[number]: value
+            for number, value in self._registers.items()
+            if number < len(_NAMES)
+        }
         return Registers(known, self._missing)
 
     def _register(self, number: int) -> int:
@@ -220,6 +224,8 @@ class _Walk:
         for place, word in self._stack.words(self._register(_SP)):
             module = self._unwinder.module_at(word)
             if module is not None:
+                # Without it a call could be missed, and another one taken for the only one.
+                self._unwinder.require_mapped(module)
                 addresses = places.setdefault(module, {})
                 addresses.setdefault(word - module.base, []).append(place)
         return [
@@ -243,27 +249,28 @@ class _Walk:
         kept = {number: self._registers[number] for number in _KEPT if number in self._registers}
         caller = {**kept, _SP: cfa}
         for number, rule in row.registers.items():
-            value = self._caller_value(number, rule, cfa)
             # The return address may have a number of its own.
             target = _PC if number == row.return_register else number
-            if value is None:
+            try:
+                caller[target] = self._caller_value(number, rule, cfa)
+            except Unavailable:
+                if target == _PC:
+                    raise
                 caller.pop(target, None)
-            elif target < len(_NAMES):
-                caller[target] = value
         self._registers = caller
         self._missing = _NOT_SAVED
         self._is_behind_call = not row.is_signal_frame
         if self._known_by == BY_REGISTERS:
             self._known_by = BY_UNWINDING
 
-    def _caller_value(self, number: int, rule: Rule, cfa: int) -> int | None:
-        """The value of a register in the caller; None where it cannot be known."""
+    def _caller_value(self, number: int, rule: Rule, cfa: int) -> int:
+        """The value of a register in the caller."""
         if rule.kind == unwind.UNDEFINED:
-            return None
+            raise Unavailable(f"{_name(number)} is not kept")
         if rule.kind == unwind.SAME:
-            return self._registers.get(number)
+            return self._register(number)
         if rule.kind == unwind.REGISTER:
-            return self._registers.get(rule.register)
+            return self._register(rule.register)
         if rule.kind == unwind.VALUE_OFFSET:
             return cfa + rule.offset & _MASK
         if rule.kind == unwind.OFFSET:

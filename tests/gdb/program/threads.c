@@ -24,12 +24,46 @@ static pthread_mutex_t held = PTHREAD_MUTEX_INITIALIZER;
 static volatile long sink;
 static sem_t standing;
 
-static void stand(void)
+__attribute__((noinline, used)) static void stand(void)
 {
     char byte;
 
     sem_post(&standing);
     sink += read(never[0], &byte, 1);
+}
+
+/*
+ * Its frame is rsp + 32 and its rbx is saved, as expressions with most operations that there are
+ * say it: with a shift, a load of the 0 on its stack, and much that adds 0.
+ */
+void expressed(void);
+asm("    .text\n"
+    "    .type expressed, @function\n"
+    "expressed:\n"
+    "    .cfi_startproc\n"
+    "    sub $24, %rsp\n"
+    "    .cfi_escape 0x0f, 0x2a, 0x77, 0x00, 0x08, 0x10, 0x31, 0x24, 0x22, 0x09, "
+    "0xff, 0x1a, 0x11, 0x00, 0x21, 0x30, 0x27, 0x12, 0x1a, 0x30, "
+    "0x1c, 0x0a, 0x00, 0x00, 0x22, 0x23, 0x00, 0x33, 0x32, 0x2a, "
+    "0x31, 0x1c, 0x22, 0x08, 0x04, 0x32, 0x25, 0x31, 0x1c, 0x22, "
+    "0x77, 0x08, 0x06, 0x22\n"
+    "    mov %rbx, 16(%rsp)\n"
+    "    .cfi_escape 0x10, 3, 2, 0x40, 0x1c\n"
+    "    .cfi_escape 0x16, 12, 2, 0x7c, 0x00\n"
+    "    movq $0, 8(%rsp)\n"
+    "    mov $12345, %rbx\n"
+    "    call stand\n"
+    "    mov 16(%rsp), %rbx\n"
+    "    add $24, %rsp\n"
+    "    .cfi_def_cfa rsp, 8\n"
+    "    .cfi_restore rbx\n"
+    "    ret\n"
+    "    .cfi_endproc\n");
+
+static void *in_expressed(void *arg)
+{
+    expressed();
+    return arg;
 }
 
 /* Keeps values in registers across the call, which inner frames have to save. */
@@ -143,7 +177,7 @@ static void *computing(void *arg)
 
 int main(int argc, char **argv)
 {
-    void *(*still[])(void *) = {in_deep, in_sized, in_handler, at_mutex};
+    void *(*still[])(void *) = {in_deep, in_sized, in_handler, at_mutex, in_expressed};
     struct sigaction action = {.sa_handler = on_signal};
     pthread_t thread;
     char byte;
