@@ -83,8 +83,8 @@ class OwnError(VirtraceError):
 
     def __init__(self, fault: Exception) -> None:
         super().__init__(
-            f"an error of its own: {type(fault).__name__}: {fault}",
-            "VIRTRACE_DEBUG=1 shows where; please report it",
+            f"internal error: {type(fault).__name__}: {fault}",
+            "report it, with the output of VIRTRACE_DEBUG=1",
         )
 
 
@@ -93,6 +93,6 @@ def incomplete(failure: Exception) -> IncompleteError:
     if isinstance(failure, VirtraceError):
         return IncompleteError(failure.what, failure.remedy, *failure.more)
     return IncompleteError(
-        f"an error of its own ended the trace: {type(failure).__name__}: {failure}",
-        "report it, with what VIRTRACE_DEBUG=1 prints; what was traced until then is whole",
+        f"internal error, the trace ended: {type(failure).__name__}: {failure}",
+        "report it, with the output of VIRTRACE_DEBUG=1; everything traced before is complete",
     )

@@ -287,7 +287,7 @@ def fill(descriptor: int, path: Path, what: str, content: Iterable[str | bytes])
     except OSError as error:
         raise TraceError(
             f"cannot write {what} {path}: {error.strerror}",
-            "make room, or name a file on another disk",
+            "free some space, or name a file on another disk",
         ) from error
 
 
@@ -313,7 +313,7 @@ def write_new(path: Path, what: str, content: Iterable[str | bytes]) -> None:
 
 def exists(path: Path, what: str) -> TraceError:
     """The error for a file that is not to be replaced."""
-    return TraceError(f"{path} exists already", f"name another file for {what}, or remove this one")
+    return TraceError(f"{path} already exists", f"name another file for {what}, or remove this one")
 
 
 def _not_created(path: Path, what: str, error: OSError | ValueError) -> TraceError:

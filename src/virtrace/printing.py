@@ -37,8 +37,8 @@ class OutputError(VirtraceError):
 
     def __init__(self, error: OSError) -> None:
         super().__init__(
-            f"standard output takes nothing: {error.strerror}",
-            "make room, or send it elsewhere; /dev/null, where nobody is to see it",
+            f"standard output cannot be written: {error.strerror}",
+            "free some space, or redirect it, for example to /dev/null",
         )
 
 

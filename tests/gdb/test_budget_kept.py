@@ -75,7 +75,7 @@ def test_once_nothing_is_left_the_trace_ends_and_says_so(daemon: Daemon, tmp_pat
     assert found.switched_off[-1]["name"] == ROOT
     assert [event.values for event in events(found, ROOT, "lost")] == [{"why": SWITCHED_OFF}]
     assert "not traced from +" in printed
-    assert f"{ROOT}: a call was kept standing for more than 0.001 ms" in " ".join(printed.split())
+    assert f"{ROOT}: a call was held for more than 0.001 ms in total" in " ".join(printed.split())
 
 
 def test_the_load_of_a_second_is_kept(daemon: Daemon, tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_the_load_of_a_second_is_kept(daemon: Daemon, tmp_path: Path) -> None:
     found, logged = limited(daemon, output, "threads 4 100", MAX_LOAD="5")
     assert {line.split()[3] for line in logged} == {"0"}
     assert {record["why"] for record in found.switched_off} == {
-        "threads were kept standing for more than 5 % of a second"
+        "threads were stopped for more than 5 % of a second"
     }
 
 

@@ -222,7 +222,7 @@ def test_an_output_that_exists_is_kept_and_the_program_left_alone(
         tracing = Tracing(command, settings)
         status, printed = tracing.ended()
         assert not tracing.is_on
-        assert (status, f"virtrace: {output} exists already" in printed) == (BAD_INPUT, True)
+        assert (status, f"virtrace: {output} already exists" in printed) == (BAD_INPUT, True)
         assert output.read_text() == "mine"
         assert_untraced_and_intact(daemon.pid)
 
@@ -311,7 +311,8 @@ def test_the_process_that_writes_does_not_go_on(daemon: Daemon, tmp_path: Path) 
     os.kill(writer, signal.SIGCONT)
     status, printed = tracing.ended()
     assert status == INCOMPLETE, printed
-    assert "virtrace: the trace is not written: its process does not go on" in printed
+    problem = "the trace is not written: the process that writes it does not continue"
+    assert f"virtrace: {problem}" in printed
     check_ended(output, "error")
 
 
@@ -323,7 +324,7 @@ def test_an_error_of_its_own_says_where_when_asked(daemon: Daemon, tmp_path: Pat
     tracing = Tracing([*gdb, "-x", str(RAISING), option, action], settings)
     status, printed = tracing.ended()
     assert status == INCOMPLETE, printed
-    assert "virtrace: an error of its own ended the trace: RuntimeError: " in printed
+    assert "virtrace: internal error, the trace ended: RuntimeError: " in printed
     assert "in raising\n    raise RuntimeError" in printed
     assert_untraced_and_intact(daemon.pid)
 

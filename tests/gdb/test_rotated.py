@@ -94,7 +94,7 @@ def test_a_number_that_is_taken_is_said_before_anything_is_touched(
     assert not tracing.is_on
     status, printed = tracing.ended()
     assert status == BAD_INPUT, printed
-    assert "t.000005.jsonl exists already" in printed
+    assert "t.000005.jsonl already exists" in printed
     assert [file.read_text() for file in tmp_path.iterdir()] == ["precious"]
     assert_untraced_and_intact(daemon.pid)
 
@@ -106,7 +106,7 @@ def test_where_no_file_can_follow_the_trace_ends_clean(daemon: Daemon, tmp_path:
     assert len(daemon.do("call vm1 vda 20")) == 20
     status, printed = tracing.ended()
     assert status == INCOMPLETE, printed
-    assert "t.000002.jsonl exists already" in printed
+    assert "t.000002.jsonl already exists" in printed
     assert_untraced_and_intact(daemon.pid)
     assert check_ended(tmp_path / "t.000001.jsonl", "error").events
     assert taken.read_text() == "precious"

@@ -212,7 +212,7 @@ def test_nothing_is_written_where_there_is_nothing_or_something(
     assert "ends in .yaml" in terminal.do("virtrace save mine")
     terminal.do("break virDomainGetBlockInfo")
     file.write_text("mine")
-    assert f"{file} exists already" in terminal.do(f"virtrace save {file}")
+    assert f"{file} already exists" in terminal.do(f"virtrace save {file}")
     assert file.read_text() == "mine"
     terminal.do("detach")
     assert "attached to no process" in terminal.do(f"virtrace save {tmp_path}/other.yaml")

@@ -29,8 +29,8 @@ def test_nobody_saw_it(daemon: Daemon, tmp_path: Path, engine: str, place: str, 
         timeout=PATIENCE,
     )
     assert done.stderr == (
-        "virtrace: nobody saw this trace while it was written: standard output takes nothing: "
-        f"{why}\ntry: virtrace show {trace}\n"
+        "virtrace: this trace was not shown while it was recorded: standard output cannot be "
+        f"written: {why}\ntry: virtrace show {trace}\n"
     )
     assert done.returncode == 0
     assert read_trace(trace).problems == []

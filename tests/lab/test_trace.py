@@ -426,7 +426,7 @@ def test_an_output_that_cannot_be_written(stock_lab: Lab, tmp_path: Path) -> Non
     taken.write_text("precious")
     done = record(stock_lab, taken)
     assert done.returncode == 2
-    assert "exists already" in done.stderr
+    assert "already exists" in done.stderr
     assert taken.read_text() == "precious"
     link = tmp_path / "link.jsonl"
     link.symlink_to(tmp_path / "victim")

@@ -11,8 +11,8 @@ from virtrace.recipe.selection import Limits
 
 MS = 1_000_000
 BUDGET = Limits(stop_ms=10, load=50)
-CALL = "a call was kept standing for more than 10 ms"
-SECOND = "threads were kept standing for more than 50 % of a second"
+CALL = "a call was held for more than 10 ms in total"
+SECOND = "threads were stopped for more than 50 % of a second"
 
 ROOT = SpanPlan("virDomainGetBlockInfo", True, {}, {})
 SPAN = SpanPlan("qemuDomainGetBlockInfo", False, {}, {})

@@ -433,7 +433,7 @@ def test_nothing_is_replaced(tmp_path: Path) -> None:
         existing.write_text("mine")
         done = virtrace("bundle", pages.SAMPLE, "-o", output)
         assert done.returncode == 2
-        assert f"{existing} exists already" in done.stderr
+        assert f"{existing} already exists" in done.stderr
         assert existing.read_text() == "mine"
         existing.unlink()
         assert list(tmp_path.iterdir()) == []

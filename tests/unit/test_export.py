@@ -50,7 +50,7 @@ def test_export(form: str, tmp_path: Path) -> None:
     assert b"virDomainGetBlockInfo" in written
     again = command(pages.SAMPLE, "--to", form, "-o", out)
     assert again.returncode == 2
-    assert "exists already" in again.stderr
+    assert "already exists" in again.stderr
     assert out.read_bytes() == written
 
 

@@ -80,10 +80,10 @@ def test_a_daemon_that_works(start: Start) -> None:
 def test_the_configuration_that_it_was_started_with(start: Start, tmp_path: Path) -> None:
     conf = tmp_path / "mine.conf"
     conf.write_text("#keepalive_interval = 9\nkeepalive_interval = 2\nkeepalive_count = 1\n")
-    warning = "a call may be kept standing for 2000 ms, and the daemon's keepalive lets a client "
+    warning = "a call may be held for 2000 ms, but the daemon's keepalive lets a client wait "
     for option in (["-f", str(conf)], ["--config", str(conf)], [f"--config={conf}"]):
         pid = start(WAITS, *option)
-        assert said(pid) == warning + "wait for 4 s only"
+        assert said(pid) == warning + "for only 4 s"
         assert said(pid, stop_ms=1999) == ""
     link = tmp_path / "link"
     link.symlink_to(conf)
@@ -102,7 +102,7 @@ def test_the_configuration_of_a_user_s_daemon(start: Start, tmp_path: Path, vari
     folder.mkdir(parents=True)
     name = os.path.basename(inspect(pid).exe)
     (folder / f"{name}.conf").write_text("keepalive_interval = 1\nkeepalive_count = 0\n")
-    assert "for 1 s only" in said(pid)
+    assert "for only 1 s" in said(pid)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_the_configuration_of_a_user_s_daemon(start: Start, tmp_path: Path, vari
 )
 def test_who_gives_up_first(conf: str, stop_ms: float, seconds: str | None) -> None:
     found = patience(stop_ms, timeouts_with(conf))
-    assert (found and found.what.split(" for ")[-1]) == (seconds and f"{seconds} s only")
+    assert (found and found.what.split(" for ")[-1]) == (seconds and f"only {seconds} s")
 
 
 def test_a_host_that_swaps() -> None:

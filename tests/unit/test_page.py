@@ -285,7 +285,7 @@ def test_the_file_is_new_and_only_its_owners(tmp_path: Path) -> None:
     before = out.read_bytes()
     done = show(pages.SAMPLE, "--html", out)
     assert done.returncode == 2
-    assert "exists already" in done.stderr
+    assert "already exists" in done.stderr
     assert out.read_bytes() == before
     link = tmp_path / "link.html"
     link.symlink_to(tmp_path / "elsewhere.html")

@@ -27,8 +27,8 @@ from virtrace.report.highlight import Style, paint
 
 PACKAGE = Path(virtrace.__file__).parent
 TRACE = str(pages.SAMPLE)
-FULL = "virtrace: standard output takes nothing: No space left on device\ntry: "
-CLOSED = "virtrace: standard output takes nothing: Bad file descriptor\ntry: "
+FULL = "virtrace: standard output cannot be written: No space left on device\ntry: "
+CLOSED = "virtrace: standard output cannot be written: Bad file descriptor\ntry: "
 
 
 def shell(words: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -116,8 +116,8 @@ def test_a_fault_of_its_own_is_told_like_every_other() -> None:
         assert done.returncode == 3
         said[debug] = done.stderr
     assert said[""] == (
-        "virtrace: an error of its own: IndexError: list index out of range\n"
-        "try: VIRTRACE_DEBUG=1 shows where; please report it\n"
+        "virtrace: internal error: IndexError: list index out of range\n"
+        "try: report it, with the output of VIRTRACE_DEBUG=1\n"
     )
     assert said["1"].startswith("Traceback (most recent call last):\n")
     assert said["1"].endswith(said[""])

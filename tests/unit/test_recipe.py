@@ -115,10 +115,10 @@ BROKEN = [
     ("try:", "where: vda\ntry:", "5:8", "found 'vda'", "`key: value`"),
     ("try:", "where: {a=b: vda}\ntry:", "5:9", "found 'a=b'", "a name as C has them"),
     ("try:", "where: {domain: }\ntry:", "5:16", "found nothing", "write text"),
-    ("try:", "calls: 0\ntry:", "5:8", "'0' is no number of calls", "above 0"),
-    ("try:", "calls: ''\ntry:", "5:8", "'nothing' is no number of calls", "above 0"),
-    ("try:", "calls: 1.5\ntry:", "5:8", "'1.5' is no number of calls", "above 0"),
-    ("try:", "seconds: 1e9\ntry:", "5:10", "'1e9' is no number of seconds", "above 0"),
+    ("try:", "calls: 0\ntry:", "5:8", "invalid value '0' for calls", "above 0"),
+    ("try:", "calls: ''\ntry:", "5:8", "invalid value 'nothing' for calls", "above 0"),
+    ("try:", "calls: 1.5\ntry:", "5:8", "invalid value '1.5' for calls", "above 0"),
+    ("try:", "seconds: 1e9\ntry:", "5:10", "invalid value '1e9' for seconds", "above 0"),
     ("try:", "seconds: [1]\ntry:", "5:10", "found a list", "write text"),
     ("name: states\n", "", "1:1", "the key 'name' is missing", "`name: ...`"),
     ("    root: true", "    rot: true", "9:5", "unknown key 'rot'", "did you mean 'root'?"),
@@ -128,7 +128,7 @@ BROKEN = [
     ("text: text}\n    json: text\n  - name: qmp.reply",
      "api: caller()}\n  - name: qmp.reply", "21:30", "'caller()' is not an arg", "mon, text"),
     ("enter: {domain: d", "enter: {'a b': d", "10:13", "found 'a b'", "a name as C has them"),
-    ("name: states", "name: a\nname: b", "3:1", "'name' stands here twice", "remove one"),
+    ("name: states", "name: a\nname: b", "3:1", "'name' is given twice", "remove one"),
     (": flags}\n    exit", ": flag}\n    exit", "10:42", "'flag' is not an arg", "domain,"),
     ("domain: domain->name", "domain: domain->name()", "10:21", "is not a capture", "such as"),
     ("'*state'", "'&state'", "11:35", "is not a capture", "such as"),
@@ -142,9 +142,9 @@ BROKEN = [
     ("  - name: error", "  - name: qmp.send", "30:5", "a second probe is named", "its own name"),
     ("about: |\n  What it is about.", "about:", "3:7", "found nothing", "write text"),
     (": int virDomain", ": int(virDomain", "7:16", "declaration", "as C declares"),
-    ("optional: true", "optional: true: 1", "14:19", "not YAML", "mend this line"),
+    ("optional: true", "optional: true: 1", "14:19", "not YAML", "fix this line"),
     ("    optional: true", "    find: {driver_method: a}",
-     "14:11", "only with its declaration", "`prototype:`"),
+     "14:11", "`find:` needs the declaration of the function", "`prototype:`"),
     ("    at: return", "    arguments: int a", "33:16", "stand in its `prototype:`", "remove"),
     ("{domain: domain->name", "{domain: backtrace(no->id)",
      "10:21", "'no' is not an argument", "domain, flags"),
@@ -530,10 +530,10 @@ class TestSelection:
     @pytest.mark.parametrize(
         ("given", "what"),
         [
-            ({"max-stop-ms": "0"}, "'0' is no number of max-stop-ms"),
-            ({"max-events": "1.5"}, "'1.5' is no number of max-events"),
-            ({"max-bytes": "1GB"}, "'1GB' is no number of max-bytes"),
-            ({"max-load": "101"}, "101 is no share of a second"),
+            ({"max-stop-ms": "0"}, "invalid value '0' for max-stop-ms"),
+            ({"max-events": "1.5"}, "invalid value '1.5' for max-events"),
+            ({"max-bytes": "1GB"}, "invalid value '1GB' for max-bytes"),
+            ({"max-load": "101"}, "max-load must be at most 100 (percent)"),
         ],
     )
     def test_costs_that_cannot_be_meant(self, given: dict[str, str], what: str) -> None:
@@ -592,10 +592,10 @@ class TestSelection:
 
     @pytest.mark.parametrize("text", ["0", "-1", "x", "nan", "inf", "1e99", "1.5", " "])
     def test_no_number_of_calls(self, text: str) -> None:
-        with pytest.raises(UsageError, match="is no number of calls"):
+        with pytest.raises(UsageError, match=r"^invalid value .* for calls$"):
             selection.parse(load(GOOD), [], text, None)
 
     @pytest.mark.parametrize("text", ["0", "-1", "x", "nan", "inf", "1e99"])
     def test_no_number_of_seconds(self, text: str) -> None:
-        with pytest.raises(UsageError, match="is no number of seconds"):
+        with pytest.raises(UsageError, match=r"^invalid value .* for seconds$"):
             selection.parse(load(GOOD), [], None, text)

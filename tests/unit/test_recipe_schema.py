@@ -25,13 +25,13 @@ EXAMPLES = re.findall(r"^```yaml\n(.*?)^```", DOCUMENTATION + FIRST, re.M | re.S
 SHIPPED = {name: catalogue.file_of(name).read_text() for name in catalogue.shipped()}
 # What only the loader can know: it takes the parts of a recipe together, or reads the C in them.
 BEYOND_A_SCHEMA = (
-    "'name' stands here twice",
+    "'name' is given twice",
     "is not an arg",
     "no point here",
     "a second probe",
     "declaration",
     "not YAML",
-    "only with its declaration",
+    "needs the declaration",
     "no value of",
     "by which it answers",
     "is not a filter",

@@ -198,7 +198,7 @@ def test_only_the_last_files_are_kept_and_those_of_others_left_alone(tmp_path: P
 
 def test_a_file_of_any_number_that_exists_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "t.000007.jsonl").symlink_to("elsewhere")
-    with pytest.raises(TraceError, match=r"t\.000007\.jsonl exists already"):
+    with pytest.raises(TraceError, match=r"t\.000007\.jsonl already exists"):
         RotatingWriter(tmp_path / "t.jsonl", 1, None)
     assert [file.name for file in tmp_path.iterdir()] == ["t.000007.jsonl"]
     RotatingWriter(tmp_path / "t.jsonl.gz", 1, None).discard()
@@ -215,7 +215,7 @@ def test_where_no_file_can_follow_the_last_one_goes_on(ending: str, tmp_path: Pa
     recording.write(call(0))
     taken = recording.writer.path.with_name(f"t.000002{ending}")
     taken.write_text("of another")
-    with pytest.raises(TraceError, match="exists already"):
+    with pytest.raises(TraceError, match="already exists"):
         recording.write(call(1))
     recording.write(call(1))
     recording.end()

@@ -27,7 +27,7 @@ OFF = {
     "t_ns": 17_000_000,
     "name": "qemuDomainGetBlockInfo",
     "kind": "line",
-    "why": "a call was kept standing for more than 4 ms",
+    "why": "a call was held for more than 4 ms in total",
 }
 
 
@@ -37,9 +37,9 @@ def test_what_was_switched_off_comes_before_the_calls(tmp_path: Path, form: tupl
     path = samples.write(tmp_path / "t.jsonl", [*records[:3], OFF, *records[3:]])
     lines = show(path, *form).stdout.splitlines()
     begin = lines.index(
-        "not traced from +0.017 s on: lines of qemuDomainGetBlockInfo: a call was kept"
+        "not traced from +0.017 s on: lines of qemuDomainGetBlockInfo: a call was held"
     )
-    assert lines[begin + 1] == "  standing for more than 4 ms"
+    assert lines[begin + 1] == "  for more than 4 ms in total"
     assert not [line for line in lines[:begin] if "virDomainGetBlockInfo(" in line]
     document = json.loads(show(path, "--json").stdout)
     assert document["switched_off"] == [OFF]

@@ -28,7 +28,7 @@ def test_no_file_is_overwritten_and_no_link_followed(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("precious")
     (tmp_path / "link").symlink_to("elsewhere")
     for name in ("file", "link"):
-        with pytest.raises(TraceError, match="exists already"):
+        with pytest.raises(TraceError, match="already exists"):
             Writer(tmp_path / name)
     assert (tmp_path / "file").read_text() == "precious"
     assert not (tmp_path / "elsewhere").exists()

@@ -213,7 +213,7 @@ def _require_tight(files: Mapping[str, bytes], names: Pseudonyms) -> None:
         # To release them all would give away far more than what was found.
         remedy = "report, as a defect of virtrace, what form it has, and not the text itself"
     raise LeakError(
-        "no bundle was written, it would tell what is private: "
+        "no bundle was written: it would have leaked private data: "
         f"{'; '.join(places[:_LEAKS_SHOWN])}{more}",
         remedy,
     )

@@ -94,5 +94,5 @@ def _check_complete(found: Comparison, paths: tuple[str, str]) -> None:
         sys.stdout.flush()
         raise IncompleteError(
             "; ".join(told),
-            "rely on what is compared, it was read whole; record again for the rest",
+            "what was compared is reliable; record again for the rest",
         )

@@ -32,7 +32,7 @@ COMMANDS = {
     "recipe": "list, show and check recipes",
     "doctor": "say whether tracing will work here, how deep, and what to do for more",
     "pack": "make a symbol pack: a few KB of debug info for hosts that have none",
-    "rescue": "take breakpoints out of a daemon that a killed debugger left there",
+    "rescue": "remove breakpoints that a killed debugger left in a daemon",
     "lab": "a private, real libvirtd with a running guest, to trace",
 }
 

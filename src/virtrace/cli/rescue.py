@@ -23,7 +23,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog="Exit status: 0 nothing is left there, 1 something is, 3 it cannot be told.",
     )
     parser.add_argument("pid", metavar="PID", type=int, help="the daemon")
-    parser.add_argument("--yes", action="store_true", help="agree beforehand")
+    parser.add_argument("--yes", action="store_true", help="restore without asking")
     parser.set_defaults(run=run)
 
 
@@ -51,29 +51,26 @@ def run(args: argparse.Namespace) -> int:
 def _rescue(process: Process, memory: ProcessMemory, agreed: bool) -> int:
     found, unread = left_behind(process, memory)
     for error in unread:
-        print(f"virtrace: not looked at: {error.what}", file=sys.stderr)
+        print(f"virtrace: not examined: {error.what}", file=sys.stderr)
     status = read_status(process.pid)
     stopped = status is not None and status["State"].startswith("T")
     if not found and not stopped:
         if unread:
             raise TargetError(
-                f"whether anything is left in process {process.pid} cannot be told: not all of its "
+                f"cannot tell whether anything is left in process {process.pid}: not all of its "
                 "files can be read",
                 "run as root on the host; or restart the daemon (guests keep running)",
             )
         print(f"nothing is left in process {process.pid}, and it is not stopped")
         return DONE
     if found:
-        count = f"{len(found)} places" if len(found) > 1 else "one place"
-        print(
-            f"process {process.pid} ({process.exe}) holds at {count} what a killed debugger left; "
-            "a call that"
-        )
-        print("meets a breakpoint there ends it")
+        count = f"{len(found)} locations" if len(found) > 1 else "one location"
+        print(f"a killed debugger left {count} of process {process.pid} ({process.exe}) modified;")
+        print("a thread that reaches a breakpoint there ends the process")
         for place in found:
             print(f"  {_where(process, place):<40} {place.written.hex()} -> {place.was.hex()}")
     if stopped:
-        print(f"process {process.pid} ({process.exe}) is stopped (state T), and answers no call")
+        print(f"process {process.pid} ({process.exe}) is stopped (state T): it answers no call")
     if not agreed and sys.stdin.isatty():
         answer = input("restore it, and resume the process? [y/N] ")
         agreed = answer.strip().lower() in ("y", "yes")

@@ -133,9 +133,9 @@ class Journal:
 
     def _left_behind(self, address: int) -> TargetError:
         return TargetError(
-            f"process {self._pid} has a breakpoint at {address:#x} that nobody waits for: a "
-            "debugger was killed while it traced, or bpftrace, perf or SystemTap is at work there",
-            f"end those; without any, virtrace rescue {self._pid}",
+            f"process {self._pid} has a breakpoint at {address:#x} without a debugger: a "
+            "debugger was killed while it traced, or bpftrace, perf or SystemTap is tracing there",
+            f"end these tools; if none runs, virtrace rescue {self._pid}",
         )
 
     def _enter(self, address: int, was: bytes, written: bytes) -> None:

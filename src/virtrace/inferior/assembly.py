@@ -154,7 +154,7 @@ def _guarded(
     except OSError as error:
         complain(
             TargetError(
-                f"there is no guard ({error}): if GDB is killed while it traces, "
+                f"the guard could not be started ({error}): if GDB is killed while it traces, "
                 "the next traced call ends the daemon",
                 "end the trace by Ctrl-C or SIGTERM only",
             )

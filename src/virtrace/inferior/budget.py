@@ -75,14 +75,14 @@ class Budget:
             gone = self._over(call, self._limits.stop_ms * 1e6)
             if gone is not None:
                 self._forget(gone)
-                return gone, f"a call was kept standing for more than {self._limits.stop_ms:g} ms"
+                return gone, f"a call was held for more than {self._limits.stop_ms:g} ms in total"
         else:
             self._calls.pop(tid, None)
         gone = self._over(self._second, self._limits.load / 100 * _SECOND_NS)
         if gone is not None:
             self._forget(gone)
             share = f"{self._limits.load:g} % of a second"
-            return gone, f"threads were kept standing for more than {share}"
+            return gone, f"threads were stopped for more than {share}"
         return None
 
     def _forget(self, switch: Switch) -> None:

@@ -137,8 +137,8 @@ class Recorder:
                 self._patience = 0.0
                 self._rest = bytes(rest)
                 raise TraceError(
-                    "the trace is not written: its process does not go on",
-                    "look at the process virtrace-writer; what was written until then is whole",
+                    "the trace is not written: the process that writes it does not continue",
+                    "look at the process virtrace-writer; everything written before is complete",
                 )
             else:
                 select.select([], [self._items], [], _TURN_SECONDS)
@@ -259,5 +259,5 @@ class WritingProcess:
 def _ended() -> TraceError:
     return TraceError(
         "the process that writes the trace was ended",
-        "record again; every whole line of the trace counts",
+        "record again; every complete line of the trace counts",
     )

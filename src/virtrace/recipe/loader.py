@@ -59,7 +59,7 @@ def load(file: FilePath) -> Recipe:
         raise _too_large(str(file), MAX_BYTES) from error
     except OSError as error:
         raise RecipeError(
-            f"cannot read the recipe {file}: {error.strerror}", "check its name and its mode"
+            f"cannot read the recipe {file}: {error.strerror}", "check its name and permissions"
         ) from error
     return loads(data, str(file))
 
@@ -84,7 +84,7 @@ def loads(data: bytes, file: str) -> Recipe:
         mark = error.problem_mark or error.context_mark
         where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
         raise RecipeError(
-            f"{file}{where}: not YAML: {error.problem or error.context}", "mend this line"
+            f"{file}{where}: not YAML: {error.problem or error.context}", "fix this line"
         ) from error
     except (yaml.YAMLError, RecursionError) as error:
         raise RecipeError(f"{file}: not YAML: {error}", "name a recipe's YAML file") from error
@@ -145,7 +145,7 @@ class _Node:
             key = _Node(key_node, self._file)
             name = key.text()
             if name in seen:
-                key.fail(f"{path.shortened(name)} stands here twice", "remove one of them")
+                key.fail(f"{path.shortened(name)} is given twice", "remove one of them")
             seen.add(name)
             yield name, key, _Node(value_node, self._file)
 
@@ -382,7 +382,7 @@ def _span(node: _Node, keys: Mapping[str, _Node]) -> Span:
         function = declared.name
     elif "find" in keys:
         keys["find"].fail(
-            "how to find a function is of use only with its declaration",
+            "`find:` needs the declaration of the function",
             "write `prototype:` instead of `function:`",
         )
     else:

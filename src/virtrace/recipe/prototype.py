@@ -62,7 +62,7 @@ def parse_parameters(text: str) -> tuple[Parameter, ...]:
         if not match:
             raise ValueError(f"{shortened(part)} is not a parameter: write its type and its name")
         if any(match["name"] == earlier.name for earlier in parameters):
-            raise ValueError(f"{shortened(match['name'])} stands here twice")
+            raise ValueError(f"{shortened(match['name'])} is given twice")
         parameters.append(Parameter(match["name"], normal_type(match["type"])))
     return tuple(parameters)
 

@@ -35,10 +35,17 @@ class Limits:
 
 # By the name of the option: the placeholder of its value, and what it is.
 LIMITS = {
-    "max-stop-ms": ("N", "keep no call standing longer (2000), else trace less"),
-    "max-load": ("PERCENT", "of each second keep the daemon standing (80), else trace less"),
-    "max-events": ("N", "end after N events (1000000)"),
-    "max-bytes": ("N", "end when the trace has N bytes (1000000000)"),
+    "max-stop-ms": (
+        "N",
+        "hold no call for more than N ms in total (default 2000); probes beyond are switched off",
+    ),
+    "max-load": (
+        "PERCENT",
+        "stop threads for at most this share of each second (default 80); probes beyond are "
+        "switched off",
+    ),
+    "max-events": ("N", "end after N events (default 1000000)"),
+    "max-bytes": ("N", "end when the trace has N bytes (default 1000000000)"),
 }
 
 
@@ -50,7 +57,7 @@ def limits(given: Mapping[str, str]) -> Limits:
     default = Limits()
     load = _positive("max-load", given.get("max-load"), float) or default.load
     if load > 100:
-        raise UsageError(f"{load:g} is no share of a second", "give max-load as percent, up to 100")
+        raise UsageError("max-load must be at most 100 (percent)", "give a smaller max-load")
     return Limits(
         _positive("max-stop-ms", given.get("max-stop-ms"), float) or default.stop_ms,
         load,
@@ -134,5 +141,5 @@ def _positive(what: str, text: str | None, kind: type[Number], below: float = 1e
     except ValueError:
         number = kind(0)
     if not 0 < number < below:
-        raise UsageError(f"{text!r} is no number of {what}", f"give {what} above 0")
+        raise UsageError(f"invalid value {text!r} for {what}", "give a number above 0")
     return number

@@ -105,8 +105,8 @@ class TerminalView:
         if self._failure is not None and self._failure.errno != errno.EPIPE:
             complain(
                 TraceError(
-                    "nobody saw this trace while it was written: standard output takes nothing: "
-                    f"{self._failure.strerror}",
+                    "this trace was not shown while it was recorded: standard output cannot be "
+                    f"written: {self._failure.strerror}",
                     f"virtrace show {typed(self._trace.path)}",
                 )
             )

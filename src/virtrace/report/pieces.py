@@ -39,7 +39,7 @@ _POINTER = re.compile("0x[0-9a-f]+")
 _SHORT_BUILD_ID = 12
 
 _REASONS = {
-    "done": "all that was asked for is traced",
+    "done": "everything requested was traced",
     "limit": "a limit was reached",
     "interrupt": "interrupted",
     "target-exit": "the traced process ended",
@@ -333,7 +333,7 @@ def waited_for(one: Waiting, style: Style) -> list[Piece]:
         pieces += _command(one.node, style)
         pieces += words(f"to monitor {mon}" if isinstance(mon, str) else "", "dim")
     elif isinstance(one.node, Point):
-        pieces += [*said(one.node, style), *words("was taken up by no worker")]
+        pieces += [*said(one.node, style), *words("was picked up by no worker")]
     elif one.call is None or one.node is not one.call.root:
         pieces.append((f"{one.node.name}()", "bold"))
     if one.call is not None:

@@ -105,7 +105,7 @@ def patience(stop_ms: float, timeouts: Mapping[str, float]) -> Hazard | None:
     if stop_ms * 2 < seconds * 1000:
         return None
     return Hazard(
-        f"a call may be kept standing for {stop_ms:g} ms, and {who} for {seconds:g} s only",
+        f"a call may be held for {stop_ms:g} ms, but {who} for only {seconds:g} s",
         "a smaller --max-stop-ms",
     )
 
@@ -117,8 +117,8 @@ def swapping(before: Sample, after: Sample) -> Hazard | None:
     if rate < _SWAPPED_A_SECOND:
         return None
     return Hazard(
-        f"this host swaps ({rate:.0f} pages a second): the daemon stands still for longer, and "
-        "if GDB is killed for want of memory, that can end the daemon",
+        f"this host swaps ({rate:.0f} pages a second): the daemon is stopped for longer, and if "
+        "GDB is killed because memory runs out, that can end the daemon",
         _ENGINE,
     )
 
@@ -130,7 +130,7 @@ def pressure(memory: str) -> Hazard | None:
         return None
     return Hazard(
         f"this host is short of memory (programs waited for it in {float(found[1]):g} % of the "
-        "last 10 s): if GDB is killed for want of it, that can end the daemon",
+        "last 10 s): if GDB is killed because memory runs out, that can end the daemon",
         _ENGINE,
     )
 
@@ -142,8 +142,8 @@ def busy(before: Sample, after: Sample) -> Hazard | None:
     if share < _BUSY:
         return None
     return Hazard(
-        f"the daemon is busy ({share:.0%} of a processor): if GDB is killed while a thread stands "
-        "at a breakpoint, that ends the daemon",
+        f"the daemon is busy ({share:.0%} of a processor): if GDB is killed while a thread is "
+        "stopped at a breakpoint, that ends the daemon",
         _ENGINE,
     )
 

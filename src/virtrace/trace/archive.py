@@ -79,7 +79,7 @@ class Bundle:
     def error(self, why: str) -> TraceError:
         if self._inflated.cut:
             return TraceError(
-                f"{self._path} is damaged, or no bundle: it ended before its end",
+                f"{self._path} is truncated, or not a bundle",
                 "take a fresh copy of the file",
             )
         return TraceError(

@@ -57,8 +57,8 @@ class Inflated(io.RawIOBase):
         self._room -= len(data)
         if self._room < 0:
             raise TraceError(
-                f"{self._path} becomes more than {MAX_RATIO} times as large as it is, "
-                "which no trace does",
+                f"{self._path} expands to more than {MAX_RATIO} times its size, which no genuine "
+                "trace does",
                 "if you trust it, unpack it yourself and name the result",
             )
         buffer[: len(data)] = data

@@ -262,7 +262,7 @@ def require_whole(trace: Recording, path: str | Path) -> None:
         sys.stdout.flush()
         raise IncompleteError(
             f"{path}: {'; '.join(trace.problems)}",
-            "rely on what was read, it is whole; record again for the rest",
+            "what was read is reliable; record again for the rest",
         )
 
 

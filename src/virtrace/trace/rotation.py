@@ -56,7 +56,7 @@ class RotatingWriter:
         """As of new_writer; also where a file with any number exists, which it would come to."""
         for taken in parts(path):
             raise TraceError(
-                f"{taken} exists already", "name another file for the trace, or remove these"
+                f"{taken} already exists", "name another file for the trace, or remove these"
             )
         self._start, self._end = _around_number(path)
         self._rotate_at, self._keep = rotate, keep

@@ -117,7 +117,8 @@ class Writer:
                 self._packer.undo()
             raise TraceError(
                 f"cannot write the trace {self.path}: {error.strerror}",
-                "make room, or name a file on another disk; what was written until then is whole",
+                "free some space, or name a file on another disk; everything written before is "
+                "complete",
             ) from error
 
     def check_there(self) -> None:
@@ -171,7 +172,8 @@ def insert_before_footer(
                 raise
     except OSError as error:
         raise TraceError(
-            f"cannot add to the trace {path}: {error.strerror}", "make room; the trace is whole"
+            f"cannot add to the trace {path}: {error.strerror}",
+            "free some space; the trace is complete",
         ) from error
 
 

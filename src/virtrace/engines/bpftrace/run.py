@@ -81,7 +81,7 @@ def require_proven(process: Program, plan: Plan) -> None:
     for address, doubt in process.doubts(places).items():
         raise TargetError(
             f"a uprobe at {address:#x} could break {process.exe}: {doubt}",
-            "report it, with what `virtrace recipe check` says",
+            "report it, with the output of `virtrace recipe check`",
         )
 
 
@@ -158,12 +158,12 @@ def record(job: Job, process: Process) -> int:
         status = replayer.recording.status()
         if run.died:
             raise IncompleteError(
-                f"bpftrace ended by itself: {run.said()}",
-                "every whole line of the trace counts; nothing was left in the daemon",
+                f"bpftrace ended: {run.said()}",
+                "every complete line of the trace counts; nothing was left in the daemon",
             )
         if run.is_behind:
             raise IncompleteError(
-                "bpftrace did not keep up: of the last calls an unknown number is missing",
+                "bpftrace did not keep up: an unknown number of the last calls is missing",
                 "trace fewer calls (--where), or a recipe with less in it",
             )
         return status
@@ -175,7 +175,7 @@ class _Handshake:
     def __init__(self) -> None:
         libm = inspect(os.getpid()).module("libm.so.6")
         if libm is None:
-            raise TargetError("this Python has no libm.so.6", "trace by GDB: leave out --engine")
+            raise TargetError("Python has no libm.so.6 here", "trace by GDB: leave out --engine")
         self._file = os.memfd_create("virtrace-handshake")
         with open(self._file, "wb", closefd=False) as copy:
             copy.write(Path(libm.file).read_bytes())

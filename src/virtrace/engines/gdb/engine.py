@@ -67,7 +67,7 @@ class GdbEngine:
         if status < 0:
             raise IncompleteError(
                 f"GDB was ended by {signal.Signals(-status).name} while it traced",
-                "every whole line of the trace counts; "
+                "every complete line of the trace counts; "
                 f"`virtrace rescue {job.pid}` says whether anything was left in the daemon",
             )
         return status
