@@ -288,7 +288,7 @@ def _no_program(pid: int) -> TargetError:
         return no_process(pid)
     return TargetError(
         f"process {pid} is {status['Name']}, which runs no program (a kernel thread, or ending)",
-        "name the pid of libvirtd or virtqemud; `virtrace doctor` lists those that run",
+        "name the pid of a daemon; `virtrace doctor` lists those that run",
     )
 
 
