@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,8 @@ from virtrace.trace.format import Event
 
 FOLDER = HERE / "coroutines"
 NAME = "coroutines-1.2"
-SETTINGS = {"recipe": str(FOLDER / "requests.yaml"), "TARGETS": str(FOLDER)}
+RECIPE = FOLDER / "requests.yaml"
+SETTINGS = {"recipe": str(RECIPE), "TARGETS": str(FOLDER)}
 
 
 class Server(Daemon):
@@ -70,6 +73,25 @@ def test_no_span_is_lost_while_a_signal_handler_runs(server: Server, tmp_path: P
         ("exit", "wait_for_others", 1, 2),
         ("exit", "serve", 1, 1, 102),
     ]
+
+
+def test_bpftrace_is_refused(server: Server, tmp_path: Path) -> None:
+    """It would end the program by SIGILL."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "virtrace.cli.main", "recipe", "compile", RECIPE),
+            *("--to", "bpftrace", "-p", str(server.pid), "-o", tmp_path / "program.sh"),
+        ],
+        env={**os.environ, "VIRTRACE_TARGETS": str(FOLDER)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[0] == (
+        f"virtrace: the kernel's return probes could end {server.folder / NAME}: threads of "
+        "coroutines leave one stack for another"
+    )
+    assert not (tmp_path / "program.sh").exists()
 
 
 def test_the_header_names_the_program(server: Server, tmp_path: Path) -> None:

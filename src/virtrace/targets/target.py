@@ -38,6 +38,7 @@ class Target:
     start: what to do where no daemon runs
     drivers: glob of further modules, relative to the folder of the main module
     packages: by module, the package in Debian and with RPM; `default` for all others
+    coroutines: whether its threads leave one stack for another
     sources: glob of source folders in /usr/src and /usr/src/debug
     timeouts: from a process and its environment, who gives up on a call that is held too long,
         and after how many seconds
@@ -53,6 +54,7 @@ class Target:
     start: str = "start it"
     drivers: str | None = None
     packages: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    coroutines: bool = False
     sources: str | None = None
     timeouts: Timeouts = _no_timeouts
 

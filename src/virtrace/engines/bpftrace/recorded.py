@@ -146,7 +146,7 @@ class RecordedThread:
     def __init__(self, event: Happened, site: Site, t_ns: int) -> None:
         self.memory = event.memory
         self.tid = event.tid
-        # Which stack it was on is not recorded.
+        # Programs whose threads have several stacks are not traced by this engine.
         self.stack = event.tid
         self.sp = event.sp
         self.t_ns = t_ns

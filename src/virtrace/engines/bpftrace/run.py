@@ -39,6 +39,7 @@ from virtrace.recipe.model import Recipe
 from virtrace.record.ends import GRACE_SECONDS, Outside, ending_signals
 from virtrace.record.job import Job
 from virtrace.record.live import TerminalView
+from virtrace.targets import target_of
 from virtrace.trace.rotation import new_writer
 
 # Until all probes are there; what bpftrace needs for it grows with their number.
@@ -60,6 +61,7 @@ def resolve(
 
     debug_files, packs: as in ``Job``
     """
+    _require_one_stack(process)
     with tempfile.TemporaryDirectory(prefix="virtrace-") as folder:
         file = Path(folder, "recipe.yaml")
         file.write_bytes(loader.dumps(recipe.raw))
@@ -68,6 +70,22 @@ def resolve(
         found = document.read(answer.encode())
     require_proven(process, found)
     return found
+
+
+def _require_one_stack(process: Program) -> None:
+    """Raises: TargetError if a return probe of the kernel could break the process.
+
+    Where a thread enters a function on another stack, at a higher address, the kernel forgets the
+    return probes of the stack that it left. The functions there return to its trampoline all the
+    same, and the process gets a SIGILL (cleanup_return_instances, kernel/events/uprobes.c).
+    """
+    target = target_of(process)
+    if target.coroutines:
+        raise TargetError(
+            f"the kernel's return probes could end {process.exe}: threads of {target.name} leave "
+            "one stack for another",
+            "trace by GDB: leave out --engine",
+        )
 
 
 def require_proven(process: Program, plan: Plan) -> None:
