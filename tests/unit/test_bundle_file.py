@@ -22,11 +22,11 @@ from tests.support import pages, samples
 from tests.support.command import VIRTRACE
 from tests.support.pages import read_bundle
 from tests.support.paths import DATA
+from tests.support.redaction import redacted
 from virtrace.bundle import archive, collect, verify
 from virtrace.bundle.audit import findings
 from virtrace.bundle.collect import LeakError, make
-from virtrace.bundle.pseudonyms import KINDS, Pseudonyms
-from virtrace.bundle.redact import Redactor
+from virtrace.bundle.pseudonyms import KINDS, Originals, Pseudonyms
 from virtrace.bundle.search import leaks
 from virtrace.cli.main import main
 from virtrace.errors import TraceError
@@ -210,10 +210,7 @@ def test_everything_of_one_name_is_one_pseudonym(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_what_becomes_of_a_text(kind: str, text: str, expected: str) -> None:
-    redactor = Redactor(Pseudonyms())
-    redactor.text(text, kind)
-    redactor.complete()
-    assert redactor.text(text, kind) == expected
+    assert redacted(text, key=kind) == expected
 
 
 def test_a_backtrace_keeps_threads_and_functions() -> None:
@@ -223,10 +220,7 @@ def test_a_backtrace_keeps_threads_and_functions() -> None:
         'Thread 3 (Thread 0x7f0011223355 (LWP 1655) "{}"):\n'
         '#1  0x00007f0011223366 in acmeWait (name=0x7f0011223377 "{}") at /build/{}/a.c:1'
     )
-    redactor = Redactor(Pseudonyms())
-    redactor.backtrace(text.replace("{}", "backup"))
-    redactor.complete()
-    shown = redactor.backtrace(text.replace("{}", "backup"))
+    shown = redacted(text.replace("{}", "backup"), reader="code")
     assert shown.splitlines()[:2] == text.splitlines()[:2]
     assert "(LWP 1655)" in shown
     assert "acmeWait" in shown
@@ -253,9 +247,9 @@ def test_what_is_kept_stays_and_nothing_else(kind: str) -> None:
         "ip": "192.0.2.7", "email": "wer@wo.example", "path": "geheim.qcow2",
     }.get(kind, "geheimnis")  # fmt: skip
     for keep, stays in (([kind], True), (sorted(set(KINDS) - {kind}), False)):
-        names = Pseudonyms(keep)
-        names.add(kind, original)
-        names.complete()
+        originals = Originals()
+        originals.add(kind, original)
+        names = Pseudonyms(originals, keep)
         assert (names.add(kind, original) == original) is stays
         assert (original not in names.hidden) is stays
 
@@ -319,9 +313,9 @@ LEAKY: dict[str, Callable[[str], bytes]] = {
 @pytest.mark.parametrize("form", sorted(LEAKY))
 @pytest.mark.parametrize("secret", ["kundin-webshop7", "grüne機密", 'it\'s "so" \\ <b>&'])
 def test_a_leak_is_found(form: str, secret: str) -> None:
-    names = Pseudonyms()
-    names.add("domain", secret)
-    names.complete()
+    originals = Originals()
+    originals.add("domain", secret)
+    names = Pseudonyms(originals)
     content = b"before " + LEAKY[form](secret) + b" behind"
     assert [leak.file for leak in leaks({"a": b"nothing", "b": content}, names)] == ["b"]
     assert [leak.original for leak in leaks({secret: b""}, names)] == [secret]

@@ -5,32 +5,19 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.support import samples
+from tests.support.redaction import READERS, redacted
 from virtrace.bundle.audit import findings
-from virtrace.bundle.pseudonyms import Pseudonyms
-from virtrace.bundle.redact import Redactor
 from virtrace.host.daemon import gather
 from virtrace.trace.reader import read_trace
 
-HANDLERS: dict[str, Callable[[Redactor, str], object]] = {
-    "prose": lambda redactor, text: redactor.prose(text),
-    "code": lambda redactor, text: redactor.prose(text, code=True),
-    "text": lambda redactor, text: redactor.text(text, "odd"),
-    "path": lambda redactor, text: redactor.text(text, "path"),
-    "host": lambda redactor, text: redactor.text(text, "host"),
-    "message": lambda redactor, text: redactor.text(text, "message"),
-    "key": lambda redactor, text: redactor.key(text),
-    "xml": lambda redactor, text: redactor.xml(text),
-    "log": lambda redactor, text: redactor.log(text),
-    "command": lambda redactor, text: redactor.command(text),
-    "settings": lambda redactor, text: [*redactor.settings(text)],
-    "backtrace": lambda redactor, text: redactor.backtrace(text),
-}
+KEYS = ("odd", "path", "host", "message")
+# How a text is read, and for a text without structure what it is called.
+HANDLERS = [*((reader, "") for reader in READERS), *(("", key) for key in KEYS)]
 LONG = 20_000
 REPEATED = [
     *("a", "A1", "1", "1.", "1.1.1.1 ", "aa:", "aa-", "::", "f:", "0x", "'", '"', '"""', "`", "\\"),
@@ -78,25 +65,18 @@ ODD = [
 ]  # fmt: skip
 
 
-def twice(handler: str, text: str) -> None:
-    redactor = Redactor(Pseudonyms())
-    HANDLERS[handler](redactor, text)
-    redactor.complete()
-    HANDLERS[handler](redactor, text)
-
-
-@pytest.mark.parametrize("handler", HANDLERS)
-def test_odd_texts(handler: str) -> None:
+@pytest.mark.parametrize(("reader", "key"), HANDLERS)
+def test_odd_texts(reader: str, key: str) -> None:
     for text in (*ODD, *(piece * 3 for piece in REPEATED), *(f"x {each} y" for each in ODD)):
-        twice(handler, text)
+        redacted(text, reader=reader, key=key)
 
 
-@pytest.mark.parametrize("handler", HANDLERS)
-def test_long_texts_take_no_longer_than_they_are(handler: str) -> None:
+@pytest.mark.parametrize(("reader", "key"), HANDLERS)
+def test_long_texts_take_no_longer_than_they_are(reader: str, key: str) -> None:
     slow = {}
     for piece in REPEATED:
         began = time.process_time()
-        twice(handler, piece * (LONG // len(piece)))
+        redacted(piece * (LONG // len(piece)), reader=reader, key=key)
         seconds = time.process_time() - began
         if seconds > 1.5:
             slow[piece] = seconds

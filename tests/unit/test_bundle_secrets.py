@@ -14,13 +14,14 @@ import pytest
 from detect_secrets.core.scan import scan_file
 from detect_secrets.settings import default_settings
 
-from tests.support import samples
+from tests.support import redaction, samples
 from tests.support.bundle_secrets import Scan, parts, places, secrets
 from virtrace.bundle.collect import make
-from virtrace.bundle.pseudonyms import KINDS, Pseudonyms
-from virtrace.bundle.records import Records
-from virtrace.bundle.redact import Redactor
+from virtrace.bundle.pseudonyms import KINDS
+from virtrace.bundle.redact.texts import Texts
+from virtrace.bundle.redact.trace import TraceRedactor
 from virtrace.host.facts import HostFacts
+from virtrace.trace.format import Record
 from virtrace.trace.reader import Trace, read_trace
 
 SECRETS = secrets()
@@ -28,26 +29,17 @@ PSEUDONYM = re.compile(f"(?:{'|'.join(KINDS)}|ipv[46])-[0-9]+[a-z0-9.]*")
 
 
 def redacted(kind: str, text: str) -> str:
-    redactor = Redactor(Pseudonyms())
-
-    def once() -> str:
-        if kind.startswith("message"):
-            return redactor.prose(text)
-        if kind.startswith("xml"):
-            return redactor.xml(text)
-        if kind.startswith("command"):
-            return redactor.command(text)
-        if kind.startswith("log"):
-            return redactor.log(text)
-        if kind.startswith("setting"):
-            return "\n".join(redactor.settings(text))
-        if kind == "backtrace":
-            return redactor.backtrace(text)
-        return redactor.text(text, "anything")
-
-    once()
-    redactor.complete()
-    return once()
+    """kind: of a text in SECRETS' places; it begins with how the text is read."""
+    readers = {
+        "message": "prose",
+        "xml": "xml",
+        "command": "command",
+        "log": "log",
+        "setting": "settings",
+        "backtrace": "code",
+    }
+    reader = next((reader for begin, reader in readers.items() if kind.startswith(begin)), "")
+    return redaction.redacted(text, reader=reader, key="anything")
 
 
 def test_there_are_enough() -> None:
@@ -246,16 +238,14 @@ def test_a_reply_is_not_taken_for_one_about_qemu(mon: str | None, tmp_path: Path
     ],
 )
 def test_what_a_value_is_its_capture_says(key: str, path: str, kind: str) -> None:
-    names = Pseudonyms()
-    redactor = Redactor(names)
     header = copy.deepcopy(samples.HEADER)
     header["recipe"] = {"name": "mine", "points": [{"name": "error", "capture": {key: path}}]}
     event = {"type": "point", "seq": 0, "t_ns": 1, "name": "error", "values": {key: "backup"}}
-    shown = {}
-    for _ in range(2):
-        records = Records(redactor)
-        records.record(header)
-        shown = records.record(event)
-        redactor.complete()
-    [value] = shown["values"].values()
+
+    def redact(texts: Texts) -> Record:
+        redactor = TraceRedactor(texts, header)
+        redactor.record(header)
+        return redactor.record(event)
+
+    [value] = redaction.in_two_passes(redact)["values"].values()
     assert re.fullmatch(f"{kind}-[0-9]+", value)

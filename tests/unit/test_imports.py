@@ -33,7 +33,7 @@ ALLOWED = {
     "analysis": {"errors", "recipe", "trace"},
     "report": {"errors", "printing", "recipe", "trace", "analysis"},
     "host": {"errors", "files", "markup", "trace", "image", "analysis"},
-    "bundle": {"errors", "recipe", "trace", "targets", "analysis", "report", "host"},
+    "bundle": {"errors", "markup", "recipe", "trace", "targets", "analysis", "report", "host"},
     "lab": {"errors"},
     "record": {
         *("errors", "printing", "recipe", "trace", "binary", "image", "targets", "engine"),

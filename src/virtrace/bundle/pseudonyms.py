@@ -1,7 +1,4 @@
-"""Originals and what stands for them in a bundle.
-
-Every original is known before the first is replaced: `add` them all, then ask for pseudonyms.
-"""
+"""What is private, and what a bundle contains instead."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from collections.abc import Iterable, Iterator
 
 from virtrace.bundle import words
 
-# What --keep can release, and what each is.
+# What --keep can leave as it is.
 KINDS = {
     "domain": "names of guests",
     "host": "names of hosts",
@@ -39,62 +36,76 @@ _ENDING = re.compile(
 )
 
 
-class Pseudonyms:
-    """One pseudonym for each original, whatever it is the name of; equal stays equal.
+class Originals:
+    """Collects what is private; returns every text unchanged (bundle.redact.context.Names)."""
 
-    keep: the kinds that are released; an original that is of another kind too is not.
-    """
-
-    def __init__(self, keep: Iterable[str] = ()) -> None:
-        self.keep = frozenset(keep)
-        self._kinds: dict[str, dict[str, None]] = {}
-        self._watched: dict[str, str] = {}
-        self._harmless: set[str] = set()
-        self._forms = ""
-        self._given: dict[str, str] = {}
-        self._numbers: Counter[str] = Counter()
-        self.is_complete = False
-        self._forbidden: frozenset[str] = frozenset()
-        self._pattern: re.Pattern[str] | None = None
-        self._ordinary: dict[str, bool] = {}
+    def __init__(self) -> None:
+        # The kinds of each original, in the order in which they were met.
+        self.kinds: dict[str, dict[str, None]] = {}
+        # What stays, in lower case: finding it in a bundle is no leak.
+        self.harmless_texts: set[str] = set()
 
     def add(self, kind: str, original: str) -> str:
-        """Its pseudonym, once all are known; until then what was given."""
+        self.kinds.setdefault(original, {})[kind] = None
+        return original
+
+    def harmless(self, text: str) -> None:
+        self.harmless_texts.add(text.lower())
+
+    def number(self, number: int) -> None:
+        self.harmless_texts.add(str(number))
+
+    def watch(self, original: str, pseudonym: str) -> None:
+        """Paths are known once their parts are."""
+
+    def known(self, original: str) -> str | None:
+        return None
+
+    def find(self, text: str, start: int) -> tuple[int, str] | None:
+        return None
+
+    def replace(self, text: str) -> str:
+        return text
+
+
+class Pseudonyms:
+    """One pseudonym for each original, whatever it names (bundle.redact.context.Names)."""
+
+    def __init__(self, originals: Originals, keep: Iterable[str] = ()) -> None:
+        """keep: the kinds that stay; an original that is also of another kind does not."""
+        self.keep = frozenset(keep)
+        self._kinds = originals.kinds
+        self._watched: dict[str, str] = {}
+        self._forms = "\n".join(sorted(originals.harmless_texts))
+        self._given: dict[str, str] = {}
+        self._numbers: Counter[str] = Counter()
+        self._ordinary: dict[str, bool] = {}
+        distinct = [original for original in self._kinds if not self.is_ordinary(original)]
+        self._forbidden = frozenset(original.lower() for original in distinct)
+        for original in self._kinds:
+            self._give(original)
+        found = sorted(
+            (original for original in distinct if self._given[original] != original),
+            key=len,
+            reverse=True,
+        )
+        self._pattern = re.compile(_alternatives(found), re.IGNORECASE) if found else None
+
+    def add(self, kind: str, original: str) -> str:
         if original not in self._given:
             self._kinds.setdefault(original, {})[kind] = None
-            if not self.is_complete:
-                return original
             self._give(original)
         return self._given[original]
 
     def harmless(self, text: str) -> None:
-        """A text that stays because of its form, such as an alias that libvirt made."""
-        self._harmless.add(text.lower())
+        """All of them were collected."""
 
     def number(self, number: int) -> None:
-        """A number of the trace, which stays: a password or a serial can be the same."""
-        if not self.is_complete:
-            self._harmless.add(str(number))
+        """All of them were collected."""
 
     def watch(self, original: str, pseudonym: str) -> None:
-        """Made of other originals, as a path is; not to be found as a whole either."""
-        if original != pseudonym and self.is_complete:
+        if original != pseudonym:
             self._watched[original] = pseudonym
-
-    def complete(self) -> None:
-        """All originals are known."""
-        self.is_complete = True
-        self._forms = "\n".join(sorted(self._harmless))
-        self._ordinary.clear()
-        distinct = [each for each in self._kinds if not self.is_ordinary(each)]
-        self._forbidden = frozenset(each.lower() for each in distinct)
-        for original in self._kinds:
-            self._give(original)
-        found = sorted(
-            (each for each in distinct if self._given[each] != each), key=len, reverse=True
-        )
-        if found:
-            self._pattern = re.compile(_alternatives(found), re.IGNORECASE)
 
     def known(self, original: str) -> str | None:
         """The pseudonym of a value that is one at another place."""

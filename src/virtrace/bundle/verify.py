@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import BinaryIO
 
 from virtrace.bundle.archive import FORMAT, MANIFEST, VERSION
-from virtrace.bundle.collect import PAGE, RECIPE, VERSIONS
+from virtrace.bundle.collect import PAGE, RECIPE
 from virtrace.bundle.files import digest
+from virtrace.bundle.redact.passes import VERSIONS
 from virtrace.bundle.report import REPORT
 from virtrace.errors import TraceError
 from virtrace.trace.archive import TRACE, Bundle, Member

@@ -1,127 +1,10 @@
-"""What the key of a text says that it is, and what the form of a text does."""
+"""What the form of a text says about it."""
 
 from __future__ import annotations
 
-import functools
 import ipaddress
 import re
 from collections.abc import Iterator
-
-from virtrace.bundle.pseudonyms import KINDS
-
-# What a key says of its text, in JSON, in XML and in `key=value`. Besides the kinds: `disk`, a
-# target or a path; `place`, a path or something that is none; `command`, what a shell reads;
-# `message`, prose of libvirt or QEMU; `name`, a name of whatever is called so elsewhere; `id`, the
-# same; `code`, a name of C; `source`, a file of it; `untyped`, nothing.
-KEYS = {
-    **dict.fromkeys(("domain", "dom", "guest", "vm", "domname"), "domain"),
-    **dict.fromkeys(("host", "hostname", "server", "servername", "peer-hostname"), "host"),
-    **dict.fromkeys(("serial", "wwn", "wwnn", "wwpn", "eui64", "asset", "family", "iqn"), "serial"),
-    **dict.fromkeys(("mac", "macaddr", "mac-address", "hwaddr", "main-mac"), "mac"),
-    **dict.fromkeys(("user", "username", "owner", "group", "login"), "user"),
-    **dict.fromkeys(("pool", "vg-name", "poolname"), "pool"),
-    **dict.fromkeys(("volume", "lv-name", "vol", "lv-full-name"), "volume"),
-    **dict.fromkeys(
-        ("snapshot", "snapshot-name", "tag", "checkpoint", "domainsnapshot"), "snapshot"
-    ),
-    **dict.fromkeys(("uuid", "guid", "genid"), "uuid"),
-    **dict.fromkeys(
-        (
-            *("key", "data", "iv", "ticket", "key-data", "auth", "pass", "pin"),
-            *("input-data", "out-data", "err-data", "buf-b64"),
-        ),
-        "secret",
-    ),
-    **dict.fromkeys(
-        (
-            *("path", "filename", "dir", "folder", "logfile", "backing-file", "exe"),
-            *("backing-filename", "full-backing-filename", "snapshot-file", "mem-path"),
-            *("backing-image", "directory", "fd-path", "datastore"),
-        ),
-        "path",
-    ),
-    **dict.fromkeys(
-        (
-            *("base", "top", "backing", "source", "dev", "target", "image", "socket", "kernel"),
-            *("initrd", "dtb", "loader", "nvram", "emulator", "script", "downscript", "pidfile"),
-            "pty",
-        ),
-        "place",
-    ),
-    **dict.fromkeys(("description", "title", "metadata", "comment", "notes"), "text"),
-    **dict.fromkeys(("name", "label", "usage", "export", "network"), "name"),
-    **dict.fromkeys(("id", "alias"), "id"),
-    **dict.fromkeys(("desc", "message", "reason", "error", "why", "unavailable"), "message"),
-    **dict.fromkeys(("command-line", "cmdline", "command", "append"), "command"),
-    **dict.fromkeys(("function", "api"), "code"),
-    "file": "source",
-    "disk": "disk",
-    "email": "email",
-    "ip": "ip",
-}
-# Such words in a key say that its value is a secret, whatever else the key says.
-PASSWORD = re.compile(
-    "passw(?:or)?d|passphrase|passcode|secret|token|credential|cookie|api-?key|private-?key|psk|(?:^|-)pin$"
-)
-# What a key can end with, as `vnc-owner-uuid` does.
-_ENDS = ("uuid", "guid", "serial", "wwn", "wwpn", "wwnn", "mac", "macaddr", "path", "filename",
-         "user", "username", "hostname", "email", "login")  # fmt: skip
-
-
-@functools.lru_cache(maxsize=8192)
-def kind_of_key(key: str) -> str | None:
-    """What a key says that its text is, a kind or one of the others of KEYS; None: nothing."""
-    name = re.sub(r"(?<=[a-z])(?=[A-Z])|[_.\s]", "-", key).lower()
-    if name in KEYS:
-        return KEYS[name]
-    if PASSWORD.search(name):
-        return "secret"
-    *before, last = name.split("-")
-    if last in _ENDS:
-        return KEYS[last]
-    if before and last in ("name", "names", "dname"):
-        return KEYS.get(before[-1])
-    return None
-
-
-# In XML, where the element says more than the attribute or the key.
-ELEMENTS = {
-    "domain/name": "domain",
-    "domainsnapshot/name": "snapshot",
-    "host/name": "host",
-    "source/name": "volume",
-    "source/startupPolicy": "name",
-    "source/network": "text",
-    "source/bridge": "text",
-    "source/mode": "name",
-    "source/portgroup": "text",
-    "source/portid": "text",
-    "target/dev": "disk",
-    "target/path": "path",
-    "target/name": "text",
-    "alias/name": "name",
-    "type/machine": "untyped",
-    "entry": "serial",
-    "product": "name",
-    "vendor": "name",
-    "label": "text",
-    "imagelabel": "text",
-    "arg/value": "argument",
-    "env/value": "argument",
-    "env/name": "name",
-    "graphics/listen": "host",
-    "listen/address": "host",
-    "ip/address": "ip",
-    "address/domain": "untyped",
-    "graphics/keymap": "untyped",
-    "type": "untyped",
-    "model": "untyped",
-    "driver/name": "untyped",
-    "boot/dev": "untyped",
-    "backingStore": "text",
-}
-# The snapshots inside an image have names too.
-LISTS = {"snapshots": "snapshot", "bitmaps": "name", "dirty-bitmaps": "name"}
 
 TIME = (
     r"(?:[0-9]{4}-[0-9]{2}-[0-9]{2}[T ])?[0-9]{2}:[0-9]{2}:[0-9]{2}"
@@ -129,9 +12,9 @@ TIME = (
 )
 URI = r"[a-z][a-z0-9+.-]*://[^\s'\"<>`]*"
 _HEX = "[0-9A-Fa-f]"
-# With the full stops of other scripts, too.
+# Also with the full stops of other scripts.
 _OCTETS = r"[0-9]{1,3}(?:[.\uff0e\u3002][0-9]{1,3}){3}"
-# What identifies something by its form alone, wherever it stands.
+# What identifies something by its form alone.
 SHAPES = re.compile(
     rf"""
     (?P<email> (?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)* )
@@ -164,9 +47,9 @@ def shapes(text: str) -> Iterator[tuple[str, re.Match[str]]]:
 
 
 def _is_address(text: str) -> bool:
-    """Of a host: not the host itself, and nothing that only looks like an address."""
+    """Whether this is an address, and not one that every host has."""
     if ":" not in text:
-        # With leading zeros too, which ipaddress does not take.
+        # ipaddress rejects leading zeros.
         text = ".".join(str(int(part)) for part in re.findall("[0-9]+", text))
     try:
         address = ipaddress.ip_address(text.partition("%")[0])
@@ -180,11 +63,12 @@ PROGRAM = (
     r"|ppc64|ppc|s390x|riscv64|riscv32|loongarch64|mips64el|sparc64))"
     r"|libvirtd|virt(?:qemu|log|lock|storage|network|nodedev|secret|proxy|interface|nwfilter|lxc|ch)d"
 )
-# Of a backtrace: `function+0x12 (module)`, `module+0x12`, `0x12 (in no file)`; or a pseudonym.
+# A frame of a backtrace, `function+0x12 (module)`, `module+0x12`, `0x12 (in no file)`, or a
+# pseudonym.
 FRAME = re.compile(r"[\w.@+-]+(?: \((?:[\w.+-]+|in no file)\))?")
 LOOPBACK = re.compile(r"127(?:\.[0-9]{1,3}){3}|0\.0\.0\.0|localhost|\[?::1?\]?")
 TARGET = re.compile(r"(?:fd|hd|sd|vd|xvd|ubd|nvme[0-9]+n)[a-z0-9]{1,4}(?:\[[0-9]+\])?")
-# What libvirt, QEMU and the kernel number by themselves, versions and numbers.
+# Numbers, versions, and names that libvirt, QEMU and the kernel make by counting.
 PLAIN = re.compile(
     r"""
     [-+]?[0-9]{1,5}(?:\.[0-9]{1,9})?(?:[kKMGTPE](?:i?B)?|B|ms|us|ns|s|%)?
@@ -228,7 +112,7 @@ CODE = re.compile(
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 KEY = re.compile(r"[A-Za-z_#*][\w.+:*#/-]{0,63}", re.ASCII)
 
-# Names of files that packages install, or that libvirt gives; of what stands before it nothing.
+# Names of files that packages install or libvirt chooses; their folders may be private.
 COMMON_NAME = re.compile(
     PROGRAM + r"|kvm|virsh|virtrace|sh|bash|env|sudo|gdb"
     r"|lib(?:c|glib|gio|nbd|ssh|yajl|json|curl|iscsi|rados|rbd|pthread)[0-9.-]*\.so[0-9.]*"
@@ -242,13 +126,13 @@ DEVICE = re.compile(
 )
 LIBRARY = re.compile(r"libvirt[\w+-]*\.so[0-9.]*")
 
-# Punctuation of other scripts; whatever else is not ASCII is taken for letters.
+# Punctuation of other scripts; everything else outside of ASCII counts as letters.
 _MARKS = (
     "\u00a0-\u00a9\u00ab-\u00b4\u00b6-\u00b9\u00bb-\u00bf\u00d7\u00f7\u2000-\u206f\u3000-\u3020\u30fb"
     "\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"
 )
 _LETTER = rf"[^\x00-\x7f{_MARKS}]"
-# Quotation marks, each pair two characters, as they are set in several languages.
+# Pairs of quotation marks of several languages.
 _PAIRS = re.findall(
     "..",
     "\u201c\u201d\u201e\u201c\u201e\u201d\u201d\u201d\u2018\u2019\u201a\u2018\u00ab\u00bb\u00bb\u00ab\u2039\u203a"
@@ -265,9 +149,9 @@ PROSE = re.compile(
     rf"|(?P<path>(?<![\w./*])/[^\s'\"`,;()<>|&{_MARKS}]+)"
     rf"|(?P<word>(?:[\w.]|{_LETTER})(?:[\w.+@:/#%-]|{_LETTER})*)"
 )
-# Bytes that a program of the C locale shows of a name.
+# Bytes of a name, as a program in the C locale prints them.
 ESCAPED = re.compile(r"(?:\\[0-3][0-7]{2}|\\x[0-9a-fA-F]{2})+")
-# Behind such a word a number counts something; before such a unit too.
+# A number after such a word is a quantity, and so is one before such a unit.
 COUNTED = re.compile(
     r"(?:^|[-_. ])(?:sizes?|bytes?|mem|memory|capacity|allocation|physical|offset|length|len|limit"
     r"|max|min|maximum|minimum|iops|period|quota|shares|time|ns|ms|us|frequency|sectors?|blocks?"
@@ -277,31 +161,9 @@ COUNTED = re.compile(
 UNIT = re.compile(
     r"\s?(?:bytes?|B|[KMGT]i?B|sectors?|blocks?|clusters?|pages?|ns|ms|us|s|seconds)\b"
 )
-# Programs whose arguments are names of this host, and words before which nothing is known.
+# Programs whose arguments are names of this host, and what ends a program's options.
 PROGRAMS = frozenset({"sh", "bash", "sudo", "virsh", "virtrace", "qemu-img", "qemu-io", "--"})
-# Of virsh's commands and QEMU's: what their arguments are, in order; the last one goes on.
-ARGUMENTS = {
-    "set-user-password": ("domain", "user", "secret"),
-    "secret-set-value": ("uuid", "secret"),
-    "set_password": ("untyped", "secret", "untyped"),
-    "change": ("untyped", "untyped", "secret"),
-    "block_passwd": ("untyped", "secret"),
-    "send-key": ("domain", "secret"),
-    "sendkey": ("secret",),
-    "info": ("untyped",),
-}
-# What recipes say in place of names.
+# What recipes have in place of names.
 PLACEHOLDERS = frozenset({"DOMAIN", "DISK", "POOL", "VOLUME", "DESTINATION", "URI", "COMMAND"})
-DEEPEST = 100
-CUT = frozenset({"text", "bytes", "length"})
-LARGE = 1 << 24
 
 FLAGS = frozenset({"on", "off", "yes", "no", "true", "false", "none", "auto", "default"})
-# What somebody has given a name to.
-NAMES = frozenset(KINDS) - {"host", "path", "serial"}
-# Of these what has the form of another kind is that.
-SHAPED = frozenset({"uuid", "mac", "ip", "email", "volume"})
-# Accounts and names that every host has.
-NOBODY = {
-    "user": frozenset({"root", "qemu", "kvm", "libvirt-qemu", "libvirt", "nobody", "0"}),
-}

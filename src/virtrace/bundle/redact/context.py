@@ -1,0 +1,85 @@
+"""What the readers of texts share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from virtrace.trace.format import Json
+
+# Texts in texts, and parts of one text, that are still read.
+DEEPEST = 100
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where a text is.
+
+    of_c: whether keys are names of C and of the recipe, which stay; otherwise they are QMP's or
+    others', and only known ones stay.
+    depth: number of texts that it is inside of.
+    """
+
+    of_c: bool = False
+    depth: int = 0
+
+    def keys(self, *, of_c: bool) -> Context:
+        return self if of_c is self.of_c else replace(self, of_c=of_c)
+
+    def deeper(self) -> Context:
+        return replace(self, depth=self.depth + 1)
+
+
+class Names(Protocol):
+    """Takes what is private, and returns what the bundle contains instead.
+
+    Originals collects, and returns everything unchanged; Pseudonyms replaces.
+    """
+
+    def add(self, kind: str, original: str) -> str:
+        """What replaces a private text. kind: one of KINDS."""
+
+    def harmless(self, text: str) -> None:
+        """Note a text that stays because of its form, such as an alias that libvirt made."""
+
+    def number(self, number: int) -> None:
+        """Note a number of the trace, which stays: a password or a serial can be the same."""
+
+    def watch(self, original: str, pseudonym: str) -> None:
+        """Note a text that consists of other originals, such as a path, to be searched for too."""
+
+    def known(self, original: str) -> str | None:
+        """What replaces a text that is private at another place; None if it is not."""
+
+    def find(self, text: str, start: int) -> tuple[int, str] | None:
+        """The end of the distinctive original at start, and what replaces it."""
+
+    def replace(self, text: str) -> str:
+        """The text with all distinctive originals in it replaced, longest first."""
+
+
+class TextRedactor(Protocol):
+    """Redacts any text or JSON value; the reader of each format calls it for the parts."""
+
+    names: Names
+
+    def value(self, value: Json, key: str, context: Context) -> Json:
+        """A JSON value. key: what it is called."""
+
+    def key(self, key: str, context: Context) -> str:
+        """A key of an object, or the name of an XML attribute."""
+
+    def text(self, text: str, key: str, context: Context) -> str:
+        """A text that is called `key`, or is a value of that kind."""
+
+    def typed(self, text: str, kind: str, context: Context) -> str:
+        """A text of a kind: one of KINDS or READ_AS, or whatever its key is called."""
+
+    def name(self, text: str, context: Context) -> str:
+        """A name of unknown kind; the pseudonym it has elsewhere is used, if any."""
+
+    def unknown(self, text: str, context: Context) -> str:
+        """A name that a user chose: even an everyday word may be one."""
+
+    def structured(self, text: str, context: Context) -> str | None:
+        """JSON, XML, a URI or a path; None if the text is none of them."""

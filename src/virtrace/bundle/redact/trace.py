@@ -1,0 +1,260 @@
+"""Redact the records of a trace: the kind of a record says what its fields are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+
+from virtrace.bundle import words
+from virtrace.bundle.redact.captures import NAME, POINTER, Captures, redact_name
+from virtrace.bundle.redact.command_line import redact_command
+from virtrace.bundle.redact.context import Context
+from virtrace.bundle.redact.json import formatted_like
+from virtrace.bundle.redact.paths import redact_path
+from virtrace.bundle.redact.prose import redact_prose
+from virtrace.bundle.redact.texts import Texts
+from virtrace.bundle.redact.xml import redact_domain
+from virtrace.recipe.roles import QMP_REPLY
+from virtrace.trace.format import Header, Json, Record
+from virtrace.trace.json_text import parsed, texts_of
+
+_BUILD_ID = re.compile("[0-9a-f]{8,64}")
+_OF_C, _OF_OTHERS = Context(of_c=True), Context()
+
+Redact = Callable[[Json], Json]
+
+
+class TraceRedactor:
+    """Redacts the records of one trace."""
+
+    def __init__(self, texts: Texts, header: Header, keep: Iterable[str] = ()) -> None:
+        """header: of the trace. keep: the kinds that are not replaced, for the header."""
+        self.texts = texts
+        self._captures = Captures.of(header["recipe"])
+        self._keep = sorted(keep)
+        # The captured value of a point that is JSON text, by the point's name.
+        self._json_texts = texts_of(header["recipe"])
+        self._replies = frozenset(
+            probe["name"] for probe in header["probes"] if probe["role"] == QMP_REPLY
+        )
+
+    def record(self, record: Record) -> Record:
+        kind = record["type"]
+        if kind == "header":
+            return self._header(record)
+        if kind == "host":
+            return {key: self._host(key, value) for key, value in record.items()}
+        if kind == "footer":
+            return self._fields(record, {"hits": self._hits})
+        if kind == "switched-off":
+            return self._fields(record, {"name": self._name, "why": self._prose})
+        return self._event(record)
+
+    def _fields(self, record: Record, known: dict[str, Redact]) -> Record:
+        """Redact each field. known: how, for some; null stays."""
+        return {
+            self.texts.key(key, _OF_C): value
+            if key == "type" or value is None
+            else known.get(key, self._plain)(value)
+            for key, value in record.items()
+        }
+
+    def _plain(self, value: Json, context: Context = _OF_C) -> Json:
+        """Numbers, and virtrace's own words."""
+        if isinstance(value, str):
+            return redact_prose(self.texts, value, context)
+        return self.texts.value(value, "", context)
+
+    def _prose(self, text: str) -> str:
+        return redact_prose(self.texts, text, _OF_C)
+
+    def _value(self, value: Json, key: str = "") -> Json:
+        return self.texts.value(value, key, _OF_C)
+
+    def _name(self, name: Json) -> str:
+        return redact_name(self.texts.names, name)
+
+    # The header
+
+    def _header(self, header: Record) -> Record:
+        recipe = header["recipe"]
+        redacted: Record = {
+            "type": "header",
+            "format": header["format"],
+            "version": header["version"],
+            "started": self._plain(header["started"]),
+            "clock": self._fields(header["clock"], {}),
+            "tool": self._fields(header["tool"], {"engine": self._named_version}),
+            "target": self._target(header["target"]),
+            "host": self.machine(header["host"]),
+            "recipe": recipe if self._captures.is_shipped else self._recipe(recipe),
+            "probes": [self._probe(probe) for probe in header["probes"]],
+            "redacted": self._keep,
+        }
+        for key in ("limits", "part"):
+            if isinstance(header.get(key), dict):
+                redacted[key] = self._fields(header[key], {})
+        selection = header.get("selection") or {}
+        if isinstance(selection.get("where"), dict):
+            limits = {key: self._plain(selection.get(key)) for key in ("calls", "seconds")}
+            redacted["selection"] = {"where": self._filters(selection["where"]), **limits}
+        if isinstance(header.get("command"), str):
+            redacted["command"] = self.texts.text(header["command"], "command", _OF_C)
+        return redacted
+
+    def _target(self, target: Record) -> Record:
+        module: dict[str, Redact] = {
+            "path": self._path,
+            "build_id": lambda value: value if _BUILD_ID.fullmatch(value) else self._plain(value),
+            "base": self._pointer,
+        }
+        return self._fields(
+            target,
+            {
+                "exe": self._path,
+                "program": self._named_version,
+                "modules": lambda modules: [self._fields(each, module) for each in modules],
+            },
+        )
+
+    def _named_version(self, record: Json) -> Json:
+        """An engine or a program: its name is one of virtrace's own words."""
+        return self._fields(record, {"name": self._name})
+
+    def _path(self, path: Json) -> str:
+        return redact_path(self.texts.names, path)
+
+    def machine(self, host: Record) -> Record:
+        """The host, also with versions of what runs there."""
+        return self._fields(
+            host, {"machine": self._system, "kernel": self._system, "system": self._system}
+        )
+
+    def _system(self, value: Json, context: Context = _OF_C) -> Json:
+        """The name or version of a system: a host can have one that identifies its owner."""
+        if not isinstance(value, str):
+            return self._plain(value, context)
+        return re.sub(
+            r"[^\W_][\w.~+]*|[^\x00-\x7f]+",
+            lambda match: (
+                match[0] if words.is_system(match[0]) else self.texts.unknown(match[0], context)
+            ),
+            value,
+        )
+
+    def _probe(self, probe: Record) -> Record:
+        return self._fields(
+            probe,
+            {
+                "name": self._name,
+                "taken": self._name,
+                "module": self._name,
+                "offset": self._pointer,
+                "lacks": lambda names: [self._name(name) for name in names],
+            },
+        )
+
+    def _pointer(self, value: Json) -> Json:
+        return value if POINTER.fullmatch(str(value)) else self._plain(value)
+
+    def _hits(self, hits: Json) -> Json:
+        return {self._name(name): number for name, number in hits.items()}
+
+    def _recipe(self, recipe: Json, key: str = "") -> Json:
+        """A user's own recipe: its name, its texts, and the names in it."""
+        if isinstance(recipe, dict):
+            return {
+                self._name(name): self._filters(value)
+                if name == "where" and isinstance(value, dict)
+                else self._recipe(value, name)
+                for name, value in recipe.items()
+            }
+        if isinstance(recipe, list):
+            return [self._recipe(item, key) for item in recipe]
+        if not isinstance(recipe, str):
+            return self._value(recipe, key)
+        if key == "try":
+            return redact_command(self.texts, recipe, _OF_C)
+        if key == "about":
+            return self._prose(recipe)
+        if key == "name" and not NAME.fullmatch(recipe):
+            return self.texts.unknown(recipe, _OF_C)
+        # `job->owner`, `typed(params, nparams)`, `const char *name`.
+        return re.sub(
+            r"\w[\w.@+-]*|[^\x00-\x7f]+",
+            lambda match: self._name(match[0]),
+            recipe,
+        )
+
+    def _filters(self, filters: Record) -> Record:
+        return self._captures.redact_filters(self.texts, filters, _OF_C)
+
+    # Events
+
+    def _event(self, record: Record) -> Record:
+        values, kind = record["values"], record["type"]
+        redacted = {**record, "name": self._name(record["name"])}
+        if kind == "line":
+            redacted["values"] = self._line(values)
+        elif kind == "lost":
+            redacted["values"] = self._fields(values, {})
+        else:
+            redacted["values"] = self._point(record["name"], values)
+        return redacted
+
+    def _point(self, name: str, values: Record) -> Record:
+        """The values of a point or of a function; those that are JSON text are read as JSON."""
+        json_text = self._json_texts.get(name)
+        document = None if json_text is None else parsed(values.get(json_text))
+        if document is not None:
+            document = self._document(name, document)
+        redacted: Record = {}
+        for key, value in values.items():
+            if document is not None and key == json_text:
+                redacted[key] = formatted_like(value, document)
+            else:
+                redacted[self._captured_name(key)] = self._captured(key, value)
+        return redacted
+
+    def _document(self, name: str, document: Json) -> Json:
+        answer = document.get("return") if isinstance(document, dict) else None
+        if name in self._replies and isinstance(answer, dict) and answer.keys() == {"name"}:
+            # The answer of query-name alone looks so: even an everyday word is the guest.
+            as_domain = {**document, "return": {"domain": answer["name"]}}
+            redacted: Record = self.texts.value(as_domain, "", _OF_OTHERS)
+            redacted["return"] = {"name": redacted["return"]["domain"]}
+            return redacted
+        return self.texts.value(document, "", _OF_OTHERS)
+
+    def _captured_name(self, key: str) -> str:
+        return self._captures.redact_key(self.texts, key, _OF_C)
+
+    def _captured(self, key: str, value: Json) -> Json:
+        return self._captures.redact_value(self.texts, key, value, _OF_C)
+
+    def _line(self, values: Record) -> Record:
+        """A source line of libvirt, which is public, and the values that it changed."""
+        redacted: Record = {}
+        for key, value in values.items():
+            if key == "text" and isinstance(value, str):
+                redacted[key] = redact_prose(self.texts, value, _OF_C, code=True)
+            elif key == "changed" and isinstance(value, dict):
+                redacted[key] = {
+                    self._captured_name(name): self._value(new) for name, new in value.items()
+                }
+            else:
+                redacted[key] = self._value(value, key)
+        return redacted
+
+    # The host
+
+    def _host(self, key: str, value: Json) -> Json:
+        if key == "type":
+            return value
+        if key == "collected":
+            return self._plain(value, _OF_OTHERS)
+        if key == "file_system" and isinstance(value, str):
+            return self._system(value, _OF_OTHERS)
+        if key == "xml" and isinstance(value, str):
+            return redact_domain(self.texts, value, _OF_OTHERS)
+        return self.texts.value(value, key, _OF_OTHERS)
