@@ -1,6 +1,6 @@
-"""What a user can meet, each with its remedy and its exit status.
+"""Errors shown to the user, each with its remedy and its exit status.
 
-Whoever raises one says what is wrong and what to do about it; only the outermost
+Whoever raises one says what is wrong and what to do about it. Only the outermost
 layer (the command line, or the script inside GDB) prints, on standard error:
 ``virtrace: what is wrong`` and ``try: what to do``.
 """
@@ -19,25 +19,25 @@ INTERRUPTED = 130
 
 
 def typed(file: str | os.PathLike[str]) -> str:
-    """A file in a command that somebody is to type: it is one word of a shell, and no option."""
+    """Quote a file name for a command that the user will type: one word, and no option."""
     name = os.fspath(file)
     return shlex.quote(f"./{name}" if name.startswith("-") else name)
 
 
 class VirtraceError(Exception):
-    """Something that stops the work and that the user can act on."""
+    """An error that the user can act on."""
 
     exit_status = BAD_INPUT
 
     def __init__(self, what: str, remedy: str, *more: str) -> None:
-        """more: lines below the remedy, such as what there is to choose from."""
+        """more: lines below the remedy, such as the choices."""
         super().__init__(what)
         self.what = what
         self.remedy = remedy
         self.more = more
 
     def lines(self) -> list[str]:
-        """To be printed one by one: a newline in one of them is a stranger's."""
+        """Return the lines to print, one by one: a newline within one comes from a stranger."""
         below = (f"     {line}" for line in self.more)
         return [f"virtrace: {self.what}", f"try: {self.remedy}", *below]
 
@@ -47,37 +47,37 @@ class Unavailable(Exception):
 
 
 class UsageError(VirtraceError):
-    """The command line, or a setting, cannot be acted on."""
+    """The command line, or a setting, is invalid."""
 
 
 class RecipeError(VirtraceError):
-    """A recipe that is missing or broken; ``what`` names file, line and column."""
+    """A recipe is missing or invalid; ``what`` names file, line and column."""
 
 
 class TraceError(VirtraceError):
-    """A trace file that cannot be read or written."""
+    """A trace cannot be read or written."""
 
 
 class LabError(VirtraceError):
-    """The private libvirtd could not be set up."""
+    """The private libvirt daemon could not be set up."""
 
     exit_status = NOT_TRACED
 
 
 class TargetError(VirtraceError):
-    """The process cannot be traced; nothing has been written to it."""
+    """The process cannot be traced, and was not modified."""
 
     exit_status = NOT_TRACED
 
 
 class IncompleteError(VirtraceError):
-    """A trace was written, but not all that was asked for is in it."""
+    """A trace was written, but it is incomplete."""
 
     exit_status = INCOMPLETE
 
 
 class OwnError(VirtraceError):
-    """A fault of virtrace itself, for somebody to mend."""
+    """A bug in virtrace."""
 
     exit_status = NOT_TRACED
 
@@ -89,7 +89,7 @@ class OwnError(VirtraceError):
 
 
 def incomplete(failure: Exception) -> IncompleteError:
-    """What ended a trace, for the person who reads it."""
+    """Turn the error that ended a trace into one for the user."""
     if isinstance(failure, VirtraceError):
         return IncompleteError(failure.what, failure.remedy, *failure.more)
     return IncompleteError(

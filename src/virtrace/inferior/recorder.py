@@ -1,7 +1,7 @@
-"""The process that writes a trace, and shows it. Does not need gdb.
+"""The process that writes a trace and shows it. Does not need gdb.
 
-JSON, the file and the terminal take as long as GDB takes for its stops: in GDB they would share
-Python's lock with these. And what was handed over is written, whatever becomes of GDB.
+JSON, the file and the terminal take as long as GDB takes for its stops, and in GDB they would share
+Python's lock with them. What was handed over is written even if GDB dies.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from virtrace.engine.tracer import RawEvent
 from virtrace.errors import IncompleteError, TraceError, incomplete
 from virtrace.trace.format import Footer, Header, Record, SwitchedOff
 
-# Before each item.
+# Before each message.
 _LENGTH = struct.Struct("<Q")
 _F_SETPIPE_SZ = 1031  # <linux/fcntl.h>; in fcntl since Python 3.10
-# Of the pipe; the most that Linux gives to anybody.
+# Bytes in the pipe; the most that Linux grants to any user.
 _ROOM = 1 << 20
-# How long a thread may be kept standing because the pipe is full: somebody stopped the recorder.
+# How long a thread may be held because the pipe is full: somebody stopped the writing process.
 _PATIENCE_SECONDS = 1.0
-# Events come in bursts, and to be woken by each would keep the thread that writes it standing.
+# Events come in bursts; waking up for each would hold the thread that wrote it.
 _GATHER_SECONDS = 0.01
 _TURN_SECONDS = 0.1
 
@@ -75,10 +75,13 @@ class Terminal(View, Protocol):
 
 
 class Recorder:
-    """In GDB: hands over what was met, in its order."""
+    """GDB's end of the pipe to the writing process."""
 
     def __init__(self, process: WritingProcess) -> None:
-        """Begin the process. OSError where there can be none."""
+        """Start the process.
+
+        Raises: OSError if it cannot be started
+        """
         self.failure: Exception | None = None
         self.rotates = process.rotates
         self._patience = _PATIENCE_SECONDS
@@ -99,7 +102,7 @@ class Recorder:
             os.close(tell)
 
     def listen(self, end: Callable[[str], None]) -> None:
-        """end: called with the footer's reason, on a thread of its own, where it has to end."""
+        """Call ``end`` with the footer's reason, on another thread, if the trace has to end."""
         self._listener = threading.Thread(target=self._listen, args=(end,), daemon=True)
         self._listener.start()
 
@@ -177,7 +180,7 @@ class Recorder:
 
 
 class WritingProcess:
-    """What the process of its own does; made in GDB."""
+    """The work of the writing process; made in GDB, run after the fork."""
 
     def __init__(self, output: Output, view: Terminal) -> None:
         self.rotates = output.rotates
@@ -188,8 +191,8 @@ class WritingProcess:
         self._is_finished = False
 
     def run(self, items: int, tell: int) -> None:
-        """Until the footer; without one, until GDB has ended."""
-        # It must not take a processor from GDB, which wakes it while a thread stands still.
+        """Write until the footer; without one, until GDB has ended."""
+        # It must not take a processor from GDB, which wakes it while a thread is stopped.
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         self._tell = tell
         self._output.listen(lambda reason: self._say({"end": reason}))
@@ -214,7 +217,7 @@ class WritingProcess:
         self._say({"finished": True})
 
     def _read(self, items: int) -> None:
-        """However slow a disk is: a full pipe would keep the traced process standing."""
+        """Empty the pipe, however slow the disk is: a full pipe would hold the traced process."""
         while chunk := os.read(items, _ROOM):
             self._chunks.put(chunk)
             if len(chunk) < _ROOM // 2:
@@ -247,8 +250,10 @@ class WritingProcess:
         try:
             work()
         except Exception as error:
-            told = incomplete(error)
-            self._say({"failure": [told.what, told.remedy, traceback.format_exc()], "end": "error"})
+            shown = incomplete(error)
+            self._say(
+                {"failure": [shown.what, shown.remedy, traceback.format_exc()], "end": "error"}
+            )
 
     def _say(self, message: Record) -> None:
         # GDB may have ended.

@@ -1,4 +1,4 @@
-"""GDB's own words, kept from the terminal."""
+"""Keeps GDB's messages from the terminal."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import gdb
 
 @contextlib.contextmanager
 def terminal_without_gdb() -> Iterator[int]:
-    """Descriptor of the terminal; GDB's words about stops and threads go nowhere meanwhile.
+    """Yield a descriptor of the terminal; GDB's messages about stops and threads are discarded.
 
-    No setting of GDB keeps all of them back, so its standard output is turned away.
+    No setting of GDB suppresses all of them, so its standard output is redirected.
     """
     gdb.flush()
     terminal = os.dup(1)

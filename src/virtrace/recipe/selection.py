@@ -12,7 +12,12 @@ from virtrace.recipe.model import Recipe
 
 @dataclass(frozen=True)
 class Selection:
-    """where: values at a root's entry, as text. calls: root calls. seconds: of tracing."""
+    """What of a recipe to record.
+
+    where: required values at the entry of a root, as text, by capture
+    calls: how many calls to record
+    seconds: how long to record
+    """
 
     where: Mapping[str, str] = field(default_factory=dict)
     calls: int | None = None
@@ -21,10 +26,12 @@ class Selection:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a trace may cost. docs/safety.md has what the numbers come from.
+    """What a trace may cost. docs/safety.md explains the defaults.
 
-    stop_ms: how long a call may be kept standing for the probes that it meets. load: percent of
-    each second that the process may stand still. events, bytes: in the trace's file.
+    stop_ms: how long a call may be held in total, ms
+    load: how much of each second threads may be stopped, percent
+    events: most events in the trace
+    bytes: largest size of the trace
     """
 
     stop_ms: float = 2000
@@ -33,7 +40,7 @@ class Limits:
     bytes: int = 1_000_000_000
 
 
-# By the name of the option: the placeholder of its value, and what it is.
+# By the name of the option: the placeholder of its value, and its help.
 LIMITS = {
     "max-stop-ms": (
         "N",
@@ -50,9 +57,11 @@ LIMITS = {
 
 
 def limits(given: Mapping[str, str]) -> Limits:
-    """By the names of LIMITS; empty or left out: the default.
+    """Parse the values of options.
 
-    UsageError where one of them cannot be meant.
+    given: the values by the names of LIMITS; the default counts if one is empty or missing
+
+    Raises: UsageError if a value is invalid
     """
     default = Limits()
     load = _positive("max-load", given.get("max-load"), float) or default.load
@@ -67,28 +76,39 @@ def limits(given: Mapping[str, str]) -> Limits:
 
 
 class Rotation(NamedTuple):
-    """size: bytes after which a new file begins. keep: how many files are kept; None: all."""
+    """When a recording continues in a new file.
+
+    size: bytes after which a new file begins
+    keep: how many files to keep; None: all
+    """
 
     size: int
     keep: int | None
 
 
 def rotation(rotate: str | None, keep: str | None) -> Rotation | None:
-    """None: one file. UsageError where they cannot be meant."""
+    """Parse the values of the options `--rotate` and `--keep`; None stands for one file.
+
+    Raises: UsageError if a value is invalid
+    """
     size = _positive("rotate", rotate, int, 1e15)
     if size is not None:
         return Rotation(size, _positive("keep", keep, int))
     if keep:
-        raise UsageError("without rotate there is one file, which is kept", "give rotate, too")
+        raise UsageError(
+            "keep has no meaning without rotate: there is one file", "give rotate, too"
+        )
     return None
 
 
 def parse(
     recipe: Recipe, where: Iterable[str], calls: str | None, seconds: str | None
 ) -> Selection:
-    """What is given, and what the recipe itself says of the rest.
+    """Parse the values of options; the recipe's own selection counts for those not given.
 
-    where: ``KEY=VALUE`` texts. UsageError where one of the three cannot be meant.
+    where: ``KEY=VALUE`` texts
+
+    Raises: UsageError if a value is invalid
     """
     if not recipe.roots and calls:
         raise _no_calls(recipe)
@@ -100,7 +120,10 @@ def parse(
 
 
 def filters(recipe: Recipe, where: Iterable[str]) -> dict[str, str]:
-    """Only those that are given."""
+    """Parse ``KEY=VALUE`` texts.
+
+    Raises: UsageError if one is invalid
+    """
     wanted = {}
     for text in where:
         if not recipe.roots:
@@ -116,16 +139,16 @@ def filters(recipe: Recipe, where: Iterable[str]) -> dict[str, str]:
 
 
 def _name(value: str, text: str) -> str:
-    """Of bytes, whatever the locale made of them, the text that there is in UTF-8."""
+    """Decode a value as UTF-8, whatever the locale decoded it as."""
     try:
         return value.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
-        raise UsageError(f"{text!r} has half of a character", "give another value") from error
+        raise UsageError(f"{text!r} has an incomplete character", "give another value") from error
 
 
 def _no_calls(recipe: Recipe) -> UsageError:
     return UsageError(
-        f"the recipe {recipe.name} traces no calls that could be chosen or counted",
+        f"the recipe {recipe.name} has no calls to select or count",
         "end it with Ctrl-C, --seconds or `-- COMMAND`",
     )
 

@@ -1,4 +1,4 @@
-"""What the person in front of a trace sees while it is written."""
+"""Shows a trace on the terminal while it is recorded."""
 
 from __future__ import annotations
 
@@ -19,20 +19,19 @@ from virtrace.report.highlight import style_for
 from virtrace.trace.format import Event, Footer, Header, SwitchedOff
 from virtrace.trace.writer import TraceWriter
 
-# Calls, and what is outside of them, that may wait to be shown; a terminal that falls further
-# behind misses some.
+# How many calls may wait to be shown; a terminal that falls further behind misses some.
 _WAITING = 1000
 
 
 class TerminalView:
-    """Banner, each call's tree as it ends, summary; written by a thread of its own.
+    """Shows a banner, each call's tree when it ends, and a summary.
 
-    A terminal that takes no output (Ctrl-S, a pager that nobody scrolls) would otherwise
-    keep the engine from its next event; under GDB, with it the daemon.
+    A thread of its own writes: a terminal that takes no output (Ctrl-S, a pager that nobody scrolls)
+    would otherwise hold the engine and, under GDB, the daemon.
     """
 
     def __init__(self, terminal: int, trace: TraceWriter, command: str | None) -> None:
-        """command: what virtrace runs itself."""
+        """command: the traced command, if virtrace runs one."""
         self.terminal = terminal
         with open(terminal, "w", closefd=False) as stream:
             self._style = style = style_for(stream)
@@ -50,7 +49,7 @@ class TerminalView:
         self._writer: threading.Thread | None = None
 
     def banner(self, header: Header) -> None:
-        # Only here, in the process that writes, and which holds signals back.
+        # Only now: this is the process that writes, and it holds signals back.
         self._writer = threading.Thread(target=self._write_all, daemon=True)
         self._writer.start()
         self._is_explained = header["recipe"]["name"] == "blockinfo"
@@ -79,7 +78,7 @@ class TerminalView:
         found = waiting(nodes, footer.get("t_ns", 0), self._switched_off)
         self._waiting.put(lambda: text.still_waiting(found, self._style))
         if self._not_shown:
-            missed = f"{self._not_shown:,} more are not shown: the terminal did not keep up"
+            missed = f"{self._not_shown:,} more calls are not shown: the terminal is too slow"
             self._waiting.put(lambda: [missed, ""])
         # The last file, where there are several.
         output = str(self._trace.path)
@@ -96,7 +95,7 @@ class TerminalView:
         )
 
     def close(self) -> None:
-        """Wait until all is written, however long a reader takes: the daemon is free by now."""
+        """Wait until everything is shown, however long a reader takes: the daemon is free."""
         self._waiting.put(None)
         while self._writer is not None and self._writer.is_alive():
             # In short turns, so that Ctrl-C gets through.
