@@ -583,7 +583,7 @@ class TestSelection:
         assert "domain, flags" in caught.value.remedy
 
     def test_no_name(self) -> None:
-        with pytest.raises(UsageError, match="half of a character"):
+        with pytest.raises(UsageError, match="an incomplete character"):
             selection.parse(load(GOOD), ["domain=\ud800"], None, None)
 
     def test_a_name_is_utf_8_whatever_the_locale_is(self) -> None:

@@ -148,7 +148,7 @@ def _name(value: str, text: str) -> str:
 
 def _no_calls(recipe: Recipe) -> UsageError:
     return UsageError(
-        f"the recipe {recipe.name} has no calls to select or count",
+        f"the recipe {recipe.name} traces no calls to select or count",
         "end it with Ctrl-C, --seconds or `-- COMMAND`",
     )
 

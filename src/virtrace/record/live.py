@@ -26,8 +26,8 @@ _WAITING = 1000
 class TerminalView:
     """Shows a banner, each call's tree when it ends, and a summary.
 
-    A thread of its own writes: a terminal that takes no output (Ctrl-S, a pager that nobody scrolls)
-    would otherwise hold the engine and, under GDB, the daemon.
+    A thread of its own writes. Otherwise, a terminal that takes no output (Ctrl-S, a pager that
+    nobody scrolls) would hold the engine and, under GDB, the daemon.
     """
 
     def __init__(self, terminal: int, trace: TraceWriter, command: str | None) -> None:
@@ -78,7 +78,7 @@ class TerminalView:
         found = waiting(nodes, footer.get("t_ns", 0), self._switched_off)
         self._waiting.put(lambda: text.still_waiting(found, self._style))
         if self._not_shown:
-            missed = f"{self._not_shown:,} more calls are not shown: the terminal is too slow"
+            missed = f"{self._not_shown:,} more are not shown: the terminal is too slow"
             self._waiting.put(lambda: [missed, ""])
         # The last file, where there are several.
         output = str(self._trace.path)
