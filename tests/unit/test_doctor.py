@@ -23,6 +23,8 @@ from virtrace.record.check import Check, Section
 API = """
 int virDomainGetBlockInfo(void) { return 1; }
 int virErrorMsg(void) { return 2; }
+int virReportErrorHelper(void) { return 3; }
+int virReportSystemErrorFull(void) { return 4; }
 """
 DRIVER = """
 int qemuMonitorGetAllBlockStatsInfo(void) { return 3; }

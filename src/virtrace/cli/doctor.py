@@ -25,6 +25,7 @@ from virtrace.image.process import (
 )
 from virtrace.printing import print_lines
 from virtrace.recipe import catalogue
+from virtrace.recipe.model import DriverMethod, Recipe
 from virtrace.recipe.selection import Limits
 from virtrace.record.check import Check, Section
 from virtrace.report import text
@@ -33,20 +34,15 @@ from virtrace.targets import LIBVIRT
 from virtrace.targets.hazards import Look
 from virtrace.targets.processes import check_traceable, find_daemons
 
-RECIPE, METHOD, QMP = "blockinfo", "qemuDomainGetBlockInfo", "qmp.send"
+# What a daemon with a QEMU driver is checked for.
+RECIPE = "blockinfo"
 LIBRARY = "libvirt.so.0"
 DRIVER = "libvirt_driver_qemu.so"
 LIBRARY_FOLDERS = ("/usr/lib64", "/usr/lib/*-linux-gnu*", "/usr/lib", "/usr/local/lib*")
-# What the blockinfo recipe stands on where there is no debug info.
-EXPORTED = {
-    LIBRARY: ("virDomainGetBlockInfo", "virErrorMsg"),
-    DRIVER: ("qemuMonitorGetAllBlockStatsInfo",),
-}
-PROBES = {LIBRARY: (), DRIVER: ("qemu_monitor_send_msg", "qemu_monitor_recv_reply")}
 
 API_ONLY = "API only (level symbol)"
-# What a trace shows, by how the driver's static functions are found, and whether the driver
-# has the USDT probes of its monitor.
+# What a trace shows, by the level of the driver's method, and whether the driver has the USDT
+# probes of its monitor.
 REACH = {
     ("dwarf", True): "full chain (levels dwarf and usdt)",
     ("pack", True): "full chain (levels pack and usdt)",
@@ -214,8 +210,11 @@ def daemon_section(pid: int) -> Section:
     if DRIVER not in loads:
         reach = f"{len(able)} recipes"
     if plan is not None:
+        recipe = catalogue.find(RECIPE)
         levels = {probe["name"]: probe["level"] for probe in plan["probes"]}
-        reach = REACH[levels[METHOD], levels[QMP] == "usdt"]
+        has_probes = all(levels[point.name] == "usdt" for point in recipe.points if point.usdt)
+        method = next(span for span in recipe.spans if isinstance(span.find, DriverMethod))
+        reach = REACH[levels[method.name], has_probes]
     return Section(title, [*problem, *found, *modules], reach, plan)
 
 
@@ -242,10 +241,12 @@ def _module_findings(
     """
     findings = []
     reach = API_ONLY
+    recipe = catalogue.find(RECIPE)
     for name, elf in files:
+        exported, static_probes = _needed(recipe, name)
         path = os.fspath(elf.name)
         try:
-            missing = [symbol for symbol in EXPORTED[name] if elf.exported_function(symbol) is None]
+            missing = [symbol for symbol in exported if elf.exported_function(symbol) is None]
             probes = {probe.name for probe in elf.stap_probes() if probe.provider == "libvirt"}
             debug = None
             if elf.is_trusted:
@@ -262,13 +263,13 @@ def _module_findings(
         if missing:
             findings.append(
                 Check(
-                    "problem" if name == LIBRARY else "note",
+                    "problem" if recipe.roots[0].function in missing else "note",
                     f"{name} does not export {', '.join(missing)}",
                 )
             )
         else:
-            findings.append(Check("ok", f"{name} exports {', '.join(EXPORTED[name])}"))
-        absent = [probe for probe in PROBES[name] if probe not in probes]
+            findings.append(Check("ok", f"{name} exports {', '.join(exported)}"))
+        absent = [probe for probe in static_probes if probe not in probes]
         if absent:
             findings.append(
                 Check(
@@ -277,7 +278,7 @@ def _module_findings(
                     "use your distribution's libvirt, built with -Ddtrace=enabled",
                 )
             )
-        elif PROBES[name]:
+        elif static_probes:
             findings.append(Check("ok", f"{name} has {len(probes)} USDT probes"))
         level = "missing"
         if debug is not None:
@@ -286,7 +287,7 @@ def _module_findings(
             findings.append(Check("ok", f"{name} has debug info: {where}"))
         elif predict:
             findings.append(no_debug_info(name, root) if elf.is_trusted else _not_root_s(path))
-            if name == DRIVER and (check := _inference(elf)):
+            if name == DRIVER and (check := _inference(elf, recipe)):
                 level = "inferred"
                 findings.append(check)
         if name == DRIVER:
@@ -294,8 +295,17 @@ def _module_findings(
     return findings, reach
 
 
-def _inference(driver: Binary) -> Check | None:
-    api = EXPORTED[LIBRARY][0]
+def _needed(recipe: Recipe, module: str) -> tuple[list[str], list[str]]:
+    """What a recipe needs of a module without debug info: exported functions, static probes."""
+    spans = [span for span in recipe.spans if span.module == module and not span.optional]
+    points = [point for point in recipe.points if point.module == module and not point.optional]
+    exported = [span.function for span in spans if span.prototype and not span.find]
+    exported += [point.prototype.name for point in points if point.usdt is None]
+    return exported, [point.usdt.partition(":")[2] for point in points if point.usdt]
+
+
+def _inference(driver: Binary, recipe: Recipe) -> Check | None:
+    api = recipe.roots[0].function
     try:
         found = driver.callers_of(LIBVIRT.check_of(api))
     except TargetError:

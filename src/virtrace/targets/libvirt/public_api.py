@@ -1,6 +1,6 @@
-"""libvirt's public API, as C declares it: it never changes, so that no version needs its own.
+"""The declarations of libvirt's public API. They never change, so one list serves all versions.
 
-public-api.txt is made by tools/public-api.py of the API description that libvirt installs.
+tools/public-api.py makes public-api.txt from the API description that libvirt installs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from virtrace.recipe.prototype import Prototype
 
 @cache
 def functions() -> dict[str, Prototype]:
-    """By name."""
+    """The functions of the public API, by name."""
     text = Path(__file__).with_name("public-api.txt").read_text(encoding="ascii")
-    declared = map(prototype.parse, text.splitlines())
-    return {one.name: one for one in declared}
+    prototypes = map(prototype.parse, text.splitlines())
+    return {declared.name: declared for declared in prototypes}
