@@ -26,11 +26,11 @@ from typing import Any
 import yaml
 
 from tests.support.block_stats import FIELDS
-from virtrace.engines.gdb.launch import check
 from virtrace.image.model import Module
 from virtrace.image.process import inspect
 from virtrace.lab.daemon import Lab
 from virtrace.recipe import catalogue
+from virtrace.record.resolution import resolve_without_gdb
 from virtrace.trace.reader import read_trace
 
 HERE = Path(__file__).resolve().parent
@@ -525,11 +525,9 @@ def chain_of(lab: Lab, folder: Path, call: Callable[[], None]) -> Chain:
     """By virtrace, as far as names go; where they return to is seen in one call."""
     process = inspect(lab.pid)
     functions = {}
-    for probe in check("blockinfo", process)["probes"]:
-        if probe["kind"] == "span" and probe["offset"]:
-            functions[probe["name"]] = _place(
-                process, probe["module"] or "", int(probe["offset"], 16)
-            )
+    for probe in resolve_without_gdb(catalogue.find("blockinfo"), process, {}, ()).probes:
+        if probe.kind == "span" and probe.offset is not None:
+            functions[probe.name] = _place(process, probe.module, probe.offset)
     driver = process.module("libvirt_driver_qemu.so")
     assert driver is not None
     send, line = (

@@ -44,7 +44,7 @@ def ask(tmp_path: Path) -> Callable[[Daemon, int], tuple[list[Json], list[str]]]
         entered = [event.values for event in events(found, "virTestAsk", "enter")]
         left = [event.values for event in events(found, "virTestAsk", "exit")]
         nobody, _, gone = [values["frames"] for values in entered]
-        assert nobody == {"unavailable": "thread 0 is nobody"}
+        assert nobody == {"unavailable": "no thread holds it (owner is 0)"}
         tid = entered[1]["owner"]
         assert gone == {"unavailable": f"thread {tid} is no longer there"}
         frames: list[Json] = entered[1]["frames"]

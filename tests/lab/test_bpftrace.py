@@ -25,12 +25,12 @@ from tests.lab.tracing import (
     whole_trace,
 )
 from tests.support.command import SECONDS, VIRTRACE, virtrace
+from tests.support.gdb_check import checked_by_gdb
 from tests.support.intact import assert_untraced_and_intact
 from tests.support.paths import DOCS
 from tests.support.waiting import wait_until
 from virtrace.analysis.spans import CallBuilder
 from virtrace.engines.bpftrace.run import resolve
-from virtrace.engines.gdb.launch import check
 from virtrace.lab.daemon import Lab
 from virtrace.recipe import catalogue
 from virtrace.targets.processes import check_traceable
@@ -342,7 +342,7 @@ def table_of(lab: Lab) -> list[str]:
     for name in catalogue.shipped():
         process = check_traceable(lab.pid)
         mine = resolve(catalogue.find(name), process, {}, ()).header["probes"]
-        theirs = check(name, process)["probes"]
+        theirs = checked_by_gdb(name, lab.pid)["probes"]
         found = sum(probe["level"] != "missing" for probe in mine)
         lacking = [
             f"`{probe['name']}`: {', '.join(left)}"

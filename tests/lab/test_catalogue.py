@@ -484,7 +484,7 @@ def test_job_lock(lab: Lab, tmp_path: Path) -> None:
     functions = [frame.partition("+")[0] for frame in told["owner_backtrace"]]
     waits_in = ("virCondWait", "qemuMonitorSend", "virDomainGetBlockInfo")
     assert [name for name in functions if name in waits_in] == [*waits_in]
-    assert told["async_owner_backtrace"] == {"unavailable": "thread 0 is nobody"}
+    assert told["async_owner_backtrace"] == {"unavailable": "no thread holds it (owner is 0)"}
     taken, *_ = [
         span for span in owner.call.nodes() if isinstance(span, Span) and "Job" in span.name
     ]

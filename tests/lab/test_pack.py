@@ -18,12 +18,11 @@ from tests.lab.conftest import bring_up
 from tests.lab.tracing import DISKS, all_disks, calls_of, span, whole_trace
 from tests.support.command import SECONDS, virtrace
 from virtrace.binary import pack, x86_64
-from virtrace.binary.dwarf import Wanted, describe
+from virtrace.binary.dwarf import CaptureNeeds, describe
 from virtrace.binary.reader import read_by_child
 from virtrace.lab import debug_build
 from virtrace.lab.daemon import Lab
 from virtrace.lab.system import QEMU_DRIVER
-from virtrace.recipe.path import RETURN
 from virtrace.trace.format import is_unavailable
 from virtrace.trace.reader import Trace
 
@@ -71,7 +70,7 @@ def test_gdb_says_the_same_of_every_function_of_the_driver(debug_driver: Path) -
     listed = subprocess.check_output(["nm", "--defined-only", debug_driver], text=True)
     names = sorted({name.split(".")[0] for name in re.findall(r" [tT] (qemu\w+)", listed)})
     functions, _ = describe(
-        debug_driver, {name: Wanted([]) for name in names}, x86_64.ABI, RETURN, lambda _: None
+        debug_driver, {name: CaptureNeeds([]) for name in names}, x86_64.ABI, lambda _: None
     )
     bodies = {
         int(body["entry"], 16): (name, body["arguments"])

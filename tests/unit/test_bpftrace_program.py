@@ -6,7 +6,6 @@ import json
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,22 @@ import pytest
 
 from virtrace import __version__
 from virtrace.binary.pack import InRegister
+from virtrace.binary.x86_64 import ABI
 from virtrace.cli.main import main
 from virtrace.engines.bpftrace import program
 from virtrace.errors import TargetError, TraceError, VirtraceError
 from virtrace.plan import file as document
-from virtrace.plan.file import POINT, SPAN, InProbe, Plan, Site, Wanted, on_the_way
+from virtrace.plan.arguments import ByOperands, ByPlaces
+from virtrace.plan.capture import Capture
+from virtrace.plan.file import StoredPlan
+from virtrace.plan.model import (
+    AnySite,
+    ExportedFunctions,
+    Plan,
+    ResolvedProbe,
+    SpanSite,
+    StaticProbeSite,
+)
 from virtrace.recipe import path
 from virtrace.targets import LIBVIRT
 from virtrace.trace.format import Header
@@ -42,13 +52,33 @@ RECIPE = {
 }
 
 
-def wanted(text: str, **types: str) -> Wanted:
-    parsed = path.parse(text)
+def capture(text: str, **types: str) -> Capture:
     known = {name.rstrip("_"): LIBVIRT.type_named(ctype) for name, ctype in types.items()}
-    return Wanted(parsed, on_the_way(parsed, known))
+    return Capture(path.parse(text), known)
 
 
-def plan(site: Site | None = None) -> Plan:
+def span(
+    file: str = LIBRARY,
+    probe: str = "virDomainSave",
+    to: str = "to",
+) -> SpanSite:
+    return SpanSite(
+        probe,
+        "libvirt.so.0",
+        file,
+        entry=0x1000,
+        address=0x1000,
+        arguments=ByPlaces({"domain": InRegister("rdi"), "to": InRegister("rsi")}, ABI),
+        enter={
+            "domain": capture("domain->name", domain="virDomain *"),
+            to: capture("to", to="char *"),
+        },
+        exit={"result": capture("return", return_="int")},
+        root=True,
+    )
+
+
+def plan(site: AnySite | None = None) -> StoredPlan:
     header: Header = {
         "type": "header",
         "format": "virtrace-trace",
@@ -81,21 +111,16 @@ def plan(site: Site | None = None) -> Plan:
             }
         ],
     }
-    mine = Site(
-        probe="virDomainSave",
-        kind=SPAN,
-        module="libvirt.so.0",
-        file=LIBRARY,
-        address=0x1000,
-        arguments={"domain": InRegister("rdi"), "to": InRegister("rsi")},
-        enter={
-            "domain": wanted("domain->name", domain="virDomainPtr"),
-            "to": wanted("to", to="char *"),
-        },
-        exit={"result": wanted("return", return_="int")},
-        root=True,
+    probe = ResolvedProbe(
+        "virDomainSave",
+        "virDomainSave",
+        "span",
+        "libvirt.so.0",
+        "symbol",
+        [site or span()],
+        offset=0x1000,
     )
-    return Plan(header, [site or mine])
+    return StoredPlan(Plan([probe], ExportedFunctions()), header)
 
 
 def where(**files: str) -> program.Where:
@@ -129,13 +154,7 @@ def imported(data: bytes, folder: Path) -> int:
 
 def test_only_numbers_and_harmless_words_get_into_a_program() -> None:
     evil = 'x" ); system("touch /evil'
-    hostile = replace(
-        plan().sites[0],
-        probe=evil,
-        enter={evil: wanted("to", to="char *")},
-        module="libvirt.so.0",
-    )
-    text = program.text(plan(hostile), where())
+    text = program.text(plan(span(probe=evil, to=evil)), where())
     assert "system" not in text
     assert "evil" not in text
     # Every string is one of our own, but for the plan, of letters that mean nothing.
@@ -146,36 +165,43 @@ def test_only_numbers_and_harmless_words_get_into_a_program() -> None:
 @pytest.mark.parametrize("file", ["/a b", "/a;b", '/a"b', "/a*b", "/a{b", "/a:b", "/a\nb", "a"])
 def test_odd_paths_are_refused(file: str) -> None:
     with pytest.raises(TargetError, match="cannot be given the path"):
-        program.text(plan(replace(plan().sites[0], file=file)), where())
+        program.text(plan(span(file)), where())
 
 
 @pytest.mark.parametrize("name", ["a b", "a}", "*", ""])
 def test_odd_static_probes_are_refused(name: str) -> None:
-    site = replace(
-        plan().sites[0], kind=POINT, usdt=("libvirt", name), arguments={"to": InProbe(0)}, exit={}
+    site = StaticProbeSite(
+        *("probe", "libvirt.so.0", LIBRARY, "libvirt", name),
+        addresses=[0x1000],
+        semaphores=[],
+        arguments=ByOperands(["to"], {0x1000: ["8@%rdi"]}),
+        capture={"to": capture("to", to="char *")},
     )
     with pytest.raises(TargetError, match="static probe"):
         program.text(plan(site), where())
 
 
 def test_a_plan_is_read_as_it_was_written() -> None:
-    data = document.write(plan())
-    assert document.write(document.read(data)) == data
+    data = document.write(plan(), ABI)
+    assert document.write(document.read(data), ABI) == data
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        ('"version":1,"header"', '"version":2,"header"'),
-        ('"kind":"span","module":"libvirt.so.0","file"', '"kind":"x","module":"m","file"'),
+        ('"version":2,"machine"', '"version":1,"machine"'),
+        ('"is":"SpanSite"', '"is":"x"'),
+        ('"is":"SpanSite"', '"is":"LineSite"'),
         ('"address":4096', '"address":-1'),
-        ('"register":"rdi"', '"nothing":1'),
+        ('"is":"InRegister","name":"rdi"', '"is":"InRegister"'),
+        ('"is":"ByPlaces"', '"is":"ByOperands"'),
+        ('"root":true', '"root":1'),
         ('"path":"to"', '"path":"system(to)"'),
-        ('"pointer":8', '"pointer":9'),
+        ('"string":true,"size":8', '"string":true,"size":9'),
     ],
 )
 def test_a_broken_plan_is_refused(change: tuple[str, str]) -> None:
-    data = document.write(plan()).decode()
+    data = document.write(plan(), ABI).decode()
     assert change[0] in data
     with pytest.raises((TraceError, VirtraceError)):
         document.read(data.replace(*change).encode())
@@ -254,7 +280,7 @@ def leaves(value: Any, way: tuple[object, ...] = ()) -> Iterator[tuple[object, .
 
 def test_a_strangers_plan_is_refused_or_harmless(tmp_path: Path) -> None:
     dice = random.Random(2)
-    sound = document.write(plan())
+    sound = document.write(plan(), ABI)
     odd = [None, -1, 1 << 70, "x", [], {}, True, 0.5, {"pointer": 8}, [1, 2], "rdi", "->"]
     for _ in range(400):
         about = json.loads(sound)

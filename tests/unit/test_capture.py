@@ -19,14 +19,14 @@ from virtrace.binary.ctype import (
     Pointer,
     Struct,
 )
-from virtrace.engine.capture import (
-    MAX_STRING,
-    Capture,
-    Unwalked,
-    read_string,
-)
 from virtrace.errors import Unavailable
 from virtrace.image.memory import PAGE
+from virtrace.plan.capture import (
+    MAX_STRING,
+    Capture,
+    PendingBacktrace,
+    read_string,
+)
 from virtrace.recipe.path import CALLER, parse
 from virtrace.targets import LIBVIRT
 
@@ -282,8 +282,8 @@ def test_typed_parameters(path: str) -> None:
     ("contents", "count", "why"),
     [
         (b"", 9, "only how many there are"),
-        (PARAMETERS, -1, "-1 typed parameters"),
-        (PARAMETERS, 1 << 20, "1048576 typed parameters"),
+        (PARAMETERS, -1, "implausible count of typed parameters: -1"),
+        (PARAMETERS, 1 << 20, "implausible count of typed parameters: 1048576"),
         (PARAMETERS, 10, "cannot read memory"),
         (typed(("int", 0, b"")), 1, "has the type 0"),
         (typed(("int", 8, b"")), 1, "has the type 8"),
@@ -337,12 +337,12 @@ def test_a_backtrace_is_of_the_thread_that_a_number_names() -> None:
     memory = Pages(mapped)
     capture = Capture(parse("backtrace(job->owner)"), types)
     wanted = capture.run(memory, {"job": 0x1000}.__getitem__)
-    assert isinstance(wanted, Unwalked)
+    assert isinstance(wanted, PendingBacktrace)
     assert wanted.tid == 4711
     # Whether it still is, once all threads stand.
     mapped[0x1000] = struct.pack("<QQQ", 0, 0, 0)
-    assert wanted.again() == 0
-    with pytest.raises(Unavailable, match="thread 0 is nobody"):
+    assert wanted.reread() == 0
+    with pytest.raises(Unavailable, match=r"^no thread holds it \(owner is 0\)$"):
         capture.run(memory, {"job": 0x1000}.__getitem__)
     with pytest.raises(Unavailable, match="NULL pointer"):
         capture.run(memory, {"job": 0}.__getitem__)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from virtrace.binary.ctype import Struct
-from virtrace.engine.capture import Unconfirmed
 from virtrace.engine.confirm import settle
+from virtrace.plan.capture import Unconfirmed
 from virtrace.targets import LIBVIRT
 
 COUNTERS = (712, 17435136, 130, 418816, 527027278, 86798718, 20, 94396427)

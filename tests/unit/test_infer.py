@@ -51,7 +51,9 @@ def inferred(
 
 
 def by_name(module: Module) -> dict[str, Inferred]:
-    process = Program("libvirtd", Path("/"), (module,))
+    # It makes the program a libvirt daemon; nothing reads it.
+    library = Module("/usr/lib/libvirt.so.0", Path("/usr/lib/libvirt.so.0"), 0, 0, 0, False)
+    process = Program("libvirtd", Path("/"), (library, module))
     return {span.name: found for span, found in infer(find("blockinfo"), process).items()}
 
 

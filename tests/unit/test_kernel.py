@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from virtrace.binary.abi import Abi
-from virtrace.binary.x86_64 import ABI, Operand, operand
+from virtrace.binary.abi import Abi, Operand
+from virtrace.binary.x86_64 import ABI
 from virtrace.errors import TargetError, Unavailable
 from virtrace.image.memory import PAGE
 from virtrace.inferior.kernel import Kernel
@@ -100,4 +100,4 @@ def test_memory_of_nobody() -> None:
     ],
 )
 def test_operands_of_static_probes(text: str, found: Operand | None) -> None:
-    assert operand(text) == found
+    assert ABI.operand(text) == found

@@ -24,6 +24,7 @@ from tests.support.mutants import READERS, SECONDS
 from tests.support.paths import REPOSITORY
 from virtrace.analysis.host import HostDisk
 from virtrace.analysis.spans import MOST_NESTED, CallBuilder
+from virtrace.binary.x86_64 import ABI
 from virtrace.cli.main import main
 from virtrace.engines.bpftrace import recorded
 from virtrace.errors import BAD_INPUT, DONE, TargetError, TraceError
@@ -269,9 +270,9 @@ def test_events_that_never_end_take_bounded_memory() -> None:
 
 
 def test_types_of_a_plan_are_bounded() -> None:
-    array: dict[str, Any] = {"opaque": "o", "size": 0}
+    array: dict[str, Any] = {"is": "Opaque", "name": "o", "size": 0}
     for _ in range(3):
-        array = {"array": 60_000, "of": array}
+        array = {"is": "Array", "count": 60_000, "element": array}
     data = json.dumps(plan_with(array)).encode()
     with pytest.raises(TraceError, match="more than 200,000 parts"):
         document.read(data)
@@ -284,9 +285,11 @@ def plan_with(ctype: Any) -> Any:
     for line in lines:
         reader.feed(line)
         if reader.plan is not None and not plans:
-            plans.append(json.loads(document.write(reader.plan)))
+            plans.append(json.loads(document.write(reader.plan, ABI)))
     plan = plans[0]
-    plan["sites"][0]["enter"] = {"odd": {"path": "odd", "types": {"odd": ctype}}}
+    pointer = {"is": "Pointer", "target": ctype, "string": False, "size": 8}
+    capture = {"is": "Capture", "path": "odd", "types": {"odd": pointer}}
+    plan["probes"][0]["sites"][0]["capture"] = {"odd": capture}
     return plan
 
 

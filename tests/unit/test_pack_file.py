@@ -14,7 +14,7 @@ import pytest
 from tests.support.toolchain import build
 from virtrace.binary import pack, x86_64
 from virtrace.binary.ctype import Array, Opaque, Struct
-from virtrace.binary.dwarf import Wanted, describe
+from virtrace.binary.dwarf import CaptureNeeds, describe
 from virtrace.binary.reader import read_by_child
 from virtrace.errors import TargetError
 from virtrace.recipe import path
@@ -45,8 +45,8 @@ def library(tmp_path: Path) -> Path:
 @pytest.fixture
 def document(library: Path) -> dict[str, Any]:
     walks = [path.parse("first->inside"), path.parse("*first")]
-    wanted = {"traced": Wanted(walks, [path.parse("first->number")])}
-    functions, structs = describe(library, wanted, x86_64.ABI, path.RETURN, lambda _: None)
+    wanted = {"traced": CaptureNeeds(walks, [path.parse("first->number")])}
+    functions, structs = describe(library, wanted, x86_64.ABI, lambda _: None)
     made = pack.write("ab" * 20, "x86_64", "a test", functions, structs)
     parsed: dict[str, Any] = json.loads(made)
     return parsed
@@ -250,4 +250,4 @@ def test_a_line_must_begin_with_an_instruction(library: Path, document: dict[str
 def test_without_debug_info_there_is_no_pack(library: Path) -> None:
     subprocess.run(["strip", library], check=True)
     with pytest.raises(TargetError, match="has no debug info"):
-        describe(library, {"traced": Wanted([])}, x86_64.ABI, path.RETURN, lambda _: None)
+        describe(library, {"traced": CaptureNeeds([])}, x86_64.ABI, lambda _: None)

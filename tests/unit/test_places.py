@@ -14,7 +14,6 @@ import re
 import subprocess
 from collections.abc import Callable, Collection
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from virtrace.binary import pack
 from virtrace.binary.ctype import Opaque
 from virtrace.binary.elf import ElfFile
 from virtrace.binary.reader import read_by_child
+from virtrace.binary.x86_64 import ABI
 from virtrace.cli import rescue
 from virtrace.engines.bpftrace.run import require_proven
 from virtrace.errors import TargetError
@@ -32,7 +32,15 @@ from virtrace.guard import journal
 from virtrace.image.memory import ProcessMemory
 from virtrace.image.model import Module
 from virtrace.image.process import Process, inspect
-from virtrace.plan.file import POINT, SPAN, Plan, Site
+from virtrace.plan.arguments import ByOperands, ByPlaces
+from virtrace.plan.model import (
+    AnySite,
+    ExportedFunctions,
+    Plan,
+    ResolvedProbe,
+    SpanSite,
+    StaticProbeSite,
+)
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86-64 code")
 
@@ -137,14 +145,18 @@ def test_of_a_pack(truth: Truth, kind: str) -> None:
             pack.checked(made, elf, "the pack")
 
 
-@pytest.mark.parametrize("kind", [SPAN, POINT])
-def test_of_a_plan(truth: Truth, here: tuple[Process, Module], kind: str) -> None:
+@pytest.mark.parametrize("kind", [SpanSite, StaticProbeSite])
+def test_of_a_plan(truth: Truth, here: tuple[Process, Module], kind: type[AnySite]) -> None:
     process, module = here
-    usdt = ("libvirt", "probe") if kind == POINT else None
-    site = partial(Site, "probe", kind, "libvirt.so.0", module.path)
-    right = truth.instructions if usdt else truth.functions
+    file = ("probe", "libvirt.so.0", module.path)
+    right = truth.functions if kind is SpanSite else truth.instructions
     for address in truth.wrong(right, 5):
-        plan = Plan(NO_HEADER, [site(address, {}, {}, {}, usdt=usdt)])
+        site: AnySite = SpanSite(*file, address, address, ByPlaces({}, ABI), {}, {})
+        if kind is StaticProbeSite:
+            operands = ByOperands([], {address: []})
+            site = StaticProbeSite(*file, "libvirt", "probe", [address], [], operands, {})
+        probe = ResolvedProbe("probe", "function", "span", "libvirt.so.0", "symbol", [site])
+        plan = Plan([probe], ExportedFunctions())
         with pytest.raises(TargetError, match="could break "):
             require_proven(process, plan)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from virtrace.engine.proof import Caller, of_driver_method, of_static_function
+from virtrace.plan.proof import TracedCaller, of_driver_method, of_static_function
 from virtrace.recipe.prototype import Parameter, parse_parameters
 
 API = parse_parameters(
@@ -17,8 +17,8 @@ SP, CALLER_SP = 0x7FFF00001000, 0x7FFF00001100
 OUT = SP + 0x40
 
 
-def caller(*arguments: int | None, parameters: tuple[Parameter, ...] = API) -> Caller:
-    return Caller(parameters, arguments, CALLER_SP)
+def caller(*arguments: int | None, parameters: tuple[Parameter, ...] = API) -> TracedCaller:
+    return TracedCaller(parameters, arguments, CALLER_SP)
 
 
 def gather(*registers: int, memory: dict[int, int] | None = None) -> tuple[int | None, ...]:

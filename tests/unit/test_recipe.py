@@ -12,6 +12,18 @@ import pytest
 from virtrace.errors import RecipeError, UsageError
 from virtrace.recipe import catalogue, loader, path, prototype, selection
 from virtrace.recipe.loader import loads
+from virtrace.recipe.path import (
+    Argument,
+    Backtrace,
+    Caller,
+    Deref,
+    Form,
+    Format,
+    Member,
+    Records,
+    Returned,
+    TypedParams,
+)
 from virtrace.recipe.path import Path as CapturePath
 from virtrace.recipe.prototype import Parameter
 
@@ -75,8 +87,8 @@ def test_what_a_recipe_says() -> None:
     state, method = recipe.spans
     assert (state.name, state.module, state.root) == ("virDomainGetState", "libvirt.so.0", True)
     assert state.prototype.parameters[1] == Parameter("state", "int *")
-    assert state.enter["domain"] == CapturePath("domain->name", "domain", ("name",))
-    assert state.exit["state"] == CapturePath("*state", "state", stars=1)
+    assert state.enter["domain"] == CapturePath("domain->name", Member(Argument("domain"), "name"))
+    assert state.exit["state"] == CapturePath("*state", Deref(Argument("state")))
     assert (method.name, method.root, method.optional, method.prototype) == (
         *("qemuDomainGetState", False, True),
         None,
@@ -84,7 +96,9 @@ def test_what_a_recipe_says() -> None:
     send, reply, failed = recipe.points
     assert (send.usdt, send.json, send.answers) == ("libvirt:qemu_monitor_send_msg", "text", None)
     assert (reply.answers.point, reply.answers.by) == ("qmp.send", ("mon", "json.id"))
-    assert (failed.at_return, failed.capture["message"].filler) == (True, "detail")
+    message = failed.capture["message"].form
+    assert isinstance(message, Format)
+    assert (failed.at_return, message.filler) == (True, Argument("detail"))
     assert recipe.modules == ("libvirt.so.0", "libvirt_driver_qemu.so")
     assert recipe.filters == ("domain", "flags")
     assert recipe.raw["virtrace"] == 1
@@ -426,39 +440,29 @@ def test_a_name_that_is_not_shipped(name: str, hint: str) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("disk", CapturePath("disk", "disk")),
-        (" return ", CapturePath("return", "return")),
-        ("a->b->c", CapturePath("a->b->c", "a", ("b", "c"))),
-        ("a.b->c", CapturePath("a.b->c", "a", ("b", "c"))),
-        ("**retstats", CapturePath("**retstats", "retstats", stars=2)),
-        ("*a->b", CapturePath("*a->b", "a", ("b",), 1)),
-        ("format(return, info)", CapturePath("format(return, info)", "return", filler="info")),
-        ("typed(ps, n)", CapturePath("typed(ps, n)", "ps", count=CapturePath("typed(ps, n)", "n"))),
-        (
-            "records(rs, n)",
-            CapturePath(
-                "records(rs, n)", "rs", count=CapturePath("records(rs, n)", "n"), records=True
-            ),
-        ),
+        ("disk", Argument("disk")),
+        ("return", Returned()),
+        ("a->b->c", Member(Member(Argument("a"), "b"), "c")),
+        ("a.b->c", Member(Member(Argument("a"), "b"), "c")),
+        ("**retstats", Deref(Deref(Argument("retstats")))),
+        ("*a->b", Deref(Member(Argument("a"), "b"))),
+        ("format(return, info)", Format(Returned(), Argument("info"))),
+        ("typed(ps, n)", TypedParams(Argument("ps"), Argument("n"))),
+        ("records(rs, n)", Records(Argument("rs"), Argument("n"))),
         (
             "typed(return->ps, return->a.n)",
-            CapturePath(
-                "typed(return->ps, return->a.n)",
-                "return",
-                ("ps",),
-                count=CapturePath("typed(return->ps, return->a.n)", "return", ("a", "n")),
-            ),
+            TypedParams(Member(Returned(), "ps"), Member(Member(Returned(), "a"), "n")),
         ),
-        ("caller()", CapturePath("caller()", "caller()")),
+        ("caller()", Caller()),
         (
             "backtrace( job->a.owner )",
-            CapturePath("backtrace( job->a.owner )", "job", ("a", "owner"), backtrace=True),
+            Backtrace(Member(Member(Argument("job"), "a"), "owner")),
         ),
-        ("***a", CapturePath("***a", "a", stars=3)),
+        ("***a", Deref(Deref(Deref(Argument("a"))))),
     ],
 )
-def test_capture_paths(text: str, expected: CapturePath) -> None:
-    assert path.parse(text) == expected
+def test_capture_paths(text: str, expected: Form) -> None:
+    assert path.parse(f" {text} ") == CapturePath(text, expected)
 
 
 @pytest.mark.parametrize(

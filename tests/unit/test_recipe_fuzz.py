@@ -175,6 +175,32 @@ def tried(read: Callable[[], T], refusal: type[Exception]) -> T | Exception:
         assert time.process_time() - began < SECONDS
 
 
+class Members:
+    """The members on a chain (path.Visitor)."""
+
+    def start(self, name: str) -> list[str]:
+        return []
+
+    def member(self, base: list[str], name: str) -> list[str]:
+        return [*base, name]
+
+    def target(self, base: list[str]) -> list[str]:
+        return base
+
+
+class Stars:
+    """The number of dereferences on a chain (path.Visitor)."""
+
+    def start(self, name: str) -> int:
+        return 0
+
+    def member(self, base: int, name: str) -> int:
+        return base
+
+    def target(self, base: int) -> int:
+        return base + 1
+
+
 def load(data: bytes) -> None:
     recipe = tried(lambda: loads(data, "r.yaml"), RecipeError)
     if isinstance(recipe, RecipeError):
@@ -189,8 +215,9 @@ def load(data: bytes) -> None:
     for probe in recipe.probes:
         assert len(probe.captures) <= 2 * MAX_VALUES
         for capture in probe.captures.values():
-            assert len(capture.members) <= 15
-            assert capture.stars <= 3
+            for chain in capture.chains:
+                assert len(path.follow(chain, Members())) <= 15
+                assert path.follow(chain, Stars()) <= 3
     assert json.loads(json.dumps(recipe.raw)) == recipe.raw
     assert recipe.roots or any(point.anywhere for point in recipe.points)
 
@@ -232,7 +259,8 @@ def test_captures(text: str) -> None:
     if isinstance(parsed, Exception):
         assert len(str(parsed)) < MAX_TEXT
         return
-    names = [name for name in (*parsed.members, *parsed.arguments) if name != path.CALLER]
+    members = [name for chain in parsed.chains for name in path.follow(chain, Members())]
+    names = [name for name in (*members, *parsed.arguments) if name != path.CALLER]
     assert all(name.isidentifier() and name.isascii() for name in names)
 
 

@@ -8,19 +8,17 @@ from typing import Any
 import pytest
 
 from virtrace.binary.ctype import Integer
-from virtrace.engine.capture import Capture
-from virtrace.engine.proof import Caller, Proven
 from virtrace.engine.stacks import Stacks
-from virtrace.engine.tracer import (
-    Captures,
-    Entered,
-    LinePlan,
-    PointPlan,
-    RawEvent,
-    SpanPlan,
-    Tracer,
-)
+from virtrace.engine.tracer import RawEvent, Tracer
 from virtrace.errors import Unavailable
+from virtrace.plan.capture import Arguments, Capture
+from virtrace.plan.model import (
+    Captures,
+    LineSite,
+    PointSite,
+    ReturnPointSite,
+    SpanSite,
+)
 from virtrace.recipe.path import RETURN, parse
 from virtrace.trace.format import SWITCHED_OFF, unavailable
 
@@ -28,13 +26,22 @@ LONG = {"n": Integer(8, True), RETURN: Integer(8, True)}
 N = {"n": Capture(parse("n"), LONG)}
 RESULT = {"result": Capture(parse("return"), LONG), **N}
 
-ROOT = SpanPlan("root", True, N, RESULT)
-INNER = SpanPlan("inner", False, N, RESULT)
-INNERMOST = SpanPlan("innermost", False, N, RESULT)
-POINT = PointPlan("point", N)
-ANSWER = PointPlan("answer", N, anywhere=True)
-ERROR = PointPlan("error", RESULT, at_return=True)
-ANYWHERE = PointPlan("anywhere", RESULT, anywhere=True, at_return=True)
+
+class FromThread:
+    """What `At` says of its own arguments (plan.arguments.ArgumentSource)."""
+
+    def reader(self, thread: Any, caller: object, entered: object) -> Arguments:
+        return thread.argument  # type: ignore[no-any-return]
+
+
+PLACE = ("libvirt.so.0", "/usr/lib/libvirt.so.0", 0x1000, 0x1000, FromThread())
+ROOT = SpanSite("root", *PLACE, N, RESULT, root=True)
+INNER = SpanSite("inner", *PLACE, N, RESULT)
+INNERMOST = SpanSite("innermost", *PLACE, N, RESULT)
+POINT = PointSite("point", *PLACE, N)
+ANSWER = PointSite("answer", *PLACE, N, anywhere=True)
+ERROR = ReturnPointSite("error", *PLACE, RESULT)
+ANYWHERE = ReturnPointSite("anywhere", *PLACE, RESULT, anywhere=True)
 
 # Addresses that calls return to. The stack grows down: a callee's stack pointer is lower.
 CALLER, IN_ROOT, IN_INNER = 0x100, 0x200, 0x300
@@ -56,7 +63,6 @@ class At:
         self.stack = tid if stack is None else stack
         self.t_ns = 0
         self.sp = sp
-        self.entered: Entered | None = None
         self._n = n
         self._result = result
 
@@ -69,8 +75,14 @@ class At:
     def argument_registers(self) -> Mapping[str, int]:
         return {}
 
-    def arguments(self, caller: Caller | None) -> Proven:
-        return ()
+    def register(self, name: str) -> int:
+        raise Unavailable(f"{name} is not known")
+
+    def probe_argument(self, index: int) -> int:
+        raise Unavailable("at no static probe")
+
+    def return_address(self) -> int:
+        raise Unavailable("not known")
 
     def result(self) -> int:
         return self._result
@@ -86,9 +98,9 @@ class Traced:
         self.events: list[RawEvent] = []
         self.tracer = Tracer(where, self.events.append)
 
-    def enter(self, plan: Any, pc: int, sp: int, **stop: Any) -> bool:
+    def enter(self, site: Any, pc: int, sp: int, **stop: Any) -> bool:
         """sp: the stack pointer once the function has returned."""
-        return self.tracer.enter(plan, At(sp - 8, **stop), pc, sp)
+        return self.tracer.enter(site, At(sp - 8, **stop), pc, sp)
 
     def leave(self, pc: int, sp: int, **stop: Any) -> None:
         self.tracer.leave(pc, At(sp, **stop))
@@ -372,9 +384,9 @@ class TestFilters:
 
 def test_values_that_are_unavailable_say_why() -> None:
     missing: Captures = {"x": Unavailable("the function has no argument 'x' here"), **N}
-    plan = SpanPlan("root", True, missing, RESULT)
+    site = SpanSite("root", *PLACE, missing, RESULT, root=True)
     traced = Traced()
-    traced.enter(plan, CALLER, 1000, n=None)
+    traced.enter(site, CALLER, 1000, n=None)
     traced.leave(CALLER, 1000, result=3)
     assert traced.of("enter", "root").values == {
         "x": {"unavailable": "the function has no argument 'x' here"},
@@ -399,9 +411,9 @@ def test_what_is_open_at_the_end_is_lost_innermost_first() -> None:
     assert traced.tracer.calls_done == 0
 
 
-@pytest.mark.parametrize("plan", [ROOT, POINT, ERROR])
-def test_what_is_needed_of_the_entry(plan: SpanPlan | PointPlan) -> None:
-    assert plan.needed == {"n"}
+@pytest.mark.parametrize("site", [ROOT, ERROR])
+def test_what_is_needed_of_the_entry(site: SpanSite | ReturnPointSite) -> None:
+    assert site.needed == {"n"}
 
 
 def test_a_watched_value_that_cannot_be_read_for_a_while() -> None:
@@ -409,7 +421,8 @@ def test_a_watched_value_that_cannot_be_read_for_a_while() -> None:
     traced = Traced()
     traced.enter(ROOT, CALLER, 100)
     for line, n in enumerate((1, None, None, 1, None, 2)):
-        traced.tracer.line(LinePlan("root", "a.c", line, 0, N), 0x400, At(80, n))
+        site = LineSite("root", *PLACE[:3], PLACE[-1], "a.c", line, 0, N)
+        traced.tracer.line(site, 0x400, At(80, n))
     gone = unavailable("optimized out")
     assert [event.values["changed"] for event in traced.events if event.type == "line"] == [
         {"n": {"to": 1}},

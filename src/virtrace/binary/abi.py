@@ -3,21 +3,43 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+
+class Operand(NamedTuple):
+    """Where an argument of a static probe is.
+
+    register: which holds it, or the address to count from. offset: from that address, in bytes;
+    None where the register itself holds the value. size: in bytes.
+    """
+
+    register: str
+    offset: int | None
+    size: int
+    signed: bool
+
+
+def _no_operand(_: str) -> Operand | None:
+    return None
 
 
 @dataclass(frozen=True)
 class Abi:
     """A calling convention for integer and pointer arguments, by GDB's register names.
 
-    A machine whose convention is not known has no argument registers and no result register:
-    then only what GDB itself can tell is read.
-    return_address_on_stack: at a function's entry it lies at the stack pointer, and the
-    arguments that found no register begin one word above it.
-    reads_result: instructions that read an `int` result: one right behind a call shows that it
-    returns one. dwarf_registers: by DWARF's numbers. word: bytes of a register.
-    breakpoint: the instruction that GDB writes. user_registers: in the order in which Linux gives
-    a tracer all of them at once, each a word.
+    A machine whose convention is not known has no argument registers and no result register.
+
+    return_address_on_stack: it lies at the stack pointer at a function's entry, one word below
+    the arguments that found no register.
+    reads_result: instructions that read an `int` result; one of them right behind a call shows
+    that the function returns one.
+    dwarf_registers: in the order of DWARF's numbers.
+    word: size of a register, in bytes.
+    breakpoint: the instruction that GDB writes.
+    user_registers: in the order in which Linux gives a tracer all of them, a word each.
+    operand: reads the assembler's text of a static probe's argument; None for an unknown form.
     """
 
     machine: str
@@ -32,10 +54,30 @@ class Abi:
     word: int = 8
     breakpoint: bytes | None = None
     user_registers: tuple[str, ...] = ()
+    operand: Callable[[str], Operand | None] = _no_operand
 
-    def stack_argument(self, index: int, sp: int) -> int:
-        """Address, at entry, of argument ``index``, which found no register."""
-        return sp + self.word * (1 + index - len(self.argument_registers))
+    @property
+    def is_known(self) -> bool:
+        """Whether its calls and its instructions are known."""
+        return bool(self.argument_registers)
 
     def sp_after_return(self, sp_at_entry: int) -> int:
         return sp_at_entry + self.word
+
+
+class Elf(Protocol):
+    @property
+    def machine(self) -> str: ...
+
+
+def of(elf: Elf) -> Abi:
+    """The convention of a file's code."""
+    return named(elf.machine)
+
+
+def named(machine: str) -> Abi:
+    """The convention of a machine; one without registers where it is not known."""
+    # It is made of this module's classes.
+    from virtrace.binary import x86_64
+
+    return x86_64.ABI if machine == x86_64.ABI.machine else Abi(machine)

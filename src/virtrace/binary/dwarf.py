@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 from elftools.dwarf.descriptions import describe_form_class
 from elftools.dwarf.die import DIE
@@ -26,6 +26,8 @@ from virtrace.binary.source import source_name
 from virtrace.confined import Bounds, run
 from virtrace.errors import TargetError
 from virtrace.files import open_regular
+from virtrace.recipe.path import RETURN, follow
+from virtrace.recipe.path import Path as CapturePath
 
 # Types that a pack names and does not describe.
 VOID, BIT_FIELD = "void", "bit fields"
@@ -39,42 +41,30 @@ _MEMORY, _MEMORY_EACH_BYTE, _MOST_MEMORY = 256 << 20, 24, 4 << 30
 Data = dict[str, Any]
 
 
-class Walk(Protocol):
-    """A capture's way through memory: an argument (or RETURN), its members, dereferences."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def members(self) -> tuple[str, ...]: ...
-    @property
-    def stars(self) -> int: ...
-
-
 @dataclass(frozen=True)
-class Wanted:
-    """What recipes want of a function.
+class CaptureNeeds:
+    """The captures of a function, of which debug info has to tell types and places.
 
     captures: at its entry and return. lines: from line to line; None where they are not wanted.
     """
 
-    captures: Sequence[Walk]
-    lines: Sequence[Walk] | None = None
+    captures: Sequence[CapturePath]
+    lines: Sequence[CapturePath] | None = None
 
 
 def describe(
     file: Path,
-    wanted: Mapping[str, Wanted],
+    needs: Mapping[str, CaptureNeeds],
     abi: Abi,
-    returned: str,
     progress: Callable[[str], None],
 ) -> tuple[Data, Data]:
-    """The functions of these names, and the structs that these walks meet, as JSON has them.
+    """The functions of these names, and the structs that their captures meet, as JSON.
 
-    returned: what a walk calls the result. progress: called with one line now and then.
-    TargetError where the file has no debug info, or broken one.
+    progress: called with a line now and then.
+    Raises TargetError where the file has no debug info, or broken one.
     """
     functions, structs = _read(
-        file, lambda dwarf, tell: _Reader(dwarf, abi).read(wanted, returned, tell), progress
+        file, lambda dwarf, tell: _Reader(dwarf, abi).read(needs, tell), progress
     )
     return functions, structs
 
@@ -195,14 +185,14 @@ class _Reader:
         self._rows: list[tuple[int, int, int]] = []
 
     def read(
-        self, wanted: Mapping[str, Wanted], returned: str, progress: Callable[[str], None]
+        self, needs: Mapping[str, CaptureNeeds], progress: Callable[[str], None]
     ) -> tuple[Data, Data]:
         functions: Data = {}
         units = list(self._dwarf.iter_CUs())
         for number, unit in enumerate(units, start=1):
             if number % 20 == 1:
                 progress(f"reading debug info: unit {number} of {len(units)}")
-            found = list(self._functions(unit, wanted))
+            found = list(self._functions(unit, needs))
             inlined = self._inlined(unit, {die.offset for _, _, die in found}) if found else {}
             for name, body, origin in found:
                 function = functions.setdefault(
@@ -210,9 +200,9 @@ class _Reader:
                 )
                 function["inlined_into"] += inlined.get(origin.offset, [])
                 if body is not None:
-                    function["bodies"].append(self._body(body, origin, wanted[name].lines))
-                for walk in wanted[name].captures:
-                    self._walk(origin, walk, returned)
+                    function["bodies"].append(self._body(body, origin, needs[name].lines))
+                for path in needs[name].captures:
+                    self._keep_structs(origin, path, arguments_only=True)
         for function in functions.values():
             function["inlined_into"] = sorted({*function["inlined_into"]})
         return functions, {name: layout for name, layout in self._structs.items() if layout}
@@ -233,7 +223,7 @@ class _Reader:
                 yield entry, Declared(name, self._type(origin), parameters)
 
     def _functions(
-        self, unit: Any, wanted: Mapping[str, Wanted]
+        self, unit: Any, needs: Mapping[str, CaptureNeeds]
     ) -> Iterator[tuple[str, DIE | None, DIE]]:
         """Name, body and the entry that has the name; without a body where it only is inlined."""
         for die in unit.get_top_DIE().iter_children():
@@ -241,7 +231,7 @@ class _Reader:
                 continue
             origin = _origin(die)
             name = _name(origin)
-            if name is None or name not in wanted:
+            if name is None or name not in needs:
                 continue
             if _has_code(die):
                 yield name, die, origin
@@ -263,7 +253,7 @@ class _Reader:
                         into.setdefault(origin.offset, []).append(outer)
         return into
 
-    def _body(self, die: DIE, origin: DIE, watched: Sequence[Walk] | None) -> Data:
+    def _body(self, die: DIE, origin: DIE, watched: Sequence[CapturePath] | None) -> Data:
         entry = self._ranges(die)[0][0]
         arguments: Data = {}
         for child in die.iter_children():
@@ -275,9 +265,10 @@ class _Reader:
                     arguments[name] = {"type": self._type(parameter), **where}
         body = {"entry": f"{entry:#x}", "arguments": arguments}
         if watched is not None:
-            body["lines"] = self._lines(die, origin, {walk.name for walk in watched})
-            for walk in watched:
-                self._walk(die, walk, None)
+            names = {name for path in watched for name in path.arguments}
+            body["lines"] = self._lines(die, origin, names)
+            for path in watched:
+                self._keep_structs(die, path, arguments_only=False)
         return body
 
     def _ranges(self, die: DIE) -> list[tuple[int, int]]:
@@ -410,20 +401,10 @@ class _Reader:
             raise ValueError("a unit has no line table")
         return program
 
-    def _walk(self, function: DIE, walk: Walk, returned: str | None) -> None:
+    def _keep_structs(self, function: DIE, path: CapturePath, *, arguments_only: bool) -> None:
         """Keep the layouts of the structs that a capture meets."""
-        if walk.name == returned:
-            die = _target(function)
-        else:
-            found = dict(_variables(function, {walk.name}, arguments_only=returned is not None))
-            die = _target(_origin(found[walk.name])) if found else None
-        for member in walk.members:
-            struct = _pointed(_plain(die))
-            self._keep(struct)
-            die = None if struct is None else _member(struct, member)
-        for _ in range(walk.stars):
-            die = _pointed(_plain(die))
-        self._keep(die)
+        for chain in path.chains:
+            self._keep(follow(chain, _Types(function, self._keep, arguments_only)))
 
     def _keep(self, die: DIE | None) -> None:
         """The struct's layout, and those of the structs inside of it."""
@@ -489,6 +470,31 @@ class _Reader:
         if die.tag == "DW_TAG_enumeration_type":
             return _enumeration(die)
         return _name(die) or f"unnamed at {die.offset:#x}"
+
+
+class _Types:
+    """The types that a chain meets (recipe.path.Visitor). keep: called with each struct."""
+
+    def __init__(
+        self, function: DIE, keep: Callable[[DIE | None], None], arguments_only: bool
+    ) -> None:
+        self._function = function
+        self._keep = keep
+        self._arguments_only = arguments_only
+
+    def start(self, name: str) -> DIE | None:
+        if name == RETURN and self._arguments_only:
+            return _target(self._function)
+        found = dict(_variables(self._function, {name}, arguments_only=self._arguments_only))
+        return _target(_origin(found[name])) if found else None
+
+    def member(self, base: DIE | None, name: str) -> DIE | None:
+        struct = self.target(base)
+        self._keep(struct)
+        return None if struct is None else _member(struct, name)
+
+    def target(self, base: DIE | None) -> DIE | None:
+        return _pointed(_plain(base))
 
 
 _DW_OP_REG0, _DW_OP_LIT0 = 0x50, 0x30

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 
-from virtrace.binary import x86_64
+from virtrace.binary import abi, x86_64
 from virtrace.binary.elf import ElfFile, Section
 from virtrace.binary.unwind import NotUnderstood, UnwindTable, unwind_table
 from virtrace.errors import TargetError
@@ -53,7 +53,7 @@ class Functions:
     """
 
     def __init__(self, elf: ElfFile) -> None:
-        if elf.machine != x86_64.ABI.machine:
+        if not abi.of(elf).is_known:
             raise _unknown(elf, f"code for {elf.machine} is not understood, only for x86_64")
         self._elf = elf
         self._may_decode = _MOST_DECODED
@@ -357,7 +357,7 @@ class Instructions:
         address of the file, and of a size; the code there must be that of the file, but for
         breakpoints.
         """
-        if self._elf.machine != x86_64.ABI.machine:
+        if not abi.of(self._elf).is_known:
             start, end = address, address + 1
         else:
             found = self._around(address)
@@ -372,7 +372,7 @@ class Instructions:
         if is_entry and address != start and address not in self._entries:
             return "no function begins there"
         at = address - start
-        if self._elf.machine == x86_64.ABI.machine and not _begins(code, at):
+        if abi.of(self._elf).is_known and not _begins(code, at):
             return "no instruction begins there"
         if read is not None and not _is_same(code, read(start, end - start)):
             return "the process has other code there than the file"

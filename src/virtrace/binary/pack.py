@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Union
 
 from virtrace import files
-from virtrace.binary import given, layouts, x86_64
+from virtrace.binary import abi, given, layouts, x86_64
 from virtrace.binary.ctype import CType, Opaque, Struct
 from virtrace.binary.reader import Binary
 from virtrace.errors import TargetError
@@ -112,7 +112,7 @@ def file_name(build_id: str) -> str:
 def write(
     build_id: str, machine: str, origin: str, functions: Mapping[str, Any], structs: Any
 ) -> bytes:
-    """The file's contents, of what dwarf.describe() gives."""
+    """The contents of a pack's file. functions, structs: as dwarf.describe() gives them."""
     document = {
         "format": FORMAT,
         "version": VERSION,
@@ -125,6 +125,11 @@ def write(
     data = json.dumps(document, separators=(",", ":")).encode() + b"\n"
     parse(data, "the new pack")
     return data
+
+
+def of(elf: Binary, origin: str, functions: Mapping[str, Any], structs: Any) -> Pack:
+    """A pack of debug info that is used at once. As write()."""
+    return parse(write(elf.build_id or "", elf.machine, origin, functions, structs), origin)
 
 
 def parse(data: bytes, file: str) -> Pack:
@@ -195,7 +200,7 @@ def checked(pack: Pack, elf: Binary, file: str) -> Pack:
     TargetError where it is for another file, or names a place that is not proven.
     """
     wrong = ""
-    if elf.machine != x86_64.ABI.machine:
+    if not abi.of(elf).is_known:
         wrong = f"packs are understood for {x86_64.ABI.machine} only, not for {elf.machine}"
     elif pack.build_id != elf.build_id or pack.machine != elf.machine:
         wrong = f"it is for build-id {pack.build_id} on {pack.machine}"

@@ -11,7 +11,7 @@ import struct
 
 from virtrace.binary.elf import StapProbe
 from virtrace.binary.reader import Binary
-from virtrace.binary.x86_64 import operand
+from virtrace.binary.x86_64 import ABI
 
 _NAME = re.compile(r"\w{1,128}", re.ASCII)
 # Where the notes say that their base is, and where the section is that tells it: anywhere.
@@ -59,7 +59,7 @@ def _is_plain(probe: StapProbe) -> bool:
 
 def _note(probe: StapProbe) -> bytes:
     # What is not understood here is nothing that GDB should try.
-    plain = all(map(operand, probe.arguments.split()))
+    plain = all(map(ABI.operand, probe.arguments.split()))
     texts = (probe.provider, probe.name, probe.arguments if plain else "")
     words = struct.pack("<QQQ", probe.address, _BASE, probe.semaphore)
     descriptor = words + b"".join(text.encode("ascii") + b"\0" for text in texts)

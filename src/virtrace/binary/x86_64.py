@@ -11,9 +11,24 @@ import re
 import struct
 from collections.abc import Iterable, Iterator
 from functools import cache
-from typing import NamedTuple
 
-from virtrace.binary.abi import Abi
+from virtrace.binary.abi import Abi, Operand
+
+_OPERAND = re.compile(
+    r"(?P<size>-?[1248])@(?:(?P<offset>-?\d*)\(%(?P<base>r\w+)\)|%(?P<register>r\w+))"
+)
+
+
+def _operand(text: str) -> Operand | None:
+    found = _OPERAND.fullmatch(text)
+    name = found and (found["base"] or found["register"])
+    # An operand relative to the instruction itself is left to GDB.
+    if found is None or name not in ABI.user_registers or name == ABI.program_counter:
+        return None
+    size = int(found["size"])
+    offset = int(found["offset"] or 0) if found["base"] else None
+    return Operand(name, offset, abs(size), size < 0)
+
 
 ABI = Abi(
     machine="x86_64",
@@ -34,6 +49,7 @@ ABI = Abi(
         *("r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx"),
         *("rsi", "rdi", "orig_rax", "rip", "cs", "eflags", "rsp"),
     ),
+    operand=_operand,
 )
 
 # Arguments of a system call (AMD64 ABI, A.2.1).
@@ -62,34 +78,6 @@ LOADS_OF_ADDRESSES = ((re.compile(rb"\x8d" + _AT_PC + rb"(?=.{4})", re.DOTALL), 
 
 # endbr64, and a prefix that marks the jump as protected, may come first.
 _STUB = re.compile(rb"(?:\xf3\x0f\x1e\xfa)?\xf2?\xff\x25(.{4})", re.DOTALL)
-
-_OPERAND = re.compile(
-    r"(?P<size>-?[1248])@(?:(?P<offset>-?\d*)\(%(?P<base>r\w+)\)|%(?P<register>r\w+))"
-)
-
-
-class Operand(NamedTuple):
-    """Where an argument of a static probe is: in a register, or ``offset`` from what that holds.
-
-    size: in bytes. offset: None where the register itself has the value.
-    """
-
-    register: str
-    offset: int | None
-    size: int
-    signed: bool
-
-
-def operand(text: str) -> Operand | None:
-    """Of the assembler's text; None where it is of a form that is not known here."""
-    found = _OPERAND.fullmatch(text)
-    name = found and (found["base"] or found["register"])
-    # What counts from the instruction itself is left to GDB.
-    if found is None or name not in ABI.user_registers or name == ABI.program_counter:
-        return None
-    size = int(found["size"])
-    offset = int(found["offset"] or 0) if found["base"] else None
-    return Operand(name, offset, abs(size), size < 0)
 
 
 def is_load(code: bytes, at: int) -> bool:
@@ -176,12 +164,12 @@ def instructions() -> re.Pattern[bytes]:
         evex[3] + b"...",
     )
     plain = _either(
-        with_operand + _operand(),
-        with_operand_imm8 + _operand() + b".",
-        rb"\x8f" + _operand(0),
+        with_operand + _modrm(),
+        with_operand_imm8 + _modrm() + b".",
+        rb"\x8f" + _modrm(0),
         # test, or not, neg, mul, div
-        rb"\xf6" + _either(_operand(0, 1) + b".", _operand(*range(2, 8))),
-        rb"\xf7" + _operand(*range(2, 8)),
+        rb"\xf6" + _either(_modrm(0, 1) + b".", _modrm(*range(2, 8))),
+        rb"\xf7" + _modrm(*range(2, 8)),
         _one_of(
             range(0x50, 0x60), range(0x6C, 0x70), range(0x90, 0x9A), range(0x9B, 0xA0),
             range(0xA4, 0xA8), range(0xAA, 0xB0),
@@ -208,8 +196,8 @@ def instructions() -> re.Pattern[bytes]:
     # An immediate of the operand's size follows, of four bytes at most.
     sized = _either(
         _one_of([n + 5 for n in arithmetic], [0x68, 0xA9]),
-        rb"[\x69\x81\xc7]" + _operand(),
-        rb"\xf7" + _operand(0, 1),
+        rb"[\x69\x81\xc7]" + _modrm(),
+        rb"\xf7" + _modrm(0, 1),
     )
     # The only immediate that can have eight.
     move = rb"[\xb8-\xbf]"
@@ -226,7 +214,7 @@ def instructions() -> re.Pattern[bytes]:
     return re.compile(instruction + b"*(" + prefixes + rb"[\x40-\x4f]?)", re.DOTALL)
 
 
-def _operand(*registers: int) -> bytes:
+def _modrm(*registers: int) -> bytes:
     """ModRM, with one of these in its reg field if any are given, SIB and displacement."""
 
     def modrm(mod: int, *rms: int) -> bytes:

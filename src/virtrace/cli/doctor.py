@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,7 +13,6 @@ from virtrace import engines
 from virtrace.binary.debuginfo import how_to_trust, install_command
 from virtrace.binary.reader import Binary, debug_file, read_by_child
 from virtrace.engines import ENGINES
-from virtrace.engines.gdb.launch import check
 from virtrace.errors import DONE, NOT_TRACED, TargetError
 from virtrace.image.process import (
     Process,
@@ -28,6 +28,8 @@ from virtrace.recipe import catalogue
 from virtrace.recipe.model import DriverMethod, Recipe
 from virtrace.recipe.selection import Limits
 from virtrace.record.check import Check, Section
+from virtrace.record.header import NO_ENGINE, header_record
+from virtrace.record.resolution import resolve_without_gdb
 from virtrace.report import text
 from virtrace.report.highlight import style_for
 from virtrace.targets import LIBVIRT
@@ -196,7 +198,9 @@ def daemon_section(pid: int) -> Section:
     plan = None
     if driver is not None and not any(check.kind == "problem" for check in problem):
         try:
-            plan = check(RECIPE, process)
+            recipe = catalogue.find(RECIPE)
+            resolved = resolve_without_gdb(recipe, process, {}, [])
+            plan = header_record(recipe, process, resolved, NO_ENGINE, time.monotonic_ns())
         except TargetError as error:
             # Where GDB itself is the problem, its own section says so.
             found.append(Check("note", error.what, error.remedy))

@@ -14,7 +14,8 @@ from virtrace.engine.answers import Answers
 from virtrace.engine.output import Output
 from virtrace.engines.bpftrace.recorded import BrokenLine, Happened, Lines, Replayer
 from virtrace.errors import DONE, INCOMPLETE, IncompleteError, TraceError, typed
-from virtrace.plan.file import Plan
+from virtrace.plan.file import StoredPlan
+from virtrace.plan.model import StaticProbeSite
 from virtrace.recipe import loader, selection
 from virtrace.record.job import Job
 from virtrace.trace.format import Event, Footer, Header, SwitchedOff, Target
@@ -89,17 +90,17 @@ class _NullView:
     def summary(self, footer: Footer) -> None: ...
 
 
-def _look_through(file: Path, stream: BinaryIO) -> tuple[Plan, Lines]:
+def _look_through(file: Path, stream: BinaryIO) -> tuple[StoredPlan, Lines]:
     """The plan, with what is known only of what happened: the process, and where its files are."""
     bases: dict[str, int] = {}
     pids: list[int] = []
 
     def note(event: Happened) -> None:
-        if lines.plan is not None and event.number < len(lines.plan.sites):
-            site = lines.plan.sites[event.number]
+        if lines.plan is not None and event.number < len(lines.plan.plan.sites):
+            site = lines.plan.plan.sites[event.number]
             pids.append(event.pid)
-            if event.kind in "ep":
-                bases.setdefault(site.file, event.ip - site.address)
+            if event.kind in "ep" and not isinstance(site, StaticProbeSite):
+                bases.setdefault(site.file, event.ip - site.addresses[0])
 
     lines = Lines(note)
     _feed(file, stream, lines)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from virtrace import __version__, files
-from virtrace.binary import x86_64
+from virtrace.binary import abi, x86_64
 from virtrace.binary.debuginfo import fetch
-from virtrace.binary.dwarf import Wanted, describe
 from virtrace.binary.pack import (
     CACHE,
     AtEntry,
@@ -26,13 +25,12 @@ from virtrace.binary.pack import (
     write,
 )
 from virtrace.binary.reader import Binary, debug_file, read_by_child
-from virtrace.cli.progress import Progress
 from virtrace.errors import DONE, TargetError, UsageError
+from virtrace.plan.debug_info import described
 from virtrace.printing import print_lines
 from virtrace.recipe import catalogue
 from virtrace.recipe.model import Recipe
-from virtrace.recipe.path import RETURN
-from virtrace.recipe.path import Path as Capture
+from virtrace.record.progress import Progress
 
 _ELF_MAGIC = b"\x7fELF"
 
@@ -88,21 +86,6 @@ def _make(args: argparse.Namespace) -> int:
     return DONE
 
 
-def _wanted(recipes: Iterable[Recipe]) -> dict[str, Wanted]:
-    """By the name of the function."""
-    captures: dict[str, list[Capture]] = {}
-    lines: dict[str, list[Capture]] = {}
-    for recipe in recipes:
-        for span in recipe.spans:
-            captures.setdefault(span.function, []).extend(span.captures.values())
-            if span.lines is not None:
-                lines.setdefault(span.function, []).extend(span.lines.values())
-        for point in recipe.points:
-            if point.usdt is None:
-                captures.setdefault(point.prototype.name, []).extend(point.captures.values())
-    return {name: Wanted(walks, lines.get(name)) for name, walks in captures.items()}
-
-
 def _files(source: Path) -> Iterator[Path]:
     """The file itself; of a folder every file in it that has debug info."""
     if not source.is_dir():
@@ -126,7 +109,7 @@ def _make_one(
 ) -> bool:
     """False where the file has none of the functions."""
     elf = read_by_child(file)
-    if elf.machine != x86_64.ABI.machine:
+    if not abi.of(elf).is_known:
         raise TargetError(
             f"{file} is code for {elf.machine}, and packs are made for {x86_64.ABI.machine} only",
             "on other processors install the debug info itself",
@@ -139,30 +122,19 @@ def _make_one(
             f"{target.path} has no build-id, by which a pack is found", "link it with --build-id"
         )
     debug = _debug_info(elf)
-    data = pack_of(debug, target, recipes)
-    if data is None:
+    with Progress(debug.name) as progress:
+        functions, structs = described(debug, recipes, abi.of(elf), progress.show)
+    if not functions:
         print(f"{debug}: no function of the recipes")
         return False
+    build_id = read_by_child(debug).build_id
+    origin = f"{debug.name}, build-id {build_id}, by virtrace {__version__}"
+    data = write(target.build_id, target.machine, origin, functions, structs)
     place = _keep(output, file_name(target.build_id), data)
     made = json.loads(data)
     counted = ", ".join(f"{len(made[kind])} {kind}" for kind in ("functions", "structs"))
     print(f"{place}: {counted}, {len(data)} bytes")
     return True
-
-
-def pack_of(debug: Path, target: Binary, recipes: Iterable[Recipe]) -> bytes | None:
-    """What these recipes need of the debug info, for a file of the same code; None: nothing.
-
-    The file has a build-id. TargetError where the debug info is broken.
-    """
-    assert target.build_id is not None
-    with Progress(debug.name) as progress:
-        functions, structs = describe(debug, _wanted(recipes), x86_64.ABI, RETURN, progress.show)
-    if not functions:
-        return None
-    build_id = read_by_child(debug).build_id
-    origin = f"{debug.name}, build-id {build_id}, by virtrace {__version__}"
-    return write(target.build_id, target.machine, origin, functions, structs)
 
 
 def _require_same_code(elf: Binary, other: Binary) -> None:

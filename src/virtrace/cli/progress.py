@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from virtrace.confined import Tell
-from virtrace.printing import obeys, own
+from virtrace.record.progress import Progress
 from virtrace.trace.reader import TraceStream
 
 # Seconds until the first progress is shown, and between two updates.
@@ -46,31 +46,6 @@ def steps(patience: float = 0, stream: TextIO | None = None) -> Iterator[Tell]:
         yield step
     finally:
         timer.cancel()
-
-
-class Progress:
-    """One line on standard error that changes, if that is a terminal, and disappears in the end."""
-
-    def __init__(self, name: str) -> None:
-        """name: of the file that the work is about."""
-        self._name = name
-        self._can_change = obeys(sys.stderr)
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def show(self, line: str) -> None:
-        self._print(f"{self._name}: {line}")
-
-    def clear(self) -> None:
-        self._print("")
-
-    def __exit__(self, *_: object) -> None:
-        self.clear()
-
-    def _print(self, text: str) -> None:
-        if self._can_change:
-            print(own("\r\x1b[K") + text, end="", file=sys.stderr, flush=True)
 
 
 @contextmanager

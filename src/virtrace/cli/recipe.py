@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from virtrace.cli.arguments import add_daemon
 from virtrace.cli.record import chosen_pid
-from virtrace.engines.gdb.launch import check
 from virtrace.errors import ANSWER_IS_NO, DONE, typed
 from virtrace.files import write_new
 from virtrace.image.model import Program
 from virtrace.printing import print_lines
 from virtrace.recipe import catalogue
 from virtrace.record.debug_info import fetch_debug_files
+from virtrace.record.header import NO_ENGINE, header_record
+from virtrace.record.resolution import resolve_without_gdb
 from virtrace.report import text, units
 from virtrace.report.highlight import Style, style_for
 from virtrace.report.lines import fold
@@ -102,7 +104,9 @@ def _check(args: argparse.Namespace) -> int:
         print(f"{recipe.name} is sound: {spans}, {points}; {more}")
         return DONE
     process = _process(args, recipe.required_modules)
-    header = check(args.recipe, process, fetch_debug_files(process, recipe))
+    folder = catalogue.file_of(args.recipe).parent
+    plan = resolve_without_gdb(recipe, process, fetch_debug_files(process, recipe), [folder])
+    header = header_record(recipe, process, plan, NO_ENGINE, time.monotonic_ns())
     missing = {probe["name"] for probe in header["probes"] if probe["level"] == "missing"}
     needed = [*dict.fromkeys(probe.name for probe in recipe.probes if not probe.optional)]
     needed = [name for name in needed if name in missing]
@@ -131,7 +135,7 @@ def _compile(args: argparse.Namespace) -> int:
     process = _process(args, recipe.required_modules)
     packs = catalogue.file_of(args.recipe).parent
     resolved = resolve(recipe, process, fetch_debug_files(process, recipe), [packs])
-    files = {site.file for site in resolved.sites}
+    files = {site.file for site in resolved.plan.sites}
     digests = {one.path: one.elf.sha256 for one in process.modules if one.path in files}
     write_new(args.output, "the program", [program.script(resolved, recipe.name, digests)])
     command = f"sh {typed(args.output.name)} PID > OUTPUT"

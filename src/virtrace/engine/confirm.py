@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from virtrace.binary.ctype import QmpSources, decode, matching_layouts
-from virtrace.engine.capture import Unconfirmed
+from virtrace.plan.capture import Unconfirmed
 from virtrace.trace.format import Json, Record, unavailable
 
 # A command that was sent in the call, and what its reply returned.

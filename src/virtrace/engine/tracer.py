@@ -5,17 +5,25 @@ This module does not need gdb: a probe tells it what it met, and it says what to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Protocol, Union
+from typing import Protocol
 
-from virtrace.engine.capture import Arguments, Capture
-from virtrace.engine.proof import Caller, Proven
 from virtrace.errors import Unavailable
 from virtrace.image.memory import Memory
-from virtrace.recipe.path import RETURN
-from virtrace.recipe.prototype import Parameter
+from virtrace.plan.arguments import Entered, Thread
+from virtrace.plan.capture import Arguments, Capture
+from virtrace.plan.model import (
+    AnySite,
+    Captures,
+    LineSite,
+    PointSite,
+    ReturnPointSite,
+    SpanSite,
+    StaticProbeSite,
+)
+from virtrace.plan.proof import TracedCaller
+from virtrace.recipe.path import CALLER, RETURN
 from virtrace.trace.format import (
     SWITCHED_OFF,
     Json,
@@ -26,113 +34,28 @@ from virtrace.trace.format import (
 )
 
 
-@dataclass(frozen=True)
-class Entered:
-    """What was when a function was entered: registers by name, and where its frame ends."""
+class Stop(Thread, Protocol):
+    """A thread that stands at a probe.
 
-    registers: Mapping[str, int]
-    frame_end: int
-
-
-class Stop(Protocol):
-    """A thread at a probe.
-
+    tid: thread id, as the kernel counts
     stack: number of the stack that it is on, see engine.stacks
     t_ns: since the trace started
-    sp: stack pointer
-    entered: at a line, the state at the entry of its function
     """
 
     tid: int
     stack: int
     t_ns: int
-    sp: int
-    entered: Entered | None
-
-    @property
-    def memory(self) -> Memory: ...
 
     def argument_registers(self) -> Mapping[str, int]: ...
 
-    def argument(self, name: str) -> int:
-        """At an entry or a static probe. Raise Unavailable where it is not known."""
-
-    def arguments(self, caller: Caller | None) -> Proven:
-        """At an entry: all of the declared arguments. caller: the traced one, if there is any."""
+    def return_address(self) -> int:
+        """At an entry: where the function returns to. Raises Unavailable."""
 
     def result(self) -> int:
-        """At a return: what the function returned."""
+        """At a return: what the function returned. Raises Unavailable."""
 
     def result_is_used(self) -> bool:
         """At a return: whether the caller goes on by looking at it."""
-
-
-# A capture, or why there can be none.
-Captures = Mapping[str, Union[Capture, Unavailable]]
-
-
-@dataclass(frozen=True)
-class SpanPlan:
-    """A recipe's span as it was resolved. needed: arguments that ``exit`` starts from.
-
-    parameters: as they are declared, where others' arguments are proven by those of this one,
-    or its own by its caller's. moved: the compiler may have moved them and its result.
-    keeps_registers: its lines may ask what the argument registers held at the entry.
-    """
-
-    name: str
-    root: bool
-    enter: Captures
-    exit: Captures
-    parameters: Sequence[Parameter] = ()
-    moved: bool = False
-    keeps_registers: bool = False
-
-    @cached_property
-    def needed(self) -> frozenset[str]:
-        return _needed(self.exit)
-
-
-@dataclass(frozen=True)
-class PointPlan:
-    """A recipe's point as it was resolved.
-
-    anywhere: recorded outside of recorded calls too (an answer comes on another thread).
-    at_return: recorded when its function returns, with the arguments it was called with.
-    """
-
-    name: str
-    capture: Captures
-    anywhere: bool = False
-    at_return: bool = False
-
-    @cached_property
-    def needed(self) -> frozenset[str]:
-        return _needed(self.capture)
-
-
-@dataclass(frozen=True)
-class LinePlan:
-    """A statement of a recipe's span. watch: what may have changed since the last one.
-
-    declared: the line of the function's declaration.
-    """
-
-    name: str
-    file: str
-    line: int
-    declared: int
-    watch: Captures
-
-
-def _needed(captures: Captures) -> frozenset[str]:
-    return frozenset(
-        name
-        for capture in captures.values()
-        if isinstance(capture, Capture)
-        for name in capture.arguments
-        if name != RETURN
-    )
 
 
 @dataclass
@@ -156,7 +79,7 @@ class _Open:
     Of a point at its return, span is that of its parent; None outside of recorded calls.
     """
 
-    plan: SpanPlan | PointPlan
+    site: SpanSite | ReturnPointSite
     tid: int
     span: int | None
     parent: int | None
@@ -164,7 +87,7 @@ class _Open:
     return_pc: int
     return_sp: int
     recorded: bool
-    caller: Caller | None = None
+    caller: TracedCaller | None = None
     entered: Entered | None = None
     arguments: dict[str, int | Unavailable] = field(default_factory=dict)
     # Of the last line that was recorded; the watched values as they were last known, and those
@@ -195,11 +118,13 @@ class Tracer:
     @property
     def calls_open(self) -> int:
         return sum(
-            any(opened.recorded and isinstance(opened.plan, SpanPlan) for opened in spans)
+            any(opened.recorded and isinstance(opened.site, SpanSite) for opened in spans)
             for spans in self._stacks.values()
         )
 
-    def enter(self, plan: SpanPlan | PointPlan, stop: Stop, return_pc: int, return_sp: int) -> bool:
+    def enter(
+        self, site: SpanSite | ReturnPointSite, stop: Stop, return_pc: int, return_sp: int
+    ) -> bool:
         """A function was entered. False: its return is not needed, nothing is traced here."""
         spans = self._stacks.get(stop.stack, [])
         parent = None
@@ -208,40 +133,47 @@ class Tracer:
             self._abandon(spans, stop, lambda gone: gone.return_sp < return_sp)
             # Those of the same frame called it as their last act (a tail call); but no function
             # calls itself so: that one is gone too, by longjmp or with its thread.
-            if any(span.plan is plan and span.return_sp == return_sp for span in spans):
+            if any(span.site is site and span.return_sp == return_sp for span in spans):
                 self._abandon(spans, stop, lambda gone: gone.return_sp == return_sp)
             parent = next((opened for opened in reversed(spans) if opened.call is not None), None)
-        if isinstance(plan, PointPlan):
-            if parent is not None and parent.recorded:
-                span, call = parent.span, parent.call
-            elif plan.anywhere:
-                span, call = None, None
-            else:
+        if isinstance(site, ReturnPointSite):
+            inside = parent is not None and parent.recorded
+            if not inside and not site.anywhere:
                 return False
-            opened = _Open(plan, stop.tid, span, span, call, return_pc, return_sp, True)
-        elif parent is None and not plan.root:
+            read = _reader(site, stop)
+            span, call = (parent.span, parent.call) if parent and inside else (None, None)
+            opened = _Open(site, stop.tid, span, span, call, return_pc, return_sp, True)
+        elif parent is None and not site.root:
             return False
         else:
-            opened = self._open(plan, stop, parent, return_pc, return_sp)
+            # The caller may be a span that is no longer traced.
+            read = _reader(site, stop, parent.caller if parent and self._all_spans else None)
+            opened = self._open(site, stop, read, parent, return_pc, return_sp)
         if opened.recorded:
-            if isinstance(plan, SpanPlan) and plan.keeps_registers:
+            if isinstance(site, SpanSite) and site.keeps_registers:
                 opened.entered = Entered(stop.argument_registers(), return_sp)
-            opened.arguments = {name: _argument(stop, name) for name in plan.needed}
+            opened.arguments = {name: _or_why(read, name) for name in site.needed}
         spans.append(opened)
         self._stacks[stop.stack] = spans
         return True
 
     def _open(
-        self, plan: SpanPlan, stop: Stop, parent: _Open | None, return_pc: int, return_sp: int
+        self,
+        site: SpanSite,
+        stop: Stop,
+        read: Arguments,
+        parent: _Open | None,
+        return_pc: int,
+        return_sp: int,
     ) -> _Open:
         """A new span; recorded like its parent, or, of a root, where the filters want it."""
         self._spans += 1
         span = self._spans
         if parent is None:
-            opened = _Open(plan, stop.tid, span, None, span, return_pc, return_sp, True)
+            opened = _Open(site, stop.tid, span, None, span, return_pc, return_sp, True)
         else:
             opened = _Open(
-                plan,
+                site,
                 stop.tid,
                 span,
                 parent.span,
@@ -251,14 +183,14 @@ class Tracer:
                 parent.recorded,
             )
         if opened.recorded:
-            if plan.parameters:
-                # Its caller may be one that is no longer traced.
-                proven = stop.arguments(parent.caller if parent and self._all_spans else None)
-                opened.caller = Caller(plan.parameters, proven, return_sp)
-            values = _values(plan.enter, stop.memory, stop.argument)
-            opened.recorded = parent is not None or self._wanted(values)
+            if site.parameters:
+                values = [_or_why(read, parameter.name) for parameter in site.parameters]
+                proven = tuple(None if isinstance(one, Unavailable) else one for one in values)
+                opened.caller = TracedCaller(site.parameters, proven, return_sp)
+            entered = _values(site.enter, stop.memory, read)
+            opened.recorded = parent is not None or self._wanted(entered)
             if opened.recorded:
-                self._emit("enter", stop.t_ns, stop.tid, opened, values)
+                self._emit("enter", stop.t_ns, stop.tid, opened, entered)
         return opened
 
     def leave(self, pc: int, stop: Stop) -> None:
@@ -270,7 +202,7 @@ class Tracer:
             closed = spans.pop()
             if closed.recorded:
                 self._leave(closed, stop)
-                self.calls_done += isinstance(closed.plan, SpanPlan) and closed.parent is None
+                self.calls_done += isinstance(closed.site, SpanSite) and closed.parent is None
         if not spans:
             self._stacks.pop(stop.stack, None)
 
@@ -278,19 +210,19 @@ class Tracer:
         def argument(name: str) -> int:
             if name != RETURN:
                 return closed.argument(name)
-            moved = isinstance(closed.plan, SpanPlan) and closed.plan.moved
+            moved = isinstance(closed.site, SpanSite) and closed.site.moved
             if moved and not stop.result_is_used():
                 raise Unavailable("without debug info it is not known to return one")
             return stop.result()
 
-        if isinstance(closed.plan, PointPlan):
-            values = _values(closed.plan.capture, stop.memory, argument)
-            self._point(closed.plan.name, stop, closed.parent, closed.call, values)
+        if isinstance(closed.site, ReturnPointSite):
+            values = _values(closed.site.capture, stop.memory, argument)
+            self._point(closed.site.probe, stop, closed.parent, closed.call, values)
         else:
-            values = _values(closed.plan.exit, stop.memory, argument)
+            values = _values(closed.site.exit, stop.memory, argument)
             self._emit("exit", stop.t_ns, stop.tid, closed, values)
 
-    def point(self, plan: PointPlan, stop: Stop) -> None:
+    def point(self, site: PointSite | StaticProbeSite, stop: Stop) -> None:
         span, call = None, None
         spans = self._stacks.get(stop.stack, [])
         # A span whose frame is gone cannot be where we are.
@@ -300,26 +232,26 @@ class Tracer:
         )
         if inside is not None and inside.recorded:
             span, call = inside.span, inside.call
-        elif not plan.anywhere:
+        elif not site.anywhere:
             return
-        values = _values(plan.capture, stop.memory, stop.argument)
-        self._point(plan.name, stop, span, call, values)
+        values = _values(site.capture, stop.memory, _reader(site, stop))
+        self._point(site.probe, stop, span, call, values)
 
-    def line(self, plan: LinePlan, pc: int, stop: Stop) -> None:
-        """A thread came to a statement of a function."""
+    def line(self, site: LineSite, pc: int, stop: Stop) -> None:
+        """A thread came to a statement of a function. pc: where that is in the process."""
         # Which may be where a traced function returned to.
         self.leave(pc, stop)
         spans = self._stacks.get(stop.stack, [])
         inside = next((span for span in reversed(spans) if span.return_sp > stop.sp), None)
-        if inside is None or not inside.recorded or inside.plan.name != plan.name:
+        if inside is None or not inside.recorded or inside.site.probe != site.probe:
             return
         # One line has many statements: it is one line, as long as no other comes between.
-        if inside.line == (plan.file, plan.line):
+        if inside.line == (site.source, site.line):
             return
-        inside.line = (plan.file, plan.line)
-        stop.entered = inside.entered
+        inside.line = (site.source, site.line)
+        read = _reader(site, stop, entered=inside.entered)
         changed: Record = {}
-        for name, value in _values(plan.watch, stop.memory, stop.argument).items():
+        for name, value in _values(site.watch, stop.memory, read).items():
             known = inside.watched.get(name)
             if is_unavailable(value):
                 if known is not None and name not in inside.unread:
@@ -330,9 +262,9 @@ class Tracer:
             if value != known:
                 changed[name] = {"to": value} if known is None else {"from": known, "to": value}
                 inside.watched[name] = value
-        values: Record = {"file": plan.file, "line": plan.line, "changed": changed}
+        values: Record = {"file": site.source, "line": site.line, "changed": changed}
         event = RawEvent(
-            "line", stop.t_ns, stop.tid, plan.name, None, inside.span, inside.call, values
+            "line", stop.t_ns, stop.tid, site.probe, None, inside.span, inside.call, values
         )
         self._record(event)
 
@@ -348,7 +280,7 @@ class Tracer:
         """
         self._all_spans = False
         for spans in self._stacks.values():
-            while any(opened.plan.name == name for opened in spans):
+            while any(opened.site.probe == name for opened in spans):
                 self._lost(t_ns, spans.pop(), SWITCHED_OFF)
 
     def lose(self, tid: int, t_ns: int, why: str) -> None:
@@ -372,12 +304,12 @@ class Tracer:
             self._lost(stop.t_ns, spans.pop(), "its return was not seen")
 
     def _lost(self, t_ns: int, opened: _Open, why: str) -> None:
-        if opened.recorded and isinstance(opened.plan, SpanPlan):
+        if opened.recorded and isinstance(opened.site, SpanSite):
             self._emit("lost", t_ns, opened.tid, opened, {"why": why})
 
     def _emit(self, kind: str, t_ns: int, tid: int, span: _Open, values: Record) -> None:
         self._record(
-            RawEvent(kind, t_ns, tid, span.plan.name, span.span, span.parent, span.call, values)
+            RawEvent(kind, t_ns, tid, span.site.probe, span.span, span.parent, span.call, values)
         )
 
     def _point(
@@ -386,9 +318,19 @@ class Tracer:
         self._record(RawEvent("point", stop.t_ns, stop.tid, name, None, parent, call, values))
 
 
-def _argument(stop: Stop, name: str) -> int | Unavailable:
+def _reader(
+    site: AnySite,
+    stop: Stop,
+    caller: TracedCaller | None = None,
+    entered: Entered | None = None,
+) -> Arguments:
+    read = site.arguments.reader(stop, caller, entered)
+    return lambda name: stop.return_address() if name == CALLER else read(name)
+
+
+def _or_why(read: Arguments, name: str) -> int | Unavailable:
     try:
-        return stop.argument(name)
+        return read(name)
     except Unavailable as why:
         return why
 

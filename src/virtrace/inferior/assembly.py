@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from itertools import chain
-from pathlib import Path
 
-from virtrace.binary import x86_64
 from virtrace.binary.abi import Abi
-from virtrace.binary.pack import Pack
-from virtrace.binary.pack import find as find_pack
 from virtrace.binary.source import Sources
 from virtrace.engine.answers import Answers
 from virtrace.engine.output import Output
-from virtrace.engine.tracer import LinePlan, RawEvent
+from virtrace.engine.tracer import RawEvent
 from virtrace.errors import TargetError
 from virtrace.guard.journal import Journal
 from virtrace.guard.process import Guard
-from virtrace.image.model import Program
 from virtrace.image.process import Process
 from virtrace.inferior import target
 from virtrace.inferior.backtrace import Backtraces
 from virtrace.inferior.recorder import Recorder, WritingProcess
-from virtrace.inferior.resolve import ResolvedProbe, require_traceable, resolve
 from virtrace.inferior.session import GdbTrace, Means, Traced
 from virtrace.inferior.terminal import terminal_without_gdb
+from virtrace.inferior.witness import resolved
 from virtrace.plan.infer import infer
+from virtrace.plan.model import LineSite, Plan, StaticProbeSite
+from virtrace.plan.resolve import convention_of, require_traceable
+from virtrace.plan.witness import installed_packs
 from virtrace.printing import complain
 from virtrace.recipe.model import Recipe
 from virtrace.record.job import Job
@@ -44,26 +41,28 @@ def assembled(job: Job, process: Process, ready: Callable[[], None]) -> Iterator
     ready: called when every call from then on is traced
     """
     recipe = job.recipe
-    abi = abi_of(process)
+    abi = convention_of(process)
     with terminal_without_gdb() as terminal, target.quiet_settings(), target.no_files():
         writer = new_writer(job.output, job.rotation)
         with ExitStack() as resources:
             try:
                 look = Look(process, target_of(process))
                 inferred = infer(recipe, process)
-                packs = find_packs(recipe, process, job.packs)
+                packs = installed_packs(recipe, process, job.packs)
                 debug_files = {build_id: str(file) for build_id, file in job.debug_files.items()}
                 resources.enter_context(
                     target.symbols(process, recipe.modules, debug_files, recipe.has_backtraces)
                 )
-                probes = resolve(recipe, process, abi, inferred, packs)
-                require_traceable(recipe, probes)
-                backtraces = Backtraces(process, probes, packs) if recipe.has_backtraces else None
-                journal = resources.enter_context(_guarded(recipe, process, abi, probes))
+                plan = resolved(recipe, process, packs, inferred)
+                require_traceable(recipe, plan)
+                backtraces = (
+                    Backtraces(process, plan, packs.packs) if recipe.has_backtraces else None
+                )
+                journal = resources.enter_context(_guarded(recipe, process, abi, plan))
                 warnings = list(_warn(look, job))
                 view = TerminalView(terminal, writer, job.command_line)
                 recorder = resources.enter_context(
-                    closing(_recorder(job, process, probes, writer, view))
+                    closing(_recorder(job, process, plan, writer, view))
                 )
                 target.attach(process, recipe.modules)
             except BaseException:
@@ -72,52 +71,18 @@ def assembled(job: Job, process: Process, ready: Callable[[], None]) -> Iterator
             # The recorder has it.
             writer.close()
             means = Means(recorder, journal, backtraces, ready)
-            yield GdbTrace(job, Traced(process, abi, probes), means, warnings)
-
-
-def abi_of(process: Program) -> Abi:
-    """Raises: TargetError if virtrace cannot read values of the process's processor."""
-    main = process.module(target_of(process).module)
-    assert main is not None
-    machine = main.elf.machine
-    if not main.elf.is_little_endian_64:
-        raise TargetError(
-            f"the daemon runs on {machine}, and virtrace reads 64-bit little-endian values only",
-            "trace a daemon of such a machine: x86_64, aarch64, ppc64le, riscv64",
-        )
-    return x86_64.ABI if machine == x86_64.ABI.machine else Abi(machine)
-
-
-def find_packs(
-    recipe: Recipe, process: Program, folders: Sequence[Path], *, prefer_packs: bool = False
-) -> dict[str, Pack]:
-    """Find symbol packs for the modules without debug info, by module name.
-
-    prefer_packs: also for those with debug info
-    """
-    packs = {}
-    for name in recipe.modules:
-        module = process.module(name)
-        if module is not None and (prefer_packs or not module.elf.has_debug_info):
-            pack = find_pack(module.elf, folders)
-            if pack is not None:
-                packs[name] = pack
-    return packs
+            yield GdbTrace(job, Traced(process, abi, plan), means, warnings)
 
 
 def _recorder(
-    job: Job,
-    process: Process,
-    probes: Sequence[ResolvedProbe],
-    writer: TraceWriter,
-    view: TerminalView,
+    job: Job, process: Process, plan: Plan, writer: TraceWriter, view: TerminalView
 ) -> Recorder:
     # Of the functions whose lines are traced: the name, and the line of the declaration.
     declared = {
-        probe.name: (probe.function, site.plan.declared)
-        for probe in probes
+        probe.name: (probe.function, site.declared)
+        for probe in plan.probes
         for site in probe.sites
-        if isinstance(site.plan, LinePlan)
+        if isinstance(site, LineSite)
     }
     folders = [*job.sources, *target_of(process).source_folders()]
     sources = Sources(folders, job.source_files)
@@ -140,9 +105,7 @@ def _recorder(
 
 
 @contextmanager
-def _guarded(
-    recipe: Recipe, process: Process, abi: Abi, probes: Sequence[ResolvedProbe]
-) -> Iterator[Journal | None]:
+def _guarded(recipe: Recipe, process: Process, abi: Abi, plan: Plan) -> Iterator[Journal | None]:
     """Start a guard that knows where breakpoints will be; yields None if there can be none."""
     modules = [module for module in map(process.module, recipe.modules) if module is not None]
     modules += [process.linker[0]] if process.linker else []
@@ -162,11 +125,14 @@ def _guarded(
         yield None
         return
     try:
-        for site in chain.from_iterable(probe.sites for probe in probes):
+        for site in plan.sites:
+            module = process.module(site.module)
+            assert module is not None
             for address in site.addresses:
-                journal.breakpoint(address)
-            for address in site.semaphores:
-                journal.semaphore(address)
+                journal.breakpoint(module.base + address)
+            if isinstance(site, StaticProbeSite):
+                for address in site.semaphores:
+                    journal.semaphore(module.base + address)
         if process.linker is not None:
             journal.breakpoint(process.linker[1])
         yield journal

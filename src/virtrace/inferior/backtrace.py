@@ -6,16 +6,16 @@ GDB guesses where a file does not say how a caller's frame is found; here a back
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
 import gdb
 
 from virtrace.binary.pack import Pack
-from virtrace.engine.capture import Unwalked
 from virtrace.errors import TargetError, Unavailable
 from virtrace.image.process import Process, read_status
-from virtrace.inferior.resolve import ResolvedProbe
+from virtrace.plan.capture import PendingBacktrace
+from virtrace.plan.model import Plan
 from virtrace.trace.format import Json, unavailable
 
 MAX_FRAMES = 64
@@ -24,9 +24,7 @@ _SYMBOL = re.compile(r"(?P<name>\S+)(?: \+ (?P<offset>\d+))? in section ")
 
 
 class Backtraces:
-    def __init__(
-        self, process: Process, probes: Sequence[ResolvedProbe], packs: Mapping[str, Pack]
-    ) -> None:
+    def __init__(self, process: Process, plan: Plan, packs: Mapping[str, Pack]) -> None:
         """All that needs no stopped process is read here. packs: by name of the module."""
         self._modules = process.modules
         # What no symbol names, by the first address.
@@ -41,7 +39,7 @@ class Backtraces:
             for function, known in pack.functions.items()
             for body in known.bodies
         ]
-        for probe in probes:
+        for probe in plan.probes:
             if probe.offset is not None and probe.kind == "span":
                 offsets.append((probe.module, probe.offset, probe.function))
         for name, offset, function in offsets:
@@ -49,12 +47,12 @@ class Backtraces:
             if loaded is not None:
                 self._names[loaded.base + offset] = function
 
-    def of(self, wanted: Unwalked) -> Json:
+    def of(self, wanted: PendingBacktrace) -> Json:
         """From the innermost frame on; what ends it before the outermost one comes last.
 
         Every thread stands. Raises Unavailable where nothing can be told.
         """
-        if wanted.again() != wanted.tid:
+        if wanted.reread() != wanted.tid:
             raise Unavailable(f"thread {wanted.tid} had gone on before it could be stopped")
         selected = gdb.selected_thread()
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import NamedTuple
 
-from virtrace.engine.tracer import LinePlan, PointPlan, SpanPlan
+from virtrace.plan.model import AnySite, LineSite, SpanSite
 from virtrace.recipe.model import Recipe
 from virtrace.recipe.selection import Limits
 
@@ -43,18 +43,18 @@ class Budget:
         self._second: Counter[Switch] = Counter()
         self._second_began_ns = 0
 
-    def switch(self, plan: SpanPlan | PointPlan | LinePlan) -> Switch:
-        """By which a probe of the plan, which will be set, is switched off."""
-        switch = self._switch(plan)
+    def switch(self, site: AnySite) -> Switch:
+        """Make the switch of a site that will be probed."""
+        switch = self._switch(site)
         self._set.add(switch)
         return switch
 
-    def _switch(self, plan: SpanPlan | PointPlan | LinePlan) -> Switch:
-        if isinstance(plan, LinePlan):
-            return Switch(_LINE, plan.name)
-        if isinstance(plan, PointPlan):
-            return Switch(_POINT, self._asked.get(plan.name, plan.name))
-        return Switch(_ROOT if plan.root else _SPAN, plan.name)
+    def _switch(self, site: AnySite) -> Switch:
+        if isinstance(site, LineSite):
+            return Switch(_LINE, site.probe)
+        if isinstance(site, SpanSite):
+            return Switch(_ROOT if site.root else _SPAN, site.probe)
+        return Switch(_POINT, self._asked.get(site.probe, site.probe))
 
     def spend(
         self, switch: Switch, ns: int, t_ns: int, tid: int, in_call: bool

@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial, update_wrapper
 from inspect import cleandoc
@@ -16,19 +16,20 @@ from pathlib import Path
 
 import gdb
 
-from virtrace.binary.pack import Pack
 from virtrace.errors import DONE, INTERRUPTED, TargetError, UsageError
 from virtrace.image.model import Program
 from virtrace.image.process import Process, inspect
 from virtrace.inferior import printers, target
-from virtrace.inferior.assembly import abi_of, assembled, find_packs
+from virtrace.inferior.assembly import assembled
 from virtrace.inferior.notes import Notebook
-from virtrace.inferior.resolve import ResolvedProbe, require_traceable, resolve
-from virtrace.inferior.session import header_record
+from virtrace.inferior.witness import resolved
 from virtrace.plan.infer import infer
+from virtrace.plan.model import Plan
+from virtrace.plan.witness import installed_packs
 from virtrace.printing import fail, gated, print_lines, safe
 from virtrace.recipe import catalogue, selection
 from virtrace.recipe.model import Recipe
+from virtrace.record.header import header_record
 from virtrace.record.job import Job
 from virtrace.report.highlight import style_for
 from virtrace.targets import LIBVIRT
@@ -194,7 +195,6 @@ def register() -> None:
         _Command("stop", _stop, ends_batch=False)
         _Command("status", _status, ends_batch=False)
         _Command("check", _check, _recipes)
-        _Command("plan", _plan, _recipes)
         _Command("explain", _explain, _traces)
         _Command("save", save, ends_batch=False)
 
@@ -354,44 +354,21 @@ def _check(name: str) -> int:
     """
     name = _recipe_name(name)
     recipe, process = catalogue.find(name), _program()
-    packs = find_packs(recipe, process, [catalogue.file_of(name).parent])
-    with _resolved(recipe, process, packs) as probes:
-        print(json.dumps(header_record(recipe, process, probes, time.monotonic_ns())), flush=True)
-    return DONE
-
-
-def _plan(name: str) -> int:
-    """Say where each probe of a recipe and each of its values would be found.
-
-    Usage: virtrace plan RECIPE
-
-    In JSON, for the bpftrace engine; of what `virtrace check` resolves.
-    """
-    # Not above: no trace needs them.
-    from virtrace.inferior.describe import describe
-    from virtrace.plan import file as document
-
-    name = _recipe_name(name)
-    recipe, process = catalogue.find(name), _program()
-    folders = [Path(folder) for folder in os.environ.get("VIRTRACE_PACKS", "").split(os.pathsep)]
-    packs = find_packs(recipe, process, folders, prefer_packs=True)
-    with _resolved(recipe, process, packs, prefer_packs=True) as probes:
-        require_traceable(recipe, probes)
-        header = header_record(recipe, process, probes, time.monotonic_ns())
-        plan = describe(process, abi_of(process), probes, header)
-    print(document.write(plan).decode(), flush=True)
+    with _resolved(recipe, process, catalogue.file_of(name).parent) as plan:
+        header = header_record(
+            recipe, process, plan, {"name": "gdb", "version": gdb.VERSION}, time.monotonic_ns()
+        )
+        print(json.dumps(header), flush=True)
     return DONE
 
 
 @contextmanager
-def _resolved(
-    recipe: Recipe, process: Program, packs: Mapping[str, Pack], *, prefer_packs: bool = False
-) -> Iterator[list[ResolvedProbe]]:
-    """As long as GDB has the symbols. The process is not touched."""
+def _resolved(recipe: Recipe, program: Program, folder: Path) -> Iterator[Plan]:
+    """Resolve a recipe, as long as GDB has the symbols. The process is not touched."""
     with target.quiet_settings(), target.no_files():
-        inferred = infer(recipe, process)
-        with target.symbols(process, recipe.modules, _debug_files()):
-            yield resolve(recipe, process, abi_of(process), inferred, packs, prefer_packs)
+        inferred = infer(recipe, program)
+        with target.symbols(program, recipe.modules, _debug_files()):
+            yield resolved(recipe, program, installed_packs(recipe, program, [folder]), inferred)
 
 
 def _explain(file: str) -> int:

@@ -17,12 +17,12 @@ from textwrap import indent
 import gdb
 
 from virtrace.binary.ctype import Array, CType, Integer, Opaque, Pointer, Struct
-from virtrace.engine.capture import Capture
 from virtrace.errors import TargetError, Unavailable, UsageError
 from virtrace.files import write_new
 from virtrace.image.process import Process, inspect
 from virtrace.inferior import handmade, target
 from virtrace.inferior.handmade import Made
+from virtrace.plan.capture import Capture
 from virtrace.recipe import draft, prototype
 from virtrace.recipe import path as c_path
 from virtrace.recipe.draft import Draft
@@ -273,7 +273,7 @@ class _Recipe:
         span = self._draft(function)
         if not why:
             path = c_path.parse(expression)
-            if at_entry and path.name in function.arguments:
+            if at_entry and path.arguments[0] in function.arguments:
                 captures = span.enter
             else:
                 captures = span.lines = {} if span.lines is None else span.lines
@@ -325,8 +325,9 @@ def _why_not(function: _Function, expression: str) -> str | None:
     """Why a recipe cannot say the expression there; None where it can."""
     try:
         path = c_path.parse(expression)
-        if path.name not in function.variables:
-            return f"{path.name} is no variable of {function.name}"
+        start = path.arguments[0]
+        if start not in function.variables:
+            return f"{start} is no variable of {function.name}"
         Capture(path, function.variables)
     except ValueError:
         return "it is no path such as a->b or *a"
@@ -379,7 +380,7 @@ def _module_of(pc: int) -> str:
 
 def _base(expression: str) -> str:
     try:
-        return c_path.parse(expression).name
+        return c_path.parse(expression).arguments[0]
     except ValueError:
         return ""
 

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Protocol
 
 import gdb
 
-from virtrace.binary.abi import Abi
-from virtrace.binary.x86_64 import Operand
-from virtrace.engine.proof import (
-    Caller,
-    Proven,
-    of_driver_method,
-    of_static_function,
-)
+from virtrace.binary.abi import Abi, Operand
 from virtrace.engine.stacks import Stacks
-from virtrace.engine.tracer import Entered, LinePlan, PointPlan, Tracer
+from virtrace.engine.tracer import Tracer
 from virtrace.errors import TargetError, Unavailable
 from virtrace.image.memory import Memory
 from virtrace.inferior.budget import Switch
 from virtrace.inferior.kernel import Kernel
-from virtrace.inferior.resolve import Site
-from virtrace.inferior.target import WORD, InferiorMemory, number, register
-from virtrace.recipe.model import DriverMethod
-from virtrace.recipe.path import CALLER
+from virtrace.inferior.target import InferiorMemory, number, register
+from virtrace.plan.arguments import WORD
+from virtrace.plan.model import (
+    AnySite,
+    LineSite,
+    PointSite,
+    ReturnPointSite,
+    SpanSite,
+    StaticProbeSite,
+)
 
 
 class Session(Protocol):
@@ -64,9 +64,6 @@ class StoppedThread:
         self._registers = session.kernel.registers(self.tid)
         self._abi = session.abi
         self._probe = probe
-        self._site = probe.site
-        self.entered: Entered | None = None
-        self._proven: Proven | None = None
         self.sp = self.register(self._abi.stack_pointer)
         self.stack = session.stacks.number(self.tid, self.sp)
 
@@ -79,71 +76,17 @@ class StoppedThread:
             return self._registers[name]
         return register(self.frame, name)
 
-    def argument(self, name: str) -> int:
-        site = self._site
-        assert site is not None
-        if name == CALLER:
-            return self.return_to()[0]
-        if site.known is not None:
-            return site.known.argument(self, name, self.entered)
-        assert site.prototype is not None
-        names = [parameter.name for parameter in site.prototype.parameters]
-        index = names.index(name)
-        if isinstance(site.plan, PointPlan) and not site.at_entry:
-            operands = (
-                site.operands.get(self.register(self._abi.program_counter))
-                if site.operands
-                else None
-            )
-            operand = operands[index] if operands and index < len(operands) else None
-            if operand is not None:
-                return self._operand(operand)
-            try:
-                return number(gdb.parse_and_eval(f"$_probe_arg{index}"))
-            except gdb.error as error:
-                raise Unavailable(f"GDB cannot tell: {error}") from error
-        if site.find is None:
-            return self._abi_argument(index)
-        proven = self._proven[index] if self._proven and index < len(self._proven) else None
-        if proven is None:
-            raise Unavailable("without debug info its register cannot be proven")
-        return proven
-
-    def arguments(self, caller: Caller | None) -> Proven:
-        site = self._site
-        assert site is not None
-        assert site.prototype is not None
-        parameters = site.prototype.parameters
-        if site.find is None:
-            self._proven = tuple(self._or_none(parameter.name) for parameter in parameters)
-        elif caller is not None:
-            registers = [*self.argument_registers().values()]
-            if isinstance(site.find, DriverMethod):
-                self._proven = of_driver_method(registers, parameters, caller)
-            else:
-                self._proven = of_static_function(
-                    registers, parameters, caller, self.sp, self._word
-                )
-        else:
-            self._proven = ()
-        return self._proven
-
     def argument_registers(self) -> dict[str, int]:
         return {name: self.register(name) for name in self._abi.argument_registers}
 
-    def _or_none(self, name: str) -> int | None:
+    def probe_argument(self, index: int) -> int:
+        operand = self._probe.operand(self.register(self._abi.program_counter), index)
+        if operand is not None:
+            return self._operand(operand)
         try:
-            return self.argument(name)
-        except Unavailable:
-            return None
-
-    def _abi_argument(self, index: int) -> int:
-        registers = self._abi.argument_registers
-        if not registers:
-            raise Unavailable(f"how calls on {self._abi.machine} hand it over is not known")
-        if index < len(registers):
-            return self.register(registers[index])
-        return self._word(self._abi.stack_argument(index, self.sp))
+            return number(gdb.parse_and_eval(f"$_probe_arg{index}"))
+        except gdb.error as error:
+            raise Unavailable(f"GDB cannot tell: {error}") from error
 
     def _operand(self, operand: Operand) -> int:
         value = self.register(operand.register)
@@ -154,9 +97,6 @@ class StoppedThread:
         )
         return int.from_bytes(raw, "little", signed=operand.signed) & WORD
 
-    def _word(self, address: int) -> int:
-        return int.from_bytes(self.memory.read(address, self._abi.word), "little")
-
     def result(self) -> int:
         if self._abi.result_register is None:
             raise Unavailable(f"how calls on {self._abi.machine} return it is not known")
@@ -165,11 +105,14 @@ class StoppedThread:
     def result_is_used(self) -> bool:
         return self._probe.reads_result
 
+    def return_address(self) -> int:
+        return self.return_to()[0]
+
     def return_to(self) -> tuple[int, int]:
-        """Where the function at whose entry we are returns to: pc, and sp once it has."""
-        assert self._site is not None
-        if self._site.at_entry and self._abi.return_address_on_stack:
-            return self._word(self.sp), self._abi.sp_after_return(self.sp)
+        """At a function's entry: the address it returns to, and the stack pointer after that."""
+        if self._probe.at_entry and self._abi.return_address_on_stack:
+            address = int.from_bytes(self.memory.read(self.sp, self._abi.word), "little")
+            return address, self._abi.sp_after_return(self.sp)
         caller = self.frame.older()
         if caller is None:
             raise Unavailable("GDB cannot unwind to the caller")
@@ -179,11 +122,18 @@ class StoppedThread:
 class Probe(gdb.Breakpoint):
     """Never stops but to let the session act; what goes wrong in it ends the trace.
 
-    switches: it is of use as long as one of these is on.
+    addresses: in the process. switches: it is of use as long as one of these is on.
     """
 
+    # Whether it is the very first instruction of a function.
+    at_entry = False
+
     def __init__(
-        self, session: Session, location: str, site: Site | None, switches: set[Switch]
+        self,
+        session: Session,
+        location: str,
+        addresses: Sequence[int],
+        switches: set[Switch],
     ) -> None:
         super().__init__(location, internal=True)
         if self.pending:
@@ -192,18 +142,17 @@ class Probe(gdb.Breakpoint):
                 f"GDB found no place for {location}", "`virtrace doctor` says what may be missing"
             )
         self._session = session
-        self.site = site
+        self.addresses = addresses
         self.switches = switches
         self.silent = True
 
-    @property
-    def addresses(self) -> tuple[int, ...]:
-        assert self.site is not None
-        return self.site.addresses
+    def operand(self, pc: int, index: int) -> Operand | None:
+        """Where an argument of a static probe is; None where GDB has to say."""
+        return None
 
     @cached_property
     def reads_result(self) -> bool:
-        """Of one that stands behind a call, whether what is there looks at an `int` result."""
+        """Whether the code after a call reads an `int` result."""
         pattern = self._session.abi.reads_result
         # By GDB, which leaves its own breakpoint out.
         code = InferiorMemory().read(gdb.newest_frame().pc(), 3)
@@ -226,13 +175,17 @@ class Probe(gdb.Breakpoint):
 
 
 class EntryProbe(Probe):
+    def __init__(
+        self, session: Session, site: SpanSite | ReturnPointSite, base: int, switch: Switch
+    ) -> None:
+        super().__init__(session, f"*{base + site.address:#x}", (base + site.address,), {switch})
+        self.at_entry = site.at_entry
+        self._site = site
+
     def met(self, thread: StoppedThread) -> bool:
-        assert self.site is not None
-        plan = self.site.plan
-        assert not isinstance(plan, LinePlan)
-        self._session.hit(plan.name)
+        self._session.hit(self._site.probe)
         pc, sp = thread.return_to()
-        if not self._session.tracer.enter(plan, thread, pc, sp):
+        if not self._session.tracer.enter(self._site, thread, pc, sp):
             return False
         (switch,) = self.switches
         return self._session.wants_return_at(pc, switch)
@@ -242,12 +195,8 @@ class ReturnProbe(Probe):
     """At a place where traced functions return to. Kept: the same call site serves every call."""
 
     def __init__(self, session: Session, pc: int, switches: set[Switch]) -> None:
-        super().__init__(session, f"*{pc:#x}", None, switches)
+        super().__init__(session, f"*{pc:#x}", (pc,), switches)
         self._pc = pc
-
-    @property
-    def addresses(self) -> tuple[int, ...]:
-        return (self._pc,)
 
     def met(self, thread: StoppedThread) -> bool:
         self._session.tracer.leave(self._pc, thread)
@@ -255,26 +204,48 @@ class ReturnProbe(Probe):
 
 
 class PointProbe(Probe):
+    def __init__(self, session: Session, site: PointSite, base: int, switch: Switch) -> None:
+        super().__init__(session, f"*{base + site.address:#x}", (base + site.address,), {switch})
+        self.at_entry = site.at_entry
+        self._site = site
+
     def met(self, thread: StoppedThread) -> bool:
-        assert self.site is not None
-        plan = self.site.plan
-        assert isinstance(plan, PointPlan)
-        self._session.hit(plan.name)
-        self._session.tracer.point(plan, thread)
+        self._session.hit(self._site.probe)
+        self._session.tracer.point(self._site, thread)
+        return False
+
+
+class StaticProbe(Probe):
+    """At every place of a static probe, which GDB finds by itself."""
+
+    def __init__(self, session: Session, site: StaticProbeSite, base: int, switch: Switch) -> None:
+        location = f"-probe-stap {site.provider}:{site.name}"
+        addresses = [base + address for address in site.addresses]
+        super().__init__(session, location, addresses, {switch})
+        self._site = site
+        self._operands = {
+            base + address: [*map(session.abi.operand, texts)]
+            for address, texts in site.arguments.operands.items()
+        }
+
+    def operand(self, pc: int, index: int) -> Operand | None:
+        operands = self._operands.get(pc, ())
+        return operands[index] if index < len(operands) else None
+
+    def met(self, thread: StoppedThread) -> bool:
+        self._session.hit(self._site.probe)
+        self._session.tracer.point(self._site, thread)
         return False
 
 
 class LineProbe(Probe):
-    def __init__(self, session: Session, site: Site, switch: Switch) -> None:
-        super().__init__(session, site.location, site, {switch})
-        assert site.known is not None
-        self._pc = site.known.pc
+    def __init__(self, session: Session, site: LineSite, base: int, switch: Switch) -> None:
+        self._pc = base + site.address
+        super().__init__(session, f"*{self._pc:#x}", (self._pc,), {switch})
+        self._site = site
 
     def met(self, thread: StoppedThread) -> bool:
-        assert self.site is not None
-        plan = self.site.plan
-        assert isinstance(plan, LinePlan)
-        self._session.tracer.line(plan, self._pc, thread)
+        self._session.tracer.line(self._site, self._pc, thread)
         return False
 
 
@@ -295,9 +266,12 @@ class LinkerProbe(gdb.Breakpoint):
             return True
 
 
-def probe(session: Session, site: Site, switch: Switch) -> Probe:
-    if isinstance(site.plan, LinePlan):
-        return LineProbe(session, site, switch)
-    if isinstance(site.plan, PointPlan) and not site.plan.at_return:
-        return PointProbe(session, site.location, site, {switch})
-    return EntryProbe(session, site.location, site, {switch})
+def probe(session: Session, site: AnySite, base: int, switch: Switch) -> Probe:
+    """Set the breakpoint of a site. base: where its module is loaded."""
+    if isinstance(site, LineSite):
+        return LineProbe(session, site, base, switch)
+    if isinstance(site, StaticProbeSite):
+        return StaticProbe(session, site, base, switch)
+    if isinstance(site, PointSite):
+        return PointProbe(session, site, base, switch)
+    return EntryProbe(session, site, base, switch)

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import os
-import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from functools import partial
 
 import gdb
 
-from virtrace import __version__
 from virtrace.binary.abi import Abi
-from virtrace.binary.debuginfo import how_to_trust
 from virtrace.engine.stacks import Stacks
 from virtrace.errors import TargetError, Unavailable
 from virtrace.guard.journal import Journal
-from virtrace.image.model import Program
 from virtrace.image.process import Process, inspect, read_status, writable_mappings
 from virtrace.inferior import target
 from virtrace.inferior.backtrace import Backtraces
@@ -26,16 +21,15 @@ from virtrace.inferior.budget import Budget, Switch
 from virtrace.inferior.kernel import Kernel
 from virtrace.inferior.probes import LinkerProbe, Probe, ReturnProbe, probe
 from virtrace.inferior.recorder import Recorder
-from virtrace.inferior.resolve import ResolvedProbe
 from virtrace.inferior.returns import ReturnSites
 from virtrace.inferior.stillness import Stillness
 from virtrace.inferior.waiting import Waiting
-from virtrace.recipe.model import Recipe
+from virtrace.plan.model import Plan
 from virtrace.record.ends import Watch, unsignalled
+from virtrace.record.header import header_record
 from virtrace.record.job import Job
 from virtrace.record.recording import Recording
-from virtrace.targets import target_of
-from virtrace.trace.format import FORMAT, VERSION, Header, LoadedModule
+from virtrace.trace.format import Engine, Header
 
 
 @dataclass(frozen=True)
@@ -44,7 +38,7 @@ class Traced:
 
     process: Process
     abi: Abi
-    probes: Sequence[ResolvedProbe]
+    plan: Plan
 
 
 @dataclass(frozen=True)
@@ -78,7 +72,7 @@ class GdbTrace:
         self.started_ns = time.monotonic_ns()
         self._job = job
         self._process = traced.process
-        self._resolved = traced.probes
+        self._plan = traced.plan
         self._warnings = warnings
         self._recorder = means.recorder
         self._journal = means.journal
@@ -108,8 +102,11 @@ class GdbTrace:
     def run(self) -> int:
         """Trace until something ends it, detach, and return the exit status."""
         try:
+            engine: Engine = {"name": "gdb", "version": gdb.VERSION}
             header: Header = {
-                **header_record(self._job.recipe, self._process, self._resolved, self.started_ns),
+                **header_record(
+                    self._job.recipe, self._process, self._plan, engine, self.started_ns
+                ),
                 **self._job.header_fields(),
             }
             header["host"]["warnings"] = [*self._warnings]
@@ -205,9 +202,9 @@ class GdbTrace:
 
     def _insert(self) -> None:
         self._probes = [
-            probe(self, site, self._budget.switch(site.plan))
-            for item in self._resolved
-            for site in item.sites
+            probe(self, site, module.base, self._budget.switch(site))
+            for site in self._plan.sites
+            if (module := self._process.module(site.module)) is not None
         ]
         if self._process.linker is not None:
             self._linker_probe = LinkerProbe(self, self._process.linker[1])
@@ -361,68 +358,3 @@ class GdbTrace:
             )
             if over is not None:
                 self._over_budget.append(over)
-
-
-def header_record(
-    recipe: Recipe, process: Program, resolved: Sequence[ResolvedProbe], started_ns: int
-) -> Header:
-    roles = {probe.name: probe.role for probe in recipe.probes}
-    return {
-        "type": "header",
-        "format": FORMAT,
-        "version": VERSION,
-        "started": datetime.now(timezone.utc).isoformat(),
-        "clock": {"source": "CLOCK_MONOTONIC", "start_ns": started_ns},
-        "tool": {
-            "virtrace": __version__,
-            "engine": {"name": "gdb", "version": gdb.VERSION},
-            "python": platform.python_version(),
-        },
-        "target": {
-            "pid": process.pid if isinstance(process, Process) else 0,
-            "exe": process.exe,
-            "program": target_of(process).to_record(process),
-            "modules": list(_modules(recipe, process, resolved)),
-        },
-        "host": {
-            "machine": platform.machine(),
-            "kernel": platform.release(),
-            "system": _system_name(),
-        },
-        "recipe": dict(recipe.raw),
-        "probes": [item.to_record(roles[item.name]) for item in resolved],
-    }
-
-
-def _modules(
-    recipe: Recipe, process: Program, resolved: Sequence[ResolvedProbe]
-) -> Iterator[LoadedModule]:
-    """The modules of the recipe, and what would give their probes more, where they lack any."""
-    # Debug info does not help against an exported function that is not exported.
-    static = {span.name for span in recipe.spans if span.find or span.prototype is None}
-    for name in recipe.modules:
-        module = process.module(name)
-        if module is None:
-            continue
-        probes = [probe for probe in resolved if probe.module == name]
-        known = any(probe.level in ("dwarf", "pack") for probe in probes)
-        lacking = any(
-            probe.lacks or (probe.level == "missing" and probe.name in static) for probe in probes
-        )
-        remedy = target_of(process).how_to_get_debug_info(name, process.root)
-        if not module.elf.is_trusted:
-            remedy = how_to_trust(module.path)
-        yield {
-            "path": module.path,
-            "build_id": module.build_id,
-            "base": f"{module.base:#x}",
-            "remedy": remedy if lacking and not known else None,
-        }
-
-
-def _system_name() -> str | None:
-    try:
-        release = platform.freedesktop_os_release()
-    except (OSError, AttributeError):  # AttributeError: Python 3.9
-        return None
-    return release.get("PRETTY_NAME")

@@ -18,29 +18,21 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from copy import copy
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import gdb
 
 from virtrace.binary import ctype as c
-from virtrace.binary import pack
-from virtrace.binary.abi import Abi
 from virtrace.binary.elf import unreadable
 from virtrace.binary.reader import Binary, open_trusted
-from virtrace.binary.source import source_name
 from virtrace.binary.stand_in import stand_in
-from virtrace.engine.tracer import Entered
 from virtrace.errors import TargetError, Unavailable
-from virtrace.image.memory import Memory
 from virtrace.image.model import Module, Program
 from virtrace.image.process import Process, inspect, read_status
+from virtrace.plan.arguments import WORD
 
-WORD = (1 << 64) - 1
 # GDB's threads end in a fraction of this on a busy machine; others may be somebody's own.
 _WORKERS_END_SECONDS = 2.0
-_NO_SUCH_ARGUMENT = "the function has no such argument here"
 
 # As a trace needs them while it runs.
 _SETTINGS = {
@@ -391,184 +383,6 @@ def has_debug_info(process: Program, module: str) -> bool:
     )
 
 
-class Thread(Protocol):
-    """One that stands at a probe. frame: GDB's, which takes long to make."""
-
-    memory: Memory
-    sp: int
-
-    @property
-    def frame(self) -> gdb.Frame: ...
-
-    def register(self, name: str) -> int:
-        """By GDB's name."""
-
-
-class KnownFunction(Protocol):
-    """One compiled body of a function, of which debug info or a symbol pack tells all.
-
-    entry: its first instruction. pc: where its arguments can be read, which is the same in
-    optimized code and behind the prologue in other code.
-    """
-
-    entry: int
-    pc: int
-    returns: c.CType
-
-    @property
-    def arguments(self) -> Mapping[str, c.CType]:
-        """In the order of the declaration."""
-
-    def argument(self, thread: Thread, name: str, entered: Entered | None = None) -> int:
-        """Unavailable where it cannot be known. entered: behind the entry, what was there."""
-
-    def renamed(self, names: Iterable[str]) -> KnownFunction:
-        """The same with other names for the arguments, in their order."""
-
-    def statements(self) -> Iterable[Statement]:
-        """Those that a debugger walks through with `next`, functions inlined there apart."""
-
-
-@dataclass(frozen=True)
-class Statement:
-    """declared: the line of the function's declaration.
-
-    known: the function as it is there, with the local variables among its arguments.
-    """
-
-    file: str
-    line: int
-    declared: int
-    known: KnownFunction
-
-
-class PackedFunction:
-    """A body that a symbol pack describes."""
-
-    def __init__(self, body: pack.Body, returns: c.CType, base: int, abi: Abi) -> None:
-        self.entry = self.pc = base + body.entry
-        self.returns = returns
-        self._body = body
-        self._base = base
-        self._abi = abi
-        self._know(body.arguments)
-
-    def _know(self, variables: pack.Variables) -> None:
-        self.places = {name: place for name, (_, place) in variables.items()}
-        self.arguments = {name: ctype for name, (ctype, _) in variables.items()}
-
-    def argument(self, thread: Thread, name: str, entered: Entered | None = None) -> int:
-        place = self.places.get(name, pack.Nowhere(_NO_SUCH_ARGUMENT))
-        if isinstance(place, pack.InRegister):
-            return thread.register(place.name)
-        if isinstance(place, pack.OnStack):
-            end = entered.frame_end if entered else self._abi.sp_after_return(thread.sp)
-            return c.integer(thread.memory.read(end + place.offset, self._abi.word))
-        if isinstance(place, pack.Constant):
-            return place.value & WORD
-        if isinstance(place, pack.AtEntry):
-            if entered is None or place.name not in entered.registers:
-                raise Unavailable(f"what {place.name} held at the entry is not known")
-            return entered.registers[place.name]
-        raise Unavailable(place.why)
-
-    def renamed(self, names: Iterable[str]) -> PackedFunction:
-        other = copy(self)
-        other._know(dict(zip(names, self._body.arguments.values())))
-        return other
-
-    def statements(self) -> Iterator[Statement]:
-        for line in self._body.lines:
-            here = copy(self)
-            here.pc = self._base + line.address
-            here._know(line.variables)
-            yield Statement(self._body.file, line.number, self._body.declared, here)
-
-
-class DebugFunction:
-    """A body that debug info describes."""
-
-    def __init__(self, block: gdb.Block, pc: int) -> None:
-        self._block = block
-        function = block.function
-        assert function is not None
-        assert function.type is not None
-        self.pc = pc
-        self.entry = int(function.value().address)  # type: ignore[arg-type]
-        self._symbols = {symbol.name: symbol for symbol in block if symbol.is_argument}
-        returned = function.type.target()
-        self.returns: c.CType = c_type(returned)
-
-    @property
-    def arguments(self) -> Mapping[str, c.CType]:
-        return {name: c_type(symbol.type) for name, symbol in self._symbols.items() if symbol.type}
-
-    def argument(self, thread: Thread, name: str, entered: Entered | None = None) -> int:
-        if name not in self._symbols:
-            raise Unavailable(_NO_SUCH_ARGUMENT)
-        try:
-            value = thread.frame.read_var(self._symbols[name])
-        except gdb.error as error:
-            raise Unavailable(f"GDB cannot tell: {error}") from error
-        return number(value)
-
-    def renamed(self, names: Iterable[str]) -> DebugFunction:
-        other = copy(self)
-        other._symbols = dict(zip(names, self._symbols.values()))
-        return other
-
-    def statements(self) -> Iterator[Statement]:
-        function = self._block.function
-        assert function is not None
-        own = _statements_of_file(function.symtab.filename)
-        for pc in self._where_lines_begin(own):
-            blocks = outward(pc)
-            inlined = [block for block in blocks if block.function is not None][:-1]
-            file, line = function.symtab.filename, own.get(pc)
-            if inlined:
-                # At its beginning a debugger shows where it is called; the rest is not ours.
-                outermost = inlined[-1]
-                if _identity(outermost) in map(_identity, outward(pc - 1)):
-                    continue
-                assert outermost.function is not None
-                file, line = outermost.function.symtab.filename, outermost.function.line
-                blocks = blocks[blocks.index(outermost) + 1 :]
-            if line is not None:
-                here = copy(self)
-                here.pc = pc
-                # Variables of inner blocks hide those of outer ones.
-                here._symbols = {
-                    symbol.name: symbol
-                    for block in reversed(blocks)
-                    for symbol in block
-                    if symbol.is_argument or symbol.is_variable
-                }
-                yield Statement(source_name(file), line, function.line, here)
-
-    def _where_lines_begin(self, own: Mapping[int, int]) -> list[int]:
-        """Every address in this function where its line table has a row.
-
-        own: the statements of its file.
-        """
-        found = {*self._rows_from(self.entry), *self._rows_from(self._block.start)}
-        last = max((own[pc] for pc in found if pc in own), default=0)
-        assert self._block.function is not None
-        lines = range(self._block.function.line, last + 1)
-        # What is split off lies elsewhere, with rows of the same lines.
-        for pc, line in own.items():
-            if line in lines and pc not in found:
-                found.update(self._rows_from(pc))
-        return sorted(found)
-
-    def _rows_from(self, pc: int) -> Iterator[int]:
-        while (blocks := outward(pc)) and _identity(blocks[-1]) == _identity(self._block):
-            yield pc
-            last = gdb.find_pc_line(pc).last
-            if last is None:
-                return
-            pc = last + 1
-
-
 def outward(pc: int) -> list[gdb.Block]:
     """The blocks around an address, from the innermost to that of its function."""
     return enclosing(gdb.block_for_pc(pc))
@@ -583,76 +397,16 @@ def enclosing(block: gdb.Block | None) -> list[gdb.Block]:
     return blocks
 
 
-def _identity(block: gdb.Block) -> tuple[int, int, str]:
-    """Blocks of older GDBs do not compare."""
-    return block.start, block.end, block.function.name if block.function else ""
-
-
-# Index, line and address.
-_ROW = re.compile(r"\d+ +(\d+) +(0x[0-9a-f]+)")
-
-
-def _statements_of_file(file: str) -> dict[int, int]:
-    """The line of each statement, by its address: those rows of GDB's table that begin one.
-
-    GDB's Python gives every row, and does not tell them apart.
-    """
-    statements = {}
-    column = 0
-    pattern = re.sub(r"([.*^$\[\]\\])", r"\\\1", file)
-    for row in gdb.execute(f"maintenance info line-table {pattern}$", to_string=True).split("\n"):
-        if row.startswith("INDEX"):
-            column = row.index("IS-STMT")
-        elif row[column : column + 1] == "Y" and (found := _ROW.match(row)):
-            # Of several at an address the last one counts.
-            statements[int(found[2], 16)] = int(found[1])
-    return statements
-
-
-def debug_functions(name: str) -> tuple[list[DebugFunction], list[str]]:
-    """The bodies that debug info has for a C function, and the functions it is inlined into.
-
-    A clone that the compiler made (.constprop, .isra) is a body like any other, with the
-    arguments that it kept.
-    """
-    bodies = []
-    inlined = set()
-    for pc in _breakpoint_addresses(name):
-        functions = [block for block in outward(pc) if block.function is not None]
-        names = [block.function.name for block in functions if block.function is not None]
-        if names[:1] != [name]:
-            continue
-        if len(functions) == 1:
-            bodies.append(DebugFunction(functions[0], pc))
-        elif names[1] != name:
-            # Of its own body only the part that GCC split off is meant.
-            inlined.add(names[1])
-    return bodies, sorted(inlined)
-
-
-def _breakpoint_addresses(name: str) -> list[int]:
-    """Where GDB itself would stop in a C function: behind the prologue, but for optimized code.
-
-    There the arguments can be read at the first instruction; which of the two it is, only a
-    breakpoint tells.
-    """
-    assert name.isidentifier()
-    try:
-        gdb.decode_line(name)
-    except gdb.error:
-        return []
-    return _addresses(gdb.Breakpoint(function=name, internal=True))
-
-
 def location_addresses(location: str) -> list[int]:
     """Where a breakpoint at a location, as `break` takes it, stops; none where GDB finds none."""
     try:
-        return _addresses(gdb.Breakpoint(location, internal=True))
+        return breakpoint_addresses(gdb.Breakpoint(location, internal=True))
     except gdb.error:
         return []
 
 
-def _addresses(probe: gdb.Breakpoint) -> list[int]:
+def breakpoint_addresses(probe: gdb.Breakpoint) -> list[int]:
+    """Where a breakpoint stops; it is deleted."""
     try:
         if hasattr(probe, "locations"):
             return [location.address for location in probe.locations]
@@ -662,10 +416,3 @@ def _addresses(probe: gdb.Breakpoint) -> list[int]:
         return [int(address, 16) for address in dict.fromkeys(addresses)]
     finally:
         probe.delete()
-
-
-def static_probe_addresses(usdt: str) -> list[int]:
-    """Every place that GDB has for a static probe, given as PROVIDER:NAME."""
-    provider, name = map(re.escape, usdt.split(":"))
-    shown = gdb.execute(f"info probes stap ^{provider}$ ^{name}$", to_string=True)
-    return [int(address, 16) for address in re.findall(r"^stap\s.*?\s(0x[0-9a-f]+)", shown, re.M)]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from virtrace.engine.capture import Unwalked
 from virtrace.engine.tracer import RawEvent
 from virtrace.errors import Unavailable
+from virtrace.plan.capture import PendingBacktrace
 from virtrace.record.recording import Sink
 from virtrace.trace.format import Footer, Header, Json, Record, SwitchedOff, unavailable
 
@@ -21,18 +21,18 @@ class Waiting:
 
     rotates: bool
 
-    def __init__(self, sink: Sink, backtrace: Callable[[Unwalked], Json]) -> None:
+    def __init__(self, sink: Sink, backtrace: Callable[[PendingBacktrace], Json]) -> None:
         """backtrace: takes a thread's backtrace; may raise Unavailable."""
         self.rotates = sink.rotates
         self._sink = sink
         self._backtrace = backtrace
         self._held: list[Callable[[], None]] = []
-        self._unwalked: list[tuple[Record, str, Unwalked]] = []
+        self._pending: list[tuple[Record, str, PendingBacktrace]] = []
 
     @property
     def needs_stop(self) -> bool:
         """Whether all threads have to be stopped for a backtrace."""
-        return bool(self._unwalked)
+        return bool(self._pending)
 
     def begin(self, header: Header) -> None:
         self._sink.begin(header)
@@ -40,10 +40,10 @@ class Waiting:
     def take(self, items: Sequence[RawEvent | SwitchedOff]) -> None:
         for item in items:
             if isinstance(item, RawEvent):
-                self._unwalked += [
+                self._pending += [
                     (item.values, name, value)
                     for name, value in item.values.items()
-                    if isinstance(value, Unwalked)
+                    if isinstance(value, PendingBacktrace)
                 ]
         self._pass_on(partial(self._sink.take, items))
 
@@ -59,7 +59,7 @@ class Waiting:
         Raises: the first error that is not Unavailable, once everything was passed on
         """
         failures: list[Exception] = []
-        for values, name, thread in self._unwalked:
+        for values, name, thread in self._pending:
             try:
                 values[name] = self._backtrace(thread)
             except Unavailable as why:
@@ -67,7 +67,7 @@ class Waiting:
             except Exception as error:
                 values[name] = unavailable("an internal error")
                 failures.append(error)
-        self._unwalked.clear()
+        self._pending.clear()
         held, self._held = self._held, []
         for pass_on in held:
             try:
@@ -78,7 +78,7 @@ class Waiting:
             raise failures[0]
 
     def _pass_on(self, pass_on: Callable[[], None]) -> None:
-        if self._unwalked:
+        if self._pending:
             self._held.append(pass_on)
         else:
             pass_on()

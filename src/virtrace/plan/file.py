@@ -1,21 +1,23 @@
-"""A plan: a recipe resolved on one daemon, as plain data that outlives GDB.
+"""A plan as JSON, which outlives the process it was resolved in.
 
-It says where each probe stands, where its arguments are, and the types on the way of each capture.
-A program for bpftrace carries it in what it prints; so it can come from a stranger.
+A compiled program carries it in what it prints, so it can come from a stranger: everything is
+checked when it is read.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
-from typing import Any, Union
+from typing import Any, TypeVar
 
-from virtrace.binary import given
+from virtrace.binary import abi, given
+from virtrace.binary.abi import Abi
 from virtrace.binary.ctype import (
     Array,
     Boolean,
+    Code,
     CType,
     Field,
     Integer,
@@ -26,6 +28,7 @@ from virtrace.binary.ctype import (
 from virtrace.binary.layouts import check
 from virtrace.binary.pack import (
     MAX_STRUCT,
+    AtEntry,
     Constant,
     InRegister,
     Nowhere,
@@ -34,145 +37,124 @@ from virtrace.binary.pack import (
     stack_offset,
 )
 from virtrace.errors import TraceError, Unavailable
-from virtrace.recipe.path import Path
-from virtrace.recipe.path import parse as parse_path
+from virtrace.plan.arguments import ByConvention, ByOperands, ByPlaces, ByProof
+from virtrace.plan.capture import Capture
+from virtrace.plan.model import (
+    AnySite,
+    ExportedFunctions,
+    LineSite,
+    Plan,
+    PointSite,
+    ResolvedProbe,
+    ReturnPointSite,
+    SpanSite,
+    StaticProbeSite,
+    all_captures,
+    possible,
+)
+from virtrace.plan.walk import pruned
+from virtrace.recipe.model import CalledBy, DriverMethod
+from virtrace.recipe.path import CALLER, parse
 from virtrace.recipe.prototype import Parameter
-from virtrace.trace.format import Header, Record
+from virtrace.trace.format import Header
 from virtrace.trace.reader import read_header
 from virtrace.trace.schema import ShapeError
 
 FORMAT = "virtrace-plan"
-VERSION = 1
+VERSION = 2
 MAX_BYTES = 8 << 20
-NO_BACKTRACES = "the bpftrace engine takes no backtraces: the thread does not stand still for it"
-NO_RECORDS = "the bpftrace engine does not read records of domains"
 
-# Of all types of a plan: each that a capture ends at is taken apart into so many values.
+# A capture takes all types of a plan apart into so many values at most.
 _MAX_PARTS = 200_000
+_MAX_LINE = (1 << 31) - 1
+_PLACES = (InRegister, AtEntry, OnStack, Constant, Nowhere)
+# Sources of arguments at a function, for one processor.
+_SOURCES = (ByConvention, ByPlaces, ByProof)
+_PLAIN_TYPES: tuple[type[Any], ...] = (Integer, Boolean, Opaque, Array)
+_SITES = (SpanSite, PointSite, ReturnPointSite, StaticProbeSite, LineSite)
 
-# How sites are found whose arguments are to be proven.
-DRIVER_METHOD, CALLED_BY = "driver_method", "called_by"
-SPAN, POINT, RETURN_POINT = "span", "point", "return"
+# Names the class of an object.
+_CLASS = "is"
 
-
-@dataclass(frozen=True)
-class InProbe:
-    """An argument of a static probe, by its number.
-
-    register: where the file says that it is, at all of the probe's places; bpftrace by itself knows
-    the first six arguments only.
-    """
-
-    index: int
-    register: str | None = None
-
-
-Place = Union[InRegister, OnStack, Constant, Nowhere, InProbe]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A capture by its path, with the types on its way."""
+class StoredPlan:
+    """A plan, and the header of a trace as it was known when the plan was made."""
 
-    path: Path
-    types: Mapping[str, CType]
-
-
-# A capture, or why there can be none.
-Captures = Mapping[str, Union[Wanted, Unavailable]]
-
-
-@dataclass(frozen=True)
-class Site:
-    """One place that is probed.
-
-    kind: SPAN, POINT, or RETURN_POINT. address: as the file counts; further: other places of the
-    same static probe. usdt: of one, its PROVIDER and NAME. file: as the process sees it.
-    arguments: where they are at the entry. parameters: as declared, where arguments are proven by
-    them. find, caller: how it was found, where that alone tells where its arguments are.
-    """
-
-    probe: str
-    kind: str
-    module: str
-    file: str
-    address: int
-    arguments: Mapping[str, Place]
-    enter: Captures
-    exit: Captures
-    further: Sequence[int] = ()
-    usdt: tuple[str, str] | None = None
-    root: bool = False
-    anywhere: bool = False
-    moved: bool = False
-    parameters: Sequence[Parameter] = ()
-    find: str | None = None
-    caller: str | None = None
-
-    @property
-    def captures(self) -> Iterable[Wanted]:
-        for wanted in (*self.enter.values(), *self.exit.values()):
-            if isinstance(wanted, Wanted):
-                yield wanted
-
-    @property
-    def types(self) -> Iterable[CType]:
-        """Where its captures start from."""
-        return (ctype for wanted in self.captures for ctype in wanted.types.values())
-
-
-@dataclass(frozen=True)
-class Plan:
-    """header: of the trace, as it was known when the plan was made.
-
-    exported: of the modules of libvirt, by name: first address, address behind, and name of each
-    function; where a capture asks what called it.
-    """
-
+    plan: Plan
     header: Header
-    sites: Sequence[Site]
-    exported: Mapping[str, Sequence[tuple[int, int, str]]] = field(default_factory=dict)
 
 
-def write(plan: Plan) -> bytes:
+# --- Writing
+
+
+def write(stored: StoredPlan, convention: Abi) -> bytes:
     document = {
         "format": FORMAT,
         "version": VERSION,
-        "header": plan.header,
-        "sites": [_site_record(site) for site in plan.sites],
-        "exported": plan.exported,
+        "machine": convention.machine,
+        "header": stored.header,
+        "exported": stored.plan.exported.functions,
+        "probes": _record(stored.plan.probes),
     }
     return json.dumps(document, separators=(",", ":")).encode()
 
 
-def read(data: bytes) -> Plan:
-    """TraceError where the data is no plan."""
+def _record(value: Any) -> Any:
+    if value is None or isinstance(value, (str, int)):
+        return value
+    if isinstance(value, Unavailable):
+        return {_CLASS: Unavailable.__name__, "why": str(value)}
+    if isinstance(value, Capture):
+        types = {name: _record(ctype) for name, ctype in pruned(value.path, value.types).items()}
+        return {_CLASS: Capture.__name__, "path": value.path.text, "types": types}
+    if isinstance(value, Pointer):
+        target = None if value.target is None else _record(value.target())
+        return {_CLASS: Pointer.__name__, **vars(value), "target": target}
+    if is_dataclass(value):
+        # All of a plan is for one processor.
+        names = [field.name for field in fields(value) if field.name != "abi"]
+        members = {name: _record(getattr(value, name)) for name in names}
+        return {_CLASS: type(value).__name__, **members}
+    if isinstance(value, Mapping):
+        return {key: _record(one) for key, one in value.items()}
+    return [_record(one) for one in value]
+
+
+# --- Reading
+
+
+def read(data: bytes) -> StoredPlan:
+    """Read what write() makes. Raises TraceError where the data is anything else."""
     try:
         document = json.loads(data)
         if document["format"] != FORMAT or document["version"] != VERSION:
             raise ValueError("it is of another version")
-        plan = Plan(
-            _header(document["header"]),
-            [_site(site) for site in document["sites"]],
+        machine = given.text(document["machine"])
+        exported = ExportedFunctions(
             {
                 given.text(name): [
-                    (given.address(start), given.address(end), given.text(function))
-                    for start, end, function in rows
+                    (given.address(first), given.address(end), given.text(function))
+                    for first, end, function in functions
                 ]
-                for name, rows in document["exported"].items()
-            },
+                for name, functions in document["exported"].items()
+            }
         )
-        parts = sum(_parts(ctype) for site in plan.sites for ctype in site.types)
-        if parts > _MAX_PARTS:
+        reader = _Reader(abi.named(machine), exported)
+        probes = [reader.one(about, ResolvedProbe) for about in document["probes"]]
+        plan = Plan(probes, exported)
+        if sum(map(_parts_of_site, plan.sites)) > _MAX_PARTS:
             raise ValueError(f"its types have more than {_MAX_PARTS:,} parts")
-        return plan
+        return StoredPlan(plan, _header(document["header"]))
     except (
         *(ValueError, LookupError, TypeError, AttributeError),
         *(RecursionError, Unavailable),
     ) as error:
-        said = f"no {error}" if isinstance(error, KeyError) else str(error)
+        why = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise TraceError(
-            f"the plan in it cannot be used: {said}",
+            f"the plan in it cannot be used: {why}",
             "compile the recipe again, by this version of virtrace",
         ) from error
 
@@ -182,233 +164,195 @@ def _header(record: Any) -> Header:
         header = read_header(record)
     except ShapeError as error:
         raise ValueError(f"its header: {error}") from error
-    # JSON can name halves of characters, of which a trace can be written no more than a file.
+    # JSON can name halves of characters, which neither a trace nor a file can hold.
     json.dumps(record, ensure_ascii=False).encode()
     given.text(header["recipe"]["name"])
     given.number(header["target"]["pid"], 0, (1 << 31) - 1)
     return header
 
 
-# --- Sites
+Read = Callable[[Any], Any]
 
 
-def _site_record(site: Site) -> Record:
-    return {
-        "probe": site.probe,
-        "kind": site.kind,
-        "module": site.module,
-        "file": site.file,
-        "address": site.address,
-        "further": list(site.further),
-        "usdt": site.usdt,
-        "root": site.root,
-        "anywhere": site.anywhere,
-        "moved": site.moved,
-        "parameters": [[parameter.name, parameter.type] for parameter in site.parameters],
-        "find": site.find,
-        "caller": site.caller,
-        "arguments": {name: _place_record(place) for name, place in site.arguments.items()},
-        "enter": _captures_record(site.enter),
-        "exit": _captures_record(site.exit),
-    }
+class _Reader:
+    """Makes objects of their records. Raises ValueError, KeyError, TypeError or AttributeError."""
 
-
-def _site(about: Mapping[str, Any]) -> Site:
-    kind, find = about["kind"], about["find"]
-    if kind not in (SPAN, POINT, RETURN_POINT) or find not in (None, DRIVER_METHOD, CALLED_BY):
-        raise ValueError(f"there is no site of kind {kind!r}, found by {find!r}")
-    usdt = about["usdt"]
-    return Site(
-        given.text(about["probe"]),
-        kind,
-        given.text(about["module"]),
-        given.text(about["file"]),
-        given.address(about["address"]),
-        {name: _place(place) for name, place in about["arguments"].items()},
-        _captures(about["enter"]),
-        _captures(about["exit"]),
-        [given.address(address) for address in about["further"]],
-        None if usdt is None else (given.text(usdt[0]), given.text(usdt[1])),
-        bool(about["root"]),
-        bool(about["anywhere"]),
-        bool(about["moved"]),
-        [Parameter(given.text(name), given.text(type_)) for name, type_ in about["parameters"]],
-        find,
-        None if about["caller"] is None else given.text(about["caller"]),
-    )
-
-
-def _place_record(place: Place) -> Record:
-    if isinstance(place, InRegister):
-        return {"register": place.name}
-    if isinstance(place, OnStack):
-        return {"stack": place.offset}
-    if isinstance(place, Constant):
-        return {"constant": place.value}
-    if isinstance(place, InProbe):
-        return {"probe": place.index, "in": place.register}
-    return {"unavailable": place.why}
-
-
-def _place(about: Mapping[str, Any]) -> Place:
-    if "register" in about:
-        return InRegister(given.text(about["register"]))
-    if "stack" in about:
-        return OnStack(stack_offset(about["stack"]))
-    if "constant" in about:
-        return Constant(constant(about["constant"]))
-    if "probe" in about:
-        register = about["in"]
-        return InProbe(
-            given.number(about["probe"], 0, 11), None if register is None else given.text(register)
-        )
-    return Nowhere(given.text(about["unavailable"]))
-
-
-def _captures_record(captures: Captures) -> Record:
-    return {
-        name: {"unavailable": str(wanted)}
-        if isinstance(wanted, Unavailable)
-        else {
-            "path": wanted.path.text,
-            "types": {name: _type_record(ctype) for name, ctype in wanted.types.items()},
+    def __init__(self, convention: Abi, exported: ExportedFunctions) -> None:
+        self._abi = convention
+        self._caller: Mapping[str, CType] = {CALLER: Code(exported.caller)}
+        text, address, flag = given.text, given.address, _flag
+        site: dict[str, Read] = {"probe": text, "module": text, "file": text}
+        source: dict[str, Read] = {"arguments": lambda about: self.one(about, *_SOURCES)}
+        function = {**site, "entry": address, "address": address, **source}
+        point = {"capture": self._captures, "anywhere": flag}
+        names = _list(text)
+        # By class, how each of its members is read.
+        self._members: Mapping[type[Any], Mapping[str, Read]] = {
+            ResolvedProbe: {
+                **dict.fromkeys(("name", "function", "kind", "module", "level"), text),
+                "role": _optional(text),
+                "sites": _list(lambda about: self.one(about, *_SITES)),
+                "offset": _optional(address),
+                "why": _optional(text),
+                "lacks": names,
+                "taken": _optional(text),
+            },
+            SpanSite: {
+                **function,
+                "enter": self._captures,
+                "exit": self._captures,
+                "root": flag,
+                "parameters": self._parameters,
+                "moved": flag,
+                "keeps_registers": flag,
+            },
+            PointSite: {**function, **point},
+            ReturnPointSite: {**function, **point},
+            StaticProbeSite: {
+                **site,
+                "provider": text,
+                "name": text,
+                "addresses": _list(address),
+                "semaphores": _list(address),
+                "arguments": lambda about: self.one(about, ByOperands),
+                **point,
+            },
+            LineSite: {
+                **site,
+                "address": address,
+                **source,
+                "source": text,
+                "line": _line,
+                "declared": _line,
+                "watch": self._captures,
+            },
+            ByConvention: {"names": names},
+            ByPlaces: {"places": _mapping(lambda about: self.one(about, *_PLACES))},
+            ByOperands: {"names": names, "operands": _operands},
+            ByProof: {
+                "parameters": self._parameters,
+                "find": lambda about: self.one(about, DriverMethod, CalledBy),
+            },
+            DriverMethod: {"api": text},
+            CalledBy: {"caller": text, "calls": text},
+            Parameter: {"name": text, "type": text},
+            InRegister: {"name": text},
+            AtEntry: {"name": text},
+            OnStack: {"offset": stack_offset},
+            Constant: {"value": constant},
+            Nowhere: {"why": text},
+            Integer: {"size": _size(1, 8), "signed": flag},
+            Boolean: {"size": _size(1, 8)},
+            Opaque: {"name": text, "size": _size(0, 1 << 32)},
+            Array: {"element": self._type, "count": _size(0, MAX_STRUCT)},
         }
-        for name, wanted in captures.items()
-    }
 
+    def one(self, about: Any, *classes: type[T]) -> T:
+        """Make an object of one of the classes."""
+        for cls in classes:
+            if about[_CLASS] == cls.__name__:
+                members = {name: of(about[name]) for name, of in self._members[cls].items()}
+                if cls in _SOURCES:
+                    members["abi"] = self._abi
+                return cls(**members)
+        raise ValueError(f"found {about[_CLASS]!r:.60} where {classes[0].__name__} belongs")
 
-def _captures(about: Mapping[str, Any]) -> Captures:
-    found: dict[str, Wanted | Unavailable] = {}
-    for name, capture in about.items():
-        if "unavailable" in capture:
-            found[given.text(name)] = Unavailable(given.text(capture["unavailable"]))
-        else:
-            types = {name: _type(record) for name, record in capture["types"].items()}
-            path = parse_path(given.text(capture["path"]))
-            if not types.keys() >= set(path.arguments):
-                raise ValueError(f"{path.text}: the type of an argument is missing")
-            found[given.text(name)] = Wanted(path, types)
-    return found
+    def _parameters(self, about: Any) -> list[Parameter]:
+        return [self.one(parameter, Parameter) for parameter in about]
 
+    def _captures(self, about: Any) -> dict[str, Capture | Unavailable]:
+        return {given.text(name): self._capture(one) for name, one in about.items()}
 
-# --- Types
+    def _capture(self, about: Any) -> Capture | Unavailable:
+        if about[_CLASS] == Unavailable.__name__:
+            return Unavailable(given.text(about["why"]))
+        types = {name: self._type(ctype) for name, ctype in about["types"].items()}
+        return Capture(parse(given.text(about["path"])), {**types, **self._caller})
 
-
-def on_the_way(path: Path, types: Mapping[str, CType]) -> dict[str, CType]:
-    """The types that a capture starts from, of which only what it walks over is kept."""
-    walks: dict[str, list[_Walk]] = {path.name: [(path.members, path.stars)]}
-    if path.filler is not None:
-        walks.setdefault(path.filler, []).append(((), 0))
-    if path.count is not None:
-        counted = types.get(path.count.name)
-        stars = int(isinstance(counted, Pointer) and not path.count.members)
-        walks.setdefault(path.count.name, []).append((path.count.members, stars))
-    return {name: _kept(types[name], its) for name, its in walks.items() if name in types}
-
-
-# Members, then stars.
-_Walk = tuple[tuple[str, ...], int]
-
-
-def _kept(ctype: CType, walks: Sequence[_Walk]) -> CType:
-    if isinstance(ctype, Pointer):
-        deeper = [(members, stars if members else stars - 1) for members, stars in walks]
-        deeper = [walk for walk in deeper if walk[1] >= 0]
-        if not deeper or ctype.target is None:
-            return Pointer(None, ctype.string, ctype.size)
-        return Pointer(partial(_kept, ctype.target(), deeper), ctype.string, ctype.size)
-    if isinstance(ctype, Array):
-        return Array(_kept(ctype.element, []), ctype.count)
-    if not isinstance(ctype, Struct):
+    def _type(self, about: Any) -> CType:
+        kind = about[_CLASS]
+        if kind == Pointer.__name__:
+            target = None if about["target"] is None else self._type(about["target"])
+            to = None if target is None else partial(_same, target)
+            return Pointer(to, _flag(about["string"]), given.number(about["size"], 8, 8))
+        if kind == Struct.__name__:
+            return self._struct(about)
+        ctype: CType = self.one(about, *_PLAIN_TYPES)
+        if isinstance(ctype, Array):
+            given.number(ctype.size, 0, MAX_STRUCT)
         return ctype
-    whole = not walks or any(not members for members, _ in walks)
-    checked = {check.field for check in ctype.checks}
-    fields = []
-    for one in ctype.fields:
-        inner = [(members[1:], stars) for members, stars in walks if members[:1] == (one.name,)]
-        if whole or inner or one.name in checked:
-            fields.append(Field(one.name, one.offset, _kept(one.type, inner)))
-    alternatives = [_kept(other, walks) for other in ctype.alternatives]
-    structs = [other for other in alternatives if isinstance(other, Struct)]
-    return Struct(ctype.name, ctype.size, tuple(fields), ctype.checks, structs, ctype.qmp)
+
+    def _struct(self, about: Any) -> Struct:
+        size = given.number(about["size"], 0, MAX_STRUCT)
+        members = [
+            Field(
+                given.text(field["name"]),
+                given.number(field["offset"], 0, size),
+                self._type(field["type"]),
+            )
+            for field in about["fields"]
+        ]
+        types = {field.name: field.type for field in members}
+        for field in members:
+            if field.offset + field.type.size > size:
+                raise ValueError(f"{field.name} is not in its struct")
+        checks = [
+            check(one["field"], types[one["field"]], one["low"], one["high"])
+            for one in about["checks"]
+        ]
+        alternatives = [self._struct(other) for other in about["alternatives"]]
+        qmp = [_mapping(_mapping(_list(given.text)))(sources) for sources in about["qmp"]]
+        if not all(types.keys() >= sources.keys() for one in qmp for sources in one.values()):
+            raise ValueError("an answer of QEMU is of no field")
+        return Struct(given.text(about["name"]), size, members, checks, alternatives, qmp)
 
 
-def _type_record(ctype: CType) -> Record:
-    if isinstance(ctype, Integer):
-        return {"integer": ctype.size, "signed": ctype.signed}
-    if isinstance(ctype, Boolean):
-        return {"boolean": ctype.size}
-    if isinstance(ctype, Pointer):
-        target = None if ctype.target is None else _type_record(ctype.target())
-        return {"pointer": ctype.size, "string": ctype.string, "to": target}
-    if isinstance(ctype, Array):
-        return {"array": ctype.count, "of": _type_record(ctype.element)}
-    if isinstance(ctype, Opaque):
-        return {"opaque": ctype.name, "size": ctype.size}
-    if isinstance(ctype, Struct):
-        return {
-            "struct": ctype.name,
-            "size": ctype.size,
-            "fields": [[one.name, one.offset, _type_record(one.type)] for one in ctype.fields],
-            "checks": [[check.field, check.low, check.high] for check in ctype.checks],
-            "alternatives": [_type_record(other) for other in ctype.alternatives],
-            "qmp": ctype.qmp,
-        }
-    raise TypeError(f"a plan holds no {type(ctype).__name__}")
+def _list(read_one: Read) -> Read:
+    return lambda about: [read_one(one) for one in about]
 
 
-def _type(about: Mapping[str, Any]) -> CType:
-    if "integer" in about:
-        return Integer(given.number(about["integer"], 1, 8), bool(about["signed"]))
-    if "boolean" in about:
-        return Boolean(given.number(about["boolean"], 1, 8))
-    if "pointer" in about:
-        target = None if about["to"] is None else _type(about["to"])
-        to = None if target is None else partial(_same, target)
-        return Pointer(to, bool(about["string"]), given.number(about["pointer"], 8, 8))
-    if "array" in about:
-        found = Array(_type(about["of"]), given.number(about["array"], 0, MAX_STRUCT))
-        given.number(found.size, 0, MAX_STRUCT)
-        return found
-    if "opaque" in about:
-        return Opaque(given.text(about["opaque"]), given.number(about["size"], 0, 1 << 32))
-    return _struct(about)
+def _mapping(read_one: Read) -> Read:
+    return lambda about: {given.text(name): read_one(one) for name, one in about.items()}
 
 
-def _struct(about: Mapping[str, Any]) -> Struct:
-    size = given.number(about["size"], 0, MAX_STRUCT)
-    fields = [
-        Field(given.text(name), given.number(offset, 0, size), _type(ctype))
-        for name, offset, ctype in about["fields"]
-    ]
-    types = {one.name: one.type for one in fields}
-    checks = [check(name, types[name], low, high) for name, low, high in about["checks"]]
-    for one in fields:
-        if one.offset + one.type.size > size:
-            raise ValueError(f"{one.name} is not in its struct")
-    alternatives = [_struct(other) for other in about["alternatives"]]
-    qmp = [
-        {
-            given.text(command): {
-                given.text(one): [*map(given.text, paths)] for one, paths in sources.items()
-            }
-            for command, sources in each.items()
-        }
-        for each in about["qmp"]
-    ]
-    if not all(types.keys() >= sources.keys() for each in qmp for sources in each.values()):
-        raise ValueError("an answer of QEMU is of no field")
-    return Struct(given.text(about["struct"]), size, fields, checks, alternatives, qmp)
+def _optional(read_one: Read) -> Read:
+    return lambda about: None if about is None else read_one(about)
+
+
+def _size(low: int, high: int) -> Read:
+    return lambda about: given.number(about, low, high)
+
+
+def _line(about: Any) -> int:
+    return given.number(about, 0, _MAX_LINE)
+
+
+def _flag(about: Any) -> bool:
+    if not isinstance(about, bool):
+        raise ValueError(f"found {about!r:.60} where true or false belongs")
+    return about
+
+
+def _operands(about: Any) -> dict[int, list[str]]:
+    # JSON has no numbers as names.
+    return {given.address(int(name)): _list(given.text)(one) for name, one in about.items()}
+
+
+def _parts_of_site(site: AnySite) -> int:
+    captures = possible(all_captures(site))
+    types = [ctype for capture in captures for ctype in capture.types.values()]
+    return sum(map(_parts, types))
 
 
 def _parts(ctype: CType) -> int:
-    """Values in it, and in what it leads to."""
+    """The values in a type, and in what it leads to."""
     if isinstance(ctype, Pointer):
         return 1 if ctype.target is None else 1 + _parts(ctype.target())
     if isinstance(ctype, Array):
         return max(ctype.count, 1) * _parts(ctype.element)
     if isinstance(ctype, Struct):
-        return 1 + sum(map(_parts, (*(one.type for one in ctype.fields), *ctype.alternatives)))
+        members = (*(field.type for field in ctype.fields), *ctype.alternatives)
+        return 1 + sum(map(_parts, members))
     return 1
 
 

@@ -54,6 +54,19 @@ class Draft:
         return Item(data, self.comments)
 
 
+class _Names:
+    """The names on a chain (path.Visitor)."""
+
+    def start(self, name: str) -> tuple[str, ...]:
+        return (name,)
+
+    def member(self, base: tuple[str, ...], name: str) -> tuple[str, ...]:
+        return (*base, name)
+
+    def target(self, base: tuple[str, ...]) -> tuple[str, ...]:
+        return base
+
+
 def add(captures: dict[str, str], wanted: path.Path) -> str:
     """Under a name of its own, which is returned; ValueError where the mapping is full."""
     for name, text in captures.items():
@@ -61,7 +74,7 @@ def add(captures: dict[str, str], wanted: path.Path) -> str:
             return name
     if len(captures) == loader.MAX_VALUES:
         raise ValueError(f"a recipe has at most {loader.MAX_VALUES} values in one place")
-    parts = (wanted.name, *wanted.members)
+    parts = path.follow(wanted.chains[0], _Names())
     names = [parts[-1], "_".join(parts), *(f"{parts[-1]}_{n}" for n in range(2, 99))]
     free = next(name for name in names if name not in captures)
     captures[free] = wanted.text

@@ -415,7 +415,7 @@ def _role(node: _Node, known: Sequence[str]) -> str:
 def _watched(node: _Node) -> dict[str, path.Path]:
     watched = _captures(node, None)
     for name, _, value in node.items():
-        if watched[name].backtrace:
+        if isinstance(watched[name].form, path.Backtrace):
             value.fail(
                 "a backtrace is no value that a line changes",
                 "move it to `enter:` or `exit:`",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from virtrace.recipe.path import Path
+from virtrace.recipe.path import Backtrace, Path
 from virtrace.recipe.prototype import Prototype
 
 
@@ -145,7 +145,8 @@ class Recipe:
 
     @property
     def has_backtraces(self) -> bool:
-        return any(path.backtrace for probe in self.probes for path in probe.captures.values())
+        paths = (path for probe in self.probes for path in probe.captures.values())
+        return any(isinstance(path.form, Backtrace) for path in paths)
 
     @property
     def filters(self) -> tuple[str, ...]:

@@ -1,32 +1,32 @@
-"""Capture paths: the small part of C's expressions that a recipe may use.
+"""Capture paths: the part of C's expressions that a recipe may use.
 
     domain->name          members, through pointers and inside structs
     *info  **stats        what a pointer points to
     return                the value that the function returned
-    format(return, info)  a C format string with one %s, filled in with a second string
-    typed(params, nparams)  an array of virTypedParameter, and how many it has
-    records(retStats, return)  an array of pointers to virDomainStatsRecord, likewise
+    format(return, info)  a C format string with one %s, and the string that fills it in
+    typed(params, nparams)  an array of virTypedParameter, and its length
+    records(retStats, return)  an array of pointers to virDomainStatsRecord, and its length
     caller()              the name of the exported function that called this one
     backtrace(job->owner)  the frames of the thread with this id
 
-They are parsed here and walked over values by the engine; nothing of a recipe ever
-reaches GDB's expression evaluator.
+A path is parsed here, once, into a tree of data. Nothing of a recipe reaches GDB's evaluator.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Protocol, TypeVar, Union
 
 RETURN = "return"
 CALLER = "caller()"
 
 _MEMBERS = r"(?:(?:->|\.)[A-Za-z_]\w*){,15}"
-_PATH = re.compile(
+_CHAIN = re.compile(
     rf"(?P<stars>\*{{,3}})\s{{,9}}(?P<name>[A-Za-z_]\w*)(?P<members>{_MEMBERS})", re.A
 )
 _OF_TWO = re.compile(
-    r"(?P<what>format|typed|records)\(\s*"
+    r"(?P<form>format|typed|records)\(\s*"
     rf"(?P<name>[A-Za-z_]\w*)(?P<members>{_MEMBERS})\s*,\s*"
     rf"(?P<other>[A-Za-z_]\w*)(?P<others>{_MEMBERS})\s*\)",
     re.A,
@@ -35,66 +35,169 @@ _BACKTRACE = re.compile(rf"backtrace\(\s*(?P<name>[A-Za-z_]\w*)(?P<members>{_MEM
 _MEMBER = re.compile(r"(->|\.)(\w+)")
 
 
-# Longer ones would keep regular expressions, and every stop of a daemon, busy.
+# A longer text would keep regular expressions, and every stop of a daemon, busy.
 _LONGEST = 200
 
 
 def shortened(text: str) -> str:
-    """As Python writes it, and no longer than a line."""
+    """The text as Python writes it, cut to one line."""
     return repr(text if len(text) <= 60 else f"{text[:60]}...")
 
 
 @dataclass(frozen=True)
-class Path:
-    """``name``, then each of ``members``, then ``stars`` dereferences, as C binds them.
+class Argument:
+    """An argument of the function, or a local variable where lines are traced."""
 
-    name: an argument of the function, RETURN or CALLER. filler: of format(name, filler);
-    count: of typed(path, count), and, of records, of records(path, count). backtrace: it
-    gives a thread's id, and the frames of that thread are meant.
-    """
+    name: str
+
+
+@dataclass(frozen=True)
+class Returned:
+    """The value that the function returned."""
+
+    name = RETURN
+
+
+@dataclass(frozen=True)
+class Member:
+    """``base->name`` or ``base.name``: the types know which of the two it is."""
+
+    base: Chain
+    name: str
+
+
+@dataclass(frozen=True)
+class Deref:
+    """``*base``."""
+
+    base: Chain
+
+
+# A walk from one value of the function through memory, as C binds members and stars.
+Chain = Union[Argument, Returned, Member, Deref]
+
+
+@dataclass(frozen=True)
+class Caller:
+    """The exported function that called this one."""
+
+
+@dataclass(frozen=True)
+class Format:
+    template: Chain
+    filler: Chain
+
+
+@dataclass(frozen=True)
+class TypedParams:
+    array: Chain
+    count: Chain
+
+
+@dataclass(frozen=True)
+class Records:
+    array: Chain
+    count: Chain
+
+
+@dataclass(frozen=True)
+class Backtrace:
+    thread: Chain
+
+
+Form = Union[Chain, Caller, Format, TypedParams, Records, Backtrace]
+
+T = TypeVar("T")
+
+
+class Visitor(Protocol[T]):
+    """What a chain means to its user: a value, a type, an instruction."""
+
+    def start(self, name: str) -> T:
+        """name: an argument, or RETURN."""
+
+    def member(self, base: T, name: str) -> T: ...
+
+    def target(self, base: T) -> T: ...
+
+
+def follow(chain: Chain, visitor: Visitor[T]) -> T:
+    """Walk a chain from its start to its end."""
+    if isinstance(chain, Member):
+        return visitor.member(follow(chain.base, visitor), chain.name)
+    if isinstance(chain, Deref):
+        return visitor.target(follow(chain.base, visitor))
+    return visitor.start(chain.name)
+
+
+@dataclass(frozen=True)
+class Path:
+    """A capture's path. text: as the recipe has it."""
 
     text: str
-    name: str
-    members: tuple[str, ...] = ()
-    stars: int = 0
-    filler: str | None = None
-    count: Path | None = None
-    records: bool = False
-    backtrace: bool = False
+    form: Form
+
+    @property
+    def chains(self) -> tuple[Chain, ...]:
+        """All walks of the form, its main one first."""
+        form = self.form
+        if isinstance(form, Caller):
+            return ()
+        if isinstance(form, Format):
+            return form.template, form.filler
+        if isinstance(form, (TypedParams, Records)):
+            return form.array, form.count
+        return (form.thread,) if isinstance(form, Backtrace) else (form,)
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """What of the function it starts from."""
-        count = self.count.name if self.count else None
-        return tuple(name for name in (self.name, self.filler, count) if name is not None)
+        """The values of the function that it starts from: arguments, RETURN, CALLER."""
+        return tuple(start(chain).name for chain in self.chains) or (CALLER,)
+
+
+def start(chain: Chain) -> Argument | Returned:
+    while isinstance(chain, (Member, Deref)):
+        chain = chain.base
+    return chain
 
 
 def parse(text: str) -> Path:
-    """ValueError, with what is allowed, where ``text`` is no capture path."""
+    """Parse a capture path. Raises ValueError, with the allowed forms, for any other text."""
     text = text.strip()
     if len(text) > _LONGEST:
         raise ValueError(f"{shortened(text)} is not a capture: it is longer than {_LONGEST}")
+    form = _parsed(text)
+    if form is None:
+        raise ValueError(
+            f"{shortened(text)} is not a capture: write a C path such as disk, domain->name, "
+            "*info, return, format(return, info), typed(params, nparams), "
+            "records(retStats, return), caller() or backtrace(job->owner)"
+        )
+    return Path(text, form)
+
+
+def _parsed(text: str) -> Form | None:
     if text == CALLER:
-        return Path(text, CALLER)
+        return Caller()
     if match := _OF_TWO.fullmatch(text):
-        members, others = _members(match["members"]), _members(match["others"])
-        if match["what"] != "format":
-            count = Path(text, match["other"], others)
-            records = match["what"] == "records"
-            return Path(text, match["name"], members, count=count, records=records)
-        if not members and not others:
-            return Path(text, match["name"], filler=match["other"])
-    elif match := _BACKTRACE.fullmatch(text):
-        return Path(text, match["name"], _members(match["members"]), backtrace=True)
-    elif match := _PATH.fullmatch(text):
-        return Path(text, match["name"], _members(match["members"]), len(match["stars"]))
-    raise ValueError(
-        f"{shortened(text)} is not a capture: write a C path such as disk, domain->name, *info, "
-        "return, format(return, info), typed(params, nparams), records(retStats, return), "
-        "caller() or backtrace(job->owner)"
-    )
+        first = _chain(match["name"], match["members"])
+        second = _chain(match["other"], match["others"])
+        if match["form"] == "typed":
+            return TypedParams(first, second)
+        if match["form"] == "records":
+            return Records(first, second)
+        return None if match["members"] or match["others"] else Format(first, second)
+    if match := _BACKTRACE.fullmatch(text):
+        return Backtrace(_chain(match["name"], match["members"]))
+    if match := _CHAIN.fullmatch(text):
+        return _chain(match["name"], match["members"], len(match["stars"]))
+    return None
 
 
-def _members(text: str) -> tuple[str, ...]:
-    """`a->b` and `a.b` walk alike: the types know which of the two it is."""
-    return tuple(name for _, name in _MEMBER.findall(text))
+def _chain(name: str, members: str, stars: int = 0) -> Chain:
+    chain: Chain = Returned() if name == RETURN else Argument(name)
+    for _, member in _MEMBER.findall(members):
+        chain = Member(chain, member)
+    for _ in range(stars):
+        chain = Deref(chain)
+    return chain

@@ -14,27 +14,32 @@ from __future__ import annotations
 import base64
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from virtrace.binary import x86_64
-from virtrace.binary.ctype import Boolean, Code, CType, Integer, Pointer, Struct
-from virtrace.binary.pack import Constant, InRegister, Nowhere, OnStack
-from virtrace.engine.capture import REGISTER, largest
-from virtrace.errors import TargetError
-from virtrace.plan.file import (
-    CALLED_BY,
-    POINT,
-    SPAN,
+from virtrace.binary.ctype import Pointer, Struct
+from virtrace.binary.pack import Constant, InRegister, Nowhere, OnStack, Place
+from virtrace.errors import TargetError, Unavailable
+from virtrace.plan.arguments import ByConvention, ByOperands, ByPlaces, ByProof
+from virtrace.plan.capture import REGISTER, Capture, largest
+from virtrace.plan.file import StoredPlan, write
+from virtrace.plan.model import (
+    AnySite,
     Captures,
-    InProbe,
-    Plan,
-    Site,
-    Wanted,
-    write,
+    FunctionSite,
+    PointSite,
+    ReturnPointSite,
+    SpanSite,
+    StaticProbeSite,
+    all_captures,
+    possible,
+    starts,
 )
-from virtrace.recipe.path import CALLER, RETURN
+from virtrace.plan.walk import Move, ToMember, ToTarget
+from virtrace.recipe.model import CalledBy
+from virtrace.recipe.path import CALLER, RETURN, Backtrace, Caller, Format, Records, TypedParams
 
 # bpftrace's names of the registers of 64 bits.
 _NAMES = {name: re.sub(r"^r(?=[a-z])", "", name) for name in x86_64.ABI.dwarf_registers}
@@ -108,12 +113,12 @@ class Where:
     handshake: str | None = None
 
 
-def text(plan: Plan, where: Where) -> str:
+def text(plan: StoredPlan, where: Where) -> str:
     """TargetError where bpftrace could not take a path."""
     return "\n".join(_Program(plan, where).lines) + "\n"
 
 
-def script(plan: Plan, name: str, digests: Mapping[str, str]) -> str:
+def script(plan: StoredPlan, name: str, digests: Mapping[str, str]) -> str:
     """A shell script that runs the program with nothing but bpftrace.
 
     digests: of each file, by its path, the SHA-256 in hexadecimal. A probe in any other file could
@@ -150,16 +155,16 @@ check() {{
 """
 
 
-def pieces_of_plan(plan: Plan) -> Iterator[str]:
-    data = base64.b64encode(zlib.compress(write(plan))).decode()
+def pieces_of_plan(plan: StoredPlan) -> Iterator[str]:
+    data = base64.b64encode(zlib.compress(write(plan, x86_64.ABI))).decode()
     for start in range(0, len(data), _PLAN_PIECE):
         yield data[start : start + _PLAN_PIECE]
 
 
 class _Program:
-    def __init__(self, plan: Plan, where: Where) -> None:
+    def __init__(self, plan: StoredPlan, where: Where) -> None:
         self._where = where
-        self._plan = plan
+        self._sites = [*plan.plan.sites]
         self._maps: set[str] = {"@n"}
         self._variables = 0
         self._pieces = _LONG
@@ -172,7 +177,7 @@ class _Program:
             self._add(f'printf("plan {piece}");')
         self._add('printf("planned"); }')
         self._add(f'profile:ms:{HEARTBEAT_MS} {{ printf("h %d %lld", cpu, nsecs); }}')
-        for number, site in enumerate(plan.sites):
+        for number, site in enumerate(self._sites):
             self._site(number, site)
         cleared = " ".join(f"clear({name});" for name in sorted(self._maps))
         self._add(f'END {{ printf("end %lld", nsecs); {cleared} }}')
@@ -204,35 +209,36 @@ class _Program:
 
     # --- Sites
 
-    def _site(self, number: int, site: Site) -> None:
+    def _site(self, number: int, site: AnySite) -> None:
         file = _path(self._where.files.get(site.file, site.file))
-        if site.usdt is not None:
-            if not all(_WORD.fullmatch(word) for word in site.usdt):
+        if isinstance(site, StaticProbeSite):
+            if not all(_WORD.fullmatch(word) for word in (site.provider, site.name)):
                 raise TargetError(
-                    f"bpftrace cannot be given the static probe {':'.join(site.usdt)}",
+                    f"bpftrace cannot be given the static probe {site.provider}:{site.name}",
                     "leave it out of the recipe",
                 )
-            self._begin(f"usdt:{file}:{':'.join(site.usdt)}", self._is_there(site), site.enter)
+            probe = f"usdt:{file}:{site.provider}:{site.name}"
+            self._begin(probe, self._is_there(site), site.capture)
             self._static(number, site)
             return
-        place = f"{file}:{site.address:#x}"
-        self._begin(f"uprobe:{place}", self._is_there(site), site.enter)
+        assert isinstance(site, (SpanSite, PointSite, ReturnPointSite))
+        place = f"{file}:{site.entry:#x}"
+        self._begin(f"uprobe:{place}", self._is_there(site), _at_entry(site))
         self._entry(number, site)
-        if site.kind != POINT:
+        if not isinstance(site, PointSite):
             # Only a thread that was met before: in whatever process that is.
             mine = "@n[tid] != 0" if self._where.pid is None else self._is_there(site)
-            self._begin(f"uretprobe:{place}", mine, site.exit)
+            self._begin(f"uretprobe:{place}", mine, _at_return(site))
             self._return(number, site)
 
-    def _is_there(self, site: Site) -> str:
+    def _is_there(self, site: AnySite) -> str:
         if self._where.pid is not None:
             return f"pid == {self._where.pid}"
         base = self._where.bases[site.module]
-        addresses = (base + address for address in (site.address, *site.further))
-        return " || ".join(f'reg("ip") == {address:#x}' for address in addresses)
+        return " || ".join(f'reg("ip") == {base + address:#x}' for address in site.addresses)
 
     def _begin(self, probe: str, condition: str, captures: Captures) -> None:
-        texts = [len(wanted.path.arguments) for wanted in _wanted(captures)]
+        texts = [len(capture.arguments) for capture in possible(captures)]
         self._pieces = replace(_LONG, count=_LONG.count // max(sum(texts), 1))
         self._add(f"{probe} / {condition} / {{ $t = nsecs; $c = 0;")
 
@@ -245,70 +251,71 @@ class _Program:
             f'pid, tid, cpu, $n, $t, $c, reg("sp"), reg("ip"), {", ".join(values)}); }}'
         )
 
-    def _entry(self, number: int, site: Site) -> None:
-        if any(CALLER in wanted.path.arguments for wanted in site.captures):
+    def _entry(self, number: int, site: SpanSite | PointSite | ReturnPointSite) -> None:
+        if CALLER in starts(all_captures(site)):
             self._block('reg("sp")', REGISTER)
-        if site.find == CALLED_BY:
-            self._candidates(number, site)
-            self._given_by_caller(site)
+        proof = _called_by(site)
+        if proof is not None and isinstance(site, SpanSite):
+            self._candidates(number, proof)
+            self._given_by_caller(site, proof)
         else:
             arguments = self._arguments(site)
-            for wanted in _wanted(site.enter):
-                self._capture(wanted, arguments)
+            for capture in possible(_at_entry(site)):
+                self._capture(capture, arguments)
             for name in filter(arguments.get, _kept(site)):
                 self._add(
                     f'{self._map("a", number, name, site)}[reg("sp") + 8] = {arguments[name]};'
                 )
             for name in filter(arguments.get, self._asked_of(site)):
                 self._add(f"{self._map('g', number, name, site)}[tid] = {arguments[name]};")
-        kind = "p" if site.kind == POINT else "e"
+        kind = "p" if isinstance(site, PointSite) else "e"
         self._end(kind, number, [f'reg("{name}")' for name in REGISTERS.values()])
 
-    def _arguments(self, site: Site) -> dict[str, str]:
-        """At the entry, as expressions; those that can be known."""
-        found = {}
-        for name, place in site.arguments.items():
+    def _arguments(self, site: FunctionSite) -> dict[str, str]:
+        """The arguments that can be known at the entry, as expressions."""
+        arguments = {}
+        for name, place in _places(site).items():
             if isinstance(place, InRegister) and place.name in REGISTERS:
-                found[name] = f'reg("{REGISTERS[place.name]}")'
+                arguments[name] = f'reg("{REGISTERS[place.name]}")'
             elif isinstance(place, Constant):
-                found[name] = f"{place.value & (1 << 63) - 1}"
-            elif isinstance(place, InProbe):
-                found[name] = f"$arg{place.index}"
+                arguments[name] = f"{place.value & (1 << 63) - 1}"
             elif isinstance(place, OnStack):
                 self._block(f'(reg("sp") + {REGISTER + place.offset})', REGISTER)
-                found[name] = self._variable()
-                self._add(f"{found[name]} = $w0;")
-        return found
+                arguments[name] = self._variable()
+                self._add(f"{arguments[name]} = $w0;")
+        return arguments
 
-    def _map(self, kind: str, number: int, name: str, site: Site) -> str:
-        found = f"@{kind}{number}_{[*site.arguments].index(name)}"
-        self._maps.add(found)
-        return found
+    def _map(self, kind: str, number: int, name: str, site: FunctionSite) -> str:
+        map_ = f"@{kind}{number}_{[*_places(site)].index(name)}"
+        self._maps.add(map_)
+        return map_
 
-    def _static(self, number: int, site: Site) -> None:
-        places = {one.index: one for one in site.arguments.values() if isinstance(one, InProbe)}
-        count = max(places, default=-1) + 1
+    def _static(self, number: int, site: StaticProbeSite) -> None:
+        known = {}
+        for index, name in enumerate(site.arguments.names):
+            with suppress(Unavailable):
+                known[name] = index, probe_argument(site.arguments, index)
+        count = max((index for index, _ in known.values()), default=-1) + 1
+        expressions = dict(known.values())
         first = self._next_line
         for index in range(count):
-            register = places[index].register if index in places else None
-            own = f"arg{index}" if index < OWN_ARGUMENTS else "0"
-            value = f'reg("{_NAMES[register]}")' if register in _NAMES else own
-            self._add(f"$arg{index} = (uint64){value};")
-        arguments = self._arguments(site)
-        for wanted in _wanted(site.enter):
-            self._capture(wanted, arguments)
+            self._add(f"$arg{index} = (uint64){expressions.get(index, '0')};")
+        arguments = {name: f"$arg{index}" for name, (index, _) in known.items()}
+        for capture in possible(site.capture):
+            self._capture(capture, arguments)
         self._end("u", number, [f"(uint64){first}", *(f"$arg{index}" for index in range(count))])
 
-    def _return(self, number: int, site: Site) -> None:
+    def _return(self, number: int, site: SpanSite | ReturnPointSite) -> None:
         known = {RETURN: f'reg("{_RESULT}")'}
-        captures = [*_wanted(site.exit)]
-        if site.moved:
+        captures = [*possible(_at_return(site))]
+        if isinstance(site, SpanSite) and site.moved:
             # The instructions that look at the result.
             self._block('reg("ip")', 2 * REGISTER)
-        if site.find == CALLED_BY:
-            for index, _ in enumerate(site.parameters[: len(REGISTERS)]):
-                self._returned_candidate(number, index, site, captures)
-            captures = [wanted for wanted in captures if {*wanted.path.arguments} <= {RETURN}]
+        proof = _called_by(site)
+        if proof is not None:
+            for index, _ in enumerate(proof.parameters[: len(REGISTERS)]):
+                self._returned_candidate(number, index, proof, captures)
+            captures = [capture for capture in captures if {*capture.arguments} <= {RETURN}]
         else:
             for name in _kept(site):
                 if _is_known(site, name):
@@ -320,161 +327,147 @@ class _Program:
             for name in self._asked_of(site):
                 if _is_known(site, name):
                     self._add(f"delete({self._map('g', number, name, site)}[tid]);")
-        for wanted in captures:
-            self._capture(wanted, known)
+        for capture in captures:
+            self._capture(capture, known)
         self._end("r", number, [f'reg("{_RESULT}")'])
 
     # --- Arguments that are to be proven
 
-    def _candidates(self, number: int, site: Site) -> None:
+    def _candidates(self, number: int, proof: ByProof) -> None:
         """Registers that may point to a NULL in the caller's frame, which is to be filled in."""
-        if not any(parameter.type.endswith("**") for parameter in site.parameters):
+        if not _filled_in(proof):
             return
-        for index, name in zip(range(len(site.parameters)), REGISTERS.values()):
-            found = self._variable()
+        for index, name in zip(range(len(proof.parameters)), REGISTERS.values()):
+            variable = self._variable()
             kept = f'@b{number}_{index}[reg("sp") + 8]'
             self._maps.add(f"@b{number}_{index}")
             # When it returns, to find nothing there would be an error that bpftrace tells, and to
             # tell one takes far longer than to keep a zero.
-            self._add(f'{found} = reg("{name}"); {kept} = (uint64)0;')
-            with self._if(
-                f'{found} > reg("sp") && {found} < reg("sp") + {_FRAME} && ({found} & 7) == 0'
-            ):
-                self._block(found, REGISTER)
+            self._add(f'{variable} = reg("{name}"); {kept} = (uint64)0;')
+            in_frame = f'{variable} > reg("sp") && {variable} < reg("sp") + {_FRAME}'
+            with self._if(f"{in_frame} && ({variable} & 7) == 0"):
+                self._block(variable, REGISTER)
                 with self._if("$w0 == 0"):
-                    self._add(f"{kept} = {found};")
+                    self._add(f"{kept} = {variable};")
 
     def _returned_candidate(
-        self, number: int, index: int, site: Site, captures: Iterable[Wanted]
+        self, number: int, index: int, proof: ByProof, captures: Iterable[Capture]
     ) -> None:
-        filled = {parameter.name for parameter in site.parameters if parameter.type.endswith("**")}
-        captures = [wanted for wanted in captures if {*wanted.path.arguments} & filled]
+        filled = _filled_in(proof)
+        captures = [capture for capture in captures if {*capture.arguments} & filled]
         if not captures:
             return
-        found = self._variable()
+        variable = self._variable()
         kept = f'@b{number}_{index}[reg("sp")]'
-        self._add(f"{found} = {kept}; delete({kept});")
-        with self._if(f"{found} != 0"):
-            for wanted in captures:
-                if {*wanted.path.arguments} <= filled:
-                    self._capture(wanted, dict.fromkeys(wanted.path.arguments, found))
+        self._add(f"{variable} = {kept}; delete({kept});")
+        with self._if(f"{variable} != 0"):
+            for capture in captures:
+                if {*capture.arguments} <= filled:
+                    self._capture(capture, dict.fromkeys(capture.arguments, variable))
 
-    def _asked_of(self, site: Site) -> list[str]:
+    def _asked_of(self, site: AnySite) -> list[str]:
         """The parameters that may be those of a function which it calls, too."""
-        types = {
-            parameter.type
-            for other in self._plan.sites
-            if other.caller == site.probe and other.find == CALLED_BY
-            for name, parameter in {each.name: each for each in other.parameters}.items()
-            if parameter.type.endswith("*") and name in _starts(other.enter)
-        }
+        if not isinstance(site, SpanSite):
+            return []
+        types = set()
+        for other in self._sites:
+            proof = _called_by(other)
+            if proof is not None and proof.caller == site.probe and isinstance(other, SpanSite):
+                asked = starts(other.enter)
+                declared = {parameter.name: parameter.type for parameter in proof.parameters}
+                types |= {
+                    type_
+                    for name, type_ in declared.items()
+                    if type_.endswith("*") and name in asked
+                }
         return [parameter.name for parameter in site.parameters if parameter.type in types]
 
-    def _given_by_caller(self, site: Site) -> None:
-        types = {parameter.name: parameter.type for parameter in site.parameters}
-        registers = [*REGISTERS.values()][: len(site.parameters)]
-        for number, caller in enumerate(self._plan.sites):
-            if caller.probe != site.caller or caller.kind != SPAN:
+    def _given_by_caller(self, site: SpanSite, proof: ByProof) -> None:
+        types = {parameter.name: parameter.type for parameter in proof.parameters}
+        registers = [*REGISTERS.values()][: len(proof.parameters)]
+        for number, caller in enumerate(self._sites):
+            if caller.probe != proof.caller or not isinstance(caller, SpanSite):
                 continue
             for parameter in caller.parameters:
                 name = parameter.name
                 if name not in self._asked_of(caller) or not _is_known(caller, name):
                     continue
-                found = self._variable()
-                self._add(f"{found} = {self._map('g', number, name, caller)}[tid];")
-                here = " || ".join(f'reg("{one}") == {found}' for one in registers)
-                with self._if(f"{found} != 0 && ({here})"):
-                    for wanted in _wanted(site.enter):
-                        if all(types.get(one) == parameter.type for one in wanted.path.arguments):
-                            known = dict.fromkeys(wanted.path.arguments, found)
-                            self._capture(wanted, known)
+                variable = self._variable()
+                self._add(f"{variable} = {self._map('g', number, name, caller)}[tid];")
+                here = " || ".join(f'reg("{register}") == {variable}' for register in registers)
+                with self._if(f"{variable} != 0 && ({here})"):
+                    for capture in possible(site.enter):
+                        if all(types.get(start) == parameter.type for start in capture.arguments):
+                            self._capture(capture, dict.fromkeys(capture.arguments, variable))
 
     # --- Captures
 
-    def _capture(self, wanted: Wanted, arguments: Mapping[str, str]) -> None:
+    def _capture(self, capture: Capture, arguments: Mapping[str, str]) -> None:
         """Print all that it could read."""
-        path, types = wanted.path, wanted.types
-        if path.name == CALLER or path.backtrace or path.records:
+        form = capture.path.form
+        if isinstance(form, (Caller, Backtrace, Records)):
             return
-        if any(name not in arguments for name in path.arguments):
+        if any(name not in arguments for name in capture.arguments):
             return
-        start, ctype = arguments[path.name], types[path.name]
-
+        way, value = capture.ways[0], arguments[capture.arguments[0]]
         # A name that may be elsewhere can be no name at all: no long text is read there.
-        pieces = _SHORT if path.members else self._pieces
-
-        def finish(value: str, ctype: CType, in_memory: bool) -> None:
-            self._value(value, ctype, in_memory, pieces)
-            if path.filler is not None:
-                self._string(arguments[path.filler], pieces)
-
-        if path.count is None:
-            self._walk(start, ctype, False, path.members, path.stars, finish)
+        has_members = any(isinstance(move, ToMember) for move in way.moves)
+        pieces = _SHORT if has_members else self._pieces
+        if isinstance(form, TypedParams):
+            self._counted(capture, arguments)
             return
-        counted = types[path.count.name]
-        stars = int(isinstance(counted, Pointer) and not path.count.members)
 
-        def array(number: str, ctype: CType, in_memory: bool) -> None:
+        def finish(value: str) -> None:
+            ctype = way.ctype
+            if isinstance(ctype, Pointer) and ctype.string:
+                self._string(self._number(value, ctype.size) if way.in_memory else value, pieces)
+            elif way.in_memory:
+                self._block(value, largest(ctype) if isinstance(ctype, Struct) else ctype.size)
+            if isinstance(form, Format):
+                self._string(arguments[capture.arguments[1]], pieces)
+
+        self._follow(value, way.moves, finish)
+
+    def _counted(self, capture: Capture, arguments: Mapping[str, str]) -> None:
+        array, counting = capture.ways
+
+        def counted(value: str) -> None:
             count = self._variable()
-            number = self._number(number, ctype) if in_memory else number
+            number = self._number(value, counting.ctype.size) if counting.in_memory else value
             self._add(f"{count} = {number} & 0xffffffff;")
-            self._walk(
-                start,
-                types[path.name],
-                False,
-                path.members,
-                path.stars,
-                lambda value, ctype, in_memory: self._typed(
-                    self._number(value, ctype) if in_memory else value, count
+            self._follow(
+                arguments[array.start],
+                array.moves,
+                lambda value: self._typed(
+                    self._number(value, array.ctype.size) if array.in_memory else value, count
                 ),
             )
 
-        self._walk(arguments[path.count.name], counted, False, path.count.members, stars, array)
+        self._follow(arguments[counting.start], counting.moves, counted)
 
-    def _walk(
-        self,
-        value: str,
-        ctype: CType,
-        in_memory: bool,
-        members: tuple[str, ...],
-        stars: int,
-        finish: Callable[[str, CType, bool], None],
-    ) -> None:
-        """As Capture walks. in_memory: the value is the address of one of the type."""
-        if members and in_memory and isinstance(ctype, Struct):
-            if ctype.checks:
-                self._block(value, largest(ctype))
-            layouts = (ctype, *ctype.alternatives) if ctype.checks else (ctype,)
-            fields = [field for one in layouts if (field := one.member(members[0]))]
-            for offset in dict.fromkeys(field.offset for field in fields):
-                inner = f"({value} + {offset})"
-                self._walk(inner, fields[0].type, True, members[1:], stars, finish)
-        elif members or stars:
-            if not isinstance(ctype, Pointer) or ctype.target is None:
-                return
-            target, left = ctype.target(), stars if members else stars - 1
-            pointer = self._variable()
-            self._add(f"{pointer} = {self._number(value, ctype) if in_memory else value};")
-            with self._if(f"{pointer} != 0"):
-                self._walk(pointer, target, True, members, left, finish)
-        else:
-            finish(value, ctype, in_memory)
-
-    def _value(self, value: str, ctype: CType, in_memory: bool, pieces: _Pieces) -> None:
-        if isinstance(ctype, Code):
+    def _follow(self, value: str, moves: Sequence[Move], finish: Callable[[str], None]) -> None:
+        """Read all on a way. finish: makes the code at its end, of the value or its address."""
+        if not moves:
+            finish(value)
             return
-        if isinstance(ctype, Pointer) and ctype.string:
-            self._string(self._number(value, ctype) if in_memory else value, pieces)
-        elif in_memory:
-            self._block(value, largest(ctype) if isinstance(ctype, Struct) else ctype.size)
+        move, rest = moves[0], moves[1:]
+        if isinstance(move, ToTarget):
+            pointer = self._variable()
+            self._add(f"{pointer} = {self._number(value, move.size) if move.size else value};")
+            with self._if(f"{pointer} != 0"):
+                self._follow(pointer, rest, finish)
+            return
+        if move.struct.checks:
+            self._block(value, largest(move.struct))
+        for offset in move.offsets:
+            self._follow(f"({value} + {offset})", rest, finish)
 
-    def _number(self, address: str, ctype: CType) -> str:
-        """Print it, and give it."""
-        assert isinstance(ctype, (Pointer, Integer, Boolean))
+    def _number(self, address: str, size: int) -> str:
+        """Print a number in memory, and give it."""
         self._block(address, REGISTER)
-        if ctype.size == REGISTER:
+        if size == REGISTER:
             return "$w0"
-        mask = (1 << 8 * ctype.size) - 1
+        mask = (1 << 8 * size) - 1
         return f"(($w0 >> (({address} & 7) * 8)) & {mask:#x})"
 
     def _block(self, address: str, size: int) -> None:
@@ -522,23 +515,60 @@ class _Program:
         self._add(f"{array} = {array} + 96; $j++; }}")
 
 
-def _wanted(captures: Captures) -> Iterator[Wanted]:
-    for wanted in captures.values():
-        if isinstance(wanted, Wanted):
-            yield wanted
+def probe_argument(source: ByOperands, index: int) -> str:
+    """An argument of a static probe, as an expression. Raises Unavailable.
+
+    bpftrace knows the first ones by itself; any other has to be in one register at all places.
+    """
+    texts = {next(iter(operands[index:]), "") for operands in source.operands.values()}
+    if "" in texts:
+        raise Unavailable("the static probe has fewer arguments")
+    if index < OWN_ARGUMENTS:
+        return f"arg{index}"
+    operand = x86_64.ABI.operand(texts.pop()) if len(texts) == 1 else None
+    if operand is None or operand.offset is not None or operand.size != REGISTER:
+        raise Unavailable(f"bpftrace knows the first {OWN_ARGUMENTS} arguments only")
+    return f'reg("{_NAMES[operand.register]}")'
 
 
-def _starts(captures: Captures) -> set[str]:
-    return {name for wanted in _wanted(captures) for name in wanted.path.arguments}
+def _at_entry(site: SpanSite | PointSite | ReturnPointSite) -> Captures:
+    if isinstance(site, SpanSite):
+        return site.enter
+    return site.capture if isinstance(site, PointSite) else {}
 
 
-def _is_known(site: Site, name: str) -> bool:
-    return not isinstance(site.arguments.get(name, Nowhere("")), Nowhere)
+def _at_return(site: SpanSite | ReturnPointSite) -> Captures:
+    return site.exit if isinstance(site, SpanSite) else site.capture
 
 
-def _kept(site: Site) -> list[str]:
+def _called_by(site: AnySite) -> ByProof | None:
+    """The proof of a function whose arguments the compiler may have moved."""
+    source = site.arguments
+    is_proof = isinstance(source, ByProof) and isinstance(source.find, CalledBy)
+    return source if isinstance(source, ByProof) and is_proof else None
+
+
+def _filled_in(proof: ByProof) -> set[str]:
+    return {parameter.name for parameter in proof.parameters if parameter.type.endswith("**")}
+
+
+def _places(site: FunctionSite) -> Mapping[str, Place]:
+    """Where the arguments are at the entry, unless the compiler has moved them."""
+    source = site.arguments
+    if isinstance(source, ByProof):
+        source = ByConvention([parameter.name for parameter in source.parameters], source.abi)
+    assert isinstance(source, (ByConvention, ByPlaces))
+    return source.places
+
+
+def _is_known(site: FunctionSite, name: str) -> bool:
+    return not isinstance(_places(site).get(name, Nowhere("")), Nowhere)
+
+
+def _kept(site: SpanSite | PointSite | ReturnPointSite) -> list[str]:
     """The arguments that are asked for when it returns."""
-    return [name for name in site.arguments if name in _starts(site.exit) - {RETURN, CALLER}]
+    needed = set() if isinstance(site, PointSite) else site.needed - {CALLER}
+    return [name for name in _places(site) if name in needed]
 
 
 def _path(path: str) -> str:

@@ -10,7 +10,6 @@ import base64
 import heapq
 import json
 import zlib
-from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,31 +17,12 @@ from datetime import datetime, timezone
 from types import MappingProxyType
 
 from virtrace.binary import given, x86_64
-from virtrace.binary.ctype import Code
-from virtrace.binary.pack import Constant, InRegister, Nowhere, OnStack
-from virtrace.engine import tracer
-from virtrace.engine.capture import REGISTER, Capture, Recorded
 from virtrace.engine.output import Output
-from virtrace.engine.proof import Caller, Proven, of_driver_method, of_static_function
-from virtrace.engine.tracer import Entered, PointPlan, SpanPlan
-from virtrace.engines.bpftrace.program import HEARTBEAT_MS, REGISTERS
+from virtrace.engines.bpftrace.program import HEARTBEAT_MS, REGISTERS, probe_argument
 from virtrace.errors import TraceError, Unavailable
-from virtrace.plan.file import (
-    DRIVER_METHOD,
-    MAX_BYTES,
-    NO_BACKTRACES,
-    NO_RECORDS,
-    POINT,
-    RETURN_POINT,
-    SPAN,
-    Captures,
-    InProbe,
-    Plan,
-    Site,
-    Wanted,
-    read,
-)
-from virtrace.recipe.path import CALLER
+from virtrace.plan.capture import REGISTER, Recorded
+from virtrace.plan.file import MAX_BYTES, StoredPlan, read
+from virtrace.plan.model import AnySite, PointSite, ReturnPointSite, SpanSite, StaticProbeSite
 from virtrace.record.job import Job
 from virtrace.record.recording import Recording
 from virtrace.trace.format import Header
@@ -141,9 +121,7 @@ class Happened:
 class RecordedThread:
     """The thread of an event, as the tracer sees it (tracer.Stop)."""
 
-    entered: Entered | None = None
-
-    def __init__(self, event: Happened, site: Site, t_ns: int) -> None:
+    def __init__(self, event: Happened, site: AnySite, t_ns: int) -> None:
         self.memory = event.memory
         self.tid = event.tid
         # Programs whose threads have several stacks are not traced by this engine.
@@ -152,68 +130,28 @@ class RecordedThread:
         self.t_ns = t_ns
         self._event = event
         self._site = site
-        self._proven: Proven | None = None
 
     def argument_registers(self) -> dict[str, int]:
         return {
             name: value for name, value in zip(REGISTERS, self._event.values) if value is not None
         }
 
-    def argument(self, name: str) -> int:
-        if name == CALLER:
-            return self._word(self.sp)
-        if self._site.find is None:
-            return self._placed(name)
-        names = [parameter.name for parameter in self._site.parameters]
-        index = names.index(name)
-        proven = self._proven[index] if self._proven and index < len(self._proven) else None
-        if proven is None:
-            raise Unavailable("without debug info its register cannot be proven")
-        return proven
+    def register(self, name: str) -> int:
+        value = self.argument_registers().get(name)
+        if value is None:
+            raise Unavailable(f"{name} is not recorded")
+        return value
 
-    def _placed(self, name: str) -> int:
-        place = self._site.arguments.get(name, Nowhere("the function has no such argument here"))
-        if isinstance(place, InRegister) and place.name in REGISTERS:
-            return self.argument_registers()[place.name]
-        if isinstance(place, OnStack):
-            return self._word(x86_64.ABI.sp_after_return(self.sp) + place.offset)
-        if isinstance(place, Constant):
-            return place.value & _WORD
-        if isinstance(place, InProbe):
-            value = dict(enumerate(self._event.values)).get(place.index)
-            if value is None:
-                raise Unavailable(_NOT_READ)
-            return value
-        why = place.why if isinstance(place, Nowhere) else f"{place.name} is not recorded"
-        raise Unavailable(why)
+    def probe_argument(self, index: int) -> int:
+        assert isinstance(self._site, StaticProbeSite)
+        probe_argument(self._site.arguments, index)
+        value = dict(enumerate(self._event.values)).get(index)
+        if value is None:
+            raise Unavailable(_NOT_READ)
+        return value
 
-    def arguments(self, caller: Caller | None) -> Proven:
-        parameters = self._site.parameters
-        registers = [*self.argument_registers().values()]
-        if self._site.find is None:
-            self._proven = tuple(self._or_none(parameter.name) for parameter in parameters)
-        elif caller is None:
-            self._proven = ()
-        elif self._site.find == DRIVER_METHOD:
-            self._proven = of_driver_method(registers, parameters, caller)
-        else:
-            try:
-                self._proven = of_static_function(
-                    registers, parameters, caller, self.sp, self._word
-                )
-            except Unavailable:
-                # A word that was not read could be a second candidate.
-                self._proven = ()
-        return self._proven
-
-    def _or_none(self, name: str) -> int | None:
-        try:
-            return self._placed(name)
-        except Unavailable:
-            return None
-
-    def _word(self, address: int) -> int:
-        return int.from_bytes(self.memory.read(address, REGISTER), "little")
+    def return_address(self) -> int:
+        return int.from_bytes(self.memory.read(self.sp, REGISTER), "little")
 
     def result(self) -> int:
         value = self._event.values[0]
@@ -264,7 +202,7 @@ class Lines:
         event: Callable[[Happened], None],
         lost: Callable[[int, int, int], None] = lambda tid, count, t_ns: None,
     ) -> None:
-        self.plan: Plan | None = None
+        self.plan: StoredPlan | None = None
         self.started: Started | None = None
         self.ready: set[str] = set()
         self.ended = False
@@ -455,18 +393,15 @@ class Replayer:
     recording: what came of it
     """
 
-    def __init__(self, job: Job, plan: Plan, output: Output, pid: int | None) -> None:
+    def __init__(self, job: Job, plan: StoredPlan, output: Output, pid: int | None) -> None:
         """pid: events of other processes are passed over; None: those of any but the first."""
         self.recording = Recording(job.recipe, job.selection, output)
         output.listen(self.recording.ending.request)
         self._job = job
-        self._plan = plan
+        self._header = plan.header
+        self._sites = plan.plan.sites
+        self._bases = plan.plan.exported.bases
         self._pid = pid or None
-        self._bases: dict[str, int] = {}
-        self._exported = {
-            name: [start for start, _, _ in rows] for name, rows in plan.exported.items()
-        }
-        self._plans = [self._compiled(site) for site in plan.sites]
         # Before the trace has begun, not all probes are there.
         self._started_ns: int | None = None
         self._last_ns = 0
@@ -475,12 +410,12 @@ class Replayer:
         """version: of bpftrace, if known."""
         self._started_ns = started.ns
         header: Header = {
-            **self._plan.header,
+            **self._header,
             "started": datetime.fromtimestamp(started.epoch, timezone.utc).isoformat(),
             # bpf_ktime_get_boot_ns(), which bpftrace asks.
             "clock": {"source": "CLOCK_BOOTTIME", "start_ns": started.ns},
             "tool": {
-                **self._plan.header["tool"],
+                **self._header["tool"],
                 "engine": {"name": "bpftrace", "version": version},
             },
             **self._job.header_fields(REFUSED),
@@ -492,32 +427,31 @@ class Replayer:
         return self.recording.ending.reason is not None
 
     def event(self, happened: Happened) -> None:
-        if self.is_over or happened.number >= len(self._plans):
+        if self.is_over or happened.number >= len(self._sites):
             return
         if self._started_ns is None or happened.t_ns < self._started_ns:
             return
         self._pid = self._pid or happened.pid
         if happened.pid != self._pid:
             return
-        site, plan = self._plan.sites[happened.number], self._plans[happened.number]
-        if happened.kind not in ("u" if site.usdt else "p" if site.kind == POINT else "er"):
+        site = self._sites[happened.number]
+        if happened.kind not in _kinds(site):
             return
         if happened.kind != "r":
             self.recording.hit(site.probe)
-            if site.usdt is None:
-                self._bases[site.module] = happened.ip - site.address
         thread = RecordedThread(happened, site, self._since(happened.t_ns))
         tracer = self.recording.tracer
-        # Each return is told for itself, also that of a function which was left by a tail call:
-        # the place is the site.
-        if happened.kind == "r":
-            tracer.leave(happened.number, thread)
-        elif happened.kind == "e":
-            after = x86_64.ABI.sp_after_return(happened.sp)
-            tracer.enter(plan, thread, happened.number, after)
-        else:
-            assert isinstance(plan, PointPlan)
-            tracer.point(plan, thread)
+        if isinstance(site, (PointSite, StaticProbeSite)):
+            tracer.point(site, thread)
+        elif isinstance(site, (SpanSite, ReturnPointSite)):
+            # Each return is reported by itself, even that of a function that was left by a tail
+            # call: the address that it returns to is the number of the site.
+            if happened.kind == "r":
+                tracer.leave(happened.number, thread)
+            else:
+                self._bases[site.module] = happened.ip - site.entry
+                after = x86_64.ABI.sp_after_return(happened.sp)
+                tracer.enter(site, thread, happened.number, after)
         self.recording.ending.is_due()
 
     def lost(self, tid: int, count: int, t_ns: int) -> None:
@@ -545,41 +479,9 @@ class Replayer:
         self._last_ns = max(self._last_ns, since)
         return since
 
-    # --- Plans
 
-    def _compiled(self, site: Site) -> SpanPlan | PointPlan:
-        enter, exit_ = self._captures(site.enter), self._captures(site.exit)
-        if site.kind == SPAN:
-            return SpanPlan(site.probe, site.root, enter, exit_, site.parameters, site.moved)
-        captures = exit_ if site.kind == RETURN_POINT else enter
-        return PointPlan(site.probe, captures, site.anywhere, site.kind == RETURN_POINT)
-
-    def _captures(self, captures: Captures) -> tracer.Captures:
-        return {
-            name: self._capture(wanted) if isinstance(wanted, Wanted) else wanted
-            for name, wanted in captures.items()
-        }
-
-    def _capture(self, wanted: Wanted) -> Capture | Unavailable:
-        if wanted.path.backtrace:
-            return Unavailable(NO_BACKTRACES)
-        if wanted.path.records:
-            return Unavailable(NO_RECORDS)
-        try:
-            return Capture(wanted.path, {**wanted.types, CALLER: Code(self._function_at)})
-        except Unavailable as why:
-            return why
-
-    def _function_at(self, return_address: int) -> str:
-        # A call can be the last instruction of its function.
-        call = return_address - 1
-        for module, starts in self._exported.items():
-            base = self._bases.get(module)
-            if base is None:
-                continue
-            at = bisect_right(starts, call - base) - 1
-            if at >= 0 and call - base < self._plan.exported[module][at][1]:
-                return self._plan.exported[module][at][2]
-        raise Unavailable(
-            "it was called by a function that is not exported, or as the last act of a traced one"
-        )
+def _kinds(site: AnySite) -> str:
+    """The letters of the events that a site's program prints."""
+    if isinstance(site, StaticProbeSite):
+        return "u"
+    return "p" if isinstance(site, PointSite) else "er"

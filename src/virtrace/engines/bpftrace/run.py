@@ -17,29 +17,29 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from virtrace.binary import x86_64
-from virtrace.binary.pack import file_name
-from virtrace.binary.pack import find as find_pack
 from virtrace.engine.answers import Answers
 from virtrace.engine.output import Output
 from virtrace.engines.bpftrace import program
+from virtrace.engines.bpftrace.limits import limited
 from virtrace.engines.bpftrace.recorded import Lines, Replayer, Started
-from virtrace.engines.gdb.launch import asked, end_with_us
+from virtrace.engines.gdb.launch import end_with_us
 from virtrace.errors import (
     IncompleteError,
     TargetError,
 )
 from virtrace.image.model import Program
 from virtrace.image.process import Process, inspect
-from virtrace.plan import file as document
-from virtrace.plan.file import Plan
-from virtrace.printing import complain
-from virtrace.recipe import loader
+from virtrace.plan.file import StoredPlan
+from virtrace.plan.model import Plan, StaticProbeSite
+from virtrace.plan.resolve import require_traceable
 from virtrace.recipe.model import Recipe
 from virtrace.record.ends import GRACE_SECONDS, Outside, ending_signals
+from virtrace.record.header import header_record
 from virtrace.record.job import Job
 from virtrace.record.live import TerminalView
+from virtrace.record.resolution import resolve_without_gdb
 from virtrace.targets import target_of
+from virtrace.trace.format import Engine
 from virtrace.trace.rotation import new_writer
 
 # Until all probes are there; what bpftrace needs for it grows with their number.
@@ -55,21 +55,19 @@ _SAID = re.compile(r"ERROR: (?!Unknown error -1: couldn't set RLIMIT_MEMLOCK)(.*
 
 
 def resolve(
-    recipe: Recipe, process: Program, debug_files: Mapping[str, Path], packs: Sequence[Path]
-) -> Plan:
-    """Resolve the recipe, with where each value is: what tracing without GDB needs.
+    recipe: Recipe, program: Program, debug_files: Mapping[str, Path], packs: Sequence[Path]
+) -> StoredPlan:
+    """Resolve a recipe for bpftrace.
 
     debug_files, packs: as in ``Job``
+    Raises: TargetError where nothing of it can be traced.
     """
-    _require_one_stack(process)
-    with tempfile.TemporaryDirectory(prefix="virtrace-") as folder:
-        file = Path(folder, "recipe.yaml")
-        file.write_bytes(loader.dumps(recipe.raw))
-        _make_packs(recipe, process, debug_files, packs, Path(folder))
-        answer = asked("plan", str(file), process, debug_files, [Path(folder), *packs])
-        found = document.read(answer.encode())
-    require_proven(process, found)
-    return found
+    _require_one_stack(program)
+    whole = resolve_without_gdb(recipe, program, debug_files, packs)
+    require_traceable(recipe, whole)
+    plan = limited(whole, program)
+    engine: Engine = {"name": "bpftrace", "version": None}
+    return StoredPlan(plan, header_record(recipe, program, plan, engine, time.monotonic_ns()))
 
 
 def _require_one_stack(process: Program) -> None:
@@ -94,8 +92,8 @@ def require_proven(process: Program, plan: Plan) -> None:
     for site in plan.sites:
         module = process.module(site.module)
         if module is not None:
-            for address in (site.address, *site.further):
-                places[module.base + address] = site.usdt is None
+            for address in site.addresses:
+                places[module.base + address] = not isinstance(site, StaticProbeSite)
     for address, doubt in process.doubts(places).items():
         raise TargetError(
             f"a uprobe at {address:#x} could break {process.exe}: {doubt}",
@@ -103,41 +101,10 @@ def require_proven(process: Program, plan: Plan) -> None:
         )
 
 
-def _make_packs(
-    recipe: Recipe,
-    process: Program,
-    debug_files: Mapping[str, Path],
-    packs: Sequence[Path],
-    folder: Path,
-) -> None:
-    """Of debug info: GDB tells what a value is there, but not where it lies.
-
-    Where a user has a pack already, that is used.
-    """
-    for module in filter(None, map(process.module, recipe.modules)):
-        elf = module.elf
-        if elf.machine != x86_64.ABI.machine or elf.build_id is None:
-            continue
-        installed = elf if elf.has_debug_info else process.debug_info(module)
-        debug = installed.path if installed else debug_files.get(elf.build_id)
-        if debug is None or find_pack(elf, packs) is not None:
-            continue
-        # Longer to import than all the rest.
-        from virtrace.cli.pack import pack_of
-
-        try:
-            made = pack_of(debug, elf, [recipe])
-        except TargetError as error:
-            # There is still what can be told without.
-            complain(error)
-            continue
-        if made is not None:
-            (folder / file_name(elf.build_id)).write_bytes(made)
-
-
 def record(job: Job, process: Process) -> int:
     """The exit status."""
     plan = resolve(job.recipe, process, job.debug_files, job.packs)
+    require_proven(process, plan.plan)
     nested = os.readlink("/proc/self/ns/pid") != _FIRST_NAMESPACE
     handshake = _Handshake()
     where = program.Where(
@@ -145,7 +112,7 @@ def record(job: Job, process: Process) -> int:
         {module.path: str(module.file) for module in process.modules},
         {
             site.module: module.base
-            for site in plan.sites
+            for site in plan.plan.sites
             if (module := process.module(site.module))
         },
         handshake.path,

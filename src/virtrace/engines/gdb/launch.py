@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import json
-import os
-import re
 import signal
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from subprocess import CompletedProcess
 
 from virtrace.errors import TargetError
-from virtrace.image.model import Program
-from virtrace.image.process import Process, inspect
-from virtrace.trace.format import Header
+from virtrace.image.process import inspect
 
 _PACKAGE = Path(__file__).resolve().parents[2]
 # Nothing of the user's, of the current folder or of a traced file is executed.
@@ -25,8 +20,6 @@ _GDB = (
     *("-iex", "maintenance set worker-threads 0"),
 )
 _RUN_SECONDS = 60
-# As VirtraceError has it.
-_ERROR = re.compile("^virtrace: (.*)\ntry: (.*)", re.MULTILINE)
 
 
 def command(action: str) -> list[str]:
@@ -71,54 +64,8 @@ def backtrace(pid: int) -> str:
     return done.stdout[start + 1 :]
 
 
-def check(recipe: str, process: Program, debug_files: Mapping[str, Path] | None = None) -> Header:
-    """What a recipe would resolve to on a process, as the header of a trace; it is not touched.
-
-    process: one that runs, or files that none runs.
-
-    debug_files: from debuginfod, by build-id. TargetError with GDB's own words where it cannot
-    be found out.
-    """
-    header: Header = json.loads(asked("check", recipe, process, debug_files))
-    return header
-
-
-def asked(
-    action: str,
-    recipe: str,
-    process: Program,
-    debug_files: Mapping[str, Path] | None,
-    packs: Iterable[Path] = (),
-) -> str:
-    """The JSON that `virtrace check` or `virtrace plan` answers with. As check().
-
-    packs: folders with symbol packs that come before all others.
-    """
-    variables = {
-        "VIRTRACE_RECIPE": recipe,
-        **(
-            {"VIRTRACE_PID": str(process.pid)}
-            if isinstance(process, Process)
-            else {"VIRTRACE_AGAINST": process.exe}
-        ),
-        "VIRTRACE_DEBUG_FILES": json.dumps(
-            {build_id: str(file) for build_id, file in (debug_files or {}).items()}
-        ),
-        "VIRTRACE_PACKS": os.pathsep.join(map(str, packs)),
-    }
-    done = _run(command(action), variables)
-    for line in done.stdout.splitlines():
-        if line.startswith(('{"type": "header"', '{"format":"virtrace-plan"')):
-            return line
-    told = _ERROR.search(done.stderr)
-    if told is not None:
-        raise TargetError(told[1], told[2])
-    said = done.stderr.strip().partition("\n")[0] or f"gdb ended with {done.returncode}"
-    raise TargetError(said, "run `virtrace doctor`")
-
-
-def _run(argv: Sequence[str], variables: Mapping[str, str] | None = None) -> CompletedProcess[str]:
-    """GDB to its end. variables: of its environment, beside ours. TargetError after a minute."""
+def _run(argv: Sequence[str]) -> CompletedProcess[str]:
+    """Run GDB to its end. Raises TargetError after a minute."""
     try:
         return subprocess.run(
             argv,
@@ -127,7 +74,6 @@ def _run(argv: Sequence[str], variables: Mapping[str, str] | None = None) -> Com
             text=True,
             errors="replace",
             timeout=_RUN_SECONDS,
-            env={**os.environ, **(variables or {})},
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise TargetError(f"gdb does not run: {error}", "run `virtrace doctor`") from error

@@ -11,7 +11,7 @@ import pathlib
 import re
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from virtrace.binary import layouts
@@ -29,7 +29,17 @@ from virtrace.binary.ctype import (
 )
 from virtrace.errors import Unavailable
 from virtrace.image.memory import PAGE, Memory
-from virtrace.recipe.path import Path
+from virtrace.plan.walk import ToTarget, Way, ways
+from virtrace.recipe.path import (
+    CALLER,
+    Backtrace,
+    Caller,
+    Format,
+    Path,
+    Records,
+    TypedParams,
+    parse,
+)
 from virtrace.targets import LIBVIRT
 from virtrace.trace.format import Json, text, unavailable
 
@@ -93,85 +103,41 @@ def read_string(memory: Memory, address: int) -> bytes:
     raise Unavailable(f"no end of the string within {MAX_STRING >> 20} MiB")
 
 
-Step = Callable[[Memory, int], int]
-# From what the steps came to, to the value.
+ReadStep = Callable[[Memory, int], int]
+# From the value behind the last step to the value of the capture.
 End = Callable[[Memory, Arguments, int], Json]
 
 
 @dataclass(frozen=True)
-class Unwalked:
+class PendingBacktrace:
     """A backtrace that is to be taken as soon as no thread runs.
 
-    tid: the thread's id, as the process itself counts. again: reads it once more.
+    tid: the thread's id, as the process itself counts. reread: reads that id once more.
     """
 
     tid: int
-    again: Callable[[], Json]
+    reread: Callable[[], Json]
 
 
 class Capture:
-    """``run`` gives the plain value, or raises Unavailable."""
+    """A capture over known types: ``run`` gives its plain value, or raises Unavailable.
+
+    path: as the recipe has it. types: of the arguments, of RETURN and CALLER, by name.
+    ways: of the path's chains. ctype: of the value.
+
+    Raises Unavailable where the types do not allow the path.
+    """
 
     def __init__(self, path: Path, types: Mapping[str, CType]) -> None:
-        """types: of the arguments, and of RETURN. Unavailable where they do not allow the path."""
-        for name in path.arguments:
-            if name not in types:
-                raise Unavailable(f"the function has no argument {name!r} here")
-        self.arguments = path.arguments
         self.path = path
         self.types = types
-        self._steps: list[Step] = []
-        self._ctype = types[path.name]
-        self._count = _count(path.count, types) if path.count else None
-        self._thread = Capture(replace(path, backtrace=False), types) if path.backtrace else None
-        if self._thread and not isinstance(self._thread._ctype, Integer):
-            raise Unavailable(f"{path.text}: wants a number, the id of a thread")
-        self._read = _records if path.records else _typed
-        # Whether the value at hand is the address of one of type self._ctype.
-        self._in_memory = False
-        for member in path.members:
-            self._to_target(path, member)
-            self._to_member(path, member)
-        for _ in range(path.stars):
-            self._to_target(path, None)
-        if self._count is not None and not isinstance(self._ctype, Pointer):
-            raise Unavailable(f"{path.text}: wants a pointer, and how many there are")
-        if isinstance(self._ctype, Opaque):
-            raise Unavailable(f"{path.text}: the layout of {self._ctype.name} is not known")
-        wide = self._ctype.size > REGISTER
-        if not self._in_memory and (wide or isinstance(self._ctype, (Struct, Array))):
-            raise Unavailable(f"{path.text}: passed by value, which is not decoded")
+        self.arguments = path.arguments
+        self.ways = ways(path, types)
+        self.ctype = self.ways[0].ctype if self.ways else types[CALLER]
+        for way in self.ways:
+            _require_readable(path.text, way)
+        self._steps = _steps(self.ways[0]) if self.ways else []
         self._end = self._ending()
-
-    @property
-    def ctype(self) -> CType:
-        """Of what it gives."""
-        return self._ctype
-
-    def _to_target(self, path: Path, member: str | None) -> None:
-        if member is not None and self._in_memory and isinstance(self._ctype, Struct):
-            return
-        if not isinstance(self._ctype, Pointer) or self._ctype.target is None:
-            raise Unavailable(f"{path.text}: goes through something that is not a pointer")
-        if self._in_memory:
-            size = self._ctype.size
-            self._steps.append(lambda memory, address: integer(memory.read(address, size)))
-        self._steps.append(_not_null)
-        self._ctype = self._ctype.target()
-        self._in_memory = True
-
-    def _to_member(self, path: Path, member: str) -> None:
-        struct = self._ctype
-        if isinstance(struct, Opaque):
-            raise Unavailable(f"{path.text}: the layout of {struct.name} is not known")
-        field = struct.member(member) if isinstance(struct, Struct) else None
-        if not isinstance(struct, Struct) or field is None:
-            raise Unavailable(f"{path.text}: no member {member!r} there")
-        if struct.checks:
-            self._steps.append(_proving(struct, member))
-        else:
-            self._steps.append(lambda _, address: address + field.offset)
-        self._ctype = field.type
 
     def run(self, memory: Memory, arguments: Arguments) -> Json:
         value = arguments(self.arguments[0])
@@ -180,50 +146,105 @@ class Capture:
         return self._end(memory, arguments, value)
 
     def _ending(self) -> End:
-        ctype, steps = self._ctype, self._steps
-        thread = self._thread
-        if thread is not None:
-            self._steps = []
-            return lambda memory, _, value: _unwalked(partial(thread.run, memory, lambda _: value))
-        if isinstance(ctype, Code):
-            self._steps = []
-            return lambda memory, arguments, value: ctype.name(value)
-        if self._count is not None:
-            return self._counted(self._count, self._read, ctype.size if self._in_memory else 0)
-        size, value_of = ctype.size, decoder(ctype)
-        if not self._in_memory:
-            if isinstance(ctype, Pointer) and ctype.string:
-                return self._string
-            mask = (1 << 64) - 1
-            return lambda _, __, value: value_of((value & mask).to_bytes(REGISTER, "little"))
+        form, ctype = self.path.form, self.ctype
+        if isinstance(form, Caller):
+            assert isinstance(ctype, Code)
+            return lambda _, __, value: ctype.name(value)
+        if isinstance(form, Backtrace):
+            return self._backtrace()
+        if isinstance(form, (TypedParams, Records)):
+            if not isinstance(ctype, Pointer):
+                raise Unavailable(f"{self.path.text}: wants a pointer, and how many there are")
+            if not isinstance(self.ways[1].ctype, Integer):
+                raise Unavailable(f"{self.path.text}: wants a number, or a pointer to one")
+            return self._counted(_records if isinstance(form, Records) else _typed)
         if isinstance(ctype, Pointer) and ctype.string:
-            steps.append(lambda memory, address: integer(memory.read(address, size)))
-            return self._string
-        if isinstance(ctype, Struct) and ctype.qmp:
-            most = largest(ctype)
-            return lambda memory, _, address: Unconfirmed(ctype, memory.read(address, most))
-        if isinstance(ctype, Struct) and ctype.checks:
-            steps.append(_proving(ctype, None))
-        return lambda memory, _, address: value_of(memory.read(address, size))
+            if self.ways[0].in_memory:
+                self._steps.append(_loading(ctype.size))
+            return self._filled if isinstance(form, Format) else self._string
+        return _decoding(self.ways[0], self._steps)
 
-    @staticmethod
-    def _counted(counter: Capture, read: Callable[[Memory, int, int], Json], size: int) -> End:
-        """size: of the pointer in memory; 0 where it is at hand."""
+    def _backtrace(self) -> End:
+        if not isinstance(self.ctype, Integer):
+            raise Unavailable(f"{self.path.text}: wants a number, the id of a thread")
+        steps, read = [*self._steps], _decoding(self.ways[0], self._steps)
+        self._steps = []
 
-        def end(memory: Memory, arguments: Arguments, value: int) -> Json:
-            if size:
-                value = integer(memory.read(value, size))
-            count = counter.run(memory, arguments)
+        def tid(memory: Memory, arguments: Arguments, value: int) -> Json:
+            for step in steps:
+                value = step(memory, value)
+            return read(memory, arguments, value)
+
+        return lambda memory, arguments, value: _pending(partial(tid, memory, arguments, value))
+
+    def _counted(self, read: Callable[[Memory, int, int], Json]) -> End:
+        if self.ways[0].in_memory:
+            self._steps.append(_loading(self.ctype.size))
+        counting, steps = self.ways[1], _steps(self.ways[1])
+        decode = _decoding(counting, steps)
+
+        def end(memory: Memory, arguments: Arguments, array: int) -> Json:
+            value = arguments(counting.start)
+            for step in steps:
+                value = step(memory, value)
+            count = decode(memory, arguments, value)
             assert isinstance(count, int)
-            return read(memory, value, count)
+            return read(memory, array, count)
 
         return end
 
     def _string(self, memory: Memory, arguments: Arguments, address: int) -> Json:
-        string = read_string(memory, address)
-        if len(self.arguments) > 1:
-            return _filled(string, memory, arguments(self.arguments[1]))
-        return text(string)
+        return text(read_string(memory, address))
+
+    def _filled(self, memory: Memory, arguments: Arguments, address: int) -> Json:
+        template = read_string(memory, address)
+        return _filled(template, memory, arguments(self.arguments[1]))
+
+
+def _require_readable(text: str, way: Way) -> None:
+    ctype = way.ctype
+    if isinstance(ctype, Opaque):
+        raise Unavailable(f"{text}: the layout of {ctype.name} is not known")
+    is_wide = ctype.size > REGISTER or isinstance(ctype, (Struct, Array))
+    if is_wide and not way.in_memory:
+        raise Unavailable(f"{text}: passed by value, which is not decoded")
+
+
+def _steps(way: Way) -> list[ReadStep]:
+    steps: list[ReadStep] = []
+    for move in way.moves:
+        if isinstance(move, ToTarget):
+            if move.size:
+                steps.append(_loading(move.size))
+            steps.append(_not_null)
+        elif move.struct.checks:
+            steps.append(_proving(move.struct, move.field.name))
+        else:
+            steps.append(_adding(move.field.offset))
+    return steps
+
+
+def _loading(size: int) -> ReadStep:
+    return lambda memory, address: integer(memory.read(address, size))
+
+
+def _adding(offset: int) -> ReadStep:
+    return lambda _, address: address + offset
+
+
+def _decoding(way: Way, steps: list[ReadStep]) -> End:
+    """The end of a way that reads its value as it is. steps: a check may be added to them."""
+    ctype = way.ctype
+    size, value_of = ctype.size, decoder(ctype)
+    if not way.in_memory:
+        mask = (1 << 64) - 1
+        return lambda _, __, value: value_of((value & mask).to_bytes(REGISTER, "little"))
+    if isinstance(ctype, Struct) and ctype.qmp:
+        most = largest(ctype)
+        return lambda memory, _, address: Unconfirmed(ctype, memory.read(address, most))
+    if isinstance(ctype, Struct) and ctype.checks:
+        steps.append(_proving(ctype, None))
+    return lambda memory, _, address: value_of(memory.read(address, size))
 
 
 @dataclass(frozen=True)
@@ -257,7 +278,7 @@ def _not_null(_: Memory, address: int) -> int:
     return address
 
 
-def _proving(struct: Struct, member: str | None) -> Step:
+def _proving(struct: Struct, member: str | None) -> ReadStep:
     """The step to ``member`` by the one layout that the memory agrees with."""
     matching, size = matcher(struct), largest(struct)
 
@@ -274,21 +295,12 @@ def _proving(struct: Struct, member: str | None) -> Step:
     return step
 
 
-def _count(path: Path, types: Mapping[str, CType]) -> Capture:
-    """Of a number, or of a pointer to one."""
-    to_number = isinstance(types.get(path.name), Pointer) and not path.members
-    capture = Capture(replace(path, stars=int(to_number)), types)
-    if not isinstance(capture._ctype, Integer):
-        raise Unavailable(f"{path.text}: wants a number, or a pointer to one")
-    return capture
-
-
 def _typed(memory: Memory, address: int, count: int) -> Json:
     """An array of virTypedParameter, as an object by their names."""
     if address == 0:
         raise Unavailable("NULL pointer: only how many there are was asked for")
     if not 0 <= count <= MAX_READ // _TYPED.size:
-        raise Unavailable(f"{count} typed parameters are not believed")
+        raise Unavailable(f"implausible count of typed parameters: {count}")
     found: dict[str, Json] = {}
     for field, kind, value in _TYPED.iter_unpack(memory.read(address, count * _TYPED.size)):
         name, end, _ = field.partition(b"\0")
@@ -328,11 +340,11 @@ def _typed_value(memory: Memory, kind: int, raw: bytes) -> Json:
     return value
 
 
-def _unwalked(read: Callable[[], Json]) -> Unwalked:
+def _pending(read: Callable[[], Json]) -> PendingBacktrace:
     tid = read()
     if not tid:
-        raise Unavailable("thread 0 is nobody")
-    return Unwalked(tid, read)
+        raise Unavailable("no thread holds it (owner is 0)")
+    return PendingBacktrace(tid, read)
 
 
 def _filled(template: bytes, memory: Memory, filler: int) -> Json:
@@ -353,6 +365,4 @@ def _conversions(template: bytes) -> list[bytes]:
     return [found for found in _CONVERSION.findall(template) if found != b"%%"]
 
 
-_DOMAIN_NAME = Capture(
-    Path("domain->name", "domain", ("name",)), {"domain": LIBVIRT.type_named("virDomain *")}
-)
+_DOMAIN_NAME = Capture(parse("domain->name"), {"domain": LIBVIRT.type_named("virDomain *")})

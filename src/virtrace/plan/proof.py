@@ -1,7 +1,7 @@
-"""Arguments of functions that were found without debug info: only what can be proven.
+"""Arguments of static functions found without debug info: only what can be proven.
 
 The compiler may drop and move the parameters of a static function, so its declaration does
-not tell which register has which. This module does not need gdb.
+not say which register holds which.
 """
 
 from __future__ import annotations
@@ -12,31 +12,38 @@ from dataclasses import dataclass
 from virtrace.binary import layouts
 from virtrace.binary.ctype import Opaque
 from virtrace.recipe.path import CALLER, RETURN
-from virtrace.recipe.prototype import Parameter, Prototype
+from virtrace.recipe.prototype import Parameter
 
-# By position: the value, or None where it is not proven.
+# The value of each parameter, in order; None where it is not proven.
 Proven = tuple["int | None", ...]
 
 
 @dataclass(frozen=True)
-class Caller:
-    """The traced function that called: its parameters, what is proven of them, its frame's end."""
+class TracedCaller:
+    """The traced function that called another.
+
+    arguments: the values of its parameters, as far as they are proven. return_sp: where its frame
+    ends, an address.
+    """
 
     parameters: Sequence[Parameter]
     arguments: Proven
     return_sp: int
 
 
-def is_provable(prototype: Prototype, argument: str) -> bool:
-    """Whether of_static_function() may know this argument; RETURN and CALLER are none."""
-    types = {parameter.name: parameter.type for parameter in prototype.parameters}
+def is_provable(parameters: Sequence[Parameter], argument: str) -> bool:
+    """Whether of_static_function() may prove an argument. RETURN and CALLER need no proof."""
+    types = {parameter.name: parameter.type for parameter in parameters}
     return argument in (RETURN, CALLER) or types[argument].endswith("*")
 
 
 def of_driver_method(
-    registers: Sequence[int], parameters: Sequence[Parameter], caller: Caller
+    registers: Sequence[int], parameters: Sequence[Parameter], caller: TracedCaller
 ) -> Proven:
-    """The API hands its own arguments on, in order; each counts that is the same in both."""
+    """Prove the arguments of a driver's method: the API passes its own on, in order.
+
+    An argument is proven where the register holds what the API was given.
+    """
     proven: list[int | None] = []
     for parameter, register, handed in zip(parameters, registers, caller.arguments):
         mask = (1 << 8 * layouts.named(parameter.type, Opaque).size) - 1
@@ -48,15 +55,17 @@ def of_driver_method(
 def of_static_function(
     registers: Sequence[int],
     parameters: Sequence[Parameter],
-    caller: Caller,
+    caller: TracedCaller,
     sp: int,
     word: Callable[[int], int],
 ) -> Proven:
-    """What cannot be mistaken, in whatever register it came.
+    """Prove the arguments of any other static function, whatever registers they are in.
 
-    A pointer to a pointer is the one that points to a NULL in the caller's frame: it will be
-    filled in. Any other pointer is one that the caller was given, of the same type. Numbers
-    look like any other and are never proven. word: reads the memory at an address.
+    A pointer to a pointer is the only register that points to a NULL in the caller's frame, which
+    the function will fill in. Any other pointer equals an argument of the caller of the same type.
+    Numbers look alike and are never proven.
+
+    word: reads the word at an address of memory; may raise Unavailable.
     """
     # Parameters are dropped, none are added: what lies in later registers is left from before.
     used = registers[: len(parameters)]

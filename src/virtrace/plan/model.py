@@ -1,0 +1,233 @@
+"""The plan of a trace: a recipe resolved on an image. Every engine works from it.
+
+Addresses are those of the files, which a module's load bias makes those of a process.
+"""
+
+from __future__ import annotations
+
+import sys
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Union
+
+from virtrace.errors import Unavailable
+from virtrace.plan.arguments import ArgumentSource, ByOperands
+from virtrace.plan.capture import Capture
+from virtrace.recipe.path import RETURN
+from virtrace.recipe.prototype import Parameter
+from virtrace.trace.format import ProbeRecord
+
+# A capture, or the reason why there can be none.
+Captures = Mapping[str, Union[Capture, Unavailable]]
+
+# What a span lacks where its lines were asked for and are not known.
+LINES = "lines"
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A place to probe.
+
+    probe: the name of its events. module: the name that the recipe has for the file.
+    file: its path, as the process sees it.
+    """
+
+    probe: str
+    module: str
+    file: str
+
+
+@dataclass(frozen=True, eq=False)
+class FunctionSite(Site):
+    """A function.
+
+    entry: its first instruction. address: where its arguments can be read, which is behind the
+    prologue only where GDB's debug info says so.
+    """
+
+    entry: int
+    address: int
+    arguments: ArgumentSource
+
+    @property
+    def addresses(self) -> tuple[int, ...]:
+        return (self.address,)
+
+    @property
+    def at_entry(self) -> bool:
+        """Whether the return address lies at the stack pointer there."""
+        return self.address == self.entry
+
+
+@dataclass(frozen=True, eq=False)
+class SpanSite(FunctionSite):
+    """A function that is traced from its entry to its return.
+
+    root: a call of it begins a tree. parameters: as declared, where the arguments of functions
+    that it calls are proven by its own. moved: the compiler may have changed its arguments and
+    its result. keeps_registers: its lines may ask what the argument registers held at the entry.
+    """
+
+    enter: Captures
+    exit: Captures
+    root: bool = False
+    parameters: Sequence[Parameter] = ()
+    moved: bool = False
+    keeps_registers: bool = False
+
+    @cached_property
+    def needed(self) -> frozenset[str]:
+        """The arguments that captures at the return start from."""
+        return frozenset(starts(self.exit) - {RETURN})
+
+
+@dataclass(frozen=True, eq=False)
+class PointSite(FunctionSite):
+    """The entry of a function. anywhere: recorded outside of recorded calls too."""
+
+    capture: Captures
+    anywhere: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class ReturnPointSite(FunctionSite):
+    """The return of a function. anywhere: as in PointSite."""
+
+    capture: Captures
+    anywhere: bool = False
+
+    @cached_property
+    def needed(self) -> frozenset[str]:
+        """The arguments that captures at the return start from."""
+        return frozenset(starts(self.capture) - {RETURN})
+
+
+@dataclass(frozen=True, eq=False)
+class StaticProbeSite(Site):
+    """All places of a static probe.
+
+    semaphores: addresses of the counters that switch it on, where it has any.
+    anywhere: as in PointSite.
+    """
+
+    provider: str
+    name: str
+    addresses: Sequence[int]
+    semaphores: Sequence[int]
+    arguments: ByOperands
+    capture: Captures
+    anywhere: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class LineSite(Site):
+    """A statement of a function whose lines are traced.
+
+    address: where it begins. source: the name of its file. declared: the line of the function's
+    declaration. watch: what may have changed since the last statement.
+    """
+
+    address: int
+    arguments: ArgumentSource
+    source: str
+    line: int
+    declared: int
+    watch: Captures
+
+    @property
+    def addresses(self) -> tuple[int, ...]:
+        return (self.address,)
+
+
+AnySite = Union[SpanSite, PointSite, ReturnPointSite, StaticProbeSite, LineSite]
+
+
+def starts(captures: Captures) -> set[str]:
+    """The values of the function that captures start from."""
+    return {name for capture in possible(captures) for name in capture.arguments}
+
+
+def possible(captures: Captures) -> Iterator[Capture]:
+    return (capture for capture in captures.values() if isinstance(capture, Capture))
+
+
+def all_captures(site: AnySite) -> Captures:
+    if isinstance(site, SpanSite):
+        return {**site.enter, **site.exit}
+    return site.watch if isinstance(site, LineSite) else site.capture
+
+
+@dataclass(frozen=True)
+class ResolvedProbe:
+    """A probe of a recipe, resolved.
+
+    function: its name in C, or PROVIDER:NAME of a static probe; of alternatives, of the first
+    that was found. kind: span or point. level: by what means it was found, or missing.
+    offset: of the first site, as the file counts. why: it is missing, or is not known better.
+    lacks: the values that cannot be had at this level. taken: the function, where there were
+    alternatives. role: what its events mean to readers of a trace (recipe/roles.py).
+    """
+
+    name: str
+    function: str
+    kind: str
+    module: str
+    level: str
+    sites: Sequence[AnySite] = ()
+    offset: int | None = None
+    why: str | None = None
+    lacks: Sequence[str] = ()
+    taken: str | None = None
+    role: str | None = None
+
+    def to_record(self) -> ProbeRecord:
+        offset = None if self.offset is None else f"{self.offset:#x}"
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "role": self.role,
+            "module": self.module,
+            "offset": offset,
+            "level": self.level,
+            "taken": self.taken,
+            "why": self.why,
+            "lacks": list(self.lacks),
+        }
+
+
+@dataclass(frozen=True)
+class ExportedFunctions:
+    """The exported functions of modules, to name the one that an address is in.
+
+    functions: by module: first address, address behind, and name of each, sorted.
+    bases: by module: where it is loaded; filled in later where that is not known yet.
+    """
+
+    functions: Mapping[str, Sequence[tuple[int, int, str]]] = field(default_factory=dict)
+    bases: dict[str, int] = field(default_factory=dict)
+
+    def caller(self, return_address: int) -> str:
+        """The function that a call returns to. Raises Unavailable where none is exported there."""
+        # A call can be the last instruction of its function.
+        call = return_address - 1
+        for module, functions in self.functions.items():
+            if module in self.bases:
+                address = call - self.bases[module]
+                at = bisect_right(functions, (address, sys.maxsize, "")) - 1
+                if at >= 0 and address < functions[at][1]:
+                    return functions[at][2]
+        raise Unavailable("it was called by a function that is not exported")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe, resolved. exported: where a capture asks which function called."""
+
+    probes: Sequence[ResolvedProbe]
+    exported: ExportedFunctions
+
+    @cached_property
+    def sites(self) -> Sequence[AnySite]:
+        return [site for probe in self.probes for site in probe.sites]
