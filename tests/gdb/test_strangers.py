@@ -96,12 +96,12 @@ def test_no_breakpoint_is_set_where_no_file_says_what_is_there(
 
 MADE_UP = """
 from virtrace.plan.infer import Inferred
-from virtrace.inferior import commands
+from virtrace.inferior import assembly
 def made_up(recipe, process):
     driver = process.module("libvirt_driver_qemu.so")
     wrong = driver.elf.exported_function("qemuMonitorGetAllBlockStatsInfo") + 1
     return {span: Inferred(wrong, "made up") for span in recipe.spans if span.find}
-commands.infer = made_up
+assembly.infer = made_up
 """
 
 
