@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from virtrace.recipe import roles
 from virtrace.trace.format import Event
 from virtrace.trace.upgrade import UpgradedEvents
 
@@ -31,12 +32,7 @@ STATS = {
 }
 NO_DEBUG_INFO = "static function, and there is no debug info for libvirt_driver_qemu.so"
 
-ROLES = {
-    "virDomainGetBlockInfo": "disk.sizes",
-    "qmp.send": "qmp.command",
-    "qmp.reply": "qmp.reply",
-    "error": "error",
-}
+ROLES = {"virDomainGetBlockInfo": roles.DISK_SIZES}
 
 # Any: tests make records that no type allows.
 HEADER: Any = {
@@ -83,7 +79,7 @@ HEADER: Any = {
         {
             "name": name,
             "kind": "point" if name in ("qmp.send", "qmp.reply", "error") else "span",
-            "role": ROLES.get(name),
+            "role": ROLES.get(name) or roles.of_point(name),
             "module": module,
             "offset": offset,
             "level": level,
@@ -134,7 +130,9 @@ class Recorder:
         place = {"span": None, "parent": None, "call": None, "values": {}, "tid": 77, **rest}
         seq = len(self.events)
         event = Event(type=kind, seq=seq, t_ns=1_000_000 + seq * 213_000, name=name, **place)
-        event = self._upgraded(event._replace(role=ROLES.get(name)))
+        span_role = ROLES.get(name) or roles.of_span(event.values, ())
+        role = roles.of_point(name) if kind == "point" else span_role
+        event = self._upgraded(event._replace(role=role))
         self.events.append(event)
         return event
 

@@ -32,7 +32,7 @@ ALLOWED = {
     "engine": {"errors", "recipe", "trace", "binary", "image", "targets", "plan"},
     "analysis": {"errors", "recipe", "trace"},
     "report": {"errors", "printing", "recipe", "trace", "analysis"},
-    "host": {"errors", "files", "markup", "trace", "image", "analysis"},
+    "host": {"errors", "recipe", "files", "markup", "trace", "image", "analysis"},
     "bundle": {"errors", "markup", "recipe", "trace", "targets", "analysis", "report", "host"},
     "lab": {"errors"},
     "record": {

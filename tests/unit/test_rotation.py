@@ -31,14 +31,16 @@ ENDINGS = ("", ".gz", ".zst")
 
 def call(number: int) -> list[Record]:
     """The events of the sample, as the call of this number."""
-    moved = []
+    moved: list[Record] = []
     for event in CALL:
         ids = {
             key: event[key] if event[key] is None else event[key] + 100 * number
             for key in ("span", "parent", "call")
         }
-        seq = event["seq"] + number * len(CALL)
-        moved.append({**event, **ids, "seq": seq, "t_ns": event["t_ns"] + number * 10**9})
+        seqs: Record = {
+            key: event[key] + number * len(CALL) for key in ("seq", "answers") if key in event
+        }
+        moved.append({**event, **ids, **seqs, "t_ns": event["t_ns"] + number * 10**9})
     return moved
 
 
@@ -68,7 +70,7 @@ class Recorded:
 
 def without_seq(event: Any) -> Record:
     record = event if isinstance(event, dict) else event.to_record()
-    return {key: value for key, value in record.items() if key != "seq"}
+    return {key: value for key, value in record.items() if key not in ("seq", "answers")}
 
 
 @pytest.fixture
@@ -97,6 +99,8 @@ def test_each_file_is_a_trace_and_none_cuts_a_call(recorded: Recorded, tmp_path:
         assert trace.header == {**HEADER, "part": {"number": number, "open": []}}
         assert [event.seq for event in trace.events] == list(range(len(trace.events)))
         assert all(each.complete for each in CallBuilder().calls(trace))
+        asked = [event.answers for event in trace.events if event.name == "qmp.reply"]
+        assert {trace.events[seq or 0].name for seq in asked} == {"qmp.send"}
         assert trace.footer is not None
         last = file == files[-1]
         assert trace.footer["reason"] == ("done" if last else "rotated")
@@ -105,6 +109,21 @@ def test_each_file_is_a_trace_and_none_cuts_a_call(recorded: Recorded, tmp_path:
         events += map(without_seq, trace.events)
     assert events == list(map(without_seq, recorded.events))
     assert recorded.writer.size == sum(file.stat().st_size for file in files)
+
+
+def test_a_reply_names_no_request_of_an_earlier_file(tmp_path: Path) -> None:
+    found = Recorded(tmp_path / "t.jsonl")
+    [sent] = [event for event in CALL if event["name"] == "qmp.send"]
+    [reply] = [event for event in CALL if event["name"] == "qmp.reply"]
+    for seq in range(100):
+        found.write([{**sent, "seq": seq, "span": None, "parent": None, "call": None}])
+    found.write([{**reply, "seq": 100, "parent": None, "call": None, "answers": 1}])
+    found.write([{**reply, "seq": 101, "parent": None, "call": None, "answers": 99}])
+    found.end()
+    *_, before, last = parts(tmp_path / "t.jsonl")
+    first = sum(len(read_trace(file).events) for file in parts(tmp_path / "t.jsonl")[:-1])
+    assert before != last
+    assert [event.answers for event in read_trace(last).events[-2:]] == [None, 99 - first]
 
 
 @pytest.mark.parametrize("ending", ENDINGS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -12,13 +12,13 @@ from virtrace.analysis.devices import Device, Qmp, Reading
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.source_lines import Line, Seen, lines_of, watch
 from virtrace.analysis.spans import Call, Point, Span
-from virtrace.trace.format import Event, Json
+from virtrace.recipe import roles
+from virtrace.trace.format import Event, Json, ProbeRecord
 
 NUMBERS = ("capacity", "allocation", "physical")
 API = "virDomainGetBlockInfo"
 DRIVER = "qemuDomainGetBlockInfo"
 GATHER = "qemuDomainBlocksStatsGather"
-RAISED = ("error.raised", "error.system")
 
 # The fields of qemuBlockStats that are counted per device, by their QMP names.
 COUNTERS = {
@@ -133,7 +133,7 @@ class BlockInfo:
         places = (
             node.event
             for node in self.call.nodes()
-            if isinstance(node, Point) and node.event.name in RAISED
+            if isinstance(node, Point) and node.event.role == roles.ERROR_PLACE
         )
         before = [each for each in places if error is not None and each.seq < error.seq]
         return before[-1] if before else None
@@ -144,10 +144,16 @@ def _possible(device: Device | None) -> tuple[bool, ...]:
     return (False, True) if known is None else (known,)
 
 
-def read(call: Call, levels: Mapping[str, str], alias: str | None = None) -> BlockInfo:
+def seen_by(probes: Iterable[ProbeRecord]) -> frozenset[str]:
+    """Return names and roles of the probes that were found."""
+    found = [probe for probe in probes if probe["level"] != "missing"]
+    return frozenset({probe["name"] for probe in found} | {str(probe["role"]) for probe in found})
+
+
+def read(call: Call, seen: Collection[str], alias: str | None = None) -> BlockInfo:
     """What a call of API says.
 
-    levels: what each probe of the trace resolved to, by name. alias: libvirt's name of the
+    seen: as of seen_by(). alias: libvirt's name of the
     device, where something besides the trace told it.
     """
     spans = {node.name: node for node in call.nodes() if isinstance(node, Span)}
@@ -161,7 +167,7 @@ def read(call: Call, levels: Mapping[str, str], alias: str | None = None) -> Blo
         info=_returned(call.root, "info"),
         driver_info=_returned(spans.get(DRIVER), "info"),
         stats=stats,
-        running=_running(spans, qmp, levels),
+        running=_running(spans, qmp, seen),
         devices=devices,
         chosen_by=chosen_by,
         lines=tuple(lines_of(spans[DRIVER])) if DRIVER in spans else (),
@@ -176,13 +182,12 @@ def read(call: Call, levels: Mapping[str, str], alias: str | None = None) -> Blo
     return block
 
 
-def _running(spans: Mapping[str, Span], qmp: Qmp, levels: Mapping[str, str]) -> bool | None:
+def _running(spans: Mapping[str, Span], qmp: Qmp, seen: Collection[str]) -> bool | None:
     if GATHER in spans or qmp.asked:
         return True
-    # What would have been seen, had it happened.
-    seen = {name for name, level in levels.items() if level != "missing"}
     driver_called = DRIVER in spans or DRIVER not in seen
-    return False if driver_called and seen & {GATHER, "qmp.send"} else None
+    # What would have been seen if it had happened.
+    return False if driver_called and {GATHER, roles.QMP_COMMAND} & set(seen) else None
 
 
 def _returned(span: Span | None, name: str) -> Reading | None:

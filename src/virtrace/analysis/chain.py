@@ -38,7 +38,7 @@ def chains(calls: Iterable[Call]) -> list[Link]:
                 path = _entered(node, path)
                 rest.extend((child, path) for child in reversed(node.children))
             elif isinstance(node, Exchange):
-                _count(path[-1], node.command, True, failed=node.failed)
+                _count(path[-1], node.command, node.is_qmp, failed=node.failed)
     return top.callees
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from virtrace.analysis.blockinfo import API, NUMBERS, read
+from virtrace.analysis.blockinfo import API, NUMBERS, read, seen_by
 from virtrace.analysis.causes import Case, Finding, find
 from virtrace.analysis.host import find as find_host
 from virtrace.analysis.lineage import Lineage, trace_back
 from virtrace.analysis.spans import Call, CallBuilder
 from virtrace.errors import TraceError, UsageError
+from virtrace.recipe.roles import DISK_SIZES
 from virtrace.trace.format import HostRecord, ProbeRecord
 from virtrace.trace.reader import Recording
 
@@ -67,7 +68,7 @@ def explain_trace(trace: Recording, path: str, wanted: int | None = None) -> Exp
     def chosen() -> Iterator[Call]:
         for call in CallBuilder(trace.most_open).calls(trace):
             names.add(call.root.name)
-            if call.root.name == API:
+            if call.root.role == DISK_SIZES:
                 if len(some) <= _CALLS_NAMED:
                     some.append(call.id)
                 if wanted in (None, call.id):
@@ -96,15 +97,15 @@ def explain(
 
     probes, host: of the trace.
     """
-    levels = {probe["name"]: probe["level"] for probe in probes}
+    seen = seen_by(probes)
     host = list(host)
     cases: dict[object, Explanation] = {}
     further: set[int] = set()
     found = Explained()
     for call in calls:
-        if call.root.name != API:
+        if call.root.role != DISK_SIZES:
             continue
-        case = _case(call, levels, host)
+        case = _case(call, seen, host)
         findings = find(case)
         key = _key(case, findings)
         if key in cases:
@@ -122,11 +123,11 @@ def explain(
     return found
 
 
-def _case(call: Call, levels: Mapping[str, str], host: list[HostRecord]) -> Case:
-    block = read(call, levels)
+def _case(call: Call, seen: Collection[str], host: list[HostRecord]) -> Case:
+    block = read(call, seen)
     told = find_host(host, block.domain, block.disk)
     if told is not None and told.alias is not None:
-        block = read(call, levels, told.alias)
+        block = read(call, seen, told.alias)
     return Case(block, told)
 
 

@@ -1,6 +1,6 @@
-"""Calls over libvirt's socket, by the names that the recipe ``rpc`` gives its points.
+"""Calls over libvirt's socket.
 
-A message comes in on the thread of the event loop; a worker takes it up, and that is the traced
+A message is received on the thread of the event loop; a worker picks it up, and that is the traced
 call. The two belong together where client, program and serial number agree.
 """
 
@@ -8,13 +8,8 @@ from __future__ import annotations
 
 import json
 
+from virtrace.recipe.roles import RPC_RECEIVED
 from virtrace.trace.format import Event, Record
-
-RECEIVED = "rpc.received"
-CLIENT = "rpc.client"
-PROCEDURE = "rpc.procedure"
-DOMAIN = "rpc.domain"
-REPLY = "rpc.reply"
 
 # virNetMessageType, virNetMessageStatus (libvirt: src/rpc/virnetprotocol.x).
 _CALLS = (0, 4)
@@ -22,12 +17,12 @@ ERROR = 1
 
 
 def is_call(event: Event) -> bool:
-    """A message that a worker has to take up: neither keepalive nor data of a stream."""
-    return event.name == RECEIVED and event.values.get("type") in _CALLS
+    """Whether a worker has to pick a message up: it is neither keepalive nor data of a stream."""
+    return event.role == RPC_RECEIVED and event.values.get("type") in _CALLS
 
 
 def key(values: Record) -> str | None:
-    """What a message and the call that it became agree in; None where one of them is not known."""
+    """Return what a message and its call agree in; None if a part of it is not known."""
     agreed = [values.get(name) for name in ("client", "program", "serial")]
     known = isinstance(agreed[0], str) and all(type(value) is int for value in agreed[1:])
     return json.dumps(agreed) if known else None

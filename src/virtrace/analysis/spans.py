@@ -12,11 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Union
 
 from virtrace.analysis import rpc
-from virtrace.analysis.qmp import REPLY, SEND, Exchange, Pairing
+from virtrace.analysis.qmp import Exchange
 from virtrace.errors import TraceError
+from virtrace.recipe import roles
 from virtrace.trace.format import ENDED, Event, Json, Record, is_unavailable
-
-ERROR = "error"
 
 # Functions inside one another, of which a tree shows each inside the other. No thread of libvirt's
 # comes near; what walks over a tree would take too long, or too much of Python's stack.
@@ -38,6 +37,7 @@ class Span:
     tid: int
     t_enter_ns: int
     arguments: Record
+    role: str | None = None
     t_exit_ns: int | None = None
     returned: Record | None = None
     lost: str | None = None
@@ -58,7 +58,7 @@ class Span:
         return [
             node.event
             for node in self.nodes()
-            if isinstance(node, Point) and node.event.name == ERROR
+            if isinstance(node, Point) and node.event.role == roles.ERROR
         ]
 
     @property
@@ -118,22 +118,22 @@ class Call:
     @property
     def failed(self) -> bool:
         """The API says so by what it returned; to a client, by what it replied."""
-        return self.root.failed or self._own(rpc.REPLY, "status") == rpc.ERROR
+        return self.root.failed or self._own(roles.RPC_REPLY, "status") == rpc.ERROR
 
     @property
     def procedure(self) -> str | None:
         """Of a client's call: what libvirt calls the procedure."""
-        return self._name(rpc.PROCEDURE)
+        return self._name(roles.RPC_PROCEDURE)
 
     @property
     def domain(self) -> str | None:
         """Of a client's call: the domain that it is about, where that is one alone."""
-        return self._name(rpc.DOMAIN)
+        return self._name(roles.RPC_DOMAIN)
 
     @property
     def client(self) -> Record | None:
         """Of a client's call: who the client is, by the names of libvirt's identities."""
-        identity = self._own(rpc.CLIENT, "identity")
+        identity = self._own(roles.RPC_CLIENT, "identity")
         return identity if isinstance(identity, dict) and not is_unavailable(identity) else None
 
     @property
@@ -141,15 +141,15 @@ class Call:
         """Of a client's call: how long it waited until a worker took it up."""
         return None if self.received is None else self.root.t_enter_ns - self.received.t_ns
 
-    def _name(self, point: str) -> str | None:
-        name = self._own(point, "name")
+    def _name(self, role: str) -> str | None:
+        name = self._own(role, "name")
         return name if isinstance(name, str) else None
 
-    def _own(self, name: str, value: str) -> Json:
-        """A value of the one point of this name directly below the root; None without one."""
+    def _own(self, role: str, name: str) -> Json:
+        """Return a value of the only point of this role directly below the root, or None."""
         points = [child.event for child in self.root.children if isinstance(child, Point)]
-        found = [event for event in points if event.name == name]
-        return found[0].values.get(value) if len(found) == 1 else None
+        events = [event for event in points if event.role == role]
+        return events[0].values.get(name) if len(events) == 1 else None
 
     def nodes(self) -> Iterator[Child]:
         """Every node of the tree, parents first, children in order of time."""
@@ -208,9 +208,10 @@ class CallBuilder:
         self._most_open = most_open
         self._held = 0
         self._open: dict[int, _Open] = {}
-        self._pairing = Pairing()
+        # Requests that wait for their reply, by `seq`.
+        self._requests: dict[int, Exchange] = {}
         self._apart: list[Point | Exchange] = []
-        # Commands outside of calls whose reply is waited for, by the `seq` of the command.
+        # Those of them outside of calls.
         self._unanswered: dict[int, Exchange] = {}
         # Calls of clients that no worker has taken up yet.
         self._received: dict[str, Event] = {}
@@ -263,10 +264,11 @@ class CallBuilder:
         if id_ in self._open:
             self._open[id_].tree.call.problems.append(f"span {id_} begins twice")
             return
-        span = Span(id_, event.name, event.tid, event.t_ns, event.values)
+        span = Span(id_, event.name, event.tid, event.t_ns, event.values, event.role)
         home = self._home(event)
         if home is None:
-            received = self._received.pop(rpc.key(event.values) or "", None)
+            key = rpc.key(event.values) if event.role == roles.RPC_CALL else None
+            received = self._received.pop(key, None) if key is not None else None
             tree = _Tree(Call(event.call, span, received=received))
             if event.parent is not None:
                 tree.call.problems.append(f"the caller of {event.name} is not in the trace")
@@ -299,12 +301,12 @@ class CallBuilder:
         return self._close(tree) if span is tree.call.root else None
 
     def _happened(self, event: Event) -> None:
-        if event.name == REPLY:
-            answered = self._pairing.reply(event)
-            if answered is not None:
-                if self._unanswered.pop(answered.send.seq, None):
-                    self._apart.append(answered)
-                return
+        if event.answers in self._requests:
+            answered = self._requests.pop(event.answers)
+            answered.reply = event
+            if self._unanswered.pop(event.answers, None):
+                self._apart.append(answered)
+            return
         if event.call is None and event.parent is None:
             self._happened_apart(event)
             return
@@ -313,12 +315,17 @@ class CallBuilder:
             self.tally.outside += 1
             return
         self._hold(home.tree)
-        if event.name == SEND:
-            exchange = self._pairing.send(event)
+        if event.role in roles.REQUESTS:
+            exchange = self._request(event)
             home.tree.exchanges.append(exchange)
             home.inside.children.append(exchange)
         else:
             home.inside.children.append(Point(event))
+
+    def _request(self, event: Event) -> Exchange:
+        exchange = Exchange(event)
+        self._requests[event.seq] = exchange
+        return exchange
 
     def _hold(self, tree: _Tree) -> None:
         tree.held += 1
@@ -335,8 +342,8 @@ class CallBuilder:
 
     def _happened_apart(self, event: Event) -> None:
         self._check_bound()
-        if event.name == SEND:
-            self._unanswered[event.seq] = self._pairing.send(event)
+        if event.role in roles.REQUESTS:
+            self._unanswered[event.seq] = self._request(event)
         elif rpc.is_call(event) and (key := rpc.key(event.values)):
             # A client freed and made anew can have the address of the old one.
             if key in self._received:
@@ -369,7 +376,8 @@ class CallBuilder:
                 why = f": {span.lost}" if span.lost else ""
                 call.problems.append(f"the return of {span.name} was not seen{why}")
         for exchange in tree.exchanges:
-            self._pairing.forget(exchange)
+            if self._requests.get(exchange.send.seq) is exchange:
+                del self._requests[exchange.send.seq]
         self.tally.calls += 1
         self.tally.failed += call.failed
         self.tally.incomplete += not call.complete

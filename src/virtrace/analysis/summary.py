@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from virtrace.analysis.blockinfo import NUMBERS
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, Point, Span
+from virtrace.recipe.roles import DISK_SIZES
 from virtrace.trace.format import Json, Record
 
 # Where the buckets of histograms begin, in each power of ten.
@@ -183,9 +184,9 @@ def _histograms(durations: list[list[int]], steps: Sequence[int]) -> list[list[B
 
 def _add_disk(disks: dict[str, Disk], call: Call) -> None:
     arguments, returned = call.root.arguments, call.root.returned or {}
-    if "disk" not in arguments or "info" not in returned:
+    if call.root.role != DISK_SIZES or "info" not in returned:
         return
-    domain, name = arguments.get("domain"), arguments["disk"]
+    domain, name = arguments.get("domain"), arguments.get("disk")
     disk = disks.setdefault(json.dumps([domain, name]), Disk(domain, name, call))
     disk.last = call
     disk.calls += 1

@@ -80,8 +80,7 @@ def _waiting(
 
 def _apart(node: Point | Exchange) -> Iterator[tuple[Point | Exchange, None, int]]:
     if isinstance(node, Exchange):
-        # Without an id its reply cannot be told from others.
-        if node.reply is None and node.id is not None:
+        if node.is_awaited:
             yield node, None, node.t_enter_ns
     elif rpc.is_call(node.event):
         yield node, None, node.event.t_ns
@@ -95,9 +94,7 @@ def _open(call: Call) -> Iterator[tuple[Span | Exchange, Call, int]]:
     while inner := [one for one in span.children if isinstance(one, Span) and one.unfinished]:
         span = inner[-1]
     unanswered: list[Span | Exchange] = [
-        child
-        for child in span.children
-        if isinstance(child, Exchange) and child.reply is None and child.id is not None
+        child for child in span.children if isinstance(child, Exchange) and child.is_awaited
     ]
     for node in unanswered or [span]:
         yield node, call, node.t_enter_ns

@@ -10,6 +10,7 @@ from virtrace.analysis.blockinfo import API, NUMBERS
 from virtrace.analysis.explain import Explained, Explanation
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, Point
+from virtrace.recipe.roles import ERROR
 from virtrace.report import explanation, pieces, units
 from virtrace.report.highlight import Style, safe
 from virtrace.trace.format import Json, Record, is_unavailable
@@ -297,7 +298,7 @@ def _error(node: Call | Point | Exchange) -> str | None:
         said = pieces.plain(last[0].values.get("message")) if last else "no error was seen"
         return f"{_code(pieces.question(node, _STYLE))} failed: {_text(said)}"
     if isinstance(node, Point):
-        if node.event.name != "error":
+        if node.event.role != ERROR:
             return None
         return f"error: {_text(pieces.plain(node.event.values.get('message')))}"
     if not node.failed or node.reply is None:

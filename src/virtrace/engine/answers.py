@@ -1,106 +1,109 @@
-"""Which earlier point an answer belongs to, across threads. Does not need gdb."""
+"""Which request a reply answers, across threads. Does not need gdb."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from virtrace.engine.confirm import Exchange, settle
 from virtrace.engine.tracer import RawEvent
 from virtrace.recipe.model import Point
-from virtrace.trace.format import MAX_DEPTH, Json, is_deeper, is_unavailable
+from virtrace.trace.format import Json, is_unavailable
+from virtrace.trace.json_text import parsed
 
-# Levels of JSON: a trace has it a few levels deeper.
-_MAX_DEPTH = MAX_DEPTH - 10
-
-
-# That wait for an answer at a time: far more than a daemon has monitors and clients.
+# Requests that wait for a reply: far more than a daemon has monitors and clients.
 MOST_ASKED = 10_000
 
 
-class _Asked(NamedTuple):
-    """What an answer gets of what it answers. command: that QEMU was given, if any."""
+@dataclass
+class Request:
+    """What a reply gets from its request.
+
+    parent, call: as in the event of the request.
+    command: the QMP command, if it is one.
+    seq: of the event; None until the event is written.
+    """
 
     parent: int | None
     call: int | None
     command: Json
+    seq: int | None = None
+
+
+class Placed(NamedTuple):
+    """An event that belongs into the trace.
+
+    answers: the request that it answers, if any.
+    requests: what it was recorded as, for replies to come.
+    has_json: whether its values hold `json`, parsed from a text beside it.
+    """
+
+    event: RawEvent
+    answers: Request | None = None
+    requests: Request | None = None
+    has_json: bool = False
 
 
 class Answers:
-    """Gives answers the span and the call of what they answer; drops those of other calls."""
+    """Attaches each reply to its request; drops replies to requests that were not recorded."""
 
     def __init__(self, points: tuple[Point, ...]) -> None:
         self._points = {point.name: point for point in points}
-        # By the name of a point that is answered: by what each that answers it knows it again.
+        # Ways to recognize the replies to a point, by its name: names of values that agree.
         self._ways: dict[str, set[tuple[str, ...]]] = {}
         for point in points:
             if point.answers:
                 self._ways.setdefault(point.answers.point, set()).add(point.answers.by)
-        self._asked: dict[tuple[str, tuple[str, ...], tuple[str, ...]], _Asked] = {}
-        # Of the calls that are open: what was asked and answered.
+        self._waiting: dict[tuple[str, tuple[str, ...], tuple[str, ...]], Request] = {}
+        # QMP exchanges of the calls that are open.
         self._exchanges: dict[int, list[Exchange]] = {}
 
-    def place(self, event: RawEvent) -> bool:
-        """Parse the event's JSON, and place it. False: it answers nothing that was recorded."""
+    def place(self, event: RawEvent) -> Placed | None:
+        """Parse the event's JSON and find its request. None: the event answers nothing recorded."""
         point = self._points.get(event.name)
         if point is None or event.type != "point":
-            if event.call is not None:
-                event.values = settle(event.values, self._exchanges.get(event.call, ()))
-                if event.type != "enter" and event.span == event.call:
-                    self._exchanges.pop(event.call, None)
-            return True
-        if point.json is not None:
-            parsed = _parsed(event.values[point.json])
-            if parsed is not None:
-                event.values["json"] = parsed
+            self._settle(event)
+            return Placed(event)
+        document = parsed(event.values[point.json]) if point.json is not None else None
+        if document is not None:
+            event.values["json"] = document
+        request = None
         if point.answers is not None:
-            by = point.answers.by
-            key = _key(event, by)
-            asked = self._asked.pop((point.answers.point, by, key), None) if key else None
-            if asked is None:
-                return False
-            event.parent, event.call = asked.parent, asked.call
-            if asked.call is not None:
-                exchange = (asked.command, _member(event, "json.return"))
-                self._exchanges.setdefault(asked.call, []).append(exchange)
-        for by in self._ways.get(event.name, ()):
+            key = _key(event, point.answers.by)
+            way = (point.answers.point, point.answers.by)
+            request = self._waiting.pop((*way, key), None) if key else None
+            if request is None:
+                return None
+            event.parent, event.call = request.parent, request.call
+            if request.call is not None:
+                exchange = (request.command, _member(event, "json.return"))
+                self._exchanges.setdefault(request.call, []).append(exchange)
+        return Placed(event, request, self._await_replies(event), document is not None)
+
+    def _settle(self, event: RawEvent) -> None:
+        if event.call is not None:
+            event.values = settle(event.values, self._exchanges.get(event.call, ()))
+            if event.type != "enter" and event.span == event.call:
+                self._exchanges.pop(event.call, None)
+
+    def _await_replies(self, event: RawEvent) -> Request | None:
+        if event.name not in self._ways:
+            return None
+        request = Request(event.parent, event.call, _member(event, "json.execute"))
+        for by in self._ways[event.name]:
             key = _key(event, by)
             if key:
-                command = _member(event, "json.execute")
-                self._asked[event.name, by, key] = _Asked(event.parent, event.call, command)
-        while len(self._asked) > MOST_ASKED:
-            # What was asked so long ago is not answered any more.
-            del self._asked[next(iter(self._asked))]
-        return True
-
-
-def _parsed(text: Json) -> Json:
-    """None where the text is no JSON, or is JSON that a trace could not hold."""
-    if not isinstance(text, str):
-        return None
-    try:
-        parsed = json.loads(text, parse_constant=_finite, parse_float=_finite)
-        # Half of a surrogate pair, which only an escape can make: known by writing it.
-        if "\\u" in text:
-            json.dumps(parsed, ensure_ascii=False).encode()
-    except (ValueError, RecursionError):
-        return None
-    if text.count("[") + text.count("{") > _MAX_DEPTH and is_deeper(parsed, _MAX_DEPTH):
-        return None
-    return parsed
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text} is no number of JSON")
-    return number
+                self._waiting[event.name, by, key] = request
+        while len(self._waiting) > MOST_ASKED:
+            # The oldest request is not answered any more.
+            del self._waiting[next(iter(self._waiting))]
+        return request
 
 
 def _key(event: RawEvent, by: tuple[str, ...]) -> tuple[str, ...] | None:
-    """None where one of the values is not known: those of two events would agree in that."""
+    """Return what request and reply agree in; None if a value of it is not known."""
     values = [_member(event, path) for path in by]
     if any(value is None or is_unavailable(value) for value in values):
         return None

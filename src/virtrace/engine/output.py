@@ -1,11 +1,11 @@
-"""From what a tracer tells to the trace: placed, numbered, written and shown. Does not need gdb."""
+"""From a tracer's events to the trace: placed, numbered, written and shown. Does not need gdb."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from virtrace.engine.answers import Answers
+from virtrace.engine.answers import Answers, Placed
 from virtrace.engine.tracer import RawEvent
 from virtrace.errors import TraceError
 from virtrace.recipe.selection import Limits
@@ -14,7 +14,7 @@ from virtrace.trace.writer import TraceWriter
 
 
 class View(Protocol):
-    """What the person at the terminal sees; must not raise."""
+    """What the user sees at the terminal. Its methods must not raise."""
 
     def banner(self, header: Header) -> None: ...
     def event(self, event: Event) -> None: ...
@@ -23,11 +23,14 @@ class View(Protocol):
 
 
 def _nothing(_: RawEvent) -> None:
-    """All of the event is known."""
+    """Add nothing: the event is complete."""
 
 
 class Output:
-    """complete: adds to the values of an event what only this side knows."""
+    """Writes and shows a trace.
+
+    complete: adds to the values of an event what only the writing process knows.
+    """
 
     def __init__(
         self,
@@ -44,7 +47,8 @@ class Output:
         self._complete = complete
         self._end: Callable[[str], None] = lambda reason: None
         self._events = 0
-        # Events that belong into the trace, and are not there.
+        self._roles: Mapping[str, str | None] = {}
+        # Events that belong into the trace and could not be written.
         self._dropped = 0
 
     @property
@@ -60,7 +64,8 @@ class Output:
         self._end = end
 
     def begin(self, header: Header) -> None:
-        """TraceError where the disk does not take it, here and below."""
+        """Write the header. All methods raise TraceError if it cannot be written."""
+        self._roles = {probe["name"]: probe["role"] for probe in header["probes"]}
         # First: without it nothing that follows can be read.
         try:
             self._writer.begin(header)
@@ -68,14 +73,10 @@ class Output:
             self._view.banner(header)
 
     def take(self, items: Sequence[RawEvent | SwitchedOff]) -> None:
-        """Events, and what else stands between them; of a full disk what there is room for."""
-        events = _count(items)
+        """Write and show events and switched-off records; on a full disk, those that fit."""
+        events = sum(isinstance(item, RawEvent) for item in items)
         try:
-            placed = [
-                item
-                for item in items
-                if not isinstance(item, RawEvent) or self._answers.place(item)
-            ]
+            placed = [*self._placed(items)]
             events = _count(placed)
             written = self._write(placed) if placed else []
         except TraceError:
@@ -89,35 +90,61 @@ class Output:
         except Exception:
             self._dropped += events
             raise
-        for one in written:
-            if isinstance(one, Event):
-                self._view.event(one)
+        for record in written:
+            if isinstance(record, Event):
+                self._view.event(record)
             else:
-                self._view.switched_off(one)
+                self._view.switched_off(record)
         if self._events >= self._limits.events or self._writer.size >= self._limits.bytes:
             self._end("limit")
 
-    def _write(self, items: Sequence[RawEvent | SwitchedOff]) -> list[Event | SwitchedOff]:
-        """All of them, or TraceError and none."""
+    def _placed(self, items: Sequence[RawEvent | SwitchedOff]) -> Iterator[Placed | SwitchedOff]:
+        for item in items:
+            placed = self._answers.place(item) if isinstance(item, RawEvent) else item
+            if placed is not None:
+                yield placed
+
+    def _write(self, items: Sequence[Placed | SwitchedOff]) -> list[Event | SwitchedOff]:
+        """Write all of the records, or none of them and raise TraceError."""
         written: list[Event | SwitchedOff] = []
+        requests = []
         seq = self._events
         for item in items:
-            if isinstance(item, RawEvent):
-                self._complete(item)
-                written.append(Event(seq=seq, **vars(item)))
+            if isinstance(item, Placed):
+                written.append(self._numbered(item, seq))
+                if item.requests is not None:
+                    item.requests.seq = seq
+                    requests.append(item.requests)
                 seq += 1
             else:
                 written.append(item)
-        self._writer.write(one.to_record() if isinstance(one, Event) else one for one in written)
+        try:
+            self._writer.write(
+                record.to_record() if isinstance(record, Event) else record for record in written
+            )
+        except TraceError:
+            for request in requests:
+                request.seq = None
+            raise
         self._events = seq
         return written
+
+    def _numbered(self, placed: Placed, seq: int) -> Event:
+        self._complete(placed.event)
+        return Event(
+            seq=seq,
+            answers=placed.answers.seq if placed.answers is not None else None,
+            role=self._roles.get(placed.event.name),
+            has_json=placed.has_json,
+            **vars(placed.event),
+        )
 
     def rotate(self, footer: Footer) -> None:
         """A file may end here, and does where it is full. footer: with `rotated` as its reason."""
         self._writer.may_rotate(self._counted(footer))
 
     def finish(self, footer: Footer) -> None:
-        """footer: its `dropped` are events that did not come as far; what is lost here is added."""
+        """Write the footer. Its `dropped` counts events that did not get here."""
         footer = self._counted(footer)
         try:
             self._writer.finish(footer)
@@ -129,5 +156,5 @@ class Output:
         return {**footer, "events": self._events, "dropped": footer["dropped"] + self._dropped}
 
 
-def _count(items: Sequence[RawEvent | Event | SwitchedOff]) -> int:
-    return sum(isinstance(item, (RawEvent, Event)) for item in items)
+def _count(items: Sequence[Placed | Event | SwitchedOff]) -> int:
+    return sum(isinstance(item, (Placed, Event)) for item in items)

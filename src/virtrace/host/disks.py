@@ -17,12 +17,13 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from virtrace import markup
-from virtrace.analysis.blockinfo import API, BlockInfo, read
+from virtrace.analysis.blockinfo import BlockInfo, read, seen_by
 from virtrace.analysis.spans import CallBuilder
 from virtrace.errors import Unavailable
 from virtrace.files import root_of
 from virtrace.host.programs import Programs, fact
 from virtrace.host.virsh import virsh
+from virtrace.recipe.roles import DISK_SIZES
 from virtrace.trace.format import HostRecord, Json, Record, unavailable
 from virtrace.trace.reader import Recording
 
@@ -44,12 +45,12 @@ def collect(trace: Recording, pid: int) -> list[HostRecord]:
 def _disks(trace: Recording) -> Iterator[BlockInfo]:
     """The last successful call for each disk."""
     builder = CallBuilder()
-    levels = {probe["name"]: probe["level"] for probe in trace.header["probes"]}
+    seen = seen_by(trace.header["probes"])
     last: dict[tuple[str, str], BlockInfo] = {}
     for event in trace:
         call = builder.feed(event)
-        if call is not None and call.root.name == API and not call.failed:
-            block = read(call, levels)
+        if call is not None and call.root.role == DISK_SIZES and not call.failed:
+            block = read(call, seen)
             last[block.domain, block.disk] = block
     yield from last.values()
 

@@ -14,6 +14,7 @@ from virtrace.analysis.spans import Call, CallBuilder, Point
 from virtrace.analysis.waiting import waiting
 from virtrace.errors import TraceError, typed
 from virtrace.printing import complain, line
+from virtrace.recipe.roles import DISK_SIZES
 from virtrace.report import text
 from virtrace.report.highlight import style_for
 from virtrace.trace.format import Event, Footer, Header, SwitchedOff
@@ -52,7 +53,7 @@ class TerminalView:
         # Only now: this is the process that writes, and it holds signals back.
         self._writer = threading.Thread(target=self._write_all, daemon=True)
         self._writer.start()
-        self._is_explained = header["recipe"]["name"] == "blockinfo"
+        self._is_explained = any(probe["role"] == DISK_SIZES for probe in header["probes"])
         self._engine_name = header["tool"]["engine"]["name"]
         output = str(self._trace.path)
         self._waiting.put(

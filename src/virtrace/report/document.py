@@ -128,10 +128,11 @@ def _node(node: Child) -> Record:
             "children": [_node(child) for child in node.children],
         }
     if isinstance(node, Exchange):
+        kind: Record = {"kind": "exchange", "name": node.send.name}
+        if node.is_qmp:
+            kind = {"kind": "qmp", "command": node.command, "id": node.id}
         return {
-            "kind": "qmp",
-            "command": node.command,
-            "id": node.id,
+            **kind,
             "duration_ns": node.duration_ns,
             "send": _moment(node.send),
             "reply": _moment(node.reply) if node.reply else None,

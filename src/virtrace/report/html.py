@@ -23,7 +23,7 @@ from virtrace.analysis.causes import catalogue
 from virtrace.analysis.chain import chains
 from virtrace.analysis.explain import explain
 from virtrace.analysis.qmp import Exchange
-from virtrace.analysis.spans import ERROR, Call, Child, Point, Span
+from virtrace.analysis.spans import Call, Child, Point, Span
 from virtrace.analysis.summary import (
     Bucket,
     Disk,
@@ -34,6 +34,7 @@ from virtrace.analysis.summary import (
     summarize,
 )
 from virtrace.analysis.waiting import ended_ns, waiting
+from virtrace.recipe.roles import ERROR
 from virtrace.report import diagram, explanation, origins, pieces, units
 from virtrace.report import summary as many
 from virtrace.report.drawing import style_sheet
@@ -159,7 +160,7 @@ class _Texts:
     def of(self, node: Child) -> Iterator[Record]:
         """What was sent and answered there: where it is stored, and the id that it had."""
         name = "a command that was not seen"
-        if isinstance(node, Exchange):
+        if isinstance(node, Exchange) and node.is_qmp:
             name = node.command or "command of unknown name"
             yield self._store(node.send, "sent", name)
         reply = pieces.reply_of(node)
@@ -198,7 +199,7 @@ def _marked(text: str) -> Markup:
 def _conversation(calls: Iterable[Call], apart: Iterable[Point | Exchange]) -> Iterator[Record]:
     """Every exchange in order of time, with the anchor of where all of it stands."""
     inside = (node for call in calls for node in call.nodes())
-    exchanges = [node for node in (*inside, *apart) if isinstance(node, Exchange)]
+    exchanges = [node for node in (*inside, *apart) if isinstance(node, Exchange) and node.is_qmp]
     for node in sorted(exchanges, key=lambda node: node.t_enter_ns):
         yield {
             "when": f"+{units.seconds(node.t_enter_ns)}",
@@ -383,7 +384,7 @@ def _joined(line: list[Piece]) -> list[Piece]:
 def _errors(anchored: Iterable[tuple[str, Call]]) -> Iterator[Record]:
     for _, call in anchored:
         for node in call.nodes():
-            if isinstance(node, Point) and node.event.name == ERROR:
+            if isinstance(node, Point) and node.event.role == ERROR:
                 yield {
                     "target": _anchor(node),
                     "when": f"+{units.seconds(node.event.t_ns)}",

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from virtrace.analysis.qmp import Exchange
-from virtrace.analysis.spans import ERROR, Call, Child, Point, Span
+from virtrace.analysis.spans import Call, Child, Point, Span
+from virtrace.recipe.roles import ERROR
 from virtrace.trace.format import Event, Record
 
 CALL, QMP = "call", "qmp"
@@ -52,7 +53,7 @@ def _of(node: Child, problems: list[str]) -> Iterator[Moment]:
         yield from _of_exchange(node)
     else:
         event = node.event
-        yield _of_event(event, event.name, ERROR if event.name == ERROR else event.type)
+        yield _of_event(event, event.name, event.role if event.role == ERROR else event.type)
 
 
 def _of_span(span: Span, problems: list[str]) -> Moment:

@@ -17,8 +17,9 @@ from typing import Union
 
 from virtrace.analysis import qmp
 from virtrace.analysis.source_lines import Change, Line, is_line, lines_of
-from virtrace.analysis.spans import ERROR, Call, Child, Point, Span, Tally
+from virtrace.analysis.spans import Call, Child, Point, Span, Tally
 from virtrace.analysis.waiting import Waiting
+from virtrace.recipe import roles
 from virtrace.report import units
 from virtrace.report.highlight import Style, cells, shorten
 from virtrace.trace.format import (
@@ -272,8 +273,8 @@ def said_apart(node: Point | qmp.Exchange, style: Style) -> list[Piece]:
 def reply_of(node: Child) -> Event | None:
     """The QMP reply that belongs below the node's line."""
     if isinstance(node, qmp.Exchange):
-        return node.reply
-    return node.event if isinstance(node, Point) and node.event.name == qmp.REPLY else None
+        return node.reply if node.is_qmp else None
+    return node.event if isinstance(node, Point) and node.event.role == roles.QMP_REPLY else None
 
 
 def _function(span: Span, style: Style) -> list[Piece]:
@@ -316,6 +317,8 @@ def queued(call: Call) -> list[Piece]:
 
 
 def _command(node: qmp.Exchange, style: Style) -> list[Piece]:
+    if not node.is_qmp:
+        return _named(node.send, style)
     document = node.send.values.get("json")
     pieces = [("QMP", "dim"), (node.command or "command of unknown name", "bold")]
     pieces.append((node.id or "without an id", ""))
@@ -345,9 +348,9 @@ def waited_for(one: Waiting, style: Style) -> list[Piece]:
 
 
 def _held_by(span: Span) -> list[Piece]:
-    """Who held what the function asks for when it was entered: ``owner``, or ``async_owner``."""
+    """The owners of a lock, when a function that takes it was entered."""
     held = []
-    for owner in ("owner", "async_owner"):
+    for owner in ("owner", "async_owner") if span.role == roles.LOCK else ():
         tid, api, since = (
             span.arguments.get(f"{owner}{what}") for what in ("", "_api", "_since_ms")
         )
@@ -361,11 +364,13 @@ def _held_by(span: Span) -> list[Piece]:
 def _exchange(node: qmp.Exchange, style: Style) -> list[Piece]:
     pieces = _command(node, style)
     if node.reply is None:
-        why = "no reply was seen" if node.id else "its reply cannot be told from others"
+        why = "no reply was seen" if node.is_awaited else "its reply cannot be told from others"
         return [*pieces, ("->", ""), *words(why, "yellow")]
     failure = qmp.error_of(node.reply)
     if failure is not None:
         pieces += [("->", ""), *words(f"error {failure}", "red")]
+    elif not node.is_qmp:
+        pieces += [("->", ""), *_named(node.reply, style)]
     else:
         pieces.append((f"-> {length(node.reply.values.get('text'))}", ""))
     return [*pieces, (f"in {units.duration(node.duration_ns or 0)}", "dim")]
@@ -373,25 +378,30 @@ def _exchange(node: qmp.Exchange, style: Style) -> list[Piece]:
 
 def _point(event: Event, style: Style) -> list[Piece]:
     values = event.values
-    if event.name == ERROR or (event.name.startswith(f"{ERROR}.") and "message" in values):
+    if event.role == roles.ERROR or (event.role == roles.ERROR_AGAIN and "message" in values):
         pieces = raised(event)
         if "function" in values:
             place = f"{values.get('file')}:{values.get('line')}"
             pieces += words(f"(raised in {plain(values['function'])}, {place})", "dim")
         return pieces
-    if event.name == qmp.REPLY:
+    if event.role == roles.QMP_REPLY:
         size = length(values.get("text"))
         return [("QMP", "dim"), *words(f"reply of {size} to a command that was not seen")]
     document = values.get("json")
-    if event.name == qmp.EVENT and isinstance(document, dict) and "event" in document:
+    if event.role == roles.QMP_EVENT and isinstance(document, dict) and "event" in document:
         pieces = [("QMP event", "dim"), (plain(document["event"]), "bold")]
         if "data" in document:
             data = compact(document["data"])
             pieces.append((data if style.full else shorten(data, style.width, style), "json"))
         return pieces
+    return _named(event, style)
+
+
+def _named(event: Event, style: Style) -> list[Piece]:
+    """The name of a point, and its values."""
     inline = [
         (f"{name}={text}", role)
-        for name, value in flat(values)
+        for name, value in flat(event.values)
         for text, role in [shown(name, value, style)]
     ]
     return [(event.name, "bold"), *inline]

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from virtrace.analysis.qmp import Exchange
-from virtrace.analysis.spans import ERROR, Call, Child, Point, Span
+from virtrace.analysis.spans import Call, Child, Point, Span
+from virtrace.recipe.roles import ERROR
 from virtrace.report import units
 
 _ROW = 20
@@ -83,7 +84,7 @@ def timeline(calls: Sequence[tuple[str, Call]], anchors: dict[int, str] | None) 
         y = tops[item.lane] + item.row * _ROW
         inside = name if anchors is not None and len(name) <= width * _CHARACTERS else ""
         drawn.bars.append(Bar(kind, inside, f"{name}, {took}", x, width, y, item.target))
-        if isinstance(node, Exchange):
+        if item.lane == _QEMU and isinstance(node, Exchange):
             caller = tops[node.send.tid] + item.caller * _ROW + _BAR
             drawn.arrows.append(Arrow(x, caller, y))
             if node.reply is not None:
@@ -116,7 +117,8 @@ def _items(anchor: str, call: Call, anchors: dict[int, str] | None) -> Iterator[
             if anchors is not None or node is call.root:
                 yield _Item(node, node.tid, row, caller, target)
         elif isinstance(node, Exchange):
-            yield _Item(node, _QEMU, 0, caller, target)
+            lane, row = (_QEMU, 0) if node.is_qmp else (node.send.tid, caller)
+            yield _Item(node, lane, row, caller, target)
         elif node.event.type != "line":
             yield _Item(node, node.event.tid, caller, caller, target)
 
@@ -125,9 +127,11 @@ def _lanes(items: Sequence[_Item]) -> dict[int, int]:
     """How many rows each thread takes: those that called first, then QEMU."""
     lanes: dict[int, int] = {}
     for item in items:
-        if not isinstance(item.node, Exchange):
+        if item.lane != _QEMU:
             lanes[item.lane] = max(lanes.get(item.lane, 0), item.row + 1)
-    exchanges = [item.node for item in items if isinstance(item.node, Exchange)]
+    exchanges = [
+        item.node for item in items if item.lane == _QEMU and isinstance(item.node, Exchange)
+    ]
     for exchange in exchanges:
         lanes.setdefault(exchange.send.tid, 1)
         if exchange.reply is not None:
@@ -151,7 +155,7 @@ def _end(node: Child) -> int | None:
 def _told(node: Child) -> tuple[str, str]:
     """Its name, and the class of its bar."""
     if isinstance(node, Point):
-        return node.event.name, "error" if node.event.name == ERROR else "point"
+        return node.event.name, "error" if node.event.role == ERROR else "point"
     if isinstance(node, Exchange):
-        return node.command or "command of unknown name", "qmp"
+        return node.command or "command of unknown name", "qmp" if node.is_qmp else "point"
     return node.name, "failed" if node.failed else "span"

@@ -71,6 +71,8 @@ class RotatingWriter:
         # Of this file, and of the footer when it began.
         self._events = 0
         self._dropped = 0
+        # `seq` in the whole recording of the first event of this file.
+        self._first = 0
         # By span, without its values: what is open, and the file that it began in.
         self._open: dict[int, tuple[int, Record]] = {}
         self._last_ns = 0
@@ -118,7 +120,14 @@ class RotatingWriter:
         own, seq = [], self._events
         for record in records:
             if "seq" in record:
+                if seq == 0:
+                    self._first = record["seq"]
                 record = {**record, "seq": seq}
+                if "answers" in record:
+                    answers = record.pop("answers") - self._first
+                    # Otherwise the request is in an earlier file.
+                    if answers >= 0:
+                        record["answers"] = answers
                 seq += 1
             own.append(record)
         self._writer.write(own)

@@ -11,7 +11,7 @@ from operator import itemgetter
 
 from virtrace.analysis.compare.model import texts
 from virtrace.analysis.compare.values import without_folders
-from virtrace.analysis.qmp import SEND, Exchange
+from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, CallBuilder, Child, Span
 from virtrace.trace.format import is_unavailable
 from virtrace.trace.reader import Recording
@@ -102,4 +102,4 @@ def _asked_by_name(call: Call, without: Collection[str] = ()) -> str:
 def _name(node: Child) -> str:
     if isinstance(node, Span):
         return node.name
-    return SEND if isinstance(node, Exchange) else node.event.name
+    return node.send.name if isinstance(node, Exchange) else node.event.name

@@ -11,8 +11,9 @@ from virtrace.analysis.compare.align import aligned
 from virtrace.analysis.compare.model import OnlyOnOneSide, Pair
 from virtrace.analysis.compare.values import ComparedAt, Difference, Values
 from virtrace.analysis.explain import Explanation, explain
-from virtrace.analysis.qmp import REPLY, SEND, Exchange
+from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, Child, Span
+from virtrace.recipe.roles import REPLIES
 from virtrace.trace.format import Event, Json, unavailable
 from virtrace.trace.reader import Recording
 
@@ -58,11 +59,12 @@ def _way(call: Call, seen: frozenset[str]) -> _Way:
                 around = node
             rest.extend((child, around) for child in reversed(node.children))
         elif isinstance(node, Exchange):
-            way.exchanges.append(node)
+            if node.send.name in seen:
+                way.exchanges.append(node)
         elif node.event.type == "line":
             if around is not None and around.name == node.event.name:
                 way.lines[around.id].append(node.event)
-        elif node.event.name in seen and node.event.name != REPLY:
+        elif node.event.name in seen and node.event.role not in REPLIES:
             way.visits.append(_Visit(node.event, within))
     return way
 
@@ -111,8 +113,7 @@ class CallComparer:
                 yield from self._captured(place, of_a.node.values, of_b.node.values)
         if explained is not None:
             yield from self._host(*explained)
-        if SEND in self._seen:
-            yield from exchanges.compared(self._values, a.exchanges, b.exchanges, explained)
+        yield from exchanges.compared(self._values, a.exchanges, b.exchanges, explained)
 
     def _captured(self, place: ComparedAt, a: Json, b: Json) -> Iterator[Difference]:
         return self._values.differences(place, a, b, captured=True)

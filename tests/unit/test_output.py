@@ -1,0 +1,89 @@
+"""From events to the lines of a trace, and to what is shown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import samples
+from virtrace.engine.answers import Answers
+from virtrace.engine.output import Output
+from virtrace.engine.tracer import RawEvent
+from virtrace.errors import TraceError
+from virtrace.recipe import catalogue
+from virtrace.recipe.selection import Limits
+from virtrace.trace.format import Event, Record
+from virtrace.trace.reader import read_trace
+from virtrace.trace.writer import Writer
+
+SENT = '{"execute":"query-block","id":"libvirt-1"}'
+RECEIVED = '{"return":[],"id":"libvirt-1"}'
+
+
+class Shown:
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def banner(self, header: Any) -> None: ...
+    def event(self, event: Event) -> None:
+        self.events.append(event)
+
+    def switched_off(self, record: Any) -> None: ...
+    def summary(self, footer: Any) -> None: ...
+
+
+class Full(Writer):
+    """A disk that takes no record with this text."""
+
+    refused = ""
+
+    def write(self, records: Any) -> None:
+        lines = [*records]
+        if any(self.refused and self.refused in json.dumps(line) for line in lines):
+            raise TraceError("no space left on device", "make room")
+        super().write(lines)
+
+
+def point(name: str, text: str, call: int | None = None) -> RawEvent:
+    return RawEvent("point", 5, 7, name, None, call, call, {"mon": "0x1", "text": text})
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Output:
+    writer = Full(tmp_path / "t.jsonl")
+    found = Output(Answers(catalogue.find("blockinfo").points), Limits(), writer, Shown())
+    found.begin(samples.HEADER)
+    return found
+
+
+def records(folder: Path) -> list[Record]:
+    return [json.loads(line) for line in (folder / "t.jsonl").read_text().splitlines()[1:]]
+
+
+def test_text_is_stored_once_and_a_reply_names_its_request(output: Output, tmp_path: Path) -> None:
+    output.take([point("error", "", 1), point("qmp.send", SENT, 1)])
+    output.take([point("qmp.reply", RECEIVED)])
+    _, sent, received = records(tmp_path)
+    assert sent["values"] == {"mon": "0x1", "text": SENT}
+    assert received["values"] == {"mon": "0x1", "text": RECEIVED}
+    assert ("answers" in sent, received["answers"]) == (False, sent["seq"])
+    view = output._view
+    assert isinstance(view, Shown)
+    trace = read_trace(tmp_path / "t.jsonl")
+    # What is shown while it is recorded is what is read later.
+    assert trace.events == view.events
+    assert [event.role for event in trace.events] == ["error", "qmp.command", "qmp.reply"]
+    assert trace.events[2].values["json"] == {"return": [], "id": "libvirt-1"}
+
+
+def test_a_reply_names_no_request_that_could_not_be_written(
+    output: Output, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Full, "refused", "query-block")
+    with pytest.raises(TraceError):
+        output.take([point("qmp.send", SENT, 1), point("qmp.reply", RECEIVED)])
+    [received] = records(tmp_path)
+    assert (received["name"], "answers" in received) == ("qmp.reply", False)
