@@ -91,7 +91,7 @@ def files() -> dict[str, str]:
         _data={
             "project_name": "virtrace",
             "prog": "virtrace",
-            "description": "trace libvirt from its API down to the QMP text that QEMU answered",
+            "description": "trace libvirt from its API down to QEMU's QMP replies",
             "manual_title": "virtrace",
             # Not that of the day, which would make it another page each day.
             "date": __version__,

@@ -60,7 +60,7 @@ def test_export_of_what_holds_no_call_or_not_all(form: str, tmp_path: Path) -> N
     out = tmp_path / "out"
     done = command(empty, "--to", form, "-o", out)
     assert done.returncode == 2
-    assert "holds no calls" in done.stderr
+    assert "has no calls to export" in done.stderr
     assert not out.exists()
     cut = samples.write(tmp_path / "cut", samples.records()[:-1])
     assert command(cut, "--to", form, "-o", out).returncode == 4
@@ -87,7 +87,7 @@ def test_numbers_that_perfetto_has_no_place_for(
     file = samples.write(tmp_path / "t", lines)
     out = tmp_path / "out"
     assert main(["export", str(file), "--to", "perfetto", "-o", str(out)]) == 2
-    assert "Perfetto has no place" in capsys.readouterr().err
+    assert "cannot be written for Perfetto" in capsys.readouterr().err
     assert not out.exists()
 
 

@@ -26,8 +26,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "diff",
         description="Compare two traces call by call: answers and their causes first, then the "
-        "way through libvirt and to QEMU, then all that was told. What must differ, such as "
-        "addresses and times, is passed over; counters that grew leave two traces equal.",
+        "path through libvirt and to QEMU, then all values. Values that must differ, such as "
+        "addresses and times, are ignored; counters that grew are not a difference.",
         epilog="Exit status: 0 equal, 1 they differ, 2 not a trace or no call in either, "
         "4 compared, but a trace is incomplete.",
     )
@@ -35,7 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("b", metavar="B", help="the trace or bundle to compare it with")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON document, for scripts")
-    form.add_argument("--full", action="store_true", help="every difference, none folded")
+    form.add_argument("--full", action="store_true", help="every difference, without folding")
     parser.set_defaults(run=run)
 
 

@@ -24,13 +24,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "explain",
         description="Explain the answers of virDomainGetBlockInfo (virsh domblkinfo) in a trace: "
-        "the cause first, then its evidence, then the way of each number from QEMU or the host. "
+        "the cause first, then its evidence, then the path of each number from QEMU or the host. "
         "Works from the file alone.",
         epilog="Exit status: 0 explained, 1 an answer contradicts what QEMU said, 2 not a trace or "
         f"no call of {API} in it, 4 explained, but the trace is incomplete.",
     )
     parser.add_argument("file", metavar="FILE", help="a trace (.jsonl) or a bundle")
-    parser.add_argument("--call", metavar="N", type=int, help="only call N, as its events name it")
+    parser.add_argument(
+        "--call", metavar="N", type=int, help="only the call with this number in its events"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON document, for scripts")
     parser.set_defaults(run=run)
 

@@ -73,8 +73,8 @@ def _perfetto(trace: TraceStream) -> _Made:
         yield from perfetto.pieces(trace.header, _moments(trace))
     except (ValueError, OverflowError) as error:
         raise TraceError(
-            f"Perfetto has no place for a number or a date of this trace: {error}",
-            "take a fresh copy of the trace: none that virtrace wrote has such",
+            f"a number or date of this trace cannot be written for Perfetto: {error}",
+            "take a fresh copy of the trace: virtrace writes no such values",
         ) from error
 
 
@@ -106,16 +106,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "export",
         description=(
-            "Write a trace in the format of another tool. perfetto, chrome: what each thread did "
-            "and when, for ui.perfetto.dev and other viewers of traces; csv: each call of each "
-            "function, for pandas or a spreadsheet; mermaid, svg: who called whom, as a picture."
+            "Write a trace in the format of another tool. perfetto, chrome: a timeline of the "
+            "threads, for ui.perfetto.dev and other trace viewers; csv: each call of each "
+            "function, for pandas or a spreadsheet; mermaid, svg: the call chain as a picture."
         ),
         epilog="Exit status: 0 written, 2 nothing written, 4 written, but the trace is incomplete.",
     )
     parser.add_argument("file", metavar="FILE", help="a trace (.jsonl) or a bundle")
     parser.add_argument("--to", choices=_FORMATS, required=True, help="the format")
     parser.add_argument(
-        "-o", "--output", metavar="OUT", type=Path, required=True, help="the file; must not exist"
+        "-o", "--output", metavar="OUT", type=Path, required=True, help="the output, a new file"
     )
     parser.set_defaults(run=run)
 
@@ -135,8 +135,8 @@ def _export(
         first = next(made, None)
         if first is None:
             raise TraceError(
-                f"{args.file} holds no calls, there is nothing to export",
-                "record again, and make a call while it is traced",
+                f"{args.file} has no calls to export",
+                "record again, and make a call while the trace runs",
             )
         fill(output, args.output, chosen.what, chain([first], made))
         print(f"wrote {args.output}")

@@ -39,32 +39,36 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     actions = lab.add_subparsers(metavar="ACTION", required=True)
 
-    up = actions.add_parser("up", help="start it")
+    up = actions.add_parser("up", help="start the lab")
     _add_dir(up)
     _add_build(up)
     up.set_defaults(run=_up)
 
-    down = actions.add_parser("down", help="end it and remove its folder")
+    down = actions.add_parser("down", help="stop the lab and remove its folder")
     _add_dir(down)
     down.set_defaults(run=_down)
 
-    status = actions.add_parser("status", help="say what runs; exit status 1 when it is not up")
+    status = actions.add_parser("status", help="show what runs; exit status 1 if the lab is not up")
     _add_dir(status)
     status.set_defaults(run=_status)
 
     scenarios = "\n".join(line for each in SCENARIOS.values() for line in _help_of(each))
     run = actions.add_parser(
         "run",
-        help="start a lab for one scenario, trace it, end the lab",
+        help="start a lab for one scenario, trace it, stop the lab",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Start a lab in a temporary folder, set one scenario up, trace the domblkinfo "
-        "of its disk, end the lab.",
-        epilog="scenarios, each with what domblkinfo then says (on libvirt 7.0.0, 9.0.0, "
+        description="Start a lab in a temporary folder, set up one scenario, trace domblkinfo for "
+        "its disk, stop the lab.",
+        epilog="scenarios, each with the output of domblkinfo (on libvirt 7.0.0, 9.0.0, "
         f"11.3.0 and 12.8.0):\n{scenarios}",
     )
     run.add_argument("scenario", metavar="SCENARIO", choices=list(SCENARIOS), help="see below")
     run.add_argument(
-        "-o", "--output", metavar="FILE", type=Path, help="the trace (default: as of record)"
+        "-o",
+        "--output",
+        metavar="FILE",
+        type=Path,
+        help="the trace file (default: as for `virtrace record`)",
     )
     _add_build(run)
     run.set_defaults(run=_run)
@@ -75,7 +79,7 @@ def _add_dir(parser: argparse.ArgumentParser) -> None:
         "--dir",
         type=Path,
         default=default_folder(),
-        help="the lab's folder (default: %(default)s); several labs can be up, each in its own",
+        help="the lab's folder (default: %(default)s); each lab needs its own",
     )
 
 
@@ -84,13 +88,13 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     build.add_argument(
         "--debug-info",
         action="store_true",
-        help="run libvirt 9.0.0 with debug info; the first time, it is built (minutes)",
+        help="run libvirt 9.0.0 with debug info; built at first use (minutes)",
     )
     build.add_argument(
         "--release",
         choices=RELEASES,
-        help="run libvirt and QEMU of this Debian release, in a root of its own (takes root); "
-        "the first time, the root is made (a minute, 1 GB)",
+        help="run libvirt and QEMU of this Debian release, in a root file system of its own "
+        "(needs root); created at first use (a minute, 1 GB)",
     )
 
 

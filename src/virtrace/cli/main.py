@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 # run=function(args) -> exit status. It is imported where it is asked for: what a command needs
 # can take longer to import than another takes to run.
 COMMANDS = {
-    "record": "trace a daemon by a recipe",
+    "record": "trace a daemon with a recipe",
     "show": "show a trace as call trees",
-    "explain": "say where each number came from, and why it surprises",
-    "diff": "say what two traces differ in, and why",
-    "export": "a trace for other tools: time lines, a table, a picture",
-    "import": "make a trace of what a compiled recipe printed",
-    "bundle": "one file for a bug report, without what is private; or check one",
-    "replay": "trace this host's daemon by the recipe of a trace",
-    "recipe": "list, show and check recipes",
-    "doctor": "say whether tracing will work here, how deep, and what to do for more",
-    "pack": "make a symbol pack: a few KB of debug info for hosts that have none",
+    "explain": "explain where each number came from, and why it surprises",
+    "diff": "compare two traces: what differs, and why",
+    "export": "convert a trace for other tools: timelines, a table, pictures",
+    "import": "make a trace from the output of a compiled recipe",
+    "bundle": "make one file for a bug report, without private data; or check one",
+    "replay": "trace a daemon of this host with the recipe of a trace",
+    "recipe": "list, show, check, generate and compile recipes",
+    "doctor": "check whether tracing works here, how much can be seen, and what is missing",
+    "pack": "make symbol packs: a few KB of debug info for hosts that have none",
     "rescue": "remove breakpoints that a killed debugger left in a daemon",
-    "lab": "a private, real libvirtd with a running guest, to trace",
+    "lab": "run a private, real libvirtd with a guest, to trace",
 }
 
 
@@ -89,7 +89,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     """command: the one whose options are asked for; None: all of them are."""
     parser = _Parser(
         prog="virtrace",
-        description="Trace libvirt from its API down to the QMP text that QEMU answered.",
+        description="Trace libvirt from its API down to QEMU's QMP replies.",
     )
     parser.add_argument("--version", action="version", version=f"virtrace {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, action=_Commands)

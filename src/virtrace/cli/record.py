@@ -27,8 +27,8 @@ from virtrace.trace.writer import default_path, insert_before_footer
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "record",
-        description="Trace a libvirt daemon by a recipe until Ctrl-C, a limit, or the end of "
-        "COMMAND, which is run once every call is traced.",
+        description="Trace a libvirt daemon with a recipe, until Ctrl-C, a limit, or the end of "
+        "COMMAND, which is started when all probes are set.",
         usage="%(prog)s RECIPE [-p PID | --process NAME] [-o FILE] [--where KEY=VALUE]... "
         "[--calls N] [--seconds S] [--max-stop-ms N] [--max-load PERCENT] [--max-events N] "
         "[--max-bytes N] [--rotate N [--keep N]] [--source FOLDER] [--host-facts] "
@@ -42,20 +42,26 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "-o",
         "--output",
         metavar="FILE",
-        help="the trace, compressed where it ends in .gz or .zst; must not exist",
+        help="the trace, a new file; compressed if its name ends in .gz or .zst",
     )
     parser.add_argument(
-        "--where", metavar="KEY=VALUE", action="append", default=[], help="only these calls"
+        "--where",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="record only calls with this value",
     )
     parser.add_argument("--calls", metavar="N", help="end after N calls")
     parser.add_argument(
-        "--source", metavar="FOLDER", help="libvirt's source, for the text of its lines"
+        "--source",
+        metavar="FOLDER",
+        help="folder with libvirt's source, for the text of source lines",
     )
     parser.add_argument("--seconds", metavar="S", help="end after S seconds")
     parser.add_argument(
         "--host-facts",
         action="store_true",
-        help="add to the trace what the host says of each disk in it, once it is over",
+        help="after the trace, add what the host says about each disk in it",
     )
     parser.add_argument(
         "--engine",
@@ -67,9 +73,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--rotate",
         metavar="N",
-        help="go on in a new file after N bytes; FILE.jsonl is FILE.000001.jsonl then, and so on",
+        help="begin a new file every N bytes: FILE.000001.jsonl, FILE.000002.jsonl, and so on",
     )
-    parser.add_argument("--keep", metavar="N", help="only the last N of these files")
+    parser.add_argument("--keep", metavar="N", help="keep only the last N of these files")
     parser.set_defaults(run=run)
 
 

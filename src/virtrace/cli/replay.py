@@ -30,10 +30,10 @@ from virtrace.trace.writer import default_path
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "replay",
-        description="Trace a daemon of this host by the recipe in FILE, with the filters and "
+        description="Trace a daemon of this host with the recipe in FILE, with the filters and "
         "limits of that trace, and compare the new trace with it. The command that was traced is "
-        "run again only after you agree; COMMAND is run instead.",
-        epilog="Exit status: as of record; where all was traced, as of diff.",
+        "run again only after you agree. If COMMAND is given, it is run instead.",
+        epilog="Exit status: that of record; if everything was traced, that of diff.",
         usage="%(prog)s FILE [-p PID | --process NAME] [-o OUT] [--where KEY=VALUE]... "
         "[--max-stop-ms N] [--max-load PERCENT] [--max-events N] [--max-bytes N] [-- COMMAND...]",
     )
@@ -41,13 +41,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "file", metavar="FILE", help="a trace (.jsonl), a bundle or a recipe (.yaml)"
     )
     add_daemon(parser, "default: the only one that runs")
-    parser.add_argument("-o", "--output", metavar="OUT", help="the new trace; must not exist")
+    parser.add_argument("-o", "--output", metavar="OUT", help="the new trace, a new file")
     parser.add_argument(
         "--where",
         metavar="KEY=VALUE",
         action="append",
         default=[],
-        help="instead of what the trace had for KEY, such as domain=other",
+        help="instead of the value that the trace had for KEY, for example domain=other",
     )
     add_limits(parser)
     parser.set_defaults(run=run)

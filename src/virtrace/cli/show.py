@@ -33,21 +33,21 @@ _AT_ONCE = 8 << 20
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "show",
-        description="Show every traced call: its answer first, then how it came about.",
+        description="Show every traced call: its answer, then everything that happened in it.",
         epilog="Exit status: 0 shown, 2 not a trace, 4 shown, but the trace is incomplete.",
     )
     parser.add_argument("file", metavar="FILE", help="a trace (.jsonl) or a bundle")
     parser.add_argument("--json", action="store_true", help="one JSON document, for scripts")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--full", action="store_true", help="every QMP reply whole")
+    form.add_argument("--full", action="store_true", help="complete QMP replies")
     form.add_argument(
-        "--summary", action="store_true", help="all calls at once: disks, counts, latencies"
+        "--summary", action="store_true", help="statistics over all calls: disks, counts, latencies"
     )
     form.add_argument(
         "--html",
         metavar="OUT",
         type=Path,
-        help="write it as one page for a browser; must not exist",
+        help="write one page for a browser to this new file",
     )
     parser.set_defaults(run=run)
 
@@ -55,7 +55,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     if args.json and (args.full or args.html):
         raise UsageError(
-            "--json goes with --summary or alone", "leave out --full or --html: JSON has it all"
+            "--json can only be combined with --summary",
+            "leave out --full or --html: JSON has everything",
         )
     if args.html:
         # Imported late: the rest of `show` does without Jinja2.
@@ -152,4 +153,4 @@ def _html(trace: TraceStream, path: str, output: Path, descriptor: int) -> Itera
                 f"virtrace show --summary {typed(path)}, or export --to perfetto",
             )
     fill(descriptor, output, "the page", [html.page(trace, nodes)])
-    yield f"wrote {output}; like the trace it can hold secrets, and only you can read it"
+    yield f"wrote {output}; like the trace, it can contain secrets, and only you can read it"
