@@ -7,6 +7,7 @@ from the types here (trace/schema.py). Python 3.9 evaluates them, hence no `X | 
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from operator import itemgetter
 from typing import Annotated, Any, Literal, NamedTuple, Optional, TypedDict, Union
 
@@ -336,16 +337,19 @@ class Event(NamedTuple):
         return record
 
     @classmethod
-    def from_record(cls, record: Record) -> Event:
+    def from_record(cls, record: Record, roles: Mapping[str, str | None]) -> Event:
         """Make the event of a record. Unknown keys are ignored.
 
-        Raises: KeyError if a key is missing.
+        roles: of the probes, by their names.
+        Raises: KeyError if a key is missing, TypeError if the name is no name.
         """
-        return cls._make((*_PARTS(record), record.get("answers"), None, False))
+        parts = _PARTS(record)
+        return cls._make((*parts, record.get("answers"), roles.get(parts[_NAME]), False))
 
 
 _KEYS = ("type", "seq", "t_ns", "tid", "name", "span", "parent", "call")
 _PARTS = itemgetter(*_KEYS, "values")
+_NAME = _KEYS.index("name")
 
 
 def as_argument(value: Json) -> str:

@@ -11,6 +11,9 @@ from virtrace.trace.format import MAX_DEPTH, Json, Record, is_deeper
 _MAX_DEPTH = MAX_DEPTH - 10
 # A number that is longer than any that C has would keep Python busy.
 LONGEST_NUMBER = 40
+LONG_NUMBER = b"0" * (LONGEST_NUMBER + 1)
+# Of a text, in one pass: every digit as 0, every bracket as {.
+OUTLINE = bytes.maketrans(b"123456789[", b"000000000{")
 
 
 def parsed(text: Json) -> Json | None:
@@ -18,15 +21,14 @@ def parsed(text: Json) -> Json | None:
     if not isinstance(text, str):
         return None
     try:
-        value = json.loads(
-            text, parse_constant=_finite, parse_float=_finite, parse_int=bounded_integer
-        )
+        outline = text.encode("utf-8", "surrogatepass").translate(OUTLINE)
+        value = (_decode_bounded if LONG_NUMBER in outline else _decode)(text)
         # Half of a surrogate pair, which only an escape can make: known by writing it.
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         return None
-    if text.count("[") + text.count("{") > _MAX_DEPTH and is_deeper(value, _MAX_DEPTH):
+    if outline.count(b"{") > _MAX_DEPTH and is_deeper(value, _MAX_DEPTH):
         return None
     return value
 
@@ -43,6 +45,12 @@ def bounded_integer(digits: str) -> int:
     if len(digits) > LONGEST_NUMBER:
         raise ValueError(f"a number of {len(digits)} digits")
     return int(digits)
+
+
+_decode = json.JSONDecoder(parse_constant=_finite, parse_float=_finite).decode
+_decode_bounded = json.JSONDecoder(
+    parse_constant=_finite, parse_float=_finite, parse_int=bounded_integer
+).decode
 
 
 def texts_of(recipe: Record) -> dict[str, str]:

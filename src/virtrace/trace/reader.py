@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BufferedReader
@@ -29,7 +29,7 @@ from virtrace.trace.format import (
     SwitchedOff,
     is_deeper,
 )
-from virtrace.trace.json_text import LONGEST_NUMBER, bounded_integer, parsed, texts_of
+from virtrace.trace.json_text import LONG_NUMBER, OUTLINE, bounded_integer, parsed, texts_of
 from virtrace.trace.schema import ShapeError, check
 from virtrace.trace.upgrade import HeaderOfVersion1, UpgradedEvents, upgraded_header
 
@@ -45,9 +45,6 @@ _MOST_OPEN = 200_000
 _BUFFER = 1 << 16
 _OFTEN = 1024
 _TOO_DEEP = f"it has more than {MAX_DEPTH} levels of objects and arrays"
-_LONG_NUMBER = b"0" * (LONGEST_NUMBER + 1)
-# Any digit is a zero in it, and what opens an array opens an object.
-_OUTLINE = bytes.maketrans(b"123456789[", b"000000000{")
 
 
 class Recording(Protocol):
@@ -171,7 +168,8 @@ class TraceStream:
         self.last_ns = self.count = self.length = 0
         lines = self._lines()
         next(lines)
-        complete = _Completing(self.header, self._version).completed
+        roles = {probe["name"]: probe["role"] for probe in self.header["probes"]}
+        complete = _completing(self.header, self._version)
         for number, line in lines:
             try:
                 record = _parse(line)
@@ -179,7 +177,7 @@ class TraceStream:
                     raise ShapeError("there is more after the footer")
                 kind = record.get("type")
                 if kind in EVENT_TYPES:
-                    event = complete(_event(record))
+                    event = complete(_event(record, roles))
                     self.count += 1
                     self.length += len(line)
                     if not self.count % _OFTEN:
@@ -348,8 +346,8 @@ def _unreadable(path: str | Path, error: OSError) -> TraceError:
 
 def _parse(line: bytes) -> Record:
     # A number that is longer than any that C has would keep Python busy.
-    outline = line.translate(_OUTLINE)
-    decode = _decode_bounded if _LONG_NUMBER in outline else _decode
+    outline = line.translate(OUTLINE)
+    decode = _decode_bounded if LONG_NUMBER in outline else _decode
     try:
         # As json.loads does, which looks at each line for its encoding first.
         record = decode(line.decode("utf-8", "surrogatepass"))
@@ -364,11 +362,11 @@ def _parse(line: bytes) -> Record:
     return record
 
 
-def _event(record: Record) -> Event:
+def _event(record: Record, roles: Mapping[str, str | None]) -> Event:
     try:
-        event = Event.from_record(record)
-    except KeyError:
-        # Says which one is missing.
+        event = Event.from_record(record, roles)
+    except (KeyError, TypeError):
+        # Says what is missing or wrong.
         check(record, EventRecord)
         raise
     kind, seq, t_ns, tid, name, span, parent, call, values, answers, *_ = event
@@ -387,24 +385,21 @@ def _event(record: Record) -> Event:
     return event
 
 
-class _Completing:
-    """Adds to the events of a trace what is not in their records."""
+def _completing(header: Header, version: int) -> Callable[[Event], Event]:
+    """Return what adds to each event of a trace what is not in its record."""
+    if version == 1:
+        return UpgradedEvents().upgraded
+    texts = texts_of(header["recipe"])
 
-    def __init__(self, header: Header, version: int) -> None:
-        self._roles = {probe["name"]: probe["role"] for probe in header["probes"]}
-        self._texts = texts_of(header["recipe"])
-        self._upgraded = UpgradedEvents().upgraded if version == 1 else None
-
-    def completed(self, event: Event) -> Event:
-        role = self._roles.get(event.name)
-        if self._upgraded is not None:
-            return self._upgraded(event._replace(role=role))
-        if event.name not in self._texts or event.type != "point":
-            return event._replace(role=role)
-        document = parsed(event.values.get(self._texts[event.name]))
+    def completed(event: Event) -> Event:
+        if event.type != "point" or event.name not in texts:
+            return event
+        document = parsed(event.values.get(texts[event.name]))
         if document is None:
-            return event._replace(role=role)
-        return event._replace(role=role, values={**event.values, "json": document}, has_json=True)
+            return event
+        return event._replace(values={**event.values, "json": document}, has_json=True)
+
+    return completed
 
 
 _decode = json.JSONDecoder().decode
