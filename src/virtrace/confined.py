@@ -1,9 +1,9 @@
-"""Work on files that strangers made, in a child process that has no rights.
+"""Reads files that strangers made, in a child process that has no rights.
 
-The child opens the files with our rights and then gives these up for good: it runs as a user
-that owns nothing, can open no file and no socket, start no process and gain no rights, and the
-kernel ends it where it takes too much memory or time. It hands back plain data. What goes wrong
-in it, its end included, is a VirtraceError here.
+The child opens the files with our rights and then drops them for good: it runs as a user that owns
+nothing, can open no file or socket, start no process and gain no rights, and the kernel kills it
+if it takes too much memory or time. It returns plain data. Every failure in the child, its death
+included, becomes a VirtraceError here.
 """
 
 from __future__ import annotations
@@ -26,31 +26,32 @@ from virtrace import detached
 from virtrace.errors import TargetError, TraceError, UsageError, VirtraceError
 
 Json = Any
-# Says a line of progress on the way to an answer.
+# Reports a line of progress before the answer is complete.
 Tell = Callable[[str], None]
 # Answers a question, by its name and its arguments.
 Answer = Callable[[str, "list[Json]", Tell], Json]
 
-# A user id that no system gives out, so that nobody else's process may signal or trace the child.
+# A user id that no system assigns: no other user's process may signal or trace the child.
 _NOBODY = 0x7FFE7ACE
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 1, 4, 38, 47
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _CAPABILITY_VERSION_3 = 0x20080522
 _LARGEST_ANSWER = 32 << 20
 _LONGEST_REASON = 1000
-# What a child can raise.
+# The errors that a child can raise.
 _ERRORS = {kind.__name__: kind for kind in (TargetError, TraceError, UsageError, VirtraceError)}
-# No command's exit status.
+# Not the exit status of any command.
 _CRASHED = 99
 _PIECE = 1 << 16
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a child may take.
+    """What a child may use.
 
-    memory: bytes of address space beyond what it begins with. processor_seconds: in all.
-    seconds: of wall-clock time, for each question.
+    memory: bytes of address space, beyond what it begins with.
+    processor_seconds: processor time, for all questions.
+    seconds: wall-clock time, for each question.
     """
 
     memory: int = 256 << 20
@@ -64,16 +65,16 @@ class Bounds:
 class Child:
     """A child that answers questions, one after the other, until it is dropped.
 
-    about: what it reads, for messages. begin: run in the child, still with our rights: opens the
-    files, imports what is needed, and returns what answers the questions. An exception of it is
-    raised by the first question.
+    about: what it reads, for messages.
+    begin: runs in the child, still with our rights. It opens the files, imports what is needed,
+        and returns the function that answers the questions. The first question raises its errors.
     """
 
     def __init__(self, about: str, begin: Callable[[], Answer], bounds: Bounds) -> None:
-        """OSError where there can be no child."""
-        # Whether all files are open, and whether there is no child to ask any more.
+        """Start it. Raises: OSError."""
+        # Whether the child has opened all files; whether it has ended.
         self.has_begun = self.has_ended = False
-        # Bytes of its answers so far.
+        # Bytes of all answers so far.
         self.answered = 0
         self._about = about
         self._bounds = bounds
@@ -91,9 +92,10 @@ class Child:
             os.close(answers)
 
     def ask(self, question: str, *arguments: Json, progress: Tell | None = None) -> Json:
-        """A VirtraceError as the child raised it; TargetError where the child ended over it.
+        """Ask a question and wait for the answer.
 
-        progress: called with each line that the child says on its way to the answer.
+        progress: called with every line of progress that the child reports.
+        Raises: the VirtraceError that the child raised; TargetError if the child died.
         """
         data = json.dumps([question, arguments]).encode() + b"\n"
         until = time.monotonic() + self._bounds.seconds
@@ -110,14 +112,14 @@ class Child:
                 return message["answer"]
             name, what, remedy = message["error"]
             kind = _ERRORS[name]
-        # The last two: it was taken over by what it reads.
+        # The last two: what it reads has taken it over.
         except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
             raise self._ended() from error
-        # No variable has it: its traceback would keep this frame, and the child with it.
+        # Not kept in a variable: its traceback would keep this frame, and so the child.
         raise kind(str(what), str(remedy))
 
     def _line(self, until: float) -> bytearray:
-        """ValueError where there is none in time, or none of a size that answers have."""
+        """Read a line. Raises: ValueError if it does not arrive in time, or is too long."""
         while b"\n" not in self._rest[-_PIECE:]:
             left = until - time.monotonic()
             if left < 0 or not select.select([self._told], [], [], left)[0]:
@@ -131,7 +133,7 @@ class Child:
         return line
 
     def close(self) -> None:
-        """It ends, as nobody asks it any more."""
+        """Let the child end."""
         if not self.has_ended:
             self.has_ended = True
             os.close(self._ask)
@@ -142,7 +144,7 @@ class Child:
         if not self.has_begun:
             return TargetError(
                 f"{self._about} cannot be opened within {self._bounds.seconds} s",
-                "look whether the file system that it is in answers at all",
+                "check whether its file system responds",
             )
         return _takes_too_much(self._about, f"{self._bounds}, or in {self._bounds.seconds} s")
 
@@ -157,7 +159,7 @@ def run(
     bounds: Bounds,
     progress: Tell | None = None,
 ) -> Json:
-    """What one child has to say on the only question that it is asked. begin: as Child has it."""
+    """Start a child for a single question and return its answer. begin: as for Child."""
 
     def begun() -> Answer:
         work = begin()
@@ -167,10 +169,11 @@ def run(
 
 
 def status_of(about: str, work: Callable[[], int], bounds: Bounds) -> int:
-    """The exit status of a work that prints, done by a child that keeps what is open.
+    """Do work that prints in a child, which keeps the open files; return its exit status.
 
-    The work flushes what it prints. Everything that is needed is imported and open before.
-    TargetError where the child ended over it. Ctrl-C is for the child.
+    The work flushes what it prints. What it needs is imported and open beforehand. Ctrl-C reaches
+    the child.
+    Raises: TargetError if the child died.
     """
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -183,7 +186,7 @@ def status_of(about: str, work: Callable[[], int], bounds: Bounds) -> int:
             libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             status = work()
         finally:
-            # Never back into what the parent has still to do.
+            # Never return into the parent's code.
             os._exit(status)
     while True:
         with suppress(KeyboardInterrupt):
@@ -198,13 +201,12 @@ def status_of(about: str, work: Callable[[], int], bounds: Bounds) -> int:
 def _takes_too_much(about: str, bounds: str) -> TargetError:
     return TargetError(
         f"{about} cannot be read within {bounds}",
-        "it is damaged, or made to harm whoever reads it: look where it comes from, and take a "
-        "fresh copy of it",
+        "it is damaged or malicious: check where it comes from, and get a new copy",
     )
 
 
 def _address_space() -> int:
-    """Of this process, in bytes."""
+    """Bytes of address space of this process."""
     with open("/proc/self/statm") as statm:
         return int(statm.read().split()[0]) * resource.getpagesize()
 
@@ -212,8 +214,8 @@ def _address_space() -> int:
 def _serve(
     about: str, questions: int, answers: int, begin: Callable[[], Answer], bounds: Bounds
 ) -> None:
-    """In the child, until nobody asks any more."""
-    # What a stranger's file makes Python say is nothing for a terminal.
+    """Run in the child, until the parent closes the pipe."""
+    # A stranger's file must not write to the terminal through Python's messages.
     os.dup2(1, 2)
     for number in (signal.SIGALRM, signal.SIGXCPU):
         signal.signal(number, signal.SIG_DFL)
@@ -235,18 +237,18 @@ def _serve(
             kind = next(kind for kind in type(error).__mro__ if kind.__name__ in _ERRORS)
             return {"error": [kind.__name__, error.what, error.remedy]}
         except MemoryError:
-            # Whatever follows may fail as well.
+            # The next steps may fail as well.
             os._exit(1)
         except Exception as error:
             said = f"{about} is not intact: {type(error).__name__}: {error}"
-            remedy = "install the package that owns it again"
+            remedy = "reinstall the package that owns it"
             return {"error": [TargetError.__name__, said[:_LONGEST_REASON], remedy]}
 
     answer: list[Answer] = []
     libc = ctypes.CDLL(None)
     size = _address_space()
     begun = guarded(lambda: answer.append(begin()))
-    # The root may be another one by now.
+    # Not earlier: begin() needs our rights.
     _give_up_rights(libc, bounds, size + bounds.memory)
     say({"begun": True})
     with open(questions, "rb") as asked:
@@ -255,16 +257,16 @@ def _serve(
             question, arguments = json.loads(line)
             ask = partial(answer[0], question, arguments, tell) if answer else None
             say(guarded(ask) if ask else begun)
-            # Without a question it waits for as long as it has to.
+            # No limit while it waits for a question.
             signal.alarm(0)
 
 
 def _give_up_rights(
     libc: ctypes.CDLL, bounds: Bounds, address_space: int, *, may_write: bool = False
 ) -> None:
-    """For good. A process that is not root keeps its user, and has no other rights to lose.
+    """Drop all rights for good. A process that is not root keeps its user.
 
-    address_space: how large it may become, in bytes. may_write: to the files that are open.
+    address_space: the limit, bytes. may_write: keep the right to write to open files.
     """
     limits = {
         resource.RLIMIT_AS: address_space,
@@ -278,8 +280,8 @@ def _give_up_rights(
     for limit, value in limits.items():
         resource.setrlimit(limit, (value, value))
     if os.geteuid() == 0:
-        # Where a user namespace does not know that id, or may not change it, root stays what
-        # it is; all that follows is lost all the same.
+        # In a user namespace that does not map this id, root stays root; the rest is dropped
+        # all the same.
         with suppress(OSError):
             os.setgroups([])
             os.setresgid(_NOBODY, _NOBODY, _NOBODY)

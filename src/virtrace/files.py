@@ -25,6 +25,8 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Of a child that reads one small file.
 _MEMORY, _PROCESSOR_SECONDS = 64 << 20, 2
+# The file system of a stranger may never answer.
+_SMALL_FILE_SECONDS = 10
 
 
 class NotRegularError(OSError):
@@ -212,6 +214,22 @@ def read_inside(
         kinds = {kind.__name__: kind for kind in (NotRegularError, TooLargeError)}
         raise kinds.get(name, OSError)(number, text, path)
     return str(text).encode("latin-1")
+
+
+def text_inside(root: Path, path: str, limit: int) -> str:
+    """Read the text of a small file in the root of a process; empty if it cannot be read.
+
+    root: the process's ``/``, as seen from here.
+    path: as the process sees it; its last part may not be a link.
+    limit: the largest accepted size in bytes.
+    """
+    folder, name = map(os.fsencode, os.path.split(os.path.join("/", path)))
+    deadline = time.monotonic() + _SMALL_FILE_SECONDS
+    try:
+        data = read_inside(str(root), folder, [name], limit, deadline=deadline)
+    except OSError:
+        return ""
+    return data.decode(errors="replace")
 
 
 def _open_inside(

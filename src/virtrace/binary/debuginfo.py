@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from virtrace.binary.inside import text_inside
+from virtrace.files import text_inside
 
 _FETCH_SECONDS = 600
 _MAX_RELEASE = 1 << 16

@@ -1,8 +1,8 @@
-"""What one ELF file says of itself, read without GDB.
+"""A reader of ELF files: sections, symbols, notes, static probes. It needs no GDB.
 
-The file may be a stranger's: what is read of it is bounded, and it is read in a child without
-rights (virtrace.binary.reader). Addresses are the file's own virtual addresses: add the load bias
-for those of a process. Facts of the ELF-64 and ELF-32 Object File Formats.
+The file may be a stranger's: every read is bounded, and a child without rights does it
+(virtrace.binary.reader). Addresses are virtual addresses of the file; add the load bias for those
+of a process. The facts are from the ELF-64 and ELF-32 Object File Formats.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from typing import BinaryIO, NamedTuple
 from virtrace.errors import TargetError
 from virtrace.files import open_regular
 
-# Of e_machine, as `uname -m` names them; any other keeps its number.
+# e_machine to the names of `uname -m`; other machines are named by their number.
 MACHINES = {3: "i686", 21: "ppc64le", 22: "s390x", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
-# Far above the largest library or debug file of libvirt.
+# Bytes; far more than the largest library or debug file of libvirt.
 LARGEST = 1 << 28
 
-# What no file of a daemon comes near, and what would take long to read.
+# Limits far above every file of a daemon; more would take long to read.
 _LARGEST_SECTION = 64 << 20
 _LARGEST_SUM = 96 << 20
 _MOST_HEADERS = 1 << 12
@@ -44,8 +44,9 @@ _STT_FUNC = 2
 class StapProbe(NamedTuple):
     """A static probe (USDT), as ``.note.stapsdt`` describes it.
 
-    address and semaphore are virtual addresses in the file; semaphore is 0 where the
-    probe has none. arguments is the assembler's text, such as ``8@%rdi -4@%eax``.
+    address: virtual address in the file.
+    semaphore: virtual address in the file; 0 if the probe has none.
+    arguments: text of the assembler, such as ``8@%rdi -4@%eax``.
     """
 
     provider: str
@@ -56,14 +57,14 @@ class StapProbe(NamedTuple):
 
 
 class DebugLink(NamedTuple):
-    """Name of the separate debug file, and the CRC-32 of its whole contents."""
+    """The name of the separate debug file and the CRC-32 of its contents."""
 
     name: str
     crc: int
 
 
 class Section(NamedTuple):
-    """A section that a process has in memory. address: virtual, in the file."""
+    """A section that is loaded into memory. address: virtual address in the file."""
 
     address: int
     data: bytes
@@ -75,7 +76,7 @@ class Section(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """A part of the file that is loaded. size: in the file; the rest of it in memory is zeroes."""
+    """A part of the file that is loaded. size: bytes in the file; memory beyond it is zero."""
 
     address: int
     offset: int
@@ -84,7 +85,7 @@ class Segment(NamedTuple):
 
 
 class Symbol(NamedTuple):
-    """One of ``.dynsym``. section: 0 where the file does not define it."""
+    """A symbol of ``.dynsym``. section: 0 if the file does not define the symbol."""
 
     name: bytes
     is_function: bool
@@ -94,7 +95,7 @@ class Symbol(NamedTuple):
 
 
 class _Header(NamedTuple):
-    """Of a section."""
+    """A section header."""
 
     kind: int
     flags: int
@@ -106,16 +107,16 @@ class _Header(NamedTuple):
 
     @property
     def is_loaded(self) -> bool:
-        """With contents from the file."""
+        """Whether the section is loaded with contents from the file."""
         return bool(self.flags & _SHF_ALLOC) and self.kind != _SHT_NOBITS
 
 
 class _Broken(Exception):
-    """The file is not as the format has it; the message says what is wrong."""
+    """The file violates the format; the message says how."""
 
 
 class ElfFile:
-    """An ELF file that is open. Raises TargetError where it cannot be read or is not ELF."""
+    """An open ELF file. Raises: TargetError, from every method, if it cannot be read."""
 
     def __init__(
         self,
@@ -123,7 +124,11 @@ class ElfFile:
         name: str | os.PathLike[str] | None = None,
         file: BinaryIO | None = None,
     ) -> None:
-        """name: for messages, where path tells a person little. file: where it is open already."""
+        """Open it.
+
+        name: for messages, if path means little to a person.
+        file: the file, if it is open already.
+        """
         self.path = Path(path)
         self.name = name or path
         try:
@@ -141,27 +146,27 @@ class ElfFile:
         except OSError as error:
             raise unreadable(self.name, error) from error
         except (_Broken, struct.error, IndexError, ValueError, OverflowError) as error:
-            # The last four come from sizes and offsets that point out of the file.
+            # The last four: sizes or offsets point out of the file.
             raise TargetError(
                 f"{self.name} is not an intact ELF file: {error or type(error).__name__}",
-                "install the package that owns it again",
+                "reinstall the package that owns it",
             ) from error
 
     def _read(self, offset: int, size: int) -> bytes:
-        """That part of the file, all of it."""
+        """Read a part of the file. Raises: _Broken if the file ends before it."""
         if size > _LARGEST_SECTION:
-            raise _Broken("a part of it is larger than a library has it")
+            raise _Broken("one of its sections is larger than those of any library")
         data = os.pread(self.descriptor, size, offset) if size else b""
         if len(data) != size:
-            raise _Broken("it ends before one of its parts does")
+            raise _Broken("it is truncated")
         return data
 
     def _read_headers(self) -> None:
         head = os.pread(self.descriptor, 64, 0)
         if head[:4] != _MAGIC or head[4] not in (_CLASS_32, _CLASS_64):
-            raise _Broken("it does not begin as one")
+            raise _Broken("its first bytes are not those of ELF")
         if head[5] not in (_LITTLE, _BIG):
-            raise _Broken("its byte order is not known")
+            raise _Broken("its byte order is unknown")
         self._order = "<" if head[5] == _LITTLE else ">"
         self._is_64 = head[4] == _CLASS_64
         word = "Q" if self._is_64 else "I"
@@ -169,7 +174,7 @@ class ElfFile:
         self.machine_number, _, _, segments_at, sections_at, _, _ = fields[:7]
         segment_size, segments, section_size, sections, names_in = fields[7:]
         if max(segments, sections) > _MOST_HEADERS:
-            raise _Broken("it has more parts than a library has")
+            raise _Broken("it has more sections or segments than any library")
         self.segments = list(self._read_segments(segments_at, segments, segment_size))
         self._sections: dict[str, _Header] = {}
         shape = struct.Struct(f"{self._order}II4{word}II2{word}")
@@ -206,11 +211,11 @@ class ElfFile:
                 )
 
     def _data(self, header: _Header | None) -> bytes | None:
-        """Of a section; None where there is none, or where the file keeps only its header."""
+        """The contents of a section; None if there is none, or only its header."""
         if header is None or header.kind == _SHT_NOBITS:
             return None
         if header.flags & _SHF_COMPRESSED:
-            raise _Broken("a section that is no debug info is compressed")
+            raise _Broken("a section other than debug info is compressed")
         return self._read(header.offset, header.size)
 
     def _section(self, name: str) -> bytes | None:
@@ -232,7 +237,7 @@ class ElfFile:
                 if header.is_loaded and is_wanted(name, header)
             }
             if sum(header.size for header in wanted.values()) > _LARGEST_SUM:
-                raise _Broken("its sections are larger than those of a library")
+                raise _Broken("its sections are larger than those of any library")
             return {
                 name: Section(
                     header.address,
@@ -245,7 +250,7 @@ class ElfFile:
 
     @property
     def descriptor(self) -> int:
-        """Of the open file."""
+        """The file descriptor."""
         return self._file.fileno()
 
     @property
@@ -258,7 +263,7 @@ class ElfFile:
 
     @cached_property
     def build_id(self) -> str | None:
-        """In lower-case hexadecimal; None where the linker left none."""
+        """Lower-case hexadecimal; None if the linker wrote none."""
         with self._parsing():
             for note_type, descriptor in self._notes(".note.gnu.build-id", "GNU"):
                 if note_type == 3:  # NT_GNU_BUILD_ID
@@ -267,9 +272,9 @@ class ElfFile:
 
     @property
     def fingerprint(self) -> tuple[int, bytes]:
-        """Virtual address and bytes by which a loaded file is known again.
+        """Virtual address and bytes by which the file is recognised in memory.
 
-        The build-id's note; of a file without one, the beginning of the code.
+        The note of the build-id; for a file without one, the beginning of the code.
         """
         with self._parsing():
             for name in (".note.gnu.build-id", ".text"):
@@ -277,11 +282,11 @@ class ElfFile:
                 if header is not None and header.is_loaded:
                     size = min(header.size, _LARGEST_FINGERPRINT)
                     return header.address, self._read(header.offset, size)
-        raise TargetError(f"{self.name} has no code", "install the package that owns it again")
+        raise TargetError(f"{self.name} has no code", "reinstall the package that owns it")
 
     @property
     def sha256(self) -> str:
-        """Of the whole file, in hexadecimal."""
+        """The SHA-256 of the whole file, hexadecimal."""
         found = hashlib.sha256()
         for at in range(0, self._size, _PIECE):
             found.update(os.pread(self.descriptor, _PIECE, at))
@@ -289,7 +294,7 @@ class ElfFile:
 
     @property
     def crc(self) -> int:
-        """CRC-32 of the whole file, as a debug link has it."""
+        """The CRC-32 of the whole file, as in a debug link."""
         found = 0
         for at in range(0, self._size, _PIECE):
             found = zlib.crc32(os.pread(self.descriptor, _PIECE, at), found)
@@ -297,13 +302,13 @@ class ElfFile:
 
     @property
     def has_debug_info(self) -> bool:
-        """Whether this very file carries DWARF, not whether some other file has it."""
+        """Whether this file itself contains DWARF."""
         found = map(self._sections.get, (".debug_info", ".zdebug_info"))
         return any(header is not None and header.kind != _SHT_NOBITS for header in found)
 
     @property
     def shared_debug_info(self) -> str | None:
-        """The name of the file where dwz has put a part of its DWARF; None where it has all."""
+        """The file with the part of the DWARF that dwz moved out of this one; None if none."""
         with self._parsing():
             data = self._section(".gnu_debugaltlink")
             return None if data is None else os.fsdecode(_text_at(data, 0))
@@ -318,7 +323,7 @@ class ElfFile:
             return DebugLink(os.fsdecode(_text_at(data, 0)), crc)
 
     def symbols(self) -> Iterator[Symbol]:
-        """Those of ``.dynsym``, in its order."""
+        """The symbols of ``.dynsym``, in its order."""
         with self._parsing():
             header = self._sections.get(".dynsym")
             table = self._data(header)
@@ -327,7 +332,7 @@ class ElfFile:
             names = self._data(self._by_number[header.link]) or b""
             shape = struct.Struct(self._order + ("IBBHQQ" if self._is_64 else "IIIBBH"))
             if len(table) > _MOST_SYMBOLS * shape.size:
-                raise _Broken("it has more symbols than a library has")
+                raise _Broken("it has more symbols than any library")
             for fields in shape.iter_unpack(table):
                 if self._is_64:
                     name_at, info, _, section, address, size = fields
@@ -337,7 +342,7 @@ class ElfFile:
                 yield Symbol(name, info & 15 == _STT_FUNC, section, address, size)
 
     def exported_functions(self) -> list[tuple[int, int, str]]:
-        """First address, address behind, and name of each function in ``.dynsym``, sorted."""
+        """First address, end and name of every function in ``.dynsym``, sorted."""
         return sorted(
             (symbol.address, symbol.address + symbol.size, os.fsdecode(symbol.name))
             for symbol in self.symbols()
@@ -345,7 +350,7 @@ class ElfFile:
         )
 
     def stap_probes(self) -> list[StapProbe]:
-        """The static probes, in the file's order; one name can stand at several places."""
+        """The static probes, in the file's order; several can have one name."""
         probes = []
         with self._parsing():
             base_section = self._sections.get(".stapsdt.base")
@@ -364,11 +369,11 @@ class ElfFile:
                     semaphore += moved
                 probes.append(StapProbe(provider, name, address + moved, semaphore, arguments))
                 if len(probes) > _MOST_PROBES:
-                    raise _Broken("it has more static probes than a library has")
+                    raise _Broken("it has more static probes than any library")
         return probes
 
     def code(self, low: int, high: int) -> bytes | None:
-        """The bytes at these addresses; None where not all of them are code of the file."""
+        """The bytes at these addresses; None unless all of them are code of the file."""
         with self._parsing():
             for segment in self.segments:
                 inside = low - segment.address
@@ -377,7 +382,7 @@ class ElfFile:
         return None
 
     def _notes(self, section_name: str, owner: str) -> Iterator[tuple[int, bytes]]:
-        """Type and descriptor of each of the owner's notes."""
+        """Type and descriptor of every note of an owner."""
         data = self._section(section_name) or b""
         header = struct.Struct(self._order + "III")
         position = 0
@@ -391,10 +396,10 @@ class ElfFile:
 
 
 def _text_at(table: bytes, at: int) -> bytes:
-    """The text that begins there, to the byte of zero that ends it."""
+    """The text at an offset of a string table, up to its NUL."""
     end = table.find(b"\0", at, at + _LONGEST_NAME)
     if at > len(table) or (end < 0 and at < len(table)):
-        raise _Broken("a name in it has no end")
+        raise _Broken("one of its names has no end")
     return table[at : max(end, at)]
 
 

@@ -1,7 +1,7 @@
-"""Files of programs as others see them: read by a child without rights (virtrace.confined).
+"""ELF files of strangers, read by a child without rights (virtrace.confined).
 
-The child parses; what comes back is plain data, checked here. No place that it tells is believed
-to be an instruction before ``doubts`` has compared it with what the process has in memory.
+The child parses; what it returns is plain data, which is checked here. No address that it returns
+counts as an instruction before ``doubts`` has compared it with the memory of the process.
 """
 
 from __future__ import annotations
@@ -32,35 +32,36 @@ from virtrace.files import open_regular
 
 DEBUG_DIRS = (Path("/usr/lib/debug"),)
 
-# statfs(2), of file systems whose answers come from a program of some user.
+# statfs(2): file systems that are served by a program of some user.
 _FUSE = 0x65735546
 _STATFS_SIZE = 256
-# Who runs this; the child that asks is somebody else.
+# The user of this program; the child that asks runs as another one.
 _US = os.geteuid()
 _MOST_BREAKPOINTS = 10_000
-# Bytes, of all files of a process: it becomes some three times as much here.
+# Bytes of answers about all files of a process; they take about three times as much memory here.
 _MOST_ANSWERED = 48 << 20
 
 Made = TypeVar("Made")
 
 
 class Files:
-    """Files of one file system, which one child reads. It is started by the first question."""
+    """Files of one file system, read by one child, which the first question starts."""
 
     def __init__(self, paths: Sequence[tuple[Path, str]], pid: int = 0) -> None:
-        """paths: where each can be opened from here, and its name for messages.
+        """Prepare the questions.
 
-        pid: of the process whose memory is compared with them; 0: of none.
+        paths: for every file the path that can be opened from here, and its name for messages.
+        pid: the process whose memory is compared with the files; 0: none.
         """
         self.paths = paths
         self._pid = pid
         self._child: Child | None = None
         self._answered = 0
-        # By number: why a file is not read any more, and what to do.
+        # What is wrong with a file that is not read any more, and the remedy, by its number.
         self._refused: dict[int, tuple[str, str]] = {}
 
     def ask(self, number: int, question: str, *arguments: Any) -> Any:
-        """TargetError where the file cannot be read."""
+        """Ask the child about a file. Raises: TargetError if the file cannot be read."""
         refused = self._refused.get(number)
         if refused is not None:
             raise TargetError(*refused)
@@ -83,16 +84,15 @@ class Files:
             if self._answered + self._child.answered > _MOST_ANSWERED:
                 self._child.close()
                 raise TargetError(
-                    f"{self.paths[number][1]} and the other files of the process say more than "
-                    "those of a daemon do",
-                    "they are damaged, or made to harm whoever reads them: look where they come "
-                    "from",
+                    f"{self.paths[number][1]} and the other files of the process contain more than "
+                    "the files of any daemon",
+                    "they are damaged or malicious: check where they come from",
                 )
             return answer
         except TargetError as error:
             if self._child.has_ended:
-                # Of this file; the others are read by another child. Where they could not even be
-                # opened, their file system does not answer.
+                # Another child will read the other files. If the child could not even open them,
+                # their file system does not answer.
                 stuck = [number] if self._child.has_begun else range(len(self.paths))
                 self._refused.update(dict.fromkeys(stuck, (error.what, error.remedy)))
                 self._answered += self._child.answered
@@ -101,7 +101,7 @@ class Files:
 
 
 class Binary:
-    """What one ELF file says of itself. Everything raises TargetError where it cannot be read."""
+    """The contents of one ELF file. Raises: TargetError, everywhere, if it cannot be read."""
 
     def __init__(self, files: Files, number: int) -> None:
         self.path, self.name = files.paths[number]
@@ -119,12 +119,12 @@ class Binary:
 
     @property
     def machine(self) -> str:
-        """As `uname -m` names it."""
+        """The processor, as `uname -m` names it."""
         return str(self._facts["machine"])
 
     @property
     def machine_number(self) -> int:
-        """As the ELF header has it."""
+        """e_machine of the ELF header."""
         return int(self._facts["machine_number"])
 
     @property
@@ -133,23 +133,23 @@ class Binary:
 
     @property
     def build_id(self) -> str | None:
-        """In lower-case hexadecimal; None where the linker left none."""
+        """Lower-case hexadecimal; None if the linker wrote none."""
         found = self._facts["build_id"]
         return None if found is None else bytes.fromhex(found).hex()
 
     @property
     def is_trusted(self) -> bool:
-        """Nobody but root, or the user who runs this, can have written it."""
+        """Whether only root or this user can have written it."""
         return bool(self._facts["is_trusted"])
 
     @property
     def has_debug_info(self) -> bool:
-        """Whether this very file carries DWARF that may be read by GDB."""
+        """Whether the file itself contains DWARF, and GDB may read it."""
         return bool(self._facts["has_debug_info"]) and self.is_trusted
 
     @property
     def shared_debug_info(self) -> str | None:
-        """The name of the file where dwz has put a part of its DWARF; None where it has all."""
+        """The file with the part of the DWARF that dwz moved out of this one; None if none."""
         found = self._facts["shared_debug_info"]
         return None if found is None else str(found)
 
@@ -167,22 +167,22 @@ class Binary:
 
     @cached_property
     def fingerprint(self) -> tuple[int, bytes]:
-        """Virtual address and bytes by which the loaded file is known again."""
+        """Virtual address and bytes by which the file is recognised in memory."""
         address, content = self._ask("fingerprint")
         return int(address), bytes.fromhex(content)
 
     def code_digests(self) -> dict[str, str]:
-        """Of each section of code, by name, what is the same where address and bytes are."""
+        """Address and digest of every section with code, by its name."""
         return {str(name): str(digest) for name, digest in self._ask("code_digests").items()}
 
     @cached_property
     def sha256(self) -> str:
-        """Of the whole file, in hexadecimal."""
+        """The SHA-256 of the whole file, hexadecimal."""
         return str(self._ask("sha256"))
 
     @cached_property
     def crc(self) -> int:
-        """CRC-32 of the whole file."""
+        """The CRC-32 of the whole file."""
         return int(self._ask("crc"))
 
     @cached_property
@@ -191,7 +191,7 @@ class Binary:
         return [(int(start), int(end), str(name)) for start, end, name in found]
 
     def exported_functions(self) -> list[tuple[int, int, str]]:
-        """First address, address behind, and name of each function in ``.dynsym``, sorted."""
+        """First address, end and name of every function in ``.dynsym``, sorted."""
         return self._exported
 
     @cached_property
@@ -203,7 +203,7 @@ class Binary:
         return self._by_name.get(name)
 
     def stap_probes(self) -> list[StapProbe]:
-        """The static probes, in the file's order; one name can stand at several places."""
+        """The static probes, in the file's order; several can have one name."""
         return self._stap_probes
 
     @cached_property
@@ -214,25 +214,25 @@ class Binary:
         ]
 
     def load_bias(self, start: int, offset: int) -> int:
-        """What to add to this file's addresses for those of a process.
+        """The difference between addresses of a process and addresses of the file.
 
-        start, offset: of the lowest mapping of the file, as in ``/proc/PID/maps``.
+        start, offset: those of the file's lowest mapping in ``/proc/PID/maps``.
         """
         for segment in self.segments:
             return start - offset + segment.offset - segment.address
         raise TargetError(
-            f"{self.name} has no loadable segment", "install the package that owns it again"
+            f"{self.name} has no loadable segment", "reinstall the package that owns it"
         )
 
     def file_offset(self, address: int) -> int | None:
-        """Where in the file the byte of a virtual address is; None where it is in no segment."""
+        """The file offset of a virtual address; None if it is in no segment."""
         for segment in self.segments:
             if 0 <= address - segment.address < segment.size:
                 return segment.offset + address - segment.address
         return None
 
     def callers_of(self, check: str) -> list[int]:
-        """As Functions has it, and so the next three."""
+        """Functions.driver_methods; the next three are methods of Functions, too."""
         return [int(address) for address in self._ask("callers_of", check)]
 
     def called_by(self, caller: int, calls: str) -> list[int]:
@@ -248,9 +248,9 @@ class Binary:
         return int(self._ask("uses", name))
 
     def function_around(self, address: int) -> int | None:
-        """Where the function, or fragment of one, begins that an address is in.
+        """First address of the function, or fragment of one, that contains an address.
 
-        None where the unwind table has none.
+        None if the file does not say.
         """
         if address not in self._around:
             found = self._ask("function_around", address)
@@ -258,7 +258,7 @@ class Binary:
         return self._around[address]
 
     def unwind_row(self, address: int) -> Row | None:
-        """How the caller of a function is found at an address in it; None where it is not said."""
+        """How a function's caller is found at an address of the function; None if not known."""
         found = self._ask("unwind_row", address)
         if found is None:
             return None
@@ -270,10 +270,10 @@ class Binary:
         )
 
     def calls_before(self, addresses: Sequence[int]) -> dict[int, tuple[int | None, int | None]]:
-        """What the direct calls that end at these addresses lead to.
+        """The targets of the direct calls that end at these addresses.
 
-        Two addresses of the file, None where not known: what is called, and a slot in memory
-        that holds the address of what is called. Both None: no direct call ends there.
+        Two addresses of the file for each: the target of the call, and the slot in memory that
+        contains the address of the target. None if not known; both are None if no call ends there.
         """
         return {
             int(address): (
@@ -284,40 +284,43 @@ class Binary:
         }
 
     def doubts(self, places: Mapping[int, bool], base: int | None = None) -> dict[int, str]:
-        """Why a probe must not be set there, for each place that is not proven.
+        """Why a probe must not be set at an address, for each address that is not proven safe.
 
-        places: addresses, and whether a function has to begin there. Proven is that an
-        instruction of a function begins there. base: the load bias in the process of these
-        files, whose code in memory must be the same; None: the file alone is looked at.
+        An address is safe if an instruction of a function begins there.
+
+        places: addresses, and whether a function must begin there.
+        base: the load bias in the process of these files, whose code in memory must be the same;
+            None: look at the file alone.
         """
         found = self._ask("doubts", [*places.items()], base)
         return {int(address): str(why) for address, why in found}
 
     def is_mapped(self, base: int) -> bool:
-        """Whether the process of these files has this one, by its mark. base: the load bias."""
+        """Whether the process has this file in memory, by its fingerprint. base: the load bias."""
         return bool(self._ask("is_mapped", base))
 
     def breakpoints(self, base: int, instruction: bytes) -> list[tuple[int, bytes]]:
-        """Where the process has that instruction in place of the file's bytes, and these.
+        """Where the process has a breakpoint in place of the file's code.
 
-        base: the load bias. Addresses are those of the process.
+        base: the load bias. instruction: the breakpoint.
+        Returns addresses in the process, and the bytes of the file.
         """
         found = self._ask("breakpoints", base, instruction.hex())
         return [(int(address), bytes.fromhex(was)) for address, was in found]
 
 
 def read_by_child(path: Path, name: str | os.PathLike[str] | None = None) -> Binary:
-    """One file. name: for messages, where path tells a person little."""
+    """Read one file. name: for messages, if path means little to a person."""
     return Binary(Files([(path, os.fspath(name or path))]), 0)
 
 
 class _Answering:
-    """In the child. Opens the files with all rights; what it reads later it needs none for."""
+    """Answers in the child. It opens the files while it still has all rights."""
 
     def __init__(self, paths: Mapping[int, tuple[Path, str]], pid: int) -> None:
         self._memory = -1
         if pid:
-            # That of a process which is gone cannot be read, which is said when it is asked for.
+            # If the process is gone, questions about its memory fail later.
             with suppress(OSError):
                 self._memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
         self._files: dict[int, tuple[Path, str, BinaryIO | OSError]] = {}
@@ -342,7 +345,7 @@ class _Answering:
         return self._elfs[number]
 
     def _made(self, number: int, make: Callable[[ElfFile], Made]) -> Made:
-        """What is made of a file once."""
+        """What is made of a file, which is done once."""
         key = number, make
         if key not in self._known:
             self._known[key] = make(self._elf(number))
@@ -410,7 +413,7 @@ class _Answering:
         except NotUnderstood as error:
             raise TargetError(
                 f"the call frame information of {elf.name} cannot be used: {error}",
-                "install the package that owns it again, if it is damaged",
+                "reinstall the package that owns it, if it is damaged",
             ) from error
         if row is None:
             return None
@@ -450,7 +453,7 @@ class _Answering:
         return found
 
     def _read(self, address: int, size: int) -> bytes:
-        """Of the process; what is not there is missing at the end."""
+        """Read memory of the process, up to the first byte that cannot be read."""
         with suppress(OSError, OverflowError):
             return os.pread(self._memory, size, address)
         return b""
@@ -465,11 +468,11 @@ def _rule(kind: str, register: int, offset: int, expression: str) -> Rule:
 
 
 def open_trusted(path: Path) -> BinaryIO:
-    """A file that Binary.is_trusted holds for. OSError where it does not any more."""
+    """Open a file for which Binary.is_trusted was true. Raises: OSError if it no longer is."""
     file = open_regular(path, LARGEST)
     if not _is_trusted(file.fileno()):
         file.close()
-        raise PermissionError(errno.EPERM, "others than root can have written it", str(path))
+        raise PermissionError(errno.EPERM, "users other than root can write to it", str(path))
     return file
 
 
@@ -488,14 +491,15 @@ def debug_file(
     debug_dirs: Sequence[Path] = DEBUG_DIRS,
     root: Path = Path("/"),
 ) -> Binary | None:
-    """The separate debug file of a binary, where GDB would look for it.
+    """Find the separate debug file of a binary where GDB would look for it.
 
-    path: the binary as its process sees it. root: where that process's ``/`` can be reached
-    from here (``/proc/PID/root``); the debug directories are tried inside it and in our own
-    ``/``. A candidate counts when its build-id is the same, or, for a binary without one,
-    when its contents have the CRC of the debug link. None where there is no such file, or only
-    one that others than root can have written. One inside another root counts only when it is
-    whole: GDB would look for the rest of it here.
+    The debug directories are searched below root and below our own ``/``. A file counts if its
+    build-id is the same or, for a binary without a build-id, if its CRC is that of the debug link.
+    A file below another root counts only if it is whole: GDB would look for the rest of it here.
+
+    path: the binary as its process sees it.
+    root: the process's ``/`` as seen from here (``/proc/PID/root``).
+    Returns None if there is no such file, or only one that users other than root can write to.
     """
     candidates = list(_debug_candidates(build_id, debuglink, Path(path), debug_dirs, root))
     files = Files([(candidate, str(candidate)) for candidate in candidates])
@@ -532,7 +536,7 @@ def _debug_candidates(
                     / build_id[:2]
                     / (build_id[2:] + ".debug")
                 )
-    # A file of a stranger's may name any other.
+    # The debug link of a stranger's file may name any other file.
     if debuglink is not None and debuglink.name == os.path.basename(debuglink.name):
         yield _inside(root, path.parent) / debuglink.name
         yield _inside(root, path.parent) / ".debug" / debuglink.name

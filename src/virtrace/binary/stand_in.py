@@ -1,7 +1,8 @@
-"""A file that GDB is given in place of a stranger's: made here, of what was read of that.
+"""A substitute that GDB reads in place of a stranger's file.
 
-It has the static probes and a section for the code, and nothing else: no symbols, no unwind
-tables, no debug info. Facts of the ELF-64 format and of the note that GDB reads (stapread.c).
+It is built from what a child read of that file and contains only the static probes and a section
+for the code: no symbols, no unwind tables, no debug info. The facts are from the ELF-64 format and
+from GDB's reader of the note (stapread.c).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from virtrace.binary.reader import Binary
 from virtrace.binary.x86_64 import ABI
 
 _NAME = re.compile(r"\w{1,128}", re.ASCII)
-# Where the notes say that their base is, and where the section is that tells it: anywhere.
+# The base that the notes name, which is the address of a section; any address will do.
 _BASE = 1 << 12
 _SECTION = struct.Struct("<IIQQQQIIQQ")
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
@@ -23,7 +24,7 @@ _ALLOC, _CODE = 2, 4
 
 
 def stand_in(elf: Binary) -> bytes:
-    """elf: of 64 bits, little-endian."""
+    """Build the substitute. elf: a 64-bit little-endian file."""
     notes = b"".join(_note(probe) for probe in elf.stap_probes() if _is_plain(probe))
     code = [segment for segment in elf.segments if segment.executable]
     start = min((segment.address for segment in code), default=0)
@@ -45,7 +46,7 @@ def stand_in(elf: Binary) -> bytes:
         )
         contents += data + bytes(-len(data) % 8)
     sections_at = _HEADER.size + len(contents)
-    # A shared object; not for more than reading.
+    # A shared object, to be read only.
     head = _HEADER.pack(
         *(b"\x7fELF\x02\x01\x01", 3, elf.machine_number, 1, 0, 0, sections_at, 0),
         *(_HEADER.size, 0, 0, _SECTION.size, len(headers), len(headers) - 1),
@@ -58,7 +59,7 @@ def _is_plain(probe: StapProbe) -> bool:
 
 
 def _note(probe: StapProbe) -> bytes:
-    # What is not understood here is nothing that GDB should try.
+    # GDB must not try operands that are not understood here.
     plain = all(map(ABI.operand, probe.arguments.split()))
     texts = (probe.provider, probe.name, probe.arguments if plain else "")
     words = struct.pack("<QQQ", probe.address, _BASE, probe.semaphore)

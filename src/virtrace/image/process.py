@@ -1,6 +1,7 @@
-"""What /proc tells of a process, read without touching it.
+"""Facts about processes from /proc: modules, status, and whether they may be traced.
 
-Every check here comes before GDB is started: a process that fails one is left alone.
+Nothing here touches a process. The checks run before a tracer starts, and a process that fails one
+is left alone.
 """
 
 from __future__ import annotations
@@ -10,22 +11,25 @@ import errno
 import os
 import pwd
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from virtrace.binary.inside import text_of_process
+from virtrace import confined
 from virtrace.binary.reader import Files
+from virtrace.confined import Bounds, Tell
 from virtrace.errors import TargetError
 from virtrace.image.model import Module, Program
 
 CAP_SYS_PTRACE = 1 << 19
 DELETED = " (deleted)"
 
-# In bytes: of /proc/PID/maps, and of a command that is shown.
+# Bytes of /proc/PID/maps, and of a command line in a message.
 _LARGEST_MAPS = 8 << 20
 _LONGEST_COMMAND = 1 << 12
+
+_CHILD = Bounds(memory=64 << 20, processor_seconds=2, seconds=10)
 
 _CONTAINER = re.compile(r"\b[0-9a-f]{64}\b")
 
@@ -56,7 +60,7 @@ class Process(Program):
 
 
 def inspect(pid: int) -> Process:
-    """Raises TargetError where the process is gone, or is not ours to look into."""
+    """Read the facts of a process. Raises: TargetError if it is gone, or may not be read."""
     proc = Path(f"/proc/{pid}")
     try:
         root = os.readlink(proc / "root")
@@ -87,18 +91,18 @@ def _maps(pid: int) -> str:
         maps = file.read(_LARGEST_MAPS)
     if len(maps) == _LARGEST_MAPS:
         raise TargetError(
-            f"process {pid} has more mappings than a daemon has", "look what runs there"
+            f"process {pid} has more mappings than any daemon", "check which program it runs"
         )
     return os.fsdecode(maps)
 
 
 def yama_refusal(scope: int, may_trace_all: bool) -> TargetError | None:
-    """Why the kernel's Yama module would not let us attach to a daemon, None if it would."""
+    """Why the kernel's Yama module forbids to attach to a daemon; None if it allows it."""
     if scope == 3:
         return TargetError(
             "no process can be traced on this system: kernel.yama.ptrace_scope is 3",
             "set it to 0, 1 or 2 where it is configured (/etc/sysctl.d) and reboot: "
-            "3 cannot be taken back before that",
+            "3 cannot be changed before that",
         )
     if scope == 0 or may_trace_all:
         return None
@@ -111,11 +115,11 @@ def yama_refusal(scope: int, may_trace_all: bool) -> TargetError | None:
 
 
 def ptrace_is_filtered() -> bool:
-    """Whether a seccomp filter keeps us from tracing any process at all."""
+    """Whether a seccomp filter forbids ptrace altogether."""
     status = read_status(os.getpid())
     if status is None or status.get("Seccomp", "0") == "0":
         return False
-    # Of no process; a kernel that gets to see it says so.
+    # Process 0 does not exist, which the kernel reports if the call reaches it.
     libc = ctypes.CDLL(None, use_errno=True)
     ptrace_cont = 7
     libc.ptrace(ptrace_cont, 0, None, None)
@@ -123,7 +127,7 @@ def ptrace_is_filtered() -> bool:
 
 
 def yama_scope() -> int:
-    """0 where the kernel has no Yama."""
+    """kernel.yama.ptrace_scope; 0 if the kernel has no Yama."""
     try:
         return int(Path("/proc/sys/kernel/yama/ptrace_scope").read_text())
     except FileNotFoundError:
@@ -131,16 +135,16 @@ def yama_scope() -> int:
 
 
 def can_trace_all() -> bool:
-    """Whether we hold CAP_SYS_PTRACE (root does, unless a container took it away)."""
+    """Whether this process has CAP_SYS_PTRACE, as root has outside of most containers."""
     status = read_status(os.getpid())
     return status is not None and bool(int(status["CapEff"], 16) & CAP_SYS_PTRACE)
 
 
 def place_of(pid: int) -> str | None:
-    """The other root that a process lives in, in words.
+    """A description of the other root that a process has, such as a container or a chroot.
 
-    None where it lives in ours, or is not ours to see. A container has the short id that
-    `docker ps`, `podman ps` and `crictl ps` show, where the name of its control group tells it.
+    None if it has ours, or if that may not be read. A container is named by the short id that
+    `docker ps`, `podman ps` and `crictl ps` print, if the name of its control group contains it.
     """
     with suppress(OSError):
         if os.readlink(f"/proc/{pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt"):
@@ -151,7 +155,7 @@ def place_of(pid: int) -> str | None:
 
 
 def container_name(cgroup: str) -> str:
-    """cgroup: the contents of ``/proc/PID/cgroup``."""
+    """A description of a container. cgroup: the contents of ``/proc/PID/cgroup``."""
     identifiers = _CONTAINER.findall(cgroup)
     if not identifiers:
         return "another mount namespace (a container?)"
@@ -159,7 +163,7 @@ def container_name(cgroup: str) -> str:
 
 
 def read_status(pid: int) -> dict[str, str] | None:
-    """The fields of ``/proc/PID/status`` by name; None where we see no such process."""
+    """The fields of ``/proc/PID/status`` by name; None if no such process is visible."""
     try:
         text = Path(f"/proc/{pid}/status").read_text(errors="surrogateescape")
     except (FileNotFoundError, ProcessLookupError, PermissionError):
@@ -167,8 +171,28 @@ def read_status(pid: int) -> dict[str, str] | None:
     return {key: value.strip() for key, _, value in (line.partition(":") for line in _lines(text))}
 
 
+def text_of_process(pid: int, name: str, limit: int) -> str:
+    """Read the beginning of ``/proc/PID/environ`` or ``cmdline``; empty if it cannot be read.
+
+    The kernel reads it from the memory of the process, which may be a file in a file system that
+    never answers: a child reads it, and is given up after a while.
+
+    limit: bytes.
+    """
+    path = f"/proc/{pid}/{name}"
+
+    def begin() -> Callable[[Tell], str]:
+        file = open(path, "rb")  # noqa: SIM115 - the work reads it
+        return lambda _: file.read(limit).decode(errors="surrogateescape")
+
+    try:
+        return str(confined.run(path, begin, _CHILD))
+    except (TargetError, OSError):
+        return ""
+
+
 def describe(pid: int) -> str:
-    """A process for a message: its name and pid, and what it was started with."""
+    """A process for a message: name, pid and command line."""
     if pid == 0:
         return "a process outside of this container"
     status = read_status(pid)
@@ -186,7 +210,7 @@ def user_name(uid: int) -> str:
 
 
 def _modules(pid: int, root: str, maps: str) -> Iterable[Module]:
-    """One module for each file with an executable mapping, in the order of addresses."""
+    """A module for every file with an executable mapping, in the order of addresses."""
     proc = Path(f"/proc/{pid}")
     first: dict[str, tuple[str, str]] = {}
     device: dict[str, str] = {}
@@ -213,7 +237,7 @@ def _modules(pid: int, root: str, maps: str) -> Iterable[Module]:
         start = int(address_range.split("-")[0], 16)
         of_device.setdefault(device[path], []).append(len(found))
         found.append(Module(inside, file, start, end[path], int(offset, 16), deleted))
-    # One that does not answer keeps nobody from reading the others.
+    # By file system: one that does not answer does not block the others.
     for places in of_device.values():
         files = Files([(found[at].file, found[at].path) for at in places], pid)
         for number, at in enumerate(places):
@@ -237,7 +261,7 @@ def writable_mappings(pid: int) -> list[tuple[int, int]]:
 
 
 def can_be_opened(mapped: Path) -> bool:
-    """A file in ``map_files``. Its file system is not asked, which may never answer."""
+    """Whether a file in ``map_files`` can be opened; its file system, which may hang, is not used."""
     try:
         os.close(os.open(mapped, os.O_PATH | os.O_CLOEXEC))
     except OSError:
@@ -246,9 +270,9 @@ def can_be_opened(mapped: Path) -> bool:
 
 
 def visible_path(path: str, root: str) -> tuple[str, bool]:
-    """A path from /proc as the process itself names it, and whether the file is deleted.
+    """Turn a path from /proc into the process's own, and tell whether the file is deleted.
 
-    /proc shows paths from the reader's root: for a process in a chroot they begin with it.
+    /proc gives paths from the reader's root; for a process in a chroot they begin with the chroot.
     """
     deleted = path.endswith(DELETED)
     if deleted:
@@ -259,13 +283,13 @@ def visible_path(path: str, root: str) -> tuple[str, bool]:
 
 
 def _stat_fields(pid: int) -> list[str]:
-    """The fields of ``/proc/PID/stat`` from the third on: the second can hold anything."""
+    """The fields of ``/proc/PID/stat`` from the third on; the second may contain anything."""
     text = Path(f"/proc/{pid}/stat").read_text(errors="surrogateescape")
     return text[text.rindex(")") + 1 :].split()
 
 
 def _lines(text: str) -> list[str]:
-    # Not splitlines(): a file name may hold any of the other separators it knows.
+    # Not splitlines(): a file name may contain the other separators that it splits at.
     return text.rstrip("\n").split("\n")
 
 
@@ -282,7 +306,7 @@ def no_process(pid: int) -> TargetError:
 
 
 def _no_program(pid: int) -> TargetError:
-    """For a process without an executable: a kernel thread, or one that ended meanwhile."""
+    """The error for a process without an executable: a kernel thread, or one that has ended."""
     status = read_status(pid)
     if status is None:
         return no_process(pid)

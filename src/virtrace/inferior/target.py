@@ -152,7 +152,7 @@ def symbols(
             except gdb.error as error:
                 raise TargetError(
                     f"GDB cannot read {module.path}: {error}",
-                    "install the package that owns it again",
+                    "reinstall the package that owns it",
                 ) from error
         if unwinding:
             others = [module for module in process.modules if module not in wanted]

@@ -12,8 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from virtrace.binary.inside import text_of_process
-from virtrace.image.process import Process, read_status
+from virtrace.image.process import Process, read_status, text_of_process
 from virtrace.targets import Target
 
 _ENGINE = "`virtrace record` with --engine bpftrace, which leaves nothing there to end the daemon"

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from virtrace.binary.inside import text_inside, text_of_process
-from virtrace.image.process import Process, read_status
+from virtrace.files import text_inside
+from virtrace.image.process import Process, read_status, text_of_process
 
 # QEMU_JOB_WAIT_TIME of qemu_domainjob.c.
 _JOB_SECONDS = 30.0
