@@ -261,7 +261,7 @@ def writable_mappings(pid: int) -> list[tuple[int, int]]:
 
 
 def can_be_opened(mapped: Path) -> bool:
-    """Whether a file in ``map_files`` can be opened; its file system, which may hang, is not used."""
+    """Whether a file in ``map_files`` can be opened. Its file system is not asked: it may hang."""
     try:
         os.close(os.open(mapped, os.O_PATH | os.O_CLOEXEC))
     except OSError:
