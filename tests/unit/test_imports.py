@@ -26,7 +26,7 @@ ALLOWED = {
     "trace": {"errors", "files", "recipe"},
     "binary": {"errors", "confined", "files", "recipe"},
     "image": {"errors", "confined", "files", "binary"},
-    "targets": {"errors", "recipe", "trace", "binary", "image"},
+    "targets": {"errors", "files", "recipe", "trace", "binary", "image"},
     "guard": {"detached", "errors", "files", "binary", "image"},
     "plan": {"errors", "recipe", "trace", "binary", "image", "targets"},
     "engine": {"errors", "recipe", "trace", "binary", "image", "targets", "plan"},
