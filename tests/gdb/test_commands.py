@@ -109,7 +109,7 @@ def test_status_and_stop_say_what_is_true(daemon: Daemon, tmp_path: Path) -> Non
     assert max(map(len, before.stdout.splitlines())) <= 80
     assert "attached  nothing" in before.stdout
     assert "set       virtrace calls 3" in before.stdout
-    assert re.search(r"nothing is traced .*\n.*`kill -INT \d+`$", before.stdout.strip())
+    assert re.search(r"no trace is running.*\n.*`kill -INT \d+`$", before.stdout.strip())
     attached = in_gdb(f"attach {daemon.pid}", "virtrace status", "detach").stdout
     assert f"{daemon.folder}/{NAME}\n          pid {daemon.pid}, libvirt 9.0.0" in attached
     assert_untraced_and_intact(daemon.pid)

@@ -376,7 +376,7 @@ def test_a_uprobe_that_took_a_breakpoint_away_is_told(lab: Lab, tmp_path: Path) 
     until_met = f"bpftrace -e '{program}' & while kill -0 $!; do {traced}; sleep 0.2; done"
     done = record(lab, output, command=["sh", "-c", until_met])
     assert done.returncode == 4, done.stderr
-    assert f"somebody else traced {API} meanwhile" in done.stderr
+    assert f"another tracer (bpftrace, perf) replaced the breakpoints of {API}: " in done.stderr
     footer = read_trace(output).footer
     assert footer is not None
     assert footer["reason"] == "error"

@@ -172,7 +172,7 @@ def test_sources_that_hold_the_same_are_both_named() -> None:
 def test_libvirts_own_look_has_no_qmp_source() -> None:
     [[own, *_]] = way(Disk(usage=4096, offset=0), 4096, GIB, "physical")
     assert (own.kind, own.seq, own.value) == ("host", None, None)
-    assert own.where == "libvirt's own look at /images/vda.img"
+    assert own.where == "read by libvirt from /images/vda.img"
     assert own.missing
 
 

@@ -160,7 +160,7 @@ def test_shared_sources_are_joined_and_what_is_only_possible_is_dashed() -> None
     used = Step("qmp", "query-named-block-nodes libvirt-4", "space used", 1, path=".used")
     struct = Step("struct", "gather", value=1, path=".stats.physical", sources=(used,))
     virtual = Step("qmp", "query-named-block-nodes libvirt-4", "size", 1, path=".size")
-    own = Step("host", "libvirt's own look at /x", missing="not traced")
+    own = Step("host", "read by libvirt from /x", missing="not traced")
     picture = origins.svg(
         [
             lineage("capacity", virtual),

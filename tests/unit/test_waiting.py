@@ -153,7 +153,7 @@ def test_a_message_that_no_worker_took_up_waits() -> None:
     assert (one.call, one.ns) == (None, 61_000_000_000)
     told = " ".join(shown(whole))
     assert "1 min 1 s rpc.received" in told
-    assert "taken up by no worker" in " ".join(told.split())
+    assert "picked up by no worker" in " ".join(told.split())
     lines = document.lines(whole, CallBuilder().everything(whole.events))
     shape = json.loads("\n".join(lines))
     assert [row["ns"] for row in shape["waiting"]] == [61_000_000_000]

@@ -78,9 +78,9 @@ _SIZE = {
     True: "size of the device",
 }
 _STOPPED_ALLOCATION = {
-    None: "of a file the space used; of a device its size, or 0 where it is not raw",
+    None: "for a file the space used; for a device its size, or 0 if it is not raw",
     False: "space used by the file (st_blocks * 512)",
-    True: "size of the device, or 0 where the image is not raw",
+    True: "size of the device, or 0 if the image is not raw",
 }
 
 
@@ -88,7 +88,7 @@ def trace_back(block: BlockInfo, host: HostDisk | None = None) -> tuple[Lineage,
     """The chain of each of the three numbers; none where the call returned no numbers."""
     if block.info is None or not block.answered:
         return ()
-    unknown = Rule("the trace does not tell")
+    unknown = Rule("not known from the trace")
     chains: dict[str, _Chain] = dict.fromkeys(NUMBERS, ((), unknown))
     if block.running is False:
         chains = _stopped(block, host)
@@ -158,7 +158,7 @@ def _running(block: BlockInfo, host: HostDisk | None) -> dict[str, _Chain]:
         )
 
     return {
-        "capacity": (sources([CAPACITY]), Rule("always what QEMU calls the virtual size")),
+        "capacity": (sources([CAPACITY]), Rule("always QEMU's virtual size")),
         "allocation": (sources(allocation), Rule(decision.why_allocation)),
         "physical": (sources(physical), Rule(decision.why_physical)),
     }
@@ -179,9 +179,9 @@ def _qmp(device: Device, name: str) -> Step:
     }
     meaning, found = _MEANING[name], readings[name]
     if found is None:
-        return Step("qmp", device.node.where, meaning, missing="QEMU did not tell it")
+        return Step("qmp", device.node.where, meaning, missing="QEMU did not report it")
     if name == USAGE and device.actual_size is None:
-        meaning = "the size that the guest sees, as QEMU did not tell the space used"
+        meaning = "the size that the guest sees, because QEMU did not report the space used"
     return Step("qmp", found.where, meaning, found.value, None, found.seq, found.path)
 
 
@@ -189,7 +189,7 @@ def _own_look(block: BlockInfo, host: HostDisk | None) -> Step:
     """At the size, by the kernel: no QMP has it, but host facts can."""
     files = {device.file for device in block.devices} or {host.path if host else None}
     file = files.pop() if len(files) == 1 else None
-    where = f"libvirt's own look at {file or 'the image'}"
+    where = f"read by libvirt from {file or 'the image'}"
     meaning = _SIZE[on_device(block, host)]
     if host is None or host.size is None:
         return Step("host", where, meaning, missing=_THE_KERNEL)
@@ -198,10 +198,10 @@ def _own_look(block: BlockInfo, host: HostDisk | None) -> Step:
 
 def _stopped(block: BlockInfo, host: HostDisk | None) -> dict[str, _Chain]:
     """Libvirt opened the file or device by itself, and read its header."""
-    rule = Rule("the guest does not run, so libvirt looked at the image itself")
+    rule = Rule("the guest does not run, so libvirt read the image itself")
     size = _own_look(block, host)
     kind = on_device(block, host)
-    header = "size in the image's header; of a raw image, its own size"
+    header = "size in the image's header; for a raw image, its own size"
     allocation = Step("host", size.where, _STOPPED_ALLOCATION[kind], missing=_THE_KERNEL)
     if kind is False and host is not None and host.allocated is not None:
         meaning = f"{_STOPPED_ALLOCATION[kind]}, by the host facts of this trace"

@@ -43,17 +43,17 @@ from virtrace.trace.reader import read_trace
 from virtrace.trace.rotation import last_file
 from virtrace.trace.writer import default_path
 
-_VIRTRACE = """Trace libvirt from its API down to what QEMU answered.
+_VIRTRACE = """Trace libvirt from its API down to QEMU's replies.
 
 Attach GDB to the daemon first; then `virtrace start blockinfo` traces
 `virsh domblkinfo`.
-What you do by hand instead can be kept: `virtrace save FILE`."""
-_SETTINGS = "What the `virtrace` commands go by."
+To keep what you do by hand as a recipe: `virtrace save FILE`."""
+_SETTINGS = "Parameters of the `virtrace` commands."
 # By name: what it is, more about it, and whether it is a file.
 _PARAMETERS = {
     "output": (
-        "the file that a trace is written to.",
-        "It must not exist. Without it each trace gets a new file in this folder.",
+        "the file to which a trace is written.",
+        "It must not exist. Default: a new file in this folder for each trace.",
         True,
     ),
     "where": (
@@ -64,43 +64,43 @@ _PARAMETERS = {
     ),
     "calls": (
         "after how many calls a trace ends.",
-        "Without it no number of calls ends it.",
+        "Default: no limit.",
         False,
     ),
-    "seconds": ("after how many seconds a trace ends.", "Without it no time ends it.", False),
+    "seconds": ("after how many seconds a trace ends.", "Default: no limit.", False),
     "source": (
-        "where libvirt's source is.",
-        "Folders with : between them: lines of source are traced with their text.",
+        "the folder with libvirt's source.",
+        "Folders separated by colons. Source lines are recorded with their text.",
         True,
     ),
     "max-stop-ms": (
-        "for how many milliseconds one call may be kept standing.",
-        "What costs more is switched off, source lines first. Without it: 2000.",
+        "for how many milliseconds in total one call may be held.",
+        "More expensive probes are switched off, source lines first. Default: 2000.",
         False,
     ),
     "max-load": (
-        "for what share of a second the process may stand still, in percent.",
-        "What costs more is switched off, source lines first. Without it: 80.",
+        "for which share of each second threads may be stopped, in percent.",
+        "More expensive probes are switched off, source lines first. Default: 80.",
         False,
     ),
     "max-events": (
         "after how many events a trace ends.",
-        "Without it 1000000.",
+        "Default: 1000000.",
         False,
     ),
     "max-bytes": (
-        "how large the file of a trace may become.",
-        "Without it 1000000000 bytes.",
+        "the largest size of a trace file, in bytes.",
+        "Default: 1000000000.",
         False,
     ),
     "rotate": (
-        "after how many bytes a trace goes on in a new file.",
-        "The files are traces each, with a number in their names. Without it: one file.",
+        "after how many bytes a trace continues in a new file.",
+        "Each file is a trace, with a number in its name. Default: one file.",
         False,
     ),
     "keep": (
-        "how many of the files of `rotate` are kept, the last ones.",
-        "Without it all of them.",
+        "how many files of `rotate` are kept, counted from the last.",
+        "Default: all.",
         False,
     ),
 }
@@ -114,7 +114,7 @@ class _Parameter(gdb.Parameter):
     def __init__(self, name: str, what: str, more: str, is_file: bool) -> None:
         variable = _variable(name)
         self.set_doc, self.show_doc = f"Set {what}", f"Show {what}"
-        self.__doc__ = f"{more}\nAt first it is what the environment has as {variable}."
+        self.__doc__ = f"{more}\nThe initial value comes from the environment variable {variable}."
         kind = gdb.PARAM_OPTIONAL_FILENAME if is_file else gdb.PARAM_STRING_NOESCAPE
         super().__init__(f"virtrace {name}", gdb.COMMAND_TRACEPOINTS, kind)
         # GDB's own text has no place for bytes that are no text, nor for all text in some locales.
@@ -288,8 +288,8 @@ def _stop(_: str) -> int:
 
     A trace holds the prompt until it ends: where you can type this none runs.
     """
-    print("nothing is traced by this GDB: a trace holds its prompt until it ends")
-    print(f"to end one: Ctrl-C, or from another terminal `kill -INT {os.getpid()}`")
+    print("no trace is running: a trace occupies the prompt until it ends")
+    print(f"to end a trace: Ctrl-C, or from another terminal `kill -INT {os.getpid()}`")
     return DONE
 
 
@@ -306,10 +306,10 @@ def _status(_: str) -> int:
         version = LIBVIRT.version_of(process)
         libvirt = f"libvirt {version}" if version else "no libvirt in it"
         print(f"attached  {process.exe}")
-        print(f"          pid {pid}, {libvirt}; it stands still at this prompt")
+        print(f"          pid {pid}, {libvirt}; it is stopped at this prompt")
     else:
         print("attached  nothing: attach PID")
-    print("tracing   nothing: a trace holds the prompt until it ends")
+    print("tracing   nothing: a trace occupies the prompt until it ends")
     for path in _written:
         print(f"traced    {path}")
     for name in _PARAMETERS:
@@ -329,7 +329,7 @@ def _save(notebook: Notebook, file: str) -> int:
     Save before you detach; then `virtrace start FILE`.
     """
     if not file.endswith(".yaml"):
-        raise UsageError("which file?", "a name that ends in .yaml: virtrace save mine.yaml")
+        raise UsageError("the name must end in .yaml", "virtrace save mine.yaml")
     print(f"saved    {file}: {notebook.save(Path(file).expanduser())}")
     print(f"next     virtrace start {file}")
     return DONE
@@ -384,7 +384,7 @@ def _explain(file: str) -> int:
 
     path = file or (str(_written[-1]) if _written else "")
     if not path:
-        raise UsageError("which trace?", "virtrace explain FILE, or trace a call first")
+        raise UsageError("no trace given", "virtrace explain FILE, or trace a call first")
     explanations = explain_trace(read_trace(path), path)
     print_lines(explanation.lines(explanations, style_for(sys.__stdout__), path=path))
     return DONE
@@ -421,7 +421,7 @@ def _debug_files() -> dict[str, str]:
 def _recipe_name(argument: str) -> str:
     name = argument or os.environ.get("VIRTRACE_RECIPE", "")
     if not name:
-        raise UsageError("which recipe?", f"virtrace start {catalogue.shipped()[0]}")
+        raise UsageError("no recipe given", f"virtrace start {catalogue.shipped()[0]}")
     return name
 
 

@@ -155,7 +155,7 @@ class GdbTrace:
             return False
         why = TargetError(
             f"the daemon unloaded {gone.name}, which was traced",
-            "record again: what was traced until then is whole",
+            "record again; everything traced before is complete",
         )
         self.failed(since_ns, why)
         return True
@@ -274,8 +274,8 @@ class GdbTrace:
                 self._ending.fail(
                     TargetError(
                         f"{switch.name} cannot be traced: {why}",
-                        "what was traced until then is whole; trace what it calls, by a recipe of "
-                        "your own",
+                        "everything traced before is complete; trace the functions that it calls, "
+                        "with a recipe of your own",
                     )
                 )
 
@@ -339,9 +339,9 @@ class GdbTrace:
         }
         if gone:
             raise TargetError(
-                f"somebody else traced {', '.join(sorted(gone))} meanwhile (bpftrace, perf), which "
-                "took the breakpoints away: calls may be missing",
-                "record again while nobody else traces the daemon",
+                "another tracer (bpftrace, perf) replaced the breakpoints of "
+                f"{', '.join(sorted(gone))}: calls may be missing",
+                "record again while no other tool traces the daemon",
             )
 
     def _account(self, since_ns: int) -> None:

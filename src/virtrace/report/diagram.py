@@ -19,7 +19,7 @@ _BORDER = "QMP: answered by QEMU"
 
 def svg(chains: Sequence[Link], *, alone: bool) -> str:
     """alone: as a file of its own, not as a part of a page."""
-    drawing = Drawing("who called whom, down to the QMP commands")
+    drawing = Drawing("callers and callees, down to the QMP commands")
     placed = _placed(chains)
     for node in placed:
         if node.caller is not None:

@@ -46,7 +46,7 @@ def lines(found: Comparison, style: Style, *, paths: tuple[str, str]) -> Iterato
     if found.more:
         yield ""
         rest = f"{units.count(found.more, 'further pair')} of calls, of which"
-        told = f"{rest} {found.more_differ or 'none'} differ, are not told one by one"
+        told = f"{rest} {found.more_differ or 'none'} differ, are not listed"
         yield from fold(words(told, "yellow"), style, "  ")
     yield ""
     yield from _counters(found, style)

@@ -129,7 +129,9 @@ def still_waiting(found: list[Waiting], style: Style) -> Iterator[str]:
         yield from fold(waited_for(one, style), style, "  ", "    ")
     if len(found) > _MOST_WAITING:
         yield from fold(
-            words(f"and {len(found) - _MOST_WAITING:,} more, for less long"), style, "  "
+            words(f"and {len(found) - _MOST_WAITING:,} more, which waited for less time"),
+            style,
+            "  ",
         )
     yield ""
 
