@@ -187,7 +187,7 @@ def test_bombs(how: str, tmp_path: Path) -> None:
     bombs = {
         "a line of more than 24 MiB": header + b'{"type":"x","y":"' + b"y" * (25 << 20),
         "more than 500,000 values": header + b'{"type":"x","y":[' + b"0," * 600_000,
-        "more than 100 times as large": header + event * ((64 << 20) // len(event)),
+        "expands to more than 100 times its size": header + event * ((64 << 20) // len(event)),
     }
     file = tmp_path / "bomb"
     for what, data in bombs.items():

@@ -1,4 +1,4 @@
-"""``virtrace import``: a trace of what a compiled recipe printed."""
+"""``virtrace import``: make a trace from the output of a compiled recipe."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _import(args: argparse.Namespace, writer: Writer, files: Sequence[BinaryIO],
 
 
 class _NullView:
-    """There is nothing to watch: all of it has happened."""
+    """Shows nothing: everything has happened already."""
 
     def banner(self, header: Header) -> None: ...
     def event(self, event: Event) -> None: ...
@@ -91,7 +91,7 @@ class _NullView:
 
 
 def _look_through(file: Path, stream: BinaryIO) -> tuple[StoredPlan, Lines]:
-    """The plan, with what is known only of what happened: the process, and where its files are."""
+    """Return the plan, completed by what only the events show: the process, its load biases."""
     bases: dict[str, int] = {}
     pids: list[int] = []
 
@@ -123,7 +123,7 @@ def _look_through(file: Path, stream: BinaryIO) -> tuple[StoredPlan, Lines]:
 
 
 def _feed(file: Path, stream: BinaryIO, lines: Lines) -> tuple[int, int]:
-    """How many lines no program of ours printed (what bpftrace warns of, say); and the first."""
+    """Feed all lines; return how many were not from our program, and the number of the first."""
     broken = first = 0
     try:
         stream.seek(0)

@@ -106,7 +106,7 @@ def _help_of(scenario: Scenario) -> list[str]:
 def _up(args: argparse.Namespace) -> int:
     with steps() as step:
         lab = Lab(args.dir, args.debug_info, args.release, step)
-        step("the lab is up" if lab.up() else "the lab was up already")
+        step("the lab is up" if lab.up() else "the lab is already up")
     print_lines(_describe(lab))
     guest = lab.guests[0].name
     print("next:")

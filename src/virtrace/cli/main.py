@@ -1,4 +1,4 @@
-"""Entry point: finds the subcommand, and says in one place what went wrong."""
+"""Entry point: runs the subcommand, and prints errors in one place."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _module(command: str) -> str:
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
-    """command: the one whose options are asked for; None: all of them are."""
+    """command: the command whose options are needed; None: those of all."""
     parser = _Parser(
         prog="virtrace",
         description="Trace libvirt from its API down to QEMU's QMP replies.",
@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fill_gaps() -> None:
-    """A standard stream that is closed fails still, but no file that is opened takes its place."""
+    """Keep files from taking the place of a closed standard stream; using it still fails."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
             os.set_inheritable(os.open(os.devnull, os.O_RDONLY), True)
@@ -118,7 +118,7 @@ def _fill_gaps() -> None:
 
 
 def _handled(work: Callable[[], int]) -> int:
-    """Its exit status; what goes wrong is said."""
+    """Run the work and return its exit status; print errors."""
     try:
         try:
             return work()

@@ -1,4 +1,4 @@
-"""``virtrace replay``: the recipe of somebody's trace, on a daemon of this host."""
+"""``virtrace replay``: trace a daemon of this host by the recipe of a trace."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _again(header: Header, args: argparse.Namespace) -> int:
 
 
 def _require_names(header: Header, given: Mapping[str, str]) -> None:
-    """Of a bundle, whose filters name pseudonyms: what they are to be here."""
+    """Raises: UsageError if a bundle's filters are pseudonyms that nothing replaces here."""
     was = header["selection"]["where"] if "redacted" in header and "selection" in header else {}
     missing = [key for key in was if key not in given]
     if missing:
@@ -119,7 +119,7 @@ def _require_names(header: Header, given: Mapping[str, str]) -> None:
 
 
 class _AsIf:
-    """A trace with the new values of filters instead of the old ones, to compare it with one."""
+    """A trace in which the values of filters are replaced, to compare it with the new one."""
 
     def __init__(self, trace: TraceStream, old: Mapping[str, str], new: Mapping[str, str]) -> None:
         self._trace = trace
@@ -139,7 +139,7 @@ class _AsIf:
 
 
 def _renamed(command: object, names: Mapping[str, str]) -> list[str]:
-    """The words of the command, with the new value where a filter's old one stood alone."""
+    """Split the command; words that are a filter's old value are replaced by the new one."""
     if not isinstance(command, str):
         return []
     try:
@@ -149,7 +149,7 @@ def _renamed(command: object, names: Mapping[str, str]) -> list[str]:
 
 
 def _agreed(command: list[str]) -> list[str]:
-    """The command if the user says so: a stranger may have written it into the file."""
+    """Return the command if the user agrees: a stranger may have written it into the file."""
     if not command or not sys.stdin.isatty():
         return []
     print("the traced command was:")

@@ -1,7 +1,7 @@
-"""Pretty-printers for libvirt's structs: units beside the numbers, chains where they are wanted.
+"""Pretty-printers for libvirt's structs: numbers with units, and backing chains on request.
 
-A pointer to one of them shows in a line what it points to. They read memory when somebody prints;
-what cannot be read is said, as GDB itself does inside of a value.
+A pointer to one of the structs is printed with a one-line summary. The printers read memory when a
+value is printed; what cannot be read is reported within the value, as GDB itself does.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Child = tuple[str, Union[gdb.Value, str]]
 
 
 def register() -> None:
-    """For all files; `info pretty-printer` lists them as virtrace."""
+    """Register the printers for all files; `info pretty-printer` lists them as virtrace."""
     _Chain()
     gdb.printing.register_pretty_printer(None, _Printers(), replace=True)
 
@@ -72,7 +72,7 @@ class _Printers(gdb.printing.PrettyPrinter):
 
 
 def _struct_name(ctype: gdb.Type) -> str | None:
-    """Whichever of its names is one of ours; older ones have no tag, as in `typedef struct {`."""
+    """Return the type's name or tag that has a printer; `typedef struct {` has no tag."""
     while True:
         name = (ctype.name or "").split(" ")[-1].lstrip("_")
         if ctype.code == gdb.TYPE_CODE_STRUCT:
@@ -86,7 +86,7 @@ def _struct_name(ctype: gdb.Type) -> str | None:
 
 
 class _Pointer:
-    """The address, and in a line what is there."""
+    """The address, and a one-line summary of the struct."""
 
     def __init__(self, value: gdb.Value, name: str) -> None:
         self._value = value
@@ -97,7 +97,7 @@ class _Pointer:
 
 
 class _Struct:
-    """Its members as GDB has them, with units; the chain of images where that is wanted."""
+    """The members with units, and the backing chain if `set virtrace chain on`."""
 
     def __init__(self, value: gdb.Value, name: str) -> None:
         self._value = value
@@ -125,7 +125,7 @@ def _with_unit(name: str, value: gdb.Value) -> gdb.Value | str:
 
 
 def _format_is_wanted() -> bool:
-    """Such as print/x, which only GDB itself can do; before GDB 13 it does not tell."""
+    """Whether a format such as print/x was asked for, which only GDB itself can apply."""
     return hasattr(gdb, "print_options") and "format" in gdb.print_options()
 
 
@@ -166,7 +166,7 @@ def _of_domain(domain: gdb.Value) -> str:
 
 
 def _text(pointer: gdb.Value) -> str:
-    """A string as GDB shows it, no longer than it shows one, or what it says of the address."""
+    """Return a string as GDB shows it and as long, or GDB's error for the address."""
     return pointer.format_string().partition(" ")[2]
 
 
@@ -197,7 +197,7 @@ def _no_chain(_: gdb.Value) -> Iterator[Child]:
 
 
 def _images(source: gdb.Value, before: str = "") -> Iterator[Child]:
-    """The images that one is backed by, the next one first."""
+    """Yield the backing images, the nearest first."""
     seen = {int(source.address)} if source.address is not None else set()
     image = source["backingStore"]
     for depth in range(1, _MOST_IMAGES + 1):

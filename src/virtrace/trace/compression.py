@@ -1,6 +1,6 @@
-"""Compressed traces: read piece by piece and never larger than a bound, and written in order.
+"""Reads compressed traces piece by piece, up to a bound, and writes them.
 
-gzip is everywhere; Zstandard where the package zstandard is.
+gzip is always available, Zstandard if the package zstandard is installed.
 """
 
 from __future__ import annotations
@@ -15,20 +15,22 @@ from typing import Any, BinaryIO
 from virtrace.errors import TraceError, UsageError
 
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-# What a file of a stranger may become, if it is not small anyway. Traces shrink to a 20th, and
-# gzip can make a 1000th of zeros.
+# How much a stranger's file may expand. Traces shrink to a 20th; gzip shrinks zeros to a 1000th.
 MAX_RATIO = 100
 SMALL = 48 << 20
-# Memory that a Zstandard file may ask for; its highest levels take 8 MiB.
+# Memory that a Zstandard file may require; the highest levels take 8 MiB.
 _MAX_WINDOW = 8 << 20
 _GZIP_FORMAT = 31
 _PIECE = 1 << 20
-# What Python says of a file that was cut in the first bytes of a further part of it.
+# Python's message if a file was cut in the first bytes of a further part.
 _HALF_A_MAGIC = f"({GZIP[:1]!r})"
 
 
 class Inflated(io.RawIOBase):
-    """What a compressed file holds. cut: it ended before its end, which is no error here."""
+    """The content of a compressed file.
+
+    cut: the file is truncated, which is not an error here
+    """
 
     def __init__(self, file: BinaryIO, magic: bytes, path: object) -> None:
         self.cut = False
@@ -66,10 +68,13 @@ class Inflated(io.RawIOBase):
 
 
 class Packer:
-    """Compresses one piece after the other, each to be read without those that come later."""
+    """Compresses piece by piece, so that each can be read without those that follow."""
 
     def __init__(self, name: str) -> None:
-        """name: of the file, which says how. UsageError where this Python cannot."""
+        """name: the file name, whose ending is the format.
+
+        Raises: UsageError if this Python lacks the format
+        """
         self._is_gzip = name.endswith(".gz")
         self._zstandard: Any = None if self._is_gzip else _zstandard(f"write {name}")
         self._compressor = self._new()
@@ -78,18 +83,18 @@ class Packer:
     def pack(self, data: bytes) -> bytes:
         if self._compressor is None:
             raise OSError(errno.EPIPE, "what is compressed goes on from a piece that was not kept")
-        # Before the first of them there is nothing to go on from.
+        # The state before this piece, to go on from if the piece is not written.
         self._before = self._compressor.copy() if self._is_gzip else None
         packed: bytes = self._compressor.compress(data)
         mode = zlib.Z_SYNC_FLUSH if self._is_gzip else self._zstandard.COMPRESSOBJ_FLUSH_BLOCK
         return packed + bytes(self._compressor.flush(mode))
 
     def undo(self) -> None:
-        """The last piece was not kept. Zstandard cannot go on from there, gzip can."""
+        """Take back the last piece, which was not written: gzip can, Zstandard cannot."""
         self._compressor = self._before
 
     def end(self, data: bytes = b"") -> bytes:
-        """A last piece, and the end; what comes next has a beginning of its own."""
+        """Compress the last piece of a part; what follows begins a new part."""
         packed = self.pack(data) + bytes(self._compressor.flush())
         self._compressor = self._new()
         return packed
@@ -101,12 +106,12 @@ class Packer:
 
 
 def is_packed(name: str) -> bool:
-    """Whether a file that is to be called so is to be compressed."""
+    """Whether a file of this name is to be compressed."""
     return name.endswith((".gz", ".zst"))
 
 
 def last_part(file: BinaryIO) -> tuple[int, bytes]:
-    """Where what was written after the last `Packer.end` but one begins, and what it holds."""
+    """Return the offset of the last part of a file, and its content."""
     start, content = 0, b""
     decompressor: Any = None
     while data := file.read(_PIECE):

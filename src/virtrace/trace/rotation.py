@@ -1,4 +1,4 @@
-"""A long recording in several files, each of them a trace by itself."""
+"""Writes a long recording to several files, each of which is a trace by itself."""
 
 from __future__ import annotations
 
@@ -13,26 +13,28 @@ from virtrace.trace.format import ROTATED, Footer, Header, Record
 from virtrace.trace.writer import TraceWriter, Writer
 
 _ENDING = re.compile(r"(\.jsonl)?(\.gz|\.zst)?$")
-# A full file waits for a moment without an open call until it is so many times as large.
+# A full file waits for a moment without an open call until it has grown by this factor.
 _PATIENCE = 2
 
 
 def new_writer(path: Path, rotation: tuple[int, int | None] | None) -> TraceWriter:
-    """TraceError where a file exists or cannot be made.
+    """Create a trace.
 
-    rotation: bytes after which a new file begins, and how many files are kept, None: all. Without
-    it there is one file.
+    rotation: bytes after which a new file begins, and how many files to keep (None: all); None:
+        one file
+
+    Raises: TraceError if a file exists or cannot be created
     """
     return RotatingWriter(path, *rotation) if rotation else Writer(path)
 
 
 def last_file(path: Path, rotation: tuple[int, int | None] | None) -> Path:
-    """That of a recording to ``path`` that was written last; as of new_writer."""
+    """Return the file that a recording to ``path`` wrote last; arguments as of new_writer()."""
     return parts(path)[-1] if rotation else path
 
 
 def parts(path: Path) -> list[Path]:
-    """The files there are of a recording to ``path`` that was rotated, in order."""
+    """Return the existing files of a rotated recording to ``path``, in order."""
     start, end = _around_number(path)
     wanted = re.compile(re.escape(start) + "[0-9]{6,}" + re.escape(end))
     try:
@@ -44,7 +46,7 @@ def parts(path: Path) -> list[Path]:
 
 
 class RotatingWriter:
-    """Goes on in a new file when one is full, between calls where there is such a moment.
+    """A trace that goes on in a new file when one is full: between calls, if that is possible.
 
     Every file but the one that is written to has its footer, and begins and ends with what makes it
     a trace by itself: the header, what was switched off, the end of calls that are cut.
@@ -53,7 +55,7 @@ class RotatingWriter:
     rotates = True
 
     def __init__(self, path: Path, rotate: int, keep: int | None) -> None:
-        """As of new_writer; also where a file with any number exists, which it would come to."""
+        """Raises: TraceError if a file with any number exists, or the first cannot be created."""
         for taken in parts(path):
             raise TraceError(
                 f"{taken} already exists", "name another file for the trace, or remove these"
@@ -62,18 +64,18 @@ class RotatingWriter:
         self._rotate_at, self._keep = rotate, keep
         self._number = 1
         self._writer = Writer(self._numbered(path))
-        # The files that have ended, each with what tells it from one that others put there.
+        # The complete files, each with its identity: somebody else may put another in its place.
         self._ended: list[tuple[Path, tuple[int, ...]]] = []
         self._ended_size = 0
         self._is_stuck = False
-        # The footer that this file ends with, once there is more to write.
+        # The footer of this file, once the next one has to begin.
         self._due: Footer | None = None
-        # Of this file, and of the footer when it began.
+        # Events in this file; events dropped before it began.
         self._events = 0
         self._dropped = 0
         # `seq` in the whole recording of the first event of this file.
         self._first = 0
-        # By span, without its values: what is open, and the file that it began in.
+        # The open spans: the number of the file each began in, and its event without values.
         self._open: dict[int, tuple[int, Record]] = {}
         self._last_ns = 0
         self._switched_off: list[Mapping[str, Any]] = []
@@ -113,7 +115,7 @@ class RotatingWriter:
             self._due = self._due or footer
 
     def write(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Also TraceError, once, where the next file cannot be made: this one goes on."""
+        """Raises: TraceError, once, if the next file cannot be created: this one goes on."""
         if self._due is not None:
             footer, self._due = self._due, None
             self._begin_next(footer)
@@ -176,7 +178,7 @@ class RotatingWriter:
         return {**self._header, "part": {"number": self._number, "open": sorted(calls)}}
 
     def _cut(self) -> Iterable[Record]:
-        """The ends of the calls that began in this file and go on in the next one."""
+        """Return the ends of the calls that began in this file and go on in the next one."""
         for number, record in reversed(self._open.values()):
             if number == self._number - 1:
                 yield {
@@ -191,22 +193,22 @@ class RotatingWriter:
 
 
 def _around_number(path: Path) -> tuple[str, str]:
-    """What of the files' names stands before and behind the number."""
+    """Split a name where the number goes."""
     ending = _ENDING.search(path.name)
     assert ending is not None
     return f"{path.name[: ending.start()]}.", ending[0]
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:
-    """A number of a file that was removed is soon that of another: hence the time."""
+    """Identify a file; inode numbers are reused, so the time is part of it."""
     return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 def _remove(path: Path, identity: tuple[int, ...]) -> None:
-    """Only the very file, as it was left."""
+    """Remove a file, unless it was replaced or modified."""
     try:
         if _identity(path.lstat()) == identity:
             path.unlink()
     except OSError:
-        # Somebody else removed it, or keeps us from it: it is theirs.
+        # Somebody else removed it, or denies us access.
         return

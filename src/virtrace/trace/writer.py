@@ -1,4 +1,4 @@
-"""Write a trace: whole lines, appended and flushed, to a file that is surely ours."""
+"""Writes a trace: complete lines, appended to a file that only its owner can read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LONGEST_FOOTER = 1 << 20
 
 
 def default_path(recipe: str, pid: int) -> Path:
-    """A new file in the current folder, for a trace that the user gave no name."""
+    """Return a new name in the current folder, for a trace that the user did not name."""
     now = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
     return Path(f"virtrace-{recipe}-{pid}-{now}.jsonl")
 
@@ -62,16 +62,16 @@ class TraceWriter(Protocol):
 
 
 class Writer:
-    """A new file, readable by its owner only: a trace can hold whatever QMP carried.
+    """A trace in one new file, readable by its owner only: a trace can hold anything that QMP did.
 
-    Compressed where its name ends in `.gz` or `.zst`; what was written can be read all the same,
-    whatever happens to the writer.
+    The file is compressed if its name ends in `.gz` or `.zst`. Everything written so far can be
+    read, whatever happens to the writer.
     """
 
     rotates = False
 
     def __init__(self, path: Path) -> None:
-        """TraceError where the file exists or cannot be made; symbolic links are not followed."""
+        """Raises: TraceError if the file exists or cannot be created; follows no symbolic links."""
         self.path = path
         self._packer = Packer(path.name) if is_packed(path.name) else None
         self._file = create_private(path, "the trace")
@@ -90,15 +90,15 @@ class Writer:
         """Do nothing: there is one file."""
 
     def begin(self, header: Header) -> None:
-        """The first record; TraceError as of write."""
+        """Write the first record."""
         self.write([header])
 
     def write(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """All of the records, or none of them and TraceError where the disk does not take them."""
+        """Write all of the records, or none of them."""
         self._write(_encoded(records))
 
     def finish(self, footer: Footer) -> None:
-        """The last record, so that others can be inserted before it; TraceError as of write."""
+        """Write the last record, so that others can be inserted before it."""
         self._write(b"", last=True)
         self._write(_encoded([footer]), last=True)
 
@@ -110,7 +110,7 @@ class Writer:
                 data = data[os.write(self._file, data) :]
             self._size = os.lseek(self._file, 0, os.SEEK_CUR)
         except OSError as error:
-            # Half a line in the middle would make the rest unreadable.
+            # An incomplete line would make the rest unreadable.
             os.ftruncate(self._file, self._size)
             os.lseek(self._file, self._size, os.SEEK_SET)
             if self._packer is not None:
@@ -122,7 +122,7 @@ class Writer:
             ) from error
 
     def check_there(self) -> None:
-        """TraceError where somebody removed the file."""
+        """Raises: TraceError if somebody removed the file."""
         if os.fstat(self._file).st_nlink == 0:
             raise TraceError(
                 f"the trace {self.path} is no longer there: it was removed while it was written",
@@ -133,7 +133,7 @@ class Writer:
         os.close(self._file)
 
     def discard(self) -> None:
-        """Nothing was traced: leave no file behind."""
+        """Remove the file: nothing was traced."""
         self.close()
         self.path.unlink()
 
@@ -141,10 +141,12 @@ class Writer:
 def insert_before_footer(
     path: Path, made: Callable[[BinaryIO], Iterable[Mapping[str, Any]]]
 ) -> None:
-    """Add records that are no events to a trace that has ended; nobody may be writing to it.
+    """Add records other than events to a trace that has ended and that nobody writes to.
 
-    made: of the trace, which is opened once. TraceError where it is not ours, has no footer, or
-    the disk does not take the records; the trace is then as it was.
+    made: makes the records; is given the trace, which is opened once
+
+    Raises: TraceError if the file is not ours, has no footer, or the disk is full; the trace is
+        unchanged then
     """
     try:
         with open_own(path, "the trace") as file:
@@ -178,7 +180,7 @@ def insert_before_footer(
 
 
 def _last_line(file: FileIO) -> tuple[int, bytes]:
-    """Where it begins, and the line; a footer is far shorter than what is read."""
+    """Return the offset of the last line, and the line."""
     size = file.seek(0, os.SEEK_END)
     begin = file.seek(max(0, size - _LONGEST_FOOTER))
     tail = file.read()
