@@ -204,8 +204,8 @@ def stage(lab: Lab, scenario: Scenario) -> Iterator[Stage]:
     if scenario.until and lab.libvirt_version >= scenario.until:
         # Not a skip, which CI would take for a tool that is missing.
         pytest.xfail(refused(scenario, lab, "needs libvirt before"))
-    if "(takes root)" in scenario.about and os.geteuid() != 0:
-        pytest.skip(refused(scenario, lab, "which takes root"))
+    if "(root only)" in scenario.about and os.geteuid() != 0:
+        pytest.skip(refused(scenario, lab, "which only root can"))
     stage = scenario.set_up(lab)
     yield stage
     stage.clear()

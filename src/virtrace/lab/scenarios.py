@@ -169,7 +169,7 @@ SCENARIOS = {
         Scenario(
             "disks",
             f"every disk of {GUEST.name}, one after the other",
-            "as of qcow2, sparse, allocated and last-sector",
+            "like qcow2, sparse, allocated and last-sector",
             disks=_EVERY_DISK,
         ),
         _unchanged("qcow2", "vda", "allocation is what the file occupies, physical its size"),
@@ -183,38 +183,38 @@ SCENARIOS = {
         ),
         Scenario(
             "restarted",
-            "raw, written at its end, and then QEMU was started again",
-            "allocation is the little that is occupied: the high-water mark begins at 0 again",
+            "raw, written at its end before QEMU was restarted",
+            "allocation is the little that is occupied: the high-water mark starts at 0 again",
             _restarted,
         ),
         Scenario(
             "discarded",
-            "raw, written at its end, and then that was discarded",
+            "raw, written at its end, then discarded there",
             "allocation stays the capacity, physical is what is still occupied; on libvirt "
             "11.3.0 and 12.8.0 the other way round",
             _discarded,
         ),
         Scenario(
             "device-end",
-            "raw block device, written at its end (takes root)",
+            "raw block device, written at its end (root only)",
             "all three are equal; on libvirt 11.3.0 and 12.8.0 allocation is 0",
             _device_end,
         ),
         Scenario(
             "stopped-device",
-            "raw block device of a guest that is shut off (takes root)",
+            "raw block device of a guest that is shut off (root only)",
             "all three are equal",
             _stopped_device,
         ),
         Scenario(
             "qcow2-device",
-            "1 GiB qcow2 on a block device of 64 MiB (takes root)",
+            "1 GiB qcow2 on a block device of 64 MiB (root only)",
             "allocation is how far the device was written, metadata included; physical its size",
             _qcow2_device,
         ),
         Scenario(
             "external-snapshot",
-            "qcow2 with 16 MiB written, and then an external snapshot",
+            "qcow2 with 16 MiB written, then an external snapshot",
             "allocation and physical are those of the new, empty layer alone",
             _external_snapshot,
         ),
@@ -227,7 +227,7 @@ SCENARIOS = {
         Scenario(
             "network",
             "sparse raw, never written, served over NBD",
-            "all three are equal: QEMU cannot tell what is occupied, libvirt takes the capacity",
+            "all three are equal: QEMU does not report what is occupied, libvirt uses the capacity",
             _network,
         ),
         Scenario(
@@ -252,7 +252,7 @@ SCENARIOS = {
         Scenario(
             "legacy-drive",
             "raw, written at its end, with QEMU started by -drive (libvirt before 7.9)",
-            "as of last-sector; QEMU is asked by query-block",
+            "like last-sector; libvirt asks QEMU by query-block",
             _legacy_drive,
             until=(7, 9),
         ),
