@@ -11,9 +11,9 @@ from pathlib import Path
 
 from virtrace import engines
 from virtrace.binary.debuginfo import how_to_trust, install_command
-from virtrace.binary.reader import Binary, debug_file, read_by_child
 from virtrace.engines import ENGINES
 from virtrace.errors import DONE, NOT_TRACED, TargetError
+from virtrace.image.model import Program
 from virtrace.image.process import (
     Process,
     can_trace_all,
@@ -25,7 +25,7 @@ from virtrace.image.process import (
 )
 from virtrace.printing import print_lines
 from virtrace.recipe import catalogue
-from virtrace.recipe.model import DriverMethod, Recipe
+from virtrace.recipe.model import DriverMethod
 from virtrace.recipe.selection import Limits
 from virtrace.record.check import Check, Section
 from virtrace.record.header import NO_ENGINE, header_record
@@ -34,7 +34,8 @@ from virtrace.report import text
 from virtrace.report.highlight import style_for
 from virtrace.targets import LIBVIRT
 from virtrace.targets.hazards import Look
-from virtrace.targets.processes import check_traceable, find_daemons
+from virtrace.targets.processes import check_traceable, find_daemons, installed
+from virtrace.trace.format import Header
 
 # What a daemon with a QEMU driver is checked for.
 RECIPE = "blockinfo"
@@ -125,101 +126,97 @@ def _permission_findings() -> Iterator[Check]:
 
 
 def no_daemon_section() -> Section:
-    """For a host where no daemon runs: what its files promise, for when one does."""
-    findings = [
+    """The section for a host where no daemon runs: what a daemon of its files would give."""
+    checks = [
         Check(
             "problem",
             "no libvirt daemon is running",
             f"{LIBVIRT.start}; or start a private one: virtrace lab up",
         )
     ]
-    places = {LIBRARY: LIBRARY_FOLDERS, DRIVER: _driver_folders()}
-    on_disk = {name: _on_disk(Path("/"), folders, name) for name, folders in places.items()}
-    files = [(name, read_by_child(Path(path))) for name, path in on_disk.items() if path]
-    modules, reach = _module_findings(files, Path("/"))
-    if files:
-        findings.append(Check("note", f"with a daemon of the files below, a trace gives: {reach}"))
-    return Section("Daemon", findings + modules)
+    library = _installed_library()
+    if library is None:
+        return Section("Daemon", checks)
+    try:
+        program = installed(library)
+        plan = _plan(program)
+    except TargetError as error:
+        return Section("Daemon", [*checks, Check("note", error.what, error.remedy)])
+    reach = f"with a daemon of the files below, a trace gives: {_reach(plan)}"
+    return Section("Daemon", [*checks, Check("note", reach), *_module_checks(program)], None, plan)
 
 
 def daemon_section(pid: int) -> Section:
     title = f"Daemon {pid}"
-    problem: list[Check] = []
+    checks: list[Check] = []
     try:
         check_traceable(pid)
     except TargetError as error:
-        problem.append(Check("problem", error.what, error.remedy))
+        checks.append(Check("problem", error.what, error.remedy))
     try:
         process = inspect(pid)
     except TargetError:
-        return Section(title, problem)  # check_traceable has met the same
+        return Section(title, checks)  # check_traceable has reported the same.
     library = process.module(LIBRARY)
     if library is None:
-        return Section(title, problem)
+        return Section(title, checks)
     version = LIBVIRT.version_of(process) or "of unknown version"
     place = place_of(pid)
-    found = [
-        Check("ok", f"{process.exe}, libvirt {version}{f', in {place}' if place else ''}"),
-        *(
-            Check("ok", f"{module.path} has been replaced since: what is mapped can be read")
-            for name in (LIBRARY, DRIVER)
-            if (module := process.module(name)) and module.deleted and not problem
-        ),
-        *(
-            Check("note", hazard.what, hazard.remedy)
-            for hazard in Look(process, LIBVIRT).hazards(Limits().stop_ms)
-        ),
-    ]
-    files = [(LIBRARY, library.elf)]
-    driver = process.module(DRIVER)
-    loads = LIBVIRT.daemons.get(os.path.basename(process.exe), [DRIVER])
-    if driver is not None:
-        files.append((DRIVER, driver.elf))
-    elif DRIVER in loads:
-        path = _on_disk(process.root, _driver_folders(os.path.dirname(library.path)), DRIVER)
-        if path is None:
-            problem.append(
-                Check(
-                    "problem",
-                    f"{process.exe} has not loaded {DRIVER}, and it is not on disk",
-                    "name the daemon that drives QEMU (libvirtd or virtqemud), or install its "
-                    f"driver: {install_command(process.root)} libvirt-daemon-driver-qemu",
-                )
-            )
-        else:
-            problem.append(
-                Check(
-                    "note",
-                    f"{DRIVER} is not loaded by {process.exe} yet; looked at on disk",
-                    "call the daemon once, such as with `virsh list`",
-                )
-            )
-            files.append((DRIVER, read_by_child(process.root / path.lstrip("/"), path)))
-    plan = None
-    if driver is not None and not any(check.kind == "problem" for check in problem):
-        try:
-            recipe = catalogue.find(RECIPE)
-            resolved = resolve_without_gdb(recipe, process, {}, [])
-            plan = header_record(recipe, process, resolved, NO_ENGINE, time.monotonic_ns())
-        except TargetError as error:
-            # Where GDB itself is the problem, its own section says so.
-            found.append(Check("note", error.what, error.remedy))
-    modules, reach = _module_findings(files, process.root, predict=plan is None)
+    where = f", in {place}" if place else ""
+    checks.append(Check("ok", f"{process.exe}, libvirt {version}{where}"))
     able, unable = _recipes(process)
-    found.append(Check("ok", f"recipes: {', '.join(able)}"))
-    found += [
+    checks.append(Check("ok", f"recipes: {', '.join(able)}"))
+    checks += [
         Check("note", f"not {', '.join(names)}: {module} is not loaded")
         for module, names in unable.items()
     ]
-    if DRIVER not in loads:
-        reach = f"{len(able)} recipes"
-    if plan is not None:
-        recipe = catalogue.find(RECIPE)
-        levels = {probe["name"]: probe["level"] for probe in plan["probes"]}
-        has_probes = all(levels[point.name] == "usdt" for point in recipe.points if point.usdt)
-        method = next(span for span in recipe.spans if isinstance(span.find, DriverMethod))
-        reach = REACH[levels[method.name], has_probes]
-    return Section(title, [*problem, *found, *modules], reach, plan)
+    checks += [
+        Check("note", hazard.what, hazard.remedy)
+        for hazard in Look(process, LIBVIRT).hazards(Limits().stop_ms)
+    ]
+    if DRIVER not in LIBVIRT.daemons.get(os.path.basename(process.exe), [DRIVER]):
+        checks += _module_checks(process)
+        return Section(title, checks, f"recipes {', '.join(able)}")
+    program: Program = process
+    try:
+        if process.module(DRIVER) is None:
+            program = installed(process.root / library.path.lstrip("/"))
+            checks.append(_not_loaded(process, program))
+        checks += _module_checks(program)
+        plan = _plan(program)
+    except TargetError as error:
+        return Section(title, [*checks, Check("problem", error.what, error.remedy)])
+    return Section(title, checks, _reach(plan), plan)
+
+
+def _not_loaded(process: Process, on_disk: Program) -> Check:
+    if on_disk.module(DRIVER) is None:
+        return Check(
+            "problem",
+            f"{process.exe} has not loaded {DRIVER}, and it is not on disk",
+            "name a daemon that drives QEMU (libvirtd or virtqemud), or install its driver: "
+            f"{install_command(process.root)} libvirt-daemon-driver-qemu",
+        )
+    return Check(
+        "note",
+        f"{DRIVER} is not loaded by {process.exe} yet; looked at on disk",
+        "call the daemon once, such as with `virsh list`",
+    )
+
+
+def _plan(program: Program) -> Header:
+    """The header that a trace of the program would have."""
+    recipe = catalogue.find(RECIPE)
+    plan = resolve_without_gdb(recipe, program, {}, [])
+    return header_record(recipe, program, plan, NO_ENGINE, time.monotonic_ns())
+
+
+def _reach(plan: Header) -> str:
+    recipe = catalogue.find(RECIPE)
+    levels = {probe["name"]: probe["level"] for probe in plan["probes"]}
+    has_probes = all(levels[point.name] == "usdt" for point in recipe.points if point.usdt)
+    method = next(span for span in recipe.spans if isinstance(span.find, DriverMethod))
+    return REACH[levels[method.name], has_probes]
 
 
 def _recipes(process: Process) -> tuple[list[str], dict[str, list[str]]]:
@@ -236,110 +233,38 @@ def _recipes(process: Process) -> tuple[list[str], dict[str, list[str]]]:
     return able, unable
 
 
-def _module_findings(
-    files: Sequence[tuple[str, Binary]], root: Path, predict: bool = True
-) -> tuple[list[Check], str]:
-    """files: by soname. Also says what a trace would reach.
-
-    predict: no GDB says what it finds, so that the files have to tell what it would.
-    """
-    findings = []
-    reach = API_ONLY
-    recipe = catalogue.find(RECIPE)
-    for name, elf in files:
-        exported, static_probes = _needed(recipe, name)
-        path = os.fspath(elf.name)
-        try:
-            missing = [symbol for symbol in exported if elf.exported_function(symbol) is None]
-            probes = {probe.name for probe in elf.stap_probes() if probe.provider == "libvirt"}
-            debug = None
-            if elf.is_trusted:
-                debug = (
-                    elf
-                    if elf.has_debug_info
-                    else debug_file(elf.build_id, elf.debuglink, path, root=root)
-                )
-            build_id = elf.build_id
-        except TargetError as error:
-            findings.append(Check("problem", error.what, error.remedy))
+def _module_checks(program: Program) -> Iterator[Check]:
+    """Check the modules that shipped recipes need."""
+    recipes = map(catalogue.find, catalogue.shipped())
+    for name in dict.fromkeys(name for recipe in recipes for name in recipe.required_modules):
+        module = program.module(name)
+        if module is None:
             continue
-        findings.append(Check("ok", f"{path}, build-id {build_id or 'none'}"))
-        if missing:
-            findings.append(
-                Check(
-                    "problem" if recipe.roots[0].function in missing else "note",
-                    f"{name} does not export {', '.join(missing)}",
-                )
+        yield Check("ok", f"{module.path}, build-id {module.build_id or 'none'}")
+        if module.deleted:
+            yield Check("ok", f"{module.path} has been replaced since: what is mapped can be read")
+        probes = [probe for probe in module.elf.stap_probes() if probe.provider == "libvirt"]
+        if probes:
+            yield Check("ok", f"{name} has {len(probes)} USDT probes")
+        elif name == DRIVER:
+            yield Check(
+                "note",
+                f"{name} has no USDT probes: no QMP text",
+                "use your distribution's libvirt, built with -Ddtrace=enabled",
             )
-        else:
-            findings.append(Check("ok", f"{name} exports {', '.join(exported)}"))
-        absent = [probe for probe in static_probes if probe not in probes]
-        if absent:
-            findings.append(
-                Check(
-                    "note",
-                    f"{name} has no USDT probe {', '.join(absent)}: no QMP text",
-                    "use your distribution's libvirt, built with -Ddtrace=enabled",
-                )
-            )
-        elif static_probes:
-            findings.append(Check("ok", f"{name} has {len(probes)} USDT probes"))
-        level = "missing"
+        debug = program.debug_info(module)
         if debug is not None:
-            level = "dwarf"
-            where = "in the file itself" if debug is elf else str(debug.path)
-            findings.append(Check("ok", f"{name} has debug info: {where}"))
-        elif predict:
-            findings.append(no_debug_info(name, root) if elf.is_trusted else _not_root_s(path))
-            if name == DRIVER and (check := _inference(elf, recipe)):
-                level = "inferred"
-                findings.append(check)
-        if name == DRIVER:
-            reach = REACH[level, not absent]
-    return findings, reach
+            where = "in the file itself" if debug is module.elf else str(debug.path)
+            yield Check("ok", f"{name} has debug info: {where}")
+        elif not module.elf.is_trusted:
+            yield Check(
+                "note",
+                f"users other than root can have written {module.path}: its debug info is not read",
+                how_to_trust(module.path),
+            )
 
 
-def _needed(recipe: Recipe, module: str) -> tuple[list[str], list[str]]:
-    """What a recipe needs of a module without debug info: exported functions, static probes."""
-    spans = [span for span in recipe.spans if span.module == module and not span.optional]
-    points = [point for point in recipe.points if point.module == module and not point.optional]
-    exported = [span.function for span in spans if span.prototype and not span.find]
-    exported += [point.prototype.name for point in points if point.usdt is None]
-    return exported, [point.usdt.partition(":")[2] for point in points if point.usdt]
-
-
-def _inference(driver: Binary, recipe: Recipe) -> Check | None:
-    api = recipe.roots[0].function
-    try:
-        found = driver.callers_of(LIBVIRT.check_of(api))
-    except TargetError:
-        return None
-    if len(found) != 1:
-        return None
-    return Check("ok", f"what {api} calls in {DRIVER} is found without debug info")
-
-
-def _on_disk(root: Path, folders: Sequence[str], name: str) -> str | None:
-    """Path inside root of the first file of that name; folders are patterns."""
-    for folder in folders:
-        for path in sorted(root.glob(f"{folder}/{name}".lstrip("/"))):
-            return "/" + str(path.relative_to(root))
-    return None
-
-
-def _driver_folders(*libraries: str) -> list[str]:
-    return [f"{folder}/libvirt/connection-driver" for folder in (*libraries, *LIBRARY_FOLDERS)]
-
-
-def _not_root_s(path: str) -> Check:
-    return Check(
-        "note",
-        f"others than root can have written {path}: its debug info is not read",
-        how_to_trust(path),
-    )
-
-
-def no_debug_info(name: str, root: Path) -> Check:
-    return Check(
-        "note", f"{name} has no debug info on disk", LIBVIRT.how_to_get_debug_info(name, root)
-    )
+def _installed_library() -> Path | None:
+    folders = (folder.lstrip("/") for folder in LIBRARY_FOLDERS)
+    found = (sorted(Path("/").glob(f"{folder}/{LIBRARY}")) for folder in folders)
+    return next((file for files in found for file in files), None)
