@@ -8,11 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import takewhile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from virtrace.binary import x86_64
 from virtrace.binary.ctype import Boolean, Integer, Pointer, Struct
-from virtrace.binary.dwarf import Declared, declarations
 from virtrace.binary.functions import Callee
 from virtrace.errors import TargetError, UsageError
 from virtrace.image.model import Module, Program
@@ -22,6 +21,9 @@ from virtrace.recipe.model import CalledBy, DriverMethod, Recipe, Span
 from virtrace.recipe.prototype import Parameter, Prototype, normal_type
 from virtrace.targets import LIBVIRT
 from virtrace.targets.libvirt import public_api
+
+if TYPE_CHECKING:
+    from virtrace.binary.dwarf import Declared
 
 QEMU = "libvirt_driver_qemu.so"
 # Each is two breakpoints.
@@ -293,7 +295,12 @@ def _known(driver: Module) -> dict[int, Span]:
 
 def _declared(addresses: Sequence[int], module: Module, process: Program) -> dict[int, Declared]:
     debug = process.debug_info(module)
-    return declarations(debug.path, addresses, x86_64.ABI) if debug is not None else {}
+    if debug is None:
+        return {}
+    # Imported where it is needed: it takes longer than all else that a command imports.
+    from virtrace.binary.dwarf import declarations
+
+    return declarations(debug.path, addresses, x86_64.ABI)
 
 
 def prototype_of(declared: Declared) -> Prototype:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from virtrace import __version__
 from virtrace.binary import abi, pack
 from virtrace.binary.abi import Abi
-from virtrace.binary.dwarf import CaptureNeeds, describe
 from virtrace.errors import TargetError
 from virtrace.image.model import Module, Program
 from virtrace.plan.witness import Packs
 from virtrace.recipe.model import Recipe
 from virtrace.recipe.path import Path as CapturePath
+
+if TYPE_CHECKING:
+    from virtrace.binary.dwarf import CaptureNeeds
 
 
 def read_debug_info(
@@ -60,11 +62,16 @@ def described(
 
     Raises TargetError where the debug info is broken.
     """
+    # Imported where debug info is read: it takes longer than all else that a command imports.
+    from virtrace.binary.dwarf import describe
+
     return describe(debug, _needs(recipes), convention, progress)
 
 
 def _needs(recipes: Iterable[Recipe]) -> dict[str, CaptureNeeds]:
     """What the recipes need of each function, by its name."""
+    from virtrace.binary.dwarf import CaptureNeeds
+
     captures: dict[str, list[CapturePath]] = {}
     lines: dict[str, list[CapturePath]] = {}
     for recipe in recipes:
