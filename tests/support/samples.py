@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from virtrace.recipe import roles
+from virtrace.trace import roles
 from virtrace.trace.format import Event
 from virtrace.trace.upgrade import UpgradedEvents
 

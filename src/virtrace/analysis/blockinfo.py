@@ -12,7 +12,7 @@ from virtrace.analysis.devices import Device, Qmp, Reading
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.source_lines import Line, Seen, lines_of, watch
 from virtrace.analysis.spans import Call, Point, Span
-from virtrace.recipe import roles
+from virtrace.trace import roles
 from virtrace.trace.format import Event, Json, ProbeRecord
 
 NUMBERS = ("capacity", "allocation", "physical")

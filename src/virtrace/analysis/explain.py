@@ -11,9 +11,9 @@ from virtrace.analysis.host import find as find_host
 from virtrace.analysis.lineage import Lineage, trace_back
 from virtrace.analysis.spans import Call, CallBuilder
 from virtrace.errors import TraceError, UsageError
-from virtrace.recipe.roles import DISK_SIZES
 from virtrace.trace.format import HostRecord, ProbeRecord
 from virtrace.trace.reader import Recording
+from virtrace.trace.roles import DISK_SIZES
 
 # Each case is kept with the call that first showed it, and nobody reads this many.
 MOST_CASES = 500

@@ -10,8 +10,8 @@ import base64
 import binascii
 from dataclasses import dataclass
 
-from virtrace.recipe.roles import QMP_COMMAND
 from virtrace.trace.format import Event, Json
+from virtrace.trace.roles import QMP_COMMAND
 
 
 @dataclass

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 
-from virtrace.recipe.roles import RPC_RECEIVED
 from virtrace.trace.format import Event, Record
+from virtrace.trace.roles import RPC_RECEIVED
 
 # virNetMessageType, virNetMessageStatus (libvirt: src/rpc/virnetprotocol.x).
 _CALLS = (0, 4)

@@ -14,7 +14,7 @@ from typing import NamedTuple, Union
 from virtrace.analysis import rpc
 from virtrace.analysis.qmp import Exchange
 from virtrace.errors import TraceError
-from virtrace.recipe import roles
+from virtrace.trace import roles
 from virtrace.trace.format import ENDED, Event, Json, Record, is_unavailable
 
 # Functions inside one another, of which a tree shows each inside the other. No thread of libvirt's

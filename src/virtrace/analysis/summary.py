@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from virtrace.analysis.blockinfo import NUMBERS
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, Point, Span
-from virtrace.recipe.roles import DISK_SIZES
 from virtrace.trace.format import Json, Record
+from virtrace.trace.roles import DISK_SIZES
 
 # Where the buckets of histograms begin, in each power of ten.
 _FINE = (10, 12, 15, 20, 25, 30, 40, 50, 60, 80)

@@ -10,11 +10,11 @@ from virtrace.analysis.blockinfo import API, NUMBERS
 from virtrace.analysis.explain import Explained, Explanation
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, Point
-from virtrace.recipe.roles import ERROR
 from virtrace.report import explanation, pieces, units
 from virtrace.report.highlight import Style, safe
 from virtrace.trace.format import Json, Record, is_unavailable
 from virtrace.trace.reader import Recording
+from virtrace.trace.roles import ERROR
 
 REPORT = "REPORT.md"
 _STYLE = Style(unicode=True)

@@ -23,9 +23,9 @@ from virtrace.errors import Unavailable
 from virtrace.files import root_of
 from virtrace.host.programs import Programs, fact
 from virtrace.host.virsh import virsh
-from virtrace.recipe.roles import DISK_SIZES
 from virtrace.trace.format import HostRecord, Json, Record, unavailable
 from virtrace.trace.reader import Recording
+from virtrace.trace.roles import DISK_SIZES
 
 _SECONDS_IN_ALL = 60.0
 _QCOW2_HEADER = 80

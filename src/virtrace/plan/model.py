@@ -167,7 +167,7 @@ class ResolvedProbe:
     that was found. kind: span or point. level: by what means it was found, or missing.
     offset: of the first site, as the file counts. why: it is missing, or is not known better.
     lacks: the values that cannot be had at this level. taken: the function, where there were
-    alternatives. role: what its events mean to readers of a trace (recipe/roles.py).
+    alternatives. role: what its events mean to readers of a trace (trace/roles.py).
     """
 
     name: str

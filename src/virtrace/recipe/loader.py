@@ -13,9 +13,10 @@ import yaml
 
 from virtrace.errors import RecipeError, UsageError
 from virtrace.files import NotRegularError, TooLargeError, read_regular
-from virtrace.recipe import path, prototype, roles, selection
+from virtrace.recipe import path, prototype, selection
 from virtrace.recipe.model import Answer, CalledBy, DriverMethod, Point, Recipe, Span
 from virtrace.recipe.selection import Selection
+from virtrace.trace import roles
 
 VERSION = 1
 MAX_BYTES = 1 << 16

@@ -35,7 +35,7 @@ class Span:
     prototype: as the source declares it; where it is exported, and where it was found by
     ``find`` alone, this tells the arguments. find: how to find a static function in a file
     without symbols. optional: many versions do not have it.
-    role: what its events mean to readers of the trace (recipe/roles.py).
+    role: what its events mean to readers of the trace (trace/roles.py).
     lines: the captures to watch from source line to source line; None where lines are not
     wanted. They may start from local variables too.
     """
@@ -76,7 +76,7 @@ class Point:
     usdt: ``provider:name``. prototype: of the function, or of the probe's arguments.
     at_return: its captures may use what the function returned.
     anywhere: recorded outside of recorded calls too. optional: many versions do not have it.
-    role: what its events mean to readers of the trace (recipe/roles.py).
+    role: what its events mean to readers of the trace (trace/roles.py).
     json: the captured text that is JSON; the value ``json`` holds it parsed.
     """
 

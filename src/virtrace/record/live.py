@@ -14,10 +14,10 @@ from virtrace.analysis.spans import Call, CallBuilder, Point
 from virtrace.analysis.waiting import waiting
 from virtrace.errors import TraceError, typed
 from virtrace.printing import complain, line
-from virtrace.recipe.roles import DISK_SIZES
 from virtrace.report import text
 from virtrace.report.highlight import style_for
 from virtrace.trace.format import Event, Footer, Header, SwitchedOff
+from virtrace.trace.roles import DISK_SIZES
 from virtrace.trace.writer import TraceWriter
 
 # How many calls may wait to be shown; a terminal that falls further behind misses some.

@@ -34,7 +34,6 @@ from virtrace.analysis.summary import (
     summarize,
 )
 from virtrace.analysis.waiting import ended_ns, waiting
-from virtrace.recipe.roles import ERROR
 from virtrace.report import diagram, explanation, origins, pieces, units
 from virtrace.report import summary as many
 from virtrace.report.drawing import style_sheet
@@ -43,6 +42,7 @@ from virtrace.report.pieces import Piece
 from virtrace.report.timeline import timeline
 from virtrace.trace.format import Event, Json, Record
 from virtrace.trace.reader import Recording
+from virtrace.trace.roles import ERROR
 
 _STYLE = Style(unicode=True, full=True)
 # All of a page is in memory, here and in the browser.

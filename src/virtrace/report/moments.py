@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, Child, Point, Span
-from virtrace.recipe.roles import ERROR
 from virtrace.trace.format import Event, Record
+from virtrace.trace.roles import ERROR
 
 CALL, QMP = "call", "qmp"
 

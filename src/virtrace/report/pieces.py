@@ -19,9 +19,9 @@ from virtrace.analysis import qmp
 from virtrace.analysis.source_lines import Change, Line, is_line, lines_of
 from virtrace.analysis.spans import Call, Child, Point, Span, Tally
 from virtrace.analysis.waiting import Waiting
-from virtrace.recipe import roles
 from virtrace.report import units
 from virtrace.report.highlight import Style, cells, shorten
+from virtrace.trace import roles
 from virtrace.trace.format import (
     Event,
     Footer,

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, Child, Point, Span
-from virtrace.recipe.roles import ERROR
 from virtrace.report import units
+from virtrace.trace.roles import ERROR
 
 _ROW = 20
 _BAR = 17

@@ -171,7 +171,7 @@ class _ProbeRecord(TypedDict):
 
 
 class ProbeRecord(_ProbeRecord, total=False):
-    """What a probe of the recipe resolved to; `role` as in recipe/roles.py.
+    """What a probe of the recipe resolved to; `role` as in trace/roles.py.
 
     taken: the alternative that was found. lacks: values that cannot be read at this level.
     """
@@ -308,7 +308,7 @@ class Event(NamedTuple):
     call: the outermost span that it happened in; None outside of traced calls.
     values: what was captured, by the names that the recipe gives.
     answers: `seq` of the request that this event answers, if it is in the same file.
-    role: of the probe, from the header (recipe/roles.py). Not in the record.
+    role: of the probe, from the header (trace/roles.py). Not in the record.
     has_json: whether `values` holds `json`, parsed from the text. Not in the record.
     """
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import TypedDict
 
-from virtrace.recipe import roles
+from virtrace.trace import roles
 from virtrace.trace.format import (
     VERSION,
     AddressOrNull,

@@ -13,9 +13,9 @@ from virtrace.analysis.compare.values import ComparedAt, Difference, Values
 from virtrace.analysis.explain import Explanation, explain
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, Child, Span
-from virtrace.recipe.roles import REPLIES
 from virtrace.trace.format import Event, Json, unavailable
 from virtrace.trace.reader import Recording
+from virtrace.trace.roles import REPLIES
 
 # Keys of a `host` record that are compared. The domain's XML has too much that is new each time.
 _FACTS = ("path", "stat", "file_system", "image_info", "lvm")

@@ -14,9 +14,9 @@ from virtrace.bundle.redact.paths import redact_path
 from virtrace.bundle.redact.prose import redact_prose
 from virtrace.bundle.redact.texts import Texts
 from virtrace.bundle.redact.xml import redact_domain
-from virtrace.recipe.roles import QMP_REPLY
 from virtrace.trace.format import Header, Json, Record
 from virtrace.trace.json_text import parsed, texts_of
+from virtrace.trace.roles import QMP_REPLY
 
 _BUILD_ID = re.compile("[0-9a-f]{8,64}")
 _OF_C, _OF_OTHERS = Context(of_c=True), Context()
