@@ -17,12 +17,17 @@ import pytest
 from tests.lab.conftest import bring_up
 from tests.lab.tracing import DISKS, all_disks, calls_of, span, whole_trace
 from tests.support.command import SECONDS, virtrace
+from virtrace import engines
 from virtrace.binary import pack, x86_64
 from virtrace.binary.dwarf import CaptureNeeds, describe
 from virtrace.binary.reader import read_by_child
+from virtrace.errors import DONE
 from virtrace.lab import debug_build
 from virtrace.lab.daemon import Lab
 from virtrace.lab.system import QEMU_DRIVER
+from virtrace.recipe import catalogue
+from virtrace.record.engine import record
+from virtrace.record.job import Job
 from virtrace.trace.format import is_unavailable
 from virtrace.trace.reader import Trace
 
@@ -164,27 +169,23 @@ def test_debug_info_pack_and_inference_agree(
 ) -> None:
     lab, debug = split_build
     by_build_id = {
-        str(read_by_child(file).build_id): str(file)
-        for file in debug.rglob("*.debug")
-        if file.is_file()
+        str(read_by_child(file).build_id): file for file in debug.rglob("*.debug") if file.is_file()
     }
     traces = {}
-    for level, settings in {
-        "dwarf": {"VIRTRACE_DEBUG_FILES": json.dumps(by_build_id)},
-        "pack": {"XDG_CACHE_HOME": str(tmp_path / "packs")},
-        "inferred": {"XDG_CACHE_HOME": str(tmp_path / "empty")},
-    }.items():
+    for level, cache in {"dwarf": "empty", "pack": "packs", "inferred": "empty"}.items():
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
         if level == "pack":
-            monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "packs"))
             made = virtrace("pack", "make", str(debug))
             assert made.returncode == 0, made.stderr
         output = tmp_path / f"{level}.jsonl"
-        done = virtrace(
-            *("record", "blockinfo", "-p", str(lab.pid), "-o", str(output)),
-            *("--", *all_disks(lab)),
-            env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "empty"), **settings},
+        job = Job(
+            catalogue.find("blockinfo"),
+            lab.pid,
+            output,
+            command=all_disks(lab),
+            debug_files=by_build_id if level == "dwarf" else {},
         )
-        assert done.returncode == 0, done.stderr
+        assert record(job, engines.load("gdb")) == DONE
         traces[level] = whole_trace(output)
         found = {probe["name"]: probe["level"] for probe in traces[level].header["probes"]}
         assert found[METHOD] == found[GATHER] == level

@@ -8,8 +8,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial, update_wrapper
 from inspect import cleandoc
 from pathlib import Path
@@ -17,25 +16,21 @@ from pathlib import Path
 import gdb
 
 from virtrace.errors import DONE, INTERRUPTED, TargetError, UsageError
-from virtrace.image.model import Program
 from virtrace.image.process import Process, inspect
 from virtrace.inferior import printers, target
 from virtrace.inferior.assembly import assembled
 from virtrace.inferior.notes import Notebook
 from virtrace.inferior.witness import resolved
 from virtrace.plan.infer import infer
-from virtrace.plan.model import Plan
 from virtrace.plan.witness import installed_packs
 from virtrace.printing import fail, gated, print_lines, safe
 from virtrace.recipe import catalogue, selection
-from virtrace.recipe.model import Recipe
 from virtrace.record.header import header_record
 from virtrace.record.job import Job
 from virtrace.report.highlight import style_for
 from virtrace.targets import LIBVIRT
 from virtrace.targets.processes import (
     check_traceable,
-    installed,
     require_modules,
     require_target,
 )
@@ -249,7 +244,7 @@ def _start(name: str, pid: int = 0) -> int:
     """
     try:
         ready = os.environ.get("VIRTRACE_READY_FD")
-        job, process = _job(_recipe_name(name), pid)
+        job, process = _job(_require_recipe(name), pid)
         return _trace(job, process, partial(_say_ready, int(ready)) if ready else _nothing)
     finally:
         target.detach()
@@ -344,31 +339,25 @@ def _trace(job: Job, process: Process, ready: Callable[[], None]) -> int:
 
 
 def _check(name: str) -> int:
-    """Say what each probe of a recipe would resolve to.
+    """Print what each probe of a recipe would resolve to.
 
     Usage: virtrace check RECIPE
 
-    As the header of a trace, in JSON. Of the process that GDB is attached to,
-    and lets go; of the one in the environment as VIRTRACE_PID, which is not
-    touched; or of files that no process runs, VIRTRACE_AGAINST.
+    As the header of a trace, in JSON. GDB detaches from the process; nothing
+    is traced.
     """
-    name = _recipe_name(name)
-    recipe, process = catalogue.find(name), _program()
-    with _resolved(recipe, process, catalogue.file_of(name).parent) as plan:
+    recipe = catalogue.find(_require_recipe(name))
+    process = _process()
+    packs = installed_packs(recipe, process, [catalogue.file_of(name).parent])
+    with target.quiet_settings(), target.no_files():
+        inferred = infer(recipe, process)
+        with target.symbols(process, recipe.modules, {}):
+            plan = resolved(recipe, process, packs, inferred)
         header = header_record(
             recipe, process, plan, {"name": "gdb", "version": gdb.VERSION}, time.monotonic_ns()
         )
-        print(json.dumps(header), flush=True)
+    print(json.dumps(header), flush=True)
     return DONE
-
-
-@contextmanager
-def _resolved(recipe: Recipe, program: Program, folder: Path) -> Iterator[Plan]:
-    """Resolve a recipe, as long as GDB has the symbols. The process is not touched."""
-    with target.quiet_settings(), target.no_files():
-        inferred = infer(recipe, program)
-        with target.symbols(program, recipe.modules, _debug_files()):
-            yield resolved(recipe, program, installed_packs(recipe, program, [folder]), inferred)
 
 
 def _explain(file: str) -> int:
@@ -390,14 +379,6 @@ def _explain(file: str) -> int:
     return DONE
 
 
-def _program() -> Program:
-    """The process that is asked about, or files that no process runs."""
-    against = os.environ.get("VIRTRACE_AGAINST")
-    if against is not None and not target.attached_pid():
-        return installed(Path(against))
-    return _process()
-
-
 def _process(let_go: int = 0) -> Process:
     """let_go: what GDB was attached to."""
     pid = let_go or target.attached_pid()
@@ -412,14 +393,7 @@ def _process(let_go: int = 0) -> Process:
     return check_traceable(int(wanted))
 
 
-def _debug_files() -> dict[str, str]:
-    """By build-id: what came from debuginfod."""
-    files: dict[str, str] = json.loads(os.environ.get("VIRTRACE_DEBUG_FILES", "{}"))
-    return files
-
-
-def _recipe_name(argument: str) -> str:
-    name = argument or os.environ.get("VIRTRACE_RECIPE", "")
+def _require_recipe(name: str) -> str:
     if not name:
         raise UsageError("no recipe given", f"virtrace start {catalogue.shipped()[0]}")
     return name

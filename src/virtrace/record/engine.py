@@ -55,7 +55,8 @@ def record(job: Job, engine: Engine) -> int:
     problem = engine.problem()
     if problem is not None:
         raise problem
-    return engine.run(replace(job, debug_files=fetch_debug_files(process, job.recipe)), process)
+    debug_files = {**fetch_debug_files(process, job.recipe), **job.debug_files}
+    return engine.run(replace(job, debug_files=debug_files), process)
 
 
 def refuse_meaningless(engine: Engine, given: Mapping[str, object]) -> None:
