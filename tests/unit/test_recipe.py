@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from virtrace.errors import RecipeError, UsageError
 from virtrace.recipe import catalogue, loader, path, prototype, selection
-from virtrace.recipe.loader import loads
+from virtrace.recipe.folder import fragments
+from virtrace.recipe.loader import dumps, loads
 from virtrace.recipe.path import (
     Argument,
     Backtrace,
@@ -125,6 +127,9 @@ def test_blockinfo_is_found_with_its_roots_and_filters() -> None:
 BROKEN = [
     ("virtrace: 1", "virtrace: 2", "1:11", "version 2", "reads version 1"),
     ("virtrace: 1", "virtrac: 1", "1:1", "unknown key 'virtrac'", "'virtrace'?"),
+    ("try:", "use: [qmpp]\ntry:", "5:7", "there is no fragment 'qmpp'", "use one of: client"),
+    ("try:", "use: [qmp]\ntry:", "18:5", "a second probe is named 'qmp.send'", "its own name"),
+    ("    root: true", "    root: true\n    role: jail", "10:11", "'jail' is not a role", "lock"),
     ("try:", "where: {disk: vda}\ntry:", "5:9", "'disk=vda' is not a filter", "domain, flags"),
     ("try:", "where: vda\ntry:", "5:8", "found 'vda'", "`key: value`"),
     ("try:", "where: {a=b: vda}\ntry:", "5:9", "found 'a=b'", "a name as C has them"),
@@ -603,3 +608,34 @@ class TestSelection:
     def test_no_number_of_seconds(self, text: str) -> None:
         with pytest.raises(UsageError, match=r"^invalid value .* for seconds$"):
             selection.parse(load(GOOD), [], None, text)
+
+
+def test_fragments_become_points() -> None:
+    text = "virtrace: 1\nname: n\nabout: a\ntry: t\nuse_anywhere: [qmp]\n"
+    recipe = loads(text.encode(), "r.yaml")
+    sent, reply = recipe.raw["points"]
+    assert (sent["name"], sent["anywhere"]) == ("qmp.send", True)
+    # A reply is recorded with its command.
+    assert (reply["name"], "anywhere" in reply) == ("qmp.reply", False)
+    assert "use_anywhere" not in recipe.raw
+    assert [(point.role, point.anywhere) for point in recipe.points] == [
+        *(("qmp.command", True), ("qmp.reply", False))
+    ]
+    again = loads(dumps(recipe.raw), "again.yaml")
+    assert (again.points, again.raw) == (recipe.points, recipe.raw)
+
+
+@pytest.mark.parametrize("name", fragments())
+def test_every_fragment_is_used(name: str) -> None:
+    texts = [catalogue.file_of(recipe).read_text() for recipe in catalogue.shipped()]
+    named = [yaml.safe_load(text) for text in texts]
+    assert any(name in [*one.get("use", []), *one.get("use_anywhere", [])] for one in named)
+
+
+def test_a_role_is_given_or_implied() -> None:
+    given = changed("  - name: error", "  - name: error\n    role: error.place")
+    for text, role in ((GOOD, "error"), (given, "error.place")):
+        [error] = [one for one in loads(text.encode(), "r").points if one.name == "error"]
+        assert error.role == role
+    pair = GOOD.replace("qmp.send", "ask").replace("qmp.reply", "told")
+    assert [point.role for point in loads(pair.encode(), "r").points][:2] == ["request", "reply"]

@@ -15,7 +15,9 @@ from tests.support.paths import DOCS, REPOSITORY
 from tests.unit.test_recipe import BROKEN, BROKEN_ALTERNATIVES, GOOD, JOB, ROOTLESS, changed
 from virtrace.errors import RecipeError
 from virtrace.recipe import catalogue, loader
+from virtrace.recipe.folder import fragments
 from virtrace.recipe.loader import loads
+from virtrace.trace import roles
 
 SCHEMA = json.loads((Path(loader.__file__).parent / "schema.json").read_text())
 VALIDATOR = jsonschema_rs.Draft202012Validator(SCHEMA)
@@ -59,6 +61,13 @@ def refused(text: str) -> bool:
 
 def test_is_a_valid_schema() -> None:
     jsonschema_rs.meta.validate(SCHEMA)
+
+
+def test_lists_roles_and_fragments() -> None:
+    defs = SCHEMA["$defs"]
+    assert tuple(defs["span"]["properties"]["role"]["enum"]) == roles.OF_SPANS
+    assert tuple(defs["point"]["properties"]["role"]["enum"]) == roles.OF_POINTS
+    assert tuple(defs["fragments"]["items"]["enum"]) == fragments()
 
 
 @pytest.mark.parametrize(

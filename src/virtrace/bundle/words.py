@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from virtrace.bundle.grams import Grams
-from virtrace.recipe import catalogue
+from virtrace.recipe.folder import shipped_folder
 
 _RELEASE = re.compile(
     r"[0-9]{1,6}(?:[.+~][0-9]{1,5})*(?:\.(?:fc|el|an|oe|lp|amzn|cm)[0-9_]+(?:\.[a-z0-9_]{1,8})?)?"
@@ -64,7 +64,7 @@ def _corpus_grams() -> Grams:
 def corpus() -> str:
     """All that a bundle can say by itself, in lower case."""
     own = (file for name in _OWN_TEXTS for file in sorted(_PACKAGE.glob(name)))
-    files = [*own, *(catalogue.file_of(name) for name in catalogue.shipped())]
+    files = [*own, *sorted(shipped_folder().rglob("*.yaml"))]
     texts = (
         _said(file) if file.suffix == ".py" else file.read_text(encoding="utf-8")
         for file in files

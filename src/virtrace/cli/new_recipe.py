@@ -15,7 +15,7 @@ from virtrace.binary.ctype import Boolean, Integer, Pointer, Struct
 from virtrace.binary.functions import Callee
 from virtrace.errors import TargetError, UsageError
 from virtrace.image.model import Module, Program
-from virtrace.recipe import catalogue, draft, path
+from virtrace.recipe import catalogue, draft, loader, path
 from virtrace.recipe.draft import Item
 from virtrace.recipe.model import CalledBy, DriverMethod, Recipe, Span
 from virtrace.recipe.prototype import Parameter, Prototype, normal_type
@@ -384,9 +384,8 @@ def _points(driver: Module | None) -> Iterator[Item]:
     has_qmp = driver is not None and any(
         probe.name == "qemu_monitor_send_msg" for probe in driver.elf.stap_probes()
     )
-    for point in catalogue.find("blockstats").raw["points"]:
-        if point["name"] == "error" or has_qmp:
-            yield Item(point)
+    for name in ("qmp", "error") if has_qmp else ("error",):
+        yield from map(Item, loader.fragment(name))
 
 
 def _try(api: str) -> str:

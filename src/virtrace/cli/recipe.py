@@ -15,6 +15,7 @@ from virtrace.files import write_new
 from virtrace.image.model import Program
 from virtrace.printing import print_lines
 from virtrace.recipe import catalogue
+from virtrace.recipe.loader import dumps
 from virtrace.record.debug_info import fetch_debug_files
 from virtrace.record.header import NO_ENGINE, header_record
 from virtrace.record.resolution import resolve_without_gdb
@@ -89,9 +90,13 @@ def _list(_: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    catalogue.find(args.recipe)
+    recipe = catalogue.find(args.recipe)
     text = catalogue.file_of(args.recipe).read_text(encoding="utf-8")
     print_lines(text.removesuffix("\n").split("\n"))
+    if recipe.used:
+        points = dumps({"points": recipe.raw["points"][: recipe.used]}).decode()
+        print_lines(["", "# The points of the fragments that it uses:"])
+        print_lines(f"# {line}" for line in points.removesuffix("\n").split("\n"))
     return DONE
 
 

@@ -6,15 +6,9 @@ import difflib
 from pathlib import Path
 
 from virtrace.errors import RecipeError
+from virtrace.recipe.folder import shipped_folder
 from virtrace.recipe.loader import load
 from virtrace.recipe.model import Recipe
-
-
-def shipped_folder() -> Path:
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "recipes"
-    # In a checkout the recipes stand at the top, where a reader looks for them.
-    return installed if installed.is_dir() else package.parents[1] / "recipes"
 
 
 def shipped() -> list[str]:

@@ -14,6 +14,7 @@ import yaml
 from virtrace.errors import RecipeError, UsageError
 from virtrace.files import NotRegularError, TooLargeError, read_regular
 from virtrace.recipe import path, prototype, selection
+from virtrace.recipe.folder import fragments, fragments_folder
 from virtrace.recipe.model import Answer, CalledBy, DriverMethod, Point, Recipe, Span
 from virtrace.recipe.selection import Selection
 from virtrace.trace import roles
@@ -42,6 +43,8 @@ _IN_WORDS = {
 }
 
 _NULL = "tag:yaml.org,2002:null"
+_STRING = "tag:yaml.org,2002:str"
+_MAPPING = "tag:yaml.org,2002:map"
 _BOOLEAN = "tag:yaml.org,2002:bool"
 _INTEGER = "tag:yaml.org,2002:int"
 _BOOLEANS = {"true": True, "false": False}
@@ -75,6 +78,10 @@ def loads(data: bytes, file: str) -> Recipe:
     """
     if len(data) > MAX_BYTES_DUMPED:
         raise _too_large(file, MAX_BYTES_DUMPED)
+    return _recipe(_Node(_composed(data, file), file))
+
+
+def _composed(data: bytes, file: str) -> yaml.Node:
     try:
         root = yaml.compose(data.decode("utf-8"), _Loader)
     except UnicodeDecodeError as error:
@@ -91,7 +98,7 @@ def loads(data: bytes, file: str) -> Recipe:
         raise RecipeError(f"{file}: not YAML: {error}", "name a recipe's YAML file") from error
     if root is None:
         raise RecipeError(f"{file}: the recipe is empty", "start from `virtrace: 1`")
-    return _recipe(_Node(root, file))
+    return root
 
 
 def _too_large(file: str, most: int) -> RecipeError:
@@ -167,6 +174,18 @@ class _Node:
         self.require(required, values)
         return values
 
+    def has(self, name: str) -> bool:
+        return isinstance(self._node, yaml.MappingNode) and any(
+            key.value == name for key, _ in self._node.value
+        )
+
+    def with_flag(self, name: str) -> _Node:
+        """A copy of the mapping with `name: true`."""
+        key = yaml.ScalarNode(_STRING, name, self._node.start_mark)
+        value = yaml.ScalarNode(_BOOLEAN, "true", self._node.start_mark)
+        pairs = [*self._node.value, (key, value)]
+        return _Node(yaml.MappingNode(_MAPPING, pairs, self._node.start_mark), self._file)
+
     def require(self, names: Collection[str], found: Collection[str]) -> None:
         for name in sorted(set(names) - set(found)):
             self.fail(f"the key {name!r} is missing", f"add `{name}: ...`")
@@ -226,7 +245,8 @@ class _Node:
 
 def _recipe(root: _Node) -> Recipe:
     keys = root.mapping(
-        {"virtrace", "name", "about", "try"}, {"spans", "points", "where", "calls", "seconds"}
+        {"virtrace", "name", "about", "try"},
+        {"spans", "points", *_USE, "where", "calls", "seconds"},
     )
     version = keys["virtrace"]
     if version.text() != str(VERSION):
@@ -237,6 +257,11 @@ def _recipe(root: _Node) -> Recipe:
     nodes = {
         key: keys[key].sequence(MAX_PROBES) if key in keys else [] for key in ("spans", "points")
     }
+    used = [*_used(keys)]
+    nodes["points"] = [*used, *nodes["points"]]
+    raw = {key: node.plain() for key, node in keys.items() if key not in _USE}
+    if used:
+        raw["points"] = [node.plain() for node in nodes["points"]]
     # Each with its alternatives.
     all_spans = [(node, [*_spans(node)]) for node in nodes["spans"]]
     all_points = [(node, [*_points(node)]) for node in nodes["points"]]
@@ -252,7 +277,7 @@ def _recipe(root: _Node) -> Recipe:
         if not any(point.anywhere for point in points):
             root.fail(
                 "nothing would be recorded: there is no span, and no point is recorded anywhere",
-                "add `spans:` with a root, or `anywhere: true` to a point",
+                "add `spans:` with a root, `use_anywhere:`, or `anywhere: true` to a point",
             )
     recipe = Recipe(
         name=keys["name"].name(_FILE_NAME),
@@ -260,7 +285,8 @@ def _recipe(root: _Node) -> Recipe:
         try_=keys["try"].text(),
         spans=tuple(spans),
         points=tuple(points),
-        raw=root.plain(),
+        raw=raw,
+        used=len(used),
     )
     names = set()
     named = [*((node, some[0].name) for node, some in all_spans)]
@@ -274,6 +300,35 @@ def _recipe(root: _Node) -> Recipe:
             if point.answers:
                 _check_answers(node, point, point.answers, points)
     return _selecting(recipe, keys)
+
+
+# Keys that name fragments, and whether their points are also recorded outside of calls.
+_USE = {"use": False, "use_anywhere": True}
+
+
+def _used(keys: Mapping[str, _Node]) -> Iterator[_Node]:
+    """The points of the fragments that a recipe uses."""
+    for key in _USE:
+        for name in keys[key].sequence(MAX_PROBES) if key in keys else ():
+            if name.text() not in fragments():
+                name.fail(
+                    f"there is no fragment {path.shortened(name.text())}",
+                    f"use one of: {', '.join(fragments())}",
+                )
+            yield from _fragment(name.text(), anywhere=_USE[key])
+
+
+def fragment(name: str) -> list[dict[str, Any]]:
+    """Return the points of a fragment as plain data."""
+    return [node.plain() for node in _fragment(name, anywhere=False)]
+
+
+def _fragment(name: str, *, anywhere: bool) -> Iterator[_Node]:
+    file = fragments_folder() / f"{name}.yaml"
+    root = _Node(_composed(read_regular(file, MAX_BYTES), str(file)), str(file))
+    for point in root.mapping({"about", "points"})["points"].sequence(MAX_PROBES):
+        # A reply is recorded with its request, wherever that was.
+        yield point.with_flag("anywhere") if anywhere and not point.has("answers") else point
 
 
 def _selecting(recipe: Recipe, keys: Mapping[str, _Node]) -> Recipe:

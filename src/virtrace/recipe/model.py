@@ -102,7 +102,8 @@ class Recipe:
     """Of spans of one name, which follow each other, the first that is found is traced; so points.
 
     where, calls, seconds: which calls to record and when to end, where the user does not say.
-    raw: the YAML document as plain data, as it goes into the trace's header.
+    raw: the YAML document as plain data, as it goes into the trace's header; with the points of the
+    fragments that it uses. used: how many points are theirs; they come first.
     """
 
     name: str
@@ -111,6 +112,7 @@ class Recipe:
     spans: tuple[Span, ...]
     points: tuple[Point, ...]
     raw: Mapping[str, Any]
+    used: int = 0
     where: Mapping[str, str] = field(default_factory=dict)
     calls: int | None = None
     seconds: float | None = None

@@ -110,7 +110,18 @@ def _public() -> frozenset[str]:
 
 def _is_shipped(recipe: Record) -> bool:
     name = recipe.get("name")
-    return isinstance(name, str) and name in catalogue.shipped() and _raw(name) == recipe
+    return (
+        isinstance(name, str)
+        and name in catalogue.shipped()
+        and _comparable(_raw(name)) == _comparable(recipe)
+    )
+
+
+def _comparable(recipe: Record) -> Record:
+    """The recipe without the order of its points, which another virtrace can have expanded."""
+    points = recipe.get("points")
+    by_text = sorted(map(json.dumps, points)) if isinstance(points, list) else points
+    return {**recipe, "points": by_text}
 
 
 @functools.cache
