@@ -11,11 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.toolchain import PROBE, build, need
-from virtrace.cli.doctor import (
-    add_parser,
-    engine_section,
-    verdict,
-)
+from virtrace.checks.host import engine_section, verdict
+from virtrace.cli.doctor import add_parser
 from virtrace.errors import DONE, NOT_TRACED
 from virtrace.record.check import Check, Section
 from virtrace.targets import LIBVIRT

@@ -36,23 +36,22 @@ ALLOWED = {
     "bundle": {"errors", "markup", "recipe", "trace", "targets", "analysis", "report", "host"},
     "lab": {"errors"},
     "record": {
-        *("errors", "printing", "recipe", "trace", "binary", "image", "targets", "plan"),
-        "engine",
-        *("analysis", "report"),
+        *("errors", "printing", "recipe", "trace", "binary", "image", "targets", "engine"),
+        *("plan", "analysis", "report"),
     },
     "engines": {
-        *("errors", "printing", "recipe", "trace", "binary", "image", "targets", "engine"),
-        *("plan", "analysis", "report", "record"),
+        *("errors", "recipe", "trace", "binary", "image", "targets", "engine", "plan", "record"),
     },
     "inferior": {
         *("errors", "printing", "files", "recipe", "trace", "binary", "image", "targets"),
-        *("engine", "plan", "guard", "detached", "analysis", "report", "record", "engines"),
+        *("engine", "plan", "guard", "detached", "analysis", "report", "record"),
     },
+    "checks": {"errors", "recipe", "trace", "binary", "image", "targets", "record", "engines"},
     # It reaches inferior only by starting GDB.
     "cli": {
         *("errors", "printing", "files", "recipe", "trace", "binary", "image", "targets"),
         *("engine", "plan", "guard", "analysis", "report", "host", "bundle", "confined", "lab"),
-        *("record", "engines"),
+        *("record", "engines", "checks"),
     },
 }
 
