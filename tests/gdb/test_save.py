@@ -209,7 +209,7 @@ def test_nothing_is_written_where_there_is_nothing_or_something(
     file = tmp_path / "mine.yaml"
     assert "looked at no function yet" in terminal.do(f"virtrace save {file}")
     assert not file.exists()
-    assert "ends in .yaml" in terminal.do("virtrace save mine")
+    assert "the name must end in .yaml" in terminal.do("virtrace save mine")
     terminal.do("break virDomainGetBlockInfo")
     file.write_text("mine")
     assert f"{file} already exists" in terminal.do(f"virtrace save {file}")
