@@ -485,7 +485,7 @@ REPORTS = {
         "1. Take a guest that is shut off (here `domain-1`) with a disk (here `vda`).",
         "2. Run `virsh domblkinfo domain-1 vda`.",
         "- Allocation: 1314816 (1.254 MiB): space used by the file",
-        "- `domain-1` `vda`: the trace does not tell what the host has for it.",
+        "- `domain-1` `vda`: the trace has no facts of the host about it.",
     ),
     "error-9.0.0": (
         "# `virsh domblkinfo` fails for disk `vdz` of a guest",

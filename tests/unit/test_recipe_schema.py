@@ -29,7 +29,7 @@ SHIPPED = {name: catalogue.file_of(name).read_text() for name in catalogue.shipp
 BEYOND_A_SCHEMA = (
     "'name' is given twice",
     "is not an arg",
-    "no point here",
+    "not a point of this recipe",
     "a second probe",
     "declaration",
     "not YAML",

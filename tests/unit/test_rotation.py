@@ -180,7 +180,7 @@ def test_calls_that_overlap_all_the_time_are_cut_and_both_files_say_so(
         said = f"open at its start, and begun in a file before: calls {enter['call']}"
         assert trace.problems == ([] if first else [said])
         assert main(["show", str(file)]) == (DONE if first else INCOMPLETE)
-        assert "the recording goes on in the next one" in capsys.readouterr().out or last
+        assert "the recording continues in the next one" in capsys.readouterr().out or last
 
 
 def test_what_was_switched_off_is_in_every_file_that_lacks_it(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ REPORT = "REPORT.md"
 _STYLE = Style(unicode=True)
 _MOST = 5
 _ABOUT = {
-    "trace.jsonl": "all that was traced, an event a line",
+    "trace.jsonl": "everything that was traced, one event per line",
     "recipe.yaml": "what was traced",
     "explain.txt": "where each number came from, and the evidence",
     "explain.json": "the same for scripts",
@@ -32,13 +32,13 @@ _ABOUT = {
 }
 _WORDS = {
     "capacity": "the size that the guest sees",
-    "allocation": "the space that the image occupies on the host, as `du` says",
-    "physical": "the size of the image's file or device on the host, as `ls -l` says",
+    "allocation": "the space that the image uses on the host, as in `du`",
+    "physical": "the size of the image's file or device on the host, as in `ls -l`",
 }
 
 _READ_BY = (
-    "This is what virtrace read off a trace: it followed the call through libvirt's daemon, down "
-    "to the QMP text that QEMU answered."
+    "virtrace made this report from a trace, which follows the call through libvirt's daemon, down "
+    "to QEMU's QMP replies."
 )
 
 
@@ -254,7 +254,7 @@ def _expected(seen: Overview, explained: Explained) -> Iterator[str]:
         for number in NUMBERS:
             yield f"- {number.capitalize()}: {_WORDS[number]}"
         yield ""
-        yield "By what QEMU and the host told in the same trace:"
+        yield "According to QEMU and the host, in the same trace:"
         yield ""
         yield from map(_compared, answered[:_MOST])
     if not explained:
@@ -282,7 +282,7 @@ def _compared(each: Explanation) -> str:
             would = units.quantity(number, truth)
             differ.append(f"{number.capitalize()} would be {would}")
     if not agree and not differ:
-        return f"- {_about(each)}: the trace does not tell what the host has for it."
+        return f"- {_about(each)}: the trace has no facts of the host about it."
     told = [
         *differ,
         *([f"{' and '.join(agree)} agree" if agree[1:] else f"{agree[0]} agrees"] if agree else []),
@@ -307,10 +307,10 @@ def _error(node: Call | Point | Exchange) -> str | None:
 
 
 def _files(files: Sequence[str], absent: Mapping[str, str], kept: Sequence[str]) -> Iterator[str]:
-    but = f" But for these kinds, which are as they were: {', '.join(kept)}." if kept else ""
+    but = f" Exceptions, which were not replaced: {', '.join(kept)}." if kept else ""
     yield (
         "Names such as `domain-1` and `path-2.qcow2` are pseudonyms, the same everywhere; "
-        f"I can look up what one stands for.{but} Numbers and times are as they were."
+        f"I can look up what one stands for.{but} Numbers and times are unchanged."
     )
     yield ""
     yield "The attached bundle has:"
@@ -331,7 +331,7 @@ def _files(files: Sequence[str], absent: Mapping[str, str], kept: Sequence[str])
 def _about_file(name: str) -> str:
     if name in _ABOUT:
         return _ABOUT[name]
-    return "the guest's XML" if name.endswith(".xml") else "the end of the log of the guest's QEMU"
+    return "the guest's XML" if name.endswith(".xml") else "the end of the guest's QEMU log"
 
 
 def _about(each: Explanation) -> str:

@@ -106,7 +106,7 @@ def _look_through(file: Path, stream: BinaryIO) -> tuple[StoredPlan, Lines]:
     _feed(file, stream, lines)
     if lines.plan is None or lines.started is None:
         raise TraceError(
-            f"{file} does not begin with a plan", "import the whole output of the program"
+            f"{file} does not begin with a plan", "import the complete output of the program"
         )
     lines.finish()
     header = lines.plan.header

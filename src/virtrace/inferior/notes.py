@@ -288,8 +288,8 @@ class _Recipe:
         spans = [*self._drafts.values()]
         if not spans:
             raise UsageError(
-                "this session has looked at no function yet",
-                "break FUNCTION, or step into one and print what you want to know",
+                "no function was inspected in this session",
+                "set a breakpoint at a function, or step into one and print a value",
             )
         if not any(span.root for span in spans):
             for span in spans:
@@ -308,7 +308,7 @@ class _Recipe:
         roots = ", ".join(span.function for span in spans if span.root)
         return draft.text(
             re.sub(r"[^A-Za-z0-9.+-]", "-", name).lstrip(".+-")[:100] or "saved",
-            "What was looked at by hand in a GDB session, saved by `virtrace save`.",
+            "What was inspected by hand in a GDB session, saved by `virtrace save`.",
             f"what calls {roots}"[:1000],
             [span.item() for span in spans],
             where=where,

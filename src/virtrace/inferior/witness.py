@@ -224,7 +224,7 @@ def _require_same_static_probes(process: Program, plan: Plan) -> None:
                 raise TargetError(
                     f"GDB has the probe {site.provider}:{site.name} at {_hexadecimal(gdbs)}, "
                     f"{module.path} at {_hexadecimal(ours)}",
-                    "report it, with what VIRTRACE_DEBUG=1 prints",
+                    "report it, with the output of VIRTRACE_DEBUG=1",
                 )
 
 

@@ -112,7 +112,7 @@ def text(
     recipe = "\n".join(lines) + "\n"
     if len(spans) > loader.MAX_PROBES or len(recipe.encode()) > loader.MAX_BYTES:
         raise UsageError(
-            f"{len(spans)} functions with what is looked at there are more than a recipe can hold",
+            f"{len(spans)} functions with their captures are more than a recipe can hold",
             "delete some of the breakpoints and displays",
         )
     loader.loads(recipe.encode(), f"recipe {name}")

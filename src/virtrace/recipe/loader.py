@@ -349,7 +349,7 @@ def _selecting(recipe: Recipe, keys: Mapping[str, _Node]) -> Recipe:
     for name, key, value in keys["where"].items() if "where" in keys else ():
         key.name(_C_NAME)
         if len(where) == MAX_VALUES:
-            key.fail(f"found more than {MAX_VALUES} values", "choose by fewer")
+            key.fail(f"found more than {MAX_VALUES} values", "use fewer filters")
         where.update(chosen(key, where=[f"{name}={value.text()}"]).where)
     return replace(recipe, raw={**recipe.raw, **limits}, where=where, **limits)
 
@@ -366,7 +366,7 @@ def _check_answers(node: _Node, point: Point, answers: Answer, points: list[Poin
     asked = [other for other in points if other.name == answers.point]
     if not asked:
         node.fail(
-            f"{point.name!r} answers {answers.point!r}, which is no point here",
+            f"{point.name!r} answers {answers.point!r}, which is not a point of this recipe",
             f"name one of: {', '.join(dict.fromkeys(other.name for other in points))}",
         )
     for one in (point, *asked):
@@ -389,7 +389,7 @@ def _captures(node: _Node | None, known: set[str] | None) -> dict[str, path.Path
     for name, key, value in node.items() if node else ():
         key.name(_C_NAME)
         if len(captures) == MAX_VALUES:
-            key.fail(f"found more than {MAX_VALUES} values", "make two recipes of it")
+            key.fail(f"found more than {MAX_VALUES} values", "split it into two recipes")
         captures[name] = parsed = value.parsed(path.parse, "such as: disk")
         for argument in parsed.arguments:
             if known is not None and argument not in known:
@@ -473,7 +473,7 @@ def _watched(node: _Node) -> dict[str, path.Path]:
     for name, _, value in node.items():
         if isinstance(watched[name].form, path.Backtrace):
             value.fail(
-                "a backtrace is no value that a line changes",
+                "a backtrace is not a value that a line can change",
                 "move it to `enter:` or `exit:`",
             )
     return watched

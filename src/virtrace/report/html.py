@@ -146,7 +146,7 @@ class _Text:
 
     @property
     def times(self) -> str:
-        ids = ", each with an id of its own" if self.id and self.number > 1 else ""
+        ids = ", each with its own id" if self.id and self.number > 1 else ""
         return units.count(self.number, "time") + ids
 
 

@@ -364,7 +364,7 @@ def _held_by(span: Span) -> list[Piece]:
 def _exchange(node: qmp.Exchange, style: Style) -> list[Piece]:
     pieces = _command(node, style)
     if node.reply is None:
-        why = "no reply was seen" if node.is_awaited else "its reply cannot be told from others"
+        why = "no reply was seen" if node.is_awaited else "its reply cannot be identified"
         return [*pieces, ("->", ""), *words(why, "yellow")]
     failure = qmp.error_of(node.reply)
     if failure is not None:
@@ -528,7 +528,7 @@ def ending(footer: Footer) -> list[Piece]:
     """Why the run ended, and whether the process was let go."""
     pieces = words(f"{_REASONS.get(footer['reason'], footer['reason'])};")
     if footer["reason"] == "rotated":
-        return pieces + words("the recording goes on in the next one")
+        return pieces + words("the recording continues in the next one")
     if footer["detached"]:
         return pieces + words("detached from the process")
     if footer["reason"] == "target-exit":
@@ -543,7 +543,7 @@ def stopped(footer: Footer, engine_name: str) -> str:
     """For how long the process was stopped."""
     still = footer["stopped_ns"]
     if engine_name != "gdb":
-        return "never: only the thread that met a probe of the kernel took part in it"
+        return "never: at a uprobe, only the thread that hits it is delayed"
     return (
         f"{units.duration(still['total'])} in all, {units.duration(still['max'])} at the "
         "longest, GDB's own share not counted"

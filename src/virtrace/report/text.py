@@ -137,11 +137,11 @@ def still_waiting(found: list[Waiting], style: Style) -> Iterator[str]:
 
 
 def long_trace(style: Style) -> Iterator[str]:
-    """In place of what is known only once all was read."""
+    """Placeholder for the totals, which are only known at the end."""
     yield from fold(
         words(
             "a long trace, shown while it is read: what was still waiting when it ended, "
-            "and the counts, stand at the end",
+            "and the totals, come last",
             "dim",
         ),
         style,

@@ -15,7 +15,7 @@ _BAR = 17
 # That a bar has room for, in a percent of a wide window.
 _CHARACTERS = 1.6
 # The lane that is no thread of libvirt's.
-_QEMU = 0
+_QEMU = None
 # Below that many functions inside each other a picture tells nothing more.
 _DEEPEST = 12
 
@@ -64,7 +64,7 @@ def timeline(calls: Sequence[tuple[str, Call]], anchors: dict[int, str] | None) 
     start = min(_start(item.node) for item in shown)
     end = max(max(_end(item.node) or start for item in shown), start + 1)
     lanes = _lanes(shown)
-    tops: dict[int, int] = {}
+    tops: dict[int | None, int] = {}
     drawn = Timeline(f"+{units.seconds(start)}", units.duration(end - start), 0)
     for lane, rows in lanes.items():
         name = "QEMU" if lane == _QEMU else f"thread {lane}"
@@ -99,7 +99,7 @@ class _Item:
     """row: below the top of its lane. caller: the row of the function that it happened in."""
 
     node: Child
-    lane: int
+    lane: int | None
     row: int
     caller: int
     target: str
@@ -123,9 +123,9 @@ def _items(anchor: str, call: Call, anchors: dict[int, str] | None) -> Iterator[
             yield _Item(node, node.event.tid, caller, caller, target)
 
 
-def _lanes(items: Sequence[_Item]) -> dict[int, int]:
+def _lanes(items: Sequence[_Item]) -> dict[int | None, int]:
     """How many rows each thread takes: those that called first, then QEMU."""
-    lanes: dict[int, int] = {}
+    lanes: dict[int | None, int] = {}
     for item in items:
         if item.lane != _QEMU:
             lanes[item.lane] = max(lanes.get(item.lane, 0), item.row + 1)

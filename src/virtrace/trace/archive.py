@@ -83,7 +83,7 @@ class Bundle:
                 "take a fresh copy of the file",
             )
         return TraceError(
-            f"{self._path} is no bundle of virtrace: {why}",
+            f"{self._path} is not a virtrace bundle: {why}",
             "ask for one that `virtrace bundle` made, or for the trace itself",
         )
 
@@ -143,14 +143,14 @@ def excess(files: Mapping[str, bytes]) -> str | None:
 def _read_header(header: bytes) -> tuple[str, int, bool]:
     """Name, size in bytes, and whether it is a folder."""
     if header[257:262] != b"ustar":
-        raise _NotABundle("what is compressed is no tar archive")
+        raise _NotABundle("the compressed content is not a tar archive")
     # The checksum counts itself as spaces.
     if _octal(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
         raise _NotABundle("a header of it is damaged")
     kind = header[156:157]
     is_folder = kind == _DIRECTORY
     if not is_folder and kind not in _FILES:
-        raise _NotABundle(f"it holds {_TYPES.get(kind, 'something that is no file')}")
+        raise _NotABundle(f"it holds {_TYPES.get(kind, 'something that is not a file')}")
     prefix = header[345:500] if header[257:263] == b"ustar\0" else b""
     parts = [_text(part) for part in (prefix, header[:100]) if part[:1] != b"\0" and part]
     name = "/".join(parts).removeprefix("./")
@@ -170,7 +170,7 @@ def _text(field: bytes) -> str:
     try:
         return field.partition(b"\0")[0].decode("ascii")
     except UnicodeDecodeError as error:
-        raise _NotABundle("the name of a file is not ASCII") from error
+        raise _NotABundle("a file name is not ASCII") from error
 
 
 def _octal(field: bytes) -> int:

@@ -53,7 +53,7 @@ class Inflated(io.RawIOBase):
                 self.cut = True
                 return 0
             raise TraceError(
-                f"{self._path} is damaged, or no bundle or trace: {error}",
+                f"{self._path} is damaged, or not a bundle or trace: {error}",
                 "take a fresh copy of the file",
             ) from error
         self._room -= len(data)

@@ -21,7 +21,7 @@ Record = dict[str, Any]
 # Why the return of a function was not seen: the reason in a `lost` event.
 ENDED = "the trace ended before its return"
 SWITCHED_OFF = "a probe was switched off before its return"
-ROTATED = "the file was full before its return: the recording goes on in the next one"
+ROTATED = "the file was full before its return: the recording continues in the next one"
 
 # Levels of nested objects and arrays in a line. Code that walks over them takes up to three calls
 # per level, and Python has room for a thousand.

@@ -125,8 +125,8 @@ class Writer:
         """Raises: TraceError if somebody removed the file."""
         if os.fstat(self._file).st_nlink == 0:
             raise TraceError(
-                f"the trace {self.path} is no longer there: it was removed while it was written",
-                "record again, to a folder that stays",
+                f"the trace {self.path} was removed while it was being written",
+                "record again, to a folder that is not removed",
             )
 
     def close(self) -> None:

@@ -251,8 +251,8 @@ class Lines:
         ) as error:
             shown = repr(line[:60])
             raise BrokenLine(
-                f"{shown} is not what a program of virtrace makes bpftrace print",
-                "import the whole output of the program, as it was printed",
+                f"{shown} is not the output of a bpftrace program of virtrace",
+                "import the complete output of the program, unchanged",
             ) from error
 
     def finish(self) -> None:
@@ -379,9 +379,7 @@ def _numbers(words: Sequence[str]) -> list[int]:
 
 
 def _no_plan(why: str) -> TraceError:
-    return TraceError(
-        f"the plan in it is damaged: {why}", "import the whole output, as it was printed"
-    )
+    return TraceError(f"the plan in it is damaged: {why}", "import the complete output, unchanged")
 
 
 # --- From events to a trace
