@@ -208,6 +208,7 @@ def test_every_cause_has_a_condition_and_words() -> None:
     assert names[-1] == "unknown"
     assert sorted([*CONDITIONS, "unknown"]) == sorted(names)
     assert all(other in names for cause in catalogue() for other in cause.either)
+    assert all(other in names for cause in catalogue() for other in cause.excludes)
 
 
 def test_the_words_use_known_names_only() -> None:

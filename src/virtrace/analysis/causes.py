@@ -31,6 +31,7 @@ class Cause:
     do: tuple[tuple[str, str], ...] = ()
     versions: str | None = None
     either: tuple[str, ...] = ()
+    excludes: tuple[str, ...] = ()
     links: tuple[tuple[str, str], ...] = ()
 
 
@@ -98,6 +99,7 @@ def catalogue() -> tuple[Cause, ...]:
             do=tuple(entry.get("do", {}).items()),
             versions=entry.get("versions"),
             either=tuple(_list(entry.get("either", []))),
+            excludes=tuple(_list(entry.get("excludes", []))),
             links=tuple(entry.get("links", {}).items()),
         )
         for name, entry in yaml.safe_load(text).items()
@@ -111,12 +113,14 @@ def _list(value: str | list[str]) -> list[str]:
 def find(case: Case) -> tuple[Finding, ...]:
     """The causes that hold, ranked; where none does, the one called ``unknown``."""
     *causes, unknown = catalogue()
-    held = {cause: CONDITIONS[cause.name](case) for cause in causes}
-    names = {cause.name for cause, evidence in held.items() if evidence is not None}
+    evidence = {cause.name: CONDITIONS[cause.name](case) for cause in causes}
+    held = [cause for cause in causes if evidence[cause.name] is not None]
+    excluded = {name for cause in held for name in cause.excludes}
+    held = [cause for cause in held if cause.name not in excluded]
+    names = {cause.name for cause in held}
     return tuple(
-        Finding(cause, tuple(evidence), possible=not names.isdisjoint(cause.either))
-        for cause, evidence in held.items()
-        if evidence is not None
+        Finding(cause, tuple(evidence[cause.name] or ()), not names.isdisjoint(cause.either))
+        for cause in held
     ) or (Finding(unknown, tuple(_what_is_known(case))),)
 
 
@@ -147,8 +151,7 @@ def _unknown_disk(case: Case) -> list[Evidence] | None:
 
 @_cause("error", answered=False)
 def _error(case: Case) -> list[Evidence] | None:
-    known = _empty_drive(case) or _unknown_disk(case)
-    return _error_that_says(case, "") if known is None else None
+    return _error_that_says(case, "")
 
 
 def _error_that_says(case: Case, words: str) -> list[Evidence] | None:
@@ -259,7 +262,7 @@ def _qcow2_on_device(case: Case) -> list[Evidence] | None:
 @_cause("fully-allocated")
 def _fully_allocated(case: Case) -> list[Evidence] | None:
     decision, capacity = case.decision, case.block.number("capacity")
-    if decision is None or not capacity or _no_actual_size(case) or _internal_snapshot(case):
+    if decision is None or not capacity:
         return None
     if not capacity <= decision.usage == case.block.number("allocation"):
         return None
@@ -269,7 +272,7 @@ def _fully_allocated(case: Case) -> list[Evidence] | None:
 @_cause("nothing-written")
 def _nothing_written(case: Case) -> list[Evidence] | None:
     decision = case.decision
-    if decision is None or decision.offset or decision.usage or _qcow2_on_device(case):
+    if decision is None or decision.offset or decision.usage:
         return None
     # Of a device QEMU never tells the space used, so only an offset of 0 says something.
     if decision.offset is None and _on_device(case.device):
@@ -289,7 +292,7 @@ def _no_high_water_mark_on_device(case: Case) -> list[Evidence] | None:
 
 def _without_offset(case: Case) -> list[Evidence] | None:
     decision, device = case.decision, case.device
-    if decision is None or decision.offset is not None or _nothing_written(case):
+    if decision is None or decision.offset is not None:
         return None
     if device is None or device.format != "raw" or device.actual_size is None:
         return None
@@ -314,9 +317,9 @@ def _filter_node(case: Case) -> list[Evidence] | None:
 
 @_cause("device-high-water-mark")
 def _device_high_water_mark(case: Case) -> list[Evidence] | None:
-    if not _on_device(case.device) or not _takes_offset(case) or _device_written_at_end(case):
+    if not _on_device(case.device) or not _takes_offset(case):
         return None
-    return [*_offset(case), *_host(case)] if not _qcow2_on_device(case) else None
+    return [*_offset(case), *_host(case)]
 
 
 @_cause("high-water-mark")

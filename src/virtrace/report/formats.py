@@ -1,0 +1,100 @@
+"""The formats of other tools that a trace is written in; a new format is an entry in FORMATS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Union
+
+from virtrace.analysis.chain import chains
+from virtrace.analysis.spans import Call, CallBuilder
+from virtrace.errors import TraceError, UsageError
+from virtrace.report import chrome, diagram, drawing, table
+from virtrace.report.moments import Moment, moments
+from virtrace.trace.reader import TraceStream
+
+# A document in pieces; no piece if the trace holds nothing that the format can show.
+Pieces = Iterator[Union[str, bytes]]
+
+
+def _calls(trace: TraceStream) -> Iterator[Call]:
+    return CallBuilder(trace.most_open).calls(trace)
+
+
+def _prepare_svg() -> None:
+    for name in drawing.SHEETS:
+        drawing.style_sheet(name)
+
+
+def _svg(trace: TraceStream) -> Pieces:
+    links = chains(_calls(trace))
+    if links:
+        yield diagram.svg(links, alone=True) + "\n"
+
+
+def _mermaid(trace: TraceStream) -> Pieces:
+    links = chains(_calls(trace))
+    yield from (f"{line}\n" for line in diagram.mermaid(links)) if links else ()
+
+
+def _moments(trace: TraceStream) -> Iterator[Moment]:
+    return moments(CallBuilder(trace.most_open).everything(trace))
+
+
+def _chrome(trace: TraceStream) -> Pieces:
+    if any(True for _ in trace):
+        yield from (f"{line}\n" for line in chrome.lines(trace.header, _moments(trace)))
+
+
+def _prepare_perfetto() -> None:
+    try:
+        import virtrace.report.perfetto  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            f"the package perfetto is not usable here: {error}",
+            "pip install perfetto; or --to chrome, which Perfetto's UI opens as well",
+        ) from error
+
+
+def _perfetto(trace: TraceStream) -> Pieces:
+    # It takes longer to import than all other formats.
+    from virtrace.report import perfetto
+
+    if not any(True for _ in trace):
+        return
+    try:
+        yield from perfetto.pieces(trace.header, _moments(trace))
+    except (ValueError, OverflowError) as error:
+        raise TraceError(
+            f"a number or date of this trace cannot be written for Perfetto: {error}",
+            "take a fresh copy of the trace: virtrace writes no such values",
+        ) from error
+
+
+def _csv(trace: TraceStream) -> Pieces:
+    values = table.values(_calls(trace))
+    if values is not None:
+        yield from table.lines(_calls(trace), values)
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format.
+
+    what: the document, in a message.
+    make: writes a trace in it.
+    prepare: imports and reads whatever `make` needs, before rights are given up.
+    """
+
+    what: str
+    make: Callable[[TraceStream], Pieces]
+    prepare: Callable[[], None] = lambda: None
+
+
+FORMATS = {
+    "perfetto": Format("the Perfetto trace", _perfetto, _prepare_perfetto),
+    "chrome": Format("the Chrome trace", _chrome),
+    "csv": Format("the table", _csv),
+    "mermaid": Format("the picture", _mermaid),
+    "svg": Format("the picture", _svg, _prepare_svg),
+}
