@@ -17,7 +17,7 @@ from virtrace.binary.reader import Files
 from virtrace.confined import Answer, Bounds, Child, Json, Tell
 from virtrace.errors import Unavailable
 from virtrace.files import open_regular
-from virtrace.image.memory import copy_stack
+from virtrace.image.memory import StackCopier
 from virtrace.image.model import Module, Program, Registers, SystemCall, Thread
 from virtrace.image.process import visible_path
 
@@ -60,12 +60,13 @@ class CoreImage:
     def threads(self) -> Sequence[Thread]:
         """Every thread, in the core's order: the one that ended the process is the first."""
         ranges = [(int(start), int(start) + int(size)) for start, size in self._facts["segments"]]
+        stacks = StackCopier(self.memory, ranges)
         return [
-            self._thread(int(tid), bytes.fromhex(registers), ranges)
+            self._thread(int(tid), bytes.fromhex(registers), stacks)
             for tid, registers in self._facts["threads"]
         ]
 
-    def _thread(self, tid: int, data: bytes, ranges: Sequence[tuple[int, int]]) -> Thread:
+    def _thread(self, tid: int, data: bytes, stacks: StackCopier) -> Thread:
         known: dict[str, int] = {}
         call = None
         missing = f"registers of {self.machine} are not understood, only of x86_64"
@@ -76,7 +77,7 @@ class CoreImage:
             if known["orig_rax"] < 1 << 63:
                 arguments = tuple(known[name] for name in x86_64.SYSTEM_CALL_ARGUMENTS)
                 call = SystemCall(known["orig_rax"], arguments)
-        stack = copy_stack(self.memory, known.get(x86_64.ABI.stack_pointer), ranges)
+        stack = stacks.copy(known.get(x86_64.ABI.stack_pointer))
         return Thread(tid, None, None, Registers(known, missing), call, None, stack)
 
     @property

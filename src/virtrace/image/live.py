@@ -11,10 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
-from virtrace.binary import x86_64
+from virtrace.binary import abi
 from virtrace.binary.abi import Abi
 from virtrace.errors import TargetError
-from virtrace.image.memory import NO_STACK, MemoryCopy, ProcessMemory, copy_stack
+from virtrace.image.memory import NO_STACK, MemoryCopy, ProcessMemory, StackCopier
 from virtrace.image.model import Registers, SystemCall, Thread
 from virtrace.image.process import Process, mappings
 
@@ -61,25 +61,25 @@ class LiveImage:
         pid = self.program.pid
         try:
             tids = sorted(map(int, os.listdir(f"/proc/{pid}/task")))
-            ranges = mappings(pid)
+            stacks = StackCopier(self.memory, mappings(pid))
         except OSError as error:
             raise TargetError(
                 f"the threads of process {pid} cannot be read: {error.strerror}",
                 "look whether it still runs",
             ) from error
-        return [*self._threads(tids, ranges)]
+        return [*self._threads(tids, stacks)]
 
-    def _threads(self, tids: Sequence[int], ranges: Sequence[tuple[int, int]]) -> Iterator[Thread]:
+    def _threads(self, tids: Sequence[int], stacks: StackCopier) -> Iterator[Thread]:
         for tid in tids:
             # One that has ended meanwhile is left out.
             with suppress(FileNotFoundError, ProcessLookupError):
-                yield self._thread(f"/proc/{self.program.pid}/task/{tid}", tid, ranges)
+                yield self._thread(f"/proc/{self.program.pid}/task/{tid}", tid, stacks)
 
-    def _thread(self, task: str, tid: int, ranges: Sequence[tuple[int, int]]) -> Thread:
+    def _thread(self, task: str, tid: int, stacks: StackCopier) -> Thread:
         why = ""
         try:
             for _ in range(_ATTEMPTS):
-                place, stack, why = self._still(task, ranges)
+                place, stack, why = self._still(task, stacks)
                 if not why:
                     break
         except PermissionError as error:
@@ -94,9 +94,7 @@ class LiveImage:
             stack=NO_STACK if why else stack,
         )
 
-    def _still(
-        self, task: str, ranges: Sequence[tuple[int, int]]
-    ) -> tuple[_Place, MemoryCopy, str]:
+    def _still(self, task: str, stacks: StackCopier) -> tuple[_Place, MemoryCopy, str]:
         """Where a thread is and its stack; and why they are not to be believed, or "".
 
         The kernel says where a thread is only while no processor runs it, and counts each time
@@ -107,7 +105,7 @@ class LiveImage:
         before = _switches(task)
         said = _text(f"{task}/syscall")
         place = _place(said)
-        stack = copy_stack(self.memory, place.sp, ranges)
+        stack = stacks.copy(place.sp)
         is_same = _text(f"{task}/syscall") == said and _switches(task) == before
         if place.sp is None:
             return place, stack, "it was running"
@@ -115,8 +113,7 @@ class LiveImage:
 
     @cached_property
     def _abi(self) -> Abi:
-        machine = self.program.modules[0].elf.machine
-        return x86_64.ABI if machine == x86_64.ABI.machine else Abi(machine)
+        return abi.of(self.program.modules[0].elf)
 
 
 class _Place(NamedTuple):
@@ -126,9 +123,9 @@ class _Place(NamedTuple):
     pc: int = 0
     call: SystemCall | None = None
 
-    def registers(self, abi: Abi) -> dict[str, int]:
-        known = {} if self.sp is None else {abi.stack_pointer: self.sp}
-        return {**known, abi.program_counter: self.pc}
+    def registers(self, names: Abi) -> dict[str, int]:
+        known = {} if self.sp is None else {names.stack_pointer: self.sp}
+        return {**known, names.program_counter: self.pc}
 
 
 def _place(said: str) -> _Place:

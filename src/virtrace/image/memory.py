@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,8 +14,10 @@ from virtrace.errors import Unavailable
 
 PAGE = 4096
 
-# Bytes of a stack that are copied, and below the stack pointer (AMD64 ABI, 3.2.2: the red zone).
+# Bytes that are copied: of one stack, of all, and below the stack pointer (AMD64 ABI, 3.2.2: the
+# red zone).
 _MOST_STACK = 1 << 20
+_MOST_STACKS = 64 << 20
 _RED_ZONE = 128
 _WORD = struct.Struct("<Q")
 
@@ -90,16 +94,27 @@ class MemoryCopy:
 NO_STACK = MemoryCopy(0, b"", is_cut=True)
 
 
-def copy_stack(
-    memory: PartialMemory, sp: int | None, ranges: Iterable[tuple[int, int]]
-) -> MemoryCopy:
-    """Copy a thread's stack, from the red zone on to the end of its mapping.
+class StackCopier:
+    """Copies the stacks of one look at a program, up to a total that no daemon reaches."""
 
-    sp: the stack pointer; None where it is not known. ranges: all that is mapped.
-    """
-    for start, end in ranges:
-        if sp is not None and start <= sp < end:
-            first = max(start, sp - _RED_ZONE)
-            data = memory.read_available(first, min(end - first, _MOST_STACK))
-            return MemoryCopy(first, data, is_cut=len(data) < end - first)
-    return NO_STACK
+    def __init__(self, memory: PartialMemory, ranges: Iterable[tuple[int, int]]) -> None:
+        """ranges: first address and end of all that is mapped."""
+        self._memory = memory
+        self._ranges = sorted(ranges)
+        self._left = _MOST_STACKS
+
+    def copy(self, sp: int | None) -> MemoryCopy:
+        """Copy a stack, from the red zone on to the end of its mapping.
+
+        sp: the stack pointer; None if it is not known.
+        """
+        if sp is not None:
+            index = bisect_right(self._ranges, (sp, sys.maxsize)) - 1
+            start, end = self._ranges[index] if index >= 0 else (0, 0)
+            if sp < end:
+                first = max(start, sp - _RED_ZONE)
+                size = min(end - first, _MOST_STACK, self._left)
+                data = self._memory.read_available(first, size)
+                self._left -= len(data)
+                return MemoryCopy(first, data, is_cut=len(data) < end - first)
+        return NO_STACK

@@ -7,6 +7,7 @@ An image is a program as it is: a live process (`live`), a core file (`core`), o
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -90,10 +91,14 @@ class Program:
 
     def module_at(self, address: int) -> Module | None:
         """The module that is mapped at an address."""
-        for module in self.modules:
-            if module.contains(address):
-                return module
-        return None
+        starts, modules = self._by_start
+        index = bisect_right(starts, address) - 1
+        return modules[index] if index >= 0 and modules[index].contains(address) else None
+
+    @cached_property
+    def _by_start(self) -> tuple[list[int], list[Module]]:
+        modules = sorted(self.modules, key=lambda module: module.start)
+        return [module.start for module in modules], modules
 
     @cached_property
     def linker(self) -> tuple[Module, int] | None:

@@ -17,7 +17,7 @@ from virtrace.binary import unwind
 from virtrace.binary.unwind import Row, Rule
 from virtrace.binary.x86_64 import ABI
 from virtrace.errors import TargetError, Unavailable
-from virtrace.image.memory import Memory
+from virtrace.image.memory import Memory, MemoryCopy
 from virtrace.image.model import Image, Module, Registers, Thread
 
 # How the place of a frame is known.
@@ -28,6 +28,8 @@ BY_UNWINDING = "call frame information"
 BY_ITS_CALL = "its call"
 
 _MOST_FRAMES = 1024
+# Bytes of stacks that are searched for calls, of all threads.
+_MOST_SEARCHED = 64 << 20
 _MASK = (1 << 64) - 1
 _WORD = struct.Struct("<Q")
 
@@ -79,6 +81,7 @@ class Unwinder:
         self._image = image
         # Why the file of a module is not believed; "" where it is.
         self._doubts: dict[Module, str] = {}
+        self._may_search = _MOST_SEARCHED
 
     def backtrace(self, thread: Thread) -> Backtrace:
         """The frames of a thread, as far as they are known."""
@@ -110,6 +113,12 @@ class Unwinder:
                 f"{module.path} is not proven to be the file that was mapped: "
                 f"{self._doubts[module]}"
             )
+
+    def require_searchable(self, stack: MemoryCopy) -> None:
+        """Raises: Unavailable if a stack is not whole, or if all stacks are too large to search."""
+        self._may_search -= len(stack.data)
+        if stack.is_cut or self._may_search < 0:
+            raise Unavailable("the stack is too large to be searched for its call")
 
     def word(self, address: int) -> int:
         return _word(self._image.memory, address)
@@ -208,8 +217,9 @@ class _Walk:
         """The CFA of a frame whose function changes its stack pointer as it runs."""
         register = _name(row.cfa.register)
         returns = row.registers.get(row.return_register)
-        if returns is None or returns.kind != unwind.OFFSET or self._stack.is_cut:
+        if returns is None or returns.kind != unwind.OFFSET:
             raise Unavailable(f"{register} is not known: {self._missing}")
+        self._unwinder.require_searchable(self._stack)
         places = self._calls_of(function)
         if len(places) != 1:
             raise Unavailable(

@@ -1,0 +1,98 @@
+"""Core files: refused if they are none, and bounded in time and memory if they are hostile."""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+import pytest
+
+from tests.support.taken import taken_by
+from virtrace.errors import TargetError, Unavailable
+from virtrace.image.core import CoreImage
+from virtrace.image.unwind import Unwinder
+
+STACK, PC = 1 << 40, 1 << 41
+SECONDS, BYTES = 10.0, 300 << 20
+_RSP, _RIP = 19, 16  # in struct user_regs_struct, words
+
+
+def written(folder: Path, threads: int, stack: bytes = bytes(64), machine: int = 62) -> Path:
+    """A core of threads that all have the same stack, and are at code that no file has."""
+    words = [0] * 27
+    words[_RSP], words[_RIP] = STACK, PC
+    notes = b"".join(
+        struct.pack("<III8s", 5, 336, 1, b"CORE") + struct.pack("<32xI76x27Q8x", tid, *words)
+        for tid in range(1, threads + 1)
+    )
+    notes_at = 64 + 2 * 56
+    header = struct.pack(
+        "<16sHHIQQQIHHHHHH",
+        *(b"\x7fELF\x02\x01\x01", 4, machine, 1, 0, 64, 0, 0, 64, 56, 2, 0, 0, 0),
+    )
+    segments = (
+        (4, 0, notes_at, 0, 0, len(notes), 0, 1),
+        (1, 6, notes_at + len(notes), STACK, 0, len(stack), len(stack), 1),
+    )
+    file = folder / "core"
+    table = b"".join(struct.pack("<IIQQQQQQ", *segment) for segment in segments)
+    file.write_bytes(header + table + notes + stack)
+    return file
+
+
+def test_a_small_core(tmp_path: Path) -> None:
+    stack = os.urandom(4096)
+    image = CoreImage(written(tmp_path, 2, stack))
+    assert image.pid is None
+    assert image.signal is None
+    assert image.program.modules == ()
+    assert [thread.tid for thread in image.threads()] == [1, 2]
+    thread = image.threads()[0]
+    assert (thread.registers["rsp"], thread.registers["rip"]) == (STACK, PC)
+    assert thread.stack.data == stack
+    assert image.memory.read(STACK + 7, 9) == stack[7:16]
+    for address, size in (STACK - 1, 2), (STACK + 4095, 2), (0, 1):
+        with pytest.raises(Unavailable, match=f"the core does not have the memory at {address:#x}"):
+            image.memory.read(address, size)
+    found = Unwinder(image).backtrace(thread)
+    assert [frame.pc for frame in found.frames] == [PC]
+    assert found.ended == f"the code at {PC:#x} is in no file"
+
+
+def test_registers_of_another_processor_are_not_guessed(tmp_path: Path) -> None:
+    [thread] = CoreImage(written(tmp_path, 1, machine=183)).threads()
+    assert thread.waits_in is None
+    with pytest.raises(Unavailable, match="aarch64"):
+        _ = thread.registers["rsp"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\x7fELF", b"#!/bin/sh\n", bytes(100), None])
+def test_what_is_no_core_is_refused(content: bytes | None, tmp_path: Path) -> None:
+    file = Path("/bin/true") if content is None else tmp_path / "core"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(TargetError, match="is not an intact core file"):
+        CoreImage(file)
+
+
+def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "core")
+    with pytest.raises(TargetError, match="is not a regular file"):
+        CoreImage(tmp_path / "core")
+
+
+def test_threads_without_number_are_read_within_bounds(tmp_path: Path) -> None:
+    """Every one with a stack of a mebibyte, 8 GiB in all."""
+    file = written(tmp_path, 1 << 13, bytes(1 << 20))
+
+    def work() -> int:
+        image = CoreImage(file)
+        unwinder = Unwinder(image)
+        return len([unwinder.backtrace(thread) for thread in image.threads()])
+
+    taken = taken_by(work)
+    assert taken.failure == ""
+    assert taken.result == 1 << 13
+    assert taken.size < BYTES
+    assert taken.seconds < SECONDS
