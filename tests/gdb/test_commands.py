@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.gdb.harness import HERE, NAME, SCRIPTS, Daemon
 from tests.support.command import VIRTRACE
 from tests.support.intact import assert_untraced_and_intact
-from tests.support.paths import DATA
+from tests.support.paths import DATA, REPOSITORY
 from tests.support.waiting import PATIENCE
 from virtrace.recipe import catalogue
 
@@ -74,6 +74,19 @@ def test_every_command_and_parameter_has_help() -> None:
         assert f"VIRTRACE_{name.upper()}" in shown
         assert max(map(len, shown.splitlines())) <= 80
     assert 'Undefined virtrace command: "fly"' in in_gdb("virtrace fly").stderr
+
+
+def test_the_page_has_every_command_and_parameter() -> None:
+    page = (REPOSITORY / "docs" / "in-gdb.md").read_text("utf-8")
+    overview, to_set = each("help virtrace", "help set virtrace")
+    commands = re.findall(r"^virtrace (\S+) --", overview, re.M)
+    parameters = re.findall(r"^set virtrace (\S+) --", to_set, re.M)
+    assert {*commands} >= {*COMMANDS}
+    assert {*parameters} >= {*PARAMETERS, "max-stop-ms", "max-load", "max-events", "max-bytes"}
+    for name in commands:
+        assert f"| `virtrace {name}" in page, name
+    for name in parameters:
+        assert f"| `set virtrace {name} " in page, name
 
 
 # What is typed, and what GDB's own `complete` then offers; in a folder with a recipe, a trace,

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.paths import REPOSITORY
+from tests.unit.test_imports import ALLOWED
 from virtrace.cli.main import build_parser
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [
     *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted((REPOSITORY / "docs").glob("*.md")),
@@ -49,6 +50,27 @@ def test_every_page_is_in_the_order_of_reading() -> None:
     order = (REPOSITORY / "docs" / "README.md").read_text("utf-8")
     for page in (REPOSITORY / "docs").glob("*.md"):
         assert page.name == "README.md" or f"]({page.name})" in order, page.name
+
+
+ARCHITECTURE = (REPOSITORY / "docs" / "architecture.md").read_text("utf-8")
+
+
+def test_every_path_of_the_architecture_exists() -> None:
+    paths = re.findall(r"`([a-z_]+/[\w./-]+)`", ARCHITECTURE)
+    assert len(paths) > 50
+    for path in paths:
+        if "NAME" in path or "STRUCT" in path:
+            path = path[: path.index("NAME" if "NAME" in path else "STRUCT")].rpartition("/")[0]
+        assert any((top / path).exists() for top in (REPOSITORY, REPOSITORY / "src/virtrace")), path
+
+
+def test_the_packages_are_in_the_order_of_their_imports() -> None:
+    _, _, table = ARCHITECTURE.partition("| package | contents |")
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", table.partition("\n## ")[0], re.M)
+    order = [name for row in rows for name in re.findall(r"\w+", row)]
+    assert sorted(order) == sorted(set(ALLOWED) - {""})
+    for place, name in enumerate(order):
+        assert ALLOWED[name] <= {*order[:place]}, name
 
 
 def commands(page: Path) -> list[str]:
