@@ -210,7 +210,7 @@ def test_what_happens_outside_of_calls_is_handed_out_as_it_ends() -> None:
     assert (answered.send, answered.reply) == (send, reply)
     assert (open_.send, open_.reply) == (unanswered, None)
     assert (builder.tally.calls, builder.tally.apart, builder.tally.outside) == (0, 3, 0)
-    assert builder.take_apart() == []
+    assert builder.pop_outside_calls() == []
 
 
 def test_events_of_calls_that_are_not_in_the_trace_are_counted() -> None:

@@ -46,7 +46,7 @@ class Explanation:
 
 
 class Explained(list[Explanation]):
-    """As many cases as are told.
+    """The cases, up to a limit.
 
     more: further ones, and more_calls: calls that showed those. contradicts: any answer does not
     follow from what QEMU said, also one of those.

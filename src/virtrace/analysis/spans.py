@@ -1,8 +1,8 @@
-"""Call trees, built event by event, live inside GDB or from a file.
+"""Call trees, built event by event, live or from a file.
 
-Threads interleave, and a reply comes in on another thread than its command: where an
-event belongs is decided by its ``span``, ``parent`` and ``call`` alone, never by its
-thread or its place in the file.
+Threads interleave, and a reply is received on another thread than its command. Only ``span``,
+``parent`` and ``call`` of an event decide where it belongs; its thread and its place in the file
+do not.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from virtrace.errors import TraceError
 from virtrace.trace import roles
 from virtrace.trace.format import ENDED, Event, Json, Record, is_unavailable
 
-# Functions inside one another, of which a tree shows each inside the other. No thread of libvirt's
-# comes near; what walks over a tree would take too long, or too much of Python's stack.
+# Depth of nested functions in a tree. No thread of libvirt comes near; walking over a deeper tree
+# would take too long, or too much of Python's stack.
 MOST_NESTED = 50
 _TOO_DEEP = f"more than {MOST_NESTED} functions inside one another: the rest is side by side"
 
@@ -27,9 +27,12 @@ _TOO_DEEP = f"more than {MOST_NESTED} functions inside one another: the rest is 
 class Span:
     """A function from its entry to its return.
 
-    arguments: what was read at its entry. returned: what was read at its return; None
-    where no return was seen. lost: why not, where the engine knew. exit_seq: ``seq`` of the
-    event of its return. children: spans, points and exchanges in order of time.
+    arguments: captures at its entry.
+    role: of its probe.
+    returned: captures at its return; None if no return was seen.
+    lost: why no return was seen, if the engine knew.
+    exit_seq: ``seq`` of the event of its return.
+    children: spans, points and exchanges in order of time.
     """
 
     id: int
@@ -50,11 +53,11 @@ class Span:
 
     @property
     def unfinished(self) -> bool:
-        """It had not returned when the trace ended."""
+        """Whether it had not returned when the trace ended."""
         return self.t_exit_ns is None and self.lost in (None, ENDED)
 
     def errors(self) -> list[Event]:
-        """The errors that libvirt raised in it, in order of time."""
+        """Return the errors that were raised in it, in order of time."""
         return [
             node.event
             for node in self.nodes()
@@ -63,9 +66,9 @@ class Span:
 
     @property
     def failed(self) -> bool:
-        """It says so by what it returned: a negative number, or NULL after an error.
+        """Whether it returned a negative number, or NULL after an error.
 
-        An error that was raised on the way and got over does not make a call a failed one.
+        An error from which it recovered does not count.
         """
         result = (self.returned or {}).get("result")
         if type(result) is int:
@@ -73,7 +76,7 @@ class Span:
         return result == "0x0" and bool(self.errors())
 
     def nodes(self) -> Iterator[Child]:
-        """It and every node below, parents first, children in order of time."""
+        """Yield it and every node below, parents first, children in order of time."""
         rest: list[Child] = [self]
         while rest:
             node = rest.pop()
@@ -84,7 +87,7 @@ class Span:
 
 @dataclass
 class Point:
-    """Anything else that happened inside a span: a static probe, a watched line, an error."""
+    """Any other event: a static probe, a source line, an error."""
 
     event: Event
 
@@ -94,11 +97,11 @@ Child = Union[Span, Point, Exchange]
 
 @dataclass
 class Call:
-    """One call of a traced API, with all that happened in it.
+    """One call of a traced API, with everything that happened in it.
 
-    id: ``call`` of its events. problems: what is missing from the tree, in words; known
-    once the tree is handed out. received: where a client asked for it, the message that it came
-    in.
+    id: ``call`` of its events.
+    problems: what is missing from the tree, in words; complete once the tree is returned.
+    received: the message of the client that asked for it, if there was one.
     """
 
     id: int | None
@@ -108,37 +111,37 @@ class Call:
 
     @property
     def complete(self) -> bool:
-        """Every return in it was seen, and every event of it found its place."""
+        """Whether every return in it was seen and every event of it has its place."""
         return not self.problems
 
     def errors(self) -> list[Event]:
-        """The errors that libvirt raised in it, in order of time."""
+        """Return the errors that were raised in it, in order of time."""
         return self.root.errors()
 
     @property
     def failed(self) -> bool:
-        """The API says so by what it returned; to a client, by what it replied."""
+        """Whether the API failed, or the reply to the client was an error."""
         return self.root.failed or self._own(roles.RPC_REPLY, "status") == rpc.ERROR
 
     @property
     def procedure(self) -> str | None:
-        """Of a client's call: what libvirt calls the procedure."""
+        """Libvirt's name of the procedure that a client called."""
         return self._name(roles.RPC_PROCEDURE)
 
     @property
     def domain(self) -> str | None:
-        """Of a client's call: the domain that it is about, where that is one alone."""
+        """The domain of a client's call, if it is about exactly one."""
         return self._name(roles.RPC_DOMAIN)
 
     @property
     def client(self) -> Record | None:
-        """Of a client's call: who the client is, by the names of libvirt's identities."""
+        """The client of a call, by the names of libvirt's identities."""
         identity = self._own(roles.RPC_CLIENT, "identity")
         return identity if isinstance(identity, dict) and not is_unavailable(identity) else None
 
     @property
     def queued_ns(self) -> int | None:
-        """Of a client's call: how long it waited until a worker took it up."""
+        """How long a client's call waited for a worker, ns."""
         return None if self.received is None else self.root.t_enter_ns - self.received.t_ns
 
     def _name(self, role: str) -> str | None:
@@ -152,19 +155,21 @@ class Call:
         return events[0].values.get(name) if len(events) == 1 else None
 
     def nodes(self) -> Iterator[Child]:
-        """Every node of the tree, parents first, children in order of time."""
+        """Yield every node of the tree, parents first, children in order of time."""
         return self.root.nodes()
 
     def alone(self) -> Call:
-        """Without what happened in it, but for what says what it was: to be kept for long."""
+        """Return the call without its descendants, except points that identify it."""
         own = [child for child in self.root.children if isinstance(child, Point)]
         return replace(self, root=replace(self.root, children=list(own)))
 
 
 @dataclass
 class Tally:
-    """Calls that were handed out. apart: points and QMP commands outside of calls.
+    """Counts of what a CallBuilder returned.
 
+    calls, failed, incomplete: calls.
+    apart: points and exchanges outside of calls.
     outside: events of calls that are not in the trace.
     """
 
@@ -184,9 +189,10 @@ class _Tree:
 
 
 class _Open(NamedTuple):
-    """A function that has not returned. inside: below which span its own events come, depth deep.
+    """A function that has not returned.
 
-    That is itself, but for one that is nested too deep.
+    inside: the span that its events are attached to: itself, unless it is nested too deep.
+    depth: of `inside`.
     """
 
     span: Span
@@ -196,14 +202,13 @@ class _Open(NamedTuple):
 
 
 class CallBuilder:
-    """Feed it every event in the order of the file; it hands out each tree as it ends.
+    """Builds call trees from events in the order of the file, and returns each as it ends.
 
-    It holds only what is still open or not taken yet, so that it can run as long as the trace
-    does.
+    It holds only what is open or was not fetched yet, so that it can run as long as the trace.
     """
 
     def __init__(self, most_open: int | None = None) -> None:
-        """most_open: so many events can be of calls that are open, TraceError where more are."""
+        """most_open: number of events in open calls above which TraceError is raised."""
         self.tally = Tally()
         self._most_open = most_open
         self._held = 0
@@ -216,14 +221,14 @@ class CallBuilder:
         # Calls of clients that no worker has taken up yet.
         self._received: dict[str, Event] = {}
 
-    def take_apart(self) -> list[Point | Exchange]:
-        """What happened outside of calls and was not taken yet; a command once it is answered."""
+    def pop_outside_calls(self) -> list[Point | Exchange]:
+        """Return what happened outside of calls since the last time, requests once answered."""
         taken, self._apart = self._apart, []
         self.tally.apart += len(taken)
         return taken
 
     def feed(self, event: Event) -> Call | None:
-        """The whole tree, where this event is the return of its outermost span."""
+        """Take an event, and return the tree that it completes, if any."""
         if event.type in ("point", "line"):
             self._happened(event)
         elif event.span is None:
@@ -235,23 +240,23 @@ class CallBuilder:
         return None
 
     def calls(self, events: Iterable[Event]) -> Iterator[Call]:
-        """Every tree of a whole trace: each as it ends, and last those that never did."""
+        """Yield every tree of a trace as it ends; those that never end last."""
         return (node for node in self.everything(events) if isinstance(node, Call))
 
     def everything(self, events: Iterable[Event]) -> Iterator[Call | Point | Exchange]:
-        """Every tree of a whole trace, and what is outside of them: each as it ends."""
+        """Yield every tree of a trace, and what is outside of them, as it ends."""
         for event in events:
             call = self.feed(event)
             if call is not None:
                 yield call
-            yield from self.take_apart()
+            yield from self.pop_outside_calls()
         yield from self.finish()
-        yield from self.take_apart()
+        yield from self.pop_outside_calls()
 
     def finish(self) -> list[Call]:
-        """The trees that are still open, in the order they began; none of them complete.
+        """Return the trees that are open, in the order in which they began.
 
-        Commands outside of calls that were never answered can be taken from now on.
+        Requests outside of calls without a reply can be fetched from now on.
         """
         self._apart += self._unanswered.values()
         self._unanswered.clear()
@@ -353,10 +358,10 @@ class CallBuilder:
             self._apart.append(Point(event))
 
     def _home(self, event: Event) -> _Open | None:
-        """The open function that an event happened in.
+        """Return the open function that an event happened in.
 
-        Where that span is not in the trace (its entry was dropped), the call still is:
-        the event hangs at the call's root, and the tree is marked.
+        If that span is not in the trace because its entry was dropped, the event is attached to the
+        root of the call, and the tree is marked.
         """
         if event.parent in self._open:
             return self._open[event.parent]

@@ -1,4 +1,4 @@
-"""What was still waited for when a trace ended: the answer where something hangs."""
+"""What was awaited when a trace ended: why something hangs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from virtrace.trace.reader import Recording
 
 @dataclass(frozen=True)
 class Waiting:
-    """A QMP command without a reply, a function that had not returned, an RPC call not taken up.
+    """A request without a reply, a function that had not returned, or a message without a worker.
 
-    call: the traced call that it is in. ns: how long until the trace ended.
+    call: the traced call that it is in.
+    ns: time until the trace ended.
     """
 
     node: Span | Exchange | Point
@@ -26,7 +27,7 @@ class Waiting:
 
 
 def ended_ns(trace: Recording) -> int:
-    """When it ended, on the clock of its events; where it does not say so, when it last heard."""
+    """Return when a trace ended, ns on the clock of its events."""
     t_ns = trace.footer.get("t_ns", 0) if trace.footer is not None else 0
     return max(t_ns, trace.last_ns)
 
@@ -35,10 +36,7 @@ Node = Union[Call, Point, Exchange]
 
 
 class Waiters:
-    """Keeps of the nodes of a trace that pass by only what had not ended.
-
-    Nodes: calls, and what is outside of them.
-    """
+    """Collects, from the nodes of a trace that pass through, those that had not ended."""
 
     def __init__(self) -> None:
         self._open: list[tuple[Span | Exchange | Point, Call | None, int]] = []
@@ -49,10 +47,9 @@ class Waiters:
             yield node
 
     def found(self, trace: Recording) -> list[Waiting]:
-        """Longest first; of a call that had not returned, what in it waited for nothing else.
+        """Return what was awaited, longest first: in a call, what waited for nothing else.
 
-        trace: read to its end. Where any of its probes was switched off, it cannot be told what
-        was waited for.
+        trace: read to its end. Empty if any of its probes was switched off.
         """
         return _waiting(self._open, ended_ns(trace), trace.switched_off)
 
@@ -60,7 +57,7 @@ class Waiters:
 def waiting(
     nodes: Iterable[Node], end_ns: int, switched_off: Collection[SwitchedOff] = ()
 ) -> list[Waiting]:
-    """The same, of the nodes of a whole trace."""
+    """Return the same for the nodes of a whole trace."""
     waiters = Waiters()
     for _ in waiters.watch(nodes):
         pass
@@ -74,8 +71,8 @@ def _waiting(
 ) -> list[Waiting]:
     if switched_off:
         return []
-    told = [Waiting(node, call, end_ns - begun) for node, call, begun in found]
-    return sorted(told, key=lambda one: -one.ns)
+    waiting = [Waiting(node, call, end_ns - begun) for node, call, begun in found]
+    return sorted(waiting, key=lambda awaited: -awaited.ns)
 
 
 def _apart(node: Point | Exchange) -> Iterator[tuple[Point | Exchange, None, int]]:

@@ -1,4 +1,4 @@
-"""Structs without debug info, believed only where QEMU's answer of the same call agrees.
+"""Structs without debug info, accepted only if QEMU's answer in the same call agrees.
 
 This module does not need gdb.
 """
@@ -17,7 +17,7 @@ Exchange = tuple[str, Json]
 
 
 def settle(values: Record, exchanges: Sequence[Exchange]) -> Record:
-    """The values with every unconfirmed struct decoded, or unavailable."""
+    """Return the values with every unconfirmed struct decoded, or unavailable."""
     return {
         name: _settled(value, exchanges) if isinstance(value, Unconfirmed) else value
         for name, value in values.items()
@@ -27,13 +27,17 @@ def settle(values: Record, exchanges: Sequence[Exchange]) -> Record:
 def _settled(value: Unconfirmed, exchanges: Sequence[Exchange]) -> Json:
     struct = value.struct
     candidates = [decode(layout, value.raw) for layout in matching_layouts(struct, value.raw)]
-    # A set that leaves out what the call did ask QEMU for would believe too much.
+    # Sources that leave out a command that the call did send would confirm too much.
     telling = {command for sources in struct.qmp for command in sources}
     asked = {command for command, _ in exchanges} & telling
     sets = [sources for sources in struct.qmp if asked <= sources.keys()]
-    agreeing = [one for one in candidates if any(_agrees(one, each, exchanges) for each in sets)]
+    agreeing = [
+        decoded
+        for decoded in candidates
+        if any(_agrees(decoded, sources, exchanges) for sources in sets)
+    ]
     # A disk that was never used reads the same by any layout.
-    if agreeing and all(one == agreeing[0] for one in agreeing):
+    if agreeing and all(decoded == agreeing[0] for decoded in agreeing):
         return agreeing[0]
     return unavailable(
         f"{len(agreeing)} of {len(candidates)} known layouts of {struct.name} agree with what "
@@ -42,7 +46,7 @@ def _settled(value: Unconfirmed, exchanges: Sequence[Exchange]) -> Json:
 
 
 def _agrees(values: Mapping[str, Any], sources: QmpSources, exchanges: Sequence[Exchange]) -> bool:
-    """Whether for each command some element of its replies has all of the fields' values."""
+    """Whether, for each command, an element of its replies has the values of all fields."""
     return all(
         any(
             all(_same(values[field], element, paths) for field, paths in fields.items())
@@ -60,7 +64,7 @@ def _elements(command: str, exchanges: Iterable[Exchange]) -> Iterable[Json]:
 
 
 def _tells(element: Json, fields: Mapping[str, Sequence[str]]) -> bool:
-    """Whether it says anything: a drive without a medium would agree with all that is nought."""
+    """Whether an element has any of the fields: a drive without a medium agrees with all zeros."""
     return any(_at(path, element) is not None for paths in fields.values() for path in paths)
 
 

@@ -112,7 +112,7 @@ class TerminalView:
             )
 
     def _show_apart(self) -> list[Point | Exchange]:
-        nodes = self._builder.take_apart()
+        nodes = self._builder.pop_outside_calls()
         for node in nodes:
             self._show(partial(text.apart, node, self._style))
         return nodes

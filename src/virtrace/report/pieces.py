@@ -1,6 +1,6 @@
-"""What a record says, as pieces of text; how it is laid out is another's business.
+"""Records as pieces of text, without layout.
 
-A piece is a text and the role it plays, which a terminal paints and a page marks up.
+A piece is a text and its style, which a terminal paints and a page marks up.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from virtrace.trace.format import (
     is_unavailable,
 )
 
-# Text, and the role it is painted in. Lines break between pieces, with a space.
+# Text, and its style. Lines break between pieces, with a space.
 Piece = tuple[str, str]
 
 _POINTER = re.compile("0x[0-9a-f]+")
@@ -67,7 +67,7 @@ class Frames:
 
     @property
     def rows(self) -> Iterator[tuple[str, Piece]]:
-        """Number and frame; of what ends it early only the reason."""
+        """Yield number and frame; for what ended the backtrace early, only the reason."""
         for number, frame in enumerate(self.frames):
             known = isinstance(frame, str)
             yield f"#{number}" if known else "", (plain(frame), "" if known else "yellow")
@@ -75,9 +75,9 @@ class Frames:
 
 @dataclass(frozen=True)
 class Lines:
-    """Source lines of one file, with nothing between them, as a node below their function.
+    """Consecutive source lines of one file, as a node below their function.
 
-    file: None where it is that of the function's lines before.
+    file: None if it is the file of the previous lines of the function.
     """
 
     file: str | None
@@ -107,7 +107,7 @@ def engine(header: Header) -> str:
 
 
 def attached(header: Header) -> list[Piece]:
-    """What was traced, by what."""
+    """Say what was traced, and by which virtrace."""
     target = header["target"]
     program, pid = target["program"], target["pid"]
     version = program["version"]
@@ -123,7 +123,7 @@ def attached(header: Header) -> list[Piece]:
 
 
 def by_module(header: Header) -> dict[str, list[ProbeRecord]]:
-    """The probes, together where they are in the same file."""
+    """Group the probes by module."""
     modules: dict[str, list[ProbeRecord]] = {}
     for probe in header["probes"]:
         modules.setdefault(probe["module"] or "no module", []).append(probe)
@@ -139,13 +139,13 @@ def build_id_of(header: Header, module: str) -> str:
 
 
 def remedy_of(header: Header, module: str) -> str | None:
-    """What would give the module's probes more."""
+    """Return how to get what the probes of a module lack."""
     loaded = _loaded(header, module)
     return loaded.get("remedy") if loaded is not None else None
 
 
 def _loaded(header: Header, module: str) -> LoadedModule | None:
-    """The loaded file of this name: a probe says ``libvirt.so.0``, a file adds ``.9000.0``."""
+    """Return the loaded file of a module: ``libvirt.so.0`` is the file ``libvirt.so.0.9000.0``."""
     for loaded in header["target"]["modules"]:
         name = os.path.basename(loaded["path"])
         if name == module or name.startswith(module + "."):
@@ -154,7 +154,7 @@ def _loaded(header: Header, module: str) -> LoadedModule | None:
 
 
 def not_found(probes: list[ProbeRecord]) -> Iterator[tuple[str, list[str]]]:
-    """The probes that were not found, together where the reason is the same."""
+    """Yield each reason for missing probes, and the probes."""
     reasons: dict[str, list[str]] = {}
     for probe in probes:
         if probe["level"] == "missing":
@@ -163,16 +163,15 @@ def not_found(probes: list[ProbeRecord]) -> Iterator[tuple[str, list[str]]]:
 
 
 def answer_of(call: Call) -> Record:
-    """The structs that the call filled in; none where it failed, whatever they hold."""
+    """Return the structs that a call filled in; none if it failed, whatever they contain."""
     returned = {} if call.failed else call.root.returned or {}
     return {name: value for name, value in returned.items() if is_struct(value)}
 
 
 def question(call: Call, style: Style) -> str:
-    """The call as a person would write it: ``virDomainGetBlockInfo(vm1, vda)``.
+    """Return a call as a person would write it: ``virDomainGetBlockInfo(vm1, vda)``.
 
-    Of a client's call: the procedure and whose it is, ``remoteDispatchDomainGetState(vm1) of
-    process 7``.
+    For a client's call: ``remoteDispatchDomainGetState(vm1) of process 7``.
     """
     if call.procedure is not None:
         process = (call.client or {}).get("process-id")
@@ -188,7 +187,7 @@ def question(call: Call, style: Style) -> str:
 
 
 def nodes_below(node: Node, answer: Record, *, is_root: bool) -> list[Node]:
-    """What a tree shows below a node; structs that the answer already shows are named only."""
+    """Return the nodes below a node; of structs in `answer` only the names are shown."""
     if not isinstance(node, Span):
         return []
     entry = [
@@ -230,14 +229,14 @@ def _with_lines(span: Span) -> Iterator[Node]:
 
 
 def rows(node: Lines) -> Iterator[list[Line]]:
-    """One of which there is something to say, or several with nothing but their numbers."""
+    """Yield a line with text or changes, or several lines with nothing but their numbers."""
     for is_quiet, group in groupby(node.lines, lambda line: not line.text and not line.changes):
         lines = list(group)
         yield from [lines] if is_quiet else ([line] for line in lines)
 
 
 def numbered(lines: list[Line], width: int, style: Style) -> str:
-    """``line 5``, ``lines 5, 7, 8``, or ``lines 5, 7 ... 20`` where all do not fit the width."""
+    """Return ``line 5``, ``lines 5, 7, 8``, or ``lines 5, 7 ... 20`` if the width is too small."""
     numbers = [plain(line.number) for line in lines]
     text = f"{'line' if len(numbers) == 1 else 'lines'} {', '.join(numbers)}"
     if style.full or cells(text) <= width:
@@ -248,7 +247,7 @@ def numbered(lines: list[Line], width: int, style: Style) -> str:
 
 
 def changed(change: Change, style: Style) -> list[Piece]:
-    """``allocation 0 -> 2147483648 (2.000 GiB)``; the old value is left out where not known."""
+    """Say ``allocation 0 -> 2147483648 (2.000 GiB)``, without the old value if not known."""
     old = shown(change.name, change.old, style)[0]
     before = [] if change.old is None else [(old, ""), ("->", "")]
     new, role = shown(change.name, change.new, style)
@@ -256,14 +255,14 @@ def changed(change: Change, style: Style) -> list[Piece]:
 
 
 def said(node: Child, style: Style) -> list[Piece]:
-    """What stands in the line of a node: that of a function, of a QMP command, of a point."""
+    """Return the line of a node: a function, an exchange or a point."""
     if isinstance(node, Span):
         return _function(node, style)
     return _exchange(node, style) if isinstance(node, qmp.Exchange) else _point(node.event, style)
 
 
 def said_apart(node: Point | qmp.Exchange, style: Style) -> list[Piece]:
-    """When and where it happened, outside of calls, and what: monitors tell domains apart."""
+    """Return the line of a node outside of calls, with time and monitor or thread."""
     event = node.event if isinstance(node, Point) else node.send
     mon = event.values.get("mon")
     where = f"monitor {mon}" if isinstance(mon, str) else f"thread {event.tid}"
@@ -271,7 +270,7 @@ def said_apart(node: Point | qmp.Exchange, style: Style) -> list[Piece]:
 
 
 def reply_of(node: Child) -> Event | None:
-    """The QMP reply that belongs below the node's line."""
+    """Return the QMP reply to show below the line of a node."""
     if isinstance(node, qmp.Exchange):
         return node.reply if node.is_qmp else None
     return node.event if isinstance(node, Point) and node.event.role == roles.QMP_REPLY else None
@@ -296,7 +295,7 @@ def _function(span: Span, style: Style) -> list[Piece]:
 
 
 def outcome(span: Span, style: Style) -> list[Piece]:
-    """What a function returned, and when."""
+    """Say what a function returned, and its duration."""
     if span.returned is None:
         return words(f"return not seen{f': {span.lost}' if span.lost else ''}", "yellow")
     pieces: list[Piece] = []
@@ -310,7 +309,7 @@ def outcome(span: Span, style: Style) -> list[Piece]:
 
 
 def queued(call: Call) -> list[Piece]:
-    """How long a client's call waited until a worker took it up."""
+    """Say how long a client's call waited for a worker."""
     if call.queued_ns is None:
         return []
     return words(f"after {units.duration(call.queued_ns)} of waiting for a worker", "dim")
@@ -329,7 +328,7 @@ def _command(node: qmp.Exchange, style: Style) -> list[Piece]:
 
 
 def waited_for(one: Waiting, style: Style) -> list[Piece]:
-    """For how long, what, and the call that waits for it."""
+    """Say how long something was awaited, what, and by which call."""
     pieces = [(units.duration(one.ns), "yellow")]
     if isinstance(one.node, qmp.Exchange):
         mon = one.node.send.values.get("mon")
@@ -408,7 +407,7 @@ def _named(event: Event, style: Style) -> list[Piece]:
 
 
 def length(text: Json) -> str:
-    """How long a captured text is, also one that was cut."""
+    """Say how long a captured text is, also one that was cut."""
     size = qmp.size(text)
     if size is not None:
         return units.count(size, "byte")
@@ -416,7 +415,7 @@ def length(text: Json) -> str:
 
 
 def raised(event: Event) -> list[Piece]:
-    """What libvirt said where it raised an error."""
+    """Return code and message of an error."""
     code, message = event.values.get("code"), event.values.get("message")
     return words(f"error {plain(code)}: {plain(message)}", "red")
 
@@ -426,12 +425,12 @@ def is_struct(value: Json) -> bool:
 
 
 def is_backtrace(value: Json) -> bool:
-    """No array of C is one: those hold numbers, pointers and structs."""
+    """Whether a value is an array of texts, which no array of C is."""
     return isinstance(value, list) and bool(value) and all(map(is_text, value))
 
 
 def is_text(value: Json) -> bool:
-    """A string of the daemon's, whole, cut, or not to be had; a pointer is none."""
+    """Whether a value is a string of the daemon, complete, cut or unavailable; not a pointer."""
     if isinstance(value, str):
         return not _POINTER.fullmatch(value)
     return isinstance(value, dict) and set(value) in (
@@ -443,14 +442,14 @@ def is_text(value: Json) -> bool:
 
 
 def plain(value: Json) -> str:
-    """A value inside a sentence: strings without quotes."""
+    """Return a value for use in a sentence: strings without quotes."""
     if isinstance(value, str):
         return value
     return shown("", value, Style())[0]
 
 
 def shown(field: str, value: Json, style: Style) -> Piece:
-    """A value, with its unit where the field's name tells it."""
+    """Return a value, with its unit if the name of the field implies it."""
     if value is None or isinstance(value, bool):
         return compact(value), "c"
     if isinstance(value, int):
@@ -484,12 +483,12 @@ def _raw_bytes(encoded: Json) -> str:
 
 
 def compact(value: Json) -> str:
-    """As JSON, on one line."""
+    """Return a value as JSON on one line."""
     return json.dumps(value, ensure_ascii=False)
 
 
 def flat(struct: Record) -> list[tuple[str, Json]]:
-    """(field, value); a field of a struct inside the struct is named ``outer.inner``."""
+    """Return fields and values; a field of a nested struct is named ``outer.inner``."""
     fields: list[tuple[str, Json]] = []
     rest: list[tuple[str, Json]] = [("", struct)]
     while rest:
@@ -503,7 +502,7 @@ def flat(struct: Record) -> list[tuple[str, Json]]:
 
 
 def counts(footer: Footer | None, tally: Tally) -> list[Piece]:
-    """How many calls and events there are, and what is wrong with how many of them."""
+    """Count calls and events, and those that failed, are incomplete or were dropped."""
     pieces = []
     if tally.calls or not tally.apart:
         pieces.append((units.count(tally.calls, "call"), "bold"))
@@ -525,7 +524,7 @@ def counts(footer: Footer | None, tally: Tally) -> list[Piece]:
 
 
 def ending(footer: Footer) -> list[Piece]:
-    """Why the run ended, and whether the process was let go."""
+    """Say why the trace ended, and whether virtrace detached from the process."""
     pieces = words(f"{_REASONS.get(footer['reason'], footer['reason'])};")
     if footer["reason"] == "rotated":
         return pieces + words("the recording continues in the next one")
@@ -540,7 +539,7 @@ def ending(footer: Footer) -> list[Piece]:
 
 
 def stopped(footer: Footer, engine_name: str) -> str:
-    """For how long the process was stopped."""
+    """Say how long the process was stopped."""
     still = footer["stopped_ns"]
     if engine_name != "gdb":
         return "never: at a uprobe, only the thread that hits it is delayed"

@@ -72,10 +72,10 @@ _MOST_WAITING = 20
 def banner(
     header: Header, style: Style, *, output: str, command: str | None = None
 ) -> Iterator[str]:
-    """What is attached to, what each probe resolved to, what to do next.
+    """Say what is traced, what each probe resolved to, and what to do next.
 
-    output: the trace file being written. command: what virtrace itself runs; without one
-    the user is told what to run.
+    output: the trace file.
+    command: the command that virtrace runs; without one, the user is told what to run.
     """
     yield from fold(attached(header), style)
     yield from levels(header, style)
@@ -92,7 +92,7 @@ def banner(
 
 
 def levels(header: Header, style: Style) -> Iterator[str]:
-    """What each probe resolved to, what it lacks, and what to do for more."""
+    """Say what each probe resolved to, what it lacks, and how to get it."""
     for module, probes in by_module(header).items():
         yield from fold([("  " + module, "bold"), *words(build_id_of(header, module))], style)
         yield from _probe_table(probes, style)
@@ -103,7 +103,7 @@ def levels(header: Header, style: Style) -> Iterator[str]:
 
 
 def heading(header: Header, style: Style) -> Iterator[str]:
-    """What was traced, when and where, and what the probes could see."""
+    """Say what was traced, when and where, and which probes were found."""
     host = header["host"]
     yield from fold(attached(header), style)
     yield from labelled("recorded", words(header["started"]), style)
@@ -121,7 +121,7 @@ def heading(header: Header, style: Style) -> Iterator[str]:
 
 
 def still_waiting(found: list[Waiting], style: Style) -> Iterator[str]:
-    """What had not ended when the trace did, longest first; nothing where all had."""
+    """Say what was awaited when the trace ended, longest first."""
     if not found:
         return
     yield from fold(words("still waiting when the trace ended, since:", "yellow"), style)
@@ -150,7 +150,7 @@ def long_trace(style: Style) -> Iterator[str]:
 
 
 def switched_off(records: Iterable[SwitchedOff], style: Style) -> Iterator[str]:
-    """What stopped being traced before the end, and is no longer missing by accident."""
+    """Say which probes were switched off before the end."""
     for record in records:
         what = f"{'lines of ' if record['kind'] == 'line' else ''}{plain(record['name'])}"
         yield from fold(
@@ -164,7 +164,7 @@ def switched_off(records: Iterable[SwitchedOff], style: Style) -> Iterator[str]:
 
 
 def call_tree(call: Call, style: Style) -> Iterator[str]:
-    """The answer of the call, then all that happened in it, then an empty line."""
+    """Show the answer of a call, then its tree, then an empty line."""
     answer = answer_of(call)
     yield from _answer(call, answer, style)
     guides = _Guides(style)
@@ -190,7 +190,7 @@ def call_tree(call: Call, style: Style) -> Iterator[str]:
 
 
 def apart(node: Point | Exchange, style: Style) -> Iterator[str]:
-    """What happened outside of calls, in a line, and below it QEMU's reply."""
+    """Show what happened outside of calls in a line, and QEMU's reply below."""
     yield from fold(said_apart(node, style), style)
     reply = reply_of(node)
     if reply is not None and (style.full or qmp.error_of(reply) is None):
@@ -206,7 +206,7 @@ def summary(
     output: str,
     next_step: str | None = None,
 ) -> Iterator[str]:
-    """How the run ended and what it cost.
+    """Say how the trace ended and what it cost.
 
     footer: None if the run was cut short.
     engine_name: as in the header.

@@ -48,19 +48,21 @@ _TOO_DEEP = f"it has more than {MAX_DEPTH} levels of objects and arrays"
 
 
 class Recording(Protocol):
-    """A trace, in memory or read in a stream; of that what is not the header is known at its end.
+    """A trace, in memory or streamed. When streamed, all but the header is valid after iteration.
 
-    footer: None where the run was cut short. problems: what is missing, in words; empty
-    where the trace is all that was recorded. host: what the host said of the disks.
-    switched_off: probes that met nothing from then on, as they had cost too much. last_ns: the
-    latest of the events. count: how many there are. most_open: of a file that a stranger may have
-    made small, how many events can be of calls that are open at a time; None: it has the size
-    that it takes.
+    footer: None if the run was cut short.
+    problems: what is missing, in words; empty if the trace is complete.
+    host: what the host said about the disks.
+    switched_off: probes that were switched off.
+    last_ns: time of the latest event, ns.
+    count: number of events.
+    most_open: limit of events in open calls, for files that can be far larger than they look; None
+    for a plain file.
     """
 
     def __iter__(self) -> Iterator[Event]: ...
     def host_records(self) -> list[HostRecord]:
-        """The same as `host`, before the events were read."""
+        """Return `host`, also before the events were read."""
 
     @property
     def header(self) -> Header: ...
@@ -82,7 +84,7 @@ class Recording(Protocol):
 
 @dataclass(frozen=True)
 class Trace:
-    """What a file holds, in its order. See Recording."""
+    """A whole trace in memory. See Recording."""
 
     header: Header
     events: list[Event] = field(default_factory=list)
@@ -109,12 +111,15 @@ class Trace:
 
 
 class TraceStream:
-    """A trace that is read anew each time its events are asked for. See Recording."""
+    """A trace that is read from its file on each iteration. See Recording."""
 
     def __init__(self, path: str | Path, file: BinaryIO | None = None) -> None:
-        """TraceError where it is no trace or bundle, or of a newer version.
+        """Open a trace, or the trace in a bundle.
 
-        path: how errors name it. file: where it is open already.
+        path: name in errors.
+        file: the file, if it is open already.
+
+        Raises: TraceError if it is not a trace or bundle, or of a newer version.
         """
         self.path = path
         self.footer: Footer | None = None
@@ -148,20 +153,21 @@ class TraceStream:
 
     @property
     def size(self) -> int:
-        """Bytes of the file."""
+        """Size of the file, bytes."""
         return self._size
 
     @property
     def position(self) -> int:
-        """So many of them were read in this pass, in blocks."""
+        """Bytes of it that were read in this pass, in blocks."""
         return os.lseek(self._file.fileno(), 0, os.SEEK_CUR)
 
     def __iter__(self) -> Iterator[Event]:
-        """TraceError where the file is damaged inside.
+        """Yield the events.
 
-        A file cut short is no error: it is read up to its last whole line. Types of records
-        that this version does not know are left out, unknown keys of known ones are kept in
-        header and footer and left out of events.
+        A file that was cut short is read up to its last whole line. Unknown types of records are
+        skipped. Unknown keys are kept in header and footer, and left out of events.
+
+        Raises: TraceError if the file is damaged inside.
         """
         self.footer = None
         self.problems, self.host, self.switched_off = [], [], []
@@ -193,7 +199,7 @@ class TraceStream:
                     unpacked = "" if self.most_open is None else " of it, unpacked"
                     raise TraceError(
                         f"{self.path}:{number}: not a record of a trace: {broken}",
-                        "take a fresh copy of the file, or keep what stands before: "
+                        "take a fresh copy of the file, or keep the lines before it: "
                         f"head -n {number - 1}{unpacked}",
                     ) from broken
                 cut = f"line {number} is cut short: the run ended while it was written"
@@ -229,7 +235,7 @@ class TraceStream:
             raise ShapeError("it has no type")
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
-        """(number from 1, line); blank lines, which an editor may leave, are passed over."""
+        """Yield number, from 1, and text of each line that is not blank."""
         try:
             self._file.seek(0)
             for number, line in enumerate(self._read_by(self._file, self.path), 1):
@@ -240,7 +246,7 @@ class TraceStream:
 
 
 def read_trace(path: str | Path) -> Trace:
-    """All of it. TraceError as of TraceStream."""
+    """Read a whole trace. Raises: TraceError, as TraceStream does."""
     with TraceStream(path) as stream:
         events = list(stream)
         return Trace(
@@ -254,7 +260,7 @@ def read_trace(path: str | Path) -> Trace:
 
 
 def require_whole(trace: Recording, path: str | Path) -> None:
-    """IncompleteError where something is missing from the file; what it has was read."""
+    """Raise IncompleteError if something is missing from a trace that was read."""
     if trace.problems:
         # What was printed of it comes first, also where both go into one file.
         sys.stdout.flush()
@@ -279,7 +285,7 @@ def _missing(events: int, header: Header, footer: Footer | None) -> list[str]:
 
 
 def _way_to_read(file: BinaryIO, path: str | Path) -> _WayToRead:
-    """By what is in it, whatever it is called."""
+    """Choose a reader by the content of a file, whatever its name."""
     try:
         beginning = file.read(len(ZSTD))
         file.seek(0)
@@ -324,7 +330,7 @@ _WayToRead = Callable[[BinaryIO, "str | Path"], Iterable[bytes]]
 
 
 def _bounded_lines(stream: BinaryIO | BufferedReader, path: str | Path) -> Iterator[bytes]:
-    """Of what a stranger may have written: none that takes much memory to hold."""
+    """Yield the lines of a stranger's file. Raises: TraceError if one is too large."""
     while line := stream.readline(_LONGEST_LINE):
         if len(line) > _LONG_LINE:
             too_much = None
