@@ -76,9 +76,15 @@ def test_damaged_bundle(tmp_path: Path) -> None:
     lines = "".join(json.dumps(record) + "\n" for record in samples.records()).encode()
     whole = archive.pack({"trace.jsonl": lines})
     file = tmp_path / "damaged.tar.gz"
-    for data in (whole[:-9], whole[:-1] + b"?", whole[:20] + b"????" + whole[24:], whole + b"?"):
+    damaged, cut = "is damaged, or not a bundle or trace", "is truncated, or not a bundle"
+    for data, message in (
+        (whole[:-9], cut),
+        (whole[:-1] + b"?", damaged),
+        (whole[:20] + b"????" + whole[24:], damaged),
+        (whole + b"?", damaged),
+    ):
         file.write_bytes(data)
-        with pytest.raises(TraceError, match=r" is (truncated|damaged), or not a bundle"):
+        with pytest.raises(TraceError, match=message):
             read_trace(file)
 
 

@@ -30,9 +30,9 @@ ALLOWED = {
     "guard": {"detached", "errors", "files", "binary", "image"},
     "plan": {"errors", "recipe", "trace", "binary", "image", "targets"},
     "engine": {"errors", "recipe", "trace", "binary", "image", "targets", "plan"},
-    "analysis": {"errors", "trace"},
+    "analysis": {"errors", "markup", "trace"},
     "report": {"errors", "printing", "trace", "analysis"},
-    "host": {"errors", "recipe", "files", "markup", "trace", "image", "analysis"},
+    "host": {"errors", "files", "markup", "recipe", "trace", "image", "analysis"},
     "bundle": {"errors", "markup", "recipe", "trace", "targets", "analysis", "report", "host"},
     "lab": {"errors"},
     "record": {
@@ -40,7 +40,8 @@ ALLOWED = {
         *("plan", "analysis", "report"),
     },
     "engines": {
-        *("errors", "recipe", "trace", "binary", "image", "targets", "engine", "plan", "record"),
+        *("errors", "files", "recipe", "trace", "binary", "image", "targets", "engine", "plan"),
+        "record",
     },
     "inferior": {
         *("errors", "printing", "files", "recipe", "trace", "binary", "image", "targets"),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from xml.etree import ElementTree
 
+from virtrace import markup
 from virtrace.trace.format import HostRecord, Json, Record, is_unavailable
 
 
@@ -51,13 +51,11 @@ class HostDisk:
     def alias(self) -> str | None:
         """Libvirt's name of the guest's device; only a running guest's XML has it."""
         xml = self.record.get("xml")
-        # Libvirt writes no entities, of which a few lines can stand for gigabytes.
-        if not isinstance(xml, str) or "<!DOCTYPE" in xml:
+        if not isinstance(xml, str):
             return None
         try:
-            alias = ElementTree.fromstring(xml).find("alias")
-        except (ElementTree.ParseError, ValueError):
-            # ValueError: half a character, which JSON can hold.
+            alias = markup.parse(xml).find("alias")
+        except ValueError:
             return None
         return None if alias is None else alias.get("name")
 

@@ -98,7 +98,7 @@ def _files(source: Path) -> Iterator[Path]:
 
 
 def _has_debug_info(file: Path) -> bool:
-    with file.open("rb") as stream:
+    with files.open_regular(file) as stream:
         if stream.read(len(_ELF_MAGIC)) != _ELF_MAGIC:
             return False
     return read_by_child(file).has_debug_info

@@ -11,11 +11,11 @@ from pathlib import Path
 from virtrace.cli.arguments import add_daemon
 from virtrace.cli.record import chosen_pid
 from virtrace.errors import ANSWER_IS_NO, DONE, typed
-from virtrace.files import write_new
+from virtrace.files import read_regular, write_new
 from virtrace.image.model import Program
 from virtrace.printing import print_lines
 from virtrace.recipe import catalogue
-from virtrace.recipe.loader import dumps
+from virtrace.recipe.loader import MAX_BYTES, dumps
 from virtrace.record.debug_info import fetch_debug_files
 from virtrace.record.header import NO_ENGINE, header_record
 from virtrace.record.resolution import resolve_without_gdb
@@ -91,7 +91,7 @@ def _list(_: argparse.Namespace) -> int:
 
 def _show(args: argparse.Namespace) -> int:
     recipe = catalogue.find(args.recipe)
-    text = catalogue.file_of(args.recipe).read_text(encoding="utf-8")
+    text = read_regular(catalogue.file_of(args.recipe), MAX_BYTES).decode()
     print_lines(text.removesuffix("\n").split("\n"))
     if recipe.used:
         points = dumps({"points": recipe.raw["points"][: recipe.used]}).decode()

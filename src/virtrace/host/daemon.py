@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
 from virtrace.errors import TargetError, Unavailable
 from virtrace.files import read_inside, root_of
@@ -18,7 +17,7 @@ from virtrace.host.facts import HostFacts
 from virtrace.host.owner import owner_of
 from virtrace.host.programs import Failed, Programs, fact
 from virtrace.host.virsh import virsh
-from virtrace.image.process import Process, inspect
+from virtrace.image.process import Process, inspect, text_of_process
 from virtrace.trace.format import is_unavailable, unavailable
 from virtrace.trace.reader import Recording
 from virtrace.trace.target import is_of_build
@@ -26,6 +25,7 @@ from virtrace.trace.target import is_of_build
 _SECONDS_IN_ALL = 30.0
 _LOG_BYTES = 64 << 10
 _SETTINGS_BYTES = 1 << 20
+_ENVIRONMENT_BYTES = 1 << 20
 _MOST_DOMAINS = 8
 _USER_LOGS = (b"libvirt", b"qemu", b"log")
 _STARTED = "starting up libvirt version"
@@ -180,10 +180,7 @@ def _folder(pid: int, variable: bytes, below_home: bytes) -> bytes:
 
     variable: names it; below_home: the default.
     """
-    try:
-        raw = Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError as error:
-        raise Unavailable(f"cannot read the daemon's environment: {error.strerror}") from error
+    raw = text_of_process(pid, "environ", _ENVIRONMENT_BYTES).encode(errors="surrogateescape")
     environment = {
         name: value for name, _, value in (pair.partition(b"=") for pair in raw.split(b"\0"))
     }
@@ -193,7 +190,7 @@ def _folder(pid: int, variable: bytes, below_home: bytes) -> bytes:
     ):
         if folder.startswith(b"/"):
             return folder
-    raise Unavailable("the daemon's environment has no HOME")
+    raise Unavailable("the daemon's environment cannot be read, or has no HOME")
 
 
 def _backtrace(pid: int, backtrace: Callable[[int], str]) -> str:

@@ -126,9 +126,9 @@ def stat_of(path: str | None, programs: Programs) -> Record:
     elif stat.S_ISBLK(int(mode, 16)):
         kind = "block device"
         # In the kernel's fixed sectors of 512 bytes; this does not open the device.
-        sectors = Path(f"/sys/dev/block/{int(major, 16)}:{int(minor, 16)}/size")
+        device = f"{int(major, 16)}:{int(minor, 16)}"
         try:
-            length = int(sectors.read_text()) * 512
+            length = int(Path(f"/sys/dev/block/{device}/size").read_text()) * 512
         except (OSError, ValueError) as error:
             raise Unavailable(f"the size of the device cannot be read: {error}") from error
     allocated = int(blocks) * int(block_size)

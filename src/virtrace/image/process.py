@@ -179,14 +179,13 @@ def text_of_process(pid: int, name: str, limit: int) -> str:
 
     limit: bytes.
     """
-    path = f"/proc/{pid}/{name}"
 
     def begin() -> Callable[[Tell], str]:
-        file = open(path, "rb")  # noqa: SIM115 - the work reads it
+        file = open(f"/proc/{pid}/{name}", "rb")  # noqa: SIM115 - the work reads it
         return lambda _: file.read(limit).decode(errors="surrogateescape")
 
     try:
-        return str(confined.run(path, begin, _CHILD))
+        return str(confined.run(f"/proc/{pid}/{name}", begin, _CHILD))
     except (TargetError, OSError):
         return ""
 

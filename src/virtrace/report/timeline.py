@@ -129,14 +129,15 @@ def _lanes(items: Sequence[_Item]) -> dict[int | None, int]:
     for item in items:
         if item.lane != _QEMU:
             lanes[item.lane] = max(lanes.get(item.lane, 0), item.row + 1)
-    exchanges = [
-        item.node for item in items if item.lane == _QEMU and isinstance(item.node, Exchange)
-    ]
-    for exchange in exchanges:
+    in_qemu = [item.node for item in items if item.lane == _QEMU]
+    for exchange in in_qemu:
+        # A stranger's trace can also have a thread of this number.
+        if not isinstance(exchange, Exchange):
+            continue
         lanes.setdefault(exchange.send.tid, 1)
         if exchange.reply is not None:
             lanes.setdefault(exchange.reply.tid, 1)
-    return {**lanes, _QEMU: 1} if exchanges else lanes
+    return {**lanes, _QEMU: 1} if in_qemu else lanes
 
 
 def _start(node: Child) -> int:

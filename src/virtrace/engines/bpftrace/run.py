@@ -27,6 +27,7 @@ from virtrace.errors import (
     IncompleteError,
     TargetError,
 )
+from virtrace.files import read_regular
 from virtrace.image.model import Program
 from virtrace.image.process import Process, inspect
 from virtrace.plan.file import StoredPlan
@@ -43,6 +44,7 @@ from virtrace.trace.format import Engine
 from virtrace.trace.rotation import new_writer
 
 # Until all probes are there; what bpftrace needs for it grows with their number.
+_LARGEST_LIBRARY = 64 << 20
 _START_SECONDS = 60.0
 _END_SECONDS = 60.0
 # How far behind its clock an event is handed over.
@@ -163,7 +165,7 @@ class _Handshake:
             raise TargetError("Python has no libm.so.6 here", "trace by GDB: leave out --engine")
         self._file = os.memfd_create("virtrace-handshake")
         with open(self._file, "wb", closefd=False) as copy:
-            copy.write(Path(libm.file).read_bytes())
+            copy.write(read_regular(libm.file, _LARGEST_LIBRARY))
         self.path = f"/proc/{os.getpid()}/fd/{self._file}"
         self._library = ctypes.CDLL(self.path)
 
