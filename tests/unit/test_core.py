@@ -53,7 +53,9 @@ def test_a_small_core(tmp_path: Path) -> None:
     assert thread.stack.data == stack
     assert image.memory.read(STACK + 7, 9) == stack[7:16]
     for address, size in (STACK - 1, 2), (STACK + 4095, 2), (0, 1):
-        with pytest.raises(Unavailable, match=f"the core does not have the memory at {address:#x}"):
+        with pytest.raises(
+            Unavailable, match=f"the core does not contain the memory at {address:#x}"
+        ):
             image.memory.read(address, size)
     found = Unwinder(image).backtrace(thread)
     assert [frame.pc for frame in found.frames] == [PC]

@@ -1,7 +1,7 @@
-"""What a core file says: memory, threads, files that were mapped.
+"""A reader of core files: memory, threads, mapped files.
 
-It may be a stranger's, so it is read by a child without rights (virtrace.image.core), and all that
-is read of it is bounded. Facts of the System V ABI (ELF), of core(5), of Linux' <sys/procfs.h>
+The file may be a stranger's: a child without rights reads it (virtrace.image.core), and every read
+is bounded. The facts are from the System V ABI (ELF), core(5), Linux' <sys/procfs.h>
 (struct elf_prstatus, elf_prpsinfo) and fs/binfmt_elf.c (NT_FILE).
 """
 
@@ -85,11 +85,11 @@ class Signal(NamedTuple):
 
 
 class _Broken(Exception):
-    """The file is not as the format has it; the message says what is wrong."""
+    """The file violates the format; the message says how."""
 
 
 class CoreFile:
-    """A core file that is open. Raises: TargetError where it is none, or damaged."""
+    """An open core file. Raises: TargetError if it is not a core, or damaged."""
 
     def __init__(self, name: str, file: BinaryIO) -> None:
         self.name = name
@@ -107,7 +107,7 @@ class CoreFile:
         self._starts = [segment.address for segment in self.segments]
 
     def read(self, address: int, size: int) -> bytes:
-        """Memory up to the first byte that the core does not have."""
+        """Read memory, up to the first byte that the core does not contain."""
         data = bytearray()
         size = min(size, MOST_READ)
         while len(data) < size:
@@ -143,7 +143,7 @@ class CoreFile:
     def _whole(self, offset: int, size: int) -> bytes:
         data = self._read_at(offset, size)
         if len(data) != size:
-            raise _Broken("it ends before one of its parts does")
+            raise _Broken("it is truncated")
         return data
 
     def _read_all(self) -> None:
@@ -151,11 +151,11 @@ class CoreFile:
         ident, kind, self.machine_number, _, _, segments_at, sections_at, *_ = fields
         segment_size, count = fields[9:11]
         if not ident.startswith(_IDENT) or kind != _ET_CORE or segment_size != _SEGMENT.size:
-            raise _Broken("it does not begin as one")
+            raise _Broken("its header is not that of a core")
         if count == _PN_XNUM:
             count = _SECTION.unpack(self._whole(sections_at, _SECTION.size))[7]
         if count > _MOST_SEGMENTS:
-            raise _Broken("it has more parts than a core has")
+            raise _Broken("it has more segments than any core")
         table = self._whole(segments_at, count * _SEGMENT.size)
         for kind, flags, offset, address, _, size, in_memory, _ in _SEGMENT.iter_unpack(table):
             if kind == _PT_LOAD:
@@ -167,7 +167,7 @@ class CoreFile:
     def _read_notes(self, offset: int, size: int) -> None:
         self._notes_size += size
         if self._notes_size > _LARGEST_NOTES:
-            raise _Broken("its notes are larger than those of a core")
+            raise _Broken("its notes are larger than those of any core")
         data, at = self._whole(offset, size), 0
         while at + _NOTE.size <= size:
             name_size, content_size, kind = _NOTE.unpack_from(data, at)
@@ -183,7 +183,7 @@ class CoreFile:
     def _read_note(self, kind: int, content: bytes) -> None:
         if kind == _NT_PRSTATUS:
             if len(self.threads) == _MOST_THREADS:
-                raise _Broken("it has more threads than a process has")
+                raise _Broken("it has more threads than any process")
             signal, tid = _STATUS.unpack_from(content)
             registers = content[_STATUS.size : _STATUS.size + _MOST_REGISTERS]
             self.threads.append(CoreThread(tid, signal, registers))
@@ -203,7 +203,7 @@ class CoreFile:
 def _mapped_files(content: bytes) -> Iterator[MappedFile]:
     count, page = _FILE_COUNT.unpack_from(content)
     if count > _MOST_FILES:
-        raise _Broken("it has more mapped files than a process has")
+        raise _Broken("it has more mapped files than any process")
     paths_at = _FILE_COUNT.size + count * _FILE_RANGE.size
     paths = content[paths_at:].split(b"\0", count)
     for number, path in zip(range(count), paths):

@@ -115,6 +115,89 @@ class _Broken(Exception):
     """The file violates the format; the message says how."""
 
 
+class _Layout:
+    """The headers of a file, and access to the parts that they describe.
+
+    order: byte order, a format character of struct.
+    sections: section headers by name; by_number: by their index.
+    Raises: _Broken, struct.error and others; ElfFile converts them to TargetError.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._read_headers()
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Read a part of the file. Raises: _Broken if the file ends before it."""
+        if size > _LARGEST_SECTION:
+            raise _Broken("one of its sections is larger than those of any library")
+        data = os.pread(self._descriptor, size, offset) if size else b""
+        if len(data) != size:
+            raise _Broken("it is truncated")
+        return data
+
+    def _read_headers(self) -> None:
+        head = os.pread(self._descriptor, 64, 0)
+        if head[:4] != _MAGIC or head[4] not in (_CLASS_32, _CLASS_64):
+            raise _Broken("its first bytes are not those of ELF")
+        if head[5] not in (_LITTLE, _BIG):
+            raise _Broken("its byte order is unknown")
+        self.order = "<" if head[5] == _LITTLE else ">"
+        self.is_64 = head[4] == _CLASS_64
+        word = "Q" if self.is_64 else "I"
+        fields = struct.unpack_from(f"{self.order}HI3{word}I6H", head, 18)
+        self.machine_number: int = fields[0]
+        segments_at, sections_at = fields[3:5]
+        segment_size, segments, section_size, sections, names_in = fields[7:]
+        if max(segments, sections) > _MOST_HEADERS:
+            raise _Broken("it has more sections or segments than any library")
+        self.segments = list(self._read_segments(segments_at, segments, segment_size))
+        self.sections: dict[str, _Header] = {}
+        shape = struct.Struct(f"{self.order}II4{word}II2{word}")
+        table = self.read(sections_at, sections * section_size)
+        headers, names_at = [], []
+        for at in range(0, len(table), section_size or 1):
+            name_at, kind, flags, address, offset, size, link, _, _, entry = shape.unpack_from(
+                table, at
+            )
+            headers.append(_Header(kind, flags, address, offset, size, link, entry))
+            names_at.append(name_at)
+        self.by_number = headers
+        if headers:
+            names = self.data(headers[names_in]) or b""
+            for header, name_at in zip(headers, names_at):
+                self.sections[os.fsdecode(_text_at(names, name_at))] = header
+
+    def _read_segments(self, at: int, count: int, size: int) -> Iterator[Segment]:
+        if self.is_64:
+            shape = struct.Struct(f"{self.order}II6Q")
+            kind, flags, offset, address, file_size = 0, 1, 2, 3, 5
+        else:
+            shape = struct.Struct(f"{self.order}8I")
+            kind, offset, address, file_size, flags = 0, 1, 2, 4, 6
+        table = self.read(at, count * size)
+        for number in range(count):
+            fields = shape.unpack_from(table, number * size)
+            if fields[kind] == _PT_LOAD:
+                yield Segment(
+                    fields[address],
+                    fields[offset],
+                    fields[file_size],
+                    bool(fields[flags] & _PF_X),
+                )
+
+    def data(self, header: _Header | None) -> bytes | None:
+        """The contents of a section; None if there is none, or only its header."""
+        if header is None or header.kind == _SHT_NOBITS:
+            return None
+        if header.flags & _SHF_COMPRESSED:
+            raise _Broken("a section other than debug info is compressed")
+        return self.read(header.offset, header.size)
+
+    def section(self, name: str) -> bytes | None:
+        return self.data(self.sections.get(name))
+
+
 class ElfFile:
     """An open ELF file. Raises: TargetError, from every method, if it cannot be read."""
 
@@ -137,7 +220,7 @@ class ElfFile:
             raise unreadable(self.name, error) from error
         self._size = os.fstat(self.descriptor).st_size
         with self._parsing():
-            self._read_headers()
+            self._layout = _Layout(self.descriptor)
 
     @contextmanager
     def _parsing(self) -> Iterator[None]:
@@ -152,75 +235,6 @@ class ElfFile:
                 "reinstall the package that owns it",
             ) from error
 
-    def _read(self, offset: int, size: int) -> bytes:
-        """Read a part of the file. Raises: _Broken if the file ends before it."""
-        if size > _LARGEST_SECTION:
-            raise _Broken("one of its sections is larger than those of any library")
-        data = os.pread(self.descriptor, size, offset) if size else b""
-        if len(data) != size:
-            raise _Broken("it is truncated")
-        return data
-
-    def _read_headers(self) -> None:
-        head = os.pread(self.descriptor, 64, 0)
-        if head[:4] != _MAGIC or head[4] not in (_CLASS_32, _CLASS_64):
-            raise _Broken("its first bytes are not those of ELF")
-        if head[5] not in (_LITTLE, _BIG):
-            raise _Broken("its byte order is unknown")
-        self._order = "<" if head[5] == _LITTLE else ">"
-        self._is_64 = head[4] == _CLASS_64
-        word = "Q" if self._is_64 else "I"
-        fields = struct.unpack_from(f"{self._order}HI3{word}I6H", head, 18)
-        self.machine_number, _, _, segments_at, sections_at, _, _ = fields[:7]
-        segment_size, segments, section_size, sections, names_in = fields[7:]
-        if max(segments, sections) > _MOST_HEADERS:
-            raise _Broken("it has more sections or segments than any library")
-        self.segments = list(self._read_segments(segments_at, segments, segment_size))
-        self._sections: dict[str, _Header] = {}
-        shape = struct.Struct(f"{self._order}II4{word}II2{word}")
-        table = self._read(sections_at, sections * section_size)
-        headers, names_at = [], []
-        for at in range(0, len(table), section_size or 1):
-            name_at, kind, flags, address, offset, size, link, _, _, entry = shape.unpack_from(
-                table, at
-            )
-            headers.append(_Header(kind, flags, address, offset, size, link, entry))
-            names_at.append(name_at)
-        self._by_number = headers
-        if headers:
-            names = self._data(headers[names_in]) or b""
-            for header, name_at in zip(headers, names_at):
-                self._sections[os.fsdecode(_text_at(names, name_at))] = header
-
-    def _read_segments(self, at: int, count: int, size: int) -> Iterator[Segment]:
-        if self._is_64:
-            shape = struct.Struct(f"{self._order}II6Q")
-            kind, flags, offset, address, file_size = 0, 1, 2, 3, 5
-        else:
-            shape = struct.Struct(f"{self._order}8I")
-            kind, offset, address, file_size, flags = 0, 1, 2, 4, 6
-        table = self._read(at, count * size)
-        for number in range(count):
-            fields = shape.unpack_from(table, number * size)
-            if fields[kind] == _PT_LOAD:
-                yield Segment(
-                    fields[address],
-                    fields[offset],
-                    fields[file_size],
-                    bool(fields[flags] & _PF_X),
-                )
-
-    def _data(self, header: _Header | None) -> bytes | None:
-        """The contents of a section; None if there is none, or only its header."""
-        if header is None or header.kind == _SHT_NOBITS:
-            return None
-        if header.flags & _SHF_COMPRESSED:
-            raise _Broken("a section other than debug info is compressed")
-        return self._read(header.offset, header.size)
-
-    def _section(self, name: str) -> bytes | None:
-        return self._data(self._sections.get(name))
-
     def loaded_sections(self, *names: str) -> dict[str, Section]:
         """The sections of these names, or all, that are loaded with contents from the file."""
         return self._loaded(lambda name, _: not names or name in names)
@@ -233,7 +247,7 @@ class ElfFile:
         with self._parsing():
             wanted = {
                 name: header
-                for name, header in self._sections.items()
+                for name, header in self._layout.sections.items()
                 if header.is_loaded and is_wanted(name, header)
             }
             if sum(header.size for header in wanted.values()) > _LARGEST_SUM:
@@ -241,7 +255,7 @@ class ElfFile:
             return {
                 name: Section(
                     header.address,
-                    self._data(header) or b"",
+                    self._layout.data(header) or b"",
                     header.entry_size,
                     bool(header.flags & _SHF_EXECINSTR),
                 )
@@ -254,12 +268,22 @@ class ElfFile:
         return self._file.fileno()
 
     @property
+    def segments(self) -> list[Segment]:
+        """The parts of the file that are loaded."""
+        return self._layout.segments
+
+    @property
+    def machine_number(self) -> int:
+        """e_machine of the header."""
+        return self._layout.machine_number
+
+    @property
     def machine(self) -> str:
         return MACHINES.get(self.machine_number, f"machine {self.machine_number}")
 
     @property
     def is_little_endian_64(self) -> bool:
-        return self._is_64 and self._order == "<"
+        return self._layout.is_64 and self._layout.order == "<"
 
     @cached_property
     def build_id(self) -> str | None:
@@ -278,10 +302,10 @@ class ElfFile:
         """
         with self._parsing():
             for name in (".note.gnu.build-id", ".text"):
-                header = self._sections.get(name)
+                header = self._layout.sections.get(name)
                 if header is not None and header.is_loaded:
                     size = min(header.size, _LARGEST_FINGERPRINT)
-                    return header.address, self._read(header.offset, size)
+                    return header.address, self._layout.read(header.offset, size)
         raise TargetError(f"{self.name} has no code", "reinstall the package that owns it")
 
     @property
@@ -303,38 +327,40 @@ class ElfFile:
     @property
     def has_debug_info(self) -> bool:
         """Whether this file itself contains DWARF."""
-        found = map(self._sections.get, (".debug_info", ".zdebug_info"))
+        found = map(self._layout.sections.get, (".debug_info", ".zdebug_info"))
         return any(header is not None and header.kind != _SHT_NOBITS for header in found)
 
     @property
     def shared_debug_info(self) -> str | None:
         """The file with the part of the DWARF that dwz moved out of this one; None if none."""
         with self._parsing():
-            data = self._section(".gnu_debugaltlink")
+            data = self._layout.section(".gnu_debugaltlink")
             return None if data is None else os.fsdecode(_text_at(data, 0))
 
     @property
     def debuglink(self) -> DebugLink | None:
         with self._parsing():
-            data = self._section(".gnu_debuglink")
+            data = self._layout.section(".gnu_debuglink")
             if data is None:
                 return None
-            (crc,) = struct.unpack_from(self._order + "I", data, len(data) - 4)
+            (crc,) = struct.unpack_from(self._layout.order + "I", data, len(data) - 4)
             return DebugLink(os.fsdecode(_text_at(data, 0)), crc)
 
     def symbols(self) -> Iterator[Symbol]:
         """The symbols of ``.dynsym``, in its order."""
         with self._parsing():
-            header = self._sections.get(".dynsym")
-            table = self._data(header)
+            header = self._layout.sections.get(".dynsym")
+            table = self._layout.data(header)
             if header is None or table is None:
                 return
-            names = self._data(self._by_number[header.link]) or b""
-            shape = struct.Struct(self._order + ("IBBHQQ" if self._is_64 else "IIIBBH"))
+            names = self._layout.data(self._layout.by_number[header.link]) or b""
+            shape = struct.Struct(
+                self._layout.order + ("IBBHQQ" if self._layout.is_64 else "IIIBBH")
+            )
             if len(table) > _MOST_SYMBOLS * shape.size:
                 raise _Broken("it has more symbols than any library")
             for fields in shape.iter_unpack(table):
-                if self._is_64:
+                if self._layout.is_64:
                     name_at, info, _, section, address, size = fields
                 else:
                     name_at, address, size, info, _, section = fields
@@ -353,8 +379,8 @@ class ElfFile:
         """The static probes, in the file's order; several can have one name."""
         probes = []
         with self._parsing():
-            base_section = self._sections.get(".stapsdt.base")
-            words = struct.Struct(self._order + ("QQQ" if self._is_64 else "III"))
+            base_section = self._layout.sections.get(".stapsdt.base")
+            words = struct.Struct(self._layout.order + ("QQQ" if self._layout.is_64 else "III"))
             for note_type, descriptor in self._notes(".note.stapsdt", "stapsdt"):
                 if note_type != 3:  # the only version of the note there is
                     continue
@@ -378,13 +404,13 @@ class ElfFile:
             for segment in self.segments:
                 inside = low - segment.address
                 if segment.executable and inside >= 0 and high - segment.address <= segment.size:
-                    return self._read(segment.offset + inside, high - low)
+                    return self._layout.read(segment.offset + inside, high - low)
         return None
 
     def _notes(self, section_name: str, owner: str) -> Iterator[tuple[int, bytes]]:
         """Type and descriptor of every note of an owner."""
-        data = self._section(section_name) or b""
-        header = struct.Struct(self._order + "III")
+        data = self._layout.section(section_name) or b""
+        header = struct.Struct(self._layout.order + "III")
         position = 0
         while position < len(data):
             name_size, size, note_type = header.unpack_from(data, position)

@@ -1,4 +1,4 @@
-"""A core file: a process as it was when it ended, or when gcore wrote it.
+"""The image in a core file: a process as it was when it ended, or when gcore wrote the file.
 
 The file may be a stranger's: a child without rights reads it (virtrace.confined).
 """
@@ -27,17 +27,18 @@ _AT_ENTRY = 9  # of <elf.h>: where the program begins
 
 
 class CoreImage:
-    """A core file.
+    """A process in a core file.
 
-    pid: that of the process; None where the core does not say.
-    signal: what ended the process; None where the core does not say.
+    pid: the process id; None if the core does not contain it.
+    signal: the signal that ended the process; None if the core does not contain it.
     """
 
     def __init__(self, path: Path, root: Path = Path("/")) -> None:
-        """Open it. root: the folder below which the program's files are looked for.
+        """Open it.
 
-        A file there is believed only where the core has its build-id in memory.
-        Raises: TargetError where it cannot be read, or is no core.
+        root: the folder that contains the program's files, at their own paths. A file is used only
+            if its build-id is the one in the core's memory.
+        Raises: TargetError if the file cannot be read, or is not a core.
         """
         try:
             self._child = Child(str(path), lambda: _answering(path), _BOUNDS)
@@ -72,7 +73,7 @@ class CoreImage:
         missing = f"registers of {self.machine} are not understood, only of x86_64"
         if self.machine == x86_64.ABI.machine and len(data) >= _REGISTERS.size:
             known = dict(zip(x86_64.ABI.user_registers, _REGISTERS.unpack_from(data)))
-            missing = "the core does not say"
+            missing = "the core does not contain it"
             # -1 outside of a system call.
             if known["orig_rax"] < 1 << 63:
                 arguments = tuple(known[name] for name in x86_64.SYSTEM_CALL_ARGUMENTS)
@@ -109,7 +110,7 @@ class CoreImage:
 
 
 class CoreMemory:
-    """The memory that a core has; what its process had mapped from files is mostly left out."""
+    """The memory in a core, which leaves out most of what the process had mapped from files."""
 
     def __init__(self, child: Child) -> None:
         self._child = child
@@ -117,7 +118,7 @@ class CoreMemory:
     def read(self, address: int, size: int) -> bytes:
         data = self.read_available(address, size)
         if len(data) != size:
-            raise Unavailable(f"the core does not have the memory at {address:#x}")
+            raise Unavailable(f"the core does not contain the memory at {address:#x}")
         return data
 
     def read_available(self, address: int, size: int) -> bytes:

@@ -1,4 +1,4 @@
-"""A live process, looked at through /proc alone: nothing is traced, stopped or woken."""
+"""The image of a live process, read from /proc alone: nothing is traced, stopped or woken."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
 from virtrace.binary import abi
-from virtrace.binary.abi import Abi
 from virtrace.errors import TargetError
 from virtrace.image.memory import NO_STACK, MemoryCopy, ProcessMemory, StackCopier
 from virtrace.image.model import Registers, SystemCall, Thread
 from virtrace.image.process import Process, mappings
 
-# How often a thread is copied before it is said to move.
+# Attempts to read a thread before it counts as moving.
 _ATTEMPTS = 3
 _SWITCHES = re.compile(r"ctxt_switches:\s+(\d+)")
-_NOT_SAID = "/proc says the stack pointer and the program counter alone"
+# The kernel's, and so that of every process here.
+_ABI = abi.named(os.uname().machine)
+_NOT_REPORTED = "/proc reports the stack pointer and the program counter only"
 
 
 class LiveImage:
-    """A live process. Each look at its threads is new.
+    """A live process.
 
-    A thread's registers and stack are given only where it is proven that the thread did not run
-    while they were read.
+    The registers and the stack of a thread are known only if it is proven that the thread did not
+    run while they were read.
     """
 
     def __init__(self, process: Process) -> None:
-        """Raises: TargetError where the memory of the process cannot be read."""
+        """Raises: TargetError if the memory of the process cannot be read."""
         self.program = process
         try:
             self.memory = ProcessMemory(process.pid)
@@ -57,7 +57,7 @@ class LiveImage:
         self.close()
 
     def threads(self) -> Sequence[Thread]:
-        """Every thread, by its id. Raises: TargetError where the process has ended."""
+        """Read all threads, in the order of their ids. Raises: TargetError if none are left."""
         pid = self.program.pid
         try:
             tids = sorted(map(int, os.listdir(f"/proc/{pid}/task")))
@@ -65,7 +65,7 @@ class LiveImage:
         except OSError as error:
             raise TargetError(
                 f"the threads of process {pid} cannot be read: {error.strerror}",
-                "look whether it still runs",
+                "check whether it still runs",
             ) from error
         return [*self._threads(tids, stacks)]
 
@@ -79,68 +79,71 @@ class LiveImage:
         why = ""
         try:
             for _ in range(_ATTEMPTS):
-                place, stack, why = self._still(task, stacks)
+                position, stack, why = self._still(task, stacks)
                 if not why:
                     break
         except PermissionError as error:
-            place, stack, why = _Place(None), NO_STACK, f"/proc does not say: {error.strerror}"
+            position, stack, why = (
+                _Position(None),
+                NO_STACK,
+                f"/proc cannot be read: {error.strerror}",
+            )
         return Thread(
             tid=tid,
             name=_text(f"{task}/comm").rstrip("\n"),
             state=_state(task),
-            registers=Registers({} if why else place.registers(self._abi), why or _NOT_SAID),
-            waits_in=None if why else place.call,
+            registers=Registers({} if why else position.registers(), why or _NOT_REPORTED),
+            waits_in=None if why else position.call,
             wait_channel=_wait_channel(task),
             stack=NO_STACK if why else stack,
         )
 
-    def _still(self, task: str, stacks: StackCopier) -> tuple[_Place, MemoryCopy, str]:
-        """Where a thread is and its stack; and why they are not to be believed, or "".
+    def _still(self, task: str, stacks: StackCopier) -> tuple[_Position, MemoryCopy, str]:
+        """The position and the stack of a thread, and why they cannot be used, or "".
 
-        The kernel says where a thread is only while no processor runs it, and counts each time
-        that a processor leaves it. The place is read last but one, so that a count which is the
-        same before and after it proves that the thread was left before the first count, and did
-        not run until the place was read: while its stack was copied.
+        The kernel reports the position only while the thread is off the processor, and it counts
+        each time that the thread leaves a processor. The position is read between two readings of
+        that count. If the counts are equal, the thread left the processor before the first one and
+        did not run until the position was read, and its stack was copied in between.
         """
         before = _switches(task)
-        said = _text(f"{task}/syscall")
-        place = _place(said)
-        stack = stacks.copy(place.sp)
-        is_same = _text(f"{task}/syscall") == said and _switches(task) == before
-        if place.sp is None:
-            return place, stack, "it was running"
-        return place, stack, "" if is_same else "it ran while it was read"
-
-    @cached_property
-    def _abi(self) -> Abi:
-        return abi.of(self.program.modules[0].elf)
+        text = _text(f"{task}/syscall")
+        position = _position(text)
+        stack = stacks.copy(position.sp)
+        is_same = _text(f"{task}/syscall") == text and _switches(task) == before
+        if position.sp is None:
+            return position, stack, "it was running"
+        return position, stack, "" if is_same else "it ran while it was read"
 
 
-class _Place(NamedTuple):
-    """What /proc/PID/syscall says of a thread; sp is None while it runs."""
+class _Position(NamedTuple):
+    """The position of a thread from /proc/PID/syscall; sp is None while the thread runs."""
 
     sp: int | None
     pc: int = 0
     call: SystemCall | None = None
 
-    def registers(self, names: Abi) -> dict[str, int]:
-        known = {} if self.sp is None else {names.stack_pointer: self.sp}
-        return {**known, names.program_counter: self.pc}
+    def registers(self) -> dict[str, int]:
+        known = {} if self.sp is None else {_ABI.stack_pointer: self.sp}
+        return {**known, _ABI.program_counter: self.pc}
 
 
-def _place(said: str) -> _Place:
-    """said: `running`, or the call's number, its arguments if it is one (not -1), sp and pc."""
-    words = said.split()
+def _position(text: str) -> _Position:
+    """Parse /proc/PID/syscall.
+
+    text: `running`; or number, arguments, sp and pc of a system call; or -1, sp and pc outside.
+    """
+    words = text.split()
     if len(words) < 3:
-        return _Place(None)
+        return _Position(None)
     number, *arguments, sp, pc = (int(word, 0) for word in words)
     call = SystemCall(number, tuple(arguments)) if arguments else None
-    # A thread that has ended has no stack any more.
-    return _Place(sp or None, pc, call)
+    # A thread that has ended has no stack: its sp is 0.
+    return _Position(sp or None, pc, call)
 
 
 def _switches(task: str) -> list[str]:
-    """How often a processor left the thread, as it wished and as it did not."""
+    """How often the thread left a processor, voluntarily and involuntarily."""
     return _SWITCHES.findall(_text(f"{task}/status"))
 
 

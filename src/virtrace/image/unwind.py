@@ -20,11 +20,11 @@ from virtrace.errors import TargetError, Unavailable
 from virtrace.image.memory import Memory, MemoryCopy
 from virtrace.image.model import Image, Module, Registers, Thread
 
-# How the place of a frame is known.
-BY_REGISTERS = "registers"  # the thread itself is there
+# How the position of a frame is known.
+BY_REGISTERS = "registers"  # the innermost frame
 BY_UNWINDING = "call frame information"
-# By inference, not by proof: only one word of the stack can be the return address of the frame's
-# function, as only one lies behind a direct call of it.
+# An inference, not a proof: exactly one word of the stack is a return address behind a direct call
+# of the frame's function.
 BY_ITS_CALL = "its call"
 
 _MOST_FRAMES = 1024
@@ -52,7 +52,7 @@ class Frame:
     function: first address of its code in the program, or of the fragment that the compiler split
         from it; None where the file does not say.
     registers: its registers at pc.
-    known_by: how its place is known. Frames beyond an inferred one are inferred, too.
+    known_by: how its position is known. Frames beyond an inferred one are inferred, too.
     """
 
     pc: int
@@ -67,7 +67,7 @@ class Frame:
 class Backtrace:
     """The frames of a thread, innermost first.
 
-    ended: why there are no more frames; None where the last one is the thread's first function.
+    ended: why there are no more frames; None if the last one is the thread's first function.
     """
 
     frames: tuple[Frame, ...]
@@ -157,7 +157,7 @@ class _Walk:
             )
             returns = row.registers.get(row.return_register)
             if returns is None:
-                raise Unavailable(f"{module.name} does not say where {function:#x} returns to")
+                raise Unavailable(f"{module.name} does not describe where {function:#x} returns to")
             if returns.kind == unwind.UNDEFINED:
                 return
             self._leave(row, cfa)
