@@ -75,6 +75,19 @@ def test_no_span_is_lost_while_a_signal_handler_runs(server: Server, tmp_path: P
     ]
 
 
+def test_doctor_finds_the_daemon_of_the_target(server: Server) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "virtrace.cli.main", "doctor", "-p", str(server.pid)],
+        env={**os.environ, "VIRTRACE_TARGETS": str(FOLDER)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0
+    answer = f"Tracing works here. Daemon {server.pid}: recipes of your own"
+    assert done.stdout.splitlines()[0] == answer
+    assert f"  ok       {server.folder / NAME}, coroutines 1.2\n" in done.stdout
+
+
 def test_bpftrace_is_refused(server: Server, tmp_path: Path) -> None:
     """It would end the program by SIGILL."""
     done = subprocess.run(

@@ -20,12 +20,10 @@ from virtrace.binary.ctype import (
     Struct,
 )
 from virtrace.errors import Unavailable
-from virtrace.image.memory import PAGE
+from virtrace.image.memory import MAX_STRING, PAGE, read_string
 from virtrace.plan.capture import (
-    MAX_STRING,
     Capture,
     PendingBacktrace,
-    read_string,
 )
 from virtrace.recipe.path import CALLER, parse
 from virtrace.targets import LIBVIRT

@@ -17,7 +17,7 @@ from virtrace.recipe.selection import Limits
 from virtrace.record.check import Check, Section
 from virtrace.record.header import NO_ENGINE, header_record
 from virtrace.record.resolution import resolve_without_gdb
-from virtrace.targets import LIBVIRT
+from virtrace.targets import LIBVIRT, target_of
 from virtrace.targets.hazards import Look
 from virtrace.targets.processes import check_traceable, installed
 from virtrace.trace.format import Header
@@ -75,24 +75,25 @@ def daemon_section(pid: int) -> Section:
         checks.append(Check("problem", error.what, error.remedy))
     try:
         process = inspect(pid)
+        target = target_of(process)
     except TargetError:
         return Section(title, checks)  # check_traceable has reported the same.
-    library = process.module(LIBRARY)
-    if library is None:
-        return Section(title, checks)
-    version = LIBVIRT.version_of(process) or "of unknown version"
+    version = target.version_of(process) or "of unknown version"
     place = place_of(pid)
     where = f", in {place}" if place else ""
-    checks.append(Check("ok", f"{process.exe}, libvirt {version}{where}"))
+    checks.append(Check("ok", f"{process.exe}, {target.name} {version}{where}"))
+    checks += [
+        Check("note", hazard.what, hazard.remedy)
+        for hazard in Look(process, target).hazards(Limits().stop_ms)
+    ]
+    library = process.module(LIBRARY)
+    if library is None:
+        return Section(title, checks, "recipes of your own")
     able, unable = _recipes(process)
     checks.append(Check("ok", f"recipes: {', '.join(able)}"))
     checks += [
         Check("note", f"not {', '.join(names)}: {module} is not loaded")
         for module, names in unable.items()
-    ]
-    checks += [
-        Check("note", hazard.what, hazard.remedy)
-        for hazard in Look(process, LIBVIRT).hazards(Limits().stop_ms)
     ]
     if DRIVER not in LIBVIRT.daemons.get(os.path.basename(process.exe), [DRIVER]):
         checks += _module_checks(process)

@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-# Start and end addresses of writable mappings, ascending.
+# Start and end addresses, ascending.
 Mappings = Sequence[tuple[int, int]]
 
 
@@ -30,7 +30,7 @@ class Stacks:
     threads, of QEMU's coroutines and of most signal handlers are: each has a mapping of its own,
     with a guard page below. Stacks within one mapping, such as two from malloc, count as one.
 
-    read: returns the mappings as they are now; none where they are not known
+    read: returns the mappings as they are now
     """
 
     def __init__(self, read: Callable[[], Mappings]) -> None:

@@ -13,6 +13,9 @@ from typing import Protocol
 from virtrace.errors import Unavailable
 
 PAGE = 4096
+# Bytes. libvirt itself refuses a QMP reply longer than 10 MiB (QEMU_MONITOR_MAX_RESPONSE).
+MAX_STRING = 16 << 20
+MAX_READ = 1 << 20
 
 # Bytes that are copied: of one stack, of all, and below the stack pointer (AMD64 ABI, 3.2.2: the
 # red zone).
@@ -118,3 +121,41 @@ class StackCopier:
                 self._left -= len(data)
                 return MemoryCopy(first, data, is_cut=len(data) < end - first)
         return NO_STACK
+
+
+class Recorded:
+    """A memory of which only pieces were kept: of a page with a string, only the string."""
+
+    def read(self, address: int, size: int) -> bytes:
+        raise NotImplementedError
+
+    def string(self, address: int) -> bytes:
+        """The C string there, without its NUL. Raises: Unavailable where it is incomplete."""
+        raise NotImplementedError
+
+
+def read_string(memory: Memory, address: int) -> bytes:
+    """Read the C string at an address, without its NUL, in few reads, none behind its last page.
+
+    Raises: Unavailable.
+    """
+    if address == 0:
+        raise Unavailable("NULL pointer")
+    if isinstance(memory, Recorded):
+        return memory.string(address)
+    found = bytearray()
+    size = PAGE - address % PAGE
+    while len(found) < MAX_STRING:
+        try:
+            chunk = memory.read(address + len(found), size)
+        except Unavailable:
+            if size <= PAGE:
+                raise
+            size = PAGE
+            continue
+        end = chunk.find(b"\0")
+        if end >= 0:
+            return bytes(found + chunk[:end])
+        found += chunk
+        size = min(size * 2, MAX_READ) // PAGE * PAGE or PAGE
+    raise Unavailable(f"no end of the string within {MAX_STRING >> 20} MiB")

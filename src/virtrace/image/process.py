@@ -244,21 +244,6 @@ def _modules(pid: int, root: str, maps: str) -> Iterable[Module]:
     return found
 
 
-def writable_mappings(pid: int) -> list[tuple[int, int]]:
-    """Start and end addresses of the mappings that a stack can be in, ascending.
-
-    Empty where the process has ended or may not be looked at.
-    """
-    try:
-        with open(f"/proc/{pid}/maps", "rb") as file:
-            maps = file.read(_LARGEST_MAPS)
-    except OSError:
-        return []
-    fields = (line.split(maxsplit=2) for line in maps.splitlines())
-    ranges = (where.split(b"-") for where, permissions, _ in fields if permissions[:2] == b"rw")
-    return [(int(start, 16), int(end, 16)) for start, end in ranges]
-
-
 def can_be_opened(mapped: Path) -> bool:
     """Whether a file in ``map_files`` can be opened. Its file system is not asked: it may hang."""
     try:

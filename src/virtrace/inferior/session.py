@@ -14,7 +14,7 @@ from virtrace.binary.abi import Abi
 from virtrace.engine.stacks import Stacks
 from virtrace.errors import TargetError, Unavailable
 from virtrace.guard.journal import Journal
-from virtrace.image.process import Process, inspect, read_status, writable_mappings
+from virtrace.image.process import Process, inspect, mappings, read_status
 from virtrace.inferior import target
 from virtrace.inferior.backtrace import Backtraces
 from virtrace.inferior.budget import Budget, Switch
@@ -68,7 +68,7 @@ class GdbTrace:
         """warnings: what makes the trace dangerous for the process."""
         self.abi = traced.abi
         self.kernel = Kernel(traced.process.pid, traced.abi)
-        self.stacks = Stacks(partial(writable_mappings, traced.process.pid))
+        self.stacks = Stacks(partial(mappings, traced.process.pid))
         self.started_ns = time.monotonic_ns()
         self._job = job
         self._process = traced.process

@@ -6,10 +6,8 @@ read for a struct, one for each pointer on the way. This module does not need gd
 
 from __future__ import annotations
 
-import math
 import pathlib
 import re
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -25,10 +23,10 @@ from virtrace.binary.ctype import (
     Struct,
     decoder,
     integer,
-    matcher,
 )
 from virtrace.errors import Unavailable
-from virtrace.image.memory import PAGE, Memory
+from virtrace.image.memory import Memory, read_string
+from virtrace.image.structs import ReadStep, largest, not_null, step_to_member
 from virtrace.plan.walk import ToTarget, Way, ways
 from virtrace.recipe.path import (
     CALLER,
@@ -38,72 +36,19 @@ from virtrace.recipe.path import (
     Path,
     Records,
     TypedParams,
-    parse,
 )
-from virtrace.targets import LIBVIRT
-from virtrace.trace.format import Json, text, unavailable
+from virtrace.targets.libvirt.forms import domain_stats, typed_parameters
+from virtrace.trace.format import Json, text
 
 # Bytes of the registers that arguments and results come in.
 REGISTER = 8
-# libvirt itself refuses a QMP reply longer than 10 MiB (QEMU_MONITOR_MAX_RESPONSE).
-MAX_STRING = 16 << 20
-MAX_READ = 1 << 20
-
-# virTypedParameter (include/libvirt/libvirt-common.h), public ABI: a name of 80 bytes, the type,
-# and a union of 8 bytes. By the types' numbers: what the union holds.
-_TYPED = struct.Struct("<80si4x8s")
-_TYPED_KINDS = {1: "i", 2: "I", 3: "q", 4: "Q", 5: "d", 6: "?"}
-_TYPED_STRING = 7
-
-# virDomainStatsRecord (include/libvirt/libvirt-domain.h), public ABI: the domain, its typed
-# parameters, and how many.
-_RECORD = struct.Struct("<QQi4x")
-# A host with more domains than this would take longer than a stop may.
-_MAX_RECORDS = 1000
-
 _CONVERSION = re.compile(rb"%(?:%|(?:\d+\$)?[-+ #0'*.\dhlLqjzt]*[A-Za-z])")
-
-
-class Recorded:
-    """A memory of which pieces were kept: no more can be read of a page than a text's own bytes."""
-
-    def read(self, address: int, size: int) -> bytes:
-        raise NotImplementedError
-
-    def string(self, address: int) -> bytes:
-        """The C string there, without its NUL. Raise Unavailable where it is not known whole."""
-        raise NotImplementedError
 
 
 # The value of an argument, or of RETURN, by name; raises Unavailable.
 Arguments = Callable[[str], int]
 
 
-def read_string(memory: Memory, address: int) -> bytes:
-    """The C string at ``address`` without its NUL, in few reads and none past its last page."""
-    if address == 0:
-        raise Unavailable("NULL pointer")
-    if isinstance(memory, Recorded):
-        return memory.string(address)
-    found = bytearray()
-    size = PAGE - address % PAGE
-    while len(found) < MAX_STRING:
-        try:
-            chunk = memory.read(address + len(found), size)
-        except Unavailable:
-            if size <= PAGE:
-                raise
-            size = PAGE
-            continue
-        end = chunk.find(b"\0")
-        if end >= 0:
-            return bytes(found + chunk[:end])
-        found += chunk
-        size = min(size * 2, MAX_READ) // PAGE * PAGE or PAGE
-    raise Unavailable(f"no end of the string within {MAX_STRING >> 20} MiB")
-
-
-ReadStep = Callable[[Memory, int], int]
 # From the value behind the last step to the value of the capture.
 End = Callable[[Memory, Arguments, int], Json]
 
@@ -157,7 +102,7 @@ class Capture:
                 raise Unavailable(f"{self.path.text}: wants a pointer, and how many there are")
             if not isinstance(self.ways[1].ctype, Integer):
                 raise Unavailable(f"{self.path.text}: wants a number, or a pointer to one")
-            return self._counted(_records if isinstance(form, Records) else _typed)
+            return self._counted(domain_stats if isinstance(form, Records) else typed_parameters)
         if isinstance(ctype, Pointer) and ctype.string:
             if self.ways[0].in_memory:
                 self._steps.append(_loading(ctype.size))
@@ -216,9 +161,9 @@ def _steps(way: Way) -> list[ReadStep]:
         if isinstance(move, ToTarget):
             if move.size:
                 steps.append(_loading(move.size))
-            steps.append(_not_null)
+            steps.append(not_null)
         elif move.struct.checks:
-            steps.append(_proving(move.struct, move.field.name))
+            steps.append(step_to_member(move.struct, move.field.name))
         else:
             steps.append(_adding(move.field.offset))
     return steps
@@ -243,7 +188,7 @@ def _decoding(way: Way, steps: list[ReadStep]) -> End:
         most = largest(ctype)
         return lambda memory, _, address: Unconfirmed(ctype, memory.read(address, most))
     if isinstance(ctype, Struct) and ctype.checks:
-        steps.append(_proving(ctype, None))
+        steps.append(step_to_member(ctype, None))
     return lambda memory, _, address: value_of(memory.read(address, size))
 
 
@@ -266,78 +211,6 @@ def _unconfirmed(file: pathlib.Path, raw: bytes) -> Unconfirmed:
     struct = layouts.read(file)
     assert isinstance(struct, Struct)
     return Unconfirmed(struct, raw)
-
-
-def largest(struct: Struct) -> int:
-    return max(layout.size for layout in (struct, *struct.alternatives))
-
-
-def _not_null(_: Memory, address: int) -> int:
-    if address == 0:
-        raise Unavailable("NULL pointer")
-    return address
-
-
-def _proving(struct: Struct, member: str | None) -> ReadStep:
-    """The step to ``member`` by the one layout that the memory agrees with."""
-    matching, size = matcher(struct), largest(struct)
-
-    def step(memory: Memory, address: int) -> int:
-        layouts = matching(memory.read(address, size))
-        if len(layouts) != 1:
-            raise Unavailable(
-                f"{len(layouts)} of {1 + len(struct.alternatives)} known layouts of "
-                f"{struct.name} fit what is there"
-            )
-        field = layouts[0].member(member) if member else None
-        return address + (field.offset if field else 0)
-
-    return step
-
-
-def _typed(memory: Memory, address: int, count: int) -> Json:
-    """An array of virTypedParameter, as an object by their names."""
-    if address == 0:
-        raise Unavailable("NULL pointer: only how many there are was asked for")
-    if not 0 <= count <= MAX_READ // _TYPED.size:
-        raise Unavailable(f"implausible count of typed parameters: {count}")
-    found: dict[str, Json] = {}
-    for field, kind, value in _TYPED.iter_unpack(memory.read(address, count * _TYPED.size)):
-        name, end, _ = field.partition(b"\0")
-        if not (end and name.isascii() and name.decode("ascii").isprintable() and name):
-            raise Unavailable("what is there is no array of typed parameters")
-        found[name.decode("ascii")] = _typed_value(memory, kind, value)
-    return found
-
-
-def _records(memory: Memory, address: int, count: int) -> Json:
-    """What ``address`` points to: an array of pointers to records; an object by domain."""
-    if not 0 <= count <= _MAX_RECORDS:
-        raise Unavailable(f"{count} records of domains are not read")
-    array = _not_null(memory, integer(memory.read(_not_null(memory, address), REGISTER)))
-    found: dict[str, Json] = {}
-    for (record,) in struct.iter_unpack("<Q", memory.read(array, count * REGISTER)):
-        raw = memory.read(_not_null(memory, record), _RECORD.size)
-        domain, params, nparams = _RECORD.unpack(raw)
-        name = _DOMAIN_NAME.run(memory, {"domain": domain}.__getitem__)
-        if not isinstance(name, str):
-            raise Unavailable("the name of a domain is no text")
-        found[name] = _typed(memory, params, nparams) if nparams else {}
-    return found
-
-
-def _typed_value(memory: Memory, kind: int, raw: bytes) -> Json:
-    if kind == _TYPED_STRING:
-        try:
-            return text(read_string(memory, integer(raw)))
-        except Unavailable as why:
-            return unavailable(str(why))
-    if kind not in _TYPED_KINDS:
-        raise Unavailable(f"no typed parameter has the type {kind}")
-    (value,) = struct.unpack_from("<" + _TYPED_KINDS[kind], raw)
-    if isinstance(value, float) and not math.isfinite(value):
-        return unavailable(f"{value} is no number of JSON")
-    return value
 
 
 def _pending(read: Callable[[], Json]) -> PendingBacktrace:
@@ -363,6 +236,3 @@ def _filled(template: bytes, memory: Memory, filler: int) -> Json:
 
 def _conversions(template: bytes) -> list[bytes]:
     return [found for found in _CONVERSION.findall(template) if found != b"%%"]
-
-
-_DOMAIN_NAME = Capture(parse("domain->name"), {"domain": LIBVIRT.type_named("virDomain *")})

@@ -22,8 +22,9 @@ from virtrace.binary import x86_64
 from virtrace.binary.ctype import Pointer, Struct
 from virtrace.binary.pack import Constant, InRegister, Nowhere, OnStack, Place
 from virtrace.errors import TargetError, Unavailable
+from virtrace.image.structs import largest
 from virtrace.plan.arguments import ByConvention, ByOperands, ByPlaces, ByProof
-from virtrace.plan.capture import REGISTER, Capture, largest
+from virtrace.plan.capture import REGISTER, Capture
 from virtrace.plan.file import StoredPlan, write
 from virtrace.plan.model import (
     AnySite,

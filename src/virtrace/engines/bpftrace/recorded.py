@@ -20,7 +20,8 @@ from virtrace.binary import given, x86_64
 from virtrace.engine.output import Output
 from virtrace.engines.bpftrace.program import HEARTBEAT_MS, REGISTERS, probe_argument
 from virtrace.errors import TraceError, Unavailable
-from virtrace.plan.capture import REGISTER, Recorded
+from virtrace.image.memory import Recorded
+from virtrace.plan.capture import REGISTER
 from virtrace.plan.file import MAX_BYTES, StoredPlan, read
 from virtrace.plan.model import AnySite, PointSite, ReturnPointSite, SpanSite, StaticProbeSite
 from virtrace.record.job import Job
