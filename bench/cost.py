@@ -151,6 +151,8 @@ def p99(values: Sequence[float]) -> float:
 
 
 class Bench:
+    """The two clients of a lab, and the rounds in which contestants take their turn."""
+
     def __init__(self, lab: Lab, folder: Path, calls: int) -> None:
         self.lab = lab
         self.folder = folder

@@ -77,6 +77,12 @@ def _changed(document: Any, rng: Random) -> Any:
             break
     if holder is None:
         return odd(rng)
+    _change(holder, key, rng)
+    return document
+
+
+def _change(holder: Any, key: Any, rng: Random) -> None:
+    place = holder[key]
     kind = rng.random()
     if kind < 0.15:
         del holder[key]
@@ -95,7 +101,6 @@ def _changed(document: Any, rng: Random) -> Any:
     else:
         like = [odd for odd in ODD if type(odd) is type(place)]
         holder[key] = copy.deepcopy(rng.choice(like if like and rng.random() < 0.6 else ODD))
-    return document
 
 
 def _many(place: Any, rng: Random) -> Any:

@@ -66,6 +66,8 @@ class Abi:
 
 
 class Elf(Protocol):
+    """A file that names its machine, as pyelftools and `ElfFile` do."""
+
     @property
     def machine(self) -> str: ...
 

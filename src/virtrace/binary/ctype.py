@@ -23,6 +23,8 @@ class Integer:
 
 @dataclass(frozen=True)
 class Boolean:
+    """A C `bool`. size: in bytes."""
+
     size: int = 1
 
 
@@ -48,6 +50,8 @@ class Code:
 
 @dataclass(frozen=True)
 class Array:
+    """A C array. count: of its elements."""
+
     element: CType
     count: int
 
@@ -66,6 +70,8 @@ class Opaque:
 
 @dataclass(frozen=True)
 class Field:
+    """A member of a struct. offset: in bytes from the start of the struct."""
+
     name: str
     offset: int
     type: CType

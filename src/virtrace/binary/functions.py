@@ -11,14 +11,14 @@ import re
 import struct
 import sys
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 
 from virtrace.binary import abi, x86_64
-from virtrace.binary.elf import ElfFile, Section
+from virtrace.binary.elf import ElfFile, Section, Symbol
 from virtrace.binary.unwind import NotUnderstood, UnwindTable, unwind_table
 from virtrace.errors import TargetError
 
@@ -165,17 +165,7 @@ class Functions:
         symbols = [*self._elf.symbols()]
         # Pointers that the loader fills in: of driver tables, callbacks, virtual methods.
         self._pointers = set(self._relative_pointers(data.get(".relr.dyn", b"")))
-        slots: dict[int, int] = {}
-        if any(len(data.get(name, b"")) > _MOST_RELOCATIONS * _RELA.size for name in _RELOCATIONS):
-            raise ValueError("more relocations than a library has")
-        for name in _RELOCATIONS:
-            for place, kind, symbol, addend in _RELA.iter_unpack(data.get(name, b"")):
-                if kind == x86_64.RELATIVE:
-                    self._pointers.add(addend)
-                elif kind == x86_64.ABSOLUTE:
-                    self._pointers.add(symbols[symbol].address + addend)
-                elif kind in (x86_64.GLOB_DAT, x86_64.JUMP_SLOT):
-                    slots[place] = symbol
+        slots = self._relocated(data, symbols)
         ways: dict[int, set[int]] = {}
         for place, symbol in slots.items():
             ways.setdefault(symbol, set()).add(place)
@@ -194,6 +184,21 @@ class Functions:
                 targets = targets | {symbol_.address}
                 self._exports.setdefault(symbol_.address, []).append(symbol_.name)
             self._targets.setdefault(symbol_.name, set()).update(targets)
+
+    def _relocated(self, data: Mapping[str, bytes], symbols: Sequence[Symbol]) -> dict[int, int]:
+        """Add the pointers that relocations fill in; return the symbol's index by the slot."""
+        slots: dict[int, int] = {}
+        if any(len(data.get(name, b"")) > _MOST_RELOCATIONS * _RELA.size for name in _RELOCATIONS):
+            raise ValueError("more relocations than a library has")
+        for name in _RELOCATIONS:
+            for place, kind, symbol, addend in _RELA.iter_unpack(data.get(name, b"")):
+                if kind == x86_64.RELATIVE:
+                    self._pointers.add(addend)
+                elif kind == x86_64.ABSOLUTE:
+                    self._pointers.add(symbols[symbol].address + addend)
+                elif kind in (x86_64.GLOB_DAT, x86_64.JUMP_SLOT):
+                    slots[place] = symbol
+        return slots
 
     def _stubs(self, table: str) -> Iterator[tuple[int, int]]:
         """Each stub of a procedure linkage table, and the slot that it jumps through."""

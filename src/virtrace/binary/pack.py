@@ -32,6 +32,8 @@ CACHE = "packs"
 
 @dataclass(frozen=True)
 class InRegister:
+    """What the register of this name holds now."""
+
     name: str
 
 
@@ -51,11 +53,15 @@ class OnStack:
 
 @dataclass(frozen=True)
 class Constant:
+    """A value that the compiler computed."""
+
     value: int
 
 
 @dataclass(frozen=True)
 class Nowhere:
+    """No place that can be read. why: the reason, for the user."""
+
     why: str
 
 
@@ -90,6 +96,12 @@ class Body:
 
 @dataclass(frozen=True)
 class Function:
+    """A function of debug info.
+
+    bodies: its machine code; more than one if the compiler cloned it.
+    inlined_into: the functions that have a copy of it inlined.
+    """
+
     returns: CType
     bodies: Sequence[Body]
     inlined_into: Sequence[str]

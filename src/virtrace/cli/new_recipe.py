@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -189,31 +189,39 @@ def _callees(method: _Method) -> tuple[list[_Noted], list[str]]:
         else:
             noted = _Noted(_span(Prototype(callee.name, "void", ()), driver))
         found.setdefault(noted.span.name, noted)
-    spans = [*found.values()]
-    method_name = method.noted.span.function
-    left = []
-    if len(spans) > MAX_CALLEES:
+    common = [name for name in common if name.startswith(_TELLING)]
+    left = _left_out(method.noted.span.function, found, unclear, imported, common)
+    return [*found.values()][:MAX_CALLEES], [*left]
+
+
+def _left_out(
+    method_name: str,
+    found: Mapping[str, _Noted],
+    unclear: Sequence[str],
+    imported: Sequence[str],
+    common: Sequence[str],
+) -> Iterator[str]:
+    if len(found) > MAX_CALLEES:
         rest = ", ".join([*found][MAX_CALLEES:])
-        left.append(f"{method_name} calls more: {rest}.")
-    if any(noted.span.prototype == Prototype(noted.span.function, "void", ()) for noted in spans):
-        left.append(
+        yield f"{method_name} calls more: {rest}."
+    spans = [noted.span for noted in found.values()]
+    if any(span.prototype == Prototype(span.function, "void", ()) for span in spans):
+        yield (
             "Spans `void NAME(void)` are of functions whose declaration is not known here: they "
             "show when, and how long. Their arguments can be written into the prototype."
         )
     if unclear:
-        left.append(
+        yield (
             f"Static functions that {method_name} calls and that no exported function that they "
             f"call tells from others: {', '.join(unclear)}."
         )
     if imported:
-        left.append(
+        yield (
             f"{method_name} also calls, of libvirt.so.0: {', '.join(imported)}. A span for one of "
             "these: `prototype: void NAME(void)`, `module: libvirt.so.0`."
         )
-    common = [name for name in common if name.startswith(_TELLING)]
     if common:
-        left.append(f"It calls {', '.join(common)}, too, as much else does.")
-    return spans[:MAX_CALLEES], left
+        yield f"It calls {', '.join(common)}, too, as much else does."
 
 
 def _static(callee: Callee, declared: Declared | None, method: _Method) -> _Noted | None:
@@ -351,11 +359,9 @@ def captures(prototype: Prototype) -> tuple[dict[str, str], dict[str, str]]:
             enter[name] = name
         elif type_ == "virDomain *":
             enter.setdefault("domain", f"{name}->name")
-        elif type_ == "virTypedParameter *" and following is not None:
-            if following.type == "int":
-                enter[name] = f"typed({name}, {following.name})"
-            elif following.type == "int *":
-                exit_[name] = f"typed({name}, {following.name})"
+        elif type_ == "virTypedParameter *" and following and following.type in ("int", "int *"):
+            side = enter if following.type == "int" else exit_
+            side[name] = f"typed({name}, {following.name})"
         elif type_ == "virDomainStatsRecord ***" and prototype.returns == "int":
             exit_[name] = f"records({name}, {path.RETURN})"
         elif isinstance(ctype, Pointer) and _is_read(type_[:-1].strip()):

@@ -24,6 +24,8 @@ _SYMBOL = re.compile(r"(?P<name>\S+)(?: \+ (?P<offset>\d+))? in section ")
 
 
 class Backtraces:
+    """Backtraces of the threads of a stopped process, from its unwind tables."""
+
     def __init__(self, process: Process, plan: Plan, packs: Mapping[str, Pack]) -> None:
         """All that needs no stopped process is read here. packs: by name of the module."""
         self._modules = process.modules

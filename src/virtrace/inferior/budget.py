@@ -28,6 +28,8 @@ class Switch(NamedTuple):
 
 
 class Budget:
+    """How long calls and threads were held, and which probes are switched off beyond the limits."""
+
     def __init__(self, limits: Limits, recipe: Recipe) -> None:
         self._limits = limits
         self._asked = {point.name: point.answers.point for point in recipe.points if point.answers}

@@ -175,6 +175,8 @@ class Probe(gdb.Breakpoint):
 
 
 class EntryProbe(Probe):
+    """A breakpoint at the entry of a function."""
+
     def __init__(
         self, session: Session, site: SpanSite | ReturnPointSite, base: int, switch: Switch
     ) -> None:
@@ -204,6 +206,8 @@ class ReturnProbe(Probe):
 
 
 class PointProbe(Probe):
+    """A breakpoint at a static probe, or at the entry of a function that is a point."""
+
     def __init__(self, session: Session, site: PointSite, base: int, switch: Switch) -> None:
         super().__init__(session, f"*{base + site.address:#x}", (base + site.address,), {switch})
         self.at_entry = site.at_entry
@@ -239,6 +243,8 @@ class StaticProbe(Probe):
 
 
 class LineProbe(Probe):
+    """A breakpoint at a source line."""
+
     def __init__(self, session: Session, site: LineSite, base: int, switch: Switch) -> None:
         self._pc = base + site.address
         super().__init__(session, f"*{self._pc:#x}", (self._pc,), {switch})

@@ -48,6 +48,8 @@ class Thread(Protocol):
 
 
 class ArgumentSource(Protocol):
+    """A way to find the arguments of a function, or of a static probe."""
+
     def reader(
         self, thread: Thread, caller: TracedCaller | None, entered: Entered | None
     ) -> Arguments:

@@ -243,6 +243,21 @@ class _Node:
         return "nothing" if self._node.tag == _NULL else path.shortened(self._node.value)
 
 
+def _require_a_beginning(
+    root: _Node, keys: Mapping[str, _Node], spans: Sequence[Span], points: Sequence[Point]
+) -> None:
+    if not any(span.root for span in spans):
+        if spans:
+            keys["spans"].fail(
+                "no span is a root", "mark the API function that starts a call with `root: true`"
+            )
+        if not any(point.anywhere for point in points):
+            root.fail(
+                "nothing would be recorded: there is no span, and no point is recorded anywhere",
+                "add `spans:` with a root, `use_anywhere:`, or `anywhere: true` to a point",
+            )
+
+
 def _recipe(root: _Node) -> Recipe:
     keys = root.mapping(
         {"virtrace", "name", "about", "try"},
@@ -269,16 +284,7 @@ def _recipe(root: _Node) -> Recipe:
     all_points = [(node, [_with_role(point, asked) for point in some]) for node, some in all_points]
     spans = [span for _, some in all_spans for span in some]
     points = [point for _, some in all_points for point in some]
-    if not any(span.root for span in spans):
-        if spans:
-            keys["spans"].fail(
-                "no span is a root", "mark the API function that starts a call with `root: true`"
-            )
-        if not any(point.anywhere for point in points):
-            root.fail(
-                "nothing would be recorded: there is no span, and no point is recorded anywhere",
-                "add `spans:` with a root, `use_anywhere:`, or `anywhere: true` to a point",
-            )
+    _require_a_beginning(root, keys, spans, points)
     recipe = Recipe(
         name=keys["name"].name(_FILE_NAME),
         about=keys["about"].text().strip(),
@@ -500,6 +506,14 @@ def _points(node: _Node) -> Iterator[Point]:
         yield _point(where, keys)
 
 
+def _answer(node: _Node) -> Answer:
+    keys = node.mapping({"point", "by"})
+    by = tuple(value.text() for value in keys["by"].sequence(MAX_VALUES))
+    if not by:
+        keys["by"].fail("found nothing to answer by", "name values, such as [mon, json.id]")
+    return Answer(keys["point"].text(), by)
+
+
 def _point(node: _Node, keys: Mapping[str, _Node]) -> Point:
     at_return = False
     usdt = None
@@ -529,13 +543,7 @@ def _point(node: _Node, keys: Mapping[str, _Node]) -> Point:
     if usdt is None:
         known |= {path.CALLER, path.RETURN} if at_return else {path.CALLER}
     captures = _captures(keys.get("capture"), known)
-    answers = None
-    if "answers" in keys:
-        answer = keys["answers"].mapping({"point", "by"})
-        by = tuple(value.text() for value in answer["by"].sequence(MAX_VALUES))
-        if not by:
-            answer["by"].fail("found nothing to answer by", "name values, such as [mon, json.id]")
-        answers = Answer(answer["point"].text(), by)
+    answers = _answer(keys["answers"]) if "answers" in keys else None
     json = keys["json"].text() if "json" in keys else None
     if json is not None and (json not in captures or "json" in captures):
         keys["json"].fail(

@@ -84,24 +84,32 @@ class Caller:
 
 @dataclass(frozen=True)
 class Format:
+    """`format(template, filler)`: a message whose one `%s` is filled in."""
+
     template: Chain
     filler: Chain
 
 
 @dataclass(frozen=True)
 class TypedParams:
+    """`typed(array, count)`: an array of typed parameters, by their names."""
+
     array: Chain
     count: Chain
 
 
 @dataclass(frozen=True)
 class Records:
+    """`records(array, count)`: an array of statistics records, one a domain."""
+
     array: Chain
     count: Chain
 
 
 @dataclass(frozen=True)
 class Backtrace:
+    """`backtrace(thread)`: the frames of a thread. thread: its id in the kernel."""
+
     thread: Chain
 
 

@@ -28,6 +28,8 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Prototype:
+    """The declaration of a function, with its types as C writes them."""
+
     name: str
     returns: str
     parameters: tuple[Parameter, ...]

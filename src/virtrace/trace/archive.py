@@ -110,11 +110,16 @@ class Bundle:
             if not is_folder:
                 names.add(name)
                 yield name, member
-            # What nobody wanted of it.
-            while member.read(_LONGEST_FILL):
-                pass
-            if len(self.stream.read(-size % _BLOCK)) < -size % _BLOCK:
-                raise _NotABundle("it ends in the middle")
+            self._skip_rest(member, -size % _BLOCK)
+        self._check_end()
+
+    def _skip_rest(self, member: Member, fill: int) -> None:
+        while member.read(_LONGEST_FILL):
+            pass
+        if len(self.stream.read(fill)) < fill:
+            raise _NotABundle("it ends in the middle")
+
+    def _check_end(self) -> None:
         # To its end, for the checksum: tars fill up with zeros.
         if self.stream.read(_LONGEST_FILL).strip(b"\0") or self.stream.read(1):
             raise _NotABundle("there is more after its end")

@@ -92,10 +92,9 @@ class _Word:
             return word
         if word.count("=") > DEEPEST:
             return names.add("text", word)
-        if self._verb or word in PROGRAMS:
-            folder, slash, name = word.rpartition("/")
-            if name in PROGRAMS or COMMON_NAME.fullmatch(name):
-                return redact_path(names, folder) + slash + name if slash else name
+        folder, slash, name = word.rpartition("/")
+        if self._is_program(word, name):
+            return redact_path(names, folder) + slash + name if slash else name
         if word.startswith("-"):
             return self._option(word)
         if " " in word and (self._before == "-c" or self._strict):
@@ -110,6 +109,10 @@ class _Word:
         if self._strict and not (self._verb and words.is_name(word)):
             return self._redactor.unknown(word, self._context)
         return self._redactor.name(word, self._context)
+
+    def _is_program(self, word: str, name: str) -> bool:
+        possible = self._verb or word in PROGRAMS
+        return possible and (name in PROGRAMS or COMMON_NAME.fullmatch(name) is not None)
 
     def _option(self, word: str) -> str:
         option, equals, value = word.partition("=")

@@ -158,18 +158,16 @@ class Texts:
             return redact_command(self, text, context)
         if kind == "argument":
             return redact_arguments(self, [text], context, strict=False)[0]
-        if kind in ("name", "id"):
+        if kind in ("name", "id") or (kind == "place" and "/" not in text):
             return self.name(text, context)
         if kind == "code":
             is_name = context.of_c and IDENTIFIER.fullmatch(text)
             return text if is_name else self._untyped(text, "", context)
         if kind == "source" and context.of_c and CODE.fullmatch(text):
             return text
-        if kind == "place" and "/" not in text:
-            return self.name(text, context)
+        if kind == "disk" and TARGET.fullmatch(text):
+            return text
         if kind == "disk":
-            if TARGET.fullmatch(text):
-                return text
             return self._shaped(text, context) or redact_place(self, text, context)
         if kind in ("place", "source"):
             return redact_place(self, text, context)

@@ -15,6 +15,8 @@ from virtrace.record.job import Job
 
 
 class BpftraceEngine:
+    """Traces by uprobes of the kernel, which bpftrace sets."""
+
     name = title = "bpftrace"
     refuses = REFUSED
 

@@ -268,15 +268,7 @@ class Lines:
         elif what in ("e", "p", "u", "r"):
             self._whole(what, words)
         elif what == "h":
-            cpu, now = _numbers(words)
-            if cpu >= _MAX_CPUS:
-                raise ValueError("no such processor")
-            self.beats[cpu] = now
-            self.rounds[cpu] += 1
-            # All processors have come as soon as one comes for the third time. One that was
-            # interrupted while it printed may be a little late.
-            if self.rounds[cpu] > 2:
-                self._hand_over(min(self.beats.values()) - HEARTBEAT_MS * 1_000_000)
+            self._beat(words)
         elif what == "ready":
             self.ready.add(words[0])
         elif what == "virtrace":
@@ -285,16 +277,30 @@ class Lines:
                 raise ValueError(rest)
             self.started = Started(now, epoch, pid)
         elif what == "plan":
-            self._coded.append(rest)
-            self._coded_size += len(rest)
-            if self._coded_size > MAX_BYTES:
-                raise _no_plan("it is too long")
+            self._add_to_plan(rest)
         elif what == "planned":
             self._planned()
         elif what == "end":
             self.ended = True
         else:
             raise ValueError(what)
+
+    def _beat(self, words: Sequence[str]) -> None:
+        cpu, now = _numbers(words)
+        if cpu >= _MAX_CPUS:
+            raise ValueError("no such processor")
+        self.beats[cpu] = now
+        self.rounds[cpu] += 1
+        # All processors have come as soon as one comes for the third time. One that was
+        # interrupted while it printed may be a little late.
+        if self.rounds[cpu] > 2:
+            self._hand_over(min(self.beats.values()) - HEARTBEAT_MS * 1_000_000)
+
+    def _add_to_plan(self, coded: str) -> None:
+        self._coded.append(coded)
+        self._coded_size += len(coded)
+        if self._coded_size > MAX_BYTES:
+            raise _no_plan("it is too long")
 
     def _planned(self) -> None:
         if self.plan is not None:

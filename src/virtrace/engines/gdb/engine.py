@@ -23,6 +23,8 @@ from virtrace.record.job import Job
 
 
 class GdbEngine:
+    """Traces by breakpoints of GDB."""
+
     name = "gdb"
     title = "GDB"
     refuses: Mapping[str, str] = MappingProxyType({})
