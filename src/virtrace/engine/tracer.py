@@ -290,7 +290,7 @@ class Tracer:
                 self._lost(t_ns, spans.pop(), why)
 
     def finish(self, t_ns: int, why: str) -> None:
-        """The trace ends: what is still open never returns as far as it can tell."""
+        """End the trace: emit `lost` for every span that is still open."""
         for spans in self._stacks.values():
             for opened in reversed(spans):
                 self._lost(t_ns, opened, why)

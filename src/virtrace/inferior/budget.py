@@ -1,4 +1,7 @@
-"""How long the process may be kept standing, and what gives way. Does not need gdb."""
+"""The budget of a trace: how long threads may be stopped, and which probe is switched off.
+
+Does not need gdb.
+"""
 
 from __future__ import annotations
 
