@@ -452,7 +452,7 @@ def test_a_log_that_is_missing_is_told_without_the_name_of_the_guest(seeded: See
     finally:
         away.rename(log)
     absent = json.loads(files["virtrace-bundle/MANIFEST.json"])["absent"]
-    assert [each["why"] for each in absent] == ["the log is not there"]
+    assert [each["why"] for each in absent] == ["there is no log"]
     assert occurrences(files, MAIN) == []
     assert b"\\303" not in b"".join(files.values())
 
@@ -471,4 +471,4 @@ def test_of_another_daemon_nothing_is_asked(seeded: Seeded) -> None:
     manifest = json.loads(files["virtrace-bundle/MANIFEST.json"])
     reasons = {each["why"] for each in manifest["absent"]}
     assert len(reasons) == 1
-    assert "is no daemon of the build that was traced" in reasons.pop()
+    assert "is not a daemon of the build that was traced" in reasons.pop()

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,7 +57,20 @@ REPEATED = [
     ),
     *("🚑", "\u0300", "-a ", "--a=", "sudo ", "set_password ", "(", "word ", "iqn.", "domain '"),
 ]
+
+
+def nested(levels: int, texts: int) -> str:
+    """JSON of so many levels, in the texts of which there is such JSON again."""
+    document: Any = [1]
+    for _ in range(texts):
+        for _ in range(levels):
+            document = [document]
+        document = json.dumps(document)
+    return str(document)
+
+
 ODD = [
+    *(nested(600, 1), nested(140, 5), nested(20, 9)),
     *("\ud800", "\x00\x1b[2J", "\ud800://\ud800:\ud800@\ud800/\ud800?\ud800=\ud800", "nbd://[::1"),
     *("<a b='\x00'/>", "<!DOCTYPE a [<!ENTITY b 'c'>]><a>&b;</a>", "a = \"\"\"\n", "a = '"),
     *("%ff%00", "nbd://%ff%fe/%00", "1" * 5000, "-1" * 9, "{" * 5000, '"\\ud800"', "1.1.1.1%"),

@@ -44,7 +44,7 @@ class Programs:
             raise Unavailable(f"{name} cannot be given a name with a NUL byte")
         seconds = min(_SECONDS_EACH, self.deadline - time.monotonic())
         if seconds <= 0:
-            raise Unavailable("the seconds for all questions to the host were over")
+            raise Unavailable("the time for all programs of the host is over")
         process: subprocess.Popen[bytes] = subprocess.Popen(
             [program, *encoded],
             stdin=subprocess.DEVNULL,

@@ -17,7 +17,7 @@ class Context:
 
     of_c: whether keys are names of C and of the recipe, which stay; otherwise they are QMP's or
     others', and only known ones stay.
-    depth: number of texts that it is inside of.
+    depth: number of texts, and of levels of JSON in them, that it is inside of.
     """
 
     of_c: bool = False
@@ -26,8 +26,8 @@ class Context:
     def keys(self, *, of_c: bool) -> Context:
         return self if of_c is self.of_c else replace(self, of_c=of_c)
 
-    def deeper(self) -> Context:
-        return replace(self, depth=self.depth + 1)
+    def deeper(self, levels: int = 1) -> Context:
+        return replace(self, depth=self.depth + levels)
 
 
 class Names(Protocol):
