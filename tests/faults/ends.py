@@ -192,7 +192,7 @@ def hook_raises(hook: str, lab: Lab, folder: Path) -> Ended:
     """It says so, and the trace ends."""
     output = folder / "t.jsonl"
     where, times = HOOKS[hook]
-    command = gdb_command("start blockinfo")
+    command = gdb_command("virtrace start blockinfo")
     at = command.index("-ex")
     tracing = _begun(
         [*command[:at], "-x", str(_SCRIPT), *command[at:]],

@@ -60,7 +60,7 @@ def look(process: subprocess.Popen[str], folder: Path) -> tuple[int, str]:
     assert process.stdout.readline() == "mapped\n"
     try:
         done = subprocess.run(
-            command("check blockinfo"),
+            command("virtrace check blockinfo"),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

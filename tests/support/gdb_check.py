@@ -14,7 +14,7 @@ from virtrace.trace.format import Header
 def checked_by_gdb(recipe: str, pid: int) -> Header:
     """The header that a trace of the process by GDB would have."""
     done = subprocess.run(
-        command(f"check {recipe}"),
+        command(f"virtrace check {recipe}"),
         env={**os.environ, "VIRTRACE_PID": str(pid)},
         capture_output=True,
         text=True,

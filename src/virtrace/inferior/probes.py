@@ -28,8 +28,8 @@ from virtrace.plan.model import (
 )
 
 
-class Session(Protocol):
-    """What a probe needs of the session that runs it."""
+class ProbeHost(Protocol):
+    """What a probe needs of the trace that runs it."""
 
     abi: Abi
     kernel: Kernel
@@ -57,15 +57,15 @@ class Session(Protocol):
 class StoppedThread:
     """The thread that met a probe, as the tracer sees it (tracer.Stop)."""
 
-    def __init__(self, session: Session, probe: Probe, t_ns: int) -> None:
+    def __init__(self, host: ProbeHost, probe: Probe, t_ns: int) -> None:
         self.t_ns = t_ns
-        self.memory: Memory = session.kernel.memory
+        self.memory: Memory = host.kernel.memory
         self.tid = gdb.selected_thread().ptid[1]
-        self._registers = session.kernel.registers(self.tid)
-        self._abi = session.abi
+        self._registers = host.kernel.registers(self.tid)
+        self._abi = host.abi
         self._probe = probe
         self.sp = self.register(self._abi.stack_pointer)
-        self.stack = session.stacks.number(self.tid, self.sp)
+        self.stack = host.stacks.number(self.tid, self.sp)
 
     @cached_property
     def frame(self) -> gdb.Frame:
@@ -120,7 +120,7 @@ class StoppedThread:
 
 
 class Probe(gdb.Breakpoint):
-    """Never stops but to let the session act; what goes wrong in it ends the trace.
+    """Never stops but to let the host act; what goes wrong in it ends the trace.
 
     addresses: in the process. switches: it is of use as long as one of these is on.
     """
@@ -130,7 +130,7 @@ class Probe(gdb.Breakpoint):
 
     def __init__(
         self,
-        session: Session,
+        host: ProbeHost,
         location: str,
         addresses: Sequence[int],
         switches: set[Switch],
@@ -141,7 +141,7 @@ class Probe(gdb.Breakpoint):
             raise TargetError(
                 f"GDB found no place for {location}", "`virtrace doctor` says what may be missing"
             )
-        self._session = session
+        self._host = host
         self.addresses = addresses
         self.switches = switches
         self.silent = True
@@ -153,7 +153,7 @@ class Probe(gdb.Breakpoint):
     @cached_property
     def reads_result(self) -> bool:
         """Whether the code after a call reads an `int` result."""
-        pattern = self._session.abi.reads_result
+        pattern = self._host.abi.reads_result
         # By GDB, which leaves its own breakpoint out.
         code = InferiorMemory().read(gdb.newest_frame().pc(), 3)
         return pattern is not None and bool(pattern.match(code))
@@ -161,16 +161,16 @@ class Probe(gdb.Breakpoint):
     def stop(self) -> bool:
         now = time.monotonic_ns()
         try:
-            self._session.stopping()
-            thread = StoppedThread(self._session, self, now - self._session.started_ns)
+            self._host.stopping()
+            thread = StoppedThread(self._host, self, now - self._host.started_ns)
             act = self.met(thread)
-            return self._session.stopped(now, min(self.switches), thread.tid) or act
+            return self._host.stopped(now, min(self.switches), thread.tid) or act
         except Exception as error:
-            self._session.failed(now, error)
+            self._host.failed(now, error)
             return True
 
     def met(self, thread: StoppedThread) -> bool:
-        """Record. True: the session has something to do that only a stopped process allows."""
+        """Record. True: the host has something to do that only a stopped process allows."""
         raise NotImplementedError
 
 
@@ -178,57 +178,57 @@ class EntryProbe(Probe):
     """A breakpoint at the entry of a function."""
 
     def __init__(
-        self, session: Session, site: SpanSite | ReturnPointSite, base: int, switch: Switch
+        self, host: ProbeHost, site: SpanSite | ReturnPointSite, base: int, switch: Switch
     ) -> None:
-        super().__init__(session, f"*{base + site.address:#x}", (base + site.address,), {switch})
+        super().__init__(host, f"*{base + site.address:#x}", (base + site.address,), {switch})
         self.at_entry = site.at_entry
         self._site = site
 
     def met(self, thread: StoppedThread) -> bool:
-        self._session.hit(self._site.probe)
+        self._host.hit(self._site.probe)
         pc, sp = thread.return_to()
-        if not self._session.tracer.enter(self._site, thread, pc, sp):
+        if not self._host.tracer.enter(self._site, thread, pc, sp):
             return False
         (switch,) = self.switches
-        return self._session.wants_return_at(pc, switch)
+        return self._host.wants_return_at(pc, switch)
 
 
 class ReturnProbe(Probe):
     """At a place where traced functions return to. Kept: the same call site serves every call."""
 
-    def __init__(self, session: Session, pc: int, switches: set[Switch]) -> None:
-        super().__init__(session, f"*{pc:#x}", (pc,), switches)
+    def __init__(self, host: ProbeHost, pc: int, switches: set[Switch]) -> None:
+        super().__init__(host, f"*{pc:#x}", (pc,), switches)
         self._pc = pc
 
     def met(self, thread: StoppedThread) -> bool:
-        self._session.tracer.leave(self._pc, thread)
+        self._host.tracer.leave(self._pc, thread)
         return False
 
 
 class PointProbe(Probe):
     """A breakpoint at a static probe, or at the entry of a function that is a point."""
 
-    def __init__(self, session: Session, site: PointSite, base: int, switch: Switch) -> None:
-        super().__init__(session, f"*{base + site.address:#x}", (base + site.address,), {switch})
+    def __init__(self, host: ProbeHost, site: PointSite, base: int, switch: Switch) -> None:
+        super().__init__(host, f"*{base + site.address:#x}", (base + site.address,), {switch})
         self.at_entry = site.at_entry
         self._site = site
 
     def met(self, thread: StoppedThread) -> bool:
-        self._session.hit(self._site.probe)
-        self._session.tracer.point(self._site, thread)
+        self._host.hit(self._site.probe)
+        self._host.tracer.point(self._site, thread)
         return False
 
 
 class StaticProbe(Probe):
     """At every place of a static probe, which GDB finds by itself."""
 
-    def __init__(self, session: Session, site: StaticProbeSite, base: int, switch: Switch) -> None:
+    def __init__(self, host: ProbeHost, site: StaticProbeSite, base: int, switch: Switch) -> None:
         location = f"-probe-stap {site.provider}:{site.name}"
         addresses = [base + address for address in site.addresses]
-        super().__init__(session, location, addresses, {switch})
+        super().__init__(host, location, addresses, {switch})
         self._site = site
         self._operands = {
-            base + address: [*map(session.abi.operand, texts)]
+            base + address: [*map(host.abi.operand, texts)]
             for address, texts in site.arguments.operands.items()
         }
 
@@ -237,47 +237,47 @@ class StaticProbe(Probe):
         return operands[index] if index < len(operands) else None
 
     def met(self, thread: StoppedThread) -> bool:
-        self._session.hit(self._site.probe)
-        self._session.tracer.point(self._site, thread)
+        self._host.hit(self._site.probe)
+        self._host.tracer.point(self._site, thread)
         return False
 
 
 class LineProbe(Probe):
     """A breakpoint at a source line."""
 
-    def __init__(self, session: Session, site: LineSite, base: int, switch: Switch) -> None:
+    def __init__(self, host: ProbeHost, site: LineSite, base: int, switch: Switch) -> None:
         self._pc = base + site.address
-        super().__init__(session, f"*{self._pc:#x}", (self._pc,), {switch})
+        super().__init__(host, f"*{self._pc:#x}", (self._pc,), {switch})
         self._site = site
 
     def met(self, thread: StoppedThread) -> bool:
-        self._session.tracer.line(self._site, self._pc, thread)
+        self._host.tracer.line(self._site, self._pc, thread)
         return False
 
 
 class LinkerProbe(gdb.Breakpoint):
     """Where the dynamic linker comes by when it has loaded or unloaded a file."""
 
-    def __init__(self, session: Session, address: int) -> None:
+    def __init__(self, host: ProbeHost, address: int) -> None:
         super().__init__(f"*{address:#x}", internal=True)
-        self._session = session
+        self._host = host
         self.silent = True
 
     def stop(self) -> bool:
         now = time.monotonic_ns()
         try:
-            return self._session.linked(now)
+            return self._host.linked(now)
         except Exception as error:
-            self._session.failed(now, error)
+            self._host.failed(now, error)
             return True
 
 
-def probe(session: Session, site: AnySite, base: int, switch: Switch) -> Probe:
+def probe(host: ProbeHost, site: AnySite, base: int, switch: Switch) -> Probe:
     """Set the breakpoint of a site. base: where its module is loaded."""
     if isinstance(site, LineSite):
-        return LineProbe(session, site, base, switch)
+        return LineProbe(host, site, base, switch)
     if isinstance(site, StaticProbeSite):
-        return StaticProbe(session, site, base, switch)
+        return StaticProbe(host, site, base, switch)
     if isinstance(site, PointSite):
-        return PointProbe(session, site, base, switch)
-    return EntryProbe(session, site, base, switch)
+        return PointProbe(host, site, base, switch)
+    return EntryProbe(host, site, base, switch)

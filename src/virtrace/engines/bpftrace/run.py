@@ -22,7 +22,6 @@ from virtrace.engine.output import Output
 from virtrace.engines.bpftrace import program
 from virtrace.engines.bpftrace.limits import limited
 from virtrace.engines.bpftrace.recorded import Lines, Replayer, Started
-from virtrace.engines.gdb.launch import end_with_us
 from virtrace.errors import (
     IncompleteError,
     TargetError,
@@ -34,6 +33,7 @@ from virtrace.plan.file import StoredPlan
 from virtrace.plan.model import Plan, StaticProbeSite
 from virtrace.plan.resolve import require_traceable
 from virtrace.recipe.model import Recipe
+from virtrace.record.command import end_with_us
 from virtrace.record.ends import GRACE_SECONDS, Outside, ending_signals
 from virtrace.record.header import header_record
 from virtrace.record.job import Job
@@ -104,7 +104,7 @@ def require_proven(process: Program, plan: Plan) -> None:
 
 
 def record(job: Job, process: Process) -> int:
-    """The exit status."""
+    """Record the job and return the exit status."""
     plan = resolve(job.recipe, process, job.debug_files, job.packs)
     require_proven(process, plan.plan)
     nested = os.readlink("/proc/self/ns/pid") != _FIRST_NAMESPACE
@@ -134,7 +134,7 @@ def record(job: Job, process: Process) -> int:
             writer.discard()
             raise
         try:
-            replayer.begin(run.ready)
+            replayer.begin(run.ready, _version())
             reason = run.until_its_end(job, signals)
             run.end()
             replayer.finish(reason, run.lines.lost_events)
@@ -154,6 +154,12 @@ def record(job: Job, process: Process) -> int:
                 "trace fewer calls (--where), or a recipe with less in it",
             )
         return status
+
+
+def _version() -> str | None:
+    """Return bpftrace's version; None if it does not say."""
+    done = subprocess.run(["bpftrace", "--version"], capture_output=True, text=True, timeout=60)
+    return done.stdout.strip().removeprefix("bpftrace v") or None
 
 
 class _Handshake:

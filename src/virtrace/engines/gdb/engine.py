@@ -1,4 +1,4 @@
-"""The engine that traces by breakpoints: starts GDB, and hands it the job."""
+"""The engine that traces by breakpoints: starts GDB and hands it the job."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from functools import partial
 from types import MappingProxyType
 
 from virtrace.engines.gdb.checks import checks
-from virtrace.engines.gdb.launch import end_with_us, job_command
+from virtrace.engines.gdb.launch import command
 from virtrace.errors import IncompleteError, TargetError
 from virtrace.image.process import Process
 from virtrace.record.check import Check
-from virtrace.record.command import report_status, start
+from virtrace.record.command import end_with_us, report_status, start
 from virtrace.record.debug_info import fetch_sources
 from virtrace.record.ends import ending_signals
 from virtrace.record.job import Job
@@ -45,7 +45,7 @@ class GdbEngine:
             with open(document, "wb", closefd=False) as file:
                 file.write(job.to_json())
             gdb = subprocess.Popen(
-                job_command(document, ready_for_gdb),
+                command(f"python commands.run_job({document}, {ready_for_gdb})"),
                 stdin=subprocess.DEVNULL,
                 pass_fds=[document, ready_for_gdb],
                 preexec_fn=end_with_us,

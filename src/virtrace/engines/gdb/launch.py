@@ -1,9 +1,7 @@
-"""Starting GDB with virtrace inside."""
+"""Starts GDB."""
 
 from __future__ import annotations
 
-import ctypes
-import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,37 +14,25 @@ _PACKAGE = Path(__file__).resolve().parents[2]
 # Nothing of the user's, of the current folder or of a traced file is executed.
 _GDB = (
     *("gdb", "-nx", "-nh", "-q", "-batch", "-iex", "set auto-load no"),
-    # A trace ends them, and waits for that: their end takes the longer the later it begins.
+    # A trace ends GDB's worker threads and waits for that, which takes longer the later it begins.
     *("-iex", "maintenance set worker-threads 0"),
 )
 _RUN_SECONDS = 60
 
 
 def command(action: str) -> list[str]:
-    """Return GDB's command line for one of its `virtrace` commands, such as ``start blockinfo``."""
-    return [*_GDB, "-x", str(_script()), "-ex", f"virtrace {action}"]
-
-
-def job_command(document: int, ready: int) -> list[str]:
-    """Return GDB's command line for a job.
-
-    document: a file descriptor that the job is read from
-    ready: a file descriptor that takes ``ready`` and a newline once every call is traced
-    """
-    return [*_GDB, "-x", str(_script()), "-ex", f"python commands.run_job({document}, {ready})"]
-
-
-def _script() -> Path:
+    """Return the command line of a GDB that has virtrace loaded and runs one of its commands."""
     installed = _PACKAGE / "gdb_scripts"
     scripts = installed if installed.is_dir() else _PACKAGE.parents[1] / "gdb_scripts"
-    return scripts / "virtrace.py"
+    return [*_GDB, "-x", str(scripts / "virtrace.py"), "-ex", action]
 
 
 def backtrace(pid: int) -> str:
-    """`thread apply all bt`. TargetError where GDB does not do it within a minute.
+    """Return the output of `thread apply all bt`, for which the process is stopped.
 
-    The process stands still for it; whatever ends GDB lets it go on. GDB finds and reads the
-    files of the process by itself: none of a stranger's may be among them.
+    GDB finds and reads the files of the process by itself, so none of them may be a stranger's.
+
+    Raises: TargetError if one is, or GDB fails or takes more than a minute
     """
     for module in inspect(pid).modules:
         if not module.elf.is_trusted:
@@ -59,13 +45,16 @@ def backtrace(pid: int) -> str:
     done = _run([*_GDB, *quiet, "-p", str(pid), "-ex", "thread apply all bt"])
     start = done.stdout.find("\nThread ")
     if start < 0:
-        said = done.stderr.strip().partition("\n")[0] or f"gdb ended with {done.returncode}"
-        raise TargetError(f"no backtrace: {said}", "run `virtrace doctor`")
+        problem = done.stderr.strip().partition("\n")[0] or f"gdb ended with {done.returncode}"
+        raise TargetError(f"no backtrace: {problem}", "run `virtrace doctor`")
     return done.stdout[start + 1 :]
 
 
 def _run(argv: Sequence[str]) -> CompletedProcess[str]:
-    """Run GDB to its end. Raises TargetError after a minute."""
+    """Run GDB to its end.
+
+    Raises: TargetError if it cannot be run, or takes more than a minute
+    """
     try:
         return subprocess.run(
             argv,
@@ -77,9 +66,3 @@ def _run(argv: Sequence[str]) -> CompletedProcess[str]:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise TargetError(f"gdb does not run: {error}", "run `virtrace doctor`") from error
-
-
-def end_with_us() -> None:
-    """In a tracer's process: end the trace, cleanly, should this one be killed."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
