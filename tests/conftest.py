@@ -67,5 +67,8 @@ def _integer(digits: str) -> int:
 def _is_trace(path: Path) -> bool:
     if not path.is_file() or path.is_symlink():
         return False
+    # A copy of the repository has traces of earlier versions.
+    if "/tests/data/" in path.as_posix():
+        return False
     with path.open("rb") as file:
         return file.read(len(HEADER)) == HEADER
