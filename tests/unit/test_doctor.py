@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.toolchain import PROBE, build, need
-from virtrace.checks.host import engine_section, verdict
+from virtrace.checks.host import engine_section, missing_engines_section, verdict
 from virtrace.cli.doctor import add_parser
 from virtrace.errors import DONE, NOT_TRACED
 from virtrace.record.check import Check, Section
@@ -171,11 +171,21 @@ def test_real_gdb() -> None:
 
 def test_no_gdb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    problem = engine_section("gdb").problem
-    assert problem is not None
-    assert problem.text == "gdb is not on PATH"
-    assert problem.remedy is not None
-    assert problem.remedy.endswith(" gdb")
+    section = engine_section("gdb")
+    assert section.problem is None
+    [note] = section.checks
+    assert note.kind == "note"
+    assert note.text == (
+        "gdb is not on PATH: the engine gdb cannot trace here; `virtrace recipe`, `doctor`, "
+        "`show`, `explain` and `bundle` work without it"
+    )
+    assert note.remedy is not None
+    assert note.remedy.endswith(" gdb")
+    # Nor is bpftrace there.
+    missing = missing_engines_section()
+    assert missing is not None
+    assert missing.problem is not None
+    assert missing.problem.text == "gdb is not installed"
 
 
 @pytest.mark.parametrize(

@@ -384,15 +384,30 @@ class _Reader:
         return {name: place for name, place in places if "unavailable" not in place}
 
     def _statements(self, unit: Any) -> list[tuple[int, int, int]]:
-        """Address, file and line of every statement of a unit; read once for all of its bodies."""
+        """Address, file and line of every statement of a unit; read once for all of its bodies.
+
+        A line that has discriminators is one statement, as for GDB: its row is the first of those
+        that follow each other.
+        """
         if unit.cu_offset != self._statements_of:
             states = [entry.state for entry in self._program(unit).get_entries()]
             self._statements_of = unit.cu_offset
-            self._rows = [
-                (state.address, state.file, state.line)
-                for state in states
-                if state is not None and state.is_stmt and not state.end_sequence
-            ]
+            self._rows = []
+            before, has_discriminator = None, False
+            for state in states:
+                if state is None:
+                    continue
+                if state.end_sequence:
+                    before, has_discriminator = None, False
+                    continue
+                line = state.file, state.line
+                has_discriminator &= line == before
+                has_discriminator |= state.discriminator != 0
+                if line == before and has_discriminator:
+                    continue
+                before = line
+                if state.is_stmt:
+                    self._rows.append((state.address, *line))
         return self._rows
 
     def _program(self, unit: Any) -> Any:
@@ -404,16 +419,43 @@ class _Reader:
     def _keep_structs(self, function: DIE, path: CapturePath, *, arguments_only: bool) -> None:
         """Keep the layouts of the structs that a capture meets."""
         for chain in path.chains:
-            self._keep(follow(chain, _Types(function, self._keep, arguments_only)))
+            self.keep(follow(chain, _Types(function, self, arguments_only)))
 
-    def _keep(self, die: DIE | None) -> None:
-        """The struct's layout, and those of the structs inside of it."""
-        name = self._spelled(die)
+    def defined(self, die: DIE | None) -> DIE | None:
+        """The definition of a struct that its own unit only declares, from another unit."""
+        struct = _plain(die)
+        if struct is None or struct.tag != "DW_TAG_structure_type" or not _is_declared(struct):
+            return die
+        definition = self._definitions.get(_name(struct))
+        if definition is None:
+            return die
+        # Types of its own unit spell the struct as they know it.
+        self.keep(definition, self._spelled(die))
+        return definition
+
+    @cached_property
+    def _definitions(self) -> dict[str | None, DIE | None]:
+        """Every struct that a unit defines, by its tag; None where two units differ in its size."""
+        structs: dict[str | None, DIE | None] = {}
+        for unit in self._dwarf.iter_CUs():
+            for die in unit.get_top_DIE().iter_children():
+                if die.tag == "DW_TAG_structure_type" and not _is_declared(die):
+                    other = structs.setdefault(_name(die), die)
+                    if other is not None and _size(other) != _size(die):
+                        structs[_name(die)] = None
+        return structs
+
+    def keep(self, die: DIE | None, spelled: str | None = None) -> None:
+        """Keep the layout of a struct, and those of the structs inside of it.
+
+        spelled: its name, where that is not how `die` spells it.
+        """
+        name = spelled or self._spelled(die)
         struct = _plain(die)
         if struct is None or struct.tag != "DW_TAG_structure_type":
             return
-        if "DW_AT_byte_size" not in struct.attributes:
-            return  # declared only
+        if _is_declared(struct):
+            return
         inner: list[DIE | None] = []
         fields = {
             member: self._field(child, inner)
@@ -424,7 +466,7 @@ class _Reader:
         known = self._structs.setdefault(name, layout)
         if known is layout:
             for target in inner:
-                self._keep(target)
+                self.keep(target)
         elif known != layout:
             # Two units have different structs of one name: no capture may go through it.
             self._structs[name] = {}
@@ -473,13 +515,11 @@ class _Reader:
 
 
 class _Types:
-    """The types that a chain meets (recipe.path.Visitor). keep: called with each struct."""
+    """The types that a chain meets (recipe.path.Visitor), of which the reader keeps structs."""
 
-    def __init__(
-        self, function: DIE, keep: Callable[[DIE | None], None], arguments_only: bool
-    ) -> None:
+    def __init__(self, function: DIE, reader: _Reader, arguments_only: bool) -> None:
         self._function = function
-        self._keep = keep
+        self._reader = reader
         self._arguments_only = arguments_only
 
     def start(self, name: str) -> DIE | None:
@@ -490,11 +530,11 @@ class _Types:
 
     def member(self, base: DIE | None, name: str) -> DIE | None:
         struct = self.target(base)
-        self._keep(struct)
+        self._reader.keep(struct)
         return None if struct is None else _member(struct, name)
 
     def target(self, base: DIE | None) -> DIE | None:
-        return _pointed(_plain(base))
+        return self._reader.defined(_pointed(_plain(base)))
 
 
 _DW_OP_REG0, _DW_OP_LIT0 = 0x50, 0x30
@@ -586,6 +626,15 @@ def _inlined_at_the_top(function: DIE) -> Iterator[DIE]:
     for die in _below(function, inside_inlined=False):
         if die.tag == "DW_TAG_inlined_subroutine" and _has_code(die):
             yield die
+
+
+def _is_declared(struct: DIE) -> bool:
+    """Whether the unit only declares a struct."""
+    return "DW_AT_byte_size" not in struct.attributes
+
+
+def _size(struct: DIE) -> int:
+    return int(struct.attributes["DW_AT_byte_size"].value)
 
 
 def _member(struct: DIE, name: str) -> DIE | None:

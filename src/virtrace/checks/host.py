@@ -16,6 +16,16 @@ def engine_section(name: str) -> Section:
     return Section(engine.title, [*engine.checks()])
 
 
+def missing_engines_section() -> Section | None:
+    """The problem that no engine can work on this host; None if one can."""
+    problems = [engines.load(name).problem() for name in engines.ENGINES]
+    if None in problems:
+        return None
+    return Section(
+        "Engines", [Check("problem", error.what, error.remedy) for error in problems if error]
+    )
+
+
 def permission_section() -> Section:
     return Section("Permissions", list(_permissions()))
 

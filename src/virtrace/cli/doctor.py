@@ -6,7 +6,12 @@ import argparse
 import sys
 
 from virtrace.checks.daemon import RECIPE, daemon_section, no_daemon_section
-from virtrace.checks.host import engine_section, permission_section, verdict
+from virtrace.checks.host import (
+    engine_section,
+    missing_engines_section,
+    permission_section,
+    verdict,
+)
 from virtrace.engines import ENGINES
 from virtrace.printing import print_lines
 from virtrace.report import text
@@ -28,6 +33,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     first, *others = map(engine_section, ENGINES)
     general = [first, permission_section(), *others]
+    missing = missing_engines_section()
+    if missing is not None:
+        general.append(missing)
     pids = [daemon.pid for daemon in find_daemons()] if args.pid is None else [args.pid]
     daemons = [daemon_section(pid) for pid in pids] or [no_daemon_section()]
     status, answer = verdict(general, daemons)

@@ -56,7 +56,7 @@ from virtrace.plan.walk import pruned
 from virtrace.recipe.model import CalledBy, DriverMethod
 from virtrace.recipe.path import CALLER, parse
 from virtrace.recipe.prototype import Parameter
-from virtrace.trace.format import Header
+from virtrace.trace.format import Header, Record
 from virtrace.trace.reader import read_header
 from virtrace.trace.schema import ShapeError
 
@@ -100,6 +100,12 @@ def write(stored: StoredPlan, convention: Abi) -> bytes:
         "probes": _record(stored.plan.probes),
     }
     return json.dumps(document, separators=(",", ":")).encode()
+
+
+def type_record(ctype: CType) -> Record:
+    """A type as a plan's file has it."""
+    record: Record = _record(ctype)
+    return record
 
 
 def _record(value: Any) -> Any:

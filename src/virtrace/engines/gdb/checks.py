@@ -47,7 +47,12 @@ def checks() -> Iterator[Check]:
     gdb = shutil.which("gdb")
     install = f"{install_command(Path('/'))} gdb"
     if gdb is None:
-        yield Check("problem", "gdb is not on PATH", install)
+        yield Check(
+            "note",
+            "gdb is not on PATH: the engine gdb cannot trace here; `virtrace recipe`, `doctor`, "
+            "`show`, `explain` and `bundle` work without it",
+            install,
+        )
         return
     folders = [(name, _folder_of(name)) for name in LENT]
     ask = "python exec(" + repr(ASK_PYTHON % (folders,)) + ")"
