@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import html
 import json
 import os
@@ -164,7 +165,7 @@ def _words(command: list[str]) -> str:
 
 def _recipe() -> dict[str, Any]:
     """The recipe blockinfo, and all QMP and all errors besides."""
-    recipe: dict[str, Any] = yaml.safe_load(catalogue.file_of("blockinfo").read_text())
+    recipe = copy.deepcopy(dict(catalogue.find("blockinfo").raw))
     for point in recipe["points"]:
         if point["name"] != "qmp.reply":
             point["anywhere"] = True
