@@ -7,6 +7,7 @@ it cloned or split as entries of their own, with an abstract origin that has the
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -180,7 +181,9 @@ class _Reader:
     def __init__(self, dwarf: Any, abi: Abi) -> None:
         self._dwarf = dwarf
         self._abi = abi
+        self._units = _Units(dwarf)
         self._structs: Data = {}
+        self._definitions: dict[str, DIE | None] = {}
         self._statements_of: int | None = None
         self._rows: list[tuple[int, int, int]] = []
 
@@ -188,7 +191,7 @@ class _Reader:
         self, needs: Mapping[str, CaptureNeeds], progress: Callable[[str], None]
     ) -> tuple[Data, Data]:
         functions: Data = {}
-        units = list(self._dwarf.iter_CUs())
+        units = self._units_of_functions(needs)
         for number, unit in enumerate(units, start=1):
             if number % 20 == 1:
                 progress(f"reading debug info: unit {number} of {len(units)}")
@@ -206,6 +209,25 @@ class _Reader:
         for function in functions.values():
             function["inlined_into"] = sorted({*function["inlined_into"]})
         return functions, {name: layout for name, layout in self._structs.items() if layout}
+
+    def _units_of_functions(self, names: Collection[str]) -> Sequence[Any]:
+        """The units that can describe these functions: they have the name, or refer to it."""
+        units: dict[int, Any] = {}
+        origins: set[int] = set()
+        new = self._units.naming(names)
+        while new:
+            units.update({unit.cu_offset: unit for unit in new})
+            # What a unit refers to may be in another, whose functions it then does not name.
+            found = {
+                die.offset
+                for unit in new
+                for die in unit.get_top_DIE().iter_children()
+                if die.tag == "DW_TAG_subprogram" and _name(_origin(die)) in names
+            }
+            referring = self._units.referring_to(found - origins)
+            origins |= found
+            new = [unit for unit in referring if unit.cu_offset not in units]
+        return [units[offset] for offset in sorted(units)]
 
     def declared(self, unit: Any, addresses: Collection[int]) -> Iterator[tuple[int, Declared]]:
         for die in unit.get_top_DIE().iter_children():
@@ -241,9 +263,10 @@ class _Reader:
     def _inlined(self, unit: Any, origins: set[int]) -> dict[int, list[str]]:
         """The functions that others were inlined into, by the offset of the other's origin."""
         into: dict[int, list[str]] = {}
-        for function in unit.get_top_DIE().iter_children():
-            if function.tag != "DW_TAG_subprogram" or not function.has_children:
-                continue
+        functions = [
+            die for die in unit.get_top_DIE().iter_children() if die.tag == "DW_TAG_subprogram"
+        ]
+        for function in self._units.with_references(unit, functions, origins):
             for die in _below(function):
                 if die.tag == "DW_TAG_inlined_subroutine":
                     origin = _origin(die)
@@ -426,24 +449,29 @@ class _Reader:
         struct = _plain(die)
         if struct is None or struct.tag != "DW_TAG_structure_type" or not _is_declared(struct):
             return die
-        definition = self._definitions.get(_name(struct))
+        definition = self._definition(_name(struct))
         if definition is None:
             return die
         # Types of its own unit spell the struct as they know it.
         self.keep(definition, self._spelled(die))
         return definition
 
-    @cached_property
-    def _definitions(self) -> dict[str | None, DIE | None]:
-        """Every struct that a unit defines, by its tag; None where two units differ in its size."""
-        structs: dict[str | None, DIE | None] = {}
-        for unit in self._dwarf.iter_CUs():
-            for die in unit.get_top_DIE().iter_children():
-                if die.tag == "DW_TAG_structure_type" and not _is_declared(die):
-                    other = structs.setdefault(_name(die), die)
-                    if other is not None and _size(other) != _size(die):
-                        structs[_name(die)] = None
-        return structs
+    def _definition(self, tag: str | None) -> DIE | None:
+        """A struct that some unit defines; None where none does, or two differ in its size."""
+        if tag is None:
+            return None
+        if tag not in self._definitions:
+            structs = [
+                die
+                for unit in self._units.naming([tag])
+                for die in unit.get_top_DIE().iter_children()
+                if die.tag == "DW_TAG_structure_type"
+                and _name(die) == tag
+                and not _is_declared(die)
+            ]
+            is_one = len({_size(die) for die in structs}) == 1
+            self._definitions[tag] = structs[0] if is_one else None
+        return self._definitions[tag]
 
     def keep(self, die: DIE | None, spelled: str | None = None) -> None:
         """Keep the layout of a struct, and those of the structs inside of it.
@@ -514,6 +542,59 @@ class _Reader:
         return _name(die) or f"unnamed at {die.offset:#x}"
 
 
+class _Units:
+    """The units of a file. Those that can matter are found by their bytes: parsing takes long."""
+
+    def __init__(self, dwarf: Any) -> None:
+        self._units = list(dwarf.iter_CUs())
+        self._starts = [unit.cu_offset for unit in self._units]
+        self._info = _content(dwarf.debug_info_sec)
+        self._strings = _content(dwarf.debug_str_sec)
+        # Names and functions may be in another file (dwz), or names in a table (split DWARF).
+        self._is_whole = not dwarf.supplementary_dwarfinfo and not dwarf.debug_str_offsets_sec
+
+    def naming(self, names: Iterable[str]) -> Sequence[Any]:
+        """The units with an entry of one of these names, and maybe others."""
+        patterns = []
+        for name in names:
+            # As DW_FORM_string and as DW_FORM_strp has it.
+            text = name.encode() + b"\0"
+            patterns += [text, *map(_offset, _all(text, self._strings))]
+        return self._having(patterns)
+
+    def referring_to(self, entries: Iterable[int]) -> Sequence[Any]:
+        """The units with a reference across units to an entry at one of these offsets."""
+        return self._having(map(_offset, entries))
+
+    def with_references(
+        self, unit: Any, functions: Sequence[DIE], entries: Collection[int]
+    ) -> Iterator[DIE]:
+        """Those of a unit's functions that refer to an entry at one of these offsets.
+
+        functions: all that the unit has, in their order. Maybe others are among the result.
+        """
+        # References inside of a unit count from its start.
+        patterns = {
+            pattern
+            for entry in entries
+            for pattern in (_offset(entry), *_references(entry - unit.cu_offset))
+        }
+        ends = [*(die.offset for die in functions[1:]), unit.cu_offset + unit.size]
+        for die, end in zip(functions, ends):
+            if any(self._info.find(pattern, die.offset, end) >= 0 for pattern in patterns):
+                yield die
+
+    def _having(self, patterns: Iterable[bytes]) -> Sequence[Any]:
+        if not self._is_whole:
+            return self._units
+        places = {
+            bisect_right(self._starts, place) - 1
+            for pattern in patterns
+            for place in _all(pattern, self._info)
+        }
+        return [self._units[place] for place in sorted(places) if place >= 0]
+
+
 class _Types:
     """The types that a chain meets (recipe.path.Visitor), of which the reader keeps structs."""
 
@@ -556,6 +637,37 @@ _INTEGERS = {
 }
 # DW_ATE_...
 _BOOLEAN, _SIGNED, _SIGNED_CHAR, _UNSIGNED, _UNSIGNED_CHAR = 2, 5, 6, 7, 8
+
+
+def _content(section: Any) -> bytes:
+    """The bytes of a section, also if the file has them compressed; none if it is not there."""
+    return b"" if section is None else bytes(section.stream.getvalue())
+
+
+def _all(pattern: bytes, data: bytes) -> Iterator[int]:
+    place = data.find(pattern)
+    while place >= 0:
+        yield place
+        place = data.find(pattern, place + 1)
+
+
+def _offset(value: int) -> bytes:
+    """An offset in a section, as 32-bit DWARF has it, and 64-bit DWARF begins it."""
+    return (value & 0xFFFFFFFF).to_bytes(4, "little")
+
+
+def _references(value: int) -> Iterator[bytes]:
+    """A reference inside of a unit, in each form that can have it: ref1, ref2, ref4, ref_udata."""
+    if value < 0:
+        return
+    for size in (1, 2, 4):
+        if value < 1 << 8 * size:
+            yield value.to_bytes(size, "little")
+    digits = []
+    while value >= 0x80:
+        digits.append(value & 0x7F | 0x80)
+        value >>= 7
+    yield bytes([*digits, value])
 
 
 def _nowhere(why: str) -> Data:
