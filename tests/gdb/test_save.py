@@ -207,7 +207,7 @@ def test_nothing_is_written_where_there_is_nothing_or_something(
     daemon: Daemon, terminal: Terminal, tmp_path: Path
 ) -> None:
     file = tmp_path / "mine.yaml"
-    assert "looked at no function yet" in terminal.do(f"virtrace save {file}")
+    assert "no function was inspected in this session" in terminal.do(f"virtrace save {file}")
     assert not file.exists()
     assert "the name must end in .yaml" in terminal.do("virtrace save mine")
     terminal.do("break virDomainGetBlockInfo")

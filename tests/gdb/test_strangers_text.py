@@ -200,7 +200,7 @@ def commands_of(trace: Path, other: Path, folder: Path) -> Iterator[tuple[object
     perfetto = ("perfetto",) if importlib.util.find_spec("perfetto") else ()
     for form in (*perfetto, "chrome", "csv", "mermaid", "svg"):
         yield ("export", trace, "--to", form, "-o", folder / f"made.{form}")
-    yield ("bundle", trace, "--preview")
+    yield ("bundle", "make", trace, "--preview")
     yield ("bundle", trace, "-o", folder / "made.tar.gz")
     yield ("bundle", "verify", folder / "made.tar.gz")
 

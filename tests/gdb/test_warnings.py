@@ -68,6 +68,6 @@ def test_where_another_has_a_uprobe(daemon: Daemon, tmp_path: Path) -> None:
         status, printed = Tracing(gdb_command("blockinfo"), settings).ended()
         bpftrace.send_signal(signal.SIGINT)
     assert status == NOT_TRACED, printed
-    assert "or bpftrace, perf or SystemTap is at work there" in printed
+    assert "or bpftrace, perf or SystemTap is tracing there" in printed
     assert_untraced_and_intact(daemon.pid)
     assert len(daemon.do("call vm1 vda")) == 1
