@@ -149,7 +149,7 @@ def folder_gone(lab: Lab, folder: Path) -> Ended:
     tracing.send_signal(signal.SIGINT)
     ended = _ended(tracing, output)
     assert ended.status == INCOMPLETE, ended
-    assert "is no longer there" in ended.said
+    assert "was removed while it was being written" in ended.said
     return ended
 
 

@@ -221,7 +221,7 @@ def test_a_trace_that_somebody_removed_is_told(lab: Lab, tmp_path: Path) -> None
     output = tmp_path / "trace.jsonl"
     done = by_bpftrace(lab, output, command=["rm", str(output)])
     assert done.returncode == 4, done.stderr
-    assert f"the trace {output} is no longer there" in done.stderr
+    assert f"the trace {output} was removed while it was being written" in done.stderr
 
 
 def test_killed_bpftrace_leaves_the_daemon_alone(lab: Lab, tmp_path: Path) -> None:
