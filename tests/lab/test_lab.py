@@ -266,7 +266,7 @@ def test_commands_say_what_is_up(lab: Lab, capsys: pytest.CaptureFixture[str]) -
     assert lab.uri in status
     assert main(["lab", "up", *where]) == 0
     said = capsys.readouterr().out
-    assert "up already" in said
+    assert "the lab is already up" in said
     assert f"virtrace record blockinfo -p {lab.pid}\n" in said
 
 

@@ -129,7 +129,7 @@ def test_there_is_none_for_what_is_no_function(stock_lab: Lab, tmp_path: Path) -
     file.write_text("mine")
     done = virtrace("recipe", "new", API, *options)
     assert done.returncode == 2
-    assert f"cannot write {file}: File exists" in done.stderr
+    assert f"{file} already exists" in done.stderr
     assert file.read_text() == "mine"
 
 

@@ -10,7 +10,6 @@ from typing import Protocol
 import gdb
 
 from virtrace.binary.abi import Abi, Operand
-from virtrace.engine.stacks import Stacks
 from virtrace.engine.tracer import Tracer
 from virtrace.errors import TargetError, Unavailable
 from virtrace.image.memory import Memory
@@ -34,13 +33,15 @@ class ProbeHost(Protocol):
     abi: Abi
     kernel: Kernel
     tracer: Tracer
-    stacks: Stacks
     started_ns: int
 
     def hit(self, name: str) -> None: ...
 
     def wants_return_at(self, pc: int, switch: Switch) -> bool:
         """Whether GDB must stop so that a breakpoint can be set where a call returns to."""
+
+    def stack_of(self, tid: int, sp: int) -> int:
+        """The number of the stack that a thread is on, as tracer.Stop has it."""
 
     def stopping(self) -> None:
         """A thread has come to a probe."""
@@ -65,7 +66,7 @@ class StoppedThread:
         self._abi = host.abi
         self._probe = probe
         self.sp = self.register(self._abi.stack_pointer)
-        self.stack = host.stacks.number(self.tid, self.sp)
+        self.stack = host.stack_of(self.tid, self.sp)
 
     @cached_property
     def frame(self) -> gdb.Frame:

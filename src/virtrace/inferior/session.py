@@ -29,6 +29,7 @@ from virtrace.record.ends import Watch, unsignalled
 from virtrace.record.header import header_record
 from virtrace.record.job import Job
 from virtrace.record.recording import Recording
+from virtrace.targets import target_of
 from virtrace.trace.format import Engine, Header
 
 
@@ -60,7 +61,7 @@ class Means:
 class GdbTrace:
     """One trace of one process. Runs once.
 
-    abi, kernel, stacks, tracer: for the probes
+    abi, kernel, tracer: for the probes
     started_ns: when the trace began; CLOCK_MONOTONIC
     """
 
@@ -68,7 +69,12 @@ class GdbTrace:
         """warnings: what makes the trace dangerous for the process."""
         self.abi = traced.abi
         self.kernel = Kernel(traced.process.pid, traced.abi)
-        self.stacks = Stacks(partial(mappings, traced.process.pid))
+        # Stacks of threads can share one mapping (glibc 2.42 and later), those of coroutines not.
+        self._stacks = (
+            Stacks(partial(mappings, traced.process.pid))
+            if target_of(traced.process).coroutines
+            else None
+        )
         self.started_ns = time.monotonic_ns()
         self._job = job
         self._process = traced.process
@@ -134,6 +140,9 @@ class GdbTrace:
 
     def wants_return_at(self, pc: int, switch: Switch) -> bool:
         return self._returns.want(pc, switch)
+
+    def stack_of(self, tid: int, sp: int) -> int:
+        return tid if self._stacks is None else self._stacks.number(tid, sp)
 
     def stopping(self) -> None:
         self._stillness.hit()

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from virtrace.trace import format as format_
 from virtrace.trace.format import (
     FORMAT,
     VERSION,
@@ -90,7 +92,7 @@ def _compiled(hint: Any) -> tuple[tuple[type, ...], dict[str, tuple[bool, Any]] 
             kinds.update(dict.fromkeys(_compiled(member)[0]))
         return tuple(kinds), None, None
     if _is_typed_dict(hint):
-        hints = get_type_hints(hint, include_extras=True)
+        hints = _hints(hint)
         parts = {
             name: (name in hint.__required_keys__, inner)
             for name, inner in hints.items()
@@ -104,6 +106,13 @@ def _compiled(hint: Any) -> tuple[tuple[type, ...], dict[str, tuple[bool, Any]] 
         value = get_args(hint)[1]
         return (dict,), None, None if value is Any else value
     return (hint,), None, None
+
+
+def _hints(hint: Any) -> dict[str, Any]:
+    """The types of the keys of a TypedDict."""
+    # Python 3.9 evaluates what it inherits by the names of its own module.
+    names = {**vars(format_), **vars(sys.modules[hint.__module__])}
+    return get_type_hints(hint, names, include_extras=True)
 
 
 def _is_typed_dict(hint: Any) -> bool:
@@ -177,7 +186,7 @@ def _schema(hint: Any) -> Record:
     if origin is Union:
         return _any_of([_schema(member) for member in get_args(hint)])
     if _is_typed_dict(hint):
-        hints = get_type_hints(hint, include_extras=True)
+        hints = _hints(hint)
         return {
             "type": "object",
             "required": [name for name in hints if name in hint.__required_keys__],
