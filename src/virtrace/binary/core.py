@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO, NamedTuple
 
-from virtrace.binary.elf import unreadable
+from virtrace.binary.elf import Broken, unreadable
 from virtrace.errors import TargetError
 
 # Bytes; a core is as large as the memory of its process.
@@ -84,10 +84,6 @@ class Signal(NamedTuple):
     address: int
 
 
-class _Broken(Exception):
-    """The file violates the format; the message says how."""
-
-
 class CoreFile:
     """An open core file. Raises: TargetError if it is not a core, or damaged."""
 
@@ -129,7 +125,7 @@ class CoreFile:
             yield
         except OSError as error:
             raise unreadable(self.name, error) from error
-        except (_Broken, struct.error, ValueError, OverflowError) as error:
+        except (Broken, struct.error, ValueError, OverflowError) as error:
             # The last three come from sizes and offsets that point out of the file.
             raise TargetError(
                 f"{self.name} is not an intact core file: {error or type(error).__name__}",
@@ -143,7 +139,7 @@ class CoreFile:
     def _whole(self, offset: int, size: int) -> bytes:
         data = self._read_at(offset, size)
         if len(data) != size:
-            raise _Broken("it is truncated")
+            raise Broken("it is truncated")
         return data
 
     def _read_all(self) -> None:
@@ -151,11 +147,11 @@ class CoreFile:
         ident, kind, self.machine_number, _, _, segments_at, sections_at, *_ = fields
         segment_size, count = fields[9:11]
         if not ident.startswith(_IDENT) or kind != _ET_CORE or segment_size != _SEGMENT.size:
-            raise _Broken("its header is not that of a core")
+            raise Broken("its header is not that of a core")
         if count == _PN_XNUM:
             count = _SECTION.unpack(self._whole(sections_at, _SECTION.size))[7]
         if count > _MOST_SEGMENTS:
-            raise _Broken("it has more segments than any core")
+            raise Broken("it has more segments than any core")
         table = self._whole(segments_at, count * _SEGMENT.size)
         for kind, flags, offset, address, _, size, in_memory, _ in _SEGMENT.iter_unpack(table):
             if kind == _PT_LOAD:
@@ -167,7 +163,7 @@ class CoreFile:
     def _read_notes(self, offset: int, size: int) -> None:
         self._notes_size += size
         if self._notes_size > _LARGEST_NOTES:
-            raise _Broken("its notes are larger than those of any core")
+            raise Broken("its notes are larger than those of any core")
         data, at = self._whole(offset, size), 0
         while at + _NOTE.size <= size:
             name_size, content_size, kind = _NOTE.unpack_from(data, at)
@@ -175,7 +171,7 @@ class CoreFile:
             content_at = name_at + _aligned(name_size)
             content = data[content_at : content_at + content_size]
             if len(content) != content_size:
-                raise _Broken("a note in it has no end")
+                raise Broken("a note in it has no end")
             if data[name_at : name_at + name_size].rstrip(b"\0") == b"CORE":
                 self._read_note(kind, content)
             at = content_at + _aligned(content_size)
@@ -183,7 +179,7 @@ class CoreFile:
     def _read_note(self, kind: int, content: bytes) -> None:
         if kind == _NT_PRSTATUS:
             if len(self.threads) == _MOST_THREADS:
-                raise _Broken("it has more threads than any process")
+                raise Broken("it has more threads than any process")
             signal, tid = _STATUS.unpack_from(content)
             registers = content[_STATUS.size : _STATUS.size + _MOST_REGISTERS]
             self.threads.append(CoreThread(tid, signal, registers))
@@ -203,7 +199,7 @@ class CoreFile:
 def _mapped_files(content: bytes) -> Iterator[MappedFile]:
     count, page = _FILE_COUNT.unpack_from(content)
     if count > _MOST_FILES:
-        raise _Broken("it has more mapped files than any process")
+        raise Broken("it has more mapped files than any process")
     paths_at = _FILE_COUNT.size + count * _FILE_RANGE.size
     paths = content[paths_at:].split(b"\0", count)
     for number, path in zip(range(count), paths):

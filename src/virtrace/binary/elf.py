@@ -111,7 +111,7 @@ class _Header(NamedTuple):
         return bool(self.flags & _SHF_ALLOC) and self.kind != _SHT_NOBITS
 
 
-class _Broken(Exception):
+class Broken(Exception):
     """The file violates the format; the message says how."""
 
 
@@ -120,7 +120,7 @@ class _Layout:
 
     order: byte order, a format character of struct.
     sections: section headers by name; by_number: by their index.
-    Raises: _Broken, struct.error and others; ElfFile converts them to TargetError.
+    Raises: Broken, struct.error and others; ElfFile converts them to TargetError.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -128,20 +128,20 @@ class _Layout:
         self._read_headers()
 
     def read(self, offset: int, size: int) -> bytes:
-        """Read a part of the file. Raises: _Broken if the file ends before it."""
+        """Read a part of the file. Raises: Broken if the file ends before it."""
         if size > _LARGEST_SECTION:
-            raise _Broken("one of its sections is larger than those of any library")
+            raise Broken("one of its sections is larger than those of any library")
         data = os.pread(self._descriptor, size, offset) if size else b""
         if len(data) != size:
-            raise _Broken("it is truncated")
+            raise Broken("it is truncated")
         return data
 
     def _read_headers(self) -> None:
         head = os.pread(self._descriptor, 64, 0)
         if head[:4] != _MAGIC or head[4] not in (_CLASS_32, _CLASS_64):
-            raise _Broken("its first bytes are not those of ELF")
+            raise Broken("its first bytes are not those of ELF")
         if head[5] not in (_LITTLE, _BIG):
-            raise _Broken("its byte order is unknown")
+            raise Broken("its byte order is unknown")
         self.order = "<" if head[5] == _LITTLE else ">"
         self.is_64 = head[4] == _CLASS_64
         word = "Q" if self.is_64 else "I"
@@ -150,7 +150,7 @@ class _Layout:
         segments_at, sections_at = fields[3:5]
         segment_size, segments, section_size, sections, names_in = fields[7:]
         if max(segments, sections) > _MOST_HEADERS:
-            raise _Broken("it has more sections or segments than any library")
+            raise Broken("it has more sections or segments than any library")
         self.segments = list(self._read_segments(segments_at, segments, segment_size))
         self.sections: dict[str, _Header] = {}
         shape = struct.Struct(f"{self.order}II4{word}II2{word}")
@@ -191,7 +191,7 @@ class _Layout:
         if header is None or header.kind == _SHT_NOBITS:
             return None
         if header.flags & _SHF_COMPRESSED:
-            raise _Broken("a section other than debug info is compressed")
+            raise Broken("a section other than debug info is compressed")
         return self.read(header.offset, header.size)
 
     def section(self, name: str) -> bytes | None:
@@ -228,7 +228,7 @@ class ElfFile:
             yield
         except OSError as error:
             raise unreadable(self.name, error) from error
-        except (_Broken, struct.error, IndexError, ValueError, OverflowError) as error:
+        except (Broken, struct.error, IndexError, ValueError, OverflowError) as error:
             # The last four: sizes or offsets point out of the file.
             raise TargetError(
                 f"{self.name} is not an intact ELF file: {error or type(error).__name__}",
@@ -251,7 +251,7 @@ class ElfFile:
                 if header.is_loaded and is_wanted(name, header)
             }
             if sum(header.size for header in wanted.values()) > _LARGEST_SUM:
-                raise _Broken("its sections are larger than those of any library")
+                raise Broken("its sections are larger than those of any library")
             return {
                 name: Section(
                     header.address,
@@ -358,7 +358,7 @@ class ElfFile:
                 self._layout.order + ("IBBHQQ" if self._layout.is_64 else "IIIBBH")
             )
             if len(table) > _MOST_SYMBOLS * shape.size:
-                raise _Broken("it has more symbols than any library")
+                raise Broken("it has more symbols than any library")
             for fields in shape.iter_unpack(table):
                 if self._layout.is_64:
                     name_at, info, _, section, address, size = fields
@@ -395,7 +395,7 @@ class ElfFile:
                     semaphore += moved
                 probes.append(StapProbe(provider, name, address + moved, semaphore, arguments))
                 if len(probes) > _MOST_PROBES:
-                    raise _Broken("it has more static probes than any library")
+                    raise Broken("it has more static probes than any library")
         return probes
 
     def code(self, low: int, high: int) -> bytes | None:
@@ -425,7 +425,7 @@ def _text_at(table: bytes, at: int) -> bytes:
     """The text at an offset of a string table, up to its NUL."""
     end = table.find(b"\0", at, at + _LONGEST_NAME)
     if at > len(table) or (end < 0 and at < len(table)):
-        raise _Broken("one of its names has no end")
+        raise Broken("one of its names has no end")
     return table[at : max(end, at)]
 
 

@@ -27,8 +27,9 @@ class Stacks:
     """The stacks on which threads were seen.
 
     Two stacks are known to be different where they are in different mappings. The stacks of
-    threads, of QEMU's coroutines and of most signal handlers are: each has a mapping of its own,
-    with a guard page below. Stacks within one mapping, such as two from malloc, count as one.
+    QEMU's coroutines and of most signal handlers are: each has a mapping of its own, with a guard
+    page below. Stacks within one mapping count as one: two from malloc, or those of threads from
+    glibc 2.42 on, whose guard pages split no mapping.
 
     read: returns the mappings as they are now
     """
