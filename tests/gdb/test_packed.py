@@ -130,7 +130,7 @@ def test_arguments_that_are_not_there_yet_are_unavailable(
         for event in found.events
         if (event.name, event.type) == ("qemuDomainGetBlockInfo", "enter")
     )
-    why = {"unavailable": "the function puts it into memory later"}
+    why = {"unavailable": "the function stores it in memory later"}
     assert entered.values == {"domain": why, "disk": why, "flags": why}
 
 

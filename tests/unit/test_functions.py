@@ -245,7 +245,7 @@ def test_an_address_that_is_only_handed_on_is_no_sure_call(tmp_path: Path) -> No
     STATIC int both(void *c, int n) { return outer(c, n) + gather(n, &n) + each(handed, n); }
     """
     driver = Driver(tmp_path, "-fsemantic-interposition", extra=extra, more="outer, both")
-    with pytest.raises(TargetError, match="not sure"):
+    with pytest.raises(TargetError, match="not certain"):
         driver.functions.called_by(driver.addresses["outer"], CALLS)
     [both] = driver.named("both")
     assert driver.functions.called_by(both, CALLS) == driver.named("gather", "handed")

@@ -1,7 +1,7 @@
-"""C types as far as a trace needs them, and plain values made of raw bytes.
+"""C types, as far as a trace needs them, and how raw bytes become plain values.
 
-The types come from debug info or from layouts shipped as data; from here on nobody needs
-to know which.
+The types come from debug info or from layouts shipped as data. The code that uses them does not
+depend on which.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Boolean:
 
 @dataclass(frozen=True)
 class Pointer:
-    """target: what it points to, asked for only when a capture goes through it.
+    """A pointer. target: returns the type it points to; called only if a capture follows it.
 
-    string: ``char *``, which reads as the text it points to.
+    string: whether it is a ``char *``, which reads as the text that it points to.
     """
 
     target: Callable[[], CType] | None = None
@@ -42,7 +42,7 @@ class Pointer:
 
 @dataclass(frozen=True)
 class Code:
-    """An address of code. name: of the function that it is in; raises where none is known."""
+    """A code address. name: returns the name of the function at an address; raises if unknown."""
 
     name: Callable[[int], str]
     size: int = 8
@@ -50,7 +50,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Array:
-    """A C array. count: of its elements."""
+    """A C array. count: number of its elements."""
 
     element: CType
     count: int
@@ -62,7 +62,7 @@ class Array:
 
 @dataclass(frozen=True)
 class Opaque:
-    """Known by name only, or of a kind that a trace does not decode."""
+    """A type known by name only, or of a kind that a trace does not decode."""
 
     name: str
     size: int = 0
@@ -70,7 +70,7 @@ class Opaque:
 
 @dataclass(frozen=True)
 class Field:
-    """A member of a struct. offset: in bytes from the start of the struct."""
+    """A member of a struct. offset: in bytes, from the start of the struct."""
 
     name: str
     offset: int
@@ -79,26 +79,28 @@ class Field:
 
 @dataclass(frozen=True)
 class Check:
-    """What an integer field must hold for the layout to be believed: low <= value <= high."""
+    """A check of an integer field: the layout can be right only if low <= value <= high."""
 
     field: str
     low: int
     high: int
 
 
-# For each QMP command of a set, where an element of its reply has the value of each field: by
-# field a path, and further ones for where QEMU leaves the one before it out.
+# For each QMP command of a set: by field, the paths of its value in an element of the reply. The
+# first path that exists counts, because QEMU omits some members.
 QmpSources = Mapping[str, Mapping[str, Sequence[str]]]
 
 
 @dataclass(frozen=True)
 class Struct:
-    """alternatives: other layouts of the same struct, where none is proven yet.
+    """A struct, with its layout.
 
-    A layout of debug info has neither checks nor alternatives. For a layout from data each
-    read must pass its checks, in exactly one of the alternatives; where QEMU names the same
-    numbers (qmp), in exactly one that agrees with it, by one of the sets of commands in full.
-    file: that it was read from, if any.
+    file: the file that the layout was read from, if any.
+    alternatives: other layouts of the same struct, if it is not yet proven which one is right.
+
+    A layout from debug info has neither checks nor alternatives. For a layout from data, each read
+    must pass all checks in exactly one of the alternatives. If QEMU reports the same numbers (qmp),
+    exactly one alternative must agree with them, for all commands of one set.
     """
 
     name: str
@@ -122,7 +124,7 @@ def integer(raw: bytes, signed: bool = False) -> int:
 
 Decode = Callable[[bytes], Any]
 
-# By size and sign, for the module struct.
+# By size and sign: format characters of the module struct.
 _INTEGERS = {
     (size, signed): struct.Struct("<" + (code if signed else code.upper())).unpack_from
     for size, code in ((1, "b"), (2, "h"), (4, "i"), (8, "q"))
@@ -131,9 +133,9 @@ _INTEGERS = {
 
 
 def decoder(ctype: CType, offset: int = 0) -> Decode:
-    """What gives the plain value of ``ctype`` at ``offset`` in bytes, little-endian.
+    """Return a function that decodes ``ctype`` at ``offset``, in bytes, of little-endian data.
 
-    Pointers are not followed: strings ``"0x.."``, and ``"0x0"`` for NULL.
+    Pointers are not followed: they become strings, ``"0x.."``, and ``"0x0"`` for NULL.
     """
     end = offset + ctype.size
     if isinstance(ctype, Integer):
@@ -160,12 +162,12 @@ def decoder(ctype: CType, offset: int = 0) -> Decode:
 
 
 def decode(ctype: CType, raw: bytes) -> Any:
-    """The plain value of ``ctype`` in ``raw``, of at least its size."""
+    """Decode ``ctype`` from ``raw``, which has at least its size."""
     return decoder(ctype)(raw)
 
 
 def matcher(ctype: Struct) -> Callable[[bytes], list[Struct]]:
-    """What gives the layouts, of this one and its alternatives, whose every check holds."""
+    """Return a function that finds the layouts, of this one and its alternatives, that fit data."""
     layouts = [
         (layout, [_holds(layout, check) for check in layout.checks])
         for layout in (ctype, *ctype.alternatives)
@@ -174,7 +176,7 @@ def matcher(ctype: Struct) -> Callable[[bytes], list[Struct]]:
 
 
 def matching_layouts(ctype: Struct, raw: bytes) -> list[Struct]:
-    """The layouts, of this one and its alternatives, whose every check holds in ``raw``."""
+    """Return the layouts, of this one and its alternatives, whose checks all hold in ``raw``."""
     return matcher(ctype)(raw)
 
 

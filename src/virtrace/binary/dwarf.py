@@ -1,7 +1,7 @@
-"""What a trace needs of DWARF debug info, read without GDB, as the data of a symbol pack.
+"""Read the DWARF debug info that a trace needs, without GDB, as the data of a symbol pack.
 
-Facts of the DWARF 5 standard: locations 2.6, subroutines 3.3, types 5. GCC writes bodies that
-it cloned or split as entries of their own, with an abstract origin that has the name.
+Based on the DWARF 5 standard: locations 2.6, subroutines 3.3, types 5. GCC writes a body that it
+cloned or split as an entry of its own, whose abstract origin has the name.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from virtrace.files import open_regular
 from virtrace.recipe.path import RETURN, follow
 from virtrace.recipe.path import Path as CapturePath
 
-# Types that a pack names and does not describe.
+# Types that a pack names without a description.
 VOID, BIT_FIELD = "void", "bit fields"
 
-# Chains of references that a compiler writes are short; a stranger's may have no end.
+# Chains of references are short if a compiler wrote them; a stranger's may never end.
 _LONGEST_CHAIN = 64
-# What reading may take, and what more of it for the size of the file.
+# Limits for reading: a base, and an addition by the file's size.
 _SECONDS, _SECONDS_EACH_MIB, _WAIT = 4, 15, 30
 _MEMORY, _MEMORY_EACH_BYTE, _MOST_MEMORY = 256 << 20, 24, 4 << 30
 
@@ -44,9 +44,9 @@ Data = dict[str, Any]
 
 @dataclass(frozen=True)
 class CaptureNeeds:
-    """The captures of a function, of which debug info has to tell types and places.
+    """The captures of a function, whose types and locations are needed from debug info.
 
-    captures: at its entry and return. lines: from line to line; None where they are not wanted.
+    captures: at its entry and return. lines: at each line; None to leave lines out.
     """
 
     captures: Sequence[CapturePath]
@@ -59,10 +59,10 @@ def describe(
     abi: Abi,
     progress: Callable[[str], None],
 ) -> tuple[Data, Data]:
-    """The functions of these names, and the structs that their captures meet, as JSON.
+    """Return the functions of these names and the structs that their captures meet, as JSON.
 
-    progress: called with a line now and then.
-    Raises TargetError where the file has no debug info, or broken one.
+    progress: called with a line of text now and then.
+    Raises: TargetError: the file has no debug info, or it is damaged.
     """
     functions, structs = _read(
         file, lambda dwarf, tell: _Reader(dwarf, abi).read(needs, tell), progress
@@ -71,7 +71,7 @@ def describe(
 
 
 def source_paths(file: Path, functions: Collection[str]) -> dict[str, str]:
-    """The sources of these functions: the path where it was compiled, by the name in lines."""
+    """Return the path at compile time of each function's source, by its name in line tables."""
 
     def read(dwarf: Any, tell: Callable[[str], None]) -> dict[str, str]:
         found = {}
@@ -91,7 +91,7 @@ def source_paths(file: Path, functions: Collection[str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Declared:
-    """A function as its source declares it: types as layouts.named() reads them, and names."""
+    """A function as its source declares it. Types are written as layouts.named() reads them."""
 
     name: str
     returns: str
@@ -99,7 +99,7 @@ class Declared:
 
 
 def declarations(file: Path, addresses: Collection[int], abi: Abi) -> dict[int, Declared]:
-    """Of the functions that begin at these addresses, as far as there is debug info for them."""
+    """Return the declarations of functions, by start address, as far as debug info has them."""
 
     def read(dwarf: Any, tell: Callable[[str], None]) -> list[Any]:
         return [
@@ -117,7 +117,7 @@ def declarations(file: Path, addresses: Collection[int], abi: Abi) -> dict[int, 
 
 
 def _units_of(dwarf: Any, addresses: Collection[int]) -> Iterable[Any]:
-    """The units that have these addresses, where the file has an index of that; else all."""
+    """Return the units that contain these addresses; all units if the file has no index."""
     index = dwarf.get_aranges()
     offsets: set[Any] = {index and index.cu_offset_at_addr(address) for address in addresses}
     return dwarf.iter_CUs() if None in offsets else map(dwarf.get_CU_at, sorted(offsets))
@@ -128,15 +128,15 @@ def _read(
     work: Callable[[Any, Callable[[str], None]], Any],
     progress: Callable[[str], None] | None = None,
 ) -> Any:
-    """What the work makes of a file's DWARF, by a child without rights.
+    """Run ``work`` on a file's DWARF in a child without rights, and return its result.
 
-    TargetError where there is none, it is broken, or it takes too long.
+    Raises: TargetError: there is no debug info, it is damaged, or reading takes too long.
     """
 
     def begin() -> Callable[[Callable[[str], None]], Any]:
         try:
             opened = {"": open_regular(file, LARGEST)}
-            # What dwz has put into another file, which lies beside it as a rule.
+            # Content that dwz moved to another file, usually beside this one.
             shared = ElfFile(file, file=opened[""]).shared_debug_info
             if shared is not None:
                 opened[shared] = open_regular(file.parent / shared, LARGEST)
@@ -169,11 +169,11 @@ def _worked(
         return work(elf.get_dwarf_info(), tell)
     except TargetError:
         raise
-    # pyelftools has no notion of what it may raise for what is not as DWARF has it.
+    # pyelftools does not define which exceptions malformed DWARF raises.
     except Exception as error:
         raise TargetError(
             f"the debug info of {file} cannot be read: {type(error).__name__}: {error}",
-            "install the debug package again; if it stays so, report it",
+            "install the debug package again; if that does not help, report it",
         ) from error
 
 
@@ -211,13 +211,13 @@ class _Reader:
         return functions, {name: layout for name, layout in self._structs.items() if layout}
 
     def _units_of_functions(self, names: Collection[str]) -> Sequence[Any]:
-        """The units that can describe these functions: they have the name, or refer to it."""
+        """Return the units that may describe these functions: they have or refer to the name."""
         units: dict[int, Any] = {}
         origins: set[int] = set()
         new = self._units.naming(names)
         while new:
             units.update({unit.cu_offset: unit for unit in new})
-            # What a unit refers to may be in another, whose functions it then does not name.
+            # An entry that a unit refers to may be in another unit; then it lacks the name.
             found = {
                 die.offset
                 for unit in new
@@ -247,7 +247,7 @@ class _Reader:
     def _functions(
         self, unit: Any, needs: Mapping[str, CaptureNeeds]
     ) -> Iterator[tuple[str, DIE | None, DIE]]:
-        """Name, body and the entry that has the name; without a body where it only is inlined."""
+        """Yield name, body and the entry with the name; body is None if it is only inlined."""
         for die in unit.get_top_DIE().iter_children():
             if die.tag != "DW_TAG_subprogram":
                 continue
@@ -261,7 +261,7 @@ class _Reader:
                 yield name, None, die
 
     def _inlined(self, unit: Any, origins: set[int]) -> dict[int, list[str]]:
-        """The functions that others were inlined into, by the offset of the other's origin."""
+        """Return the functions into which others were inlined, by offset of the other's origin."""
         into: dict[int, list[str]] = {}
         functions = [
             die for die in unit.get_top_DIE().iter_children() if die.tag == "DW_TAG_subprogram"
@@ -271,7 +271,7 @@ class _Reader:
                 if die.tag == "DW_TAG_inlined_subroutine":
                     origin = _origin(die)
                     outer = _name(_origin(function))
-                    # Of its own body only the part that GCC split off is meant.
+                    # A copy in the function's own body is the part that GCC split off.
                     if origin.offset in origins and outer and outer != _name(origin):
                         into.setdefault(origin.offset, []).append(outer)
         return into
@@ -295,7 +295,7 @@ class _Reader:
         return body
 
     def _ranges(self, die: DIE) -> list[tuple[int, int]]:
-        """First and one-past-last addresses; the function is entered at the first of all."""
+        """Return start and end addresses; the start of the first is the function's entry."""
         low = die.attributes.get("DW_AT_low_pc")
         if "DW_AT_ranges" not in die.attributes:
             assert low is not None
@@ -316,7 +316,7 @@ class _Reader:
         return ranges
 
     def _at(self, variable: DIE, pc: int, *, at_entry: bool = False) -> Data:
-        """Where an argument or a variable is at an address of its function."""
+        """Return the location of an argument or variable at an address of its function."""
         attribute = variable.attributes.get("DW_AT_location")
         constant = variable.attributes.get("DW_AT_const_value")
         if constant is not None and isinstance(constant.value, int):
@@ -359,7 +359,7 @@ class _Reader:
             if number < len(registers):
                 return {"register": registers[number]}
         if names == ["DW_OP_fbreg"] and (values[0] >= 0 or not at_entry):
-            # GCC's frame base is the frame's end, where the caller's frame begins.
+            # GCC's frame base is the end of the frame, where the caller's frame begins.
             return {"stack": values[0]}
         if names[1:] == ["DW_OP_stack_value"]:
             if first.op_name.startswith("DW_OP_lit"):
@@ -367,11 +367,11 @@ class _Reader:
             if first.op_name.startswith("DW_OP_const"):
                 return {"constant": values[0]}
         if names == ["DW_OP_fbreg"]:
-            return _nowhere("the function puts it into memory later")
-        return _nowhere(f"where it is takes more than a pack can say ({', '.join(names)})")
+            return _nowhere("the function stores it in memory later")
+        return _nowhere(f"its location is too complex for a pack ({', '.join(names)})")
 
     def _lines(self, die: DIE, origin: DIE, watched: set[str]) -> Data:
-        """The statements that a debugger walks through, and where the watched variables are."""
+        """Return the statements that a debugger steps through, and the watched variables there."""
         ranges = self._ranges(die)
         index = origin.attributes["DW_AT_decl_file"].value
         rows = {
@@ -386,7 +386,7 @@ class _Reader:
                 for address, line in rows.items()
                 if not any(low <= address < high for low, high in within)
             }
-            # At its beginning a debugger shows where it is called; the rest is another's.
+            # At the start of inlined code, a debugger shows the caller's line; the rest is foreign.
             if inlined.attributes["DW_AT_call_file"].value == index:
                 call_line = inlined.attributes["DW_AT_call_line"].value
                 behind = {high for _, high in within}
@@ -407,10 +407,9 @@ class _Reader:
         return {name: place for name, place in places if "unavailable" not in place}
 
     def _statements(self, unit: Any) -> list[tuple[int, int, int]]:
-        """Address, file and line of every statement of a unit; read once for all of its bodies.
+        """Return address, file and line of each statement of a unit; read once for all its bodies.
 
-        A line that has discriminators is one statement, as for GDB: its row is the first of those
-        that follow each other.
+        A line with discriminators is one statement, as for GDB: of consecutive rows, the first.
         """
         if unit.cu_offset != self._statements_of:
             states = [entry.state for entry in self._program(unit).get_entries()]
@@ -440,24 +439,24 @@ class _Reader:
         return program
 
     def _keep_structs(self, function: DIE, path: CapturePath, *, arguments_only: bool) -> None:
-        """Keep the layouts of the structs that a capture meets."""
+        """Keep the layouts of the structs that a capture goes through."""
         for chain in path.chains:
             self.keep(follow(chain, _Types(function, self, arguments_only)))
 
     def defined(self, die: DIE | None) -> DIE | None:
-        """The definition of a struct that its own unit only declares, from another unit."""
+        """Return the definition, from another unit, of a struct that its own unit only declares."""
         struct = _plain(die)
         if struct is None or struct.tag != "DW_TAG_structure_type" or not _is_declared(struct):
             return die
         definition = self._definition(_name(struct))
         if definition is None:
             return die
-        # Types of its own unit spell the struct as they know it.
+        # The types of the declaring unit use that unit's name for the struct.
         self.keep(definition, self._spelled(die))
         return definition
 
     def _definition(self, tag: str | None) -> DIE | None:
-        """A struct that some unit defines; None where none does, or two differ in its size."""
+        """Return a struct that some unit defines; None if none does, or two differ in size."""
         if tag is None:
             return None
         if tag not in self._definitions:
@@ -474,9 +473,9 @@ class _Reader:
         return self._definitions[tag]
 
     def keep(self, die: DIE | None, spelled: str | None = None) -> None:
-        """Keep the layout of a struct, and those of the structs inside of it.
+        """Keep the layout of a struct, and of the structs inside it.
 
-        spelled: its name, where that is not how `die` spells it.
+        spelled: its name, if ``die`` names it differently.
         """
         name = spelled or self._spelled(die)
         struct = _plain(die)
@@ -496,11 +495,11 @@ class _Reader:
             for target in inner:
                 self.keep(target)
         elif known != layout:
-            # Two units have different structs of one name: no capture may go through it.
+            # Two units have different structs of that name: no capture may go through it.
             self._structs[name] = {}
 
     def _field(self, member: DIE, inner: list[DIE | None]) -> Data:
-        """inner: is given the type of what lies in the struct itself."""
+        """Describe a member. inner: gets the type of what is embedded in the struct."""
         at = member.attributes.get("DW_AT_data_member_location")
         target = _target(member)
         if "DW_AT_bit_size" in member.attributes:
@@ -518,7 +517,7 @@ class _Reader:
         return self._spelled(_target(die))
 
     def _spelled(self, die: DIE | None) -> str:
-        """The type as layouts.named() reads it: structs by typedef or tag, scalars plainly."""
+        """Spell a type as layouts.named() reads it: structs by typedef or tag, scalars plainly."""
         if die is None:
             return VOID
         if die.tag in _QUALIFIERS:
@@ -543,7 +542,7 @@ class _Reader:
 
 
 class _Units:
-    """The units of a file. Those that can matter are found by their bytes: parsing takes long."""
+    """The units of a file. Those that may matter are found by their bytes: parsing takes long."""
 
     def __init__(self, dwarf: Any) -> None:
         self._units = list(dwarf.iter_CUs())
@@ -554,26 +553,26 @@ class _Units:
         self._is_whole = not dwarf.supplementary_dwarfinfo and not dwarf.debug_str_offsets_sec
 
     def naming(self, names: Iterable[str]) -> Sequence[Any]:
-        """The units with an entry of one of these names, and maybe others."""
+        """Return the units with an entry of one of these names, and maybe others."""
         patterns = []
         for name in names:
-            # As DW_FORM_string and as DW_FORM_strp has it.
+            # The name as DW_FORM_string and as DW_FORM_strp.
             text = name.encode() + b"\0"
             patterns += [text, *map(_offset, _all(text, self._strings))]
         return self._having(patterns)
 
     def referring_to(self, entries: Iterable[int]) -> Sequence[Any]:
-        """The units with a reference across units to an entry at one of these offsets."""
+        """Return the units with a reference across units to an entry at one of these offsets."""
         return self._having(map(_offset, entries))
 
     def with_references(
         self, unit: Any, functions: Sequence[DIE], entries: Collection[int]
     ) -> Iterator[DIE]:
-        """Those of a unit's functions that refer to an entry at one of these offsets.
+        """Yield the functions of a unit that refer to an entry at one of these offsets.
 
-        functions: all that the unit has, in their order. Maybe others are among the result.
+        functions: all functions of the unit, in their order. The result may contain others too.
         """
-        # References inside of a unit count from its start.
+        # References within a unit count from its start.
         patterns = {
             pattern
             for entry in entries
@@ -596,7 +595,7 @@ class _Units:
 
 
 class _Types:
-    """The types that a chain meets (recipe.path.Visitor), of which the reader keeps structs."""
+    """The types that a chain goes through (recipe.path.Visitor); the reader keeps the structs."""
 
     def __init__(self, function: DIE, reader: _Reader, arguments_only: bool) -> None:
         self._function = function
@@ -640,7 +639,7 @@ _BOOLEAN, _SIGNED, _SIGNED_CHAR, _UNSIGNED, _UNSIGNED_CHAR = 2, 5, 6, 7, 8
 
 
 def _content(section: Any) -> bytes:
-    """The bytes of a section, also if the file has them compressed; none if it is not there."""
+    """Return the bytes of a section, decompressed if need be; empty if there is none."""
     return b"" if section is None else bytes(section.stream.getvalue())
 
 
@@ -652,12 +651,12 @@ def _all(pattern: bytes, data: bytes) -> Iterator[int]:
 
 
 def _offset(value: int) -> bytes:
-    """An offset in a section, as 32-bit DWARF has it, and 64-bit DWARF begins it."""
+    """Encode an offset in a section: 32-bit DWARF, which is how 64-bit DWARF begins it, too."""
     return (value & 0xFFFFFFFF).to_bytes(4, "little")
 
 
 def _references(value: int) -> Iterator[bytes]:
-    """A reference inside of a unit, in each form that can have it: ref1, ref2, ref4, ref_udata."""
+    """Yield a reference within a unit in each possible form: ref1, ref2, ref4, ref_udata."""
     if value < 0:
         return
     for size in (1, 2, 4):
@@ -675,7 +674,7 @@ def _nowhere(why: str) -> Data:
 
 
 def _origin(die: DIE) -> DIE:
-    """The entry that has what this one leaves out: its name, its type."""
+    """Return the entry that has what this one omits: its name, its type."""
     for reference in ("DW_AT_abstract_origin", "DW_AT_specification"):
         for _ in _chain():
             if reference not in die.attributes:
@@ -685,7 +684,7 @@ def _origin(die: DIE) -> DIE:
 
 
 def _chain() -> Iterator[int]:
-    """ValueError where it is longer than any compiler writes it."""
+    """Bound a walk along references. Raises ValueError: longer than any compiler makes one."""
     yield from range(_LONGEST_CHAIN)
     raise ValueError("a chain of references has no end")
 
@@ -700,12 +699,12 @@ def _has_code(die: DIE) -> bool:
 
 
 def _target(die: DIE) -> DIE | None:
-    """The type that an entry refers to; None for void."""
+    """Return the type that an entry refers to; None for void."""
     return die.get_DIE_from_attribute("DW_AT_type") if "DW_AT_type" in die.attributes else None
 
 
 def _plain(die: DIE | None) -> DIE | None:
-    """The type without typedefs and qualifiers."""
+    """Return the type without typedefs and qualifiers."""
     for _ in _chain():
         if die is None or die.tag not in ("DW_TAG_typedef", *_QUALIFIERS):
             break
@@ -714,14 +713,14 @@ def _plain(die: DIE | None) -> DIE | None:
 
 
 def _pointed(die: DIE | None) -> DIE | None:
-    """What a pointer points to; anything else is itself."""
+    """Return what a pointer points to; any other type itself."""
     return _target(die) if die is not None and die.tag == "DW_TAG_pointer_type" else die
 
 
 def _variables(
     function: DIE, names: Collection[str], *, arguments_only: bool = False
 ) -> Iterator[tuple[str, DIE]]:
-    """The arguments and local variables of these names; none of several that hide each other."""
+    """Yield the arguments and local variables of these names, except names that occur twice."""
     if arguments_only:
         among = [die for die in function.iter_children() if die.tag == "DW_TAG_formal_parameter"]
     else:

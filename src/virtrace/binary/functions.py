@@ -1,7 +1,7 @@
-"""Static functions of a stripped file, found by what they call.
+"""Find static functions of a stripped file by what they call.
 
-Bounds come from the unwind table, imports from the relocations, calls from the code itself.
-Bytes that only look like a call are told from one by decoding the function up to them.
+Bounds come from the unwind table, imports from the relocations, calls from the code itself. To
+tell a call from bytes that only look like one, the function is decoded up to these bytes.
 """
 
 from __future__ import annotations
@@ -22,34 +22,34 @@ from virtrace.binary.elf import ElfFile, Section, Symbol
 from virtrace.binary.unwind import NotUnderstood, UnwindTable, unwind_table
 from virtrace.errors import TargetError
 
-# Ten times of what QEMU has, the largest program that is traced: it takes memory and time.
+# Ten times as many as QEMU has, the largest traced program. References take memory and time.
 _MOST_REFERENCES = 2_500_000
 _MOST_RELOCATIONS = 1 << 20
-# Bytes that are decoded in all, and of one function.
+# Bytes to decode: in all, and of one function.
 _MOST_DECODED = 64 << 20
 _LARGEST_FUNCTION = 1 << 20
-# In one function, of all tracers.
+# Breakpoints in one function, by all tracers together.
 _MOST_BREAKPOINTS = 64
 _STRIDE = 256
 
 
 @dataclass(frozen=True)
 class Callee:
-    """address: of a function of this file; None where it is imported. name: None where static."""
+    """A called function. address: in this file; None if imported. name: None if static."""
 
     address: int | None
     name: str | None
 
 
 class Functions:
-    """Functions of one file without symbols, by their first address as the file counts.
+    """Functions of one file without symbols, by their start address in the file.
 
-    Everything here raises TargetError where the file cannot be read that way (another processor,
-    no unwind table) or an answer would be a guess.
+    All methods raise TargetError if the file cannot be read that way (another processor, no unwind
+    table), or if an answer would be a guess.
 
-    A *part* is what one unwind entry covers: a function, or a fragment that the compiler
-    split from one (``name.cold``). Parts go by their first address, references by that of
-    the opcode.
+    A *part* is the code that one unwind entry covers: a function, or a fragment that the compiler
+    split off (``name.cold``). A part is identified by its start address, a reference by the address
+    of its opcode.
     """
 
     def __init__(self, elf: ElfFile) -> None:
@@ -75,12 +75,12 @@ class Functions:
         self._calls = self._references(x86_64.CALLS)
 
     def callers_of(self, check: str) -> list[int]:
-        """The functions that use ``check``, an imported or exported function.
+        """Return the functions that use ``check``, an imported or exported function.
 
-        Raises TargetError where there is one, but no pointer leads to it: a part of the driver's
-        method that became a function of its own, with other arguments.
+        Raises: TargetError: there is exactly one, but no pointer leads to it. It is then a part of
+        the driver's method that became a function of its own, with other arguments.
         """
-        # Some methods hand the check to a common function instead of calling it.
+        # Some methods pass the check to a common function instead of calling it.
         methods = self._users(self._targets.get(check.encode(), set()))
         if len(methods) == 1 and not methods <= self._pointers:
             raise _unknown(
@@ -91,10 +91,10 @@ class Functions:
         return sorted(methods)
 
     def called_by(self, caller: int, calls: str) -> list[int]:
-        """The functions that ``caller`` calls directly and that themselves call ``calls``.
+        """Return the functions that ``caller`` calls directly and that themselves call ``calls``.
 
         calls: the name of a function that this file imports or exports.
-        TargetError where caller calls it too: the one between them may be inlined.
+        Raises: TargetError: ``caller`` calls it too, so the function in between may be inlined.
         """
         targets = self._targets.get(calls.encode(), set())
         inner = self._users(targets)
@@ -102,7 +102,7 @@ class Functions:
             raise _unknown(
                 self._elf,
                 f"the function at {caller:#x} calls {calls} itself: "
-                "what should stand between them may be inlined",
+                "the function between them may be inlined",
             )
         found = sorted(
             function for function in inner if caller in self._users(self._ways_to(function))
@@ -113,15 +113,15 @@ class Functions:
         ):
             raise _unknown(
                 self._elf,
-                f"that {found[0]:#x} stands between {caller:#x} and {calls} is not sure: "
-                "an address is taken, maybe not for a call",
+                f"it is not certain that {found[0]:#x} is called by {caller:#x} and calls {calls}: "
+                "an address is loaded, maybe not for a call",
             )
         return found
 
     def callees(self, function: int) -> Iterator[Callee]:
-        """What a function calls directly, in the order of its code.
+        """Return the functions that a function calls directly, in the order of its code.
 
-        Without what it calls by a pointer, and in a fragment that was split from it.
+        Calls through pointers, and calls in fragments that were split off, are not included.
         """
         end = self._end(function)
         found = set()
@@ -134,7 +134,7 @@ class Functions:
                 yield callee
 
     def uses(self, name: str) -> int:
-        """How often the code seems to name an imported or exported function: how common it is."""
+        """Count the apparent references to an imported or exported function in the code."""
         targets = self._targets.get(name.encode(), set())
         return sum(len(self._calls.to(target, target + 1)) for target in targets)
 
@@ -149,7 +149,7 @@ class Functions:
 
     @cached_property
     def _names(self) -> dict[int, bytes]:
-        """Of a symbol by each address that a call of it can name; of several the first."""
+        """Symbol name by each address that a call of it can use; of several names the first."""
         return {
             target: name
             for name, targets in sorted(self._targets.items(), reverse=True)
@@ -163,7 +163,7 @@ class Functions:
     def _read_symbols(self) -> None:
         data = {name: section.data for name, section in self._sections.items()}
         symbols = [*self._elf.symbols()]
-        # Pointers that the loader fills in: of driver tables, callbacks, virtual methods.
+        # Pointers that the loader fills in: driver tables, callbacks, virtual methods.
         self._pointers = set(self._relative_pointers(data.get(".relr.dyn", b"")))
         slots = self._relocated(data, symbols)
         ways: dict[int, set[int]] = {}
@@ -173,7 +173,7 @@ class Functions:
             for stub, slot in self._stubs(name):
                 if slot in slots:
                     ways[slots[slot]].add(stub)
-        # What a call of a symbol can name: its slot, the stubs that jump through that, itself.
+        # Addresses that a call of a symbol can use: its slot, stubs that jump through it, itself.
         self._targets: dict[bytes, set[int]] = {}
         self._exports: dict[int, list[bytes]] = {}
         for index, symbol_ in enumerate(symbols):
@@ -186,7 +186,7 @@ class Functions:
             self._targets.setdefault(symbol_.name, set()).update(targets)
 
     def _relocated(self, data: Mapping[str, bytes], symbols: Sequence[Symbol]) -> dict[int, int]:
-        """Add the pointers that relocations fill in; return the symbol's index by the slot."""
+        """Add the pointers that relocations fill in; return each slot's index of a symbol."""
         slots: dict[int, int] = {}
         if any(len(data.get(name, b"")) > _MOST_RELOCATIONS * _RELA.size for name in _RELOCATIONS):
             raise ValueError("more relocations than a library has")
@@ -201,17 +201,17 @@ class Functions:
         return slots
 
     def _stubs(self, table: str) -> Iterator[tuple[int, int]]:
-        """Each stub of a procedure linkage table, and the slot that it jumps through."""
+        """Yield each stub of a procedure linkage table, and the slot through which it jumps."""
         section = self._sections.get(table)
         if section is None:
             return
-        # Some linkers leave the size of an entry out.
+        # Some linkers omit the size of an entry.
         size = section.entry_size or x86_64.STUB_SIZE
         for at, slot in x86_64.jumps_through_slots(section.data):
             yield section.address + at - at % size, section.address + slot
 
     def _relative_pointers(self, bitmaps: bytes) -> Iterator[int]:
-        """What lies, unrelocated, at the places that ``.relr.dyn`` (generic ABI) lists."""
+        """Yield the unrelocated values at the places that ``.relr.dyn`` (generic ABI) lists."""
         places, base = [], 0
         for (entry,) in _U64.iter_unpack(bitmaps):
             if entry & 1 == 0:
@@ -228,15 +228,15 @@ class Functions:
                     yield _U64.unpack_from(section.data, place - section.address)[0]
 
     def _ways_to(self, function: int) -> set[int]:
-        """What a call of a function of this file can name, the PLT included."""
+        """Return the addresses that a call of a function of this file can use, with PLT stubs."""
         exported = (self._targets[name] for name in self._exports.get(function, ()))
         return {function}.union(*exported)
 
     def _users(self, targets: Iterable[int], loads: bool = True) -> set[int]:
-        """The functions that call, or jump to, any of the targets.
+        """Return the functions that call, or jump to, any of the targets.
 
-        loads: also those that load the address of one from its slot. Code without a PLT may
-        call it from a register; but it may also be handed to another function.
+        loads: include functions that load an address from its slot. Code without a PLT may call it
+        through a register, but may also pass it to another function.
         """
         return {
             self._function(part)
@@ -250,10 +250,10 @@ class Functions:
         return x86_64.is_load(section.data, site - section.address)
 
     def _function(self, part: int) -> int:
-        """The function that a part belongs to.
+        """Return the function to which a part belongs.
 
-        A fragment is never called and nothing points to it; the function it was split from
-        jumps into it, and goes on there with the frame that it has.
+        A fragment is never called and no pointer leads to it. The function from which it was split
+        jumps into it, with its own frame.
         """
         if part in self._pointers or part in self._exports:
             return part
@@ -286,7 +286,7 @@ class Functions:
             raise _unknown(self._elf, "it has more code than a driver") from error
 
     def _proven(self, sites: Iterable[int]) -> Iterator[tuple[int, int]]:
-        """Site and part of each reference that is one, not bytes that look so."""
+        """Yield site and part of each true reference; skip bytes that only look like one."""
         for site in sites:
             index = bisect_right(self._starts, site) - 1
             part = self._starts[max(index, 0)]
@@ -298,11 +298,11 @@ class Functions:
                 raise _unknown(self._elf, f"the function at {part:#x} has unknown instructions")
 
     def _calls_to(self, low: int, high: int) -> list[int]:
-        """The sites of what looks like a call of, or a jump to, [low, high)."""
+        """Return the sites of apparent calls of, or jumps to, [low, high)."""
         return [*self._calls.to(low, high), *self._short_jumps(low, high)]
 
     def _short_jumps(self, low: int, high: int) -> Iterator[int]:
-        """What looks like a jump to [low, high) with a displacement of one byte."""
+        """Yield the sites of apparent jumps to [low, high) with a displacement of one byte."""
         for section in self._text:
             if low in section:
                 first, last = low - section.address, high - section.address
@@ -310,16 +310,16 @@ class Functions:
                     yield section.address + site
 
     def _decodes(self, start: int, end: int) -> bool:
-        """Whether the bytes are whole instructions; of one more, the prefixes may be there."""
+        """Whether the bytes are whole instructions, maybe followed by prefixes of one more."""
         section = self._section(start)
         at = section.address
         self._may_decode -= end - start
         if self._may_decode < 0:
-            raise _unknown(self._elf, "its code takes too long to be looked through")
+            raise _unknown(self._elf, "decoding its code takes too long")
         return x86_64.instructions().fullmatch(section.data, start - at, end - at) is not None
 
     def _unwind(self, part: int) -> tuple[int, bool]:
-        """The first address behind a part, and whether a frame is there when it is entered."""
+        """Return the end address of a part, and whether it has a frame when it is entered."""
         with suppress(NotUnderstood):
             entry = self._table.entry(part)
             if entry is not None and entry.start == part:
@@ -343,8 +343,8 @@ class Functions:
 class Instructions:
     """Where the instructions of a file's functions begin.
 
-    Functions are those of its unwind table and those that it exports. For a processor whose
-    instructions are not known here, all that can be told is what is code of the file.
+    The functions are those of the unwind table and the exported ones. For a processor whose
+    instructions are unknown here, only code can be told from data.
     """
 
     def __init__(self, elf: ElfFile) -> None:
@@ -356,11 +356,11 @@ class Instructions:
     def doubt(
         self, address: int, is_entry: bool, read: Callable[[int, int], bytes] | None
     ) -> str | None:
-        """Why a breakpoint there could break the process; None: it is proven that it cannot.
+        """Why a breakpoint at this address could break the process; None if that is ruled out.
 
-        is_entry: a function has to begin there. read: gives what a process has in memory at an
-        address of the file, and of a size; the code there must be that of the file, but for
-        breakpoints.
+        is_entry: a function must begin there.
+        read: returns the memory of a process, by address in the file and size; it must equal the
+        file's code, except for breakpoints.
         """
         if not abi.of(self._elf).is_known:
             start, end = address, address + 1
@@ -370,7 +370,7 @@ class Instructions:
                 return "it is in no function of the file"
             start, end = found
         if end - start > _LARGEST_FUNCTION:
-            return "the function around it is too large to be looked through"
+            return "the function around it is too large to decode"
         code = self._elf.code(start, end)
         if code is None:
             return "it is not in the code of the file"
@@ -393,7 +393,7 @@ class Instructions:
 
 
 def _begins(code: bytes, at: int) -> bool:
-    """Whether an instruction begins there, by decoding the function up to it and it itself."""
+    """Whether an instruction begins at ``at``. Decodes the function up to and including it."""
     before = x86_64.instructions().fullmatch(code, 0, at)
     if before is None or before[1]:
         return False
@@ -402,11 +402,11 @@ def _begins(code: bytes, at: int) -> bool:
 
 
 def _is_same(code: bytes, there: bytes) -> bool:
-    """Whether code in memory is that of a file, but for what tracers put over instructions."""
+    """Whether code in memory is that of a file, except for breakpoints and uprobes."""
     if len(there) != len(code):
         return False
     at = 0
-    # A larger number of differences is other code.
+    # More differences mean other code.
     for _ in range(_MOST_BREAKPOINTS):
         while at < len(code) and code[at : at + _STRIDE] == there[at : at + _STRIDE]:
             at += _STRIDE
@@ -416,7 +416,7 @@ def _is_same(code: bytes, there: bytes) -> bool:
         if there[at : at + 1] == x86_64.ABI.breakpoint and _begins(code, at):
             at += 1
         elif code.startswith(x86_64.NOP5, at) and there[at] == x86_64.CALL:
-            # A uprobe of Linux 6.18 and later.
+            # A uprobe of Linux 6.18 or later.
             at += len(x86_64.NOP5)
         else:
             return False
@@ -424,7 +424,7 @@ def _is_same(code: bytes, there: bytes) -> bool:
 
 
 def call_before(elf: ElfFile, address: int) -> tuple[int | None, int | None]:
-    """What a direct call that ends at an address leads to, as Binary.calls_before has it."""
+    """Return where a direct call that ends at ``address`` leads; see Binary.calls_before."""
     if elf.machine != x86_64.ABI.machine:
         return None, None
     code = elf.code(address - 6, address) or b""
@@ -440,11 +440,11 @@ def call_before(elf: ElfFile, address: int) -> tuple[int | None, int | None]:
 
 
 class _References:
-    """What looks like a reference relative to the program counter, sorted by target."""
+    """Apparent references relative to the program counter, sorted by target."""
 
     def __init__(self, text: Iterable[Section], forms: Iterable[tuple[re.Pattern[bytes], int]]):
-        """OverflowError where there are more than a driver has."""
-        # One number of target and site sorts several times faster than a pair.
+        """Raises OverflowError if there are more than any driver has."""
+        # One number made of target and site sorts several times faster than a pair.
         self._sorted: list[int] = []
         for section in text:
             data, displacement = section.data, x86_64.I32.unpack_from
@@ -462,19 +462,19 @@ class _References:
         self._sorted.sort()
 
     def within(self, low: int, high: int) -> list[tuple[int, int]]:
-        """Site and target of each that stands in [low, high), sorted."""
+        """Return site and target of each reference in [low, high), sorted."""
         pairs = ((one & (1 << _SITE_BITS) - 1, one >> _SITE_BITS) for one in self._sorted)
         return sorted((site, target) for site, target in pairs if low <= site < high)
 
     def to(self, low: int, high: int) -> list[int]:
-        """The sites that refer to an address in [low, high)."""
+        """Return the sites that refer to an address in [low, high)."""
         first = bisect_left(self._sorted, low << _SITE_BITS)
         last = bisect_left(self._sorted, high << _SITE_BITS)
         return [reference & (1 << _SITE_BITS) - 1 for reference in self._sorted[first:last]]
 
 
 def _is_later(instruction: bytes) -> bool:
-    """Whether a call frame instruction is for code behind the first instruction, or padding."""
+    """Whether a call frame instruction is padding, or for code after the first instruction."""
     return instruction[0] >> 6 == 1 or instruction[0] in (0, 2, 3, 4)  # DW_CFA_advance_loc*, nop
 
 

@@ -1,9 +1,9 @@
-"""Symbol packs: what traces need of the debug info of one build of one file, in a few KB.
+"""Symbol packs: the debug info that traces need of one build of one file, in a few KB.
 
-A pack is a JSON file, BUILD-ID.pack.json, and holds for the functions of some recipes where
-they are, where their arguments are at the entry, their types, and their line tables. Beside a
-recipe or in the user's cache it serves a host that has no debug info. It may come from a
-stranger: nothing in it is believed that could make a trace write to a wrong place.
+A pack is a JSON file, BUILD-ID.pack.json. For each function of some recipes it holds its
+address, its types, the locations of its arguments at entry, and its line table. Beside a recipe
+or in the user's cache, it serves a host that has no debug info. It may come from a stranger:
+nothing in it is trusted that could make a trace write to a wrong address.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ CACHE = "packs"
 
 @dataclass(frozen=True)
 class InRegister:
-    """What the register of this name holds now."""
+    """The current value of the register of this name."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class AtEntry:
-    """What the register held when the function was entered."""
+    """The value of the register when the function was entered."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class OnStack:
-    """offset: from the end of the function's frame, where its caller's begins."""
+    """offset: in bytes, from the end of the function's frame, where its caller's begins."""
 
     offset: int
 
@@ -60,7 +60,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class Nowhere:
-    """No place that can be read. why: the reason, for the user."""
+    """A value that has no readable location. why: the reason, for the user."""
 
     why: str
 
@@ -73,7 +73,7 @@ Variables = Mapping[str, "tuple[CType, Place]"]
 
 @dataclass(frozen=True)
 class Line:
-    """Where a statement begins. address: as the file counts. variables: those known there."""
+    """The start of a statement. address: in the file. variables: those with a location there."""
 
     address: int
     number: int
@@ -82,9 +82,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Body:
-    """One compiled body. entry: as the file counts. arguments: at the entry.
+    """One compiled body of a function.
 
-    file: the name of its source, and declared, the line of its declaration, where it has lines.
+    entry: address in the file.
+    arguments: their types and locations at entry.
+    file, declared: name of the source file and line of the declaration, if the body has lines.
     """
 
     entry: int
@@ -109,7 +111,7 @@ class Function:
 
 @dataclass(frozen=True)
 class Pack:
-    """origin: the debug info it was made of, in words."""
+    """The content of a pack. origin: text that says what debug info it was made from."""
 
     build_id: str
     machine: str
@@ -124,7 +126,7 @@ def file_name(build_id: str) -> str:
 def write(
     build_id: str, machine: str, origin: str, functions: Mapping[str, Any], structs: Any
 ) -> bytes:
-    """The contents of a pack's file. functions, structs: as dwarf.describe() gives them."""
+    """Return the content of a pack's file. functions, structs: from dwarf.describe()."""
     document = {
         "format": FORMAT,
         "version": VERSION,
@@ -140,12 +142,16 @@ def write(
 
 
 def of(elf: Binary, origin: str, functions: Mapping[str, Any], structs: Any) -> Pack:
-    """A pack of debug info that is used at once. As write()."""
+    """Make a pack that is used at once, not stored. Arguments: see write()."""
     return parse(write(elf.build_id or "", elf.machine, origin, functions, structs), origin)
 
 
 def parse(data: bytes, file: str) -> Pack:
-    """TargetError where the contents are not those of a pack; file: its name, for that."""
+    """Parse the content of a pack's file.
+
+    file: its name, for errors.
+    Raises: TargetError: the content is not that of a pack.
+    """
     try:
         document = json.loads(data)
         if document["format"] != FORMAT:
@@ -175,10 +181,11 @@ def parse(data: bytes, file: str) -> Pack:
 
 
 def find(elf: Binary, folders: Sequence[Path]) -> Pack | None:
-    """The pack of a file's build: in the first of the folders that has one, or in the cache.
+    """Find the pack of a file's build in the first folder that has one, else in the cache.
 
-    TargetError where there is one that cannot be used: written by somebody else (in the cache
-    it counts as none), broken, for another build, or with functions where the file has none.
+    Raises: TargetError: the pack cannot be used, because another user can write it (in the cache,
+    such a pack is skipped), it is damaged, is for another build, or names an address at which the
+    file has no function.
     """
     build_id = elf.build_id
     if build_id is None:
@@ -193,7 +200,7 @@ def find(elf: Binary, folders: Sequence[Path]) -> Pack | None:
 
 
 def load(path: Path, elf: Binary | None = None) -> Pack:
-    """The pack in a file; elf: the file that it has to be for."""
+    """Read a pack from a file. elf: the file that the pack must be for."""
     try:
         with files.open_folder(path.parent.resolve()) as folder:
             data = files.read_trusted(folder, path.name, MAX_BYTES)
@@ -207,9 +214,10 @@ def load(path: Path, elf: Binary | None = None) -> Pack:
 
 
 def checked(pack: Pack, elf: Binary, file: str) -> Pack:
-    """The pack itself, none of whose places is inside of an instruction.
+    """Return the pack if it is for this file and each of its addresses is safe for a breakpoint.
 
-    TargetError where it is for another file, or names a place that is not proven.
+    file: the pack's name, for errors.
+    Raises: TargetError: it is for another file, or an address may be inside an instruction.
     """
     wrong = ""
     if not abi.of(elf).is_known:
@@ -233,7 +241,7 @@ def checked(pack: Pack, elf: Binary, file: str) -> Pack:
 def _structs(about: Mapping[str, Any]) -> Any:
     @cache
     def struct(name: str) -> CType:
-        # A struct that holds itself has no end.
+        # A struct that contains itself would never end.
         if name in building or name not in about:
             return Opaque(name)
         building.add(name)
@@ -249,7 +257,7 @@ def _structs(about: Mapping[str, Any]) -> Any:
 
 
 def _sound(struct: Struct) -> Struct:
-    """ValueError where it would take long to read: it is too large, or its fields overlap."""
+    """Return a struct that is quick to read. Raises ValueError: too large, or fields overlap."""
     end = 0
     for field in struct.fields:
         if field.offset < end and field.type.size:
@@ -304,5 +312,5 @@ def stack_offset(value: object) -> int:
 
 
 def constant(value: object) -> int:
-    """Of 64 bits, with or without a sign."""
+    """Check an integer of 64 bits, signed or unsigned."""
     return given.number(value, -(1 << 63), (1 << 64) - 1)

@@ -22,7 +22,7 @@ _OPERAND = re.compile(
 def _operand(text: str) -> Operand | None:
     found = _OPERAND.fullmatch(text)
     name = found and (found["base"] or found["register"])
-    # An operand relative to the instruction itself is left to GDB.
+    # GDB itself handles an operand that is relative to the instruction.
     if found is None or name not in ABI.user_registers or name == ABI.program_counter:
         return None
     size = int(found["size"])
@@ -44,7 +44,7 @@ ABI = Abi(
     stack_pointer="rsp",
     program_counter="rip",
     breakpoint=b"\xcc",
-    # struct user_regs_struct of <sys/user.h>, to the stack pointer.
+    # struct user_regs_struct of <sys/user.h>, up to the stack pointer.
     user_registers=(
         *("r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx"),
         *("rsi", "rdi", "orig_rax", "rip", "cs", "eflags", "rsp"),
@@ -56,17 +56,17 @@ ABI = Abi(
 SYSTEM_CALL_ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
 
 ABSOLUTE, GLOB_DAT, JUMP_SLOT, RELATIVE = 1, 6, 7, 8  # R_X86_64_...
-STUB_SIZE = 16  # of an entry of the procedure linkage table
+STUB_SIZE = 16  # in bytes, of an entry of the procedure linkage table
 I32 = struct.Struct("<i")
 
-# What a static probe is, where it was made for the uprobes of Linux 6.18.
+# The instruction of a static probe that was made for the uprobes of Linux 6.18.
 NOP5 = b"\x0f\x1f\x44\x00\x00"
-# A form: the opcode in front of a displacement of four bytes, and the opcode's size.
+# A form: a pattern of the opcode before a displacement of four bytes, and the opcode's size.
 CALL, _MOV, _PUSH = 0xE8, 0x8B, b"\xff\x35"
 _AT_PC = rb"[\x05\x0d\x15\x1d\x25\x2d\x35\x3d]"  # the ModRM bytes of disp32(%rip)
 CALLS = (
     (re.compile(rb"[\xe8\xe9](?=.{4})", re.DOTALL), 1),  # call, jmp
-    # jcc; call, jmp through a slot, push of one; mov of one into a register
+    # jcc; call, jmp and push through a slot; mov from a slot into a register
     (
         re.compile(
             rb"(?:\x0f[\x80-\x8f]|\xff[\x15\x25\x35]|\x8b" + _AT_PC + rb")(?=.{4})", re.DOTALL
@@ -76,18 +76,18 @@ CALLS = (
 )
 LOADS_OF_ADDRESSES = ((re.compile(rb"\x8d" + _AT_PC + rb"(?=.{4})", re.DOTALL), 2),)  # lea
 
-# endbr64, and a prefix that marks the jump as protected, may come first.
+# endbr64 and a prefix that marks the jump as protected may come first.
 _STUB = re.compile(rb"(?:\xf3\x0f\x1e\xfa)?\xf2?\xff\x25(.{4})", re.DOTALL)
 
 
 def is_load(code: bytes, at: int) -> bool:
-    """Whether what CALLS found there reads the slot's address instead of going to it."""
+    """Whether a match of CALLS reads the address in the slot instead of jumping there."""
     return code[at] == _MOV or code[at : at + 2] == _PUSH
 
 
 def short_jumps(code: bytes, low: int, high: int) -> Iterator[int]:
-    """Where in the code something looks like a jump into [low, high) by one byte."""
-    reach = 130  # either way and with the jump itself
+    """Yield the offsets of apparent jumps into [low, high) with a displacement of one byte."""
+    reach = 130  # in both directions, including the jump itself
     for match in re.compile(rb"[\x70-\x7f\xeb](?=(.))", re.DOTALL).finditer(
         code, max(low - reach, 0), high + reach
     ):
@@ -97,41 +97,41 @@ def short_jumps(code: bytes, low: int, high: int) -> Iterator[int]:
 
 
 def jumps_through_slots(code: bytes) -> Iterator[tuple[int, int]]:
-    """Where something looks like an indirect jump, and its slot, both from the code's start."""
+    """Yield apparent indirect jumps and their slots, as offsets from the start of the code."""
     for match in re.compile(rb"\xff\x25(?=.{4})", re.DOTALL).finditer(code):
         (displacement,) = I32.unpack_from(code, match.end())
         yield match.start(), match.end() + 4 + displacement
 
 
 def called(code: bytes) -> int | None:
-    """What a direct call at the end of the code leads to, from its end; None without one."""
+    """Target of a direct call at the end of the code, relative to that end; None if no call."""
     if len(code) < 5 or code[-5] != CALL:
         return None
     return int(I32.unpack_from(code, len(code) - 4)[0])
 
 
 def called_slot(code: bytes) -> int | None:
-    """The slot of a call through one at the end of the code, from its end; None without one."""
+    """Slot of an indirect call at the end of the code, relative to that end; None if no call."""
     if len(code) < 6 or code[-6:-4] != b"\xff\x15":
         return None
     return int(I32.unpack_from(code, len(code) - 4)[0])
 
 
 def stub_slot(code: bytes) -> int | None:
-    """The slot that code jumps through at once, from its start; None where it does not."""
+    """Slot through which the code's first instruction jumps, relative to its start, or None."""
     jump = _STUB.match(code)
     return None if jump is None else jump.end() + int(I32.unpack(jump[1])[0])
 
 
 @cache
 def instructions() -> re.Pattern[bytes]:
-    """Any number of whole instructions of 64-bit mode; group 1 is the prefixes of one more.
+    """Match any number of whole 64-bit instructions; group 1 is prefixes of one more.
 
-    No instruction is the beginning of another, so that there is one way to match at most.
+    No instruction is a prefix of another one, so there is at most one way to match.
     """
     # Columns of the one-byte opcodes 00 to 3F: eight arithmetic operations.
     arithmetic = range(0, 0x40, 8)
-    # Two-byte opcodes that VEX and EVEX have too: the others in that map have no ModRM byte.
+    # Two-byte opcodes that VEX and EVEX have too; all others in that map have no ModRM byte.
     map1 = _one_of(
         range(0x00, 0x04), [0x0D], range(0x10, 0x30), range(0x40, 0x70), range(0x74, 0x77),
         range(0x78, 0x80), range(0x90, 0xA0), [0xA3, 0xA5, 0xAB], range(0xAD, 0xBA),
@@ -167,7 +167,7 @@ def instructions() -> re.Pattern[bytes]:
         with_operand + _modrm(),
         with_operand_imm8 + _modrm() + b".",
         rb"\x8f" + _modrm(0),
-        # test, or not, neg, mul, div
+        # test; not, neg, mul, div
         rb"\xf6" + _either(_modrm(0, 1) + b".", _modrm(*range(2, 8))),
         rb"\xf7" + _modrm(*range(2, 8)),
         _one_of(
@@ -193,13 +193,13 @@ def instructions() -> re.Pattern[bytes]:
         ),
         rb"(?:\xc5|%s).\x77" % vex[1],  # vzeroupper
     )  # fmt: skip
-    # An immediate of the operand's size follows, of four bytes at most.
+    # An immediate of the operand's size follows, at most four bytes.
     sized = _either(
         _one_of([n + 5 for n in arithmetic], [0x68, 0xA9]),
         rb"[\x69\x81\xc7]" + _modrm(),
         rb"\xf7" + _modrm(0, 1),
     )
-    # The only immediate that can have eight.
+    # The only instruction whose immediate can have eight bytes.
     move = rb"[\xb8-\xbf]"
     not_66 = rb"[\x26\x2e\x36\x3e\x64\x65\x67\xf0\xf2\xf3]*"
     prefixes = rb"[\x26\x2e\x36\x3e\x64-\x67\xf0\xf2\xf3]*"
@@ -215,7 +215,7 @@ def instructions() -> re.Pattern[bytes]:
 
 
 def _modrm(*registers: int) -> bytes:
-    """ModRM, with one of these in its reg field if any are given, SIB and displacement."""
+    """ModRM, SIB and displacement; the reg field is one of ``registers``, if any are given."""
 
     def modrm(mod: int, *rms: int) -> bytes:
         return _one_of(mod << 6 | reg << 3 | rm for rm in rms for reg in registers or range(8))
