@@ -107,7 +107,7 @@ def test_a_session_becomes_a_recipe(daemon: Daemon, terminal: Terminal, tmp_path
         "# not kept: flags + 1",
         "# not kept: if flags == 7",
         "# break fakeStart: it is disabled\n",
-        "# watch fakePadding: a recipe has no such thing\n",
+        "# watch fakePadding: a recipe cannot express it\n",
     ):
         assert remark in text
     # Deleted before anything stopped there.
@@ -167,8 +167,8 @@ def test_what_was_printed_while_stepping(
     # Which called it, as virDomainGetBlockInfo gave way to the driver's method.
     assert captures(recipe, "call") == ([], ["return"], ["disk"])
     text = (tmp_path / "mine.yaml").read_text()
-    assert "not kept: nothing->at_all: nothing is no variable of qemuDomainGetBlockInfo" in text
-    assert "not kept: 1 + 1: it is no path such as a->b or *a\n" in text
+    assert "not kept: nothing->at_all: nothing is not a variable of qemuDomainGetBlockInfo" in text
+    assert "not kept: 1 + 1: it is not a path such as a->b or *a\n" in text
 
     found, answers = trace(
         daemon, tmp_path / "t.jsonl", "call vm1 vda", recipe=str(tmp_path / "mine.yaml")

@@ -1,1 +1,1 @@
-"""What the events of a trace say together: call trees, QMP commands and their replies."""
+"""Derive from the events of a trace: call trees, exchanges, causes, differences."""

@@ -1,4 +1,4 @@
-"""What one call of virDomainGetBlockInfo said of a disk, and what QEMU said in it."""
+"""What one call of virDomainGetBlockInfo returned about a disk, and what QEMU reported in it."""
 
 from __future__ import annotations
 
@@ -37,14 +37,16 @@ _VIRTIO_TARGET = re.compile("vd([a-z]+)")
 
 @dataclass(frozen=True)
 class BlockInfo:
-    """One call, and what can be known from the trace about it.
+    """One call, and what the trace tells about it.
 
-    info, driver_info: the three numbers as the API and as the driver returned them. stats:
-    the qemuBlockStats of the disk. Each is None where the trace does not have it.
-    lines: the source lines of the driver's method; empty where they were not traced.
-    running: None where it cannot be told. devices: those that can be the disk: one as a rule,
-    none where QEMU was not asked or the trace has no QMP text, two with the same name where
-    libvirt may have read one node or another. chosen_by: how they were told from the others.
+    info, driver_info: the three numbers as returned by the API and by the driver; None if the trace
+    lacks them.
+    stats: the qemuBlockStats of the disk; None if the trace lacks it.
+    lines: the source lines of the driver's method; empty if they were not traced.
+    running: whether the guest runs; None if unknown.
+    devices: candidates for the disk. Usually one; none if QEMU was not asked or the trace has no
+    QMP text; two of one name if libvirt may have read one node or another.
+    chosen_by: how they were told from other devices, in words.
     """
 
     call: Call
@@ -66,29 +68,30 @@ class BlockInfo:
 
     @cached_property
     def answered(self) -> bool:
-        """The call returned three numbers."""
+        """Whether the call returned three numbers."""
         return self.info is not None and not self.call.failed
 
     @cached_property
     def device(self) -> Device | None:
-        """The disk, where it is sure which one it is."""
+        """The disk, if there is only one candidate."""
         return self.devices[0] if len(self.devices) == 1 else None
 
     def number(self, name: str) -> int | None:
-        """One of NUMBERS, as answered."""
+        """Return one of NUMBERS, as returned by the API, in bytes."""
         found = self.info.number(name) if self.info else None
         return found.value if found else None
 
     def seen(self, name: str) -> tuple[Seen, ...]:
-        """What the driver's lines show of one of NUMBERS."""
+        """Return what the driver's source lines show about one of NUMBERS."""
         returned = self.driver_info.number(name) if self.driver_info else None
         return watch(self.lines, name, returned)
 
     @cached_property
     def decisions(self) -> tuple[Decision, ...]:
-        """What libvirt's code makes of what QEMU said; empty where the trace lacks that.
+        """What libvirt's code makes of QEMU's values; empty if the trace lacks these.
 
-        Several where the trace leaves open what the disk is, those first that give the answer.
+        Several if the trace leaves open which device the disk is. If some of them lead to the
+        answer, only these.
         """
         found = [
             decide(usage, offset, is_qcow2_file)
@@ -100,7 +103,7 @@ class BlockInfo:
         return tuple(dict.fromkeys(follow or found))
 
     def follows(self, decision: Decision) -> bool:
-        """Whether the answer is what the decision gives, as far as the trace can tell."""
+        """Whether the answer is what the decision leads to, as far as the trace can tell."""
         physical = decision.physical_bytes
         return self.number("allocation") == decision.allocation_bytes and (
             physical is None or self.number("physical") == physical
@@ -110,7 +113,7 @@ class BlockInfo:
         return any(self.follows(decision) for decision in self.decisions)
 
     def _inputs(self, device: Device | None) -> Iterator[tuple[int, int | None]]:
-        """P and W: of libvirt's struct, or where the trace lacks that, of QEMU's answer."""
+        """Yield P and W: from libvirt's struct or, if the trace lacks it, from QEMU's reply."""
         usage = self.stats.number(USAGE) if self.stats else None
         valid = self.stats.get(f"{OFFSET}_valid") if self.stats else None
         offset = self.stats.number(OFFSET) if self.stats else None
@@ -122,13 +125,13 @@ class BlockInfo:
 
     @cached_property
     def error(self) -> Event | None:
-        """The error that the call failed with, as libvirt worded it."""
+        """The error with which the call failed."""
         errors = self.call.errors() if self.call.failed else []
         return errors[-1] if errors else None
 
     @property
     def raised(self) -> Event | None:
-        """Where that error was raised: function, file and line."""
+        """The event that says where that error was raised: function, file and line."""
         error = self.error
         places = (
             node.event
@@ -151,10 +154,10 @@ def seen_by(probes: Iterable[ProbeRecord]) -> frozenset[str]:
 
 
 def read(call: Call, seen: Collection[str], alias: str | None = None) -> BlockInfo:
-    """What a call of API says.
+    """Return what a call of virDomainGetBlockInfo shows.
 
-    seen: as of seen_by(). alias: libvirt's name of the
-    device, where something besides the trace told it.
+    seen: from seen_by().
+    alias: libvirt's name of the device, if a source outside of the trace knows it.
     """
     spans = {node.name: node for node in call.nodes() if isinstance(node, Span)}
     stats = _returned(spans.get(GATHER), "stats")
@@ -186,7 +189,7 @@ def _running(spans: Mapping[str, Span], qmp: Qmp, seen: Collection[str]) -> bool
     if GATHER in spans or qmp.asked:
         return True
     driver_called = DRIVER in spans or DRIVER not in seen
-    # What would have been seen if it had happened.
+    # These would have been seen if the guest was running.
     return False if driver_called and {GATHER, roles.QMP_COMMAND} & set(seen) else None
 
 
@@ -205,7 +208,7 @@ def _name(value: Json) -> str:
 def _choose(
     devices: tuple[Device, ...], disk: str, stats: Reading | None, alias: str | None
 ) -> tuple[tuple[Device, ...], str]:
-    """Those that can be the disk, and how they were told from the rest."""
+    """Return the candidates for the disk, and how they were told from the rest."""
     if not devices:
         return devices, "QEMU reported none"
     index = target_index(disk)
@@ -237,7 +240,7 @@ def _choose(
 
 
 def target_index(disk: str) -> int | None:
-    """0 of vda, 26 of vdaa, by which libvirt names a virtio disk; None on other buses."""
+    """Index of a virtio disk, by which libvirt names it: vda 0, vdaa 26; None on other buses."""
     found = _VIRTIO_TARGET.fullmatch(disk)
     if found is None:
         return None
@@ -248,7 +251,7 @@ def target_index(disk: str) -> int | None:
 
 
 def differences(stats: Reading, device: Device) -> Iterator[tuple[Reading, Reading]]:
-    """What of libvirt's struct is not what QEMU said of a device, beside that."""
+    """Yield values of libvirt's struct that differ from QEMU's for a device, with QEMU's."""
     said = {
         **{field: device.entry.number("stats", name) for field, name in COUNTERS.items()},
         CAPACITY: device.capacity,

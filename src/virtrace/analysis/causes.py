@@ -1,7 +1,7 @@
-"""Why an answer of virDomainGetBlockInfo surprises: conditions here, words in causes.yaml.
+"""Why an answer of virDomainGetBlockInfo surprises: conditions here, texts in causes.yaml.
 
-Each cause of causes.yaml has a function of its name here, which says whether it holds for a
-case, and on what evidence. A new cause is an entry there and a function here.
+Each cause in causes.yaml has a function of its name here, which decides whether the cause holds
+for a case, and on what evidence. A new cause needs an entry there and a function here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from virtrace.analysis.lineage import on_device
 
 @dataclass(frozen=True)
 class Cause:
-    """An entry of causes.yaml, which says what each part is."""
+    """An entry of causes.yaml; the head of that file describes the parts."""
 
     name: str
     says: str
@@ -37,7 +37,7 @@ class Cause:
 
 @dataclass(frozen=True)
 class Finding:
-    """A cause that holds. possible: another of the findings may be the true one instead."""
+    """A cause that holds. possible: another finding may be the true one instead."""
 
     cause: Cause
     evidence: tuple[Evidence, ...]
@@ -46,14 +46,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Case:
-    """A call, with what the host said of its disk."""
+    """A call, with the host's facts about its disk."""
 
     block: BlockInfo
     host: HostDisk | None = None
 
     @functools.cached_property
     def device(self) -> Device | None:
-        """The disk, or one of several that QEMU said the same of."""
+        """The disk, or any candidate if QEMU reported the same values for all candidates."""
         devices = self.block.devices
         same = {(each.format, each.protocol, each.sizes()) for each in devices}
         return devices[0] if len(same) == 1 else None
@@ -74,7 +74,7 @@ CONDITIONS: dict[str, Condition] = {}
 
 
 def _cause(name: str, *, answered: bool = True) -> Callable[[Condition], Condition]:
-    """answered: whether it is one of calls that have numbers, or of those that have none."""
+    """Register a condition. answered: whether it is about calls that returned numbers."""
 
     def add(condition: Condition) -> Condition:
         @functools.wraps(condition)
@@ -89,7 +89,7 @@ def _cause(name: str, *, answered: bool = True) -> Callable[[Condition], Conditi
 
 @functools.cache
 def catalogue() -> tuple[Cause, ...]:
-    """All causes, those first that explain a surprise best."""
+    """Return all causes, best explanation first."""
     text = Path(__file__).with_name("causes.yaml").read_text(encoding="utf-8")
     return tuple(
         Cause(
@@ -111,7 +111,7 @@ def _list(value: str | list[str]) -> list[str]:
 
 
 def find(case: Case) -> tuple[Finding, ...]:
-    """The causes that hold, ranked; where none does, the one called ``unknown``."""
+    """Return the causes that hold, by rank; ``unknown`` if none does."""
     *causes, unknown = catalogue()
     evidence = {cause.name: CONDITIONS[cause.name](case) for cause in causes}
     held = [cause for cause in causes if evidence[cause.name] is not None]
@@ -124,7 +124,7 @@ def find(case: Case) -> tuple[Finding, ...]:
     ) or (Finding(unknown, tuple(_what_is_known(case))),)
 
 
-# Conditions. Each returns its evidence, or None where it does not hold.
+# Conditions. Each returns its evidence, or None if it does not hold.
 
 
 @_cause("contradiction")
@@ -155,7 +155,7 @@ def _error(case: Case) -> list[Evidence] | None:
 
 
 def _error_that_says(case: Case, words: str) -> list[Evidence] | None:
-    """A code of libvirt covers several errors: only its words, where not translated, tell."""
+    """Find the error by its text: one code covers several errors. Needs untranslated messages."""
     if not case.block.call.failed:
         return None
     error = case.block.error
@@ -274,7 +274,7 @@ def _nothing_written(case: Case) -> list[Evidence] | None:
     decision = case.decision
     if decision is None or decision.offset or decision.usage:
         return None
-    # Of a device QEMU never tells the space used, so only an offset of 0 says something.
+    # For a device, QEMU never reports the space used, so only an offset of 0 tells something.
     if decision.offset is None and _on_device(case.device):
         return None
     return [*_usage(case), *_offset(case), *_host(case)]
@@ -360,7 +360,7 @@ def _what_is_known(case: Case) -> Iterator[Evidence]:
     yield from _usage(case)
 
 
-# What several of them ask, and quote
+# Shared parts of conditions
 
 
 def _on_device(device: Device | None) -> bool:
@@ -385,7 +385,7 @@ def _virtual_size(case: Case) -> Iterator[Evidence]:
 
 
 def _usage(case: Case) -> Iterator[Evidence]:
-    """P, as QEMU reported it or, if the trace lacks that, as libvirt's struct has it."""
+    """Yield P, as QEMU reported it or, if the trace lacks that, from libvirt's struct."""
     device, stats = case.device, case.block.stats
     found = device.usage if device else stats.number(USAGE) if stats else None
     if found is not None:
@@ -412,12 +412,12 @@ def _format(device: Device) -> Iterator[Evidence]:
         yield quote(named, f"format {named.value} on QEMU's driver {device.protocol}")
 
 
-# File systems whose st_blocks is not what a file takes from the disk.
+# File systems on which st_blocks is not the space that a file uses on the disk.
 _ODD_BLOCKS = frozenset({"nfs", "btrfs", "zfs", "bcachefs"})
 
 
 def _host(case: Case) -> Iterator[Evidence]:
-    """What the host said, where it was asked."""
+    """Yield the facts of the host, if they were recorded."""
     host = case.host
     if host is None:
         return

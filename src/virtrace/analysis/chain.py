@@ -1,4 +1,4 @@
-"""Who called whom: the calling contexts of all calls of a trace, as one tree each API."""
+"""The calling contexts of all calls of a trace, as one tree for each API."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from virtrace.analysis.spans import Call, Child, Span
 
 @dataclass
 class Link:
-    """A function, or a QMP command, as it was reached by one chain of callers.
+    """A function or QMP command, as reached by one chain of callers.
 
-    name: None for a command whose text was not captured whole. count: how often, over all
-    calls. failed: how many of these came back with an error. again: how often it came back
-    to itself on the way down; what it did then is counted here too.
+    name: None for a command whose text was not captured whole.
+    count: how often it was reached, in all calls.
+    failed: how many of these ended with an error.
+    again: how often it was reached recursively from itself. What it did then is counted here too.
     """
 
     name: str | None
@@ -27,7 +28,7 @@ class Link:
 
 
 def chains(calls: Iterable[Call]) -> list[Link]:
-    """One for each API that was called, callees in the order they were first met."""
+    """Return one tree for each API, callees in the order in which they first occur."""
     top = Link(None, False)
     for call in calls:
         # Not recursive: a trace can be deeper than Python's stack.
@@ -43,7 +44,7 @@ def chains(calls: Iterable[Call]) -> list[Link]:
 
 
 def _entered(span: Span, path: tuple[Link, ...]) -> tuple[Link, ...]:
-    """The links from the top to this function; those below it where it calls itself are left."""
+    """Return the links from the top to this function; on recursion, back to its first link."""
     for index, link in enumerate(path[1:], 2):
         if link.name == span.name:
             link.count += 1

@@ -1,4 +1,4 @@
-"""Whether an answer follows from what QEMU and libvirt's own struct said in the same call."""
+"""Whether an answer follows from the values of QEMU and of libvirt's struct in the same call."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from virtrace.analysis.devices import Reading
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the trace says.
+    """A statement that the trace supports.
 
-    value: bytes, where that is what it says. seq, path: as in a lineage; None where no event
-    says it.
+    value: in bytes, if the statement is about a value.
+    seq, path: as in a lineage; seq is None if no event supports it.
     """
 
     text: str
@@ -36,7 +36,7 @@ def quote(reading: Reading, text: str) -> Evidence:
 
 
 def contradictions(block: BlockInfo) -> list[Evidence]:
-    """What does not follow, of a call that returned numbers."""
+    """Return the contradictions in a call that returned numbers."""
     assert block.info is not None
     return [
         *_driver_and_api(block, block.info),
@@ -91,7 +91,7 @@ def _decision(block: BlockInfo, info: Reading) -> Iterator[Evidence]:
 
 
 def _lines(block: BlockInfo) -> Iterator[Evidence]:
-    """The driver of a running guest sets each number once, to what the decision gives."""
+    """A running guest's driver sets each number once, to what the decision leads to."""
     if not block.decisions:
         return
     decision = block.decisions[0]

@@ -1,4 +1,4 @@
-"""Why two answers about one disk are not the same, as far as their traces tell."""
+"""Why two answers about one disk differ, as far as their traces tell."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from virtrace.analysis.decision import OFFSET
 
 
 def why(a: Case, b: Case) -> str | None:
-    """In words, with the sides called A and B; None where the traces do not tell.
+    """Return the reason in words, with the sides called A and B; None if the traces do not tell.
 
-    Of two answers that are not equal.
+    a, b: cases whose answers differ.
     """
     if a.block.number("capacity") != b.block.number("capacity"):
         return "the size of the disk differs"
@@ -17,7 +17,7 @@ def why(a: Case, b: Case) -> str | None:
 
 
 def _one_way(one: Case, other: Case, first: str, second: str) -> str | None:
-    """What the second side lacks that the first one has."""
+    """Return what the second side lacks and the first has."""
     if one.block.running is True and other.block.running is False:
         there_libvirt = f"in {second}, where libvirt reads the image itself"
         return f"the guest runs in {first} but not {there_libvirt}"
@@ -40,7 +40,7 @@ def _one_way(one: Case, other: Case, first: str, second: str) -> str | None:
 
 
 def _other_value(a: Case, b: Case) -> str | None:
-    """Both sides went the same way."""
+    """Return the value that differs, if both sides took the same way."""
     here, there = a.decision, b.decision
     if here is None or there is None or here.allocation != there.allocation:
         return None

@@ -1,14 +1,14 @@
-"""How libvirt decides the numbers of a running guest; the same from 5.6 to 12.8.
+"""How libvirt decides the numbers of a running guest; the same in versions 5.6 to 12.8.
 
-V is `virtual-size`; P `actual-size`, or V where QEMU does not tell it; W the
-`wr_highest_offset` of the node below the disk's, valid only where there is one.
+V is `virtual-size`. P is `actual-size`, or V if QEMU does not report that. W is the
+`wr_highest_offset` of the node below the disk's node, valid only if there is such a node.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-# What a number is taken from: fields of qemuBlockStats, or the kernel.
+# The sources of numbers: fields of qemuBlockStats, or the kernel.
 CAPACITY = "capacity"
 USAGE = "physical"
 OFFSET = "wr_highest_offset"
@@ -17,9 +17,13 @@ STAT = "stat"
 
 @dataclass(frozen=True)
 class Decision:
-    """allocation: one of OFFSET and USAGE. physical: one of USAGE and STAT.
+    """The sources that libvirt chose, and their values in bytes.
 
-    usage: P. offset: W, None where it is not valid. why_*: in words.
+    allocation: OFFSET or USAGE.
+    physical: USAGE or STAT.
+    usage: P.
+    offset: W; None if it is not valid.
+    why_*: the reasons, in words.
     """
 
     usage: int
@@ -35,7 +39,7 @@ class Decision:
 
     @property
     def physical_bytes(self) -> int | None:
-        """None where the kernel was asked, which only the host knows the answer of."""
+        """None if libvirt asked the kernel, whose answer only the host knows."""
         return self.usage if self.physical == USAGE else None
 
 

@@ -1,8 +1,8 @@
-"""What QEMU said of a guest's block devices in one call of libvirt.
+"""What QEMU reported about a guest's block devices in one call of libvirt.
 
-Names of QMP: `query-blockstats` has an entry for each device and, where it was asked with
-`query-nodes`, for each node; `query-named-block-nodes`, or `query-block` where QEMU was
-started with -drive, has the image of each.
+In QMP, `query-blockstats` has an entry for each device or, with `query-nodes`, for each node.
+`query-named-block-nodes` has the image of each node; `query-block` has it if QEMU was started
+with -drive.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import NamedTuple, Union
 from virtrace.analysis.qmp import Exchange
 from virtrace.trace.format import Json
 
-# QEMU's drivers that only stand between two nodes: libvirt's own, and those of block jobs.
+# QEMU's filter drivers, which only pass data on: libvirt's own, and those of block jobs.
 _FILTERS = frozenset(
     {"backup-top", "commit_top", "copy-before-write", "copy-on-read", "mirror_top", "throttle"}
 )
@@ -30,7 +30,7 @@ Key = Union[str, int]
 
 @functools.lru_cache(maxsize=1024)
 def step(key: Key) -> str:
-    """What stands below, as jq writes it: ``.name``, ``["odd name"]``, ``[3]``."""
+    """Write one step of a path for jq: ``.name``, ``["odd name"]``, ``[3]``."""
     if isinstance(key, int):
         return f"[{key}]"
     quoted = key.replace("\\", "\\\\").replace('"', '\\"')
@@ -38,9 +38,11 @@ def step(key: Key) -> str:
 
 
 class Reading(NamedTuple):
-    """A value that stands in the trace. where: the function or QMP command that gave it.
+    """A value in the trace.
 
-    seq: its event. keys: where in the event's ``values``.
+    where: the function or QMP command that returned it.
+    seq: its event.
+    keys: path in the event's ``values``.
     """
 
     value: Json
@@ -50,11 +52,11 @@ class Reading(NamedTuple):
 
     @property
     def path(self) -> str:
-        """Where in the event's ``values``, as jq writes it."""
+        """Its path in the event's ``values``, for jq."""
         return "".join(map(step, self.keys))
 
     def get(self, *keys: Key) -> Reading | None:
-        """What stands below; None where it does not have that."""
+        """Return the value below these keys; None if there is none."""
         value = self.value
         try:
             for key in keys:
@@ -64,7 +66,7 @@ class Reading(NamedTuple):
         return Reading(value, self.where, self.seq, self.keys + keys)
 
     def number(self, *keys: Key) -> Reading | None:
-        """The same, where it is an integer."""
+        """Return the value below these keys if it is an integer, else None."""
         found = self.get(*keys)
         return found if found is not None and type(found.value) is int else None
 
@@ -73,7 +75,7 @@ class Reading(NamedTuple):
         return found.value if found is not None and isinstance(found.value, str) else None
 
     def items(self) -> Iterator[Reading]:
-        """Of an array, one by one; nothing of anything else."""
+        """Yield the elements of an array; nothing for any other value."""
         for index in range(len(self.value) if isinstance(self.value, list) else 0):
             found = self.get(index)
             assert found is not None
@@ -82,12 +84,14 @@ class Reading(NamedTuple):
 
 @dataclass(frozen=True)
 class Device:
-    """A device of the guest with a medium.
+    """A device of the guest, with a medium.
 
-    name: its QOM path, or its alias where QEMU was started with -drive. entry: of
-    `query-blockstats`. node: where libvirt reads offsets of it. image: as in
-    `query-named-block-nodes`. format, protocol: QEMU's drivers; None where they were not told.
-    file: path of the file or device; None for what has none, such as a network image.
+    name: its QOM path, or its alias if QEMU was started with -drive.
+    entry: in `query-blockstats`.
+    node: the entry from which libvirt reads its offsets.
+    image: as in `query-named-block-nodes`.
+    format, protocol: QEMU's drivers; None if unknown.
+    file: path of the file or device; None if it has none, for example a network image.
     """
 
     name: str
@@ -100,27 +104,27 @@ class Device:
 
     @functools.cached_property
     def capacity(self) -> Reading | None:
-        """V, bytes: the size that the guest sees."""
+        """V, in bytes: the size that the guest sees."""
         return self.image.number("virtual-size") if self.image else None
 
     @functools.cached_property
     def actual_size(self) -> Reading | None:
-        """Bytes that the host keeps for it; None where QEMU cannot tell."""
+        """Space that it uses on the host, in bytes; None if QEMU does not report it."""
         return self.image.number("actual-size") if self.image else None
 
     @functools.cached_property
     def usage(self) -> Reading | None:
-        """P, bytes: what libvirt takes for it, the size where QEMU cannot tell."""
+        """P, in bytes: the space used as libvirt sees it; the size if QEMU does not report it."""
         return self.actual_size or self.capacity
 
     @functools.cached_property
     def highest_offset(self) -> Reading | None:
-        """W, bytes: the end of the farthest write, of the node below; None is `not valid`."""
+        """W, in bytes: end of the farthest write, of the node below; None: `not valid`."""
         return self.node.number("parent", "stats", "wr_highest_offset")
 
     @property
     def own_highest_offset(self) -> Reading | None:
-        """The same of the node itself, which libvirt does not read."""
+        """The same for the node itself, which libvirt does not read."""
         return self.node.number("stats", "wr_highest_offset")
 
     def sizes(self) -> tuple[int | None, ...]:
@@ -130,7 +134,7 @@ class Device:
 
     @property
     def is_qcow2_file(self) -> bool | None:
-        """None where the trace does not tell what a qcow2 image lies on."""
+        """Whether it is qcow2 in a file; None if the trace does not tell what the image is on."""
         if self.format != "qcow2":
             return None if self.format is None else False
         return None if self.protocol is None else self.protocol == "file"
@@ -141,12 +145,12 @@ class Device:
 
     @property
     def index(self) -> int | None:
-        """0 of `/machine/peripheral/virtio-disk0/virtio-backend`; None on other buses."""
+        """0 for `/machine/peripheral/virtio-disk0/virtio-backend`; None on other buses."""
         found = _VIRTIO_ALIAS.search(self.name)
         return int(found[1]) if found else None
 
     def discards(self) -> Iterator[Reading]:
-        """Counters of discards that are not zero: of the device, and of the storage."""
+        """Yield counters of discards that are not zero, of the device and of the storage."""
         counters = (
             self.entry.number("stats", "unmap_operations"),
             self.node.number("parent", "driver-specific", "discard-nb-ok"),
@@ -156,7 +160,7 @@ class Device:
 
 
 class Qmp:
-    """QEMU's replies in a call. asked: whether there was a command at all."""
+    """QEMU's replies in a call. asked: whether there was any command."""
 
     def __init__(self, exchanges: Iterable[Exchange]) -> None:
         self.asked = False
@@ -173,10 +177,10 @@ class Qmp:
                 self._take(exchange, reply.get("json", "return"))
 
     def devices(self) -> Iterator[Device]:
-        """With a filter on top of the image, several of a device, one by each way of libvirt's.
+        """Yield the devices; several of one name if there is a filter above the image.
 
-        It knows the disk by one node or the other; and versions before 7.10, which did not ask
-        for nodes, may have no offsets of the one below.
+        libvirt then knows the disk by the top node or by the image's node, depending on its
+        version. Before 7.10 it did not ask for nodes, and may lack the offsets of the lower one.
         """
         for entry in self._devices:
             top, *below = self._down_to_image(entry)
@@ -192,7 +196,7 @@ class Qmp:
                     yield device
 
     def _down_to_image(self, entry: Reading) -> Iterator[str]:
-        """Names of a device's nodes, from the top to the first that is no filter."""
+        """Yield a device's node names from the top to the first that is not a filter."""
         name, below = entry.text("node-name") or "", entry
         yield name
         while self._driver(name) in _FILTERS:
@@ -203,7 +207,7 @@ class Qmp:
             below = self._entries.get(name, below)
 
     def _device(self, entry: Reading, node: str, offsets: Reading, bottom: str) -> Device | None:
-        """node: by which libvirt knows the disk. bottom: of the image, below all filters."""
+        """node: the name by which libvirt knows the disk. bottom: the image, below all filters."""
         alias = entry.text("device") or ""
         name = alias or entry.text("qdev")
         told = self._nodes.get(node) or self._drive(alias)
@@ -216,12 +220,12 @@ class Qmp:
     def _drivers(
         self, entry: Reading, bottom: str, told: Reading | None
     ) -> tuple[str | None, str | None]:
-        """Of the format, and of the storage below it."""
+        """Return the drivers of the format and of the storage below it."""
         statistics = self._entries.get(bottom, entry)
         driver = self._driver(bottom) or (told.text("drv") if told else None)
         below = statistics.get("parent")
         if below is None and driver is not None and bottom in self._entries:
-            # Since libvirt 9.10 a raw disk has no node of its own for the format.
+            # Since libvirt 9.10, a raw disk has no separate node for the format.
             return "raw", driver
         storage = below.text("node-name") if below else None
         own = below.text("driver-specific", "driver") if below else None
@@ -245,7 +249,7 @@ class Qmp:
             below.text("image", "filename") if below else None,
             storage.text("image", "filename") if storage else None,
         )
-        # With options that a path cannot say, QEMU writes JSON instead.
+        # QEMU writes JSON instead of a path if the image needs more options.
         return next((name for name in named if name and name.startswith("/")), None)
 
     def _take(self, exchange: Exchange, answer: Reading | None) -> None:
@@ -266,7 +270,7 @@ class Qmp:
             self._drives = {drive.text("device") or "": drive for drive in answer.items()}
 
     def _keep(self, entry: Reading | None) -> None:
-        """The first one of each node, as libvirt does; a device's backing images too."""
+        """Keep the first entry of each node, as libvirt does, also of a device's backing images."""
         while entry is not None:
             name = entry.text("node-name")
             if name:

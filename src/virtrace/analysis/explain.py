@@ -1,4 +1,4 @@
-"""Explanations of a trace's calls of virDomainGetBlockInfo, equal ones together."""
+"""Explanations of a trace's calls of virDomainGetBlockInfo, grouped if they are equal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from virtrace.trace.format import HostRecord, ProbeRecord
 from virtrace.trace.reader import Recording
 from virtrace.trace.roles import DISK_SIZES
 
-# Each case is kept with the call that first showed it, and nobody reads this many.
+# Each case is kept with the call that showed it first; nobody reads more cases than this.
 MOST_CASES = 500
 _CALLS_NAMED = 8
 
@@ -24,8 +24,10 @@ _CALLS_NAMED = 8
 class Explanation:
     """One case, and the calls that showed it.
 
-    case: of the first of them. calls: ``call`` of their events, in the order in which they
-    ended. findings: ranked, never empty. lineages: none where the call has no numbers.
+    case: of the first such call.
+    findings: by rank, never empty.
+    lineages: empty if the call returned no numbers.
+    calls: ``call`` of their events, in the order in which the calls ended.
     """
 
     case: Case
@@ -35,21 +37,22 @@ class Explanation:
 
     @property
     def answers(self) -> tuple[Finding, ...]:
-        """The first finding; with those that the trace cannot tell it from."""
+        """The first finding, and those that the trace cannot tell from it."""
         first, *rest = self.findings
         return (first, *(each for each in rest if first.possible and each.possible))
 
     @property
     def contradicts(self) -> bool:
-        """The answer does not follow from what QEMU said."""
+        """Whether the answer does not follow from what QEMU reported."""
         return _contradicts(self.findings)
 
 
 class Explained(list[Explanation]):
     """The cases, up to a limit.
 
-    more: further ones, and more_calls: calls that showed those. contradicts: any answer does not
-    follow from what QEMU said, also one of those.
+    more: number of further cases.
+    more_calls: number of calls that showed those.
+    contradicts: whether any answer contradicts what QEMU reported, those of further cases included.
     """
 
     more = 0
@@ -58,9 +61,10 @@ class Explained(list[Explanation]):
 
 
 def explain_trace(trace: Recording, path: str, wanted: int | None = None) -> Explained:
-    """Of all calls in a trace's file, or of the one whose ``call`` is wanted.
+    """Explain all calls in a trace, or only the call number ``wanted``.
 
-    TraceError where there is none; UsageError, which names some, where not the wanted one.
+    path: name of the trace, for errors.
+    Raises: TraceError: there is no such call. UsageError: not the wanted one; it names others.
     """
     names: set[str] = set()
     some: list[int | None] = []
@@ -93,7 +97,7 @@ def explain_trace(trace: Recording, path: str, wanted: int | None = None) -> Exp
 def explain(
     calls: Iterable[Call], probes: Iterable[ProbeRecord], host: Iterable[HostRecord] = ()
 ) -> Explained:
-    """In the order in which each case was met first; calls of other APIs are passed over.
+    """Explain calls, cases in the order of their first call; skip calls of other APIs.
 
     probes, host: of the trace.
     """
@@ -136,7 +140,7 @@ def _contradicts(findings: tuple[Finding, ...]) -> bool:
 
 
 def _key(case: Case, findings: tuple[Finding, ...]) -> object:
-    """Of what makes two calls one case."""
+    """Return a key that is equal for calls of one case."""
     error = case.block.error
     return (
         case.block.domain,

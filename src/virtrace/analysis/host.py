@@ -1,4 +1,4 @@
-"""What the host said of a disk, where the trace was recorded with host facts."""
+"""The host's facts about a disk, if the trace was recorded with them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from virtrace.trace.format import HostRecord, Json, Record, is_unavailable
 
 @dataclass(frozen=True)
 class HostDisk:
-    """A `host` record of the trace; docs/trace-format.md says what is in it."""
+    """A `host` record of the trace; docs/trace-format.md describes it."""
 
     record: HostRecord
 
     @property
     def path(self) -> str | None:
-        """Of the file or device, as the daemon sees it."""
+        """Path of the file or device, as the daemon sees it."""
         found = self.record.get("path")
         return found if isinstance(found, str) else None
 
@@ -28,12 +28,12 @@ class HostDisk:
 
     @property
     def size(self) -> int | None:
-        """Bytes: of a file st_size, of a block device its own."""
+        """Size in bytes: st_size of a file, the size of a block device."""
         return self._number("size_bytes")
 
     @property
     def allocated(self) -> int | None:
-        """Bytes: st_blocks * 512; of no use for a block device."""
+        """Space used, in bytes: st_blocks * 512; meaningless for a block device."""
         return self._number("allocated_bytes")
 
     @property
@@ -43,13 +43,13 @@ class HostDisk:
 
     @property
     def thin_volume(self) -> Record | None:
-        """What LVM says of a thin logical volume; None of anything else."""
+        """LVM's facts about a thin logical volume; None if it is none."""
         found = self.record.get("lvm")
         return found if isinstance(found, dict) and found.get("segtype") == "thin" else None
 
     @property
     def alias(self) -> str | None:
-        """Libvirt's name of the guest's device; only a running guest's XML has it."""
+        """Name of the guest's device in libvirt; only the XML of a running guest has it."""
         xml = self.record.get("xml")
         if not isinstance(xml, str):
             return None
@@ -69,6 +69,6 @@ class HostDisk:
 
 
 def find(records: Iterable[HostRecord], domain: str, disk: str) -> HostDisk | None:
-    """The last one of this disk."""
+    """Return the last record about this disk."""
     found = [each for each in records if (each.get("domain"), each.get("disk")) == (domain, disk)]
     return HostDisk(found[-1]) if found else None

@@ -1,4 +1,4 @@
-"""Where a number that libvirt answered came from, step by step, down to QEMU or the host."""
+"""Where a number in libvirt's answer came from, step by step, back to QEMU or the host."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from virtrace.analysis.source_lines import Seen
 
 @dataclass(frozen=True)
 class Step:
-    """One place where the number stood, and what it was taken from.
+    """One place where the number was, and what it was taken from.
 
-    kind: ``api``, ``driver``, ``struct`` (libvirt's copy of what QEMU said), ``qmp`` or
-    ``host`` (libvirt's own look at the file or device).
-    where: the function, the QMP command with its id, or what libvirt looked at.
-    meaning: what the number is at this place, in words; empty where it is only handed on.
-    value: bytes; None where the trace does not have it, and then ``missing`` says why.
-    seq: the event that holds it; None where none does, as with host facts. path: where in
-    the event's ``values``, as jq writes it.
-    sources: what it was taken from. More than one: any of them can be it, and the trace does
-    not tell which. Empty: the end of what libvirt can know.
+    kind: ``api``, ``driver``, ``struct`` (libvirt's copy of QEMU's values), ``qmp`` or ``host``
+    (libvirt's own look at the file or device).
+    where: the function, the QMP command with its id, or what libvirt read.
+    meaning: what the number is at this place, in words; empty if it is only passed on.
+    value: bytes; None if the trace lacks it.
+    missing: why the trace lacks it.
+    seq: the event that contains it; None if none does, as with host facts.
+    path: its path in the event's ``values``, for jq.
+    sources: what it was taken from. Several: any of them can be the source, and the trace does not
+    tell which. Empty: this is as far back as libvirt can know.
     """
 
     kind: str
@@ -41,7 +42,7 @@ class Step:
 class Rule:
     """Why libvirt took one source and not another.
 
-    seen: what the driver's source lines show of it; empty where it is told from the values.
+    seen: what the driver's source lines show of it; empty if the rule follows from the values.
     """
 
     text: str
@@ -50,14 +51,14 @@ class Rule:
 
 @dataclass(frozen=True)
 class Lineage:
-    """The chain of one number. number: one of NUMBERS. answer: what the API returned."""
+    """The origin of one number. number: one of NUMBERS. answer: what the API returned."""
 
     number: str
     answer: Step
     rule: Rule
 
     def steps(self) -> Iterator[Step]:
-        """Every step, the answer first, alternatives one after the other."""
+        """Yield every step, the answer first, alternatives one after the other."""
         rest = [self.answer]
         while rest:
             step = rest.pop()
@@ -85,7 +86,7 @@ _STOPPED_ALLOCATION = {
 
 
 def trace_back(block: BlockInfo, host: HostDisk | None = None) -> tuple[Lineage, ...]:
-    """The chain of each of the three numbers; none where the call returned no numbers."""
+    """Return the lineage of each of the three numbers; none if the call returned no numbers."""
     if block.info is None or not block.answered:
         return ()
     unknown = Rule("not known from the trace")
@@ -105,13 +106,13 @@ def trace_back(block: BlockInfo, host: HostDisk | None = None) -> tuple[Lineage,
 
 
 def on_device(block: BlockInfo, host: HostDisk | None) -> bool | None:
-    """Whether the disk is a block device of the host; None where that is open."""
+    """Whether the disk is a block device of the host; None if unknown."""
     if host is not None and host.is_block_device is not None:
         return host.is_block_device
     if block.device is not None and block.device.protocol is not None:
         return block.device.is_block_device
     numbers = {block.number(name) for name in NUMBERS}
-    # Of a raw device all three are equal, of any other image on one allocation is 0.
+    # For a raw device all three are equal; for any other image on a device allocation is 0.
     if block.running is False and block.number("allocation") and len(numbers) > 1:
         return False
     return None
@@ -130,7 +131,7 @@ def _step(
     meaning: str = "",
     sources: tuple[Step, ...] = (),
 ) -> Step:
-    """A step that holds the number called ``name``, or says why it does not."""
+    """Make a step with the number called ``name``, or with the reason why it is missing."""
     found = reading.number(name) if reading else None
     if found is not None:
         return Step(kind, where, meaning, found.value, None, found.seq, found.path, sources)
@@ -145,7 +146,7 @@ def _running(block: BlockInfo, host: HostDisk | None) -> dict[str, _Chain]:
     decision = block.decisions[0]
     allocation = [each.allocation for each in block.decisions]
     physical = [each.physical for each in block.decisions]
-    # The values alone cannot tell two sources that hold the same.
+    # The values alone cannot tell two sources apart that have the same value.
     if decision.offset == decision.usage:
         allocation += [OFFSET, USAGE]
     if decision.physical == STAT and block.number("physical") == decision.usage:
@@ -186,7 +187,7 @@ def _qmp(device: Device, name: str) -> Step:
 
 
 def _own_look(block: BlockInfo, host: HostDisk | None) -> Step:
-    """At the size, by the kernel: no QMP has it, but host facts can."""
+    """Describe the size that libvirt asks the kernel for: not in QMP, but maybe in host facts."""
     files = {device.file for device in block.devices} or {host.path if host else None}
     file = files.pop() if len(files) == 1 else None
     where = f"read by libvirt from {file or 'the image'}"
@@ -197,7 +198,7 @@ def _own_look(block: BlockInfo, host: HostDisk | None) -> Step:
 
 
 def _stopped(block: BlockInfo, host: HostDisk | None) -> dict[str, _Chain]:
-    """Libvirt opened the file or device by itself, and read its header."""
+    """The guest is off: libvirt opened the file or device itself, and read its header."""
     rule = Rule("the guest does not run, so libvirt read the image itself")
     size = _own_look(block, host)
     kind = on_device(block, host)

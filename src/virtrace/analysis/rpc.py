@@ -1,7 +1,7 @@
 """Calls over libvirt's socket.
 
-A message is received on the thread of the event loop; a worker picks it up, and that is the traced
-call. The two belong together where client, program and serial number agree.
+A message is received on the thread of the event loop. A worker picks it up and makes the traced
+call. Both belong together if client, program and serial number agree.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ ERROR = 1
 
 
 def is_call(event: Event) -> bool:
-    """Whether a worker has to pick a message up: it is neither keepalive nor data of a stream."""
+    """Whether a worker must pick up the message: it is neither keepalive nor stream data."""
     return event.role == RPC_RECEIVED and event.values.get("type") in _CALLS
 
 
 def key(values: Record) -> str | None:
-    """Return what a message and its call agree in; None if a part of it is not known."""
+    """Return what a message and its call have in common; None if a part of it is unknown."""
     agreed = [values.get(name) for name in ("client", "program", "serial")]
     known = isinstance(agreed[0], str) and all(type(value) is int for value in agreed[1:])
     return json.dumps(agreed) if known else None

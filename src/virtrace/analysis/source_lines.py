@@ -1,4 +1,4 @@
-"""The source lines that a function went through, and what changed on the way."""
+"""The source lines that a function executed, and what changed on the way."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from virtrace.trace.format import Event, Json
 
 @dataclass(frozen=True)
 class Change:
-    """A watched value. old: None where it was not known before. new: also unavailable."""
+    """A change of a watched value. old: None if unknown. new: may be unavailable."""
 
     name: str
     old: Json
@@ -21,10 +21,10 @@ class Change:
 
 @dataclass(frozen=True)
 class Line:
-    """A source line that was reached. following: the next one; None of the last.
+    """A source line that was reached. following: the next line; None for the last one.
 
-    changes: what became different after this line was reached and before the following one
-    was. Compilers merge and move statements: it need not be this line that did it.
+    changes: values that changed between this line and the following one. Compilers merge and move
+    statements, so the change may belong to another line.
     """
 
     event: Event
@@ -42,7 +42,7 @@ class Line:
 
     @property
     def text(self) -> str | None:
-        """None where the source is not known."""
+        """The text of the line; None if the source is not available."""
         text = self.event.values.get("text")
         return text if isinstance(text, str) else None
 
@@ -53,10 +53,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Seen:
-    """Between which lines a watched number changed; or, where both are equal, that it did not.
+    """Between which lines a watched number changed or, if both values are equal, that it did not.
 
-    after, before: lines that were reached, and at which the number could be read; before is
-    None where it was read next at the return. now: the new number, where the trace has it.
+    after, before: lines that were reached and at which the number could be read; before is None if
+    the next reading was at the return.
+    now: the new number, if the trace has it.
     """
 
     old: int
@@ -84,18 +85,18 @@ class Seen:
 
     @property
     def events(self) -> list[int]:
-        """``seq`` of those that show it."""
+        """``seq`` of the events that show it."""
         until = self.before.event.seq if self.before else self.now.seq
         return [self.after.event.seq, until]
 
 
 def is_line(child: Child, span: Span) -> bool:
-    """Whether it is a line of the function itself."""
+    """Whether the node is a line of the function itself."""
     return isinstance(child, Point) and child.event.type == "line" and child.event.name == span.name
 
 
 def lines_of(span: Span) -> list[Line]:
-    """In order of time."""
+    """Return the lines of a function in order of time."""
     events = [
         child.event for child in span.children if isinstance(child, Point) and is_line(child, span)
     ]
@@ -103,7 +104,7 @@ def lines_of(span: Span) -> list[Line]:
 
 
 def watch(lines: Sequence[Line], name: str, returned: Reading | None) -> tuple[Seen, ...]:
-    """Every change of a number; that it had none; or nothing, where the lines do not have it.
+    """Return each change of a number, or that it did not change; empty if the lines lack it.
 
     returned: the number as the function returned it.
     """
@@ -131,7 +132,7 @@ def watch(lines: Sequence[Line], name: str, returned: Reading | None) -> tuple[S
 
 
 def changes_in(event: Event) -> Iterator[Change]:
-    """What the event of a line says is known anew since the line before."""
+    """Yield the changes since the previous line that the event of a line contains."""
     changed = event.values.get("changed")
     for name, change in changed.items() if isinstance(changed, dict) else ():
         if isinstance(change, dict):

@@ -1,8 +1,8 @@
 """Call trees, built event by event, live or from a file.
 
-Threads interleave, and a reply is received on another thread than its command. Only ``span``,
-``parent`` and ``call`` of an event decide where it belongs; its thread and its place in the file
-do not.
+Threads interleave, and a reply is received on another thread than its command. Therefore only
+``span``, ``parent`` and ``call`` of an event decide where it belongs, not its thread or its
+position in the file.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ class _Open(NamedTuple):
 class CallBuilder:
     """Builds call trees from events in the order of the file, and returns each as it ends.
 
-    It holds only what is open or was not fetched yet, so that it can run as long as the trace.
+    It keeps only what is open or was not fetched yet, so it can run as long as the trace.
     """
 
     def __init__(self, most_open: int | None = None) -> None:
@@ -218,7 +218,7 @@ class CallBuilder:
         self._apart: list[Point | Exchange] = []
         # Those of them outside of calls.
         self._unanswered: dict[int, Exchange] = {}
-        # Calls of clients that no worker has taken up yet.
+        # Calls of clients that no worker has picked up yet.
         self._received: dict[str, Event] = {}
 
     def pop_outside_calls(self) -> list[Point | Exchange]:

@@ -1,4 +1,4 @@
-"""Many calls at once: how often, how long, how many in error, and how the disks' numbers moved."""
+"""Statistics of many calls: counts, durations, errors, and how the disks' numbers changed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from virtrace.analysis.spans import Call, Point, Span
 from virtrace.trace.format import Json, Record
 from virtrace.trace.roles import DISK_SIZES
 
-# Where the buckets of histograms begin, in each power of ten.
+# Starts of the histogram buckets in each power of ten.
 _FINE = (10, 12, 15, 20, 25, 30, 40, 50, 60, 80)
 _COARSE = (10, 20, 50)
 _MOST_BUCKETS = 24
@@ -23,10 +23,11 @@ _MOST_BUCKETS = 24
 class Statistics:
     """All calls of one function, or all uses of one QMP command.
 
-    errors: it returned -1 or the like, or QEMU answered with an error. unfinished: no
-    return, or no reply, was seen. durations_ns: of the others, in the order they began.
-    max_ns, slowest: the longest, and the traced call that it was in; None where none ended,
-    or where it was in no call.
+    errors: number of failures: a result such as -1, or an error from QEMU.
+    unfinished: number of those whose return or reply was not seen.
+    durations_ns: of the others, in the order in which they began.
+    max_ns, slowest: the longest duration, and the traced call that contains it; None if none ended,
+    or if it is outside of calls.
     """
 
     name: str
@@ -48,21 +49,21 @@ class Statistics:
         self.durations_ns.append(duration_ns)
 
     def percentile_ns(self, percent: int) -> int | None:
-        """The shortest duration that so many percent of all did not exceed (nearest rank)."""
+        """Return the smallest duration that ``percent`` of all do not exceed (nearest rank)."""
         if not self.durations_ns:
             return None
         rank = -(-len(self.durations_ns) * percent // 100)
         return sorted(self.durations_ns)[max(rank, 1) - 1]
 
     def times(self) -> dict[str, int | None]:
-        """The times that are told of it, by their names, in ns."""
+        """Durations to show, by their names, in ns."""
         percentiles = {f"p{percent}": self.percentile_ns(percent) for percent in (90, 99)}
         return {"median": self.percentile_ns(50), **percentiles, "max": self.max_ns}
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """So many durations of from_ns or longer, and shorter than to_ns."""
+    """The number of durations of at least from_ns and less than to_ns."""
 
     from_ns: int
     to_ns: int
@@ -71,7 +72,7 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Move:
-    """A number's new value, and the return of the call that first told it."""
+    """A new value of a number, and the return of the call that first reported it."""
 
     call: Call
     t_ns: int
@@ -82,8 +83,9 @@ class Move:
 class Movement:
     """One number of a disk over the trace.
 
-    moves: its first value, and every one that differs from the value before. told: how many
-    calls told it. unavailable: how many succeeded and did not.
+    moves: the first value, and each value that differs from the previous one.
+    told: number of calls that returned it.
+    unavailable: number of calls that succeeded without it.
     """
 
     moves: list[Move] = field(default_factory=list)
@@ -105,9 +107,9 @@ class Movement:
 
 @dataclass
 class Disk:
-    """What was answered of one disk, by the names that the callers used.
+    """The answers about one disk, by the names that the callers used.
 
-    last: the last call for it. Those that failed tell no numbers, whatever their struct holds.
+    last: the last call about it. Failed calls report no numbers, whatever their struct contains.
     """
 
     domain: Json
@@ -122,7 +124,7 @@ class Disk:
 
 @dataclass
 class Summary:
-    """calls: the outermost ones. functions, commands, disks: in the order they were first met."""
+    """calls: the outermost ones. functions, commands, disks: in order of first occurrence."""
 
     calls: Statistics = field(default_factory=lambda: Statistics("call"))
     incomplete: int = 0
@@ -150,7 +152,7 @@ class Summary:
 
 
 def summarize(nodes: Iterable[Call | Point | Exchange]) -> Summary:
-    """nodes: calls, and what is outside of them, in the order they ended."""
+    """Summarize calls and what is outside of them. nodes: in the order in which they ended."""
     summary = Summary()
     for node in nodes:
         summary.add(node)
@@ -164,7 +166,7 @@ def _add_command(summary: Summary, call: Call | None, node: Exchange) -> None:
 
 
 def histograms(rows: Iterable[Statistics]) -> list[list[Bucket]]:
-    """One a row, all of the same buckets: from the first that holds any to the last."""
+    """Return a histogram for each row, with the same buckets: from the first used to the last."""
     durations = [row.durations_ns for row in rows]
     fine = _histograms(durations, _FINE)
     return fine if fine and len(fine[0]) <= _MOST_BUCKETS else _histograms(durations, _COARSE)
@@ -198,7 +200,7 @@ def _add_disk(disks: dict[str, Disk], call: Call) -> None:
 
 
 def _bucket(ns: int, steps: Sequence[int]) -> int:
-    """Where the bucket of a duration begins."""
+    """Return the start of the bucket of a duration, ns."""
     if ns < 10:
         return max(ns, 0)
     power = _power(ns)
@@ -206,7 +208,7 @@ def _bucket(ns: int, steps: Sequence[int]) -> int:
 
 
 def _next(start: int, steps: Sequence[int]) -> int:
-    """Where the bucket ends that begins there."""
+    """Return the end of the bucket that starts at ``start``, ns."""
     if start < 10:
         return start + 1
     power = _power(start)
@@ -214,5 +216,5 @@ def _next(start: int, steps: Sequence[int]) -> int:
 
 
 def _power(ns: int) -> int:
-    """What a step is multiplied with to have as many digits."""
+    """Return the factor that gives a step as many digits as the duration has."""
     return int("1" + "0" * (len(str(ns)) - 2))

@@ -47,7 +47,7 @@ class Waiters:
             yield node
 
     def found(self, trace: Recording) -> list[Waiting]:
-        """Return what was awaited, longest first: in a call, what waited for nothing else.
+        """Return what was awaited, longest first; within a call, only what waited for nothing else.
 
         trace: read to its end. Empty if any of its probes was switched off.
         """
@@ -57,7 +57,7 @@ class Waiters:
 def waiting(
     nodes: Iterable[Node], end_ns: int, switched_off: Collection[SwitchedOff] = ()
 ) -> list[Waiting]:
-    """Return the same for the nodes of a whole trace."""
+    """Find what was awaited among all nodes of a trace; see Waiters.found."""
     waiters = Waiters()
     for _ in waiters.watch(nodes):
         pass
@@ -87,7 +87,7 @@ def _open(call: Call) -> Iterator[tuple[Span | Exchange, Call, int]]:
     span = call.root
     if not span.unfinished:
         return
-    # On one thread only the last one can be.
+    # Only the last child of one thread can still be open.
     while inner := [one for one in span.children if isinstance(one, Span) and one.unfinished]:
         span = inner[-1]
     unanswered: list[Span | Exchange] = [

@@ -17,9 +17,9 @@ _LINE, _POINT, _SPAN, _ROOT = range(4)
 
 
 class Switch(NamedTuple):
-    """What is switched off as one; that of less worth is smaller, and goes first.
+    """What is switched off together: all lines of a function, a point with its answer, or a span.
 
-    All lines of a function; a point, with the one that answers it; a span.
+    Switches compare by worth: the smallest is switched off first.
     """
 
     worth: int
@@ -36,7 +36,7 @@ class Budget:
     def __init__(self, limits: Limits, recipe: Recipe) -> None:
         self._limits = limits
         self._asked = {point.name: point.answers.point for point in recipe.points if point.answers}
-        # Without one of these nothing is recorded any more.
+        # Nothing is recorded any more if all of these are gone.
         self.beginnings = {Switch(_ROOT, span.name) for span in recipe.roots} | {
             Switch(_POINT, point.name)
             for point in recipe.points
@@ -64,9 +64,12 @@ class Budget:
     def spend(
         self, switch: Switch, ns: int, t_ns: int, tid: int, in_call: bool
     ) -> tuple[Switch, str] | None:
-        """The process stood still for it until t_ns. What has to be switched off, and why.
+        """Count the time that a stop of the process took; return what to switch off, and why.
 
-        in_call: whether the thread that met it is in a call, still.
+        ns: duration of the stop.
+        t_ns: end of the stop.
+        tid: the thread that hit the probe.
+        in_call: whether that thread is still in a call.
         """
         if switch in self._gone:
             return None
@@ -91,18 +94,18 @@ class Budget:
         return None
 
     def _forget(self, switch: Switch) -> None:
-        """What it costs is not counted further: the rest may be cheap enough."""
+        """Stop counting what a switch costs: the rest may be cheap enough."""
         self._gone.add(switch)
         for spent in (self._second, *self._calls.values()):
             del spent[switch]
 
     def _over(self, spent: Counter[Switch], limit_ns: float) -> Switch | None:
-        """Of those that cost anything the one of least worth, once all is too much."""
+        """Return the least valuable switch among those that cost anything, if over the limit."""
         if sum(spent.values()) <= limit_ns:
             return None
         gone = min(spent, key=lambda switch: (switch.worth, -spent[switch]))
         if gone.worth == _ROOT and (others := self._set - self._gone - self.beginnings):
-            # Nothing would be left, at the first call already, where that is slow.
+            # Without roots nothing would be recorded, from the first call on if that is slow.
             spent.clear()
             gone = min(others)
         return gone

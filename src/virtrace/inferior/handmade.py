@@ -1,4 +1,4 @@
-"""What GDB says of breakpoints and displays that somebody made by hand. Does not need gdb."""
+"""Parses what GDB says about breakpoints and displays made by hand. Does not need gdb."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-# The commands that print values; GDB takes the beginning of a name for the name.
+# The commands that print values. GDB accepts an unambiguous abbreviation of a name.
 _PRINT = re.compile(r"(?:p|pr|pri|prin|print|inspect|output)(?:/\w+)?(?:\s+(?P<of>.*))?")
 _TO_DISPLAY = re.compile(r"disp(?:l|la|lay)?(?:/\w+)?\s+(?P<of>.+)")
 _PRINTF = re.compile(r"printf\s+(?P<of>.*)")
@@ -20,9 +20,9 @@ _DISPLAY = re.compile(
     r"\d+:\s+(?P<on>[yn])\s+(?:/\w+ )?(?P<of>.+?)(?: \(cannot be evaluated .*\))?"
 )
 
-# What newer GDBs put before the command that makes a breakpoint.
+# What newer GDBs write before the command that makes a breakpoint.
 _PENDING = "with breakpoint pending on -- "
-# What a trace does in any case.
+# What a trace does anyway.
 _IMPLIED = {"silent", "continue", "c", "end"}
 
 _TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|' r"'(?:\\.|[^'\\])*'|.", re.S)
@@ -37,10 +37,12 @@ _COMPARED = re.compile(
 
 @dataclass
 class Made:
-    """A breakpoint. made: the command that makes it.
+    """A breakpoint.
 
-    location: for GDB's ``break``; None where it is of another kind. shown: the expressions that
-    it prints. others: of its commands, those that are not to be found in a recipe.
+    made: the command that makes it.
+    location: argument of GDB's ``break``; None for another kind of breakpoint.
+    shown: expressions that it prints.
+    others: its commands that a recipe cannot express.
     """
 
     made: str
@@ -53,13 +55,13 @@ class Made:
 
     @property
     def function(self) -> str | None:
-        """The function at whose beginning it stands; None for a place of another kind."""
+        """The function at whose entry it is; None if its location is not a function."""
         match = _FUNCTION.fullmatch(self.location or "")
         return match["name"] if match else None
 
 
 def breakpoints(saved: str) -> list[Made]:
-    """From what GDB's own `save breakpoints` writes."""
+    """Parse the output of GDB's own `save breakpoints`."""
     found: list[Made] = []
     in_commands = False
     for line in saved.splitlines():
@@ -104,7 +106,7 @@ def _add_command(made: Made, command: str) -> None:
 
 
 def printed(command: str) -> list[str] | None:
-    """The expressions that a command prints; None where it is of another kind."""
+    """Return the expressions that a command prints; None if it is not a print command."""
     if match := _PRINT.fullmatch(command.strip()):
         expression = _OPTIONS.sub("", match["of"] or "", count=1).strip()
         return [expression] if expression else []
@@ -114,19 +116,19 @@ def printed(command: str) -> list[str] | None:
 
 
 def displayed(command: str) -> str | None:
-    """The expression that a command displays from now on."""
+    """Return the expression that a command starts to display; None for another command."""
     match = _TO_DISPLAY.fullmatch(command.strip())
     return match["of"] if match else None
 
 
 def displays(info: str) -> dict[str, bool]:
-    """The expressions of GDB's `info display`, and whether they are on."""
+    """Parse GDB's `info display`: the expressions, and whether they are enabled."""
     found = filter(None, map(_DISPLAY.fullmatch, info.splitlines()))
     return {match["of"]: match["on"] == "y" for match in found}
 
 
 def filters(condition: str) -> dict[str, str | int] | None:
-    """By C path what it must be, where a condition says no more than that."""
+    """Return the values that a condition requires, by C path; None if it says anything else."""
     wanted: dict[str, str | int] = {}
     for part in condition.split("&&"):
         match = _COMPARED.fullmatch(part.strip())
@@ -143,7 +145,7 @@ def filters(condition: str) -> dict[str, str | int] | None:
 
 
 def _arguments(text: str) -> list[str]:
-    """Of a call: what stands between its commas."""
+    """Split the arguments of a call at commas."""
     return [argument.strip() for argument in _split(text)]
 
 

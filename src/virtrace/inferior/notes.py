@@ -1,7 +1,8 @@
-"""What somebody looks at by hand in this GDB, kept as a recipe.
+"""Notes of what the user inspects by hand in GDB, saved as a recipe.
 
-GDB itself knows the breakpoints and displays. What was printed it shows once: so each command
-that prints is noted, with the function it was typed in. Nothing here runs while a trace does.
+GDB itself knows the breakpoints and displays. What was printed it shows only once, so each
+command that prints is noted, with the function in which it was typed. Nothing here runs during a
+trace.
 """
 
 from __future__ import annotations
@@ -36,11 +37,14 @@ _NUMBERED = re.compile(r" *(\d+)  (.*)", re.S)
 
 @dataclass
 class _Function:
-    """A function as debug info has it; of one that has none, its name and module alone.
+    """A function in debug info; one without debug info has only name and module.
 
-    declaration: as C writes it, where all of it is known. entry: its first instruction.
-    variables: the arguments too. walked: it was stepped through. printed: what was printed in
-    it, and whether at its entry. displayed: the expressions that GDB evaluates in it alone.
+    entry: address of its first instruction.
+    declaration: in C, if all of it is known.
+    variables: locals and arguments.
+    walked: whether it was stepped through.
+    printed: expressions printed in it; the flag says whether at its entry.
+    displayed: expressions that GDB displays only in it.
     """
 
     name: str
@@ -56,7 +60,7 @@ class _Function:
 
 
 class Notebook:
-    """Of one GDB, from when it is made."""
+    """Notes what the user inspects in this GDB, from construction on."""
 
     def __init__(self) -> None:
         self._functions: dict[tuple[str, str], _Function] = {}
@@ -68,8 +72,8 @@ class Notebook:
 
     def _on_prompt(self, _: object = None) -> None:
         before, self._last = self._last, _last_command()
-        # Those that were typed at once are the lines of one, such as `commands`. The number stays
-        # where GDB removes what was typed twice.
+        # Commands typed at once are lines of one command, such as `commands`. The number does not
+        # change if GDB removes a repeated command from its history.
         is_one = self._last != before and self._last[0] - before[0] in (0, 1)
         typed = self._last[1] if is_one else ""
         shown, displayed = handmade.printed(typed), handmade.displayed(typed)
@@ -77,7 +81,7 @@ class Notebook:
             frame = gdb.selected_frame()
             pc = frame.pc()
         except gdb.error:
-            # Nothing stands still.
+            # No thread is stopped.
             return
         try:
             function = self._function(target.enclosing(frame.block()), _module_of(pc))
@@ -106,7 +110,7 @@ class Notebook:
         self._deleted.append(made)
 
     def _function(self, blocks: list[gdb.Block], module: str) -> _Function | None:
-        """The function of these blocks, with the variables that are in scope there too."""
+        """Return the function of these blocks; note the variables in scope there."""
         symbol = blocks[-1].function if blocks else None
         if symbol is None:
             return None
@@ -114,7 +118,7 @@ class Notebook:
         if function is None:
             function = _described(module, symbol, blocks[-1])
             self._functions[module, symbol.name] = function
-        # Variables of functions that are inlined there are none of its own.
+        # Variables of functions inlined there are not its own.
         inlined = [i for i, block in enumerate(blocks[:-1]) if block.function is not None]
         for block in blocks[inlined[-1] + 1 if inlined else 0 :]:
             for variable in block:
@@ -128,7 +132,7 @@ class Notebook:
         pid = target.attached_pid()
         if not pid:
             raise TargetError(
-                "GDB is attached to no process, so breakpoints have no place",
+                "GDB is attached to no process, so no breakpoint has an address",
                 "attach to the daemon, and save before `detach`",
             )
         recipe = _Recipe(inspect(pid))
@@ -150,7 +154,7 @@ class Notebook:
         return recipe.summary()
 
     def _keep_display(self, recipe: _Recipe, expression: str) -> None:
-        """In the function that it is of; where that is not known, in all that have such a name."""
+        """Keep it in the function where it was displayed; if unknown, wherever the name exists."""
         met = [one for one in self._functions.values() if one.walked or recipe.has(one)]
         having = [one for one in met if expression in one.displayed] or [
             one for one in met if _base(expression) in one.variables
@@ -158,11 +162,11 @@ class Notebook:
         for function in having:
             recipe.look(function, expression, not function.walked)
         if not having:
-            recipe.comments.append(f"display {expression}: no function here has it")
+            recipe.comments.append(f"display {expression}: no function here has such a variable")
 
     def _keep(self, recipe: _Recipe, made: Made) -> None:
         if made.location is None or not made.enabled:
-            why = "a recipe has no such thing" if made.enabled else "it is disabled"
+            why = "a recipe cannot express it" if made.enabled else "it is disabled"
             recipe.comments.append(f"{made.made}: {why}")
             return
         places = target.location_addresses(made.location)
@@ -176,11 +180,11 @@ class Notebook:
             else:
                 recipe.stop(function, made, pc)
         if not places:
-            recipe.comments.append(f"{made.made}: GDB finds no such place now")
+            recipe.comments.append(f"{made.made}: GDB no longer finds this location")
 
 
 class _Recipe:
-    """The spans so far."""
+    """The spans collected so far, and comments on what could not be kept."""
 
     def __init__(self, process: Process) -> None:
         self.comments: list[str] = []
@@ -193,14 +197,14 @@ class _Recipe:
         return (function.module, function.name) in self._drafts
 
     def _cannot_have(self, function: _Function) -> str | None:
-        """Why no span can be of this function; None where one can."""
+        """Why a recipe cannot have a span of this function; None if it can."""
         if not re.fullmatch(r"[A-Za-z_]\w*", function.name, re.A):
-            return f"{function.name} is no function of C"
+            return f"{function.name} is not a C function"
         if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", function.module, re.A):
-            return f"{function.module!r} is no name of a module"
+            return f"{function.module!r} is not a valid module name"
         others = [one for one in self._drafts.values() if one.function == function.name]
         if any(one.module != function.module for one in others):
-            return f"{others[0].module} has a {function.name}, too, which is in the recipe"
+            return f"the recipe already has the {function.name} of {others[0].module}"
         return None
 
     def _draft(self, function: _Function) -> Draft:
@@ -209,7 +213,7 @@ class _Recipe:
             declaration, returns = function.declaration, function.returns
             exported = self._is_exported(function)
             if exported and function.entry is None:
-                # To find it any declaration is enough.
+                # Any declaration is enough to find it.
                 unknown = Prototype(function.name, "void", ())
                 public = public_api.functions().get(function.name, unknown)
                 declaration, returns = str(public), public.returns != "void"
@@ -226,7 +230,7 @@ class _Recipe:
         return module is not None and module.elf.exported_function(function.name) is not None
 
     def stop(self, function: _Function, made: Made, pc: int) -> None:
-        """A breakpoint stands there."""
+        """Add the function of a breakpoint."""
         why = self._cannot_have(function)
         if why:
             self.comments.append(f"not kept: {made.made}: {why}")
@@ -241,7 +245,7 @@ class _Recipe:
             self.look(function, expression, at_entry)
         span.comments += [f"not kept: {command}" for command in made.others]
         if made.ignored:
-            span.comments.append(f"not kept: that it ignores {count(made.ignored, 'hit')}")
+            span.comments.append(f"not kept: it ignores {count(made.ignored, 'hit')}")
         if made.condition:
             wanted = self._filters(function, made.condition) if at_entry else None
             self._conditions.append((span, made.condition, wanted))
@@ -249,7 +253,7 @@ class _Recipe:
 
     @staticmethod
     def _filters(function: _Function, condition: str) -> dict[str, str] | None:
-        """By capture: where the condition is what a filter can say of this function's arguments."""
+        """Return the condition as filters, by capture; None if filters cannot express it."""
         wanted = handmade.filters(condition)
         if wanted is None:
             return None
@@ -264,10 +268,10 @@ class _Recipe:
         return {text: str(value) for text, value in wanted.items()}
 
     def look(self, function: _Function, expression: str, at_entry: bool) -> None:
-        """A value is looked at, at the entry or behind it."""
+        """Add a capture for a value that was inspected at the entry or later."""
         why = self._cannot_have(function) or _why_not(function, expression)
         if why and not self.has(function):
-            # No reason to trace that function.
+            # This is no reason to trace the function.
             self.comments.append(f"not kept: {expression} in {function.name}: {why}")
             return
         span = self._draft(function)
@@ -296,7 +300,7 @@ class _Recipe:
                 span.root = True
         where: dict[str, str] = {}
         for span, condition, wanted in self._conditions:
-            # A filter is of all calls: of one breakpoint it says the same.
+            # A filter applies to all calls: it is equal to the condition only for one breakpoint.
             if wanted is not None and self._stops == 1:
                 with suppress(ValueError):
                     where = {
@@ -322,15 +326,15 @@ class _Recipe:
 
 
 def _why_not(function: _Function, expression: str) -> str | None:
-    """Why a recipe cannot say the expression there; None where it can."""
+    """Why a recipe cannot capture the expression there; None if it can."""
     try:
         path = c_path.parse(expression)
         start = path.arguments[0]
         if start not in function.variables:
-            return f"{start} is no variable of {function.name}"
+            return f"{start} is not a variable of {function.name}"
         Capture(path, function.variables)
     except ValueError:
-        return "it is no path such as a->b or *a"
+        return "it is not a path such as a->b or *a"
     except Unavailable as why:
         return str(why)
     return None
@@ -353,13 +357,13 @@ def _described(module: str, symbol: gdb.Symbol, block: gdb.Block) -> _Function:
 
 
 def _declaration(symbol: gdb.Symbol, arguments: list[gdb.Symbol]) -> str | None:
-    """As a recipe can have it; None where that does not tell how all of it is passed."""
+    """The declaration as a recipe writes it; None if it leaves open how arguments are passed."""
     assert symbol.type is not None
     if len(arguments) != len(symbol.type.fields()):
         return None
     declared = ", ".join(f"{argument.type} {argument.name}" for argument in arguments)
     text = f"{symbol.type.target()} {symbol.name}({declared or 'void'})"
-    # As libvirt's source has it.
+    # Spelled as in libvirt's source.
     text = text.replace("* ", "*").replace("_Bool ", "bool ")
     try:
         parsed = prototype.parse(text)
@@ -373,7 +377,7 @@ def _declaration(symbol: gdb.Symbol, arguments: list[gdb.Symbol]) -> str | None:
 
 
 def _module_of(pc: int) -> str:
-    """The file that an address is in, by the name that recipes have for it."""
+    """Return the file name of the module that an address is in."""
     name = gdb.solib_name(pc) or gdb.current_progspace().filename or ""  # type: ignore[union-attr]
     return os.path.basename(name)
 
@@ -386,14 +390,14 @@ def _base(expression: str) -> str:
 
 
 def _last_command() -> tuple[int, str]:
-    """The last one that was typed, and its number in GDB's history."""
+    """Return the last typed command, and before it its number in GDB's history."""
     lines = gdb.execute("show commands", to_string=True).splitlines()
     match = _NUMBERED.fullmatch(lines[-1]) if lines else None
     return (int(match[1]), match[2]) if match else (0, "")
 
 
 def _saved_breakpoints() -> str:
-    """By GDB's own `save breakpoints`: the one that tells of dprintf, too."""
+    """Read the output of GDB's `save breakpoints`, which includes dprintf."""
     descriptor = os.memfd_create("breakpoints")
     try:
         gdb.execute(f"save breakpoints /proc/self/fd/{descriptor}", to_string=True)

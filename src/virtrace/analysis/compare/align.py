@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 
-# Items that only one sequence has; the rest is not aligned, as that takes quadratic time.
+# Most items that only one sequence has. The rest is not aligned: that takes quadratic time.
 _MOST_ALONE = 1000
 
 

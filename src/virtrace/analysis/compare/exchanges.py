@@ -36,7 +36,7 @@ def compared(
 def _differences(
     values: Values, a: Exchange, b: Exchange, nodes: Sequence[dict[str, str]]
 ) -> Iterator[Difference]:
-    """nodes: for each side as from _nodes()."""
+    """nodes: from _nodes(), for each side."""
     command = _name(a)
     place = ComparedAt(command, "sent", None, a.send.seq, b.send.seq)
     sent = _arguments(a)
@@ -86,7 +86,7 @@ def _reply(exchange: Exchange) -> Record:
 
 
 def _nodes(explanation: Explanation) -> dict[str, str]:
-    """Which node of the disk each node name is: "" the first one, ``parent``, ``backing``..."""
+    """Return which node of the disk each name stands for: "" (the first), ``parent``, ..."""
     devices = explanation.case.block.devices
     if len({device.name for device in devices}) != 1:
         return {}
@@ -103,7 +103,7 @@ def _nodes(explanation: Explanation) -> dict[str, str]:
 
 
 def _entries(listed: list[Json], nodes: dict[str, str]) -> dict[str, Json]:
-    """The entries of a list that are about the disk, by which of its nodes they are about."""
+    """Return the entries about the disk, by which of its nodes they are about."""
     entries: dict[str, Json] = {}
     for entry in listed:
         if isinstance(entry, dict):

@@ -56,7 +56,7 @@ class Pair:
 
     @property
     def equal(self) -> bool:
-        """Whether they differ in nothing but counters and what only one trace could show."""
+        """Whether they differ only in counters and in what only one trace could show."""
         return not self.steps and all(
             difference.kind in HARMLESS for difference in self.differences
         )
@@ -105,10 +105,10 @@ class Timing:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two traces differ in.
+    """The differences between two traces.
 
     pairs: in the order in which A's calls began; at most MOST_PAIRS.
-    more: number of further pairs, each with other differences than all of these;
+    more: number of further pairs, each with differences of its own.
     more_differ: how many of those are not equal.
     passed: the values that were ignored.
     """
@@ -137,5 +137,5 @@ class Comparison:
 
 
 def texts(call: Call) -> Record:
-    """The arguments that say what a call asked about, such as domain and disk."""
+    """Return the arguments that identify what a call asked about, such as domain and disk."""
     return {name: value for name, value in call.root.arguments.items() if is_text(value)}

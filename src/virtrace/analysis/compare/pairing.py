@@ -1,4 +1,4 @@
-"""Decide which calls of two traces belong together: those that asked the same."""
+"""Decide which calls of two traces belong together: those that ask the same."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from virtrace.trace.reader import Recording
 class Outline:
     """What is kept of a call to pair it.
 
-    like: the first call of the trace that asked the same.
+    like: the first call of the trace that asks the same.
     place: index among the calls of the trace, in the order in which they end.
     """
 
@@ -31,7 +31,7 @@ class Outline:
 
 @dataclass
 class Outlines:
-    """The calls of a trace, and the names of all that happened in them, as they began."""
+    """The calls of a trace in the order in which they began, and the names of all events."""
 
     calls: list[Outline]
     names: list[str]
@@ -61,9 +61,9 @@ def outlines(trace: Recording) -> Outlines:
 
 
 def paired(a: list[Outline], b: list[Outline]) -> Iterator[tuple[Outline | None, Outline | None]]:
-    """Pairs in order: first equal questions, then those that differ in unreadable arguments.
+    """Yield pairs in order: equal questions first, then those with differing unreadable arguments.
 
-    At the end the calls without a partner.
+    The calls without a partner come last.
     """
     left = a, b
     unread = {

@@ -18,13 +18,13 @@ _MOST_NEAR = 200
 
 
 class CallsByPlace:
-    """Calls of trace B by their places, each asked for once, in nearly any order.
+    """Calls of trace B by their places; each is asked for once, in nearly any order.
 
-    The calls in between are kept: a few in memory, the rest in a file.
+    Calls in between are kept: a few in memory, the rest in a file.
     """
 
     def __init__(self, trace: Recording, alone: dict[int, Alone | None], file: IO[bytes]) -> None:
-        """alone: has the places that nobody will ask for; gets the calls there."""
+        """alone: places that will not be asked for; receives the calls there."""
         self._rest = enumerate(calls_of(trace))
         self._alone = alone
         self._near: dict[int, Call] = {}
@@ -46,7 +46,7 @@ class CallsByPlace:
         raise changed()
 
     def finish(self) -> None:
-        """Read the trace to its end, where it says what is missing from it."""
+        """Read the trace to its end, where its problems become known."""
         for passed, call in self._rest:
             self._keep(passed, call)
 
@@ -63,5 +63,5 @@ class CallsByPlace:
 
 
 def changed() -> TraceError:
-    """The error for a trace that has other calls than before."""
+    """Make the error for a trace whose calls have changed since the first reading."""
     return TraceError("the trace has changed while it was compared", "compare it once it ended")

@@ -15,7 +15,7 @@ from virtrace.analysis.compare.walk import CallComparer
 from virtrace.analysis.summary import Summary
 from virtrace.trace.reader import Recording
 
-# A pair is kept with its calls, and nobody reads this many.
+# Each pair is kept with its calls; nobody reads more pairs than this.
 MOST_PAIRS = 200
 
 
@@ -28,7 +28,7 @@ def compare_traces(a: Recording, b: Recording, spill: IO[bytes] | None = None) -
     seen, values = whole.seen_by_both(a, b), whole.values_of(a, b)
     comparer = CallComparer(a, b, seen, values)
     outlines_a, outlines_b = outlines(a), outlines(b)
-    # By the place of A's call: the place of B's, and the number of the pair.
+    # By the place of A's call: the place of B's call, and the number of the pair.
     partners: dict[int, tuple[int, int]] = {}
     # By the place of the call.
     alone_a: dict[int, Alone | None] = {}
@@ -40,7 +40,7 @@ def compare_traces(a: Recording, b: Recording, spill: IO[bytes] | None = None) -
             alone_a[of_a.place] = None
         elif of_b is not None:
             alone_b[of_b.place] = None
-    # By what differs: the lowest number of such a pair, and that pair.
+    # By difference: the lowest number of a pair with it, and that pair.
     pairs: dict[bytes, tuple[int, Pair]] = {}
     more = more_differ = 0
     summaries = Summary(), Summary()
@@ -85,7 +85,7 @@ def compare_traces(a: Recording, b: Recording, spill: IO[bytes] | None = None) -
 
 
 def _key(pair: Pair) -> bytes:
-    """A digest of all that makes a pair differ from others, without the values of counters."""
+    """Return a digest of what distinguishes a pair from others, without the values of counters."""
     differences = [
         repr((at.kind, at.place.where, at.place.part, at.place.entry, at.path))
         + ("" if at.kind == COUNTER else repr((at.a, at.b)))

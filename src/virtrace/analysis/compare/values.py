@@ -1,4 +1,4 @@
-"""A value of each of two traces: what differs, what only counts, what has to differ."""
+"""Compare values of two traces: differences, counters, and values that must differ."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from itertools import zip_longest
 from virtrace.analysis.devices import step
 from virtrace.trace.format import Json, is_unavailable, unavailable
 
-# Kinds of differences. Only the last three leave two traces equal.
+# Kinds of differences. Two traces with only the last three kinds are equal.
 VALUE = "value"
 ONLY_A, ONLY_B = "only-a", "only-b"
 FELL = "fell"
@@ -31,23 +31,24 @@ _COUNTED = re.compile(r'\.stats\b|\["driver-specific"\]')
 
 _POINTER = re.compile("0x[0-9a-f]+")
 _NULL = "0x0"
-# libvirt numbers the nodes that it makes, and QEMU those that nobody named.
+# libvirt numbers the nodes that it creates, and QEMU numbers nodes without a name.
 _NODE = re.compile(r"\blibvirt-[0-9]+-|#block[0-9]+")
-# Of a URL the host is no folder.
+# The host in a URL is not a folder.
 _FOLDER = re.compile(r'(?<!/)/(?:[^/"\s]+/)+')
 _QOM = "/machine/"
 
 
 @dataclass(frozen=True)
 class ComparedAt:
-    """What is compared.
+    """The place of a compared value.
 
-    where: the function or point; the QMP command, with its arguments where both sent the same;
-    or ``host``. part: ``arguments`` or ``returned``
-    of a function, ``values`` of a point; of QMP ``sent``, ``reply``, or ``entries`` (how many a
-    list has); ``facts`` of the host. entry: of QMP's lists, which node of the disk it is of:
-    ``""`` the disk's own, ``parent``, ``backing``...; else None. seq_a, seq_b: the events; None
-    where they are not known.
+    where: the function or point; the QMP command, with its arguments if both sides sent the
+    same; or ``host``.
+    part: ``arguments`` or ``returned`` of a function; ``values`` of a point; ``sent``, ``reply`` or
+    ``entries`` (length of a list) of QMP; ``facts`` of the host.
+    entry: in QMP's lists, which node of the disk: ``""`` (its own), ``parent``, ``backing``...;
+    else None.
+    seq_a, seq_b: the events; None if unknown.
     """
 
     where: str
@@ -59,9 +60,11 @@ class ComparedAt:
 
 @dataclass(frozen=True)
 class Difference:
-    """kind: see above. path: in the part, or in the entry, as jq writes it.
+    """A difference.
 
-    a, b: the values; None where that side has none.
+    kind: one of the kinds above.
+    path: in the part, or in the entry, for jq.
+    a, b: the values; None if that side has none.
     """
 
     kind: str
@@ -73,11 +76,13 @@ class Difference:
 
 @dataclass
 class Values:
-    """Compares values, and keeps count of what it passes over.
+    """Compares values, and counts those that it ignores.
 
-    same_daemon: both are of one process; same_build: of the same binaries. a_is_later: it
-    was recorded after b. ignored: how many values of each kind differed as they have to.
-    folders: pairs that only lie in other folders.
+    same_daemon: whether both traces are of one process.
+    same_build: whether both are of the same binaries.
+    a_is_later: whether A was recorded after B.
+    ignored: by kind, number of values that differ as they must.
+    folders: pairs of folders that are the only difference between two paths.
     """
 
     same_daemon: bool
@@ -89,7 +94,7 @@ class Values:
     def differences(
         self, place: ComparedAt, a: Json, b: Json, *, captured: bool = False
     ) -> Iterator[Difference]:
-        """captured: what is absent right below was not recorded, rather than not there."""
+        """captured: a missing value right below was not captured, rather than not there."""
         # Not recursive: JSON can be deeper than Python's stack.
         rest: list[tuple[int, str, str, Json, Json]] = [(0, "", "", a, b)]
         while rest:
@@ -115,7 +120,7 @@ class Values:
             return UNSEEN_A if is_unavailable(a) else UNSEEN_B
         if a is _ABSENT or b is _ABSENT:
             return ONLY_B if a is _ABSENT else ONLY_A
-        # repr tells true from 1, and takes NaN for itself.
+        # repr distinguishes true from 1, and NaN is equal to itself.
         if repr(a) == repr(b):
             return None
         if place.part == "values" and name in ("file", "line") and not self.same_build:
@@ -137,7 +142,7 @@ class Values:
         if _CLOCK.fullmatch(name):
             return self._ignore("QEMU's idle times and latencies")
         if _COUNTER.fullmatch(name):
-            # Of one QEMU a counter only falls where it was started anew.
+            # A counter of QEMU falls only if QEMU was restarted.
             return FELL if self.same_daemon and (a < b) is self.a_is_later else COUNTER
         return VALUE
 
@@ -147,7 +152,7 @@ class Values:
         a, b = (_NODE.sub("libvirt-#-", text) for text in (a, b))
         if a == b:
             return self._ignore("numbers in node names")
-        # Of one daemon another folder is another file.
+        # For one daemon, another folder means another file.
         if self.same_daemon or a.startswith(_QOM) or without_folders(a) != without_folders(b):
             return VALUE
         folders = zip(_FOLDER.findall(a), _FOLDER.findall(b))
@@ -160,19 +165,19 @@ class Values:
 
 
 def without_folders(text: str) -> str:
-    """Two hosts, and two labs, keep the same files in other folders."""
+    """Remove folders from a text: two hosts, or two labs, keep the same files in other folders."""
     return _FOLDER.sub("/", text)
 
 
 def is_text(value: Json) -> bool:
-    """A string of the daemon's, whole, cut, or not to be had; a pointer is none."""
+    """Whether a value is a string of the daemon, complete, cut or unavailable; not a pointer."""
     if isinstance(value, str):
         return not _POINTER.fullmatch(value)
     return isinstance(value, dict) and set(value) <= {"unavailable", "text", "bytes", "length"}
 
 
 def _below(a: Json, b: Json) -> list[tuple[str | int, Json, Json]] | None:
-    """What stands below on both sides; None where they are not of one shape."""
+    """Return what is below on both sides; None if their types differ."""
     if is_unavailable(a) or is_unavailable(b):
         return None
     if isinstance(a, dict) and isinstance(b, dict):
@@ -183,7 +188,7 @@ def _below(a: Json, b: Json) -> list[tuple[str | int, Json, Json]] | None:
 
 
 def _cut(a: Json, b: Json) -> str | None:
-    """Where one is the beginning of the other, more was recorded of that."""
+    """Return the kind of difference if one text is a cut beginning of the other, else None."""
     for part, whole, kind in ((a, b, UNSEEN_A), (b, a, UNSEEN_B)):
         if isinstance(part, dict) and isinstance(whole, str):
             beginning = part.get("text")

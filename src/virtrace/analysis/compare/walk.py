@@ -17,7 +17,7 @@ from virtrace.trace.format import Event, Json, unavailable
 from virtrace.trace.reader import Recording
 from virtrace.trace.roles import REPLIES
 
-# Keys of a `host` record that are compared. The domain's XML has too much that is new each time.
+# Keys of a `host` record that are compared. The domain's XML differs too much each time.
 _FACTS = ("path", "stat", "file_system", "image_info", "lvm")
 
 
@@ -37,6 +37,7 @@ class _Visit:
 class _Way:
     """What a call went through.
 
+    visits: functions and points in order.
     lines: source lines of each function in visits, by its span.
     """
 
@@ -46,7 +47,7 @@ class _Way:
 
 
 def _way(call: Call, seen: frozenset[str]) -> _Way:
-    """The way of a call, without functions that only one trace can show; their callees stay."""
+    """Return the way of a call, without functions that only one trace can show; keep callees."""
     way = _Way()
     # Not recursive: a trace can be deeper than Python's stack.
     rest: list[tuple[Child, Span | None]] = [(call.root, None)]
@@ -70,10 +71,10 @@ def _way(call: Call, seen: frozenset[str]) -> _Way:
 
 
 class CallComparer:
-    """Compares calls of two traces; keeps notes of what could not be compared."""
+    """Compares calls of two traces, and notes what could not be compared."""
 
     def __init__(self, a: Recording, b: Recording, seen: frozenset[str], values: Values) -> None:
-        """seen: names of the probes that both traces show."""
+        """seen: names of the probes that are traced in both."""
         self._traces = a, b
         self._facts = a.host_records(), b.host_records()
         self._seen = seen

@@ -13,7 +13,7 @@ from virtrace.analysis.summary import Summary
 from virtrace.trace.format import Header, Json
 from virtrace.trace.reader import Recording
 
-# A duration differs if it is more than this ratio, and at least this much, longer.
+# A duration differs if it is longer by more than this ratio, and by at least this time.
 _RATIO = 2
 _AT_LEAST_NS = 1_000_000
 
@@ -38,7 +38,7 @@ def values_of(a: Recording, b: Recording) -> Values:
 
 
 def _is_later(a: Header, b: Header) -> bool:
-    """Whether the first trace began after the second; False if that is not known."""
+    """Whether the first trace began after the second; False if unknown."""
     if a["clock"]["source"] == b["clock"]["source"]:
         return bool(a["clock"]["start_ns"] > b["clock"]["start_ns"])
     # The clocks of two engines diverge while the host sleeps.
@@ -50,9 +50,10 @@ def _is_later(a: Header, b: Header) -> bool:
 def hidden(
     a: Recording, b: Recording, seen: frozenset[str], names: tuple[Iterable[str], Iterable[str]]
 ) -> Iterator[Hidden]:
-    """What happened in one trace and could not be traced in the other.
+    """Yield what happened in one trace and could not be traced in the other.
 
-    seen: as from seen_by_both(). names: of all that happened, for each trace.
+    seen: from seen_by_both().
+    names: of all events, for each trace.
     """
     for side, happened, trace in (("b", names[0], b), ("a", names[1], a)):
         probes = {probe["name"]: probe for probe in trace.header["probes"]}
@@ -80,7 +81,7 @@ def _is_same(loaded: list[tuple[Json, Json]]) -> bool:
 
 
 def settings(a: Recording, b: Recording) -> Iterator[str]:
-    """Notes on how the recordings themselves differ."""
+    """Yield notes on how the settings of the recordings differ."""
     tools = [trace.header["tool"]["virtrace"] for trace in (a, b)]
     if tools[0] != tools[1]:
         yield f"A was recorded by virtrace {tools[0]}, B by {tools[1]}"
