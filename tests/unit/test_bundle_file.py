@@ -572,10 +572,10 @@ def test_verify(packed: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     files = dict(read_bundle(packed))
     for change, what in (
-        ({"explain.txt": b"other"}, "'explain.txt' is not as it was written"),
+        ({"explain.txt": b"other"}, "'explain.txt' was changed"),
         ({"more.txt": b""}, "'more.txt' is not in the manifest"),
         ({"page.html": None}, "'page.html' is missing"),
-        ({"MANIFEST.json": b"[]"}, "MANIFEST.json is missing or is no manifest"),
+        ({"MANIFEST.json": b"[]"}, "MANIFEST.json is missing or is not a manifest"),
         ({"trace.jsonl": b"{}\n"}, "is not a virtrace trace"),
     ):
         changed: dict[str, Any] = {**files, **change}

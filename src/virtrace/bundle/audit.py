@@ -1,8 +1,8 @@
-"""The second reader: looks through the finished files for what identifies, by rules of its own.
+"""The independent audit: searches the finished files for private data, by rules of its own.
 
-It shares no list, pattern or code with what replaces names, so that what that one does not know
-is not missed here as well. It knows how pseudonyms look, and what a trace has that only looks
-private: build-ids, addresses in memory, sizes and times.
+It shares no list, pattern or code with the redaction, so that it may find what the redaction
+does not know. It knows how pseudonyms look, and which values of a trace only look private:
+build-ids, addresses in memory, sizes and times.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _DEEPEST = 20
 
 @dataclass(frozen=True)
 class Finding:
-    """kind: what releases it. what: why it was taken for private."""
+    """A suspicious text. kind: of names, by which it can be released. what: what it looks like."""
 
     file: str
     line: int
@@ -42,7 +42,7 @@ class Finding:
 
 
 def findings(files: Mapping[str, bytes], keep: Collection[str]) -> Iterator[Finding]:
-    """Each text that is found once a file; of the kinds that are not released."""
+    """Yield each suspicious text once a file, except for the kinds that are released."""
     known = _known(files)
     for file in files:
         reader = _Reader(file, frozenset(keep), known)
@@ -56,32 +56,32 @@ def findings(files: Mapping[str, bytes], keep: Collection[str]) -> Iterator[Find
 
 
 def _known(files: Mapping[str, bytes]) -> frozenset[str]:
-    """What looks private in every bundle: build-ids in the trace, sums in the manifest."""
+    """Return what looks private in every bundle: build-ids of the trace, sums of the manifest."""
     found: set[str] = set()
     first = next(iter(pieces(files, TRACE)), b"") if TRACE in files else b""
     try:
         header = json.loads(first.partition(b"\n")[0])
-        # The page shows their beginnings.
+        # The page shows the beginning of build-ids.
         ids = [str(module["build_id"]) for module in header["target"]["modules"]]
         found.update(ids, (each[:12] for each in ids))
         listed = json.loads(files[_MANIFEST])["files"]
         found.update(str(entry["sha256"]) for entry in listed)
     except (ValueError, KeyError, TypeError, RecursionError):
-        # Whatever is missing is then one more thing that is found.
+        # If something is missing here, it is reported as a finding.
         pass
     return frozenset(found)
 
 
-# What a text is
+# Kinds of text
 
 _PSEUDONYM = re.compile(
     r"(?:domain|host|uuid|path|serial|mac|ipv4|ipv6|user|email|pool|volume|snapshot|secret|text)"
     r"-[0-9]+(?:\.[a-z][a-z0-9]*(?:\.[0-9]+)*)?"
 )
 _HEX = "[0-9A-Fa-f]"
-# Letters, or digits, that stand together in what somebody wrote, on average.
+# Average length of consecutive letters or digits in text that a person wrote.
 _LEAST_OF_A_WORD = 2.4
-# What ends a path in a text, in a character class.
+# Characters that end a path in a text, for a character class.
 _ENDS = (
     "\\s'\"<>,;:|()\\[\\]{}&`\u00ab\u00bb\u2018-\u201f\u2039\u203a\u3000-\u303f\uff00-\uff0f"
     "\uff1a-\uff1f"
@@ -90,10 +90,12 @@ _ENDS = (
 
 @dataclass(frozen=True)
 class _Rule:
-    """kinds: the first of them names it; any of them, released, silences the rule.
+    """A rule.
 
-    accepts: whether what the pattern finds, in its text, is harmless. everywhere: also in what is
-    written anew of the redacted trace, which has sums and times as text.
+    kinds: the first one names its findings; the rule is off if any of them is released.
+    accepts: whether a match, in its text, is harmless.
+    everywhere: whether it also applies to files that are written anew from the redacted trace,
+    which have sums and times as text.
     """
 
     kinds: tuple[str, ...]
@@ -118,7 +120,7 @@ def _no_address(found: re.Match[str]) -> bool:
 
 
 def _is_memory(found: re.Match[str]) -> bool:
-    """An address of a process or of the kernel; a number of up to 8 digits is none of a disk."""
+    """Whether it is an address in a process or the kernel, or too short for an id of a disk."""
     return bool(
         re.fullmatch(
             "0x(?:0*[0-9a-f]{1,8}|0{0,4}(?:7[ef]|5[56])[0-9a-f]{10}|(?:aaaa|ffff)[0-9a-f]{8,12})",
@@ -144,7 +146,7 @@ _MEASURE = re.compile(
 
 
 def _is_written(found: re.Match[str]) -> bool:
-    """Words that somebody put together, as names of C are: chance makes shorter ones."""
+    """Whether it is made of words, like names in C; in random text, these are shorter."""
     text = found[0].rstrip("=")
     pieces = re.findall("[A-Z]?[a-z]+|[A-Z]+|[0-9]+", text)
     kinds = {piece[-1].isdigit() for piece in pieces}, text.lower() != text, text.upper() != text
@@ -154,7 +156,7 @@ def _is_written(found: re.Match[str]) -> bool:
 
 
 def _is_public_host(found: re.Match[str]) -> bool:
-    """Where bugs of libvirt and QEMU are told of."""
+    """Whether it is a host where bugs of libvirt and QEMU are reported."""
     name = found[0].lower()
     return name.endswith((".libvirt.org", ".qemu.org")) or name in (
         *("libvirt.org", "qemu.org", "github.com", "gitlab.com", "bugzilla.redhat.com", "w3.org"),
@@ -162,24 +164,24 @@ def _is_public_host(found: re.Match[str]) -> bool:
 
 
 def _is_hidden(text: str) -> bool:
-    """Nothing, a pseudonym, or a list of some."""
+    """Whether it is empty, a pseudonym, or a list of pseudonyms."""
     rest = _PSEUDONYM.sub("", text)
     return not re.search(r"[^\W_]", rest)
 
 
 def _is_of_nobody(found: re.Match[str]) -> bool:
-    """``root@host-1``: an account that each host has."""
+    """Whether it is an account that each host has: ``root@host-1``."""
     user, _, host = found[0].rpartition("@")
     return _is_hidden(host) and (user in _EVERYWHERE or _is_hidden(user))
 
 
 def _is_no_name(text: str) -> bool:
-    """Of a path other rules know whether it tells something."""
+    """Whether it is not a name. Paths have rules of their own."""
     return text.startswith("/") or _is_hidden(text)
 
 
 def _is_between_pseudonyms(path: str) -> bool:
-    """Behind the first folder that has one, only a file can have a name that many hosts have."""
+    """Whether some folder between pseudonyms is not one: only files may have common names there."""
     folders = path.split("/")[1:-1]
     hidden = [bool(_PSEUDONYM.fullmatch(folder)) for folder in folders]
     return True in hidden and not all(hidden[hidden.index(True) :])
@@ -289,7 +291,7 @@ _RULES = (
             r"(?i)\b(?:matching name|domain|guest|pool|volume|network|snapshot|user|server at)"
             r"(?: named| name)?\s+(?:'([^'\n]+)'|\"([^\"\n]+)\"|“([^”\n]+)”)"
         ),
-        # JSON in quotes is read by itself.
+        # JSON in quotes is parsed separately.
         lambda found: (
             (found[1] or "").startswith("{") or _is_no_name(found[1] or found[2] or found[3])
         ),
@@ -312,7 +314,7 @@ _RULES = (
         re.compile(r"(?:\\[0-3][0-7]{2}){2,}|(?:\\x[0-9a-fA-F]{2}){2,}"),
     ),
 )
-# Keys of JSON, elements and attributes whose values are names or secrets, wherever they stand.
+# Keys of JSON, elements and attributes whose values are always names or secrets.
 _TELLING = {
     **dict.fromkeys(("domain", "dom", "vm", "guest"), "domain"),
     **dict.fromkeys(("hostname", "peer_hostname"), "host"),
@@ -324,11 +326,11 @@ _TELLING = {
 }
 
 
-# Where it stands
+# Where the texts are
 
 
 class _Reader:
-    """Of one file: each text is judged once, and found once."""
+    """Audits one file: judges each text once, and reports it once."""
 
     def __init__(self, file: str, keep: frozenset[str], known: frozenset[str]) -> None:
         self._file = file
@@ -343,7 +345,7 @@ class _Reader:
         self._told: set[str] = set()
 
     def findings(self, content: str, line: int) -> Iterator[Finding]:
-        """line: the first one's number."""
+        """Yield the findings in a part of the file. line: number of its first line."""
         for number, text in enumerate(_units(self._file, content), line):
             for value, key in _values(self._file, text):
                 if (value, key) in self._seen:
@@ -376,7 +378,7 @@ class _Reader:
 
 
 def _units(file: str, content: str) -> Iterator[str]:
-    """What is read by itself: a record, or the whole of a document."""
+    """Yield what is parsed separately: a record, or a whole document."""
     if file == TRACE or not file.endswith((".json", ".xml", ".html")):
         yield from content.split("\n")
     else:
@@ -384,7 +386,7 @@ def _units(file: str, content: str) -> Iterator[str]:
 
 
 def _values(file: str, text: str) -> Iterator[tuple[str, str]]:
-    """Its texts, and the key that each has; the keys are texts too."""
+    """Yield the texts of a document with their keys; the keys are texts too."""
     if file == TRACE or file.endswith(".json"):
         try:
             document = json.loads(text) if text.strip() else None
@@ -412,7 +414,7 @@ def _of_json(value: Json, key: str, depth: int) -> Iterator[tuple[str, str]]:
     elif isinstance(value, dict):
         for name, each in value.items():
             yield name, ""
-            # What a recipe calls so is a place, not a value; but for its filters.
+            # Keys of a recipe name places, not values; those of its filters name values.
             inside = key == "recipe" and name != "where"
             yield from _of_json(each, "recipe" if inside else name, depth)
 
@@ -445,7 +447,7 @@ def _of_xml(text: str) -> Iterator[tuple[str, str]]:
         tag = element.tag.rpartition("}")[2]
         yield tag, ""
         for name, value in element.attrib.items():
-            # A domain here is a part of an address on a bus.
+            # The attribute `domain` is a part of an address on a bus.
             yield (
                 f"{name}={value}" if value.isdecimal() else value,
                 "" if name == "domain" else name,
@@ -456,7 +458,7 @@ def _of_xml(text: str) -> Iterator[tuple[str, str]]:
 
 
 class _Page(HTMLParser):
-    """The texts of a page, and of attributes that show some; no program and no style."""
+    """Collects the texts of a page and of attributes that show text; skips script and style."""
 
     def __init__(self) -> None:
         super().__init__()

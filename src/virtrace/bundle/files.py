@@ -1,4 +1,4 @@
-"""The files of a bundle: small ones in memory, and the trace, which can be large, on disk."""
+"""The files of a bundle: small ones in memory; the trace, which can be large, on disk."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ _PIECE = 1 << 20
 
 
 class Files(Mapping[str, bytes]):
-    """By name; what is asked for by it comes whole, also the trace.
+    """The files by name; each value is the whole content, also of the trace.
 
-    The trace is in a file without a name, which nobody else can open and which is gone with us.
+    The trace is in a file without a name, which no other process can open and which ends with this
+    process.
     """
 
     def __init__(self) -> None:
@@ -32,7 +33,7 @@ class Files(Mapping[str, bytes]):
         self._trace.writelines(pieces)
 
     def open(self, name: str) -> BinaryIO:
-        """One at a time. It is not to be closed."""
+        """Open a file for reading, one at a time. The caller must not close it."""
         if name != TRACE:
             return BytesIO(self._small[name])
         self._trace.seek(0)
@@ -56,7 +57,7 @@ def opened(files: Mapping[str, bytes], name: str) -> BinaryIO:
 
 
 def pieces(files: Mapping[str, bytes], name: str) -> Iterator[bytes]:
-    """The trace in whole records; any other file whole."""
+    """Yield the trace in pieces of whole records; any other file in one piece."""
     stream = opened(files, name)
     if name != TRACE:
         yield stream.read()
@@ -66,7 +67,7 @@ def pieces(files: Mapping[str, bytes], name: str) -> Iterator[bytes]:
 
 
 def digest(stream: Iterable[bytes]) -> tuple[int, str]:
-    """Size, and SHA-256."""
+    """Return size in bytes, and SHA-256."""
     size, found = 0, hashlib.sha256()
     for piece in stream:
         size += len(piece)

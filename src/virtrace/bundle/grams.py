@@ -1,4 +1,4 @@
-"""Whether a text can stand in a long one: most cannot, which four bytes of them tell."""
+"""A quick test whether a long text can contain another: by sequences of four bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _WORD = re.compile(rb"[0-9A-Za-z_.%\x80-\xff-]{4,}")
 
 
 class Grams:
-    """All that the words of a text are made of, four bytes at a time."""
+    """All sequences of four bytes in the words of a text."""
 
     def __init__(self, words: Iterable[bytes]) -> None:
         self._all = {piece for word in words for piece in _pieces(word)}
@@ -20,11 +20,11 @@ class Grams:
         return cls(set(_WORD.findall(text)))
 
     def may_hold(self, text: bytes) -> bool:
-        """False: it does not stand there."""
+        """Return False if the text is certainly not contained."""
         return all(piece in self._all for word in _WORD.findall(text) for piece in _pieces(word))
 
     def may_hold_word(self, word: bytes) -> bool:
-        """The same of what is one word by itself."""
+        """Return False if the single word is certainly not contained."""
         return all(piece in self._all for piece in _pieces(word))
 
 

@@ -1,4 +1,4 @@
-"""REPORT.md: what to paste into a bug tracker, filled in from the redacted trace."""
+"""REPORT.md: a text for a bug tracker, filled in from the redacted trace."""
 
 from __future__ import annotations
 
@@ -44,10 +44,12 @@ _READ_BY = (
 
 @dataclass
 class Overview:
-    """What of a trace's calls, and of what is outside of them, the report tells.
+    """What the report says about a trace's calls and about events outside of them.
 
-    failed_api: of the first call that failed. commands: what makes the same calls, each once.
-    errors: the first ones, of error_count.
+    failed_api: name of the first call that failed.
+    commands: commands that make the same calls, each once.
+    errors: the first errors.
+    error_count: number of all errors.
     """
 
     calls: int = 0
@@ -89,7 +91,7 @@ def markdown(
     absent: Mapping[str, str],
     kept: Sequence[str],
 ) -> str:
-    """trace, seen, explained: of the redacted trace. files, absent: as in the manifest."""
+    """Return the report. trace, seen, explained: redacted. files, absent: as in the manifest."""
     parts = [
         _title(trace, seen, explained),
         _problem(trace, seen, explained),
@@ -176,7 +178,7 @@ def _where(trace: Recording) -> str:
 
 
 def _guest(each: Explanation) -> str:
-    """Guest and disk, as far as the trace tells."""
+    """Describe guest and disk, as far as the trace tells."""
     block, device = each.case.block, each.case.device
     guest = {True: "a running guest", False: "a guest that is shut off", None: "a guest"}
     told = f"{guest[block.running if block.answered else None]} (here {_code(block.domain)})"
@@ -192,7 +194,7 @@ def _guest(each: Explanation) -> str:
 
 
 def _command(call: Call) -> str:
-    """What makes the same call."""
+    """Return a command that makes the same call."""
     if call.root.name != API:
         return pieces.question(call, _STYLE)
     asked = [
@@ -265,7 +267,7 @@ def _expected(seen: Overview, explained: Explained) -> Iterator[str]:
 
 
 def _compared(each: Explanation) -> str:
-    """The answer against what QEMU or the host told to be in use."""
+    """Compare the answer with what QEMU or the host reports."""
     block, host, device = each.case.block, each.case.host, each.case.device
     used = device.actual_size.value if device and device.actual_size else None
     if used is None and host is not None and host.is_block_device is False:
@@ -355,7 +357,7 @@ def _known(value: Json) -> str:
 
 
 def _text(text: str) -> str:
-    """No Markdown or HTML of its own."""
+    """Escape a text, so that it contains no Markdown or HTML."""
     shown = safe(" ".join(text.split()), _STYLE)
     if shown.count("`") % 2:
         shown = shown.replace("`", "\\`")
@@ -364,5 +366,5 @@ def _text(text: str) -> str:
 
 def _code(text: object) -> str:
     shown = safe(str(text), _STYLE)
-    # In code there is no way to write these.
+    # These cannot be escaped in code.
     return _text(shown) if "`" in shown or "<" in shown else f"`{shown}`"

@@ -1,6 +1,6 @@
-"""The second pass: whatever must not leave is looked for in the finished files, byte by byte.
+"""The second pass: searches the finished files, byte by byte, for what must not leave the host.
 
-It knows nothing of how these came about but what was to be hidden, and what stands for it.
+It knows only the originals that were to be hidden, not how the files were made.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from virtrace.bundle.files import pieces
 from virtrace.bundle.grams import Grams
 from virtrace.bundle.pseudonyms import Pseudonyms
 
-# What base64 and hexadecimal are written with; in such runs alone they are looked for.
+# The alphabet of base64 and hexadecimal; encoded originals are searched for only in such runs.
 _RUN = re.compile(rb"[A-Za-z0-9+/_=-]{6,}")
 
 
 @dataclass(frozen=True)
 class Leak:
-    """form: how it was encoded."""
+    """An original that is in a file. form: how it is encoded."""
 
     file: str
     line: int
@@ -37,7 +37,7 @@ class Leak:
 
 
 def leaks(files: Mapping[str, bytes], names: Pseudonyms) -> Iterator[Leak]:
-    """Of all originals that nothing but the host can have put there."""
+    """Yield the originals found, except those that a bundle can contain for another reason."""
     wanted = [each for each in names.hidden if not names.is_ordinary(each)]
     search = _Search(wanted)
     for file in files:
@@ -51,7 +51,7 @@ class _Search:
         self._encoded = {each: list(_as_code(each)) for each in wanted}
 
     def leaks(self, file: str, contents: Iterable[bytes]) -> Iterator[Leak]:
-        """The first of each original. contents: of one file, in pieces of whole lines."""
+        """Yield the first leak of each original. contents: one file, in pieces of whole lines."""
         left = list(self._texts)
         lines = 0
         for content in contents:
@@ -65,7 +65,7 @@ class _Search:
             lines += content.count(b"\n")
 
     def _found(self, content: bytes, wanted: list[str]) -> Iterator[tuple[str, str, int]]:
-        """Original, form, and where it is; to a byte only where all before it is ASCII."""
+        """Yield original, form and offset; the offset is exact only after ASCII text."""
         lower = content.decode("utf-8", "surrogatepass").lower().encode("utf-8", "surrogatepass")
         runs = set(_RUN.findall(content))
         lower_runs = {run.lower() for run in runs}
@@ -86,7 +86,7 @@ class _Search:
 
 
 def _place(needle: bytes, content: bytes) -> int:
-    """-1: nowhere. A number is not a part of a longer one, and a path none of a deeper one."""
+    """Return the offset, or -1. Part of a longer number or of a deeper path is not a match."""
     at = content.find(needle)
     if needle.isdigit() or needle.startswith(b"/"):
         inner = rb"[0-9.]" if needle.isdigit() else rb"[\w.-]"
@@ -97,7 +97,7 @@ def _place(needle: bytes, content: bytes) -> int:
 
 
 def _as_text(original: str) -> Iterator[tuple[str, bytes]]:
-    """Each way of writing it once, in lower case."""
+    """Yield each way to write an original as text, in lower case."""
     raw = original.encode("utf-8", "surrogatepass")
     escaped = json.dumps(original)[1:-1]
     forms = {
@@ -125,7 +125,7 @@ def _as_code(original: str) -> Iterator[tuple[str, bytes]]:
     raw = original.encode("utf-8", "surrogatepass")
     yield "hexadecimal", raw.hex().encode()
     for before in range(3):
-        # What stands before and behind it shares characters with it, which are left off.
+        # Characters shared with the bytes before and after are left out.
         code = base64.b64encode(bytes(before) + raw)
         start = -(-before * 8 // 6)
         end = (before + len(raw)) * 8 // 6

@@ -1,4 +1,4 @@
-"""Whether a bundle is whole, and holds what its manifest says."""
+"""Whether a bundle is complete, and contains what its manifest says."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ _PIECE = 1 << 20
 
 
 def problems(path: str, stream: BinaryIO) -> list[str]:
-    """In words; none where all is well. TraceError where it is no bundle, or of a newer format.
+    """Return the problems, in words; empty if there are none.
 
-    path: how errors name it.
+    path: name of the bundle, for errors.
+    Raises: TraceError: it is not a bundle, or of a newer format.
     """
     files = {}
     text = b""
@@ -37,7 +38,7 @@ def problems(path: str, stream: BinaryIO) -> list[str]:
     except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        return [f"{MANIFEST} is missing or is no manifest"]
+        return [f"{MANIFEST} is missing or is not a manifest"]
     version = record.get("version")
     if type(version) is int and version > VERSION:
         raise TraceError(
@@ -66,12 +67,12 @@ def _entries(listed: Json) -> dict[str, Record]:
 
 
 def _listed(listed: Mapping[str, Record], files: Mapping[str, str]) -> Iterator[str]:
-    """files: what is there, with its SHA-256."""
+    """Compare the files with the manifest. files: SHA-256 by name."""
     for name, entry in listed.items():
         if name not in files:
             yield f"{name!a} is missing"
         elif files[name] != entry.get("sha256"):
-            yield f"{name!a} is not as it was written"
+            yield f"{name!a} was changed"
     for name in files:
         if name not in listed:
             yield f"{name!a} is not in the manifest"

@@ -1,4 +1,4 @@
-"""Words that are QEMU's, libvirt's and virtrace's own, and so tell nothing of a host."""
+"""Words of QEMU, libvirt and virtrace, which reveal nothing about a host."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _RELEASE = re.compile(
     r"|(?:fc|el|deb|bpo|arch|rc|ubuntu|lp|amzn|oe|an|v)[0-9]{1,4}[0-9_u.]{0,6}|[0-9.]+\+(?:bpo|deb|rpt)[0-9u+-]*"
 )
 _PACKAGE = Path(__file__).resolve().parents[1]
-# Whatever these say can stand in a bundle without having come from the trace.
+# Texts that can be in a bundle without coming from the trace.
 _OWN_TEXTS = (
     *("analysis/*.py", "analysis/*.yaml", "report/*.py", "report/*.json", "report/page/*"),
     *("bundle/*", "trace/*.py", "trace/*.json"),
@@ -30,27 +30,27 @@ def _lists() -> dict[str, frozenset[str]]:
 
 
 def is_name(text: str) -> bool:
-    """A command, member, value or type of QEMU or libvirt; exactly so written."""
+    """Whether it is a command, member, value or type of QEMU or libvirt; case-sensitive."""
     return text in _lists()["names"]
 
 
 def is_word(text: str) -> bool:
-    """A word that messages of QEMU and libvirt are made of, in lower case."""
+    """Whether it is a word of QEMU's and libvirt's messages. text: in lower case."""
     return text in _lists()["words"] or text in _lists()["names"]
 
 
 def is_system(text: str) -> bool:
-    """A part of a distribution's or kernel's name or version; `7.2`, `el9_4`, `deb12u18`."""
+    """Whether it is part of a system's name or version: `7.2`, `el9_4`, `deb12u18`."""
     return text in _lists()["systems"] or bool(_RELEASE.fullmatch(text))
 
 
 def is_common_folder(path: str) -> bool:
-    """The same on many hosts."""
+    """Whether many hosts have a folder of this name."""
     return path in _lists()["folders"]
 
 
 def in_corpus(text: str) -> bool:
-    """Whether a bundle can say it by itself. text: in lower case."""
+    """Whether a bundle can contain it without having it from the trace. text: in lower case."""
     raw = text.encode("utf-8", "surrogatepass")
     return _corpus_grams().may_hold(raw) and text in corpus()
 
@@ -62,7 +62,7 @@ def _corpus_grams() -> Grams:
 
 @functools.cache
 def corpus() -> str:
-    """All that a bundle can say by itself, in lower case."""
+    """Return all texts that a bundle can contain on its own, in lower case."""
     own = (file for name in _OWN_TEXTS for file in sorted(_PACKAGE.glob(name)))
     files = [*own, *sorted(shipped_folder().rglob("*.yaml"))]
     texts = (
@@ -74,7 +74,7 @@ def corpus() -> str:
 
 
 def _said(file: Path) -> str:
-    """The texts in a source file; what only its comments and its docstrings say is never shown."""
+    """Return the strings in a source file, without docstrings: these are never shown."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     statements = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     return "\n".join(

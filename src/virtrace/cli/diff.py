@@ -1,4 +1,4 @@
-"""``virtrace diff``: what two traces of the same calls differ in."""
+"""``virtrace diff``: the differences between two traces of the same calls."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def prepared() -> Iterator[IO[bytes]]:
-    """All is read that a comparison needs but the traces; and a file for what is too much."""
+    """Read what a comparison needs except the traces; provide a file for calls that do not fit."""
     catalogue()
     with TemporaryFile(prefix="virtrace-") as spill:
         yield spill
@@ -73,13 +73,13 @@ def compared(a: Recording, b: Recording, paths: tuple[str, str], spill: IO[bytes
 
 
 def report(found: Comparison, paths: tuple[str, str], *, full: bool = False) -> int:
-    """Print it, and give the exit status."""
+    """Print the differences; return the exit status."""
     print_lines(difference.lines(found, style_for(sys.stdout, full=full), paths=paths))
     return verdict(found, paths)
 
 
 def verdict(found: Comparison, paths: tuple[str, str]) -> int:
-    """IncompleteError where a call or a file is not whole."""
+    """Return the exit status. Raises IncompleteError: a call or a file is incomplete."""
     _check_complete(found, paths)
     return DONE if found.equal else ANSWER_IS_NO
 

@@ -158,7 +158,7 @@ def _describe(lab: Lab) -> list[str]:
 
 def _run(args: argparse.Namespace) -> int:
     scenario = SCENARIOS[args.scenario]
-    # Whatever ends this process, but SIGKILL, also ends the lab.
+    # Any end of this process, except by SIGKILL, also ends the lab.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _exit_by_signal)
     folder = Path(tempfile.mkdtemp(prefix="virtrace-lab-", dir="/var/tmp"))

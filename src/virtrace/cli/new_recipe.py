@@ -1,4 +1,4 @@
-"""A recipe for a public API, of what its binaries tell: the driver's method and what that calls."""
+"""Makes a recipe for a public API from its binaries: the driver's method and its callees."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
     from virtrace.binary.dwarf import Declared
 
 QEMU = "libvirt_driver_qemu.so"
-# Each is two breakpoints.
+# Each span has two breakpoints.
 MAX_CALLEES = 20
-# What is named in more places of a driver is housekeeping.
+# A function that the driver names more often is of general use.
 MAX_USES = 50
-# Names that tell a static function from others; what all functions call does not.
+# Prefixes of functions that identify a caller; others are called everywhere.
 _TELLING = ("qemu", "vir")
 _SECRET = "password"
 
 
 @dataclass(frozen=True)
 class _Noted:
-    """A span, and what to say of it."""
+    """A span, and a comment on it."""
 
     span: Span
     note: str = ""
@@ -58,7 +58,7 @@ class _Noted:
 
 
 def write(api: str, process: Program) -> str:
-    """The recipe's file. UsageError where the process has no such function."""
+    """Return the recipe's text. Raises UsageError: the process has no such function."""
     libvirt = process.module(LIBVIRT.module)
     assert libvirt is not None
     address = libvirt.elf.exported_function(api)
@@ -101,18 +101,18 @@ def _root(api: str, address: int, libvirt: Module, process: Program) -> _Noted:
     if declared is None:
         declared = Prototype(api, "void", ())
         note = (
-            "What it takes and returns is not known here: it is no public API of this virtrace. "
-            "Write its arguments into the prototype, and what to capture of them."
+            "Its arguments and result are unknown: it is not in the public API that this virtrace "
+            "knows. Write its arguments into the prototype, and what to capture of them."
         )
     return _Noted(replace(_span(declared, LIBVIRT.module), root=True), note)
 
 
 @dataclass(frozen=True)
 class _Method:
-    """It, and what is known of its driver.
+    """The driver's method, and what is known about its driver.
 
-    declared: by address, of it and of what it calls, where there is debug info. known: spans of
-    shipped recipes, by address.
+    declared: declarations of it and of its callees, by address, if there is debug info.
+    known: spans of shipped recipes, by address.
     """
 
     noted: _Noted
@@ -124,10 +124,10 @@ class _Method:
 
 
 def _method(root: Span, process: Program) -> _Method | str:
-    """Or why it was not found."""
+    """Find the driver's method; return the reason if there is none."""
     find = DriverMethod(root.function)
     why = f"no loaded driver checks access for {find.api}"
-    # Of the drivers that do the same, the one that runs guests.
+    # Several drivers may implement it: QEMU's is preferred.
     drivers = [one for one in process.modules if one.name.startswith("libvirt_driver_")]
     for driver in sorted(drivers, key=lambda one: (one.name != QEMU, one.name)):
         try:
@@ -150,8 +150,8 @@ def _method(root: Span, process: Program) -> _Method | str:
             assert root.prototype is not None
             span = _span(replace(root.prototype, name=f"method_of_{root.function}"), driver.name)
             note += (
-                " Its name is not known here. It is taken to be declared as the API is: what it "
-                "was given counts where both agree."
+                " Its name is unknown. Its declaration is assumed to be that of the API: a "
+                "captured argument is right only as far as both agree."
             )
         span = replace(span, find=find, root=False, lines=None)
         noted = _Noted(span, note)
@@ -160,10 +160,10 @@ def _method(root: Span, process: Program) -> _Method | str:
 
 
 def _callees(method: _Method) -> tuple[list[_Noted], list[str]]:
-    """What is worth to be traced, and what to say of the rest."""
+    """Return the callees that are worth tracing, and comments on the others."""
     exported = _exported_in_catalogue()
     driver = method.driver.name
-    # By name: of a function that the compiler cloned, the first body.
+    # By name: if the compiler cloned a function, its first body.
     found: dict[str, _Noted] = {}
     imported: list[str] = []
     common: list[str] = []
@@ -203,29 +203,29 @@ def _left_out(
 ) -> Iterator[str]:
     if len(found) > MAX_CALLEES:
         rest = ", ".join([*found][MAX_CALLEES:])
-        yield f"{method_name} calls more: {rest}."
+        yield f"{method_name} also calls: {rest}."
     spans = [noted.span for noted in found.values()]
     if any(span.prototype == Prototype(span.function, "void", ()) for span in spans):
         yield (
-            "Spans `void NAME(void)` are of functions whose declaration is not known here: they "
-            "show when, and how long. Their arguments can be written into the prototype."
+            "Spans `void NAME(void)` are functions whose declaration is unknown: they show when "
+            "the function ran, and how long. To capture arguments, write them into the prototype."
         )
     if unclear:
         yield (
-            f"Static functions that {method_name} calls and that no exported function that they "
-            f"call tells from others: {', '.join(unclear)}."
+            f"Static functions that {method_name} calls and that cannot be identified by an "
+            f"exported function that they call: {', '.join(unclear)}."
         )
     if imported:
         yield (
-            f"{method_name} also calls, of libvirt.so.0: {', '.join(imported)}. A span for one of "
+            f"{method_name} also calls, in libvirt.so.0: {', '.join(imported)}. A span for one of "
             "these: `prototype: void NAME(void)`, `module: libvirt.so.0`."
         )
     if common:
-        yield f"It calls {', '.join(common)}, too, as much else does."
+        yield f"It also calls {', '.join(common)}, which much other code calls, too."
 
 
 def _static(callee: Callee, declared: Declared | None, method: _Method) -> _Noted | None:
-    """None where nothing tells it from the others."""
+    """Return a span for a static function; None if nothing identifies it."""
     assert callee.address is not None
     shipped = method.known.get(callee.address)
     calls = _calls(callee.address, shipped, method)
@@ -233,27 +233,27 @@ def _static(callee: Callee, declared: Declared | None, method: _Method) -> _Note
         return None
     driver = method.driver.name
     span = _named(declared, shipped, driver)
-    note = "" if span else "Its name is not known here."
+    note = "" if span else "Its name is unknown."
     span = span or _span(Prototype(f"static_calling_{calls}", "void", ()), driver)
     find = CalledBy(method.noted.span.name, calls)
     return _Noted(replace(span, find=find, root=False, lines=None), note)
 
 
 def _named(declared: Declared | None, shipped: Span | None, driver: str) -> Span | None:
-    """Debug info has the last word on the name; what a shipped recipe captures was tried."""
+    """Prefer the name in debug info, but a shipped recipe's captures: those were tested."""
     if declared is None or (shipped is not None and shipped.function == declared.name):
         return shipped
     return _span(prototype_of(declared), driver)
 
 
 def _calls(address: int, shipped: Span | None, method: _Method) -> str | None:
-    """The exported function that tells it from the others that the method calls."""
+    """Return the exported function that identifies it among the callees of the method."""
     names = [
         callee.name
         for callee in method.driver.elf.callees(address)
         if callee.name is not None and callee.name.startswith(_TELLING)
     ]
-    # The rarest tells best; what a shipped recipe has was tried on other versions too.
+    # The rarest identifies best; that of a shipped recipe was tested with other versions too.
     names.sort(key=lambda name: (method.driver.elf.uses(name), name))
     if shipped is not None and isinstance(shipped.find, CalledBy):
         names.insert(0, shipped.find.calls)
@@ -270,7 +270,7 @@ def _shipped() -> list[Recipe]:
 
 
 def _exported_in_catalogue() -> dict[str, Span]:
-    """By name: spans that need nothing but their symbol."""
+    """Return the spans of the catalogue that need only a symbol, by function."""
     return {
         span.function: replace(span, root=False)
         for recipe in _shipped()
@@ -280,7 +280,7 @@ def _exported_in_catalogue() -> dict[str, Span]:
 
 
 def _known(driver: Module) -> dict[int, Span]:
-    """By their address: the static functions that shipped recipes find in this file."""
+    """Return the static functions that shipped recipes find in this file, by address."""
     found: dict[int, Span] = {}
     for recipe in _shipped():
         addresses: dict[str, int] = {}
@@ -305,26 +305,26 @@ def _declared(addresses: Sequence[int], module: Module, process: Program) -> dic
     debug = process.debug_info(module)
     if debug is None:
         return {}
-    # Imported where it is needed: it takes longer than all else that a command imports.
+    # Imported late: it takes longer than all other imports of a command.
     from virtrace.binary.dwarf import declarations
 
     return declarations(debug.path, addresses, x86_64.ABI)
 
 
 def prototype_of(declared: Declared) -> Prototype:
-    """As much of it as a recipe can read: up to what is not handed over like a number."""
+    """Return as much as a recipe can read: up to an argument that is not passed like a number."""
 
     def is_plain(spelled: str) -> bool:
         return isinstance(LIBVIRT.type_named(normal_type(spelled)), (Integer, Boolean, Pointer))
 
     if declared.returns != "void" and not is_plain(declared.returns):
-        # Where it goes may be an argument, before all others.
+        # The address of the result may be a hidden first argument.
         return Prototype(declared.name, "void", ())
     plain = takewhile(lambda one: one[1] and is_plain(one[0]), declared.parameters)
     return Prototype(
         declared.name,
         normal_type(declared.returns),
-        # What has no name in C, such as what a pointer to a function points to.
+        # A type without a name in C, for example the target of a function pointer.
         tuple(
             Parameter(name, "void *" if "unnamed at" in type_ else normal_type(type_))
             for type_, name in plain
@@ -345,7 +345,7 @@ def _span(prototype: Prototype, module: str) -> Span:
 
 
 def captures(prototype: Prototype) -> tuple[dict[str, str], dict[str, str]]:
-    """At the entry and at the return: what the types alone say can be read."""
+    """Return captures at entry and return, chosen by the types alone."""
     enter: dict[str, str] = {}
     exit_: dict[str, str] = {}
     if isinstance(LIBVIRT.type_named(prototype.returns), (Integer, Boolean, Pointer)):
@@ -370,7 +370,7 @@ def captures(prototype: Prototype) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _is_read(target: str) -> bool:
-    """Whether what a pointer points to is a value: no buffer, and no struct of unknown layout."""
+    """Whether a pointer's target is a value: not a buffer or a struct of unknown layout."""
     ctype = LIBVIRT.type_named(target)
     if isinstance(ctype, Integer):
         return ctype.size > 1
@@ -383,7 +383,7 @@ def _head(api: str, process: Program, driver: Module | None) -> Iterator[str]:
     for module in filter(None, (process.module(LIBVIRT.module), driver)):
         how = "with debug info" if process.debug_info(module) else "without debug info"
         yield f"{module.name}, build-id {(module.build_id or 'none')[:12]}, {how}."
-    yield "Remove what does not help: each span stops the daemon twice for every call of it."
+    yield "Remove what does not help: each span stops the daemon twice for each of its calls."
 
 
 def _points(driver: Module | None) -> Iterator[Item]:

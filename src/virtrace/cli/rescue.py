@@ -20,7 +20,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Report what a killed debugger left in process PID, and remove it after you "
         "agree. It is found by the journal that virtrace keeps while it traces, and by comparing "
         "the code in memory with its files, so that breakpoints of other debuggers are found too.",
-        epilog="Exit status: 0 nothing is left there, 1 something is, 3 it cannot be told.",
+        epilog="Exit status: 0 nothing is left, 1 something is left, 3 it cannot be determined.",
     )
     parser.add_argument("pid", metavar="PID", type=int, help="the daemon")
     parser.add_argument("--yes", action="store_true", help="restore without asking")
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
         raise TargetError(
             f"process {args.pid} is traced by {describe(int(status['TracerPid']))}, "
             "whose breakpoints may be wanted",
-            "end that tracer first (in GDB: `detach`, `quit`), which takes them out",
+            "end that tracer first (in GDB: `detach`, `quit`), which removes them",
         )
     try:
         memory = ProcessMemory(args.pid, writable=True)
@@ -93,7 +93,7 @@ def _rescue(process: Process, memory: ProcessMemory, agreed: bool) -> int:
 def left_behind(
     process: Process, memory: ProcessMemory
 ) -> tuple[list[PatchedBytes], list[TargetError]]:
-    """What is to be written back; and why files of the process cannot be compared, each once."""
+    """Return what to restore, and the errors for files that cannot be compared, each once."""
     found: dict[int, PatchedBytes] = {}
     unread: dict[str, TargetError] = {}
     entries = journal.read_journal(process)
@@ -104,7 +104,7 @@ def left_behind(
             if module.elf.machine == x86_64.ABI.machine and x86_64.ABI.breakpoint is not None:
                 compared = module.elf.breakpoints(module.base, x86_64.ABI.breakpoint)
                 raised = {module.base + probe.semaphore for probe in module.elf.stap_probes()}
-                # The journal is believed where the file agrees.
+                # An entry of the journal counts only if the file agrees.
                 here = {address: place for address, place in here.items() if address in raised}
                 here.update(
                     (address, PatchedBytes(address, was, x86_64.ABI.breakpoint))

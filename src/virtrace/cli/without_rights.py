@@ -1,4 +1,4 @@
-"""Commands that read what others made do that in a child without rights."""
+"""Run commands that read strangers' files in a child without rights."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from virtrace.report.highlight import prepare, style_for
 from virtrace.trace.format import Header
 from virtrace.trace.reader import TraceStream
 
-# Does the work on the files that are open, and on a new one for what is made of them (-1: none).
+# Works on the opened inputs; the second argument is the new output file's descriptor, or -1.
 Work = Callable[[Sequence[BinaryIO], int], int]
 
 _MEMORY = 1 << 30
-# More of it for the size of the files, which a trace can have compressed to a twentieth.
+# More time for large files; a trace can be compressed to a twentieth.
 _SECONDS, _SECONDS_EACH_MIB, _PACKED = 120, 2, 20
 
 
@@ -34,18 +34,19 @@ def run_in_child(
     what: str = "",
     kind: str = "the trace",
 ) -> int:
-    """The exit status of the work. Whatever it needs besides is imported and read before.
+    """Run ``work`` and return its exit status. Import and read before whatever it needs besides.
 
-    args: of the command; done here and now where virtrace is not run as a program. output: the
-    file to be made, which is none where the work fails; what: it is, for messages; kind: what the
-    inputs are.
+    args: of the command. If virtrace is not run as a program, the work is done in this process.
+    output: the file to make; it is removed if the work fails.
+    what: noun for the output, for messages.
+    kind: noun for the inputs, for messages.
     """
     files = [open_input(path, kind) for path in inputs]
     made = -1 if output is None else create_private(output, what)
     try:
         status = _done(args, inputs, files, partial(work, files, made))
     except IncompleteError:
-        # It is written, and says all that there was.
+        # The output is written, and contains all that there was.
         raise
     except BaseException:
         if output is not None:
@@ -62,7 +63,7 @@ def run_in_child(
 
 
 def read_header(path: str) -> Header:
-    """Of a trace or a bundle."""
+    """Read the header of a trace or a bundle."""
 
     def begin() -> Callable[[Tell], Header]:
         file = open_input(path)
@@ -74,7 +75,7 @@ def read_header(path: str) -> Header:
 
 
 def _prepare_for(file: BinaryIO) -> bool:
-    """Whether it is compressed: then what unpacks it is imported."""
+    """Whether the file is compressed; if so, import what unpacks it."""
     is_packed = os.pread(file.fileno(), 1, 0) != b"{"
     if is_packed:
         with suppress(ImportError):

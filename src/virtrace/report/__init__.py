@@ -1,1 +1,1 @@
-"""What a person reads: units, colour, text. Formatters yield lines; they print nothing."""
+"""Output for people: text, pages, pictures, exports. Formatters yield lines and print nothing."""

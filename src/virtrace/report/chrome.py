@@ -1,6 +1,6 @@
-"""A trace in Chrome's Trace Event Format (JSON), which most viewers of traces open.
+"""A trace in Chrome's Trace Event Format (JSON), which most trace viewers open.
 
-Its numbers are doubles, and its times microseconds.
+The format's numbers are doubles, and its times are microseconds.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator
 from virtrace.report.moments import QMP, Moment
 from virtrace.trace.format import Header, Json, Record
 
-# Above this a double has no exact place for every integer.
+# Above this, a double cannot represent every integer.
 _EXACT = 2**53
 
 
 def lines(header: Header, moments: Iterable[Moment]) -> Iterator[str]:
-    """The document, an event a line. Integers that a double cannot hold become text."""
+    """Yield the document, one event a line. Integers that a double cannot hold become text."""
     pid = header["target"]["pid"]
     process = {"name": "process_name", "ph": "M", "pid": pid, "tid": pid}
     yield '{"displayTimeUnit": "ns", "traceEvents": ['
@@ -29,7 +29,7 @@ def lines(header: Header, moments: Iterable[Moment]) -> Iterator[str]:
 
 def _events(moment: Moment) -> Iterator[Record]:
     event = {"name": moment.name, "cat": moment.category, "args": _readable(moment.values)}
-    # Arrows end at slices only, so what has a flow is a slice, of no length.
+    # Arrows connect only slices, so an event with a flow becomes a slice of length zero.
     if moment.duration_ns is not None or moment.flow is not None:
         yield {**event, "ph": "X", "dur": (moment.duration_ns or 0) / 1000}
     else:

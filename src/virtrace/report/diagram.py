@@ -1,4 +1,4 @@
-"""The call chain as a picture: functions as boxes, calls as arrows, QMP at the bottom."""
+"""The call chain as a picture: functions as boxes, calls as arrows, QMP commands at the bottom."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BORDER = "QMP: answered by QEMU"
 
 
 def svg(chains: Sequence[Link], *, alone: bool) -> str:
-    """alone: as a file of its own, not as a part of a page."""
+    """Draw the picture as SVG. alone: as a file of its own, not as a part of a page."""
     drawing = Drawing("callers and callees, down to the QMP commands")
     placed = _placed(chains)
     for node in placed:
@@ -33,7 +33,7 @@ def svg(chains: Sequence[Link], *, alone: bool) -> str:
 
 
 def mermaid(chains: Sequence[Link]) -> Iterator[str]:
-    """A flowchart in Mermaid's language, line by line."""
+    """Yield the lines of a flowchart in Mermaid's language."""
     yield "flowchart TD"
     nodes = _preorder(chains)
     names = {id(node): f"n{index}" for index, node in enumerate(nodes)}
@@ -58,7 +58,7 @@ class _Node:
     depth: int
     box: Box
     callees: list[_Node] = field(default_factory=list)
-    # Of everything below it.
+    # In columns, of everything below it.
     width: float = 0
 
 
@@ -79,7 +79,7 @@ def _preorder(chains: Sequence[Link]) -> list[_Node]:
 
 
 def _placed(chains: Sequence[Link]) -> list[_Node]:
-    """Each in a column of its own callees; functions in rows by their depth, QMP in the last."""
+    """Place functions above their callees, in rows by depth; QMP commands in the last row."""
     nodes = _preorder(chains)
     functions = [node.depth for node in nodes if not node.link.is_qmp]
     for node in nodes:
@@ -124,7 +124,7 @@ def _notes(link: Link) -> list[str]:
 
 
 def _escaped(text: str) -> str:
-    """Whatever Mermaid could take for its own language, as its entity codes."""
+    """Replace characters that may be syntax of Mermaid by its entity codes."""
     return _UNSAFE_IN_MERMAID.sub(
         lambda match: f"#{ord(match[0])};", safe(text, Style(unicode=True))
     )

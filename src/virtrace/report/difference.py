@@ -1,4 +1,4 @@
-"""What two traces differ in, as text: the answer first, then the way, then the long tail."""
+"""The differences between two traces as text: the answer first, then steps, then values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from virtrace.report.lines import copyable, fold, label, labelled
 from virtrace.report.pieces import Piece, compact, plain, question, shown, words
 from virtrace.trace.format import Json
 
-# Without --full: so many pairs of calls, so many values or steps of each, so many names.
+# Limits without --full: pairs of calls, values or steps of each, names.
 _PAIRS, _LINES, _NAMES = 4, 6, 3
 _ALWAYS_IGNORED = "pids, threads, monitors, QMP ids, times"
 _BELOW = " " * 4
@@ -26,7 +26,7 @@ _BRIEF = Style(width=40)
 
 
 def lines(found: Comparison, style: Style, *, paths: tuple[str, str]) -> Iterator[str]:
-    """paths: the two files."""
+    """Yield the lines. paths: names of the two traces."""
     differing = [pair for pair in found.pairs if not pair.equal]
     yield from _verdict(found, differing, style)
     yield ""
@@ -58,7 +58,7 @@ def lines(found: Comparison, style: Style, *, paths: tuple[str, str]) -> Iterato
 
 
 def sentence(pair: Pair) -> str:
-    """What differs between two calls, and why, as far as the traces tell."""
+    """Say in what two calls differ, and why, as far as the traces tell."""
     if pair.equal:
         return "equal."
     if pair.explained is not None:
@@ -113,7 +113,7 @@ def _name(pair: Pair, style: Style) -> list[Piece]:
 
 
 def _changed(a: Explanation, b: Explanation) -> dict[str, tuple[int, int]]:
-    """The numbers that both sides know, and that differ."""
+    """Return the numbers that both sides have and that differ, in bytes."""
     one, other = a.case.block, b.case.block
     if not (one.answered and other.answered):
         return {}
@@ -136,7 +136,7 @@ def _numbers_in_words(changed: dict[str, tuple[int, int]]) -> str:
 
 
 def _kinds(pair: Pair) -> str:
-    """How much differs below the answer: ``2 QMP commands, 6 values``."""
+    """Count what differs besides the answer: ``2 QMP commands, 6 values``."""
     steps = {"function": "function", "point": "point", "line": "source line", "qmp": "QMP command"}
     counts = [(sum(step.kind == kind for step in pair.steps), noun) for kind, noun in steps.items()]
     counts.append((len(pair.of(values.VALUE)), "value"))
@@ -165,7 +165,7 @@ def _pair(pair: Pair, style: Style) -> Iterator[str]:
 
 
 def _not_said(pair: Pair, *, full: bool) -> list[Difference]:
-    """The values that differ, without the numbers above where they are only handed on."""
+    """Return the values that differ, without copies of the numbers in the answer."""
     told = [each for each in pair.of(values.VALUE) if each.place.part != "sent"]
     if full or pair.explained is None:
         return told
@@ -218,7 +218,7 @@ def _step(step: OnlyOnOneSide) -> list[Piece]:
 def _values(
     name: str, differences: list[Difference], style: Style, most: int = _LINES
 ) -> Iterator[str]:
-    """Each for itself, or some of them, those of one place together."""
+    """Yield the differences, one a row with --full; else a limited number, grouped by place."""
     if style.full:
         yield from _rows(name, [_row(each, style) for each in differences], style)
         return
@@ -236,7 +236,7 @@ def _values(
 
 
 def _joined(several: list[list[Piece]]) -> list[Piece]:
-    """With commas between them."""
+    """Join the pieces with commas."""
     joined: list[Piece] = []
     for pieces in several[:-1]:
         text, role = pieces[-1]
@@ -264,7 +264,7 @@ def _told(difference: Difference, value: Json, style: Style) -> Piece:
 
 
 def _rows(name: str, rows: list[list[Piece]], style: Style) -> Iterator[str]:
-    """One below the other, as many as are shown."""
+    """Yield the rows, one below the other, up to the limit."""
     fits = rows if style.full or len(rows) <= _LINES + 1 else rows[:_LINES]
     for number, row in enumerate(fits):
         yield from fold(row, style, label("" if number else name), label("") + _BELOW)
@@ -298,7 +298,7 @@ def _listed(names: list[str], style: Style) -> str:
 
 
 def _counters(found: Comparison, style: Style) -> Iterator[str]:
-    """QEMU's, which libvirt hands on under names of its own."""
+    """Yield QEMU's counters by libvirt's names for them."""
     name = "grew" if found.passed.same_daemon and not found.passed.a_is_later else "counters"
     for pair in found.pairs:
         told: dict[str, Difference] = {}

@@ -1,4 +1,4 @@
-"""What two traces differ in as one JSON document, for scripts; docs/diff.md describes it."""
+"""The differences between two traces as one JSON document, for scripts; see docs/diff.md."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ VERSION = 1
 
 
 def schema() -> Record:
-    """The JSON Schema (2020-12) of the document."""
+    """Return the JSON Schema (2020-12) of the document."""
     file = Path(__file__).with_name("difference.schema.json")
     document: Record = json.loads(file.read_text(encoding="utf-8"))
     return document
 
 
 def text(found: Comparison, paths: tuple[str, str]) -> str:
-    """The document. paths: the two files."""
+    """Return the document as text. paths: names of the two traces."""
     return json.dumps(record(found, paths), indent=2)
 
 

@@ -1,4 +1,4 @@
-"""Call trees as one JSON document, for scripts; docs/trace-format.md describes it."""
+"""Call trees as one JSON document, for scripts; see docs/trace-format.md."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SUMMARY_VERSION = 1
 
 
 def lines(trace: Recording, nodes: Iterable[Call | Point | Exchange]) -> Iterator[str]:
-    """The document, a call a line. nodes: the calls, and what is outside of them."""
+    """Yield the document, one call a line. nodes: the calls, and what is outside of them."""
     yield f'{{"format": "{FORMAT}", "version": {VERSION},'
     yield f'"header": {json.dumps(trace.header)},'
     yield '"calls": ['
@@ -64,7 +64,7 @@ def _waiting(one: Waiting) -> Record:
 
 
 def summary_record(summary: Summary, problems: list[str]) -> Record:
-    """What docs/trace-format.md says of `show --summary --json`."""
+    """Return the document of `show --summary --json`; see docs/trace-format.md."""
     return {
         "format": SUMMARY_FORMAT,
         "version": SUMMARY_VERSION,

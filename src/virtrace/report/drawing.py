@@ -1,4 +1,4 @@
-"""Boxes and arrows as SVG: alone in a file, or as a part of a page that brings the colours."""
+"""Boxes and arrows as SVG: a file of its own, or a part of a page, which has the colours."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from virtrace.report.highlight import Style, cells, cut, safe, shorten
 CHARACTER = 7.8
 LINE = 18
 MARGIN = 12
-# Between two rows of boxes.
+# Between two rows of boxes, in pixels.
 GAP = 36
 _PAD = 10
 _HEAD = 5
-# Of a picture that is no part of a page.
+# Style sheets of a picture that is not part of a page.
 SHEETS = ("palette.css", "drawing.css")
 _STYLE = Style(unicode=True)
 _WORD_ENDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[-_.: ])|(?=/)")
@@ -26,12 +26,12 @@ _WORD_ENDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[-_.: ])|(?=/)")
 
 @cache
 def style_sheet(name: str) -> str:
-    """A style sheet of the page, by the name of its file."""
+    """Return a style sheet by its file name."""
     return Path(__file__).with_name("page").joinpath(name).read_text(encoding="utf-8")
 
 
 def wrapped(text: str, width: int, most: int = 3) -> list[str]:
-    """Lines of at most ``width`` columns and ``most`` in number, broken where a word ends."""
+    """Break text at word ends into at most ``most`` lines of ``width`` columns."""
     lines = [""]
     for word in _WORD_ENDS.split(safe(text, _STYLE)):
         while word:
@@ -47,9 +47,12 @@ def wrapped(text: str, width: int, most: int = 3) -> list[str]:
 
 @dataclass
 class Box:
-    """lines: its text; notes: what stands below it, quieter. x and y: its left upper corner.
+    """A box.
 
-    least: how high it is even where its text is not.
+    lines: its text.
+    notes: less important text below.
+    x, y: top left corner, in pixels.
+    least: minimum height, in pixels.
     """
 
     lines: Sequence[str]
@@ -70,18 +73,18 @@ class Box:
 
     @property
     def top(self) -> tuple[float, float]:
-        """The middle of its upper side."""
+        """The middle of its upper edge."""
         return self.x + self.width / 2, self.y
 
     @property
     def bottom(self) -> tuple[float, float]:
-        """The middle of its lower side."""
+        """The middle of its lower edge."""
         return self.x + self.width / 2, self.y + self.height
 
 
 @dataclass
 class Drawing:
-    """What is drawn is drawn in the order it was added. label: for those who cannot see it."""
+    """A drawing; later elements cover earlier ones. label: text for screen readers."""
 
     label: str
     _parts: list[ElementTree.Element] = field(default_factory=list)
@@ -103,9 +106,9 @@ class Drawing:
     def arrow(
         self, points: Sequence[tuple[float, float]], kind: str = "", *, upwards: bool = False
     ) -> None:
-        """A line downwards through the points; its head is at the last, or upwards at the first.
+        """Draw a line down through the points; upwards: with its head at the first, not the last.
 
-        It changes columns right below a point, in the gap between two rows.
+        The line changes columns right below a point, in the gap between two rows.
         """
         (x, y), *rest = points
         path = f"M{x:.1f} {y:.1f}"
@@ -120,14 +123,14 @@ class Drawing:
         self._add("path", {"class": "head", "d": head})
 
     def border(self, y: float, text: str) -> None:
-        """A dashed line over the whole width; at the bottom stands what is below it."""
+        """Draw a dashed line over the whole width; the text at the bottom says what is below it."""
         place = {"x1": MARGIN, "x2": self._width - MARGIN, "y1": y, "y2": y}
         self._add("line", {"class": "border", **_attributes(place)})
         self._parts.append(_text(text, MARGIN, self._height + LINE / 2, "side"))
         self._cover(2 * MARGIN + cells(text) * CHARACTER, self._height + LINE / 2)
 
     def svg(self, *, alone: bool) -> str:
-        """The element. alone: with colours and ground of its own, as a file."""
+        """Return the element. alone: as a file, with its own colours and background."""
         size = {"width": self._width, "height": self._height}
         root = ElementTree.Element(
             "svg",
@@ -162,7 +165,7 @@ def _attributes(numbers: dict[str, float]) -> dict[str, str]:
 
 
 def _text(text: str, x: float, y: float, kind: str) -> ElementTree.Element:
-    # Its length is given, so that it fits whatever font is there.
+    # The length is given so that the text fits whatever the font is.
     length = {"x": x, "y": y, "textLength": cells(text) * CHARACTER}
     attributes = {"class": kind} if kind else {}
     element = ElementTree.Element("text", {**attributes, **_attributes(length)})

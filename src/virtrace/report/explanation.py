@@ -17,7 +17,7 @@ from virtrace.report.pieces import Piece, plain, words
 from virtrace.trace.archive import FOLDER, TRACE
 
 _CALLS_SHOWN = 8
-# What jq cannot read, by the ends of names.
+# Commands that unpack what jq cannot read, by file name extension.
 _UNPACK = {
     ".tar.gz": f"tar -xOzf {{}} {FOLDER}{TRACE}",
     ".gz": "zcat {}",
@@ -27,7 +27,7 @@ _BELOW = " " * 4
 
 
 def lines(explanations: Sequence[Explanation], style: Style, *, path: str) -> Iterator[str]:
-    """Every answer, then every case at length. path: the trace."""
+    """Yield all answers, then the details of each case. path: name of the trace."""
     if len(explanations) > 1:
         for explanation in explanations:
             yield from _answer(explanation, style)
@@ -39,7 +39,7 @@ def lines(explanations: Sequence[Explanation], style: Style, *, path: str) -> It
 
 
 def further(explained: Explained, style: Style, *, path: str) -> Iterator[str]:
-    """The cases that are not told; nothing where all are."""
+    """Say how many cases were left out; nothing if there are none."""
     if explained.more:
         calls = units.count(explained.more_calls, "call")
         more = f"{units.count(explained.more, 'more case')}, in {calls}; to see one of them:"
@@ -60,7 +60,7 @@ def _case(explanation: Explanation, style: Style) -> Iterator[str]:
 
 
 def answer(explanation: Explanation) -> str:
-    """The sentence that says it all; two or more where the trace cannot tell which it is."""
+    """Return the answer as a sentence; several if the trace cannot tell which cause it is."""
     sentences = [fill(each.cause.says, explanation.case) for each in explanation.answers]
     if len(sentences) == 1:
         return sentences[0]
@@ -68,9 +68,9 @@ def answer(explanation: Explanation) -> str:
 
 
 def fill(text: str, case: Case, *, command: bool = False) -> str:
-    """A text of causes.yaml with the numbers and names of a case.
+    """Fill the numbers and names of a case into a text of causes.yaml.
 
-    command: names are quoted for a shell, and what is not known is in capitals.
+    command: quote names for a shell, and write unknown values in capitals.
     """
     block, decision, device = case.block, case.decision, case.device
     names = {
@@ -133,7 +133,7 @@ def _exactly(value: int | None) -> str:
 
 
 def meaning(lineage: Lineage) -> str:
-    """What the number is, by what it was taken from."""
+    """Return what the number means, by its source."""
     meanings = [step.meaning for step in lineage.steps() if step.kind in ("qmp", "host")]
     return ", or ".join(dict.fromkeys(meanings))
 
@@ -158,7 +158,7 @@ def _lineage(lineage: Lineage, style: Style) -> Iterator[str]:
 
 
 def _step(step: Step, answered: int | None, prefix: str, style: Style) -> Iterator[str]:
-    """It and what it came from, the answer on top; a value is said where it is another one."""
+    """Yield a step and its sources; a value is shown only if it differs from the answer."""
     yield from fold(_told(step, answered), style, prefix, prefix + _BELOW)
     several = len(step.sources) > 1
     for number, source in enumerate(step.sources):
@@ -211,7 +211,7 @@ def _finding(finding: Finding, case: Case, style: Style) -> Iterator[str]:
 
 
 def _to_do(cause: Cause, case: Case, style: Style) -> Iterator[str]:
-    # Commands and addresses are there to be copied, however wide.
+    # Commands and addresses are for copying, so they are not folded.
     for command, shows in cause.do:
         typed = paint(safe(fill(command, case, command=True), style), "bold", style)
         yield f"{_BELOW}{paint('$', 'dim', style)} {typed}"
@@ -223,7 +223,7 @@ def _to_do(cause: Cause, case: Case, style: Style) -> Iterator[str]:
 def _how_to_see_an_event(
     explanations: Sequence[Explanation], path: str, style: Style
 ) -> Iterator[str]:
-    """By the first one that is quoted."""
+    """Show the command that prints an event, for the first quoted event."""
     for finding in explanations[0].findings if explanations else ():
         for evidence in finding.evidence:
             if evidence.seq is not None:

@@ -1,4 +1,4 @@
-"""Explanations as one JSON document, for scripts; docs/explain.md describes it."""
+"""Explanations as one JSON document, for scripts; see docs/explain.md."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ VERSION = 1
 
 
 def schema() -> Record:
-    """The JSON Schema (2020-12) of the document."""
+    """Return the JSON Schema (2020-12) of the document."""
     file = Path(__file__).with_name("explanation.schema.json")
     document: Record = json.loads(file.read_text(encoding="utf-8"))
     return document
 
 
 def text(trace: Recording, explanations: Explained) -> str:
-    """The document."""
+    """Return the document as text."""
     cases = [json.dumps(record(each)) for each in explanations]
     target = trace.header["target"]
     return (
@@ -38,7 +38,7 @@ def text(trace: Recording, explanations: Explained) -> str:
 
 
 def record(explanation: Explanation) -> Record:
-    """One of its ``cases``."""
+    """Return one of the document's ``cases``."""
     case = explanation.case
     block = case.block
     return {

@@ -1,4 +1,4 @@
-"""The formats of other tools that a trace is written in; a new format is an entry in FORMATS."""
+"""The formats of other tools into which a trace is exported; FORMATS has one entry for each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from virtrace.report import chrome, diagram, drawing, table
 from virtrace.report.moments import Moment, moments
 from virtrace.trace.reader import TraceStream
 
-# A document in pieces; no piece if the trace holds nothing that the format can show.
+# A document in pieces; none if the trace contains nothing that the format can show.
 Pieces = Iterator[Union[str, bytes]]
 
 
@@ -57,7 +57,7 @@ def _prepare_perfetto() -> None:
 
 
 def _perfetto(trace: TraceStream) -> Pieces:
-    # It takes longer to import than all other formats.
+    # Importing it takes longer than importing all other formats.
     from virtrace.report import perfetto
 
     if not any(True for _ in trace):
@@ -81,9 +81,9 @@ def _csv(trace: TraceStream) -> Pieces:
 class Format:
     """A format.
 
-    what: the document, in a message.
-    make: writes a trace in it.
-    prepare: imports and reads whatever `make` needs, before rights are given up.
+    what: noun for the document, in messages.
+    make: writes a trace in the format.
+    prepare: imports and reads whatever `make` needs, before rights are dropped.
     """
 
     what: str

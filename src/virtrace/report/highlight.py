@@ -1,6 +1,6 @@
-"""How a terminal shows text: colour where it can, and nothing that could steer it.
+"""How a terminal shows text: with colour if it can, and without control sequences from a trace.
 
-Pygments may be missing in the Python that GDB embeds; then everything is plain.
+Pygments may be missing in GDB's Python; all text is plain then.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ else:
 DEFAULT_WIDTH = 80
 _MIN_WIDTH = 40
 
-# Plain ANSI colours, which every palette keeps readable, on dark and on light ground.
+# Plain ANSI colours: readable in every palette, on dark and on light background.
 _SGR = {"bold": "1", "dim": "2", "red": "1;31", "yellow": "33", "cyan": "36"}
 _SEQUENCE = re.compile("\x1b\\[[0-9;]*m")
 _TOKENS = {
@@ -39,10 +39,11 @@ _TOKENS = {
 
 @dataclass(frozen=True)
 class Style:
-    """What the output can show. width: columns, for everything but ``full`` JSON.
+    """What the output can show.
 
-    unicode: box-drawing characters, and text beyond ASCII as it is. full: whole replies
-    instead of a line of each.
+    width: in columns, for everything except ``full`` JSON.
+    unicode: box-drawing characters, and other text beyond ASCII.
+    full: whole replies instead of one line of each.
     """
 
     width: int = DEFAULT_WIDTH
@@ -52,10 +53,10 @@ class Style:
 
 
 def style_for(stream: TextIO | None, *, full: bool = False) -> Style:
-    """What ``stream`` can show, and the environment (NO_COLOR, TERM, COLUMNS) allows.
+    """Return the style that ``stream`` and the environment (NO_COLOR, TERM, COLUMNS) allow.
 
-    Inside GDB ``sys.stdout`` is GDB's own object and tells nothing: give
-    ``sys.__stdout__``, which is the terminal that GDB writes to (None where closed).
+    Inside GDB, ``sys.stdout`` is an object of GDB that does not know its terminal: pass
+    ``sys.__stdout__``, the terminal to which GDB writes (None if closed).
     """
     if stream is None:
         return Style(full=full)
@@ -64,7 +65,7 @@ def style_for(stream: TextIO | None, *, full: bool = False) -> Style:
 
 
 def _width(stream: TextIO) -> int:
-    # A serial console is a terminal of 0 columns.
+    # A serial console is a terminal with 0 columns.
     columns = os.get_terminal_size(stream.fileno()).columns if stream.isatty() else 0
     if not columns:
         told = os.environ.get("COLUMNS", "")
@@ -73,12 +74,12 @@ def _width(stream: TextIO) -> int:
 
 
 def safe(text: str, style: Style) -> str:
-    """As it will be printed: what is to be cut or padded has to be so beforehand."""
+    """Return text as it will be printed. Call it before text is cut or padded."""
     return printing.safe(text, unicode=style.unicode)
 
 
 def cells(text: str) -> int:
-    """Columns that ``text`` takes in a terminal; colour takes none."""
+    """Return the columns that ``text`` takes in a terminal; colour takes none."""
     text = printing.without_own(text)
     if text.isascii():
         return len(text)
@@ -92,7 +93,7 @@ def _cells_of(character: str) -> int:
 
 
 def cut(text: str, width: int) -> int:
-    """How many characters of ``text`` fit into ``width`` columns; at least one."""
+    """Return how many characters of ``text`` fit into ``width`` columns; at least one."""
     if text.isascii():
         return max(width, 1)
     used = 0
@@ -104,7 +105,7 @@ def cut(text: str, width: int) -> int:
 
 
 def shorten(text: str, width: int, style: Style) -> str:
-    """``text`` in at most ``width`` columns, with an ellipsis where something is left out."""
+    """Shorten ``text`` to at most ``width`` columns, with an ellipsis if something is left out."""
     if len(text) <= width and cells(text) <= width:
         return text
     ellipsis = "…" if style.unicode else "..."
@@ -112,7 +113,7 @@ def shorten(text: str, width: int, style: Style) -> str:
 
 
 def paint(text: str, role: str, style: Style) -> str:
-    """role: one of _SGR; ``json``, ``c``, or ``call`` (C, its name bold) for source; or empty."""
+    """Colour a text. role: one of _SGR, ``json``, ``c``, ``call`` (C, its name bold), or empty."""
     if not style.color or not role or not text:
         return text
     if role == "call":
@@ -126,7 +127,7 @@ def paint(text: str, role: str, style: Style) -> str:
 
 
 def prepare(style: Style) -> None:
-    """Import what colour needs."""
+    """Import what colour needs, before rights are dropped."""
     if style.color:
         for language in ("json", "c"):
             _machinery(language)
@@ -134,7 +135,7 @@ def prepare(style: Style) -> None:
 
 @functools.cache
 def _machinery(language: str) -> tuple[Any, Any]:
-    # Imported late: only a trace that is shown in colour pays for it.
+    # Imported late, because only coloured output needs it.
     from pygments.formatters import TerminalFormatter
     from pygments.lexers import CLexer, JsonLexer
     from pygments.token import string_to_tokentype

@@ -1,7 +1,7 @@
-"""A trace as one page for a browser: nothing is loaded from elsewhere, nothing in it can run.
+"""A trace as one page for a browser. It loads nothing, and nothing from the trace can run.
 
-The page is whole without its script, which only folds, searches and colours. Jinja2 escapes
-every string for HTML; what could hide or turn text is written as escapes before.
+The page is complete without its script, which only folds, searches and colours. Jinja2 escapes
+every string for HTML; characters that could hide or reverse text are replaced by escapes before.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ from virtrace.trace.reader import Recording
 from virtrace.trace.roles import ERROR
 
 _STYLE = Style(unicode=True, full=True)
-# All of a page is in memory, here and in the browser.
+# The whole page is in memory, here and in the browser.
 MOST_EVENTS = 20_000
-# From so many calls on the summary is what is wanted first.
+# From this number of calls on, the page begins with the summary.
 _MANY = 10
-# Browsers give up nesting at some depth; below this one the tree goes no further to the right.
+# Browsers limit the depth of nesting; below this depth the tree is not indented further.
 _DEEPEST = 100
 _FIELDS_IN_LINE = 4
 _CLOSED = Style(unicode=True)
@@ -71,7 +71,7 @@ def _template() -> Template:
 
 
 def prepare() -> None:
-    """Read all that a page is made of but the trace."""
+    """Read everything that a page needs except the trace."""
     for name in (*_SHEETS, _SCRIPT):
         style_sheet(name)
     _template()
@@ -79,7 +79,7 @@ def prepare() -> None:
 
 
 def page(trace: Recording, nodes: Sequence[Call | Point | Exchange]) -> str:
-    """The whole document. nodes: calls, and what is outside of them."""
+    """Return the whole document. nodes: calls, and what is outside of them."""
     summary = summarize(nodes)
     found = waiting(nodes, ended_ns(trace), trace.switched_off)
     calls = [node for node in nodes if isinstance(node, Call)]
@@ -120,7 +120,7 @@ def _safe(value: Any) -> Any:
 
 
 def _hash(text: str) -> str:
-    """As a Content-Security-Policy names a text that may be used."""
+    """Return the hash of a text, as a Content-Security-Policy names what it allows."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
@@ -135,7 +135,7 @@ def _title(trace: Recording, calls: Sequence[Call]) -> str:
 
 @dataclass
 class _Text:
-    """A QMP text, but for its id, which is all that differs from one reply to the next."""
+    """A QMP text; its id is separate, because it is the only part that differs between replies."""
 
     name: str
     before: Markup
@@ -151,14 +151,14 @@ class _Text:
 
 
 class _Texts:
-    """Every distinct text once, however often it was sent: a reply can be megabytes."""
+    """Each distinct text once, however often it was sent: a reply can be megabytes long."""
 
     def __init__(self) -> None:
         self._index: dict[tuple[str, str], int] = {}
         self.stored: list[_Text] = []
 
     def of(self, node: Child) -> Iterator[Record]:
-        """What was sent and answered there: where it is stored, and the id that it had."""
+        """Yield the command and reply of a node: where its text is stored, and its id."""
         name = "a command that was not seen"
         if isinstance(node, Exchange) and node.is_qmp:
             name = node.command or "command of unknown name"
@@ -192,12 +192,12 @@ def _raw(text: Json) -> str:
 
 
 def _marked(text: str) -> Markup:
-    # Quotes are half of JSON, and need no escape where no attribute is.
+    # JSON is full of quotes, which need no escape outside of attributes.
     return Markup(html.escape(safe(text, _STYLE), quote=False))
 
 
 def _conversation(calls: Iterable[Call], apart: Iterable[Point | Exchange]) -> Iterator[Record]:
-    """Every exchange in order of time, with the anchor of where all of it stands."""
+    """Yield every exchange in order of time, with the anchor of its details."""
     inside = (node for call in calls for node in call.nodes())
     exchanges = [node for node in (*inside, *apart) if isinstance(node, Exchange) and node.is_qmp]
     for node in sorted(exchanges, key=lambda node: node.t_enter_ns):
@@ -213,10 +213,10 @@ def _conversation(calls: Iterable[Call], apart: Iterable[Point | Exchange]) -> I
 
 @dataclass
 class _Story:
-    """What explains one or more calls: a sentence, a picture, and a rule for each number.
+    """The explanation of one or more calls: a sentence, a picture, and a rule for each number.
 
+    role: of the sentence; red if the answer contradicts what QEMU reported.
     rules: number, rule, and what source lines show of it.
-    role: of the sentence; red where the answer contradicts what QEMU said.
     """
 
     title: str
@@ -227,7 +227,7 @@ class _Story:
 
 
 class _Stories:
-    """Every distinct story once, however many calls have it."""
+    """Each distinct story once, however many calls have it."""
 
     def __init__(self, trace: Recording) -> None:
         self._trace = trace
@@ -235,7 +235,7 @@ class _Stories:
         self.stored: list[_Story] = []
 
     def of(self, anchor: str, call: Call) -> int | None:
-        """Where the story of a call is stored; None where there is nothing to explain."""
+        """Return the index of a call's story; None if there is nothing to explain."""
         explained = explain([call], self._trace.header["probes"], self._trace.host)
         if not explained:
             return None
@@ -291,9 +291,9 @@ def _apart(node: Point | Exchange, texts: _Texts) -> Record:
 
 @dataclass(frozen=True)
 class _Step:
-    """What the page writes next of a tree: the line of a node, or the end of a function.
+    """One step of writing a tree: the line of a node, or the end of a function.
 
-    opens: what follows is inside of it, until a step that closes.
+    opens: what follows is inside of it, until a step that closes it.
     """
 
     pieces: list[Piece]
@@ -335,7 +335,7 @@ def _steps(call: Call, answer: Record, texts: _Texts) -> Iterator[_Step]:
 
 
 def _lines(node: pieces.Lines) -> _Step:
-    """What is told of them while they are closed: their numbers, and what changed."""
+    """Return lines as a closed element: their numbers, and what changed."""
     changes = [change for line in node.lines for change in line.changes]
     numbers = pieces.numbered(node.lines, _LINES_WIDTH, _CLOSED)
     told: list[Piece] = [(numbers if node.file is None else f"{numbers} of {node.file}", "dim")]
@@ -370,7 +370,7 @@ def _field(name: str, value: Json) -> Record:
 
 
 def _joined(line: list[Piece]) -> list[Piece]:
-    """One text after the other, with their spaces; a function's name apart from its arguments."""
+    """Join the texts of a line with spaces; a function's name is apart from its arguments."""
     parts: list[Piece] = []
     for text, role in line:
         name, paren, rest = text.partition("(") if role == "call" else (text, "", "")
@@ -400,7 +400,7 @@ def _errors(anchored: Iterable[tuple[str, Call]]) -> Iterator[Record]:
 def _summary(
     summary: Summary, anchored: list[tuple[str, Call]], meanings: dict[int, _Story | None]
 ) -> Record:
-    """meanings: of each call by its ``id()``."""
+    """meanings: by ``id()`` of the call."""
     anchors = {id(call): anchor for anchor, call in anchored}
     functions, commands = list(summary.functions.values()), list(summary.commands.values())
     return {
@@ -435,7 +435,7 @@ def _bars(ruler: list[Bucket]) -> Iterator[Record]:
     most = max((bucket.count for bucket in ruler), default=0)
     for x, bucket in enumerate(ruler):
         if bucket.count:
-            # What is not empty is seen.
+            # A bucket that is not empty is always visible.
             height = max(round(10 * bucket.count / most, 2), 0.8)
             bounds = f"{units.duration(bucket.from_ns)} to {units.duration(bucket.to_ns)}"
             title = f"{bounds}: {bucket.count:,}"
@@ -461,13 +461,13 @@ def _disk(disk: Disk, meaning: _Story | None) -> Record:
 
 
 def _path(movement: Movement) -> str:
-    """Its values as steps over time, in a field of 100 by 24; empty where it did not move."""
+    """Return values as steps over time, in a field of 100 by 24; empty if nothing changed."""
     moves = movement.moves
     if len(moves) < 2:
         return ""
     low, high = min(movement.values), max(movement.values)
     start, end = moves[0].t_ns, moves[-1].t_ns
-    # The last value lasts, too.
+    # The last value has a duration too.
     width = max(end - start, 1) * 1.05
     points = [
         (100 * (move.t_ns - start) / width, 22 - 20 * (move.value - low) / (high - low))

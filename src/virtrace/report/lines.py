@@ -1,6 +1,6 @@
-"""Lines of a terminal made of pieces, never wider than the style allows.
+"""Terminal lines made of pieces, folded to the width of the style.
 
-Lines come without their newline; only what is there to be copied may be wider.
+Lines have no newline. Only what is meant for copying may be wider.
 """
 
 from __future__ import annotations
@@ -11,35 +11,35 @@ from itertools import groupby
 from virtrace.report.highlight import Style, cells, cut, paint, safe
 from virtrace.report.pieces import Piece
 
-# Columns that the deepest line of a tree still has for itself.
+# Columns that remain for the deepest line of a tree.
 ROOM = 24
 _LABEL = 9
 
 
 def labelled(name: str, pieces: Iterable[Piece], style: Style) -> Iterator[str]:
-    """The pieces behind the name of what they tell, which stands once."""
+    """Yield the pieces after a label, which is written once."""
     return fold(pieces, style, label(name), label(""))
 
 
 def copyable(name: str, text: str, style: Style) -> str:
-    """What is there to be copied, however wide."""
+    """Return a line with text for copying, which is not folded."""
     return paint(label(name), "dim", style) + paint(safe(text, style), "bold", style)
 
 
 def label(text: str) -> str:
-    """A name in its column."""
+    """Return a label, padded to its column."""
     return f"  {text:<{_LABEL}}"
 
 
 def column(names: Iterable[str], style: Style) -> int:
-    """Columns that names take below one another; those beyond the width stand out of line."""
+    """Return the width of a column of names; names beyond the limit exceed it."""
     return min(max((cells(safe(name, style)) for name in names), default=0), style.width)
 
 
 def fold(
     pieces: Iterable[Piece], style: Style, first: str = "", below: str = "  "
 ) -> Iterator[str]:
-    """Lines of the style's width: ``first`` stands before the first, ``below`` before the rest."""
+    """Fold pieces to the style's width: ``first`` begins the first line, ``below`` the others."""
     prefix = first
     line: list[Piece] = []
     used = 0
@@ -64,13 +64,13 @@ def fold(
 
 
 def _fitting(text: str, start: int, room: int) -> int:
-    """Where what fits ends. Looks at no more of a text than a line could take, be it endless."""
+    """Return where the part that fits ends. Reads no more text than can fit into a line."""
     window = text[start : start + 4 * room]
     return start + (cut(window, room) if cells(window) > room else len(window))
 
 
 def room_beside(prefix: str, style: Style) -> int:
-    """Columns that are left behind a prefix."""
+    """Return the number of columns that remain after a prefix."""
     return max(style.width - cells(prefix), ROOM)
 
 

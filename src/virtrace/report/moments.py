@@ -1,7 +1,7 @@
-"""What each thread did and when, flat, for viewers of traces.
+"""The events of each thread as a flat list, for trace viewers.
 
-The reply to a QMP command comes on another thread than the command: each is a moment of its
-own thread, and the two carry the same ``flow``.
+The reply to a QMP command arrives on another thread than the command. Each is a moment of its own
+thread, and both have the same ``flow``.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ CALL, QMP = "call", "qmp"
 class Moment:
     """Something on one thread, at ``t_ns`` since the start of the trace.
 
-    duration_ns: of a function that returned; None of all else, also of a function whose
-    return was not seen, as its length is not known. flow: the same number, from 1, in a
-    QMP command and its reply; replies: it is the reply.
+    duration_ns: of a function that returned; None for all else, also for a function whose return
+    was not seen, because its length is unknown.
+    flow: the same number, from 1, for a QMP command and its reply.
+    replies: whether it is the reply.
     """
 
     name: str
@@ -37,7 +38,7 @@ class Moment:
 
 
 def moments(nodes: Iterable[Call | Point | Exchange]) -> Iterator[Moment]:
-    """Of the calls, and what is outside of them; a function before what happened in it."""
+    """Yield the moments of the calls, and of what is outside; a function before its contents."""
     for node in nodes:
         if isinstance(node, Call):
             for child in node.nodes():

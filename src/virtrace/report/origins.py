@@ -1,7 +1,7 @@
-"""Where the three numbers came from, as a picture: the answer on top, QEMU or the host below.
+"""The origins of the three numbers as a picture: the answer on top, QEMU or the host below.
 
-A step that several numbers were taken from stands once. What is only possible is dashed. Ids
-of QMP commands are left out, so that calls with the same story have the same picture.
+A step from which several numbers were taken is drawn once. Alternatives are dashed. Ids of QMP
+commands are left out, so that calls with the same story have the same picture.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _LAYERS = {"api": 0, "driver": 1, "struct": 2, "qmp": 3, "host": 3}
 
 @dataclass
 class _Node:
-    """A step, or the place where an arrow passes a layer: that has no box.
+    """A step, or the place where an arrow crosses a layer, which has no box.
 
-    column: of its middle, where boxes stand side by side at 0, 1, 2. to: what it is a source
-    of, and how many columns beside it belongs where that has several.
+    column: of its middle; adjacent boxes are at 0, 1, 2.
+    to: the nodes whose source it is, and for alternatives how many columns beside them.
     """
 
     layer: int
@@ -35,7 +35,7 @@ class _Node:
 
 
 def svg(lineages: Sequence[Lineage]) -> str:
-    """As a part of a page."""
+    """Draw the picture as a part of a page."""
     drawing = Drawing("where the numbers came from")
     nodes = _placed(lineages)
     for node in nodes:
@@ -77,7 +77,7 @@ def _placed(lineages: Sequence[Lineage]) -> list[_Node]:
 
 
 def _spread(layer: list[_Node]) -> None:
-    """Each below what it leads to, and none over another."""
+    """Place each node below the node that it leads to, without overlap."""
     for node in layer:
         if len(node.to) == 1:
             node.column = node.to[0][0].column + node.to[0][1]
@@ -93,7 +93,7 @@ def _spread(layer: list[_Node]) -> None:
 
 
 def _nodes(lineages: Sequence[Lineage]) -> list[_Node]:
-    """Answers first, each before what it was taken from."""
+    """Return the nodes, answers first, each before its sources."""
     used = {_LAYERS[step.kind] for lineage in lineages for step in lineage.steps()}
     nodes: list[_Node] = []
     known: dict[tuple[object, ...], _Node] = {}
@@ -114,7 +114,7 @@ def _nodes(lineages: Sequence[Lineage]) -> list[_Node]:
             nodes.append(node)
             several = len(step.sources) - 1
             for index, source in enumerate(step.sources):
-                # Of three the middle one is aside, too: by nothing that is seen.
+                # The middle one of three is an alternative too: beside it by an invisible distance.
                 aside = index - several / 2 or (1e-9 if several else 0)
                 rest.append((source, [(node, aside)]))
     return nodes

@@ -1,6 +1,6 @@
 """A trace in Perfetto's own format (protobuf), by the package ``perfetto``.
 
-What its messages mean: https://perfetto.dev/docs/reference/synthetic-track-event
+The messages are described in https://perfetto.dev/docs/reference/synthetic-track-event
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from virtrace.report.moments import Moment
 from virtrace.trace.format import Header, Json
 
 _SEQUENCE = 1
-# Tracks are numbered: a thread's by its id, which is below this.
+# A thread's track has the number of the thread, which is below this.
 _PROCESS_TRACK = 1 << 32
 _TOGETHER = 1000
 
 
 def pieces(header: Header, moments: Iterable[Moment]) -> Iterator[bytes]:
-    """Behind one another they are the trace: so protobuf has it.
+    """Yield the trace in pieces; concatenated, they are one protobuf message.
 
-    Times are those of the host's clock that the header names, with the time of day beside.
+    Times are those of the clock that the header names; the time of day is included.
     """
     trace = _Trace(header)
     for number, moment in enumerate(moments, 1):
@@ -41,7 +41,7 @@ class _Trace:
         self._threads: set[int] = set()
         first = self._packet()
         first.sequence_flags = protos.TracePacket.SEQ_INCREMENTAL_STATE_CLEARED
-        # That of the engine: by uprobes it goes on while the host sleeps.
+        # The clock of the engine; that of uprobes continues while the host sleeps.
         clock = protos.BUILTIN_CLOCK_MONOTONIC
         if header["clock"]["source"] == "CLOCK_BOOTTIME":
             clock = protos.BUILTIN_CLOCK_BOOTTIME
@@ -59,7 +59,7 @@ class _Trace:
         process.process.process_name = header["target"]["exe"]
 
     def taken(self) -> bytes:
-        """What was added since."""
+        """Return what was added since the last time."""
         made: bytes = self.builder.serialize()
         self.builder = TraceProtoBuilder()
         return made
@@ -81,7 +81,7 @@ class _Trace:
         if moment.flow is not None:
             (event.terminating_flow_ids if moment.replies else event.flow_ids).append(moment.flow)
         if moment.duration_ns is not None:
-            # It ends what began last on its track; Perfetto puts all in order of time.
+            # An end belongs to the last begin on its track; Perfetto sorts all by time.
             end = self._event(moment.t_ns + moment.duration_ns, moment.tid)
             end.type = end.TYPE_SLICE_END
 
@@ -117,5 +117,5 @@ def _annotate(annotation: protos.DebugAnnotation, value: Json) -> None:
 
 
 def _text(text: str) -> str:
-    """Without the halves of characters that JSON can name and protobuf refuses."""
+    """Remove surrogates, which JSON can contain and protobuf refuses."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

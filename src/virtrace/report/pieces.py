@@ -33,7 +33,7 @@ from virtrace.trace.format import (
     is_unavailable,
 )
 
-# Text, and its style. Lines break between pieces, with a space.
+# A text and its style. Lines break between pieces, at a space.
 Piece = tuple[str, str]
 
 _POINTER = re.compile("0x[0-9a-f]+")
@@ -347,7 +347,7 @@ def waited_for(one: Waiting, style: Style) -> list[Piece]:
 
 
 def _held_by(span: Span) -> list[Piece]:
-    """The owners of a lock, when a function that takes it was entered."""
+    """Name the owners of a lock, as of the entry of the function that takes it."""
     held = []
     for owner in ("owner", "async_owner") if span.role == roles.LOCK else ():
         tid, api, since = (
@@ -397,7 +397,7 @@ def _point(event: Event, style: Style) -> list[Piece]:
 
 
 def _named(event: Event, style: Style) -> list[Piece]:
-    """The name of a point, and its values."""
+    """Return the name of a point, and its values."""
     inline = [
         (f"{name}={text}", role)
         for name, value in flat(event.values)
@@ -425,7 +425,7 @@ def is_struct(value: Json) -> bool:
 
 
 def is_backtrace(value: Json) -> bool:
-    """Whether a value is an array of texts, which no array of C is."""
+    """Whether a value is an array of texts; no array in C is read like that."""
     return isinstance(value, list) and bool(value) and all(map(is_text, value))
 
 
@@ -475,7 +475,7 @@ def _quoted(value: Json, style: Style) -> str:
 
 
 def _raw_bytes(encoded: Json) -> str:
-    r"""Text that is not UTF-8, with its odd bytes as ``\xff``."""
+    r"""Decode text that is not UTF-8; bytes that do not fit become ``\xff``."""
     try:
         return repr(base64.b64decode(encoded))
     except (binascii.Error, TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""Many calls at once, as text for a terminal: the answer first, then disks, then latencies."""
+"""Many calls at once, as text for a terminal: the answer first, then disks, then durations."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from virtrace.report.highlight import Style, cells, safe
 from virtrace.report.lines import fold
 from virtrace.report.pieces import Piece, plain, with_commas, words
 
-# Empty first, full last.
+# From empty to full.
 _BARS = "·▁▂▃▄▅▆▇█"
 _ASCII_BARS = ".:-=+*#%@"
-# Each with its width.
+# The width of each, in columns.
 _COLUMNS = {"count": 6, "errors": 6, "median": 7, "p90": 7, "p99": 7, "max": 7}
 
 
 def lines(summary: Summary, style: Style) -> Iterator[str]:
-    """Ends with an empty line."""
+    """Yield the summary, with an empty line at the end."""
     yield from fold(headline(summary), style)
     yield ""
     for disk in summary.disks.values():
@@ -29,7 +29,7 @@ def lines(summary: Summary, style: Style) -> Iterator[str]:
 
 
 def headline(summary: Summary) -> list[Piece]:
-    """How many calls, how many of them in error, how long they took."""
+    """Say how many calls there were, how many failed, and how long they took."""
     if not summary.calls.count:
         return [("no calls", "bold")]
     calls = summary.calls
@@ -50,19 +50,19 @@ def headline(summary: Summary) -> list[Piece]:
 
 
 def disk_name(disk: Disk) -> str:
-    """``vm1 vda``, as the callers named them."""
+    """Return guest and disk, as the callers named them: ``vm1 vda``."""
     return " ".join(plain(name) for name in (disk.domain, disk.disk) if name is not None)
 
 
 def span(rulers: list[list[Bucket]]) -> str:
-    """From where to where histograms of the same buckets go; empty where they hold nothing."""
+    """Return the range of histograms with the same buckets; empty if they have none."""
     if not rulers or not rulers[0]:
         return ""
     return f"{units.duration(rulers[0][0].from_ns)} to {units.duration(rulers[0][-1].to_ns)}"
 
 
 def movement(number: str, movement: Movement) -> list[Piece]:
-    """The first value; where it moved also the last, and how far it went in between."""
+    """Return the first value; if it changed, also the last, and the range in between."""
     values = movement.values
     pieces: list[Piece] = []
     if values:
@@ -94,7 +94,7 @@ def _disk(disk: Disk, style: Style) -> Iterator[str]:
 
 
 def _table(title: str, rows: Iterable[Statistics], style: Style) -> Iterator[str]:
-    """A line for each, or two where the names leave no room beside them."""
+    """Yield one line for each row, or two if the names leave no room beside them."""
     rows = list(rows)
     if not rows:
         return
@@ -130,7 +130,7 @@ def _cells(row: Statistics) -> Iterator[Piece]:
 
 
 def _bars(ruler: list[Bucket], style: Style) -> str:
-    """A histogram in a line; whatever is not empty is seen."""
+    """Draw a histogram in one line; a bucket that is not empty is always visible."""
     marks = _BARS if style.unicode else _ASCII_BARS
     most = max((bucket.count for bucket in ruler), default=1) or 1
     return "".join(marks[-(-bucket.count * (len(marks) - 1) // most)] for bucket in ruler)

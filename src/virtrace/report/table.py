@@ -12,12 +12,12 @@ from virtrace.trace.format import Json, Record, is_unavailable
 
 _PLACE = ("call", "span", "parent", "function", "tid", "t_enter_ns", "duration_ns")
 _OUTCOME = ("complete", "failed", "error", "unavailable")
-# What a spreadsheet would take for a formula, and compute.
+# Characters with which a cell is a formula in a spreadsheet, which would compute it.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def values(calls: Iterable[Call]) -> list[str] | None:
-    """The columns of what was captured; None where there is no call."""
+    """Return the columns of captured values; None if there is no call."""
     found: dict[str, None] | None = None
     for call in calls:
         found = found or {}
@@ -26,7 +26,7 @@ def values(calls: Iterable[Call]) -> list[str] | None:
 
 
 def lines(calls: Iterable[Call], values: list[str]) -> Iterator[str]:
-    """CSV; docs/trace-format.md says what the columns are."""
+    """Yield the lines of a CSV file; docs/trace-format.md describes the columns."""
     out = io.StringIO()
     writer = csv.DictWriter(out, [*_PLACE, *values, *_OUTCOME], lineterminator="\n")
     writer.writeheader()
@@ -40,7 +40,7 @@ def lines(calls: Iterable[Call], values: list[str]) -> Iterator[str]:
 
 
 def _rows(call: Call) -> Iterator[tuple[Span, Record, Record, list[str]]]:
-    """The API and each function in it, callers first: place, values, what could not be read."""
+    """Yield place, values and what was unavailable, of the API and of each function in it."""
     rest: list[tuple[Span, int | None]] = [(call.root, None)]
     while rest:
         span, parent = rest.pop()

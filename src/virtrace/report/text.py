@@ -1,9 +1,8 @@
 """A trace as text for a terminal: banner, call trees, summary.
 
-Made for somebody who needs the answer now: every call begins with what it answered, and
-how that came about stands below. Lines come without their newline and keep to the style's
-width; only what is there to be copied may be wider: names of files, commands to type, and
-the JSON of ``full``.
+Made for somebody who needs the answer now: each call begins with its answer, and the details are
+below. Lines have no newline and keep to the style's width. Only what is meant for copying may be
+wider: file names, commands, and the JSON of ``full``.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ from virtrace.trace.format import (
     is_unavailable,
 )
 
-# Up to so many fields of a struct are as easily read in a line as in a column.
+# A struct with at most this many fields is as easy to read in a line as in a column.
 _FIELDS_IN_LINE = 4
 _MOST_WAITING = 20
 
@@ -230,7 +229,7 @@ def summary(
 
 
 class _Guides:
-    """The lines that lead from a function to what happened in it."""
+    """The lines that connect a function with what happened in it."""
 
     def __init__(self, style: Style) -> None:
         self.tee, self.corner, self.pipe = (
@@ -240,7 +239,7 @@ class _Guides:
         self._limit = (style.width - ROOM - len(self.gap)) // len(self.gap) * len(self.gap)
 
     def bounded(self, prefix: str) -> str:
-        """Below a certain depth the tree no longer moves to the right."""
+        """Limit the width of a prefix: below a certain depth, the tree is not indented further."""
         return prefix[-self._limit :]
 
 
@@ -331,7 +330,7 @@ def _struct(node: Struct, first: str, below: str, style: Style) -> Iterator[str]
 
 
 def _lines(node: Lines, room: int, style: Style) -> Iterator[list[Piece]]:
-    """A row each: the file, a line with its text, what changed then, lines that say nothing."""
+    """Yield a row each: the file, a line with text, its changes, lines without text or changes."""
     if node.file is not None:
         yield [(node.file, "dim")]
     for row in rows(node):
@@ -350,7 +349,7 @@ def _lines(node: Lines, room: int, style: Style) -> Iterator[list[Piece]]:
 def _in_line(
     pieces: list[Piece], fields: list[tuple[str, Json]], style: Style, room: int
 ) -> list[Piece] | None:
-    """``pieces`` and the fields behind them, where all that fits one line."""
+    """Return ``pieces`` and the fields in one line; None if it is too narrow."""
     if not 0 < len(fields) <= _FIELDS_IN_LINE:
         return None
     values = [(name, *shown(name, value, style)) for name, value in fields]
@@ -360,7 +359,7 @@ def _in_line(
 
 
 def _reply(values: Record, below: str, style: Style) -> Iterator[str]:
-    """Its JSON: as much as fits a line, or all of it."""
+    """Yield the reply's JSON: as much as fits into a line, or all of it."""
     prefix = paint(below, "dim", style)
     text = values.get("text")
     if isinstance(text, dict) and "text" in text:
@@ -372,13 +371,13 @@ def _reply(values: Record, below: str, style: Style) -> Iterator[str]:
         text = text.strip()
         if not style.full:
             room = room_beside(below, style)
-            # What a character takes on the screen is known only once it is made safe.
+            # Only after escaping is it known how many columns the text takes.
             text = shorten(safe(text[: room + 1], style), room, style)
         yield prefix + paint(safe(text, style), "json", style)
 
 
 def _table(fields: list[tuple[str, Json]], style: Style, prefix: str) -> Iterator[str]:
-    """One line a field: name, exact value (numbers to the right), value as a person reads it."""
+    """Yield one line a field: name, exact value (numbers to the right), readable value."""
     names = column((name for name, _ in fields), style)
     numbers = max((len(compact(value)) for _, value in fields if isinstance(value, int)), default=0)
     for name, value in fields:

@@ -12,17 +12,17 @@ from virtrace.trace.roles import ERROR
 
 _ROW = 20
 _BAR = 17
-# That a bar has room for, in a percent of a wide window.
+# Characters that fit into a bar, for each percent of a wide window.
 _CHARACTERS = 1.6
-# The lane that is no thread of libvirt's.
+# The lane of QEMU, which is not a thread of libvirt.
 _QEMU = None
-# Below that many functions inside each other a picture tells nothing more.
+# More levels of nested functions would not make the picture clearer.
 _DEEPEST = 12
 
 
 @dataclass(frozen=True)
 class Bar:
-    """x, width: percent. y: pixels. target: the anchor of what it shows."""
+    """A bar. x, width: in percent. y: in pixels. target: the anchor of what it shows."""
 
     kind: str
     name: str
@@ -35,7 +35,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Arrow:
-    """x: percent. top, bottom: pixels."""
+    """An arrow. x: in percent. top, bottom: in pixels."""
 
     x: float
     top: int
@@ -44,7 +44,7 @@ class Arrow:
 
 @dataclass
 class Timeline:
-    """lanes: the name of each, and where it stands. start, end: of the whole, to be read."""
+    """A timeline. lanes: names and positions, in pixels. start, end: as text."""
 
     start: str
     end: str
@@ -55,10 +55,10 @@ class Timeline:
 
 
 def timeline(calls: Sequence[tuple[str, Call]], anchors: dict[int, str] | None) -> Timeline:
-    """Of one call or many, each with its anchor.
+    """Draw one call or several, each with its anchor.
 
-    anchors: of each node by its ``id()``, to show all that happened; None to show the calls
-    as a whole, and their QMP commands.
+    anchors: of each node, by its ``id()``, to show everything that happened; None to show the calls
+    as a whole, with their QMP commands.
     """
     shown = [item for anchor, call in calls for item in _items(anchor, call, anchors)]
     start = min(_start(item.node) for item in shown)
@@ -96,7 +96,7 @@ def timeline(calls: Sequence[tuple[str, Call]], anchors: dict[int, str] | None) 
 
 @dataclass(frozen=True)
 class _Item:
-    """row: below the top of its lane. caller: the row of the function that it happened in."""
+    """row: below the top of its lane. caller: row of the function in which it happened."""
 
     node: Child
     lane: int | None
@@ -124,14 +124,14 @@ def _items(anchor: str, call: Call, anchors: dict[int, str] | None) -> Iterator[
 
 
 def _lanes(items: Sequence[_Item]) -> dict[int | None, int]:
-    """How many rows each thread takes: those that called first, then QEMU."""
+    """Return the number of rows of each thread: in the order of their first event, then QEMU."""
     lanes: dict[int | None, int] = {}
     for item in items:
         if item.lane != _QEMU:
             lanes[item.lane] = max(lanes.get(item.lane, 0), item.row + 1)
     in_qemu = [item.node for item in items if item.lane == _QEMU]
     for exchange in in_qemu:
-        # A stranger's trace can also have a thread of this number.
+        # A forged trace can have a thread of this number.
         if not isinstance(exchange, Exchange):
             continue
         lanes.setdefault(exchange.send.tid, 1)
@@ -145,7 +145,7 @@ def _start(node: Child) -> int:
 
 
 def _end(node: Child) -> int | None:
-    """None where it was not seen."""
+    """Return when a node ended, ns; None if that was not seen."""
     if isinstance(node, Point):
         return node.event.t_ns
     if isinstance(node, Span):
@@ -154,7 +154,7 @@ def _end(node: Child) -> int | None:
 
 
 def _told(node: Child) -> tuple[str, str]:
-    """Its name, and the class of its bar."""
+    """Return the name of a node, and the class of its bar."""
     if isinstance(node, Point):
         return node.event.name, "error" if node.event.role == ERROR else "point"
     if isinstance(node, Exchange):

@@ -1,4 +1,4 @@
-"""Numbers as a person reads them, always beside the exact ones."""
+"""Numbers in readable units; the output always contains the exact numbers too."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _UNITS = ((1_000, "us"), (1_000_000, "ms"), (_NS_PER_SECOND, "s"))
 
 
 def reading(field: str, value: int) -> str | None:
-    """``value`` in the unit that the C field of this name has; None for a plain number."""
+    """Return ``value`` in the unit that its C field implies; None for a plain number."""
     if field in _BYTES or field.endswith(_BYTES_ENDING):
         return binary(value)
     if field in _KIB:
@@ -26,24 +26,24 @@ def reading(field: str, value: int) -> str | None:
 
 
 def quantity(field: str, value: int) -> str:
-    """``2147483648 (2.000 GiB)``, ``527027278 (527 ms)``, ``712``."""
+    """Return the value, and in brackets its readable form: ``2147483648 (2.000 GiB)``, ``712``."""
     read = reading(field, value)
     return f"{value} ({read})" if read else str(value)
 
 
 def binary(value: int) -> str | None:
-    """Bytes as ``virsh --human`` writes them; None where the number itself says it best."""
+    """Return bytes as ``virsh --human`` writes them; None if the plain number is clearer."""
     if not 1024 <= value < 1 << 64:
         return None
     power = min((value.bit_length() - 1) // 10, len(_BINARY))
-    # Rounding may reach the next unit: 1024.000 KiB is 1.000 MiB.
+    # Rounding may lead to the next unit: 1024.000 KiB is 1.000 MiB.
     if round(value / 1024**power, 3) >= 1024 and power < len(_BINARY):
         power += 1
     return f"{value / 1024**power:.3f} {_BINARY[power - 1]}"
 
 
 def duration(ns: int) -> str:
-    """Nanoseconds in two or three digits: ``850 ns``, ``3.2 ms``, ``527 ms``, ``2 min 5 s``."""
+    """Return nanoseconds with two or three digits: ``850 ns``, ``3.2 ms``, ``2 min 5 s``."""
     if ns < 1000:
         return f"{ns} ns"
     if ns >= 60 * _NS_PER_SECOND:
@@ -55,17 +55,17 @@ def duration(ns: int) -> str:
 
 
 def seconds(ns: int) -> str:
-    """A moment, to the millisecond: ``12.345 s``."""
+    """Return a time in seconds, exact to the millisecond: ``12.345 s``."""
     whole, rest = divmod(ns, _NS_PER_SECOND)
     return f"{whole}.{rest // 1_000_000:03} s"
 
 
 def clock(ms: int) -> str:
-    """A time that is told in milliseconds since the epoch: ``13:05:09.123 UTC``."""
+    """Return a time of day, from milliseconds since the epoch: ``13:05:09.123 UTC``."""
     moment = datetime.fromtimestamp(ms // 1000, timezone.utc)
     return f"{moment:%H:%M:%S}.{ms % 1000:03} UTC"
 
 
 def count(number: int, noun: str) -> str:
-    """``1 call``, ``5,812 bytes``."""
+    """Return a number with its noun: ``1 call``, ``5,812 bytes``."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
