@@ -6,13 +6,14 @@ such files, and writes private ones, through this one.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import math
 import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -23,6 +24,8 @@ from virtrace.errors import TargetError, TraceError
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# <fcntl.h>, <linux/fs.h>
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1
 # Of a child that reads one small file.
 _MEMORY, _PROCESSOR_SECONDS = 64 << 20, 2
 # The file system of a stranger may never answer.
@@ -320,13 +323,37 @@ def write_new(path: Path, what: str, content: Iterable[str | bytes]) -> None:
         descriptor = os.open(unfinished, _NEW, 0o600)
         try:
             fill(descriptor, path, what, content)
-            # Unlike a rename, a link never replaces a file.
-            os.link(unfinished, path)
+            _rename_to_new(unfinished, path)
         finally:
             os.close(descriptor)
-            os.unlink(unfinished)
+            with suppress(FileNotFoundError):
+                os.unlink(unfinished)
     except (OSError, ValueError) as error:
         raise _not_created(path, what, error) from error
+
+
+def _rename_to_new(unfinished: Path, path: Path) -> None:
+    """Give a file its name in one step, unless another file has that name.
+
+    The old name may remain.
+    Raises: OSError: FileExistsError among them.
+    """
+    try:
+        # Unlike a rename, a link never replaces a file. NFS has no other way.
+        os.link(unfinished, path)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        # Not every file system has hard links: FAT has none.
+        libc = ctypes.CDLL(None, use_errno=True)
+        old, new = os.fsencode(unfinished), os.fsencode(path)
+        if libc.renameat2(_AT_FDCWD, old, _AT_FDCWD, new, _RENAME_NOREPLACE) == 0:
+            return
+        number = ctypes.get_errno()
+        reason = os.strerror(number)
+        if number == errno.EINVAL:
+            reason = "its file system cannot create a file in one step"
+        raise OSError(number, reason, str(path)) from error
 
 
 def exists(path: Path, what: str) -> TraceError:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import os
+import platform
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -131,6 +134,58 @@ def test_a_new_file_appears_whole_and_replaces_nothing(tmp_path: Path) -> None:
         files.write_new(file, "the text", ["third"])
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
     assert file.read_text() == "firstsecond"
+
+
+# Has the kernel refuse system calls to this process, as a file system without them does; then
+# writes files.
+WITHOUT = """
+import ctypes, errno, struct, sys
+from pathlib import Path
+from virtrace.errors import TraceError
+from virtrace.files import write_new
+
+def refuse(numbers):
+    # struct sock_filter: load the number of the system call; for each one, compare and refuse.
+    program = struct.pack("<HBBI", 0x20, 0, 0, 0)
+    for number in numbers:
+        program += struct.pack("<HBBI", 0x15, 0, 1, number)
+        program += struct.pack("<HBBI", 0x06, 0, 0, 0x50000 | errno.EPERM)
+    program += struct.pack("<HBBI", 0x06, 0, 0, 0x7FFF0000)
+    code = ctypes.create_string_buffer(program)
+    whole = struct.pack("<HxxxxxxQ", len(program) // 8, ctypes.addressof(code))
+    libc = ctypes.CDLL(None)
+    assert libc.prctl(38, 1, 0, 0, 0) == 0
+    assert libc.prctl(22, 2, whole, 0, 0) == 0
+
+file = Path(sys.argv[1])
+refuse(map(int, sys.argv[2:]))
+for text in ("first", "second"):
+    try:
+        write_new(file, "the text", [text])
+    except TraceError as error:
+        print(error)
+"""
+# By machine: link and linkat; renameat2.
+SYSTEM_CALLS = {"x86_64": ((86, 265), 316), "aarch64": ((37,), 276)}
+
+
+def written_without(file: Path, calls: Iterable[int]) -> list[str]:
+    """Write a file twice, without some system calls; return what is said about it."""
+    words = [sys.executable, "-c", WITHOUT, str(file), *map(str, calls)]
+    ended = subprocess.run(words, capture_output=True, text=True, check=True)
+    return ended.stdout.splitlines()
+
+
+@pytest.mark.skipif(platform.machine() not in SYSTEM_CALLS, reason="knows other system calls")
+def test_a_new_file_needs_no_hard_links(tmp_path: Path) -> None:
+    links, rename = SYSTEM_CALLS[platform.machine()]
+    file = tmp_path / "file"
+    assert written_without(file, links) == [f"{file} already exists"]
+    assert (file.read_text(), file.stat().st_mode & 0o777) == ("first", 0o600)
+    other = tmp_path / "other"
+    refused = f"cannot write the text {other}: Operation not permitted"
+    assert written_without(other, (*links, rename)) == [refused, refused]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_file_in_another_root_is_read_within_its_limits(tmp_path: Path) -> None:
