@@ -188,7 +188,7 @@ def test_a_struct_that_fits_no_known_layout_is_unavailable(
     found, [[logged]] = trace(daemons("strange_object"), tmp_path / "t.jsonl", "call vm1 vda")
     info, _ = info_and_stats(int(logged.split()[-1]))
     assert values(found, ROOT, "enter") == {
-        "domain": {"unavailable": "0 of 2 known layouts of virDomain fit what is there"},
+        "domain": {"unavailable": "0 of 2 known layouts of virDomain fit the memory there"},
         "disk": "vda",
         "flags": 7,
     }

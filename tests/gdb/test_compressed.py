@@ -31,7 +31,7 @@ def test_a_killed_gdb_leaves_what_it_wrote(mortal: Daemon, tmp_path: Path) -> No
     tracing.ended()
     after = read_trace(output)
     assert after.events[: len(before.events)] == before.events
-    assert after.problems == ["no footer: the run was cut short, or is still going on"]
+    assert after.problems == ["no footer: the run was cut short, or is still running"]
 
 
 def test_zstandard_is_written_or_said_to_be_missing(daemon: Daemon, tmp_path: Path) -> None:

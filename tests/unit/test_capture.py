@@ -267,7 +267,7 @@ def test_typed_parameters(path: str) -> None:
         "llong": -(1 << 63),
         "ullong": (1 << 64) - 1,
         "double": 1.5,
-        "nan": {"unavailable": "nan is no number of JSON"},
+        "nan": {"unavailable": "nan is not a JSON number"},
         "boolean": True,
         "string": "text",
         "lost": {"unavailable": "cannot read memory at 0x9000"},
@@ -279,16 +279,16 @@ def test_typed_parameters(path: str) -> None:
 @pytest.mark.parametrize(
     ("contents", "count", "why"),
     [
-        (b"", 9, "only how many there are"),
+        (b"", 9, "only for the number"),
         (PARAMETERS, -1, "implausible count of typed parameters: -1"),
         (PARAMETERS, 1 << 20, "implausible count of typed parameters: 1048576"),
         (PARAMETERS, 10, "cannot read memory"),
         (typed(("int", 0, b"")), 1, "has the type 0"),
         (typed(("int", 8, b"")), 1, "has the type 8"),
-        (bytes(96), 1, "no array"),
-        (b"\xff" * 96, 1, "no array"),
-        (b"x" * 96, 1, "no array"),
-        (typed(("a\x1b[2J", 1, b"")), 1, "no array"),
+        (bytes(96), 1, "not an array"),
+        (b"\xff" * 96, 1, "not an array"),
+        (b"x" * 96, 1, "not an array"),
+        (typed(("a\x1b[2J", 1, b"")), 1, "not an array"),
     ],
 )
 def test_what_is_no_array_of_typed_parameters(contents: bytes, count: int, why: str) -> None:
@@ -430,8 +430,8 @@ class TestRecords:
             (1, {"ret": bytes(8)}, "NULL pointer"),
             (1, {"array": bytes(16)}, "NULL pointer"),
             (1, {"domain": bytes(64)}, "0 of 2 known layouts of virDomain"),
-            (1, {"params": bytes(96)}, "no array of typed parameters"),
-            (1, {"name": b"\xff\0".ljust(PAGE)}, "no text"),
+            (1, {"params": bytes(96)}, "not an array of typed parameters"),
+            (1, {"name": b"\xff\0".ljust(PAGE)}, "is not text"),
         ],
     )
     def test_what_is_none(self, count: int, changed: dict[str, bytes], why: str) -> None:

@@ -67,7 +67,7 @@ def test_what_was_written_is_there_before_the_end(ending: str, tmp_path: Path) -
         writer.write([event])
         trace = read_trace(writer.path)
         assert len(trace.events) == number
-        assert trace.problems == ["no footer: the run was cut short, or is still going on"]
+        assert trace.problems == ["no footer: the run was cut short, or is still running"]
     writer.close()
 
 

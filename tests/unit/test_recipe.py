@@ -165,7 +165,7 @@ BROKEN = [
     ("optional: true", "optional: true: 1", "14:19", "not YAML", "fix this line"),
     ("    optional: true", "    find: {driver_method: a}",
      "14:11", "`find:` needs the declaration of the function", "`prototype:`"),
-    ("    at: return", "    arguments: int a", "33:16", "stand in its `prototype:`", "remove"),
+    ("    at: return", "    arguments: int a", "33:16", "are in its `prototype:`", "remove"),
     ("{domain: domain->name", "{domain: backtrace(no->id)",
      "10:21", "'no' is not an argument", "domain, flags"),
     ("    optional: true", "    lines: {a: b, c: backtrace(b)}",
@@ -173,7 +173,7 @@ BROKEN = [
     ("by: [mon, json.id]", "by: []", "29:36", "nothing to answer by", "json.id"),
     ("by: [mon, json.id]", "by: [no]", "23:5", "'no', by which it answers, is no", "json, mon"),
     ("answers: {point: qmp.send, by: [mon", "answers: {point: error, by: [mon",
-     "23:5", "no value of 'error'", "code, message"),
+     "23:5", "not a value of 'error'", "code, message"),
 ]  # fmt: skip
 
 

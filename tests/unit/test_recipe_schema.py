@@ -34,7 +34,7 @@ BEYOND_A_SCHEMA = (
     "declaration",
     "not YAML",
     "needs the declaration",
-    "no value of",
+    "not a value of",
     "by which it answers",
     "is not a filter",
     "found 'yes'",  # which YAML itself takes for true

@@ -177,7 +177,7 @@ def test_calls_that_overlap_all_the_time_are_cut_and_both_files_say_so(
         incomplete = [each.id for each in found if not each.complete]
         # Its other events are in the last one.
         assert incomplete == ([enter["call"]] if first or last else [])
-        said = f"open at its start, and begun in a file before: calls {enter['call']}"
+        said = f"begun in an earlier file and open at the start: calls {enter['call']}"
         assert trace.problems == ([] if first else [said])
         assert main(["show", str(file)]) == (DONE if first else INCOMPLETE)
         assert "the recording continues in the next one" in capsys.readouterr().out or last

@@ -41,7 +41,7 @@ def fetch(build_id: str, name: str, source: str | None = None) -> Path | None:
             timeout=_FETCH_SECONDS,
         )
     except subprocess.TimeoutExpired:
-        print(f"virtrace: no answer in {_FETCH_SECONDS} s, going on without it", file=sys.stderr)
+        print(f"virtrace: no answer in {_FETCH_SECONDS} s, continuing without it", file=sys.stderr)
         return None
     return Path(answer.stdout.strip()) if answer.returncode == 0 else None
 

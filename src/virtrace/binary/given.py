@@ -14,7 +14,7 @@ def text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f"found {_shortened(value)} where text belongs")
     if len(value) > MAX_TEXT or _NO_TEXT.search(value):
-        raise ValueError(f"found {_shortened(value)}, which is too long, or no text")
+        raise ValueError(f"found {_shortened(value)}, which is too long, or not valid text")
     return value
 
 

@@ -78,7 +78,7 @@ def layout(name: str, about: Mapping[str, Any], structs: Structs) -> Struct:
 def check(field: str, ctype: CType, low: object, high: object) -> Check:
     """A check of a field. Raises ValueError where the field or a bound is not a number."""
     if not isinstance(ctype, (Integer, Boolean, Pointer)):
-        raise ValueError(f"{field} is no number that could be checked")
+        raise ValueError(f"{field} is not a number, and cannot be checked")
     bounds = (given.number(bound, -(1 << 63), (1 << 64) - 1) for bound in (low, high))
     return Check(field, *bounds)
 

@@ -22,7 +22,7 @@ from virtrace.targets.processes import find_daemons
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "doctor",
-        description="Looks at GDB, permissions, the daemon and its debug info. Touches nothing.",
+        description="Check GDB, permissions, the daemon and its debug info. Nothing is changed.",
     )
     parser.add_argument(
         "-p", dest="pid", metavar="PID", type=int, help="the daemon (default: each that runs)"

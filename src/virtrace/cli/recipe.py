@@ -51,9 +51,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     new = actions.add_parser(
         "new",
         help="write a recipe for a function of libvirt's API",
-        description="Write a recipe for a function of libvirt's API, of what the daemon's files "
-        "tell: the driver's method, and what that calls. The daemon is not stopped. Prune it, and "
-        "see what it finds: virtrace recipe check FILE.",
+        description="Write a recipe for a function of libvirt's API, with the driver's method and "
+        "the functions that it calls, as found in the daemon's files. The daemon is not stopped. "
+        "Prune the recipe, and see what it finds: virtrace recipe check FILE.",
     )
     new.set_defaults(run=_new)
     new.add_argument("function", metavar="FUNCTION", help="such as virDomainGetBlockInfo")
@@ -67,12 +67,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     compiling = actions.add_parser(
         "compile",
         help="write a program for a host where only bpftrace may run",
-        description="Write a shell script that traces by a recipe with nothing but bpftrace, and "
-        "only files of the same build. What it prints becomes a trace: virtrace import.",
+        description="Write a shell script that traces with a recipe and needs only bpftrace. It "
+        "traces only files of the same build. `virtrace import` makes a trace of its output.",
     )
     compiling.set_defaults(run=_compile)
     compiling.add_argument("recipe", metavar="RECIPE", help="a shipped recipe, or a file")
-    compiling.add_argument("--to", choices=["bpftrace"], required=True, help="what runs it")
+    compiling.add_argument(
+        "--to", choices=["bpftrace"], required=True, help="the program that runs it"
+    )
     compiling.add_argument(
         "-o", "--output", metavar="FILE", type=Path, required=True, help="must not exist"
     )

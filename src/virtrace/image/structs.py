@@ -32,7 +32,7 @@ def step_to_member(struct: Struct, member: str | None) -> ReadStep:
         if len(layouts) != 1:
             raise Unavailable(
                 f"{len(layouts)} of {1 + len(struct.alternatives)} known layouts of "
-                f"{struct.name} fit what is there"
+                f"{struct.name} fit the memory there"
             )
         field = layouts[0].member(member) if member else None
         return address + (field.offset if field else 0)

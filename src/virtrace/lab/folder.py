@@ -78,7 +78,7 @@ def locked(folder: Path, create: bool) -> Iterator[None]:
             )
         if os.listdir(handle) and not (folder / MARKER).exists():
             raise LabError(
-                f"{folder} holds files that are no lab's",
+                f"{folder} contains files that are not part of a lab",
                 "give a new or empty folder with --dir",
             )
         yield

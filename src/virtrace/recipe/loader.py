@@ -381,7 +381,7 @@ def _check_answers(node: _Node, point: Point, answers: Answer, points: list[Poin
             # What neither has would agree always.
             if name.split(".")[0] not in known:
                 node.fail(
-                    f"{name!r}, by which it answers, is no value of {one.name!r}",
+                    f"{name!r}, by which it answers, is not a value of {one.name!r}",
                     f"name one of: {', '.join(sorted(known)) or 'none, capture one'}",
                 )
 
@@ -528,9 +528,7 @@ def _point(node: _Node, keys: Mapping[str, _Node]) -> Point:
         declared = prototype.Prototype(usdt, "void", parameters)
     elif "prototype" in keys:
         if "arguments" in keys:
-            keys["arguments"].fail(
-                "a function's arguments stand in its `prototype:`", "remove this"
-            )
+            keys["arguments"].fail("a function's arguments are in its `prototype:`", "remove this")
         declared = keys["prototype"].parsed(prototype.parse, _DECLARATION)
         if "at" in keys:
             at = keys["at"].text()

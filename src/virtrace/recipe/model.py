@@ -60,7 +60,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Answer:
-    """The point answers an earlier one, on whatever thread, that agrees in all of ``by``.
+    """The point answers an earlier one, on any thread, that agrees in all of ``by``.
 
     by: names of values; ``json.id`` is the member ``id`` of the value ``json``.
     """

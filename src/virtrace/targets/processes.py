@@ -69,7 +69,7 @@ def installed(binary: Path) -> Program:
     target = next(named, None)
     if target is None:
         raise TargetError(
-            f"{binary} is no part of {either(target.name for target in targets)} by its name",
+            f"{binary} is not part of {either(target.name for target in targets)} by its name",
             "name a daemon's program, its main module "
             f"({either(target.module for target in targets)}) or one of its drivers",
         )

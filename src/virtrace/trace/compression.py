@@ -82,8 +82,8 @@ class Packer:
 
     def pack(self, data: bytes) -> bytes:
         if self._compressor is None:
-            raise OSError(errno.EPIPE, "what is compressed goes on from a piece that was not kept")
-        # The state before this piece, to go on from if the piece is not written.
+            raise OSError(errno.EPIPE, "the data continues from a piece that was not kept")
+        # The state before this piece, from which to continue if the piece is not written.
         self._before = self._compressor.copy() if self._is_gzip else None
         packed: bytes = self._compressor.compress(data)
         mode = zlib.Z_SYNC_FLUSH if self._is_gzip else self._zstandard.COMPRESSOBJ_FLUSH_BLOCK

@@ -274,9 +274,9 @@ def _missing(events: int, header: Header, footer: Footer | None) -> list[str]:
     problems = []
     if "part" in header and (cut := header["part"]["open"]):
         listed = ", ".join(map(str, cut))
-        problems.append(f"open at its start, and begun in a file before: calls {listed}")
+        problems.append(f"begun in an earlier file and open at the start: calls {listed}")
     if footer is None:
-        return [*problems, "no footer: the run was cut short, or is still going on"]
+        return [*problems, "no footer: the run was cut short, or is still running"]
     if footer["events"] != events:
         problems.append(f"{events} of the {footer['events']} events are in the file")
     if footer["dropped"]:
@@ -340,7 +340,7 @@ def _bounded_lines(stream: BinaryIO | BufferedReader, path: str | Path) -> Itera
                 too_much = f"{_MOST_VALUES:,} values"
             if too_much:
                 raise TraceError(
-                    f"{path} holds a line of more than {too_much}, and no trace does",
+                    f"{path} has a line of more than {too_much}, which no trace has",
                     "ask for a fresh copy of the trace",
                 )
         yield line
@@ -416,7 +416,7 @@ def _header(line: bytes | None, path: str | Path) -> tuple[Header, int]:
     """Return the header in the newest version, and the version that the file has."""
     try:
         if line is None:
-            raise ShapeError("it is empty or is no JSON text")
+            raise ShapeError("it is empty or not JSON")
         record = _parse(line)
         if record.get("type") != "header" or record.get("format") != FORMAT:
             raise ShapeError("its first line is not the header of one")

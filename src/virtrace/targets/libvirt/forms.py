@@ -33,14 +33,14 @@ _to_name = step_to_member(_DOMAIN, "name")
 def typed_parameters(memory: Memory, address: int, count: int) -> Json:
     """Read an array of virTypedParameter, as an object by their names. Raises: Unavailable."""
     if address == 0:
-        raise Unavailable("NULL pointer: only how many there are was asked for")
+        raise Unavailable("NULL pointer: the caller asked only for the number of parameters")
     if not 0 <= count <= MAX_READ // _TYPED.size:
         raise Unavailable(f"implausible count of typed parameters: {count}")
     found: dict[str, Json] = {}
     for field, kind, value in _TYPED.iter_unpack(memory.read(address, count * _TYPED.size)):
         name, end, _ = field.partition(b"\0")
         if not (end and name.isascii() and name.decode("ascii").isprintable() and name):
-            raise Unavailable("what is there is no array of typed parameters")
+            raise Unavailable("the memory there is not an array of typed parameters")
         found[name.decode("ascii")] = _typed_value(memory, kind, value)
     return found
 
@@ -60,7 +60,7 @@ def domain_stats(memory: Memory, address: int, count: int) -> Json:
         at_name = _to_name(memory, not_null(memory, domain))
         name = text(read_string(memory, integer(memory.read(at_name, _POINTER))))
         if not isinstance(name, str):
-            raise Unavailable("the name of a domain is no text")
+            raise Unavailable("the name of a domain is not text")
         found[name] = typed_parameters(memory, params, nparams) if nparams else {}
     return found
 
@@ -75,5 +75,5 @@ def _typed_value(memory: Memory, kind: int, raw: bytes) -> Json:
         raise Unavailable(f"no typed parameter has the type {kind}")
     (value,) = struct.unpack_from("<" + _TYPED_KINDS[kind], raw)
     if isinstance(value, float) and not math.isfinite(value):
-        return unavailable(f"{value} is no number of JSON")
+        return unavailable(f"{value} is not a JSON number")
     return value
