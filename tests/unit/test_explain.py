@@ -21,7 +21,7 @@ from tests.support.paths import DATA, DOCS
 from virtrace.analysis.blockinfo import API, NUMBERS
 from virtrace.analysis.checks import Evidence
 from virtrace.analysis.explain import Explained, Explanation, explain
-from virtrace.analysis.lineage import Step
+from virtrace.analysis.lineage import Origin
 from virtrace.analysis.spans import CallBuilder
 from virtrace.report import explanation, explanation_document
 from virtrace.report.highlight import Style, cells
@@ -89,7 +89,7 @@ def test_the_guest_of_the_lab() -> None:
 # Lineage
 
 
-def leaves(step: Step) -> Iterator[Step]:
+def leaves(step: Origin) -> Iterator[Origin]:
     if not step.sources:
         yield step
     for source in step.sources:
@@ -113,7 +113,7 @@ def test_every_step_and_every_evidence_is_in_the_trace(name: str) -> None:
         for seen in (each.now for lineage in one.lineages for each in lineage.rule.seen):
             assert at(events[seen.seq].values, seen.path) == seen.value
         evidence = [each for finding in one.findings for each in finding.evidence]
-        quotes: list[Step | Evidence] = [*steps, *evidence]
+        quotes: list[Origin | Evidence] = [*steps, *evidence]
         for quote in quotes:
             if quote.seq is not None and quote.path is not None and quote.value is not None:
                 assert at(events[quote.seq].values, quote.path) == quote.value
@@ -152,7 +152,7 @@ def test_the_way_of_each_number_down_to_qemu() -> None:
     }
 
 
-def way(disk: Disk, allocation: int, physical: int, number: str) -> list[list[Step]]:
+def way(disk: Disk, allocation: int, physical: int, number: str) -> list[list[Origin]]:
     """The ends of a number's chain, and the struct's fields before them."""
     one = call(numbers(disk.capacity, allocation, physical), [disk], stats=disk.libvirts())
     [lineage] = [each for each in cases.explained(one).lineages if each.number == number]

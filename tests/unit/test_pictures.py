@@ -12,7 +12,7 @@ import pytest
 
 from tests.support import pages, samples
 from virtrace.analysis.chain import Link, chains
-from virtrace.analysis.lineage import Lineage, Rule, Step
+from virtrace.analysis.lineage import Lineage, Origin, Rule
 from virtrace.analysis.spans import MOST_NESTED, CallBuilder
 from virtrace.report import diagram, origins
 from virtrace.trace.reader import read_trace
@@ -150,17 +150,17 @@ def test_mermaid_takes_nothing_hostile_for_its_own(hostile: list[Link]) -> None:
 # Origins
 
 
-def lineage(number: str, *sources: Step) -> Lineage:
-    driver = Step("driver", "d", value=1, path=f".info.{number}", sources=sources)
-    api = Step("api", "a", value=1, path=f".info.{number}", sources=(driver,))
+def lineage(number: str, *sources: Origin) -> Lineage:
+    driver = Origin("driver", "d", value=1, path=f".info.{number}", sources=sources)
+    api = Origin("api", "a", value=1, path=f".info.{number}", sources=(driver,))
     return Lineage(number, api, Rule(""))
 
 
 def test_shared_sources_are_joined_and_what_is_only_possible_is_dashed() -> None:
-    used = Step("qmp", "query-named-block-nodes libvirt-4", "space used", 1, path=".used")
-    struct = Step("struct", "gather", value=1, path=".stats.physical", sources=(used,))
-    virtual = Step("qmp", "query-named-block-nodes libvirt-4", "size", 1, path=".size")
-    own = Step("host", "read by libvirt from /x", missing="not traced")
+    used = Origin("qmp", "query-named-block-nodes libvirt-4", "space used", 1, path=".used")
+    struct = Origin("struct", "gather", value=1, path=".stats.physical", sources=(used,))
+    virtual = Origin("qmp", "query-named-block-nodes libvirt-4", "size", 1, path=".size")
+    own = Origin("host", "read by libvirt from /x", missing="not traced")
     picture = origins.svg(
         [
             lineage("capacity", virtual),
@@ -181,12 +181,12 @@ def test_shared_sources_are_joined_and_what_is_only_possible_is_dashed() -> None
 
 
 def test_no_arrow_passes_a_box() -> None:
-    def struct(field: str) -> Step:
-        told = Step("qmp", "q libvirt-4", field, 1, path=f".{field}")
+    def struct(field: str) -> Origin:
+        told = Origin("qmp", "q libvirt-4", field, 1, path=f".{field}")
         where = "qemuDomainBlocksStatsGather"
-        return Step("struct", where, value=1, path=f".stats.{field}", sources=(told,))
+        return Origin("struct", where, value=1, path=f".stats.{field}", sources=(told,))
 
-    own = Step("host", "own look", missing="not traced")
+    own = Origin("host", "own look", missing="not traced")
     picture = origins.svg(
         [
             lineage("capacity", struct("a"), struct("b"), struct("c")),

@@ -13,7 +13,7 @@ from virtrace.analysis.source_lines import Seen
 
 
 @dataclass(frozen=True)
-class Step:
+class Origin:
     """One place where the number was, and what it was taken from.
 
     kind: ``api``, ``driver``, ``struct`` (libvirt's copy of QEMU's values), ``qmp`` or ``host``
@@ -35,7 +35,7 @@ class Step:
     missing: str | None = None
     seq: int | None = None
     path: str | None = None
-    sources: tuple[Step, ...] = ()
+    sources: tuple[Origin, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ class Lineage:
     """The origin of one number. number: one of NUMBERS. answer: what the API returned."""
 
     number: str
-    answer: Step
+    answer: Origin
     rule: Rule
 
-    def steps(self) -> Iterator[Step]:
+    def steps(self) -> Iterator[Origin]:
         """Yield every step, the answer first, alternatives one after the other."""
         rest = [self.answer]
         while rest:
@@ -118,7 +118,7 @@ def on_device(block: BlockInfo, host: HostDisk | None) -> bool | None:
     return None
 
 
-def _answer(block: BlockInfo, info: Reading, number: str, sources: tuple[Step, ...]) -> Step:
+def _answer(block: BlockInfo, info: Reading, number: str, sources: tuple[Origin, ...]) -> Origin:
     driver = _step("driver", DRIVER, block.driver_info, number, sources=sources)
     return _step("api", API, info, number, sources=(driver,))
 
@@ -129,17 +129,17 @@ def _step(
     reading: Reading | None,
     name: str,
     meaning: str = "",
-    sources: tuple[Step, ...] = (),
-) -> Step:
+    sources: tuple[Origin, ...] = (),
+) -> Origin:
     """Make a step with the number called ``name``, or with the reason why it is missing."""
     found = reading.number(name) if reading else None
     if found is not None:
-        return Step(kind, where, meaning, found.value, None, found.seq, found.path, sources)
+        return Origin(kind, where, meaning, found.value, None, found.seq, found.path, sources)
     unread = reading.text(name, "unavailable") or reading.text("unavailable") if reading else None
-    return Step(kind, where, meaning, missing=unread or _NOT_TRACED, sources=sources)
+    return Origin(kind, where, meaning, missing=unread or _NOT_TRACED, sources=sources)
 
 
-_Chain = tuple[tuple[Step, ...], Rule]
+_Chain = tuple[tuple[Origin, ...], Rule]
 
 
 def _running(block: BlockInfo, host: HostDisk | None) -> dict[str, _Chain]:
@@ -153,7 +153,7 @@ def _running(block: BlockInfo, host: HostDisk | None) -> dict[str, _Chain]:
         physical.append(USAGE)
     size = _own_look(block, host)
 
-    def sources(names: list[str]) -> tuple[Step, ...]:
+    def sources(names: list[str]) -> tuple[Origin, ...]:
         return tuple(
             size if name == STAT else _struct(block, name) for name in dict.fromkeys(names)
         )
@@ -165,14 +165,14 @@ def _running(block: BlockInfo, host: HostDisk | None) -> dict[str, _Chain]:
     }
 
 
-def _struct(block: BlockInfo, name: str) -> Step:
+def _struct(block: BlockInfo, name: str) -> Origin:
     sources = tuple(_qmp(device, name) for device in block.devices)
     if not sources:
-        sources = (Step("qmp", "QEMU", _MEANING[name], missing=_NOT_TRACED),)
+        sources = (Origin("qmp", "QEMU", _MEANING[name], missing=_NOT_TRACED),)
     return _step("struct", GATHER, block.stats, name, sources=sources)
 
 
-def _qmp(device: Device, name: str) -> Step:
+def _qmp(device: Device, name: str) -> Origin:
     readings = {
         CAPACITY: device.capacity,
         USAGE: device.usage,
@@ -180,21 +180,21 @@ def _qmp(device: Device, name: str) -> Step:
     }
     meaning, found = _MEANING[name], readings[name]
     if found is None:
-        return Step("qmp", device.node.where, meaning, missing="QEMU did not report it")
+        return Origin("qmp", device.node.where, meaning, missing="QEMU did not report it")
     if name == USAGE and device.actual_size is None:
         meaning = "the size that the guest sees, because QEMU did not report the space used"
-    return Step("qmp", found.where, meaning, found.value, None, found.seq, found.path)
+    return Origin("qmp", found.where, meaning, found.value, None, found.seq, found.path)
 
 
-def _own_look(block: BlockInfo, host: HostDisk | None) -> Step:
+def _own_look(block: BlockInfo, host: HostDisk | None) -> Origin:
     """Describe the size that libvirt asks the kernel for: not in QMP, but maybe in host facts."""
     files = {device.file for device in block.devices} or {host.path if host else None}
     file = files.pop() if len(files) == 1 else None
     where = f"read by libvirt from {file or 'the image'}"
     meaning = _SIZE[on_device(block, host)]
     if host is None or host.size is None:
-        return Step("host", where, meaning, missing=_THE_KERNEL)
-    return Step("host", where, f"{meaning}, by the host facts of this trace", host.size)
+        return Origin("host", where, meaning, missing=_THE_KERNEL)
+    return Origin("host", where, f"{meaning}, by the host facts of this trace", host.size)
 
 
 def _stopped(block: BlockInfo, host: HostDisk | None) -> dict[str, _Chain]:
@@ -203,12 +203,12 @@ def _stopped(block: BlockInfo, host: HostDisk | None) -> dict[str, _Chain]:
     size = _own_look(block, host)
     kind = on_device(block, host)
     header = "size in the image's header; for a raw image, its own size"
-    allocation = Step("host", size.where, _STOPPED_ALLOCATION[kind], missing=_THE_KERNEL)
+    allocation = Origin("host", size.where, _STOPPED_ALLOCATION[kind], missing=_THE_KERNEL)
     if kind is False and host is not None and host.allocated is not None:
         meaning = f"{_STOPPED_ALLOCATION[kind]}, by the host facts of this trace"
-        allocation = Step("host", size.where, meaning, host.allocated)
+        allocation = Origin("host", size.where, meaning, host.allocated)
     return {
-        "capacity": ((Step("host", size.where, header, missing=_THE_KERNEL),), rule),
+        "capacity": ((Origin("host", size.where, header, missing=_THE_KERNEL),), rule),
         "allocation": ((allocation,), rule),
         "physical": ((size,), rule),
     }

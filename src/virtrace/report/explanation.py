@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from virtrace.analysis.blockinfo import NUMBERS
 from virtrace.analysis.causes import Case, Cause, Finding
 from virtrace.analysis.explain import Explained, Explanation
-from virtrace.analysis.lineage import Lineage, Step
+from virtrace.analysis.lineage import Lineage, Origin
 from virtrace.errors import typed
 from virtrace.report import units
 from virtrace.report.highlight import Style, paint, safe
@@ -157,7 +157,7 @@ def _lineage(lineage: Lineage, style: Style) -> Iterator[str]:
     yield from _step(lineage.answer, lineage.answer.value, _BELOW, style)
 
 
-def _step(step: Step, answered: int | None, prefix: str, style: Style) -> Iterator[str]:
+def _step(step: Origin, answered: int | None, prefix: str, style: Style) -> Iterator[str]:
     """Yield a step and its sources; a value is shown only if it differs from the answer."""
     yield from fold(_told(step, answered), style, prefix, prefix + _BELOW)
     several = len(step.sources) > 1
@@ -167,7 +167,7 @@ def _step(step: Step, answered: int | None, prefix: str, style: Style) -> Iterat
         yield from _step(source, answered, prefix + ("  " if several else ""), style)
 
 
-def _told(step: Step, answered: int | None) -> list[Piece]:
+def _told(step: Origin, answered: int | None) -> list[Piece]:
     pieces = [(_event(step.seq), "dim"), *words(step.where)]
     if step.path:
         pieces.append((step.path, "cyan"))

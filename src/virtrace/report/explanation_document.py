@@ -7,7 +7,7 @@ from pathlib import Path
 
 from virtrace.analysis.causes import Case, Finding
 from virtrace.analysis.explain import Explained, Explanation
-from virtrace.analysis.lineage import Lineage, Step
+from virtrace.analysis.lineage import Lineage, Origin
 from virtrace.analysis.source_lines import Seen
 from virtrace.report.explanation import answer, fill
 from virtrace.trace.format import Record
@@ -97,5 +97,5 @@ def _seen(seen: Seen) -> Record:
     }
 
 
-def _step(step: Step) -> Record:
+def _step(step: Origin) -> Record:
     return {**vars(step), "sources": [_step(source) for source in step.sources]}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from virtrace.analysis.lineage import Lineage, Step
+from virtrace.analysis.lineage import Lineage, Origin
 from virtrace.report import units
 from virtrace.report.drawing import GAP, MARGIN, Box, Drawing, wrapped
 
@@ -98,7 +98,7 @@ def _nodes(lineages: Sequence[Lineage]) -> list[_Node]:
     nodes: list[_Node] = []
     known: dict[tuple[object, ...], _Node] = {}
     for column, lineage in enumerate(lineages):
-        rest: list[tuple[Step, list[tuple[_Node, float]]]] = [(lineage.answer, [])]
+        rest: list[tuple[Origin, list[tuple[_Node, float]]]] = [(lineage.answer, [])]
         while rest:
             step, to = rest.pop(0)
             layer = _LAYERS[step.kind]
@@ -120,7 +120,7 @@ def _nodes(lineages: Sequence[Lineage]) -> list[_Node]:
     return nodes
 
 
-def _box(step: Step, lineage: Lineage) -> Box:
+def _box(step: Origin, lineage: Lineage) -> Box:
     where = step.where.rpartition(" libvirt-")[0] if step.kind == "qmp" else ""
     lines = wrapped(where or step.where, _WIDTH)
     notes = wrapped(step.path, _WIDTH) if step.path else []
