@@ -290,7 +290,7 @@ def _apart(node: Point | Exchange, texts: _Texts) -> Record:
 
 
 @dataclass(frozen=True)
-class _Step:
+class _PageNode:
     """One step of writing a tree: the line of a node, or the end of a function.
 
     opens: what follows is inside of it, until a step that closes it.
@@ -305,36 +305,36 @@ class _Step:
     lines: list[Record] = field(default_factory=list)
 
 
-def _steps(call: Call, answer: Record, texts: _Texts) -> Iterator[_Step]:
+def _steps(call: Call, answer: Record, texts: _Texts) -> Iterator[_PageNode]:
     # Not recursive: a trace can be deeper than Python's stack.
     rest: list[tuple[pieces.Node | None, int]] = [(call.root, 0)]
     while rest:
         node, depth = rest.pop()
         if node is None:
-            yield _Step([], closes=True)
+            yield _PageNode([], closes=True)
         elif isinstance(node, pieces.Struct):
             note = [("as in the answer above", "dim")] if node.in_answer else []
             fields = [] if node.in_answer else [_field(*pair) for pair in pieces.flat(node.fields)]
-            yield _Step(_joined([(node.name, "bold"), *note]), fields=fields)
+            yield _PageNode(_joined([(node.name, "bold"), *note]), fields=fields)
         elif isinstance(node, pieces.Frames):
             frames = [
                 {"name": number, "exact": text, "reading": "", "role": role}
                 for number, (text, role) in node.rows
             ]
-            yield _Step([(node.name, "bold")], fields=frames)
+            yield _PageNode([(node.name, "bold")], fields=frames)
         elif isinstance(node, pieces.Lines):
             yield _lines(node)
         else:
             below = pieces.nodes_below(node, answer, is_root=node is call.root)
             opens = bool(below) and depth < _DEEPEST
             line = _joined(pieces.said(node, _STYLE))
-            yield _Step(line, _anchor(node), opens=opens, refs=list(texts.of(node)))
+            yield _PageNode(line, _anchor(node), opens=opens, refs=list(texts.of(node)))
             if opens:
                 rest.append((None, depth))
             rest.extend((child, depth + 1) for child in reversed(below))
 
 
-def _lines(node: pieces.Lines) -> _Step:
+def _lines(node: pieces.Lines) -> _PageNode:
     """Return lines as a closed element: their numbers, and what changed."""
     changes = [change for line in node.lines for change in line.changes]
     numbers = pieces.numbered(node.lines, _LINES_WIDTH, _CLOSED)
@@ -352,7 +352,7 @@ def _lines(node: pieces.Lines) -> _Step:
         }
         for line in node.lines
     ]
-    return _Step(_joined(told), f"event-{node.lines[0].event.seq}", lines=lines)
+    return _PageNode(_joined(told), f"event-{node.lines[0].event.seq}", lines=lines)
 
 
 def _anchor(node: Child) -> str:
