@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from virtrace.analysis.decision import CAPACITY, OFFSET, USAGE, Decision, decide
-from virtrace.analysis.devices import Device, Qmp, Reading
+from virtrace.analysis.devices import Device, Qmp, Quoted
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.source_lines import Line, Seen, lines_of, watch
 from virtrace.analysis.spans import Call, Point, Span
@@ -50,9 +50,9 @@ class BlockInfo:
     """
 
     call: Call
-    info: Reading | None
-    driver_info: Reading | None
-    stats: Reading | None
+    info: Quoted | None
+    driver_info: Quoted | None
+    stats: Quoted | None
     running: bool | None
     devices: tuple[Device, ...]
     chosen_by: str
@@ -193,10 +193,10 @@ def _running(spans: Mapping[str, Span], qmp: Qmp, seen: Collection[str]) -> bool
     return False if driver_called and {GATHER, roles.QMP_COMMAND} & set(seen) else None
 
 
-def _returned(span: Span | None, name: str) -> Reading | None:
+def _returned(span: Span | None, name: str) -> Quoted | None:
     if span is None or span.returned is None or span.exit_seq is None:
         return None
-    return Reading(span.returned, span.name, span.exit_seq).get(name)
+    return Quoted(span.returned, span.name, span.exit_seq).get(name)
 
 
 def _name(value: Json) -> str:
@@ -206,7 +206,7 @@ def _name(value: Json) -> str:
 
 
 def _choose(
-    devices: tuple[Device, ...], disk: str, stats: Reading | None, alias: str | None
+    devices: tuple[Device, ...], disk: str, stats: Quoted | None, alias: str | None
 ) -> tuple[tuple[Device, ...], str]:
     """Return the candidates for the disk, and how they were told from the rest."""
     if not devices:
@@ -250,7 +250,7 @@ def target_index(disk: str) -> int | None:
     return index - 1
 
 
-def differences(stats: Reading, device: Device) -> Iterator[tuple[Reading, Reading]]:
+def differences(stats: Quoted, device: Device) -> Iterator[tuple[Quoted, Quoted]]:
     """Yield values of libvirt's struct that differ from QEMU's for a device, with QEMU's."""
     said = {
         **{field: device.entry.number("stats", name) for field, name in COUNTERS.items()},

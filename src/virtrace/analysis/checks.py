@@ -13,7 +13,7 @@ from virtrace.analysis.blockinfo import (
     differences,
     target_index,
 )
-from virtrace.analysis.devices import Reading
+from virtrace.analysis.devices import Quoted
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Evidence:
     path: str | None = None
 
 
-def quote(reading: Reading, text: str) -> Evidence:
+def quote(reading: Quoted, text: str) -> Evidence:
     value = reading.value if type(reading.value) is int else None
     return Evidence(f"{text} ({reading.where})", value, reading.seq, reading.path)
 
@@ -47,7 +47,7 @@ def contradictions(block: BlockInfo) -> list[Evidence]:
     ]
 
 
-def _driver_and_api(block: BlockInfo, info: Reading) -> Iterator[Evidence]:
+def _driver_and_api(block: BlockInfo, info: Quoted) -> Iterator[Evidence]:
     for number in NUMBERS:
         answer = info.number(number)
         driver = block.driver_info.number(number) if block.driver_info else None
@@ -68,7 +68,7 @@ def _struct_and_qemu(block: BlockInfo) -> Iterator[Evidence]:
         yield quote(device.entry, f"{block.disk} should not be {device.name}")
 
 
-def _capacity(block: BlockInfo, info: Reading) -> Iterator[Evidence]:
+def _capacity(block: BlockInfo, info: Quoted) -> Iterator[Evidence]:
     answer = info.number("capacity")
     told = block.stats.number("capacity") if block.stats else None
     told = told or (block.device.capacity if block.device else None)
@@ -77,7 +77,7 @@ def _capacity(block: BlockInfo, info: Reading) -> Iterator[Evidence]:
         yield quote(told, "the virtual size")
 
 
-def _decision(block: BlockInfo, info: Reading) -> Iterator[Evidence]:
+def _decision(block: BlockInfo, info: Quoted) -> Iterator[Evidence]:
     if not block.decisions or block.follows(block.decisions[0]):
         return
     decision = block.decisions[0]

@@ -37,7 +37,7 @@ def step(key: Key) -> str:
     return f".{key}" if _IDENTIFIER.fullmatch(key) else f'["{quoted}"]'
 
 
-class Reading(NamedTuple):
+class Quoted(NamedTuple):
     """A value in the trace.
 
     where: the function or QMP command that returned it.
@@ -55,7 +55,7 @@ class Reading(NamedTuple):
         """Its path in the event's ``values``, for jq."""
         return "".join(map(step, self.keys))
 
-    def get(self, *keys: Key) -> Reading | None:
+    def get(self, *keys: Key) -> Quoted | None:
         """Return the value below these keys; None if there is none."""
         value = self.value
         try:
@@ -63,9 +63,9 @@ class Reading(NamedTuple):
                 value = value[key]
         except (KeyError, IndexError, TypeError):
             return None
-        return Reading(value, self.where, self.seq, self.keys + keys)
+        return Quoted(value, self.where, self.seq, self.keys + keys)
 
-    def number(self, *keys: Key) -> Reading | None:
+    def number(self, *keys: Key) -> Quoted | None:
         """Return the value below these keys if it is an integer, else None."""
         found = self.get(*keys)
         return found if found is not None and type(found.value) is int else None
@@ -74,7 +74,7 @@ class Reading(NamedTuple):
         found = self.get(*keys)
         return found.value if found is not None and isinstance(found.value, str) else None
 
-    def items(self) -> Iterator[Reading]:
+    def items(self) -> Iterator[Quoted]:
         """Yield the elements of an array; nothing for any other value."""
         for index in range(len(self.value) if isinstance(self.value, list) else 0):
             found = self.get(index)
@@ -95,35 +95,35 @@ class Device:
     """
 
     name: str
-    entry: Reading
-    node: Reading
-    image: Reading | None
+    entry: Quoted
+    node: Quoted
+    image: Quoted | None
     format: str | None
     protocol: str | None
     file: str | None
 
     @functools.cached_property
-    def capacity(self) -> Reading | None:
+    def capacity(self) -> Quoted | None:
         """V, in bytes: the size that the guest sees."""
         return self.image.number("virtual-size") if self.image else None
 
     @functools.cached_property
-    def actual_size(self) -> Reading | None:
+    def actual_size(self) -> Quoted | None:
         """Space that it uses on the host, in bytes; None if QEMU does not report it."""
         return self.image.number("actual-size") if self.image else None
 
     @functools.cached_property
-    def usage(self) -> Reading | None:
+    def usage(self) -> Quoted | None:
         """P, in bytes: the space used as libvirt sees it; the size if QEMU does not report it."""
         return self.actual_size or self.capacity
 
     @functools.cached_property
-    def highest_offset(self) -> Reading | None:
+    def highest_offset(self) -> Quoted | None:
         """W, in bytes: end of the farthest write, of the node below; None: `not valid`."""
         return self.node.number("parent", "stats", "wr_highest_offset")
 
     @property
-    def own_highest_offset(self) -> Reading | None:
+    def own_highest_offset(self) -> Quoted | None:
         """The same for the node itself, which libvirt does not read."""
         return self.node.number("stats", "wr_highest_offset")
 
@@ -149,7 +149,7 @@ class Device:
         found = _VIRTIO_ALIAS.search(self.name)
         return int(found[1]) if found else None
 
-    def discards(self) -> Iterator[Reading]:
+    def discards(self) -> Iterator[Quoted]:
         """Yield counters of discards that are not zero, of the device and of the storage."""
         counters = (
             self.entry.number("stats", "unmap_operations"),
@@ -165,15 +165,15 @@ class Qmp:
     def __init__(self, exchanges: Iterable[Exchange]) -> None:
         self.asked = False
         self._asked_for_nodes = False
-        self._entries: dict[str, Reading] = {}
-        self._devices: list[Reading] = []
-        self._nodes: dict[str, Reading] = {}
-        self._drives: dict[str, Reading] = {}
+        self._entries: dict[str, Quoted] = {}
+        self._devices: list[Quoted] = []
+        self._nodes: dict[str, Quoted] = {}
+        self._drives: dict[str, Quoted] = {}
         for exchange in exchanges:
             self.asked = True
             if exchange.reply is not None:
                 where = f"{exchange.command} {exchange.id}"
-                reply = Reading(exchange.reply.values, where, exchange.reply.seq)
+                reply = Quoted(exchange.reply.values, where, exchange.reply.seq)
                 self._take(exchange, reply.get("json", "return"))
 
     def devices(self) -> Iterator[Device]:
@@ -195,7 +195,7 @@ class Qmp:
                 if device is not None:
                     yield device
 
-    def _down_to_image(self, entry: Reading) -> Iterator[str]:
+    def _down_to_image(self, entry: Quoted) -> Iterator[str]:
         """Yield a device's node names from the top to the first that is not a filter."""
         name, below = entry.text("node-name") or "", entry
         yield name
@@ -206,7 +206,7 @@ class Qmp:
             yield name
             below = self._entries.get(name, below)
 
-    def _device(self, entry: Reading, node: str, offsets: Reading, bottom: str) -> Device | None:
+    def _device(self, entry: Quoted, node: str, offsets: Quoted, bottom: str) -> Device | None:
         """node: the name by which libvirt knows the disk. bottom: the image, below all filters."""
         alias = entry.text("device") or ""
         name = alias or entry.text("qdev")
@@ -218,7 +218,7 @@ class Qmp:
         return Device(name, entry, offsets, image, format_, protocol, self._file(bottom, image))
 
     def _drivers(
-        self, entry: Reading, bottom: str, told: Reading | None
+        self, entry: Quoted, bottom: str, told: Quoted | None
     ) -> tuple[str | None, str | None]:
         """Return the drivers of the format and of the storage below it."""
         statistics = self._entries.get(bottom, entry)
@@ -235,11 +235,11 @@ class Qmp:
         found = self._nodes.get(node)
         return found.text("drv") if found else None
 
-    def _drive(self, alias: str) -> Reading | None:
+    def _drive(self, alias: str) -> Quoted | None:
         found = self._drives.get(alias)
         return found.get("inserted") if found else None
 
-    def _file(self, bottom: str, image: Reading | None) -> str | None:
+    def _file(self, bottom: str, image: Quoted | None) -> str | None:
         below = self._nodes.get(bottom)
         statistics = self._entries.get(bottom)
         parent = statistics.text("parent", "node-name") if statistics else None
@@ -252,7 +252,7 @@ class Qmp:
         # QEMU writes JSON instead of a path if the image needs more options.
         return next((name for name in named if name and name.startswith("/")), None)
 
-    def _take(self, exchange: Exchange, answer: Reading | None) -> None:
+    def _take(self, exchange: Exchange, answer: Quoted | None) -> None:
         if answer is None:
             return
         if exchange.command == "query-blockstats":
@@ -269,7 +269,7 @@ class Qmp:
         elif exchange.command == "query-block":
             self._drives = {drive.text("device") or "": drive for drive in answer.items()}
 
-    def _keep(self, entry: Reading | None) -> None:
+    def _keep(self, entry: Quoted | None) -> None:
         """Keep the first entry of each node, as libvirt does, also of a device's backing images."""
         while entry is not None:
             name = entry.text("node-name")

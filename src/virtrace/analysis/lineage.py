@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from virtrace.analysis.blockinfo import API, DRIVER, GATHER, NUMBERS, BlockInfo
 from virtrace.analysis.decision import CAPACITY, OFFSET, STAT, USAGE
-from virtrace.analysis.devices import Device, Reading
+from virtrace.analysis.devices import Device, Quoted
 from virtrace.analysis.host import HostDisk
 from virtrace.analysis.source_lines import Seen
 
@@ -118,7 +118,7 @@ def on_device(block: BlockInfo, host: HostDisk | None) -> bool | None:
     return None
 
 
-def _answer(block: BlockInfo, info: Reading, number: str, sources: tuple[Origin, ...]) -> Origin:
+def _answer(block: BlockInfo, info: Quoted, number: str, sources: tuple[Origin, ...]) -> Origin:
     driver = _step("driver", DRIVER, block.driver_info, number, sources=sources)
     return _step("api", API, info, number, sources=(driver,))
 
@@ -126,7 +126,7 @@ def _answer(block: BlockInfo, info: Reading, number: str, sources: tuple[Origin,
 def _step(
     kind: str,
     where: str,
-    reading: Reading | None,
+    reading: Quoted | None,
     name: str,
     meaning: str = "",
     sources: tuple[Origin, ...] = (),

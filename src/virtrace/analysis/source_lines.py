@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from virtrace.analysis.devices import Reading
+from virtrace.analysis.devices import Quoted
 from virtrace.analysis.spans import Child, Point, Span
 from virtrace.trace.format import Event, Json
 
@@ -61,7 +61,7 @@ class Seen:
     """
 
     old: int
-    now: Reading
+    now: Quoted
     after: Line
     before: Line | None
 
@@ -103,7 +103,7 @@ def lines_of(span: Span) -> list[Line]:
     return [Line(*pair) for pair in zip(events, [*events[1:], None])]
 
 
-def watch(lines: Sequence[Line], name: str, returned: Reading | None) -> tuple[Seen, ...]:
+def watch(lines: Sequence[Line], name: str, returned: Quoted | None) -> tuple[Seen, ...]:
     """Return each change of a number, or that it did not change; empty if the lines lack it.
 
     returned: the number as the function returned it.
@@ -113,7 +113,7 @@ def watch(lines: Sequence[Line], name: str, returned: Reading | None) -> tuple[S
     readable = False
     first = after = None
     for line in lines:
-        told = Reading(line.event.values, line.event.name, line.event.seq).get("changed", name)
+        told = Quoted(line.event.values, line.event.name, line.event.seq).get("changed", name)
         new = told.number("to") if told else None
         if new is not None:
             if known is not None and after is not None:
