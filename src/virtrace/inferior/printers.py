@@ -13,7 +13,7 @@ import gdb
 import gdb.printing
 
 from virtrace.printing import safe
-from virtrace.report.units import count, quantity, reading
+from virtrace.report.units import count, humanized, quantity
 
 # Of one disk, and of one domain. GDB itself shows no more than `print elements` children, 200
 # unless set otherwise, and an ellipsis for the rest.
@@ -121,7 +121,7 @@ def _with_unit(name: str, value: gdb.Value) -> gdb.Value | str:
         number = int(value)
     except gdb.error:
         return value
-    return quantity(name, number) if reading(name, number) else value
+    return quantity(name, number) if humanized(name, number) else value
 
 
 def _format_is_wanted() -> bool:

@@ -363,7 +363,7 @@ def _anchor(node: Child) -> str:
 
 def _field(name: str, value: Json) -> Record:
     if type(value) is int:
-        reading = units.reading(name.rpartition(".")[2], value)
+        reading = units.humanized(name.rpartition(".")[2], value)
         return {"name": name, "exact": str(value), "reading": reading or "", "role": "c"}
     text, role = pieces.shown(name, value, _STYLE)
     return {"name": name, "exact": text, "reading": "", "role": role}

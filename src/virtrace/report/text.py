@@ -386,7 +386,7 @@ def _table(fields: list[tuple[str, Json]], style: Style, prefix: str) -> Iterato
             pieces = [(f"{compact(value):>{numbers}}", "c")]
             reading = None
             if not isinstance(value, bool):
-                reading = units.reading(name.rpartition(".")[2], value)
+                reading = units.humanized(name.rpartition(".")[2], value)
             if reading:
                 pieces.append((f"({reading})", "bold"))
         else:

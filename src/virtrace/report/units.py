@@ -14,7 +14,7 @@ _NS_PER_SECOND = 1_000_000_000
 _UNITS = ((1_000, "us"), (1_000_000, "ms"), (_NS_PER_SECOND, "s"))
 
 
-def reading(field: str, value: int) -> str | None:
+def humanized(field: str, value: int) -> str | None:
     """Return ``value`` in the unit that its C field implies; None for a plain number."""
     if field in _BYTES or field.endswith(_BYTES_ENDING):
         return binary(value)
@@ -27,7 +27,7 @@ def reading(field: str, value: int) -> str | None:
 
 def quantity(field: str, value: int) -> str:
     """Return the value, and in brackets its readable form: ``2147483648 (2.000 GiB)``, ``712``."""
-    read = reading(field, value)
+    read = humanized(field, value)
     return f"{value} ({read})" if read else str(value)
 
 
