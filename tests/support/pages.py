@@ -11,7 +11,7 @@ from tests.support import samples
 from tests.support.paths import DATA
 from virtrace.analysis.spans import CallBuilder
 from virtrace.report import html
-from virtrace.trace.archive import Bundle
+from virtrace.trace.archive import BundleReader
 from virtrace.trace.reader import Trace, read_trace
 
 SAMPLE = DATA / "sample-blockinfo.jsonl"
@@ -27,7 +27,7 @@ HOSTILE = (
 
 def read_bundle(path: Path) -> dict[str, bytes]:
     with path.open("rb") as file:
-        return {name: member.read() for name, member in Bundle(file, path).members()}
+        return {name: member.read() for name, member in BundleReader(file, path).members()}
 
 
 def page(trace: Trace) -> str:

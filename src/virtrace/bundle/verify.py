@@ -12,7 +12,7 @@ from virtrace.bundle.files import digest
 from virtrace.bundle.redact.passes import VERSIONS
 from virtrace.bundle.report import REPORT
 from virtrace.errors import TraceError
-from virtrace.trace.archive import TRACE, Bundle, Member
+from virtrace.trace.archive import TRACE, BundleReader, Member
 from virtrace.trace.format import Json, Record
 from virtrace.trace.reader import TraceStream
 
@@ -28,7 +28,7 @@ def problems(path: str, stream: BinaryIO) -> list[str]:
     """
     files = {}
     text = b""
-    for name, member in Bundle(stream, path).members():
+    for name, member in BundleReader(stream, path).members():
         if name == MANIFEST:
             text = member.read()
         else:

@@ -44,7 +44,7 @@ class _NotABundle(Exception):
 class Member(io.RawIOBase):
     """The content of a file; it can be read until the next one is asked for."""
 
-    def __init__(self, bundle: Bundle, size: int) -> None:
+    def __init__(self, bundle: BundleReader, size: int) -> None:
         self._bundle = bundle
         self._left = size
 
@@ -60,7 +60,7 @@ class Member(io.RawIOBase):
         return len(data)
 
 
-class Bundle:
+class BundleReader:
     """A file that is open; TraceError where it is no bundle, is damaged, or holds too much."""
 
     def __init__(self, file: BinaryIO, path: object) -> None:

@@ -315,7 +315,7 @@ def _zstd_lines(file: BinaryIO, path: str | Path) -> Iterator[bytes]:
 
 def _bundled_lines(file: BinaryIO, path: str | Path) -> Iterator[bytes]:
     found = False
-    for name, member in archive.Bundle(file, path).members():
+    for name, member in archive.BundleReader(file, path).members():
         if name == archive.TRACE:
             found = True
             yield from _bounded_lines(BufferedReader(member, _BUFFER), path)
