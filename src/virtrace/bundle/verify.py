@@ -12,7 +12,7 @@ from virtrace.bundle.files import digest
 from virtrace.bundle.redact.passes import VERSIONS
 from virtrace.bundle.report import REPORT
 from virtrace.errors import TraceError
-from virtrace.trace.archive import TRACE, BundleReader, Member
+from virtrace.trace.archive import TRACE, BundleMember, BundleReader
 from virtrace.trace.format import Json, Record
 from virtrace.trace.reader import TraceStream
 
@@ -52,7 +52,7 @@ def problems(path: str, stream: BinaryIO) -> list[str]:
     ]
 
 
-def _read(member: Member) -> Iterator[bytes]:
+def _read(member: BundleMember) -> Iterator[bytes]:
     while piece := member.read(_PIECE):
         yield piece
 

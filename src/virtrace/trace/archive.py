@@ -41,7 +41,7 @@ class _NotABundle(Exception):
     """The message says why."""
 
 
-class Member(io.RawIOBase):
+class BundleMember(io.RawIOBase):
     """The content of a file; it can be read until the next one is asked for."""
 
     def __init__(self, bundle: BundleReader, size: int) -> None:
@@ -69,7 +69,7 @@ class BundleReader:
         self._inflated = Inflated(file, GZIP, path)
         self.stream = io.BufferedReader(self._inflated)
 
-    def members(self) -> Iterator[tuple[str, Member]]:
+    def members(self) -> Iterator[tuple[str, BundleMember]]:
         """Each file by its name, without the folder that they are in."""
         try:
             yield from self._members()
@@ -87,7 +87,7 @@ class BundleReader:
             "ask for one that `virtrace bundle` made, or for the trace itself",
         )
 
-    def _members(self) -> Iterator[tuple[str, Member]]:
+    def _members(self) -> Iterator[tuple[str, BundleMember]]:
         names: set[str] = set()
         room, members = MAX_BYTES, 0
         while True:
@@ -106,14 +106,14 @@ class BundleReader:
                 room -= size
             if room < 0:
                 raise _NotABundle(f"it holds more than {MAX_BYTES >> 20} MiB beside the trace")
-            member = Member(self, size)
+            member = BundleMember(self, size)
             if not is_folder:
                 names.add(name)
                 yield name, member
             self._skip_rest(member, -size % _BLOCK)
         self._check_end()
 
-    def _skip_rest(self, member: Member, fill: int) -> None:
+    def _skip_rest(self, member: BundleMember, fill: int) -> None:
         while member.read(_LONGEST_FILL):
             pass
         if len(self.stream.read(fill)) < fill:
