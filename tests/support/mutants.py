@@ -42,8 +42,8 @@ from tests.support.paths import DATA
 from virtrace.cli.main import main
 from virtrace.image.process import inspect
 from virtrace.recipe import catalogue
-from virtrace.trace.archive import FOLDER as TOP
-from virtrace.trace.archive import MAX_BYTES
+from virtrace.trace.bundle_reader import FOLDER as TOP
+from virtrace.trace.bundle_reader import MAX_BYTES
 
 # Of processor time for one command, and of the whole process.
 SECONDS = 5.0

@@ -11,7 +11,7 @@ from tests.support import samples
 from tests.support.paths import DATA
 from virtrace.analysis.spans import CallBuilder
 from virtrace.report import html
-from virtrace.trace.archive import BundleReader
+from virtrace.trace.bundle_reader import BundleReader
 from virtrace.trace.reader import Trace, read_trace
 
 SAMPLE = DATA / "sample-blockinfo.jsonl"

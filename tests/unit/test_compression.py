@@ -20,7 +20,7 @@ from tests.unit.test_writer import full_disk
 from virtrace.analysis.spans import CallBuilder
 from virtrace.cli.main import main
 from virtrace.errors import TraceError
-from virtrace.trace.archive import FOLDER, TRACE
+from virtrace.trace.bundle_reader import FOLDER, TRACE
 from virtrace.trace.reader import TraceStream, read_trace
 from virtrace.trace.writer import Writer, insert_before_footer
 

@@ -17,7 +17,7 @@ from tests.support.pages import read_bundle
 from tests.support.paths import DATA
 from virtrace.bundle import archive
 from virtrace.errors import TraceError
-from virtrace.trace.archive import MAX_BYTES, MAX_FILES
+from virtrace.trace.bundle_reader import MAX_BYTES, MAX_FILES
 from virtrace.trace.reader import read_trace
 
 TOP = "virtrace-bundle/"

@@ -13,7 +13,7 @@ from typing import BinaryIO
 from virtrace import __version__
 from virtrace.bundle.files import digest, opened
 from virtrace.errors import TraceError
-from virtrace.trace.archive import FOLDER, TRACE, excess
+from virtrace.trace.bundle_reader import FOLDER, TRACE, excess
 from virtrace.trace.format import Record
 
 FORMAT = "virtrace-bundle"

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from xml.etree import ElementTree
 
 from virtrace.bundle.files import pieces
-from virtrace.trace.archive import TRACE
+from virtrace.trace.bundle_reader import TRACE
 from virtrace.trace.format import Json
 
 _MANIFEST = "MANIFEST.json"

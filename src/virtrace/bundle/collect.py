@@ -20,7 +20,7 @@ from virtrace.errors import TraceError, VirtraceError
 from virtrace.host.facts import HostFacts
 from virtrace.report import explanation, explanation_document, html
 from virtrace.report.highlight import Style
-from virtrace.trace.archive import TRACE
+from virtrace.trace.bundle_reader import TRACE
 from virtrace.trace.reader import Recording, TraceStream
 
 RECIPE, PAGE = "recipe.yaml", "page.html"

@@ -8,7 +8,7 @@ from io import BytesIO
 from tempfile import TemporaryFile
 from typing import BinaryIO
 
-from virtrace.trace.archive import TRACE
+from virtrace.trace.bundle_reader import TRACE
 
 _PIECE = 1 << 20
 

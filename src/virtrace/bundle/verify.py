@@ -12,7 +12,7 @@ from virtrace.bundle.files import digest
 from virtrace.bundle.redact.passes import VERSIONS
 from virtrace.bundle.report import REPORT
 from virtrace.errors import TraceError
-from virtrace.trace.archive import TRACE, BundleMember, BundleReader
+from virtrace.trace.bundle_reader import TRACE, BundleMember, BundleReader
 from virtrace.trace.format import Json, Record
 from virtrace.trace.reader import TraceStream
 

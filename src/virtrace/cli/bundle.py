@@ -27,7 +27,7 @@ from virtrace.host.daemon import gather
 from virtrace.report.highlight import Style, paint, safe, style_for
 from virtrace.report.lines import copyable, labelled
 from virtrace.report.pieces import words
-from virtrace.trace.archive import FOLDER, TRACE
+from virtrace.trace.bundle_reader import FOLDER, TRACE
 from virtrace.trace.reader import TraceStream, require_whole
 
 _MAP_FORMAT = "virtrace-bundle-map"

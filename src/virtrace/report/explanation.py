@@ -14,7 +14,7 @@ from virtrace.report import units
 from virtrace.report.highlight import Style, paint, safe
 from virtrace.report.lines import ROOM, copyable, fold
 from virtrace.report.pieces import Piece, plain, words
-from virtrace.trace.archive import FOLDER, TRACE
+from virtrace.trace.bundle_reader import FOLDER, TRACE
 
 _CALLS_SHOWN = 8
 # Commands that unpack what jq cannot read, by file name extension.

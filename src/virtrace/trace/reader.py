@@ -14,7 +14,7 @@ from typing import BinaryIO, Protocol, cast
 
 from virtrace.errors import IncompleteError, TraceError, typed
 from virtrace.files import open_input
-from virtrace.trace import archive
+from virtrace.trace import bundle_reader
 from virtrace.trace.compression import GZIP, ZSTD, Inflated
 from virtrace.trace.format import (
     FORMAT,
@@ -295,7 +295,7 @@ def _way_to_read(file: BinaryIO, path: str | Path) -> _WayToRead:
         return _zstd_lines
     if not beginning.startswith(GZIP):
         return _plain_lines
-    return _bundled_lines if archive.is_bundle(file, path) else _gzip_lines
+    return _bundled_lines if bundle_reader.is_bundle(file, path) else _gzip_lines
 
 
 def _plain_lines(file: BinaryIO, path: str | Path) -> Iterable[bytes]:
@@ -315,13 +315,13 @@ def _zstd_lines(file: BinaryIO, path: str | Path) -> Iterator[bytes]:
 
 def _bundled_lines(file: BinaryIO, path: str | Path) -> Iterator[bytes]:
     found = False
-    for name, member in archive.BundleReader(file, path).members():
-        if name == archive.TRACE:
+    for name, member in bundle_reader.BundleReader(file, path).members():
+        if name == bundle_reader.TRACE:
             found = True
             yield from _bounded_lines(BufferedReader(member, _BUFFER), path)
     if not found:
         raise TraceError(
-            f"{path} is a bundle without {archive.TRACE}",
+            f"{path} is a bundle without {bundle_reader.TRACE}",
             f"see what else is wrong with it: virtrace bundle verify {typed(path)}",
         )
 
