@@ -78,7 +78,7 @@ class Field:
 
 
 @dataclass(frozen=True)
-class Check:
+class RangeCheck:
     """A check of an integer field: the layout can be right only if low <= value <= high."""
 
     field: str
@@ -106,7 +106,7 @@ class Struct:
     name: str
     size: int
     fields: Sequence[Field]
-    checks: Sequence[Check] = ()
+    checks: Sequence[RangeCheck] = ()
     alternatives: Sequence[Struct] = ()
     qmp: Sequence[QmpSources] = ()
     file: Path | None = None
@@ -180,7 +180,7 @@ def matching_layouts(ctype: Struct, raw: bytes) -> list[Struct]:
     return matcher(ctype)(raw)
 
 
-def _holds(layout: Struct, check: Check) -> Callable[[bytes], bool]:
+def _holds(layout: Struct, check: RangeCheck) -> Callable[[bytes], bool]:
     field = layout.member(check.field)
     assert field is not None
     value = decoder(field.type, field.offset)

@@ -14,13 +14,13 @@ from virtrace.binary import given
 from virtrace.binary.ctype import (
     Array,
     Boolean,
-    Check,
     CType,
     Field,
     Integer,
     Opaque,
     Pointer,
     QmpSources,
+    RangeCheck,
     Struct,
 )
 
@@ -75,12 +75,12 @@ def layout(name: str, about: Mapping[str, Any], structs: Structs) -> Struct:
     return Struct(name, given.address(about["size"]), tuple(fields), tuple(checks))
 
 
-def check(field: str, ctype: CType, low: object, high: object) -> Check:
+def check(field: str, ctype: CType, low: object, high: object) -> RangeCheck:
     """A check of a field. Raises ValueError where the field or a bound is not a number."""
     if not isinstance(ctype, (Integer, Boolean, Pointer)):
         raise ValueError(f"{field} is not a number, and cannot be checked")
     bounds = (given.number(bound, -(1 << 63), (1 << 64) - 1) for bound in (low, high))
-    return Check(field, *bounds)
+    return RangeCheck(field, *bounds)
 
 
 def struct_in(folder: Path, name: str) -> CType:
