@@ -26,7 +26,7 @@ _DEEPEST = 20
 
 
 @dataclass(frozen=True)
-class Finding:
+class SuspiciousText:
     """A suspicious text. kind: of names, by which it can be released. what: what it looks like."""
 
     file: str
@@ -41,7 +41,7 @@ class Finding:
         return f"{self.file}:{self.line}:{self.column}: {self.text!a} looks like {self.what}"
 
 
-def findings(files: Mapping[str, bytes], keep: Collection[str]) -> Iterator[Finding]:
+def findings(files: Mapping[str, bytes], keep: Collection[str]) -> Iterator[SuspiciousText]:
     """Yield each suspicious text once a file, except for the kinds that are released."""
     known = _known(files)
     for file in files:
@@ -344,7 +344,7 @@ class _Reader:
         self._seen: set[tuple[str, str]] = set()
         self._told: set[str] = set()
 
-    def findings(self, content: str, line: int) -> Iterator[Finding]:
+    def findings(self, content: str, line: int) -> Iterator[SuspiciousText]:
         """Yield the findings in a part of the file. line: number of its first line."""
         for number, text in enumerate(_units(self._file, content), line):
             for value, key in _values(self._file, text):
@@ -358,11 +358,11 @@ class _Reader:
                             content if text is content else text, number, shown, kind, what
                         )
 
-    def _finding(self, text: str, line: int, shown: str, kind: str, what: str) -> Finding:
+    def _finding(self, text: str, line: int, shown: str, kind: str, what: str) -> SuspiciousText:
         at = max(text.find(shown), text.find(json.dumps(shown)[1:-1]), 0)
         before = text[:at]
         column = at - before.rfind("\n")
-        return Finding(self._file, line + before.count("\n"), column, shown, kind, what)
+        return SuspiciousText(self._file, line + before.count("\n"), column, shown, kind, what)
 
     def _private(self, value: str, key: str) -> Iterator[tuple[str, str, str]]:
         kind = _TELLING.get(key)
