@@ -45,13 +45,13 @@ def findings(files: Mapping[str, bytes], keep: Collection[str]) -> Iterator[Susp
     """Yield each suspicious text once a file, except for the kinds that are released."""
     known = _known(files)
     for file in files:
-        reader = _Reader(file, frozenset(keep), known)
+        reader = _Auditor(file, frozenset(keep), known)
         line = 1
         for piece in pieces(files, file):
             text = piece.decode("utf-8", "surrogatepass")
             yield from reader.findings(text, line)
             line += text.count("\n")
-    reader = _Reader("the names of the files", frozenset(keep), known)
+    reader = _Auditor("the names of the files", frozenset(keep), known)
     yield from reader.findings("\n".join(files), 1)
 
 
@@ -329,7 +329,7 @@ _TELLING = {
 # Where the texts are
 
 
-class _Reader:
+class _Auditor:
     """Audits one file: judges each text once, and reports it once."""
 
     def __init__(self, file: str, keep: frozenset[str], known: frozenset[str]) -> None:
