@@ -12,7 +12,7 @@ from virtrace.analysis.explain import Explained, explain_trace
 from virtrace.analysis.spans import CallBuilder
 from virtrace.bundle import audit, search
 from virtrace.bundle.archive import MANIFEST, manifest
-from virtrace.bundle.files import Files
+from virtrace.bundle.files import BundleFiles
 from virtrace.bundle.pseudonyms import KINDS, Pseudonyms
 from virtrace.bundle.redact.passes import VERSIONS, collect, encoded, replace
 from virtrace.bundle.report import REPORT, markdown, overview
@@ -54,7 +54,7 @@ def make(
     progress("reading what is private")
     names = Pseudonyms(collect(trace, facts), keep)
     progress("replacing it")
-    files = Files()
+    files = BundleFiles()
     absent = replace(trace, facts, names, files)
     progress("explaining the trace, and drawing its page")
     redacted = TraceStream(TRACE, files.open(TRACE))
@@ -78,7 +78,7 @@ def make(
     return Bundle(files, names)
 
 
-def _explain(redacted: TraceStream, files: Files, absent: dict[str, str]) -> Explained:
+def _explain(redacted: TraceStream, files: BundleFiles, absent: dict[str, str]) -> Explained:
     try:
         explained = explain_trace(redacted, TRACE)
     except TraceError as error:

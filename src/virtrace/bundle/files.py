@@ -13,7 +13,7 @@ from virtrace.trace.bundle_reader import TRACE
 _PIECE = 1 << 20
 
 
-class Files(Mapping[str, bytes]):
+class BundleFiles(Mapping[str, bytes]):
     """The files by name; each value is the whole content, also of the trace.
 
     The trace is in a file without a name, which no other process can open and which ends with this
@@ -53,7 +53,7 @@ class Files(Mapping[str, bytes]):
 
 
 def opened(files: Mapping[str, bytes], name: str) -> BinaryIO:
-    return files.open(name) if isinstance(files, Files) else BytesIO(files[name])
+    return files.open(name) if isinstance(files, BundleFiles) else BytesIO(files[name])
 
 
 def pieces(files: Mapping[str, bytes], name: str) -> Iterator[bytes]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from virtrace.bundle.files import Files
+from virtrace.bundle.files import BundleFiles
 from virtrace.bundle.pseudonyms import Originals, Pseudonyms
 from virtrace.bundle.redact.config import redact_settings
 from virtrace.bundle.redact.context import Context
@@ -41,7 +41,9 @@ def collect(trace: Recording, facts: HostFacts) -> Originals:
     return originals
 
 
-def replace(trace: Recording, facts: HostFacts, names: Pseudonyms, files: Files) -> dict[str, str]:
+def replace(
+    trace: Recording, facts: HostFacts, names: Pseudonyms, files: BundleFiles
+) -> dict[str, str]:
     """Add the redacted trace and facts to the files of a bundle.
 
     The result: why a file is absent, by its name.
