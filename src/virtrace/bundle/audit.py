@@ -16,7 +16,7 @@ from html.parser import HTMLParser
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
-from virtrace.bundle.files import pieces
+from virtrace.bundle.files import file_pieces
 from virtrace.trace.bundle_reader import TRACE
 from virtrace.trace.format import Json
 
@@ -47,7 +47,7 @@ def findings(files: Mapping[str, bytes], keep: Collection[str]) -> Iterator[Susp
     for file in files:
         reader = _Auditor(file, frozenset(keep), known)
         line = 1
-        for piece in pieces(files, file):
+        for piece in file_pieces(files, file):
             text = piece.decode("utf-8", "surrogatepass")
             yield from reader.findings(text, line)
             line += text.count("\n")
@@ -58,7 +58,7 @@ def findings(files: Mapping[str, bytes], keep: Collection[str]) -> Iterator[Susp
 def _known(files: Mapping[str, bytes]) -> frozenset[str]:
     """Return what looks private in every bundle: build-ids of the trace, sums of the manifest."""
     found: set[str] = set()
-    first = next(iter(pieces(files, TRACE)), b"") if TRACE in files else b""
+    first = next(iter(file_pieces(files, TRACE)), b"") if TRACE in files else b""
     try:
         header = json.loads(first.partition(b"\n")[0])
         # The page shows the beginning of build-ids.

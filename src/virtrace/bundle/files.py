@@ -56,7 +56,7 @@ def opened(files: Mapping[str, bytes], name: str) -> BinaryIO:
     return files.open(name) if isinstance(files, BundleFiles) else BytesIO(files[name])
 
 
-def pieces(files: Mapping[str, bytes], name: str) -> Iterator[bytes]:
+def file_pieces(files: Mapping[str, bytes], name: str) -> Iterator[bytes]:
     """Yield the trace in pieces of whole records; any other file in one piece."""
     stream = opened(files, name)
     if name != TRACE:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import quote, quote_plus
 
-from virtrace.bundle.files import pieces
+from virtrace.bundle.files import file_pieces
 from virtrace.bundle.grams import Grams
 from virtrace.bundle.pseudonyms import Pseudonyms
 
@@ -41,7 +41,7 @@ def leaks(files: Mapping[str, bytes], names: Pseudonyms) -> Iterator[Leak]:
     wanted = [each for each in names.hidden if not names.is_ordinary(each)]
     search = _Search(wanted)
     for file in files:
-        yield from search.leaks(file, pieces(files, file))
+        yield from search.leaks(file, file_pieces(files, file))
     yield from search.leaks("the names of the files", ["\n".join(files).encode()])
 
 
