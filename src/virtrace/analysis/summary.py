@@ -106,7 +106,7 @@ class Movement:
 
 
 @dataclass
-class Disk:
+class DiskAnswers:
     """The answers about one disk, by the names that the callers used.
 
     last: the last call about it. Failed calls report no numbers, whatever their struct contains.
@@ -130,7 +130,7 @@ class Summary:
     incomplete: int = 0
     functions: dict[str, Statistics] = field(default_factory=dict)
     commands: dict[str, Statistics] = field(default_factory=dict)
-    disks: dict[str, Disk] = field(default_factory=dict)
+    disks: dict[str, DiskAnswers] = field(default_factory=dict)
 
     def add(self, node: Call | Point | Exchange) -> None:
         if isinstance(node, Exchange):
@@ -184,12 +184,12 @@ def _histograms(durations: list[list[int]], steps: Sequence[int]) -> list[list[B
     return [[Bucket(start, end, row[start]) for start, end in axis] for row in counts]
 
 
-def _add_disk(disks: dict[str, Disk], call: Call) -> None:
+def _add_disk(disks: dict[str, DiskAnswers], call: Call) -> None:
     arguments, returned = call.root.arguments, call.root.returned or {}
     if call.root.role != DISK_SIZES or "info" not in returned:
         return
     domain, name = arguments.get("domain"), arguments.get("disk")
-    disk = disks.setdefault(json.dumps([domain, name]), Disk(domain, name, call))
+    disk = disks.setdefault(json.dumps([domain, name]), DiskAnswers(domain, name, call))
     disk.last = call
     disk.calls += 1
     disk.failed += call.failed

@@ -26,7 +26,7 @@ from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, Child, Point, Span
 from virtrace.analysis.summary import (
     Bucket,
-    Disk,
+    DiskAnswers,
     Movement,
     Statistics,
     Summary,
@@ -442,7 +442,7 @@ def _bars(ruler: list[Bucket]) -> Iterator[Record]:
             yield {"x": x, "y": round(10 - height, 2), "height": height, "title": title}
 
 
-def _disk(disk: Disk, meaning: _Story | None) -> Record:
+def _disk(disk: DiskAnswers, meaning: _Story | None) -> Record:
     return {
         "name": many.disk_name(disk),
         "calls": units.count(disk.calls, "call"),

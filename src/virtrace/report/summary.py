@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from virtrace.analysis.summary import Bucket, Disk, Movement, Statistics, Summary, histograms
+from virtrace.analysis.summary import Bucket, DiskAnswers, Movement, Statistics, Summary, histograms
 from virtrace.report import units
 from virtrace.report.highlight import Style, cells, safe
 from virtrace.report.lines import fold
@@ -49,7 +49,7 @@ def headline(summary: Summary) -> list[Piece]:
     return with_commas(pieces)
 
 
-def disk_name(disk: Disk) -> str:
+def disk_name(disk: DiskAnswers) -> str:
     """Return guest and disk, as the callers named them: ``vm1 vda``."""
     return " ".join(plain(name) for name in (disk.domain, disk.disk) if name is not None)
 
@@ -82,7 +82,7 @@ def movement(number: str, movement: Movement) -> list[Piece]:
     return pieces
 
 
-def _disk(disk: Disk, style: Style) -> Iterator[str]:
+def _disk(disk: DiskAnswers, style: Style) -> Iterator[str]:
     pieces: list[Piece] = [(disk_name(disk), "bold"), (units.count(disk.calls, "call"), "")]
     if disk.failed:
         pieces.append((f"{disk.failed:,} failed", "red"))
