@@ -312,7 +312,7 @@ def _steps(call: Call, answer: Record, texts: _Texts) -> Iterator[_PageNode]:
         node, depth = rest.pop()
         if node is None:
             yield _PageNode([], closes=True)
-        elif isinstance(node, pieces.Struct):
+        elif isinstance(node, pieces.StructNode):
             note = [("as in the answer above", "dim")] if node.in_answer else []
             fields = [] if node.in_answer else [_field(*pair) for pair in pieces.flat(node.fields)]
             yield _PageNode(_joined([(node.name, "bold"), *note]), fields=fields)

@@ -50,7 +50,7 @@ _REASONS = {
 
 
 @dataclass(frozen=True)
-class Struct:
+class StructNode:
     """A captured struct, as a node of the tree below its function."""
 
     name: str
@@ -84,7 +84,7 @@ class Lines:
     lines: list[Line]
 
 
-Node = Union[Child, Struct, Frames, Lines]
+Node = Union[Child, StructNode, Frames, Lines]
 
 
 def words(text: str, role: str = "") -> list[Piece]:
@@ -191,12 +191,12 @@ def nodes_below(node: Node, answer: Record, *, is_root: bool) -> list[Node]:
     if not isinstance(node, Span):
         return []
     entry = [
-        Struct(f"{name} on entry", value, False)
+        StructNode(f"{name} on entry", value, False)
         for name, value in node.arguments.items()
         if is_struct(value)
     ]
     returned = [
-        Struct(name, value, answer.get(name) == value)
+        StructNode(name, value, answer.get(name) == value)
         for name, value in (node.returned or {}).items()
         if is_struct(value) and not (is_root and name in answer)
     ]

@@ -23,7 +23,7 @@ from virtrace.report.pieces import (
     Lines,
     Node,
     Piece,
-    Struct,
+    StructNode,
     answer_of,
     attached,
     build_id_of,
@@ -298,7 +298,7 @@ def _answer(call: Call, answer: Record, style: Style) -> Iterator[str]:
 
 
 def _node(node: Node, first: str, below: str, style: Style) -> Iterator[str]:
-    if isinstance(node, Struct):
+    if isinstance(node, StructNode):
         yield from _struct(node, first, below, style)
         return
     if isinstance(node, Frames):
@@ -317,7 +317,7 @@ def _node(node: Node, first: str, below: str, style: Style) -> Iterator[str]:
         yield from _reply(reply.values, below, style)
 
 
-def _struct(node: Struct, first: str, below: str, style: Style) -> Iterator[str]:
+def _struct(node: StructNode, first: str, below: str, style: Style) -> Iterator[str]:
     name: list[Piece] = [(node.name, "bold")]
     if node.in_answer:
         yield from fold([*name, *words("as in the answer above", "dim")], style, first, below)
