@@ -322,7 +322,7 @@ def _steps(call: Call, answer: Record, texts: _Texts) -> Iterator[_PageNode]:
                 for number, (text, role) in node.rows
             ]
             yield _PageNode([(node.name, "bold")], fields=frames)
-        elif isinstance(node, pieces.Lines):
+        elif isinstance(node, pieces.LineGroup):
             yield _lines(node)
         else:
             below = pieces.nodes_below(node, answer, is_root=node is call.root)
@@ -334,7 +334,7 @@ def _steps(call: Call, answer: Record, texts: _Texts) -> Iterator[_PageNode]:
             rest.extend((child, depth + 1) for child in reversed(below))
 
 
-def _lines(node: pieces.Lines) -> _PageNode:
+def _lines(node: pieces.LineGroup) -> _PageNode:
     """Return lines as a closed element: their numbers, and what changed."""
     changes = [change for line in node.lines for change in line.changes]
     numbers = pieces.numbered(node.lines, _LINES_WIDTH, _CLOSED)

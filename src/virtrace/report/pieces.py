@@ -74,7 +74,7 @@ class Frames:
 
 
 @dataclass(frozen=True)
-class Lines:
+class LineGroup:
     """Consecutive source lines of one file, as a node below their function.
 
     file: None if it is the file of the previous lines of the function.
@@ -84,7 +84,7 @@ class Lines:
     lines: list[Line]
 
 
-Node = Union[Child, StructNode, Frames, Lines]
+Node = Union[Child, StructNode, Frames, LineGroup]
 
 
 def words(text: str, role: str = "") -> list[Piece]:
@@ -223,12 +223,12 @@ def _with_lines(span: Span) -> Iterator[Node]:
         line = next(lines)
         if not together or line.file != file:
             together = []
-            yield Lines(None if line.file == file else line.file, together)
+            yield LineGroup(None if line.file == file else line.file, together)
             file = line.file
         together.append(line)
 
 
-def rows(node: Lines) -> Iterator[list[Line]]:
+def rows(node: LineGroup) -> Iterator[list[Line]]:
     """Yield a line with text or changes, or several lines with nothing but their numbers."""
     for is_quiet, group in groupby(node.lines, lambda line: not line.text and not line.changes):
         lines = list(group)

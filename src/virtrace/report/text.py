@@ -20,7 +20,7 @@ from virtrace.report.highlight import Style, cells, paint, safe, shorten
 from virtrace.report.lines import ROOM, column, copyable, fold, label, labelled, room_beside
 from virtrace.report.pieces import (
     Frames,
-    Lines,
+    LineGroup,
     Node,
     Piece,
     StructNode,
@@ -172,7 +172,7 @@ def call_tree(call: Call, style: Style) -> Iterator[str]:
     while rest:
         node, first, below = rest.pop()
         children = nodes_below(node, answer, is_root=node is call.root)
-        inside = guides.pipe if children else "" if isinstance(node, Lines) else guides.gap
+        inside = guides.pipe if children else "" if isinstance(node, LineGroup) else guides.gap
         own = guides.bounded(below + inside)
         yield from _node(node, first, own, style)
         below = guides.bounded(below)
@@ -306,7 +306,7 @@ def _node(node: Node, first: str, below: str, style: Style) -> Iterator[str]:
         for number, frame in node.rows:
             yield from fold([(f"{number:<3}", "dim"), *words(*frame)], style, below, below + "    ")
         return
-    if isinstance(node, Lines):
+    if isinstance(node, LineGroup):
         for row in _lines(node, room_beside(below, style), style):
             yield from fold(row, style, first, below + "  ")
             first = below
@@ -329,7 +329,7 @@ def _struct(node: StructNode, first: str, below: str, style: Style) -> Iterator[
         yield from _table(fields, style, below)
 
 
-def _lines(node: Lines, room: int, style: Style) -> Iterator[list[Piece]]:
+def _lines(node: LineGroup, room: int, style: Style) -> Iterator[list[Piece]]:
     """Yield a row each: the file, a line with text, its changes, lines without text or changes."""
     if node.file is not None:
         yield [(node.file, "dim")]
