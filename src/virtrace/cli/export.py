@@ -13,7 +13,7 @@ from virtrace.cli.progress import reading
 from virtrace.cli.without_rights import run_in_child
 from virtrace.errors import DONE, TraceError
 from virtrace.files import fill
-from virtrace.report.formats import FORMATS, Format
+from virtrace.report.formats import FORMATS, ExportFormat
 from virtrace.trace.reader import require_whole
 
 
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _export(
-    args: argparse.Namespace, chosen: Format, files: Sequence[BinaryIO], output: int
+    args: argparse.Namespace, chosen: ExportFormat, files: Sequence[BinaryIO], output: int
 ) -> int:
     with reading(args.file, files[0]) as trace:
         made = chosen.make(trace)

@@ -78,7 +78,7 @@ def _csv(trace: TraceStream) -> Pieces:
 
 
 @dataclass(frozen=True)
-class Format:
+class ExportFormat:
     """A format.
 
     what: noun for the document, in messages.
@@ -92,9 +92,9 @@ class Format:
 
 
 FORMATS = {
-    "perfetto": Format("the Perfetto trace", _perfetto, _prepare_perfetto),
-    "chrome": Format("the Chrome trace", _chrome),
-    "csv": Format("the table", _csv),
-    "mermaid": Format("the picture", _mermaid),
-    "svg": Format("the picture", _svg, _prepare_svg),
+    "perfetto": ExportFormat("the Perfetto trace", _perfetto, _prepare_perfetto),
+    "chrome": ExportFormat("the Chrome trace", _chrome),
+    "csv": ExportFormat("the table", _csv),
+    "mermaid": ExportFormat("the picture", _mermaid),
+    "svg": ExportFormat("the picture", _svg, _prepare_svg),
 }
