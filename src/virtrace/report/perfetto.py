@@ -25,7 +25,7 @@ def pieces(header: Header, moments: Iterable[Moment]) -> Iterator[bytes]:
 
     Times are those of the clock that the header names; the time of day is included.
     """
-    trace = _Trace(header)
+    trace = _TraceEncoder(header)
     for number, moment in enumerate(moments, 1):
         trace.add(moment)
         if number % _TOGETHER == 0:
@@ -33,7 +33,7 @@ def pieces(header: Header, moments: Iterable[Moment]) -> Iterator[bytes]:
     yield trace.taken()
 
 
-class _Trace:
+class _TraceEncoder:
     def __init__(self, header: Header) -> None:
         self.builder = TraceProtoBuilder()
         self._start_ns: int = header["clock"]["start_ns"]
