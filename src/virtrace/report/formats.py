@@ -63,7 +63,7 @@ def _perfetto(trace: TraceStream) -> Pieces:
     if not any(True for _ in trace):
         return
     try:
-        yield from perfetto.pieces(trace.header, _moments(trace))
+        yield from perfetto.perfetto_pieces(trace.header, _moments(trace))
     except (ValueError, OverflowError) as error:
         raise TraceError(
             f"a number or date of this trace cannot be written for Perfetto: {error}",

@@ -20,7 +20,7 @@ _PROCESS_TRACK = 1 << 32
 _TOGETHER = 1000
 
 
-def pieces(header: Header, moments: Iterable[Moment]) -> Iterator[bytes]:
+def perfetto_pieces(header: Header, moments: Iterable[Moment]) -> Iterator[bytes]:
     """Yield the trace in pieces; concatenated, they are one protobuf message.
 
     Times are those of the clock that the header names; the time of day is included.
