@@ -18,7 +18,7 @@ from virtrace.image.core import CoreImage
 from virtrace.image.live import LiveImage
 from virtrace.image.model import Thread
 from virtrace.image.process import inspect
-from virtrace.image.unwind import BY_ITS_CALL, BY_REGISTERS, BY_UNWINDING, Backtrace, Unwinder
+from virtrace.image.unwind import BY_ITS_CALL, BY_REGISTERS, BY_UNWINDING, StackTrace, Unwinder
 
 # With glibc 2.42 and later, the stacks of threads share one mapping, and each copy of one is cut.
 pytestmark = pytest.mark.matrix
@@ -111,7 +111,7 @@ def test_what_moves_is_given_only_where_it_stood_still(threads: Path) -> None:
     """It waits in one of two places; a mixture of both, or half of one, would be seen."""
     with running(threads, "moving") as process, image_of(process.pid) as image:
         unwinder = Unwinder(image)
-        moving: list[tuple[Thread, Backtrace]] = []
+        moving: list[tuple[Thread, StackTrace]] = []
         end = time.monotonic() + KERNEL_SECONDS
         while time.monotonic() < end:
             by_name = {thread.name: thread for thread in image.threads()}
@@ -132,7 +132,7 @@ def test_what_moves_is_given_only_where_it_stood_still(threads: Path) -> None:
     assert {len(way) for way in ways(moving)} == {6, 11}
 
 
-def ways(moving: list[tuple[Thread, Backtrace]]) -> set[tuple[int | None, ...]]:
+def ways(moving: list[tuple[Thread, StackTrace]]) -> set[tuple[int | None, ...]]:
     """The functions of each backtrace."""
     return {tuple(frame.function for frame in found.frames) for _, found in moving if found.frames}
 

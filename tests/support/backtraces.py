@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from virtrace.image.model import Image
-from virtrace.image.unwind import Backtrace, Unwinder
+from virtrace.image.unwind import StackTrace, Unwinder
 
 KEPT = ("rbx", "rbp", "r12", "r13", "r14", "r15")
 _SCRIPT = Path(__file__).with_name("gdb_registers.py")
@@ -18,7 +18,7 @@ _SECONDS = 120
 Theirs = tuple[int, int, Mapping[str, int]]
 
 
-def of_image(image: Image) -> dict[int, Backtrace]:
+def of_image(image: Image) -> dict[int, StackTrace]:
     """Ours, by thread id."""
     unwinder = Unwinder(image)
     return {thread.tid: unwinder.backtrace(thread) for thread in image.threads()}
@@ -37,7 +37,7 @@ def of_gdb(*target: str | Path) -> dict[int, list[Theirs]]:
 
 
 def differences(
-    ours: Mapping[int, Backtrace], theirs: Mapping[int, Sequence[Theirs]]
+    ours: Mapping[int, StackTrace], theirs: Mapping[int, Sequence[Theirs]]
 ) -> tuple[list[str], int, int]:
     """What differs, in words; how many frames and how many registers were compared."""
     found = [] if set(ours) == set(theirs) else [f"threads {[*ours]} and {[*theirs]}"]

@@ -64,7 +64,7 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Backtrace:
+class StackTrace:
     """The frames of a thread, innermost first.
 
     ended: why there are no more frames; None if the last one is the thread's first function.
@@ -83,7 +83,7 @@ class Unwinder:
         self._doubts: dict[Module, str] = {}
         self._may_search = _MOST_SEARCHED
 
-    def backtrace(self, thread: Thread) -> Backtrace:
+    def backtrace(self, thread: Thread) -> StackTrace:
         """The frames of a thread, as far as they are known."""
         walk = _Walk(self, thread)
         ended = None
@@ -93,7 +93,7 @@ class Unwinder:
             ended = str(error)
         except TargetError as error:
             ended = error.what
-        return Backtrace(tuple(walk.frames), ended)
+        return StackTrace(tuple(walk.frames), ended)
 
     def module_at(self, address: int) -> Module | None:
         return self._image.program.module_at(address)
