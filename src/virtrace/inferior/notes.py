@@ -36,7 +36,7 @@ _NUMBERED = re.compile(r" *(\d+)  (.*)", re.S)
 
 
 @dataclass
-class _Function:
+class _InspectedFunction:
     """A function in debug info; one without debug info has only name and module.
 
     entry: address of its first instruction.
@@ -63,7 +63,7 @@ class Notebook:
     """Notes what the user inspects in this GDB, from construction on."""
 
     def __init__(self) -> None:
-        self._functions: dict[tuple[str, str], _Function] = {}
+        self._functions: dict[tuple[str, str], _InspectedFunction] = {}
         self._deleted: list[Made] = []
         self._unplaced: list[str] = []
         self._last = _last_command()
@@ -109,7 +109,7 @@ class Notebook:
         made.made += ", deleted again"
         self._deleted.append(made)
 
-    def _function(self, blocks: list[gdb.Block], module: str) -> _Function | None:
+    def _function(self, blocks: list[gdb.Block], module: str) -> _InspectedFunction | None:
         """Return the function of these blocks; note the variables in scope there."""
         symbol = blocks[-1].function if blocks else None
         if symbol is None:
@@ -174,7 +174,7 @@ class Notebook:
             module = _module_of(pc)
             function = self._function(target.outward(pc), module)
             if function is None and made.function is not None:
-                function = _Function(made.function, module)
+                function = _InspectedFunction(made.function, module)
             if function is None:
                 recipe.comments.append(f"{made.made}: GDB has no debug info there")
             else:
@@ -193,10 +193,10 @@ class _Recipe:
         self._stops = 0
         self._conditions: list[tuple[Draft, str, dict[str, str] | None]] = []
 
-    def has(self, function: _Function) -> bool:
+    def has(self, function: _InspectedFunction) -> bool:
         return (function.module, function.name) in self._drafts
 
-    def _cannot_have(self, function: _Function) -> str | None:
+    def _cannot_have(self, function: _InspectedFunction) -> str | None:
         """Why a recipe cannot have a span of this function; None if it can."""
         if not re.fullmatch(r"[A-Za-z_]\w*", function.name, re.A):
             return f"{function.name} is not a C function"
@@ -207,7 +207,7 @@ class _Recipe:
             return f"the recipe already has the {function.name} of {others[0].module}"
         return None
 
-    def _draft(self, function: _Function) -> Draft:
+    def _draft(self, function: _InspectedFunction) -> Draft:
         key = (function.module, function.name)
         if key not in self._drafts:
             declaration, returns = function.declaration, function.returns
@@ -225,11 +225,11 @@ class _Recipe:
             )
         return self._drafts[key]
 
-    def _is_exported(self, function: _Function) -> bool:
+    def _is_exported(self, function: _InspectedFunction) -> bool:
         module = self._process.module(function.module)
         return module is not None and module.elf.exported_function(function.name) is not None
 
-    def stop(self, function: _Function, made: Made, pc: int) -> None:
+    def stop(self, function: _InspectedFunction, made: Made, pc: int) -> None:
         """Add the function of a breakpoint."""
         why = self._cannot_have(function)
         if why:
@@ -252,7 +252,7 @@ class _Recipe:
         self._stops += 1
 
     @staticmethod
-    def _filters(function: _Function, condition: str) -> dict[str, str] | None:
+    def _filters(function: _InspectedFunction, condition: str) -> dict[str, str] | None:
         """Return the condition as filters, by capture; None if filters cannot express it."""
         wanted = handmade.filters(condition)
         if wanted is None:
@@ -267,7 +267,7 @@ class _Recipe:
                 return None
         return {text: str(value) for text, value in wanted.items()}
 
-    def look(self, function: _Function, expression: str, at_entry: bool) -> None:
+    def look(self, function: _InspectedFunction, expression: str, at_entry: bool) -> None:
         """Add a capture for a value that was inspected at the entry or later."""
         why = self._cannot_have(function) or _why_not(function, expression)
         if why and not self.has(function):
@@ -325,7 +325,7 @@ class _Recipe:
         return f"{count(len(spans), 'function')}, {count(values, 'value')}"
 
 
-def _why_not(function: _Function, expression: str) -> str | None:
+def _why_not(function: _InspectedFunction, expression: str) -> str | None:
     """Why a recipe cannot capture the expression there; None if it can."""
     try:
         path = c_path.parse(expression)
@@ -340,12 +340,12 @@ def _why_not(function: _Function, expression: str) -> str | None:
     return None
 
 
-def _described(module: str, symbol: gdb.Symbol, block: gdb.Block) -> _Function:
+def _described(module: str, symbol: gdb.Symbol, block: gdb.Block) -> _InspectedFunction:
     assert symbol.type is not None
     arguments = [one for one in block if one.is_argument]
     types = {one.name: target.c_type(one.type) for one in arguments if one.type is not None}
     returned = symbol.type.target().strip_typedefs()
-    return _Function(
+    return _InspectedFunction(
         symbol.name,
         module,
         int(symbol.value().address),  # type: ignore[arg-type]
