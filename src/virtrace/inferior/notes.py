@@ -135,7 +135,7 @@ class Notebook:
                 "GDB is attached to no process, so no breakpoint has an address",
                 "attach to the daemon, and save before `detach`",
             )
-        recipe = _Recipe(inspect(pid))
+        recipe = _RecipeDraft(inspect(pid))
         for made in (*self._deleted, *handmade.breakpoints(_saved_breakpoints())):
             self._keep(recipe, made)
         for function in self._functions.values():
@@ -153,7 +153,7 @@ class Notebook:
         write_new(file, "the recipe", [text])
         return recipe.summary()
 
-    def _keep_display(self, recipe: _Recipe, expression: str) -> None:
+    def _keep_display(self, recipe: _RecipeDraft, expression: str) -> None:
         """Keep it in the function where it was displayed; if unknown, wherever the name exists."""
         met = [one for one in self._functions.values() if one.walked or recipe.has(one)]
         having = [one for one in met if expression in one.displayed] or [
@@ -164,7 +164,7 @@ class Notebook:
         if not having:
             recipe.comments.append(f"display {expression}: no function here has such a variable")
 
-    def _keep(self, recipe: _Recipe, made: Made) -> None:
+    def _keep(self, recipe: _RecipeDraft, made: Made) -> None:
         if made.location is None or not made.enabled:
             why = "a recipe cannot express it" if made.enabled else "it is disabled"
             recipe.comments.append(f"{made.made}: {why}")
@@ -183,7 +183,7 @@ class Notebook:
             recipe.comments.append(f"{made.made}: GDB no longer finds this location")
 
 
-class _Recipe:
+class _RecipeDraft:
     """The spans collected so far, and comments on what could not be kept."""
 
     def __init__(self, process: Process) -> None:
