@@ -11,7 +11,7 @@ from tests.unit.test_tracer import CALLER, IN_ROOT, INNER, ROOT, At
 from virtrace.engine.tracer import RawEvent
 from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, IncompleteError, TraceError, Unavailable
 from virtrace.inferior.stillness import Stillness
-from virtrace.inferior.waiting import Waiting
+from virtrace.inferior.waiting import HeldEvents
 from virtrace.plan.capture import PendingBacktrace
 from virtrace.recipe import catalogue
 from virtrace.recipe.selection import Selection
@@ -157,7 +157,7 @@ def pending(tid: int) -> PendingBacktrace:
 
 def test_what_follows_a_held_event_is_held_too() -> None:
     sink = Taken(rotates=True)
-    waiting = Waiting(sink, backtrace)
+    waiting = HeldEvents(sink, backtrace)
     recording = Recording(RECIPE, Selection(), waiting)
     waiting.take([event(1)])
     assert not waiting.needs_stop
@@ -176,7 +176,7 @@ def test_what_follows_a_held_event_is_held_too() -> None:
 
 def test_a_bug_in_a_backtrace_holds_nothing_back() -> None:
     sink = Taken()
-    waiting = Waiting(sink, backtrace)
+    waiting = HeldEvents(sink, backtrace)
     waiting.take([event(pending(-1))])
     waiting.take([event(2)])
     with pytest.raises(ValueError, match="a bug"):

@@ -23,7 +23,7 @@ from virtrace.inferior.probes import LinkerProbe, Probe, ReturnProbe, probe
 from virtrace.inferior.recorder import Recorder
 from virtrace.inferior.returns import ReturnSites
 from virtrace.inferior.stillness import Stillness
-from virtrace.inferior.waiting import Waiting
+from virtrace.inferior.waiting import HeldEvents
 from virtrace.plan.model import Plan
 from virtrace.record.ends import Watch, unsignalled
 from virtrace.record.header import header_record
@@ -84,7 +84,9 @@ class GdbTrace:
         self._journal = means.journal
         self._ready = means.ready
         self._stillness = Stillness(self.started_ns)
-        self._waiting = Waiting(means.recorder, means.backtraces.of) if means.backtraces else None
+        self._waiting = (
+            HeldEvents(means.recorder, means.backtraces.of) if means.backtraces else None
+        )
         self._recording = Recording(
             job.recipe,
             job.selection,

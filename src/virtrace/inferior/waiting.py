@@ -12,7 +12,7 @@ from virtrace.record.recording import Sink
 from virtrace.trace.format import Footer, Header, Json, Record, SwitchedOff, unavailable
 
 
-class Waiting:
+class HeldEvents:
     """A sink that holds events back until their backtraces can be taken.
 
     GDB can walk a stack only while all threads stand, which they do not at a probe. Everything that
