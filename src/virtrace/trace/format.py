@@ -44,13 +44,13 @@ AddressOrNull = Optional[Address]
 BuildIdOrNull = Optional[BuildId]
 
 
-class Unavailable(TypedDict):
+class UnavailableValue(TypedDict):
     """A value that is not known, and the reason."""
 
     unavailable: Annotated[str, ("minLength", 1)]
 
 
-TextOrUnavailable = Union[str, Unavailable]
+TextOrUnavailable = Union[str, UnavailableValue]
 
 
 class Clock(TypedDict):
@@ -234,7 +234,7 @@ class FileStatus(TypedDict):
     allocated_bytes: Count
 
 
-FileStatusOrUnavailable = Union[FileStatus, Unavailable]
+FileStatusOrUnavailable = Union[FileStatus, UnavailableValue]
 
 
 class HostRecord(TypedDict):

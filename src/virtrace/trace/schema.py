@@ -24,7 +24,7 @@ from virtrace.trace.format import (
     Json,
     Record,
     SwitchedOff,
-    Unavailable,
+    UnavailableValue,
 )
 from virtrace.trace.upgrade import HeaderOfVersion1
 
@@ -228,7 +228,7 @@ _VALUE: Record = {
     "the keys below is no struct but one of the special shapes.",
     "additionalProperties": {"$ref": "#/$defs/value"},
     "allOf": [
-        _special(_schema(Unavailable)["properties"]),
+        _special(_schema(UnavailableValue)["properties"]),
         _special({"text": {"type": "string"}, "length": _COUNT}),
         _special({"bytes": _BASE64}),
         _special({"bytes": _BASE64, "length": _COUNT}),
