@@ -12,7 +12,7 @@ from virtrace.analysis.lineage import Lineage, trace_back
 from virtrace.analysis.spans import Call, CallBuilder
 from virtrace.errors import TraceError, UsageError
 from virtrace.trace.format import HostRecord, ProbeRecord
-from virtrace.trace.reader import Recording
+from virtrace.trace.reader import ReadableTrace
 from virtrace.trace.roles import DISK_SIZES
 
 # Each case is kept with the call that showed it first; nobody reads more cases than this.
@@ -60,7 +60,7 @@ class Explained(list[Explanation]):
     contradicts = False
 
 
-def explain_trace(trace: Recording, path: str, wanted: int | None = None) -> Explained:
+def explain_trace(trace: ReadableTrace, path: str, wanted: int | None = None) -> Explained:
     """Explain all calls in a trace, or only the call number ``wanted``.
 
     path: name of the trace, for errors.

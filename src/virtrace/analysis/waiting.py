@@ -10,7 +10,7 @@ from virtrace.analysis import rpc
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, Point, Span
 from virtrace.trace.format import SwitchedOff
-from virtrace.trace.reader import Recording
+from virtrace.trace.reader import ReadableTrace
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Waiting:
     ns: int
 
 
-def ended_ns(trace: Recording) -> int:
+def ended_ns(trace: ReadableTrace) -> int:
     """Return when a trace ended, ns on the clock of its events."""
     t_ns = trace.footer.get("t_ns", 0) if trace.footer is not None else 0
     return max(t_ns, trace.last_ns)
@@ -46,7 +46,7 @@ class Waiters:
             self._open.extend(_open(node) if isinstance(node, Call) else _apart(node))
             yield node
 
-    def found(self, trace: Recording) -> list[Waiting]:
+    def found(self, trace: ReadableTrace) -> list[Waiting]:
         """Return what was awaited, longest first; within a call, only what waited for nothing else.
 
         trace: read to its end. Empty if any of its probes was switched off.

@@ -21,7 +21,7 @@ from virtrace.host.facts import HostFacts
 from virtrace.report import explanation, explanation_document, html
 from virtrace.report.highlight import Style
 from virtrace.trace.bundle_reader import TRACE
-from virtrace.trace.reader import Recording, TraceStream
+from virtrace.trace.reader import ReadableTrace, TraceStream
 
 RECIPE, PAGE = "recipe.yaml", "page.html"
 _EXPLANATION, _EXPLANATION_JSON = "explain.txt", "explain.json"
@@ -44,7 +44,7 @@ class Bundle:
 
 
 def make(
-    trace: Recording, facts: HostFacts, keep: Iterable[str], progress: Callable[[str], None]
+    trace: ReadableTrace, facts: HostFacts, keep: Iterable[str], progress: Callable[[str], None]
 ) -> Bundle:
     """Make a bundle of a trace and of facts of its host.
 

@@ -13,7 +13,7 @@ from virtrace.analysis.spans import Call, Point
 from virtrace.report import explanation, pieces, units
 from virtrace.report.highlight import Style, safe
 from virtrace.trace.format import Json, Record, is_unavailable
-from virtrace.trace.reader import Recording
+from virtrace.trace.reader import ReadableTrace
 from virtrace.trace.roles import ERROR
 
 REPORT = "REPORT.md"
@@ -83,7 +83,7 @@ def overview(nodes: Iterable[Call | Point | Exchange]) -> Overview:
 
 
 def markdown(
-    trace: Recording,
+    trace: ReadableTrace,
     seen: Overview,
     explained: Explained,
     versions: Record,
@@ -104,7 +104,7 @@ def markdown(
     return "\n\n".join("\n".join(part) for part in parts) + "\n"
 
 
-def _title(trace: Recording, seen: Overview, explained: Explained) -> list[str]:
+def _title(trace: ReadableTrace, seen: Overview, explained: Explained) -> list[str]:
     if explained:
         block = explained[0].case.block
         if not block.answered:
@@ -116,7 +116,7 @@ def _title(trace: Recording, seen: Overview, explained: Explained) -> list[str]:
     return [f"# A trace by the recipe {_code(name)}"]
 
 
-def _problem(trace: Recording, seen: Overview, explained: Explained) -> list[str]:
+def _problem(trace: ReadableTrace, seen: Overview, explained: Explained) -> list[str]:
     lines = ["## Description of problem", ""]
     if explained:
         lines += [
@@ -137,7 +137,7 @@ def _problem(trace: Recording, seen: Overview, explained: Explained) -> list[str
     return lines
 
 
-def _environment(trace: Recording, versions: Record) -> Iterator[str]:
+def _environment(trace: ReadableTrace, versions: Record) -> Iterator[str]:
     host = trace.header["host"]
     rows = {
         "Operating system": host["system"],
@@ -155,7 +155,7 @@ def _environment(trace: Recording, versions: Record) -> Iterator[str]:
         yield f"- Build-id of {_code(name)}: {_known(module['build_id'])}"
 
 
-def _steps(trace: Recording, seen: Overview, explained: Explained) -> Iterator[str]:
+def _steps(trace: ReadableTrace, seen: Overview, explained: Explained) -> Iterator[str]:
     number = 1
     for each in explained[:_MOST]:
         yield f"{number}. Take {_guest(each)}."
@@ -172,7 +172,7 @@ def _steps(trace: Recording, seen: Overview, explained: Explained) -> Iterator[s
     )
 
 
-def _where(trace: Recording) -> str:
+def _where(trace: ReadableTrace) -> str:
     where = trace.header["selection"]["where"] if "selection" in trace.header else {}
     return "".join(f" --where {key}={key.upper()}" for key in where)
 

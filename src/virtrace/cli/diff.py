@@ -19,7 +19,7 @@ from virtrace.errors import ANSWER_IS_NO, DONE, IncompleteError, TraceError
 from virtrace.printing import print_lines
 from virtrace.report import difference, difference_document
 from virtrace.report.highlight import style_for
-from virtrace.trace.reader import Recording
+from virtrace.trace.reader import ReadableTrace
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -62,7 +62,9 @@ def _diff(args: argparse.Namespace, spill: IO[bytes], files: Sequence[BinaryIO],
         return report(found, paths, full=args.full)
 
 
-def compared(a: Recording, b: Recording, paths: tuple[str, str], spill: IO[bytes]) -> Comparison:
+def compared(
+    a: ReadableTrace, b: ReadableTrace, paths: tuple[str, str], spill: IO[bytes]
+) -> Comparison:
     found = compare_traces(a, b, spill)
     if not found.pairs and not found.alone:
         raise TraceError(

@@ -19,7 +19,7 @@ from virtrace.host.programs import Failed, Programs, fact
 from virtrace.host.virsh import virsh
 from virtrace.image.process import Process, inspect, text_of_process
 from virtrace.trace.format import is_unavailable, unavailable
-from virtrace.trace.reader import Recording
+from virtrace.trace.reader import ReadableTrace
 from virtrace.trace.target import is_of_build
 
 _SECONDS_IN_ALL = 30.0
@@ -32,7 +32,7 @@ _STARTED = "starting up libvirt version"
 
 
 def gather(
-    trace: Recording, pid: int | None, backtrace: Callable[[int], str] | None = None
+    trace: ReadableTrace, pid: int | None, backtrace: Callable[[int], str] | None = None
 ) -> HostFacts:
     """Facts of a daemon and of the guests in a trace of it.
 
@@ -66,7 +66,7 @@ def gather(
     )
 
 
-def _require_same(trace: Recording, pid: int) -> None:
+def _require_same(trace: ReadableTrace, pid: int) -> None:
     """Raise Unavailable unless the process is a daemon of the build that was traced."""
     try:
         process = inspect(pid)
@@ -87,7 +87,7 @@ def _build_id(process: Process, name: str) -> str | None:
     return None if module is None else module.build_id
 
 
-def _domains(trace: Recording) -> Iterator[str]:
+def _domains(trace: ReadableTrace) -> Iterator[str]:
     """Names of the first guests in a trace, in its order."""
     found: dict[str, None] = {}
     for event in trace:

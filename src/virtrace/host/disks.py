@@ -24,7 +24,7 @@ from virtrace.files import root_of
 from virtrace.host.programs import Programs, fact
 from virtrace.host.virsh import virsh
 from virtrace.trace.format import HostRecord, Json, Record, unavailable
-from virtrace.trace.reader import Recording
+from virtrace.trace.reader import ReadableTrace
 from virtrace.trace.roles import DISK_SIZES
 
 _SECONDS_IN_ALL = 60.0
@@ -33,7 +33,7 @@ _QCOW2_MAGIC = b"QFI\xfb"
 _QCOW2_DATA_FILE = 1 << 2
 
 
-def collect(trace: Recording, pid: int) -> list[HostRecord]:
+def collect(trace: ReadableTrace, pid: int) -> list[HostRecord]:
     """A ``host`` record for each disk that the trace is about.
 
     pid: of the traced daemon.
@@ -42,7 +42,7 @@ def collect(trace: Recording, pid: int) -> list[HostRecord]:
     return [_facts(block, pid, programs) for block in _disks(trace)]
 
 
-def _disks(trace: Recording) -> Iterator[BlockInfo]:
+def _disks(trace: ReadableTrace) -> Iterator[BlockInfo]:
     """The last successful call for each disk."""
     builder = CallBuilder()
     seen = seen_by(trace.header["probes"])

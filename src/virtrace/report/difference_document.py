@@ -11,7 +11,7 @@ from virtrace.analysis.explain import Explanation
 from virtrace.report.difference import sentence
 from virtrace.report.explanation import answer
 from virtrace.trace.format import Record
-from virtrace.trace.reader import Recording
+from virtrace.trace.reader import ReadableTrace
 
 FORMAT = "virtrace-difference"
 VERSION = 1
@@ -57,7 +57,7 @@ def record(found: Comparison, paths: tuple[str, str]) -> Record:
     }
 
 
-def _trace(trace: Recording, path: str, problems: list[str]) -> Record:
+def _trace(trace: ReadableTrace, path: str, problems: list[str]) -> Record:
     return {
         "file": path,
         "libvirt_version": trace.header["target"]["program"]["version"],

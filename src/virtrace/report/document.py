@@ -11,7 +11,7 @@ from virtrace.analysis.spans import Call, Child, Point, Span
 from virtrace.analysis.summary import Movement, Statistics, Summary, histograms
 from virtrace.analysis.waiting import Waiters, Waiting
 from virtrace.trace.format import Event, Record
-from virtrace.trace.reader import Recording
+from virtrace.trace.reader import ReadableTrace
 
 FORMAT = "virtrace-calls"
 VERSION = 1
@@ -19,7 +19,7 @@ SUMMARY_FORMAT = "virtrace-summary"
 SUMMARY_VERSION = 1
 
 
-def lines(trace: Recording, nodes: Iterable[Call | Point | Exchange]) -> Iterator[str]:
+def lines(trace: ReadableTrace, nodes: Iterable[Call | Point | Exchange]) -> Iterator[str]:
     """Yield the document, one call a line. nodes: the calls, and what is outside of them."""
     yield f'{{"format": "{FORMAT}", "version": {VERSION},'
     yield f'"header": {json.dumps(trace.header)},'

@@ -11,7 +11,7 @@ from virtrace.analysis.lineage import Lineage, Origin
 from virtrace.analysis.source_lines import Seen
 from virtrace.report.explanation import answer, fill
 from virtrace.trace.format import Record
-from virtrace.trace.reader import Recording
+from virtrace.trace.reader import ReadableTrace
 
 FORMAT = "virtrace-explanation"
 VERSION = 1
@@ -24,7 +24,7 @@ def schema() -> Record:
     return document
 
 
-def text(trace: Recording, explanations: Explained) -> str:
+def text(trace: ReadableTrace, explanations: Explained) -> str:
     """Return the document as text."""
     cases = [json.dumps(record(each)) for each in explanations]
     target = trace.header["target"]

@@ -41,7 +41,7 @@ from virtrace.report.highlight import Style, safe
 from virtrace.report.pieces import Piece
 from virtrace.report.timeline import timeline
 from virtrace.trace.format import Event, Json, Record
-from virtrace.trace.reader import Recording
+from virtrace.trace.reader import ReadableTrace
 from virtrace.trace.roles import ERROR
 
 _STYLE = Style(unicode=True, full=True)
@@ -78,7 +78,7 @@ def prepare() -> None:
     catalogue()
 
 
-def page(trace: Recording, nodes: Sequence[Call | Point | Exchange]) -> str:
+def page(trace: ReadableTrace, nodes: Sequence[Call | Point | Exchange]) -> str:
     """Return the whole document. nodes: calls, and what is outside of them."""
     summary = summarize(nodes)
     found = waiting(nodes, ended_ns(trace), trace.switched_off)
@@ -124,7 +124,7 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _title(trace: Recording, calls: Sequence[Call]) -> str:
+def _title(trace: ReadableTrace, calls: Sequence[Call]) -> str:
     if len(calls) == 1:
         return pieces.question(calls[0], _STYLE)
     return f"{units.count(len(calls), 'call')}, {trace.header['started']}"
@@ -229,7 +229,7 @@ class _Story:
 class _Stories:
     """Each distinct story once, however many calls have it."""
 
-    def __init__(self, trace: Recording) -> None:
+    def __init__(self, trace: ReadableTrace) -> None:
         self._trace = trace
         self._index: dict[tuple[str, str], int] = {}
         self.stored: list[_Story] = []
@@ -479,7 +479,7 @@ def _path(movement: Movement) -> str:
 # The trace
 
 
-def _facts(trace: Recording) -> Iterator[tuple[str, str]]:
+def _facts(trace: ReadableTrace) -> Iterator[tuple[str, str]]:
     header, tool, target = trace.header, trace.header["tool"], trace.header["target"]
     yield "recorded", header["started"]
     yield "system", f"{header['host']['system'] or 'unknown'}, {header['host']['machine']}"
@@ -501,7 +501,7 @@ def _facts(trace: Recording) -> Iterator[tuple[str, str]]:
         yield "build-id", f"{module['build_id'] or 'none'}, {module['path']} at {module['base']}"
 
 
-def _modules(trace: Recording) -> Iterator[Record]:
+def _modules(trace: ReadableTrace) -> Iterator[Record]:
     hits = trace.footer["hits"] if trace.footer is not None else {}
     for module, probes in pieces.by_module(trace.header).items():
         yield {

@@ -47,7 +47,7 @@ _OFTEN = 1024
 _TOO_DEEP = f"it has more than {MAX_DEPTH} levels of objects and arrays"
 
 
-class Recording(Protocol):
+class ReadableTrace(Protocol):
     """A trace, in memory or streamed. When streamed, all but the header is valid after iteration.
 
     footer: None if the run was cut short.
@@ -259,7 +259,7 @@ def read_trace(path: str | Path) -> Trace:
         )
 
 
-def require_whole(trace: Recording, path: str | Path) -> None:
+def require_whole(trace: ReadableTrace, path: str | Path) -> None:
     """Raise IncompleteError if something is missing from a trace that was read."""
     if trace.problems:
         # What was printed of it comes first, also where both go into one file.

@@ -16,7 +16,7 @@ from virtrace.analysis.compare.values import (
 from virtrace.analysis.explain import Explanation
 from virtrace.analysis.spans import Call
 from virtrace.trace.format import Json, Record
-from virtrace.trace.reader import Recording
+from virtrace.trace.reader import ReadableTrace
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,8 @@ class Comparison:
     passed: the values that were ignored.
     """
 
-    a: Recording
-    b: Recording
+    a: ReadableTrace
+    b: ReadableTrace
     pairs: tuple[Pair, ...]
     alone: tuple[Alone, ...]
     hidden: tuple[Hidden, ...]

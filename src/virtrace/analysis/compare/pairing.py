@@ -14,7 +14,7 @@ from virtrace.analysis.compare.values import without_folders
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, CallBuilder, Child, Span
 from virtrace.trace.format import is_unavailable
-from virtrace.trace.reader import Recording
+from virtrace.trace.reader import ReadableTrace
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class Outlines:
     names: list[str]
 
 
-def calls_of(trace: Recording) -> Iterator[Call]:
+def calls_of(trace: ReadableTrace) -> Iterator[Call]:
     return CallBuilder(trace.most_open).calls(trace)
 
 
-def outlines(trace: Recording) -> Outlines:
+def outlines(trace: ReadableTrace) -> Outlines:
     """Read a trace once, keeping little of each call."""
     calls: list[tuple[int, Outline]] = []
     like: dict[str, Call] = {}

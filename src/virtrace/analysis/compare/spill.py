@@ -11,7 +11,7 @@ from virtrace.analysis.compare.model import Alone
 from virtrace.analysis.compare.pairing import calls_of
 from virtrace.analysis.spans import Call
 from virtrace.errors import TraceError
-from virtrace.trace.reader import Recording
+from virtrace.trace.reader import ReadableTrace
 
 # Calls that wait in memory.
 _MOST_NEAR = 200
@@ -23,7 +23,9 @@ class CallsByPlace:
     Calls in between are kept: a few in memory, the rest in a file.
     """
 
-    def __init__(self, trace: Recording, alone: dict[int, Alone | None], file: IO[bytes]) -> None:
+    def __init__(
+        self, trace: ReadableTrace, alone: dict[int, Alone | None], file: IO[bytes]
+    ) -> None:
         """alone: places that will not be asked for; receives the calls there."""
         self._rest = enumerate(calls_of(trace))
         self._alone = alone

@@ -13,13 +13,15 @@ from virtrace.analysis.compare.spill import CallsByPlace, changed
 from virtrace.analysis.compare.values import COUNTER
 from virtrace.analysis.compare.walk import CallComparer
 from virtrace.analysis.summary import Summary
-from virtrace.trace.reader import Recording
+from virtrace.trace.reader import ReadableTrace
 
 # Each pair is kept with its calls; nobody reads more pairs than this.
 MOST_PAIRS = 200
 
 
-def compare_traces(a: Recording, b: Recording, spill: IO[bytes] | None = None) -> Comparison:
+def compare_traces(
+    a: ReadableTrace, b: ReadableTrace, spill: IO[bytes] | None = None
+) -> Comparison:
     """Compare two traces; each is read twice: to pair the calls, and to compare the pairs.
 
     spill: a file for calls that do not fit into memory; None: a temporary one.

@@ -14,7 +14,7 @@ from virtrace.analysis.explain import Explanation, explain
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, Child, Span
 from virtrace.trace.format import Event, Json, unavailable
-from virtrace.trace.reader import Recording
+from virtrace.trace.reader import ReadableTrace
 from virtrace.trace.roles import REPLIES
 
 # Keys of a `host` record that are compared. The domain's XML differs too much each time.
@@ -73,7 +73,9 @@ def _way(call: Call, seen: frozenset[str]) -> _Way:
 class CallComparer:
     """Compares calls of two traces, and notes what could not be compared."""
 
-    def __init__(self, a: Recording, b: Recording, seen: frozenset[str], values: Values) -> None:
+    def __init__(
+        self, a: ReadableTrace, b: ReadableTrace, seen: frozenset[str], values: Values
+    ) -> None:
         """seen: names of the probes that are traced in both."""
         self._traces = a, b
         self._facts = a.host_records(), b.host_records()

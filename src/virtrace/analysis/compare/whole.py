@@ -11,14 +11,14 @@ from virtrace.analysis.compare.model import Hidden, Timing
 from virtrace.analysis.compare.values import Values
 from virtrace.analysis.summary import Summary
 from virtrace.trace.format import Header, Json
-from virtrace.trace.reader import Recording
+from virtrace.trace.reader import ReadableTrace
 
 # A duration differs if it is longer by more than this ratio, and by at least this time.
 _RATIO = 2
 _AT_LEAST_NS = 1_000_000
 
 
-def seen_by_both(a: Recording, b: Recording) -> frozenset[str]:
+def seen_by_both(a: ReadableTrace, b: ReadableTrace) -> frozenset[str]:
     """Names of the probes that were traced in both."""
     names = [
         {probe["name"] for probe in trace.header["probes"] if probe["level"] != "missing"}
@@ -27,7 +27,7 @@ def seen_by_both(a: Recording, b: Recording) -> frozenset[str]:
     return frozenset(names[0] & names[1])
 
 
-def values_of(a: Recording, b: Recording) -> Values:
+def values_of(a: ReadableTrace, b: ReadableTrace) -> Values:
     targets = [(trace.header["target"]["pid"], trace.header["target"]["exe"]) for trace in (a, b)]
     same_daemon = targets[0] == targets[1] and _is_same(_loaded(a, b, "base"))
     return Values(
@@ -48,7 +48,10 @@ def _is_later(a: Header, b: Header) -> bool:
 
 
 def hidden(
-    a: Recording, b: Recording, seen: frozenset[str], names: tuple[Iterable[str], Iterable[str]]
+    a: ReadableTrace,
+    b: ReadableTrace,
+    seen: frozenset[str],
+    names: tuple[Iterable[str], Iterable[str]],
 ) -> Iterator[Hidden]:
     """Yield what happened in one trace and could not be traced in the other.
 
@@ -65,7 +68,7 @@ def hidden(
 
 
 def _loaded(
-    a: Recording, b: Recording, key: Literal["base", "build_id"]
+    a: ReadableTrace, b: ReadableTrace, key: Literal["base", "build_id"]
 ) -> list[tuple[Json, Json]]:
     """A property of each file that both have loaded. key: ``base`` or ``build_id``."""
     of_a, of_b = (
@@ -80,7 +83,7 @@ def _is_same(loaded: list[tuple[Json, Json]]) -> bool:
     return bool(loaded) and all(of_a is not None and of_a == of_b for of_a, of_b in loaded)
 
 
-def settings(a: Recording, b: Recording) -> Iterator[str]:
+def settings(a: ReadableTrace, b: ReadableTrace) -> Iterator[str]:
     """Yield notes on how the settings of the recordings differ."""
     tools = [trace.header["tool"]["virtrace"] for trace in (a, b)]
     if tools[0] != tools[1]:

@@ -19,14 +19,14 @@ from virtrace.bundle.redact.xml import redact_domain
 from virtrace.host.facts import HostFacts
 from virtrace.report import pieces
 from virtrace.trace.format import Header, Json, Record, is_unavailable
-from virtrace.trace.reader import Recording
+from virtrace.trace.reader import ReadableTrace
 
 VERSIONS = "versions.json"
 SETTINGS, BACKTRACE = "host/settings.txt", "host/backtrace.txt"
 _CONTEXT = Context()
 
 
-def collect(trace: Recording, facts: HostFacts) -> Originals:
+def collect(trace: ReadableTrace, facts: HostFacts) -> Originals:
     """Everything private in a trace and in the facts of its host."""
     originals = Originals()
     texts = Texts(originals)
@@ -42,7 +42,7 @@ def collect(trace: Recording, facts: HostFacts) -> Originals:
 
 
 def replace(
-    trace: Recording, facts: HostFacts, names: Pseudonyms, files: BundleFiles
+    trace: ReadableTrace, facts: HostFacts, names: Pseudonyms, files: BundleFiles
 ) -> dict[str, str]:
     """Add the redacted trace and facts to the files of a bundle.
 
@@ -65,12 +65,12 @@ def encoded(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def _records(trace: Recording, redactor: TraceRedactor) -> Iterator[Record]:
+def _records(trace: ReadableTrace, redactor: TraceRedactor) -> Iterator[Record]:
     for record in _originals(trace):
         yield redactor.record(record)
 
 
-def _originals(trace: Recording) -> Iterator[Any]:
+def _originals(trace: ReadableTrace) -> Iterator[Any]:
     yield trace.header
     for event in trace:
         yield event.to_record()
@@ -82,7 +82,7 @@ def _originals(trace: Recording) -> Iterator[Any]:
 
 
 def _sources(
-    trace: Recording, facts: HostFacts, redactor: TraceRedactor
+    trace: ReadableTrace, facts: HostFacts, redactor: TraceRedactor
 ) -> Iterator[tuple[str, bytes | str]]:
     """Name and content of every other file with facts; as text: why it is absent."""
     texts = redactor.texts
