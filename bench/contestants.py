@@ -525,7 +525,7 @@ def chain_of(lab: Lab, folder: Path, call: Callable[[], None]) -> Chain:
     """By virtrace, as far as names go; where they return to is seen in one call."""
     process = inspect(lab.pid)
     functions = {}
-    for probe in resolve_without_gdb(catalogue.find("blockinfo"), process, {}, ()).probes:
+    for probe in resolve_without_gdb(catalogue.find_recipe("blockinfo"), process, {}, ()).probes:
         if probe.kind == "span" and probe.offset is not None:
             functions[probe.name] = _place(process, probe.module, probe.offset)
     driver = process.module("libvirt_driver_qemu.so")

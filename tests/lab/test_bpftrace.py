@@ -341,7 +341,7 @@ def table_of(lab: Lab) -> list[str]:
     rows = ["| recipe | probes found | left out by this engine |", "|---|---|---|"]
     for name in catalogue.shipped():
         process = check_traceable(lab.pid)
-        mine = resolve(catalogue.find(name), process, {}, ()).header["probes"]
+        mine = resolve(catalogue.find_recipe(name), process, {}, ()).header["probes"]
         theirs = checked_by_gdb(name, lab.pid)["probes"]
         found = sum(probe["level"] != "missing" for probe in mine)
         lacking = [

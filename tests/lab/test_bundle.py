@@ -165,7 +165,7 @@ def _words(command: list[str]) -> str:
 
 def _recipe() -> dict[str, Any]:
     """The recipe blockinfo, and all QMP and all errors besides."""
-    recipe = copy.deepcopy(dict(catalogue.find("blockinfo").raw))
+    recipe = copy.deepcopy(dict(catalogue.find_recipe("blockinfo").raw))
     for point in recipe["points"]:
         if point["name"] != "qmp.reply":
             point["anywhere"] = True

@@ -83,7 +83,9 @@ def levels(trace: Trace) -> dict[str, str]:
 
 def only_optional_is_missing(trace: Trace, recipe: str) -> bool:
     missing = {name for name, level in levels(trace).items() if level == "missing"}
-    return missing <= {probe.name for probe in catalogue.find(recipe).probes if probe.optional}
+    return missing <= {
+        probe.name for probe in catalogue.find_recipe(recipe).probes if probe.optional
+    }
 
 
 def test_qmp(lab: Lab, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_what_it_writes_is_found(lab: Lab, tmp_path: Path, api: str, is_stripped
     assert virtrace("record", str(recipe), *options, "--", *asked).returncode == 0
     calls = calls_of(whole_trace(output))
     assert calls
-    [root, method, *_] = catalogue.find(str(recipe)).spans
+    [root, method, *_] = catalogue.find_recipe(str(recipe)).spans
     assert (root.name, method.find) == (api, DriverMethod(api))
     if not is_stripped:
         # By libvirt's convention, which only debug info tells to hold here.
@@ -139,7 +139,7 @@ def test_a_name_that_debug_info_does_not_know_is_found_by_its_callers(
 ) -> None:
     """A recipe written for a stripped file, on the same code with debug info."""
     recipe = written(stock_lab, "virDomainGetXMLDesc", tmp_path / "new.yaml")
-    method = catalogue.find(str(recipe)).spans[1]
+    method = catalogue.find_recipe(str(recipe)).spans[1]
     assert method.name == "method_of_virDomainGetXMLDesc"
     output = tmp_path / "t.jsonl"
     options = ("-p", str(debug_lab.pid), "-o", str(output))

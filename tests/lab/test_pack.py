@@ -179,7 +179,7 @@ def test_debug_info_pack_and_inference_agree(
             assert made.returncode == 0, made.stderr
         output = tmp_path / f"{level}.jsonl"
         job = Job(
-            catalogue.find("blockinfo"),
+            catalogue.find_recipe("blockinfo"),
             lab.pid,
             output,
             command=all_disks(lab),

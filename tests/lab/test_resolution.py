@@ -61,7 +61,7 @@ def gdbs(driver: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 def ours(driver: Path) -> Mapping[str, Plan]:
     """By recipe; the debug info is read once for all of them."""
     program = installed(driver)
-    recipes = [catalogue.find(name) for name in catalogue.shipped()]
+    recipes = [catalogue.find_recipe(name) for name in catalogue.shipped()]
     packs = {}
     for name in {name for recipe in recipes for name in recipe.modules}:
         module = program.module(name)

@@ -14,7 +14,7 @@ from virtrace.recipe import catalogue
 from virtrace.recipe.loader import loads
 from virtrace.trace.writer import Writer
 
-RECIPE = catalogue.find("blockinfo")
+RECIPE = catalogue.find_recipe("blockinfo")
 
 
 def point(name: str, text: Any, call: int | None = None, mon: str = "0x1") -> RawEvent:

@@ -30,7 +30,7 @@ def point(name: str) -> PointSite:
 
 @pytest.fixture
 def budget() -> Budget:
-    return Budget(BUDGET, catalogue.find("blockinfo"))
+    return Budget(BUDGET, catalogue.find_recipe("blockinfo"))
 
 
 def spend(
@@ -104,6 +104,6 @@ def test_an_answer_goes_with_what_it_answers(budget: Budget) -> None:
 
 
 def test_a_recipe_without_calls_goes_on_as_long_as_a_point_does() -> None:
-    budget = Budget(BUDGET, catalogue.find("qmp"))
+    budget = Budget(BUDGET, catalogue.find_recipe("qmp"))
     assert budget.switch(point("qmp.send")) in budget.beginnings
     assert {switch.kind for switch in budget.beginnings} == {"point"}

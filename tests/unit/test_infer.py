@@ -10,7 +10,7 @@ import pytest
 from tests.support.toolchain import build, need
 from virtrace.image.model import Module, Program
 from virtrace.plan.infer import Inferred, infer
-from virtrace.recipe.catalogue import find
+from virtrace.recipe.catalogue import find_recipe
 
 METHOD, GATHER = "qemuDomainGetBlockInfo", "qemuDomainBlocksStatsGather"
 CHECK = "checks access for virDomainGetBlockInfo"
@@ -54,7 +54,7 @@ def by_name(module: Module) -> dict[str, Inferred]:
     # It makes the program a libvirt daemon; nothing reads it.
     library = Module("/usr/lib/libvirt.so.0", Path("/usr/lib/libvirt.so.0"), 0, 0, 0, False)
     process = Program("libvirtd", Path("/"), (library, module))
-    return {span.name: found for span, found in infer(find("blockinfo"), process).items()}
+    return {span.name: found for span, found in infer(find_recipe("blockinfo"), process).items()}
 
 
 def test_both_are_found(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from virtrace.record.job import MAX_BYTES, Job
 
 def test_nothing_of_a_job_is_lost_on_its_way_to_gdb() -> None:
     job = Job(
-        recipe=catalogue.find("blockinfo"),
+        recipe=catalogue.find_recipe("blockinfo"),
         pid=1234,
         output=Path(os.fsdecode(b"traces/caf\xc3\xa9 \xff.jsonl")),
         selection=Selection(where={"domain": "b\u00fcro", "disk": "a b"}, calls=3, seconds=0.5),
@@ -37,7 +37,7 @@ def test_nothing_of_a_job_is_lost_on_its_way_to_gdb() -> None:
 
 @pytest.mark.parametrize("name", catalogue.shipped())
 def test_a_recipe_arrives_as_it_was(name: str) -> None:
-    recipe = catalogue.find(name)
+    recipe = catalogue.find_recipe(name)
     read = Job.from_json(Job(recipe, 1, Path("t.jsonl")).to_json()).recipe
     assert read.raw == recipe.raw
     assert [probe.name for probe in read.probes] == [probe.name for probe in recipe.probes]
@@ -50,7 +50,9 @@ def test_a_document_without_bounds_is_not_read() -> None:
 
 
 def test_the_header_names_no_limit_that_the_engine_has_not() -> None:
-    job = Job(catalogue.find("errors"), 1, Path("t.jsonl"), command=["sh", "-c", "true; true"])
+    job = Job(
+        catalogue.find_recipe("errors"), 1, Path("t.jsonl"), command=["sh", "-c", "true; true"]
+    )
     both = job.header_fields()
     assert both["limits"] == {f"max_{name}": limit for name, limit in vars(Limits()).items()}
     assert both["command"] == "sh -c 'true; true'"
@@ -59,7 +61,9 @@ def test_the_header_names_no_limit_that_the_engine_has_not() -> None:
 
 
 def test_a_command_that_is_not_there_is_said_before_anything_is_touched() -> None:
-    job = Job(catalogue.find("errors"), os.getpid(), Path("t.jsonl"), command=["no-such-command"])
+    job = Job(
+        catalogue.find_recipe("errors"), os.getpid(), Path("t.jsonl"), command=["no-such-command"]
+    )
     with pytest.raises(UsageError, match="there is no command no-such-command"):
         record(job, engines.load("gdb"))
 

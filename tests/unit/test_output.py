@@ -54,7 +54,7 @@ def point(name: str, text: str, call: int | None = None) -> RawEvent:
 @pytest.fixture
 def output(tmp_path: Path) -> Output:
     writer = Full(tmp_path / "t.jsonl")
-    found = Output(Answers(catalogue.find("blockinfo").points), Limits(), writer, Shown())
+    found = Output(Answers(catalogue.find_recipe("blockinfo").points), Limits(), writer, Shown())
     found.begin(samples.HEADER)
     return found
 

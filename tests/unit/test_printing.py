@@ -185,7 +185,7 @@ def test_a_file_whose_name_looks_like_an_option(tmp_path: Path) -> None:
     ids=str,
 )
 def test_words_of_a_trace_that_no_program_can_get(words: dict[str, Any]) -> None:
-    job = Job(catalogue.find("blockinfo"), os.getpid(), Path("t.jsonl"), **words)
+    job = Job(catalogue.find_recipe("blockinfo"), os.getpid(), Path("t.jsonl"), **words)
     with pytest.raises(UsageError, match="no program can be given"):
         record(job, engines.load("gdb"))
 

@@ -111,14 +111,14 @@ def test_what_a_recipe_says() -> None:
 def test_every_shipped_recipe_loads_and_fits_into_a_header() -> None:
     assert "blockinfo" in catalogue.shipped()
     for name in catalogue.shipped():
-        recipe = catalogue.find(name)
+        recipe = catalogue.find_recipe(name)
         assert recipe.name == name
         assert json.loads(json.dumps(recipe.raw)) == recipe.raw
         assert recipe.roots or any(point.anywhere for point in recipe.points)
 
 
 def test_blockinfo_is_found_with_its_roots_and_filters() -> None:
-    recipe = catalogue.find("blockinfo")
+    recipe = catalogue.find_recipe("blockinfo")
     assert [span.name for span in recipe.spans if span.root] == ["virDomainGetBlockInfo"]
     assert recipe.filters == ("domain", "disk", "flags")
 
@@ -428,7 +428,7 @@ class TestHostile:
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"cannot read the recipe .*: No such file"):
-        catalogue.find(str(tmp_path / "none.yaml"))
+        catalogue.find_recipe(str(tmp_path / "none.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -437,7 +437,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 )
 def test_a_name_that_is_not_shipped(name: str, hint: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        catalogue.find(name)
+        catalogue.find_recipe(name)
     assert caught.value.what == f"there is no recipe {name!r}"
     assert caught.value.remedy.startswith(hint)
     assert "blockinfo" in caught.value.remedy

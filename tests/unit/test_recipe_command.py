@@ -28,7 +28,7 @@ def test_show_prints_a_file_that_is_that_recipe(
     assert main(["recipe", "show", name]) == 0
     copy = tmp_path / "copy.yaml"
     copy.write_text(capsys.readouterr().out)
-    assert catalogue.find(str(copy)).raw == catalogue.find(name).raw
+    assert catalogue.find_recipe(str(copy)).raw == catalogue.find_recipe(name).raw
 
 
 @pytest.mark.parametrize("name", catalogue.shipped())

@@ -18,7 +18,7 @@ from virtrace.recipe.selection import Selection
 from virtrace.record.recording import Recording
 from virtrace.trace.format import Footer, Header, Json, SwitchedOff
 
-RECIPE = catalogue.find("blockinfo")
+RECIPE = catalogue.find_recipe("blockinfo")
 NAME = RECIPE.roots[0].name
 
 

@@ -39,7 +39,7 @@ def test_what_it_says_is_what_version_2_says(file: Path) -> None:
     assert trace.problems == []
     assert trace.header["version"] == 2
     assert trace.header["target"]["program"] == {"name": "libvirt", "version": "9.0.0"}
-    recipe = catalogue.find(recipe_of(file))
+    recipe = catalogue.find_recipe(recipe_of(file))
     roles = {probe.name: probe.role for probe in recipe.probes}
     assert {probe["name"]: probe["role"] for probe in trace.header["probes"]} == roles
     assert all(event.role == roles[event.name] for event in trace.events)

@@ -127,13 +127,13 @@ def _not_loaded(process: Process, on_disk: Program) -> Check:
 
 def _plan(program: Program) -> Header:
     """The header that a trace of the program would have."""
-    recipe = catalogue.find(RECIPE)
+    recipe = catalogue.find_recipe(RECIPE)
     plan = resolve_without_gdb(recipe, program, {}, [])
     return header_record(recipe, program, plan, NO_ENGINE, time.monotonic_ns())
 
 
 def _reach(plan: Header) -> str:
-    recipe = catalogue.find(RECIPE)
+    recipe = catalogue.find_recipe(RECIPE)
     levels = {probe["name"]: probe["level"] for probe in plan["probes"]}
     has_probes = all(levels[point.name] == "usdt" for point in recipe.points if point.usdt)
     method = next(span for span in recipe.spans if isinstance(span.find, DriverMethod))
@@ -145,7 +145,7 @@ def _recipes(process: Process) -> tuple[list[str], dict[str, list[str]]]:
     able: list[str] = []
     unable: dict[str, list[str]] = {}
     for name in catalogue.shipped():
-        modules = catalogue.find(name).required_modules
+        modules = catalogue.find_recipe(name).required_modules
         missing = next((module for module in modules if process.module(module) is None), None)
         if missing is None:
             able.append(name)
@@ -156,7 +156,7 @@ def _recipes(process: Process) -> tuple[list[str], dict[str, list[str]]]:
 
 def _module_checks(program: Program) -> Iterator[Check]:
     """Check the modules that shipped recipes need."""
-    recipes = map(catalogue.find, catalogue.shipped())
+    recipes = map(catalogue.find_recipe, catalogue.shipped())
     for name in dict.fromkeys(name for recipe in recipes for name in recipe.required_modules):
         module = program.module(name)
         if module is None:

@@ -183,7 +183,7 @@ def _trace(lab: Lab, scenario: Scenario, output: Path | None, step: Tell) -> int
     commands = [shlex.join(lab.virsh_command(*arguments)) for arguments in scenario.commands]
     for command in commands:
         step(f"tracing: {command}")
-    recipe = catalogue.find(RECIPE)
+    recipe = catalogue.find_recipe(RECIPE)
     job = Job(
         recipe,
         lab.pid,

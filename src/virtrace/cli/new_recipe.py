@@ -266,7 +266,7 @@ def _calls(address: int, shipped: Span | None, method: _Method) -> str | None:
 
 @cache
 def _shipped() -> list[Recipe]:
-    return [*map(catalogue.find, catalogue.shipped())]
+    return [*map(catalogue.find_recipe, catalogue.shipped())]
 
 
 def _exported_in_catalogue() -> dict[str, Span]:

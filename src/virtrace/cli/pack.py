@@ -73,7 +73,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _make(args: argparse.Namespace) -> int:
-    recipes = [catalogue.find(name) for name in args.recipe or catalogue.shipped()]
+    recipes = [catalogue.find_recipe(name) for name in args.recipe or catalogue.shipped()]
     files = [file for source in args.sources for file in _files(source)]
     if args.other is not None and len(files) != 1:
         raise UsageError("--for takes one SOURCE", "name the one binary with the same code")

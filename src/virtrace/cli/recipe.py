@@ -84,7 +84,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _list(_: argparse.Namespace) -> int:
-    recipes = [catalogue.find(name) for name in catalogue.shipped()]
+    recipes = [catalogue.find_recipe(name) for name in catalogue.shipped()]
     width = max(len(recipe.name) for recipe in recipes)
     for recipe in recipes:
         print(f"{recipe.name:<{width}}  {recipe.summary}")
@@ -92,7 +92,7 @@ def _list(_: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    recipe = catalogue.find(args.recipe)
+    recipe = catalogue.find_recipe(args.recipe)
     text = read_regular(catalogue.file_of(args.recipe), MAX_BYTES).decode()
     print_lines(text.removesuffix("\n").split("\n"))
     if recipe.used:
@@ -103,7 +103,7 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    recipe = catalogue.find(args.recipe)
+    recipe = catalogue.find_recipe(args.recipe)
     if args.pid is None and args.process is None and args.against is None:
         spans = units.count(len({span.name for span in recipe.spans}), "span")
         points = units.count(len({point.name for point in recipe.points}), "point")
@@ -138,7 +138,7 @@ def _compile(args: argparse.Namespace) -> int:
     from virtrace.engines.bpftrace import program
     from virtrace.engines.bpftrace.run import resolve
 
-    recipe = catalogue.find(args.recipe)
+    recipe = catalogue.find_recipe(args.recipe)
     process = _process(args, recipe.required_modules)
     packs = catalogue.file_of(args.recipe).parent
     resolved = resolve(recipe, process, fetch_debug_files(process, recipe), [packs])

@@ -55,7 +55,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     if args.file in catalogue.shipped() or args.file.endswith((".yaml", ".yml")):
-        recipe = catalogue.find(args.file)
+        recipe = catalogue.find_recipe(args.file)
         selected = selection.parse(recipe, args.where, None, None)
         packs = [catalogue.file_of(args.file).parent]
         return _record(args, recipe, selected, args.traced, packs)[0]

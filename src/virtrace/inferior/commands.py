@@ -256,7 +256,7 @@ def _nothing() -> None:
 
 def _job(name: str, pid: int) -> tuple[Job, Process]:
     """Make the job that the parameters describe, and find its process."""
-    recipe = catalogue.find(name)
+    recipe = catalogue.find_recipe(name)
     where = shlex.split(_parameter("where"))
     selected = selection.parse(recipe, where, _parameter("calls"), _parameter("seconds"))
     limits = selection.limits({name: _parameter(name) for name in selection.LIMITS})
@@ -346,7 +346,7 @@ def _check(name: str) -> int:
     As the header of a trace, in JSON. GDB detaches from the process; nothing
     is traced.
     """
-    recipe = catalogue.find(_require_recipe(name))
+    recipe = catalogue.find_recipe(_require_recipe(name))
     process = _process()
     packs = installed_packs(recipe, process, [catalogue.file_of(name).parent])
     with target.quiet_settings(), target.no_files():

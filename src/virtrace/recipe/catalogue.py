@@ -15,7 +15,7 @@ def shipped() -> list[str]:
     return sorted(file.stem for file in shipped_folder().glob("*.yaml"))
 
 
-def find(name: str) -> Recipe:
+def find_recipe(name: str) -> Recipe:
     """A shipped recipe by its name, or any other by its file (with a `/`, or ending in .yaml)."""
     return load(file_of(name))
 

@@ -127,7 +127,7 @@ def _comparable(recipe: Record) -> Record:
 @functools.cache
 def _raw(name: str) -> Record:
     """A shipped recipe; both passes ask for it."""
-    return dict(catalogue.find(name).raw)
+    return dict(catalogue.find_recipe(name).raw)
 
 
 def _captured(recipe: Json) -> Iterator[tuple[str, str]]:
