@@ -110,7 +110,7 @@ def _list(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else value
 
 
-def find(case: Case) -> tuple[Finding, ...]:
+def find_causes(case: Case) -> tuple[Finding, ...]:
     """Return the causes that hold, by rank; ``unknown`` if none does."""
     *causes, unknown = catalogue()
     evidence = {cause.name: CONDITIONS[cause.name](case) for cause in causes}

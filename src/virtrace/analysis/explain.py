@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from virtrace.analysis.blockinfo import API, NUMBERS, read, seen_by
-from virtrace.analysis.causes import Case, Finding, find
+from virtrace.analysis.causes import Case, Finding, find_causes
 from virtrace.analysis.host import find as find_host
 from virtrace.analysis.lineage import Lineage, trace_back
 from virtrace.analysis.spans import Call, CallBuilder
@@ -110,7 +110,7 @@ def explain(
         if call.root.role != DISK_SIZES:
             continue
         case = _case(call, seen, host)
-        findings = find(case)
+        findings = find_causes(case)
         key = _key(case, findings)
         if key in cases:
             cases[key].calls.append(call.id)
