@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from virtrace.analysis.blockinfo import API, NUMBERS, read, seen_by
 from virtrace.analysis.causes import Case, Finding, find_causes
-from virtrace.analysis.host import find as find_host
+from virtrace.analysis.host import find_disk as find_host
 from virtrace.analysis.lineage import Lineage, trace_back
 from virtrace.analysis.spans import Call, CallBuilder
 from virtrace.errors import TraceError, UsageError

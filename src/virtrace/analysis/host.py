@@ -68,7 +68,7 @@ class HostDisk:
         return found if type(found) is int else None
 
 
-def find(records: Iterable[HostRecord], domain: str, disk: str) -> HostDisk | None:
+def find_disk(records: Iterable[HostRecord], domain: str, disk: str) -> HostDisk | None:
     """Return the last record about this disk."""
     found = [each for each in records if (each.get("domain"), each.get("disk")) == (domain, disk)]
     return HostDisk(found[-1]) if found else None
