@@ -11,7 +11,7 @@ from virtrace.guard import journal, restore
 from virtrace.guard.journal import PatchedBytes
 from virtrace.image.memory import ProcessMemory
 from virtrace.image.model import Module
-from virtrace.image.process import Process, describe, inspect, read_status
+from virtrace.image.process import Process, describe_process, inspect, read_status
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     status = read_status(args.pid)
     if status is not None and status["TracerPid"] != "0":
         raise TargetError(
-            f"process {args.pid} is traced by {describe(int(status['TracerPid']))}, "
+            f"process {args.pid} is traced by {describe_process(int(status['TracerPid']))}, "
             "whose breakpoints may be wanted",
             "end that tracer first (in GDB: `detach`, `quit`), which removes them",
         )

@@ -190,7 +190,7 @@ def text_of_process(pid: int, name: str, limit: int) -> str:
         return ""
 
 
-def describe(pid: int) -> str:
+def describe_process(pid: int) -> str:
     """A process for a message: name, pid and command line."""
     if pid == 0:
         return "a process outside of this container"

@@ -21,7 +21,7 @@ from virtrace.image.process import (
     Process,
     can_be_opened,
     can_trace_all,
-    describe,
+    describe_process,
     inspect,
     no_process,
     place_of,
@@ -123,7 +123,7 @@ def check_traceable(pid: int) -> Process:
     tracer = int(status["TracerPid"])
     if tracer:
         raise TargetError(
-            f"process {pid} is already traced by {describe(tracer)}",
+            f"process {pid} is already traced by {describe_process(tracer)}",
             "end that tracer first (in GDB: `detach`, `quit`); a process has one at a time",
         )
     yama = yama_refusal(yama_scope(), can_trace_all())
