@@ -153,7 +153,7 @@ def seen_by(probes: Iterable[ProbeRecord]) -> frozenset[str]:
     return frozenset({probe["name"] for probe in found} | {str(probe["role"]) for probe in found})
 
 
-def read(call: Call, seen: Collection[str], alias: str | None = None) -> BlockInfo:
+def read_block_info(call: Call, seen: Collection[str], alias: str | None = None) -> BlockInfo:
     """Return what a call of virDomainGetBlockInfo shows.
 
     seen: from seen_by().

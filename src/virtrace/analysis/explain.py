@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from virtrace.analysis.blockinfo import API, NUMBERS, read, seen_by
+from virtrace.analysis.blockinfo import API, NUMBERS, read_block_info, seen_by
 from virtrace.analysis.causes import Case, Finding, find_causes
 from virtrace.analysis.host import find_disk as find_host
 from virtrace.analysis.lineage import Lineage, trace_back
@@ -128,10 +128,10 @@ def explain(
 
 
 def _case(call: Call, seen: Collection[str], host: list[HostRecord]) -> Case:
-    block = read(call, seen)
+    block = read_block_info(call, seen)
     told = find_host(host, block.domain, block.disk)
     if told is not None and told.alias is not None:
-        block = read(call, seen, told.alias)
+        block = read_block_info(call, seen, told.alias)
     return Case(block, told)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from virtrace import markup
-from virtrace.analysis.blockinfo import BlockInfo, read, seen_by
+from virtrace.analysis.blockinfo import BlockInfo, read_block_info, seen_by
 from virtrace.analysis.spans import CallBuilder
 from virtrace.errors import Unavailable
 from virtrace.files import root_of
@@ -50,7 +50,7 @@ def _disks(trace: ReadableTrace) -> Iterator[BlockInfo]:
     for event in trace:
         call = builder.feed(event)
         if call is not None and call.root.role == DISK_SIZES and not call.failed:
-            block = read(call, seen)
+            block = read_block_info(call, seen)
             last[block.domain, block.disk] = block
     yield from last.values()
 
