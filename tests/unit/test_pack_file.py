@@ -47,7 +47,7 @@ def document(library: Path) -> dict[str, Any]:
     walks = [path.parse("first->inside"), path.parse("*first")]
     wanted = {"traced": CaptureNeeds(walks, [path.parse("first->number")])}
     functions, structs = describe(library, wanted, x86_64.ABI, lambda _: None)
-    made = pack.write("ab" * 20, "x86_64", "a test", functions, structs)
+    made = pack.encode_pack("ab" * 20, "x86_64", "a test", functions, structs)
     parsed: dict[str, Any] = json.loads(made)
     return parsed
 

@@ -123,7 +123,7 @@ def file_name(build_id: str) -> str:
     return f"{build_id}.pack.json"
 
 
-def write(
+def encode_pack(
     build_id: str, machine: str, origin: str, functions: Mapping[str, Any], structs: Any
 ) -> bytes:
     """Return the content of a pack's file. functions, structs: from dwarf.describe()."""
@@ -143,7 +143,7 @@ def write(
 
 def of(elf: Binary, origin: str, functions: Mapping[str, Any], structs: Any) -> Pack:
     """Make a pack that is used at once, not stored. Arguments: see write()."""
-    return parse(write(elf.build_id or "", elf.machine, origin, functions, structs), origin)
+    return parse(encode_pack(elf.build_id or "", elf.machine, origin, functions, structs), origin)
 
 
 def parse(data: bytes, file: str) -> Pack:

@@ -20,9 +20,9 @@ from virtrace.binary.pack import (
     OnStack,
     Pack,
     Place,
+    encode_pack,
     file_name,
     load,
-    write,
 )
 from virtrace.binary.reader import Binary, debug_file, read_by_child
 from virtrace.errors import DONE, TargetError, UsageError
@@ -129,7 +129,7 @@ def _make_one(
         return False
     build_id = read_by_child(debug).build_id
     origin = f"{debug.name}, build-id {build_id}, by virtrace {__version__}"
-    data = write(target.build_id, target.machine, origin, functions, structs)
+    data = encode_pack(target.build_id, target.machine, origin, functions, structs)
     place = _keep(output, file_name(target.build_id), data)
     made = json.loads(data)
     counted = ", ".join(f"{len(made[kind])} {kind}" for kind in ("functions", "structs"))
