@@ -53,7 +53,7 @@ def document(library: Path) -> dict[str, Any]:
 
 
 def test_what_a_pack_says(document: dict[str, Any]) -> None:
-    parsed = pack.parse(json.dumps(document).encode(), "file")
+    parsed = pack.parse_pack(json.dumps(document).encode(), "file")
     [body] = parsed.functions["traced"].bodies
     places = {name: place for name, (_, place) in body.arguments.items()}
     assert places == {
@@ -116,14 +116,14 @@ def test_a_broken_pack_says_so(
 ) -> None:
     spoil(document)
     with pytest.raises(TargetError, match=said) as caught:
-        pack.parse(json.dumps(document).encode(), "FILE.pack.json")
+        pack.parse_pack(json.dumps(document).encode(), "FILE.pack.json")
     assert "FILE.pack.json" in caught.value.what
 
 
 @pytest.mark.parametrize("text", ["", "7", "[]", "{", "[" * 100_000, '{"format": "virtrace-pack"}'])
 def test_what_is_no_pack_at_all(text: str) -> None:
     with pytest.raises(TargetError, match="cannot be used"):
-        pack.parse(text.encode(), "file")
+        pack.parse_pack(text.encode(), "file")
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_what_is_no_pack_at_all(text: str) -> None:
 )  # fmt: skip
 def test_layouts_that_would_never_end(document: dict[str, Any], structs: Any) -> None:
     document["structs"] = structs
-    parsed = pack.parse(json.dumps(document).encode(), "file")
+    parsed = pack.parse_pack(json.dumps(document).encode(), "file")
     target = parsed.functions["traced"].bodies[0].arguments["first"][0].target()  # type: ignore[union-attr,misc]
     assert isinstance(target, Struct)
     assert all(isinstance(field.type, Opaque) for field in target.fields)

@@ -137,16 +137,18 @@ def encode_pack(
         "structs": structs,
     }
     data = json.dumps(document, separators=(",", ":")).encode() + b"\n"
-    parse(data, "the new pack")
+    parse_pack(data, "the new pack")
     return data
 
 
 def of(elf: Binary, origin: str, functions: Mapping[str, Any], structs: Any) -> Pack:
     """Make a pack that is used at once, not stored. Arguments: see write()."""
-    return parse(encode_pack(elf.build_id or "", elf.machine, origin, functions, structs), origin)
+    return parse_pack(
+        encode_pack(elf.build_id or "", elf.machine, origin, functions, structs), origin
+    )
 
 
-def parse(data: bytes, file: str) -> Pack:
+def parse_pack(data: bytes, file: str) -> Pack:
     """Parse the content of a pack's file.
 
     file: its name, for errors.
@@ -195,7 +197,7 @@ def find(elf: Binary, folders: Sequence[Path]) -> Pack | None:
         if (folder / name).exists():
             return load(folder / name, elf)
     with suppress(OSError), files.cache_folder(CACHE) as cached:
-        return checked(parse(files.read_trusted(cached, name, MAX_BYTES), name), elf, name)
+        return checked(parse_pack(files.read_trusted(cached, name, MAX_BYTES), name), elf, name)
     return None
 
 
@@ -209,7 +211,7 @@ def load(path: Path, elf: Binary | None = None) -> Pack:
             f"the symbol pack {path} cannot be read: {error.strerror or error}",
             "make it yours alone to write (chown, chmod go-w), or remove it",
         ) from error
-    pack = parse(data, str(path))
+    pack = parse_pack(data, str(path))
     return pack if elf is None else checked(pack, elf, str(path))
 
 
