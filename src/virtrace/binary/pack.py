@@ -195,13 +195,13 @@ def find(elf: Binary, folders: Sequence[Path]) -> Pack | None:
     name = file_name(build_id)
     for folder in folders:
         if (folder / name).exists():
-            return load(folder / name, elf)
+            return load_pack(folder / name, elf)
     with suppress(OSError), files.cache_folder(CACHE) as cached:
         return checked(parse_pack(files.read_trusted(cached, name, MAX_BYTES), name), elf, name)
     return None
 
 
-def load(path: Path, elf: Binary | None = None) -> Pack:
+def load_pack(path: Path, elf: Binary | None = None) -> Pack:
     """Read a pack from a file. elf: the file that the pack must be for."""
     try:
         with files.open_folder(path.parent.resolve()) as folder:

@@ -22,7 +22,7 @@ from virtrace.binary.pack import (
     Place,
     encode_pack,
     file_name,
-    load,
+    load_pack,
 )
 from virtrace.binary.reader import Binary, debug_file, read_by_child
 from virtrace.errors import DONE, TargetError, UsageError
@@ -186,7 +186,7 @@ def _keep(output: Path | None, name: str, data: bytes) -> str:
 
 
 def _show(args: argparse.Namespace) -> int:
-    print_lines(_described(load(args.file)))
+    print_lines(_described(load_pack(args.file)))
     return DONE
 
 
