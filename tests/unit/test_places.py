@@ -142,7 +142,7 @@ def test_of_a_pack(truth: Truth, kind: str) -> None:
         function = pack.Function(Opaque("void"), [body], [])
         made = pack.Pack(str(elf.build_id), elf.machine, "a test", {"function": function})
         with pytest.raises(TargetError, match="cannot be used"):
-            pack.checked(made, elf, "the pack")
+            pack.checked_pack(made, elf, "the pack")
 
 
 @pytest.mark.parametrize("kind", [SpanSite, StaticProbeSite])

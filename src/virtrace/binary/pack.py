@@ -197,7 +197,9 @@ def find(elf: Binary, folders: Sequence[Path]) -> Pack | None:
         if (folder / name).exists():
             return load_pack(folder / name, elf)
     with suppress(OSError), files.cache_folder(CACHE) as cached:
-        return checked(parse_pack(files.read_trusted(cached, name, MAX_BYTES), name), elf, name)
+        return checked_pack(
+            parse_pack(files.read_trusted(cached, name, MAX_BYTES), name), elf, name
+        )
     return None
 
 
@@ -212,10 +214,10 @@ def load_pack(path: Path, elf: Binary | None = None) -> Pack:
             "make it yours alone to write (chown, chmod go-w), or remove it",
         ) from error
     pack = parse_pack(data, str(path))
-    return pack if elf is None else checked(pack, elf, str(path))
+    return pack if elf is None else checked_pack(pack, elf, str(path))
 
 
-def checked(pack: Pack, elf: Binary, file: str) -> Pack:
+def checked_pack(pack: Pack, elf: Binary, file: str) -> Pack:
     """Return the pack if it is for this file and each of its addresses is safe for a breakpoint.
 
     file: the pack's name, for errors.
