@@ -162,7 +162,7 @@ def test_of_whatever_api_the_recipe_loads(stock_lab: Lab) -> None:
     names = sorted(exported & {*public_api.functions()})[::10]
     assert len(names) > 40
     for name in names:
-        assert f"\nname: {name}\n" in new_recipe.write(name, process)
+        assert f"\nname: {name}\n" in new_recipe.new_recipe(name, process)
 
 
 @pytest.mark.matrix

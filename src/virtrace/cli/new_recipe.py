@@ -57,7 +57,7 @@ class _Noted:
         return Item(data, [self.note])
 
 
-def write(api: str, process: Program) -> str:
+def new_recipe(api: str, process: Program) -> str:
     """Return the recipe's text. Raises UsageError: the process has no such function."""
     libvirt = process.module(LIBVIRT.module)
     assert libvirt is not None

@@ -124,7 +124,7 @@ def _check(args: argparse.Namespace) -> int:
 def _new(args: argparse.Namespace) -> int:
     from virtrace.cli import new_recipe
 
-    text = new_recipe.write(args.function, _process(args))
+    text = new_recipe.new_recipe(args.function, _process(args))
     if args.output is None:
         print_lines(text.removesuffix("\n").split("\n"))
         return DONE
