@@ -5,7 +5,7 @@ from __future__ import annotations
 from xml.etree import ElementTree
 
 
-def parse(text: str | bytes) -> ElementTree.Element:
+def parse_xml(text: str | bytes) -> ElementTree.Element:
     """The document's root element.
 
     Raises: ValueError: not XML, or with a document type: libvirt's documents have none, and its

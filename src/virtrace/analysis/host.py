@@ -54,7 +54,7 @@ class HostDisk:
         if not isinstance(xml, str):
             return None
         try:
-            alias = markup.parse(xml).find("alias")
+            alias = markup.parse_xml(xml).find("alias")
         except ValueError:
             return None
         return None if alias is None else alias.get("name")

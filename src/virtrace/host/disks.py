@@ -83,7 +83,7 @@ def _facts(block: BlockInfo, pid: int, programs: Programs) -> HostRecord:
 def _disk_element(domain: str, disk: str, pid: int, programs: Programs) -> str:
     printed = virsh(pid, programs, "dumpxml", "--domain", domain)
     try:
-        document = markup.parse(printed)
+        document = markup.parse_xml(printed)
     except ValueError as error:
         raise Unavailable(f"virsh dumpxml: {error}") from error
     for element in document.iterfind("devices/disk"):
@@ -97,7 +97,7 @@ def _source(element: Json) -> tuple[str | None, str | None]:
     """Path and format of the disk, from its XML element."""
     if not isinstance(element, str):
         return None, None
-    disk = markup.parse(element)
+    disk = markup.parse_xml(element)
     driver = disk.find("driver")
     return _path_of(disk), driver.get("type") if driver is not None else None
 

@@ -21,7 +21,7 @@ def redact_domain(redactor: TextRedactor, text: str, context: Context) -> str:
 def redact_xml(redactor: TextRedactor, text: str, context: Context) -> str | None:
     """None if the text is not XML, or not such as libvirt makes."""
     try:
-        top = markup.parse(text)
+        top = markup.parse_xml(text)
     except ValueError:
         return None
     _redact_element(redactor, top, "", context.keys(of_c=False))
