@@ -295,7 +295,7 @@ def test_a_recipe_without_calls() -> None:
     assert (point.anywhere, point.optional) == (True, True)
     for where, calls in ((["domain=vm1"], None), ([], "3")):
         with pytest.raises(UsageError, match="the recipe dispatch traces no calls") as caught:
-            selection.parse(recipe, where, calls, None)
+            selection.parse_selection(recipe, where, calls, None)
         assert "--seconds" in caught.value.remedy
 
 
@@ -561,17 +561,17 @@ class TestSelection:
 
     def test_what_is_asked_for(self) -> None:
         recipe = load(GOOD)
-        found = selection.parse(recipe, ["domain=vm1=x", "flags=0"], "3", "0.5")
+        found = selection.parse_selection(recipe, ["domain=vm1=x", "flags=0"], "3", "0.5")
         assert found.where == {"domain": "vm1=x", "flags": "0"}
         assert (found.calls, found.seconds) == (3, 0.5)
-        assert selection.parse(recipe, [], None, "") == selection.Selection()
+        assert selection.parse_selection(recipe, [], None, "") == selection.Selection()
 
     def test_what_the_recipe_says_holds_where_the_user_does_not(self) -> None:
         defaults = "where: {domain: vm1, flags: 0}\ncalls: 5\nseconds: 1.5\ntry:"
         recipe = load(changed("try:", defaults))
-        found = selection.parse(recipe, [], None, "")
+        found = selection.parse_selection(recipe, [], None, "")
         assert found == selection.Selection({"domain": "vm1", "flags": "0"}, 5, 1.5)
-        found = selection.parse(recipe, ["domain=vm2"], "3", "9")
+        found = selection.parse_selection(recipe, ["domain=vm2"], "3", "9")
         assert found == selection.Selection({"domain": "vm2", "flags": "0"}, 3, 9.0)
         assert selection.filters(recipe, ["flags=1"]) == {"flags": "1"}
         assert (recipe.raw["calls"], recipe.raw["seconds"]) == (5, 1.5)
@@ -589,12 +589,12 @@ class TestSelection:
     @pytest.mark.parametrize("where", ["domain", "=x", "disk=vda", "result=0", ""])
     def test_no_filter(self, where: str) -> None:
         with pytest.raises(UsageError) as caught:
-            selection.parse(load(GOOD), [where], None, None)
+            selection.parse_selection(load(GOOD), [where], None, None)
         assert "domain, flags" in caught.value.remedy
 
     def test_no_name(self) -> None:
         with pytest.raises(UsageError, match="an incomplete character"):
-            selection.parse(load(GOOD), ["domain=\ud800"], None, None)
+            selection.parse_selection(load(GOOD), ["domain=\ud800"], None, None)
 
     def test_a_name_is_utf_8_whatever_the_locale_is(self) -> None:
         for given, name in (("é", "é"), ("\udcc3\udca9", "é"), ("\udce9", "\udce9")):
@@ -603,12 +603,12 @@ class TestSelection:
     @pytest.mark.parametrize("text", ["0", "-1", "x", "nan", "inf", "1e99", "1.5", " "])
     def test_no_number_of_calls(self, text: str) -> None:
         with pytest.raises(UsageError, match=r"^invalid value .* for calls$"):
-            selection.parse(load(GOOD), [], text, None)
+            selection.parse_selection(load(GOOD), [], text, None)
 
     @pytest.mark.parametrize("text", ["0", "-1", "x", "nan", "inf", "1e99"])
     def test_no_number_of_seconds(self, text: str) -> None:
         with pytest.raises(UsageError, match=r"^invalid value .* for seconds$"):
-            selection.parse(load(GOOD), [], None, text)
+            selection.parse_selection(load(GOOD), [], None, text)
 
 
 def test_fragments_become_points() -> None:

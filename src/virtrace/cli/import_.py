@@ -59,7 +59,7 @@ def _import(args: argparse.Namespace, writer: Writer, files: Sequence[BinaryIO],
     plan, first = _look_through(args.file, stream)
     recipe = loader.loads(loader.dumps(plan.header["recipe"]), str(args.file))
     pid = plan.header["target"]["pid"]
-    job = Job(recipe, pid, args.output, selection.parse(recipe, [], None, None))
+    job = Job(recipe, pid, args.output, selection.parse_selection(recipe, [], None, None))
     output = Output(Answers(recipe.points), job.limits, writer, _NullView())
     replayer = Replayer(job, plan, output, pid)
     lines = Lines(replayer.event, replayer.lost)

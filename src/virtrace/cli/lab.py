@@ -188,7 +188,7 @@ def _trace(lab: Lab, scenario: Scenario, output: Path | None, step: Tell) -> int
         recipe,
         lab.pid,
         output or default_path(RECIPE, lab.pid),
-        selection.parse(recipe, [], None, None),
+        selection.parse_selection(recipe, [], None, None),
         command=["sh", "-c", "; ".join(commands)],
         packs=[catalogue.file_of(RECIPE).parent],
     )

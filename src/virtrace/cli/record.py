@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     engine = engines.load(args.engine)
     refuse_meaningless(engine, {name: option(args, name) for name in engine.refuses})
     recipe = catalogue.find_recipe(args.recipe)
-    selected = selection.parse(recipe, args.where, args.calls, args.seconds)
+    selected = selection.parse_selection(recipe, args.where, args.calls, args.seconds)
     limits, rotation = limits_of(args), selection.rotation(args.rotate, args.keep)
     pid = chosen_pid(args, recipe.required_modules)
     job = Job(

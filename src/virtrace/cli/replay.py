@@ -56,7 +56,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     if args.file in catalogue.shipped() or args.file.endswith((".yaml", ".yml")):
         recipe = catalogue.find_recipe(args.file)
-        selected = selection.parse(recipe, args.where, None, None)
+        selected = selection.parse_selection(recipe, args.where, None, None)
         packs = [catalogue.file_of(args.file).parent]
         return _record(args, recipe, selected, args.traced, packs)[0]
     return _again(read_header(args.file), args)
@@ -89,7 +89,7 @@ def _again(header: Header, args: argparse.Namespace) -> int:
     new_names = {value: given[key] for key, value in old_values.items()}
     command = args.traced or _agreed(_renamed(header.get("command"), new_names))
     where = [f"{key}={value}" for key, value in {**was["where"], **given}.items()]
-    selected = selection.parse(recipe, where, _text(was["calls"]), _text(was["seconds"]))
+    selected = selection.parse_selection(recipe, where, _text(was["calls"]), _text(was["seconds"]))
     status, output = _record(args, recipe, selected, command)
     if status not in (DONE, INTERRUPTED):
         return status

@@ -258,7 +258,7 @@ def _job(name: str, pid: int) -> tuple[Job, Process]:
     """Make the job that the parameters describe, and find its process."""
     recipe = catalogue.find_recipe(name)
     where = shlex.split(_parameter("where"))
-    selected = selection.parse(recipe, where, _parameter("calls"), _parameter("seconds"))
+    selected = selection.parse_selection(recipe, where, _parameter("calls"), _parameter("seconds"))
     limits = selection.limits({name: _parameter(name) for name in selection.LIMITS})
     rotation = selection.rotation(_parameter("rotate"), _parameter("keep"))
     process = _process(pid)

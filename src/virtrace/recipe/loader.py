@@ -342,7 +342,9 @@ def _selecting(recipe: Recipe, keys: Mapping[str, _Node]) -> Recipe:
 
     def chosen(node: _Node, **given: Any) -> Selection:
         try:
-            return selection.parse(recipe, **{"where": [], "calls": None, "seconds": None, **given})
+            return selection.parse_selection(
+                recipe, **{"where": [], "calls": None, "seconds": None, **given}
+            )
         except UsageError as error:
             node.fail(error.what, error.remedy)
 

@@ -101,7 +101,7 @@ def rotation(rotate: str | None, keep: str | None) -> Rotation | None:
     return None
 
 
-def parse(
+def parse_selection(
     recipe: Recipe, where: Iterable[str], calls: str | None, seconds: str | None
 ) -> Selection:
     """Parse the values of options; the recipe's own selection counts for those not given.
