@@ -54,7 +54,7 @@ from virtrace.targets.processes import installed
     ],
 )
 def test_what_is_captured(declared: str, enter: dict[str, str], exit_: dict[str, str]) -> None:
-    assert captures(prototype.parse(declared)) == (enter, exit_)
+    assert captures(prototype.parse_prototype(declared)) == (enter, exit_)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_what_is_captured(declared: str, enter: dict[str, str], exit_: dict[str,
 def test_what_debug_info_declares(declared: Declared, expected: str) -> None:
     found = prototype_of(declared)
     assert str(found) == expected
-    assert prototype.parse(expected) == found
+    assert prototype.parse_prototype(expected) == found
 
 
 def test_the_public_api_can_be_written_and_read_again() -> None:
@@ -81,7 +81,7 @@ def test_the_public_api_can_be_written_and_read_again() -> None:
     assert len(functions) > 500
     for name, declared in functions.items():
         assert declared.name == name
-        assert prototype.parse(str(declared)) == declared
+        assert prototype.parse_prototype(str(declared)) == declared
         for captured in captures(declared):
             for text in captured.values():
                 path.parse(text)

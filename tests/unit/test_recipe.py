@@ -499,7 +499,7 @@ def test_what_is_no_capture_path(text: str) -> None:
 def test_declarations(
     text: str, name: str, returns: str, parameters: list[tuple[str, str]]
 ) -> None:
-    found = prototype.parse(text)
+    found = prototype.parse_prototype(text)
     assert (found.name, found.returns) == (name, returns)
     assert [(one.name, one.type) for one in found.parameters] == parameters
 
@@ -523,7 +523,7 @@ def test_declarations(
 )
 def test_what_is_no_declaration(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not|twice"):
-        prototype.parse(text)
+        prototype.parse_prototype(text)
 
 
 class TestSelection:

@@ -267,7 +267,7 @@ def test_captures(text: str) -> None:
 @many
 @given(C_TEXT | DECLARATIONS)
 def test_declarations(text: str) -> None:
-    parsed = tried(lambda: prototype.parse(text), ValueError)
+    parsed = tried(lambda: prototype.parse_prototype(text), ValueError)
     if isinstance(parsed, Exception):
         assert len(str(parsed)) < MAX_TEXT
         return
@@ -353,5 +353,5 @@ def test_the_longest_declarations_are_read_soon(unit: str) -> None:
         # As many as fit into a recipe.
         for _ in range(MAX_BYTES // MAX_TEXT):
             with contextlib.suppress(ValueError):
-                prototype.parse(declaration)
+                prototype.parse_prototype(declaration)
         assert time.process_time() - began < SECONDS

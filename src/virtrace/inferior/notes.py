@@ -366,7 +366,7 @@ def _declaration(symbol: gdb.Symbol, arguments: list[gdb.Symbol]) -> str | None:
     # Spelled as in libvirt's source.
     text = text.replace("* ", "*").replace("_Bool ", "bool ")
     try:
-        parsed = prototype.parse(text)
+        parsed = prototype.parse_prototype(text)
     except ValueError:
         return None
     for name in (parsed.returns, *(parameter.type for parameter in parsed.parameters)):

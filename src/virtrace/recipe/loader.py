@@ -441,7 +441,7 @@ def _span(node: _Node, keys: Mapping[str, _Node]) -> Span:
             "write `prototype:` for an exported function, `function:` for any other",
         )
     if "prototype" in keys:
-        declared = keys["prototype"].parsed(prototype.parse, _DECLARATION)
+        declared = keys["prototype"].parsed(prototype.parse_prototype, _DECLARATION)
         known = {parameter.name for parameter in declared.parameters} | {path.CALLER}
         function = declared.name
     elif "find" in keys:
@@ -531,7 +531,7 @@ def _point(node: _Node, keys: Mapping[str, _Node]) -> Point:
     elif "prototype" in keys:
         if "arguments" in keys:
             keys["arguments"].fail("a function's arguments are in its `prototype:`", "remove this")
-        declared = keys["prototype"].parsed(prototype.parse, _DECLARATION)
+        declared = keys["prototype"].parsed(prototype.parse_prototype, _DECLARATION)
         if "at" in keys:
             at = keys["at"].text()
             if at not in ("entry", "return"):

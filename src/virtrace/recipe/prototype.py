@@ -69,7 +69,7 @@ def parse_parameters(text: str) -> tuple[Parameter, ...]:
     return tuple(parameters)
 
 
-def parse(text: str) -> Prototype:
+def parse_prototype(text: str) -> Prototype:
     match = _FUNCTION.fullmatch(text.strip().rstrip(";"))
     if not match:
         raise ValueError(f"{shortened(text)} is not the declaration of a C function")

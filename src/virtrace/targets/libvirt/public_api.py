@@ -16,5 +16,5 @@ from virtrace.recipe.prototype import Prototype
 def functions() -> dict[str, Prototype]:
     """The functions of the public API, by name."""
     text = Path(__file__).with_name("public-api.txt").read_text(encoding="ascii")
-    prototypes = map(prototype.parse, text.splitlines())
+    prototypes = map(prototype.parse_prototype, text.splitlines())
     return {declared.name: declared for declared in prototypes}
