@@ -10,7 +10,7 @@ import pytest
 from tests.gdb.harness import SCRIPTS, SOURCES, Daemon, events, trace, values
 from tests.gdb.test_terminal import PROMPT, Terminal
 from tests.support.intact import assert_untraced_and_intact
-from virtrace.recipe.loader import load
+from virtrace.recipe.loader import load_recipe
 from virtrace.recipe.model import Recipe, Span
 
 
@@ -45,7 +45,7 @@ def saved(terminal: Terminal, file: Path) -> Recipe:
     assert f"virtrace start {file}" in said
     terminal.do("detach")
     terminal.end_gently()
-    return load(file)
+    return load_recipe(file)
 
 
 def captures(recipe: Recipe, name: str) -> tuple[list[str], list[str], list[str] | None]:

@@ -416,14 +416,14 @@ class TestHostile:
             stream.write(GOOD.encode())
             stream.truncate(10 << 20)
         with pytest.raises(RecipeError, match=r"big.yaml is larger than \d+ KiB"):
-            loader.load(file)
+            loader.load_recipe(file)
 
     def test_only_a_regular_file_is_read(self, tmp_path: Path) -> None:
         fifo = tmp_path / "fifo.yaml"
         os.mkfifo(fifo)
         for name in (fifo, tmp_path, Path("/dev/zero")):
             with pytest.raises(RecipeError, match="is not a regular file"):
-                loader.load(name)
+                loader.load_recipe(name)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from virtrace.errors import RecipeError
 from virtrace.recipe.folder import shipped_folder
-from virtrace.recipe.loader import load
+from virtrace.recipe.loader import load_recipe
 from virtrace.recipe.model import Recipe
 
 
@@ -17,7 +17,7 @@ def shipped() -> list[str]:
 
 def find_recipe(name: str) -> Recipe:
     """A shipped recipe by its name, or any other by its file (with a `/`, or ending in .yaml)."""
-    return load(file_of(name))
+    return load_recipe(file_of(name))
 
 
 def file_of(name: str) -> Path:

@@ -52,7 +52,7 @@ _BOOLEANS = {"true": True, "false": False}
 T = TypeVar("T")
 
 
-def load(file: FilePath) -> Recipe:
+def load_recipe(file: FilePath) -> Recipe:
     """RecipeError where the file cannot be read or does not say what a recipe must."""
     try:
         # Recipes come with bug reports and are read as root.
