@@ -1,4 +1,4 @@
-"""Events that have to wait for backtraces. Does not need gdb."""
+"""Holds back events that need a backtrace. Does not need gdb."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from virtrace.trace.format import Footer, Header, Json, Record, SwitchedOff, una
 class HeldEvents:
     """A sink that holds events back until their backtraces can be taken.
 
-    GDB can walk a stack only while all threads stand, which they do not at a probe. Everything that
-    follows a held event is held, too, to keep the order.
+    GDB can walk a stack only while all threads are stopped, which is not so at a probe. All events
+    that follow a held event are held, too, to keep the order.
     """
 
     rotates: bool

@@ -84,7 +84,7 @@ class ReadableTrace(Protocol):
 
 @dataclass(frozen=True)
 class Trace:
-    """A whole trace in memory. See Recording."""
+    """A whole trace in memory. See ReadableTrace."""
 
     header: Header
     events: list[Event] = field(default_factory=list)
@@ -111,7 +111,7 @@ class Trace:
 
 
 class TraceStream:
-    """A trace that is read from its file on each iteration. See Recording."""
+    """A trace that is read from its file on each iteration. See ReadableTrace."""
 
     def __init__(self, path: str | Path, file: BinaryIO | None = None) -> None:
         """Open a trace, or the trace in a bundle.
