@@ -121,7 +121,7 @@ def test_a_draft_is_read_whatever_was_typed(comments: list[str], wanted: str) ->
         draft.add(captures, path.parse(path_text))
     span = Draft("f", "m.so", root=True, enter=captures, lines={}, comments=comments)
     where = {"a": wanted}
-    text = draft.text("r", "about", "try", [span.item()], where=where, left_out=comments)
+    text = draft.recipe_text("r", "about", "try", [span.item()], where=where, left_out=comments)
     recipe = loader.loads(text.encode(), "r")
     assert {name: one.text for name, one in recipe.spans[0].enter.items()} == captures
     assert recipe.where == where

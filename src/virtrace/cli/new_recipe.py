@@ -72,7 +72,7 @@ def new_recipe(api: str, process: Program) -> str:
         driver = method.driver
         callees, left_out = _callees(method)
         found += [method.noted, *callees]
-    return draft.text(
+    return draft.recipe_text(
         api,
         f"{api}: what it was asked and what it answered, the driver's method, and what that\n"
         "calls, with the errors on the way.",

@@ -310,7 +310,7 @@ class _RecipeDraft:
             if not where:
                 span.comments.append(f"not kept: if {condition}")
         roots = ", ".join(span.function for span in spans if span.root)
-        return draft.text(
+        return draft.recipe_text(
             re.sub(r"[^A-Za-z0-9.+-]", "-", name).lstrip(".+-")[:100] or "saved",
             "What was inspected by hand in a GDB session, saved by `virtrace save`.",
             f"what calls {roots}"[:1000],

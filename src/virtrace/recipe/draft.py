@@ -81,7 +81,7 @@ def add(captures: dict[str, str], wanted: path.Path) -> str:
     return free
 
 
-def text(
+def recipe_text(
     name: str,
     about: str,
     try_: str,
