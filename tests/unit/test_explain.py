@@ -417,7 +417,7 @@ def test_hostile_names_do_not_reach_the_terminal() -> None:
 @pytest.mark.parametrize("name", FIRST)
 def test_json_follows_its_schema(name: str) -> None:
     trace = read_trace(TRACES[name])
-    document = json.loads(explanation_document.text(trace, explained(trace)))
+    document = json.loads(explanation_document.explanation_json(trace, explained(trace)))
     VALIDATOR.validate(document)
     assert document["cases"][0]["causes"][0]["name"] == FIRST[name]
 
@@ -425,7 +425,7 @@ def test_json_follows_its_schema(name: str) -> None:
 def test_the_schema_is_closed_to_mistakes() -> None:
     jsonschema_rs.meta.validate(explanation_document.schema())
     trace = read_trace(TRACES["discarded-9.0.0"])
-    document = json.loads(explanation_document.text(trace, explained(trace)))
+    document = json.loads(explanation_document.explanation_json(trace, explained(trace)))
     for path in (
         ("version",),
         ("cases", 0, "causes", 0, "evidence", 0, "seq"),
@@ -460,7 +460,7 @@ def test_never_fails_whatever_is_missing(seed: int) -> None:
         mutations.take_away(trace, chance)
         found = explained(trace)
         assert list(explanation.lines(found, Style(80), path="t")) or not found
-        VALIDATOR.validate(json.loads(explanation_document.text(trace, found)))
+        VALIDATOR.validate(json.loads(explanation_document.explanation_json(trace, found)))
 
 
 # The command

@@ -89,7 +89,7 @@ def _explain(redacted: TraceStream, files: BundleFiles, absent: dict[str, str]) 
         *explanation.further(explained, _STYLE, path=TRACE),
     )
     files.add(_EXPLANATION, encoded("\n".join(lines) + "\n"))
-    document = explanation_document.text(redacted, explained)
+    document = explanation_document.explanation_json(redacted, explained)
     files.add(_EXPLANATION_JSON, encoded(document + "\n"))
     return explained
 

@@ -47,7 +47,7 @@ def _explain(args: argparse.Namespace, files: Sequence[BinaryIO], _: int) -> int
     with reading(args.file, files[0]) as trace:
         explained = explain_trace(trace, args.file, args.call)
         if args.json:
-            print_lines(explanation_document.text(trace, explained).split("\n"))
+            print_lines(explanation_document.explanation_json(trace, explained).split("\n"))
         else:
             style = style_for(sys.stdout)
             print_lines(explanation.lines(explained, style, path=args.file))

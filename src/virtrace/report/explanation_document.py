@@ -24,7 +24,7 @@ def schema() -> Record:
     return document
 
 
-def text(trace: ReadableTrace, explanations: Explained) -> str:
+def explanation_json(trace: ReadableTrace, explanations: Explained) -> str:
     """Return the document as text."""
     cases = [json.dumps(record(each)) for each in explanations]
     target = trace.header["target"]
