@@ -780,13 +780,13 @@ def test_hostile_names_do_not_reach_the_terminal() -> None:
 
 def test_json_follows_its_schema() -> None:
     for found in every_comparison():
-        VALIDATOR.validate(json.loads(difference_document.text(found, ("a", "b"))))
+        VALIDATOR.validate(json.loads(difference_document.difference_json(found, ("a", "b"))))
 
 
 def test_the_schema_is_closed_to_mistakes() -> None:
     jsonschema_rs.meta.validate(difference_document.schema())
     found = compare(read_trace(OLD), read_trace(NEW))
-    document = json.loads(difference_document.text(found, ("a", "b")))
+    document = json.loads(difference_document.difference_json(found, ("a", "b")))
     for path in (
         ("version",),
         ("pairs", 0, "differences", 0, "kind"),
@@ -814,7 +814,7 @@ def test_never_fails_whatever_is_missing(seed: int) -> None:
             traces.append(trace)
         found = compare(traces[0], traces[1])
         assert text_of(found, full=True)
-        VALIDATOR.validate(json.loads(difference_document.text(found, ("a", "b"))))
+        VALIDATOR.validate(json.loads(difference_document.difference_json(found, ("a", "b"))))
         assert compare(traces[0], traces[0]).equal
 
 

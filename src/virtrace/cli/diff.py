@@ -57,7 +57,7 @@ def _diff(args: argparse.Namespace, spill: IO[bytes], files: Sequence[BinaryIO],
     with reading(args.a, files[0]) as a, reading(args.b, files[1]) as b:
         found = compared(a, b, paths, spill)
         if args.json:
-            print_lines(difference_document.text(found, paths).split("\n"))
+            print_lines(difference_document.difference_json(found, paths).split("\n"))
             return verdict(found, paths)
         return report(found, paths, full=args.full)
 

@@ -24,7 +24,7 @@ def schema() -> Record:
     return document
 
 
-def text(found: Comparison, paths: tuple[str, str]) -> str:
+def difference_json(found: Comparison, paths: tuple[str, str]) -> str:
     """Return the document as text. paths: names of the two traces."""
     return json.dumps(record(found, paths), indent=2)
 
