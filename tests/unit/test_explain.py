@@ -397,7 +397,7 @@ def test_text_keeps_to_the_width(width: int, unicode: bool) -> None:
 def test_text_says_what_the_document_says() -> None:
     for one in every_explanation():
         shown = " ".join(" ".join(explanation.lines([one], Style(10**6), path="t")).split())
-        record = explanation_document.record(one)
+        record = explanation_document.explanation_record(one)
         assert record["answer"] in shown
         for cause in record["causes"]:
             assert f"cause {cause['name']}" in shown

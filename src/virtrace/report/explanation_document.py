@@ -26,7 +26,7 @@ def schema() -> Record:
 
 def explanation_json(trace: ReadableTrace, explanations: Explained) -> str:
     """Return the document as text."""
-    cases = [json.dumps(record(each)) for each in explanations]
+    cases = [json.dumps(explanation_record(each)) for each in explanations]
     target = trace.header["target"]
     return (
         f'{{"format": "{FORMAT}", "version": {VERSION},\n'
@@ -37,7 +37,7 @@ def explanation_json(trace: ReadableTrace, explanations: Explained) -> str:
     )
 
 
-def record(explanation: Explanation) -> Record:
+def explanation_record(explanation: Explanation) -> Record:
     """Return one of the document's ``cases``."""
     case = explanation.case
     block = case.block
