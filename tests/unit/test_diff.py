@@ -757,7 +757,7 @@ def test_text_keeps_to_the_width(width: int, full: bool) -> None:
 def test_text_says_what_the_document_says() -> None:
     for found in every_comparison():
         text = text_of(found, full=True)
-        for pair in difference_document.record(found, ("a", "b"))["pairs"]:
+        for pair in difference_document.difference_record(found, ("a", "b"))["pairs"]:
             assert pair["equal"] or pair["says"] in text
 
 

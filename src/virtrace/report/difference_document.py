@@ -26,10 +26,10 @@ def schema() -> Record:
 
 def difference_json(found: Comparison, paths: tuple[str, str]) -> str:
     """Return the document as text. paths: names of the two traces."""
-    return json.dumps(record(found, paths), indent=2)
+    return json.dumps(difference_record(found, paths), indent=2)
 
 
-def record(found: Comparison, paths: tuple[str, str]) -> Record:
+def difference_record(found: Comparison, paths: tuple[str, str]) -> Record:
     return {
         "format": FORMAT,
         "version": VERSION,
