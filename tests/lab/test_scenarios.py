@@ -36,7 +36,7 @@ from virtrace.lab.daemon import Lab
 from virtrace.lab.guest import GIB, GUEST, MIB
 from virtrace.lab.scenarios import SCENARIOS, Scenario
 from virtrace.lab.stage import Stage
-from virtrace.report.explanation_document import schema
+from virtrace.report.explanation_document import explanation_schema
 from virtrace.trace.format import is_unavailable
 from virtrace.trace.reader import Trace
 
@@ -340,7 +340,7 @@ def test_causes(scenario: Scenario, lab: Lab, traced: Traced) -> None:
     done = virtrace("explain", "--json", str(traced.file))
     assert (done.returncode, done.stderr) == (0, "")
     document = json.loads(done.stdout)
-    jsonschema_rs.Draft202012Validator(schema()).validate(document)
+    jsonschema_rs.Draft202012Validator(explanation_schema()).validate(document)
     firsts = [case["causes"][0]["name"] for case in document["cases"]]
     assert firsts == [named(each)[0] for each in with_host]
 

@@ -29,7 +29,7 @@ from virtrace.trace.format import unavailable
 from virtrace.trace.reader import Trace, read_trace
 
 TRACES = {file.stem: file for file in sorted((DATA / "explain").glob("*.jsonl"))}
-VALIDATOR = jsonschema_rs.Draft202012Validator(explanation_document.schema())
+VALIDATOR = jsonschema_rs.Draft202012Validator(explanation_document.explanation_schema())
 
 # What each recorded trace is answered with first. All are of `virtrace lab run SCENARIO`; those
 # with lines had --debug-info, and libvirt's source in VIRTRACE_SOURCE.
@@ -423,7 +423,7 @@ def test_json_follows_its_schema(name: str) -> None:
 
 
 def test_the_schema_is_closed_to_mistakes() -> None:
-    jsonschema_rs.meta.validate(explanation_document.schema())
+    jsonschema_rs.meta.validate(explanation_document.explanation_schema())
     trace = read_trace(TRACES["discarded-9.0.0"])
     document = json.loads(explanation_document.explanation_json(trace, explained(trace)))
     for path in (
@@ -435,7 +435,7 @@ def test_the_schema_is_closed_to_mistakes() -> None:
 
 
 def test_every_key_of_the_document_is_documented() -> None:
-    assert set(keys(explanation_document.schema())) <= documented_names("explain.md")
+    assert set(keys(explanation_document.explanation_schema())) <= documented_names("explain.md")
 
 
 def test_every_cause_is_documented() -> None:
