@@ -16,7 +16,7 @@ from tests.lab.conftest import bring_up
 from tests.lab.tracing import all_disks, record, whole_trace
 from tests.support.command import SECONDS, virtrace
 from virtrace.lab.daemon import Lab
-from virtrace.report.difference_document import schema
+from virtrace.report.difference_document import difference_schema
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def compared(a: str, b: str, *, status: int) -> tuple[list[str], dict[str, Any]]
     form = virtrace("diff", "--json", a, b)
     assert (form.returncode, form.stderr) == (status, "")
     document = json.loads(form.stdout)
-    jsonschema_rs.Draft202012Validator(schema()).validate(document)
+    jsonschema_rs.Draft202012Validator(difference_schema()).validate(document)
     assert document["equal"] == (status == 0)
     return done.stdout.splitlines(), document
 

@@ -36,7 +36,7 @@ SAMPLE = DATA / "sample-blockinfo.jsonl"
 DISCARDED = DATA / "explain" / "discarded-9.0.0.jsonl"
 # Those with calls.
 TRACES = [file for file in sorted(DATA.rglob("*.jsonl")) if b'"enter"' in file.read_bytes()]
-VALIDATOR = jsonschema_rs.Draft202012Validator(difference_document.schema())
+VALIDATOR = jsonschema_rs.Draft202012Validator(difference_document.difference_schema())
 ANSWER = (
     "`parent` is missing in B, so the high-water mark is not used there: "
     "allocation 2.000 GiB against 4.000 KiB, physical the other way round."
@@ -784,7 +784,7 @@ def test_json_follows_its_schema() -> None:
 
 
 def test_the_schema_is_closed_to_mistakes() -> None:
-    jsonschema_rs.meta.validate(difference_document.schema())
+    jsonschema_rs.meta.validate(difference_document.difference_schema())
     found = compare(read_trace(OLD), read_trace(NEW))
     document = json.loads(difference_document.difference_json(found, ("a", "b")))
     for path in (
@@ -797,7 +797,7 @@ def test_the_schema_is_closed_to_mistakes() -> None:
 
 
 def test_every_key_of_the_document_is_documented() -> None:
-    assert set(keys(difference_document.schema())) <= documented_names("diff.md")
+    assert set(keys(difference_document.difference_schema())) <= documented_names("diff.md")
 
 
 # Whatever a trace has

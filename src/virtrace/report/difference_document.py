@@ -17,7 +17,7 @@ FORMAT = "virtrace-difference"
 VERSION = 1
 
 
-def schema() -> Record:
+def difference_schema() -> Record:
     """Return the JSON Schema (2020-12) of the document."""
     file = Path(__file__).with_name("difference.schema.json")
     document: Record = json.loads(file.read_text(encoding="utf-8"))
