@@ -15,7 +15,7 @@ from virtrace.trace.format import Header, Json, Record
 _EXACT = 2**53
 
 
-def lines(header: Header, moments: Iterable[Moment]) -> Iterator[str]:
+def chrome_lines(header: Header, moments: Iterable[Moment]) -> Iterator[str]:
     """Yield the document, one event a line. Integers that a double cannot hold become text."""
     pid = header["target"]["pid"]
     process = {"name": "process_name", "ph": "M", "pid": pid, "tid": pid}

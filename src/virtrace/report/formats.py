@@ -43,7 +43,7 @@ def _moments(trace: TraceStream) -> Iterator[Moment]:
 
 def _chrome(trace: TraceStream) -> Pieces:
     if any(True for _ in trace):
-        yield from (f"{line}\n" for line in chrome.lines(trace.header, _moments(trace)))
+        yield from (f"{line}\n" for line in chrome.chrome_lines(trace.header, _moments(trace)))
 
 
 def _prepare_perfetto() -> None:
