@@ -154,7 +154,7 @@ def test_a_message_that_no_worker_took_up_waits() -> None:
     told = " ".join(shown(whole))
     assert "1 min 1 s rpc.received" in told
     assert "picked up by no worker" in " ".join(told.split())
-    lines = document.lines(whole, CallBuilder().everything(whole.events))
+    lines = document.document_lines(whole, CallBuilder().everything(whole.events))
     shape = json.loads("\n".join(lines))
     assert [row["ns"] for row in shape["waiting"]] == [61_000_000_000]
     assert shape["waiting"][0]["for"]["name"] == "rpc.received"

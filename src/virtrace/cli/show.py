@@ -81,7 +81,7 @@ def _lines(trace: TraceStream, args: argparse.Namespace, output: int) -> Iterato
     if args.summary:
         return _summary(trace, args.file, as_json=args.json)
     if args.json:
-        return document.lines(trace, CallBuilder(trace.most_open).everything(trace))
+        return document.document_lines(trace, CallBuilder(trace.most_open).everything(trace))
     return _text(trace, args.file, full=args.full)
 
 

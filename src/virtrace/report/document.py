@@ -19,7 +19,7 @@ SUMMARY_FORMAT = "virtrace-summary"
 SUMMARY_VERSION = 1
 
 
-def lines(trace: ReadableTrace, nodes: Iterable[Call | Point | Exchange]) -> Iterator[str]:
+def document_lines(trace: ReadableTrace, nodes: Iterable[Call | Point | Exchange]) -> Iterator[str]:
     """Yield the document, one call a line. nodes: the calls, and what is outside of them."""
     yield f'{{"format": "{FORMAT}", "version": {VERSION},'
     yield f'"header": {json.dumps(trace.header)},'
