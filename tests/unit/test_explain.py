@@ -290,7 +290,7 @@ def test_between_which_lines_each_number_changed() -> None:
 
 def test_the_text_of_the_line_stands_below() -> None:
     found = explained(read_trace(WITH_LINES))
-    lines = list(explanation.lines(found, Style(120), path="t"))
+    lines = list(explanation.explanation_lines(found, Style(120), path="t"))
     place = "between lines 10909 and 10923 of src/qemu/qemu_driver.c"
     at_ = lines.index(f"    #33  seen: 0 -> 67108864 {place}")
     assert lines[at_ + 1] == "         10909 info->allocation = entry->wr_highest_offset;"
@@ -387,7 +387,9 @@ def every_explanation() -> list[Explanation]:
 @pytest.mark.parametrize("width", [40, 80, 200])
 @pytest.mark.parametrize("unicode", [False, True])
 def test_text_keeps_to_the_width(width: int, unicode: bool) -> None:
-    lines = list(explanation.lines(every_explanation(), Style(width, unicode=unicode), path="t"))
+    lines = list(
+        explanation.explanation_lines(every_explanation(), Style(width, unicode=unicode), path="t")
+    )
     assert len(lines) > 200
     for line in lines:
         copied = line.lstrip().startswith(("$ ", "#", "bug ")) or "http" in line
@@ -396,7 +398,9 @@ def test_text_keeps_to_the_width(width: int, unicode: bool) -> None:
 
 def test_text_says_what_the_document_says() -> None:
     for one in every_explanation():
-        shown = " ".join(" ".join(explanation.lines([one], Style(10**6), path="t")).split())
+        shown = " ".join(
+            " ".join(explanation.explanation_lines([one], Style(10**6), path="t")).split()
+        )
         record = explanation_document.explanation_record(one)
         assert record["answer"] in shown
         for cause in record["causes"]:
@@ -408,7 +412,7 @@ def test_text_says_what_the_document_says() -> None:
 def test_hostile_names_do_not_reach_the_terminal() -> None:
     disk = Disk(usage=8192, offset=GIB, file="/images/\x1b[2J\u202e.img")
     one = cases.explained(call(numbers(GIB, GIB, 8192), [disk], disk="vda\x1b[1m"))
-    text = "\n".join(explanation.lines([one], Style(80, unicode=True), path="t\x1b"))
+    text = "\n".join(explanation.explanation_lines([one], Style(80, unicode=True), path="t\x1b"))
     assert "\x1b" not in text
     assert "\u202e" not in text
     assert r"\u001b[2J" in text
@@ -459,7 +463,7 @@ def test_never_fails_whatever_is_missing(seed: int) -> None:
         trace = read_trace(TRACES[name])
         mutations.take_away(trace, chance)
         found = explained(trace)
-        assert list(explanation.lines(found, Style(80), path="t")) or not found
+        assert list(explanation.explanation_lines(found, Style(80), path="t")) or not found
         VALIDATOR.validate(json.loads(explanation_document.explanation_json(trace, found)))
 
 

@@ -85,7 +85,7 @@ def _explain(redacted: TraceStream, files: BundleFiles, absent: dict[str, str]) 
         absent.update({_EXPLANATION: error.what, _EXPLANATION_JSON: error.what})
         return Explained()
     lines = (
-        *explanation.lines(explained, _STYLE, path=TRACE),
+        *explanation.explanation_lines(explained, _STYLE, path=TRACE),
         *explanation.further(explained, _STYLE, path=TRACE),
     )
     files.add(_EXPLANATION, encoded("\n".join(lines) + "\n"))

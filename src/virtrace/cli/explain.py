@@ -50,7 +50,7 @@ def _explain(args: argparse.Namespace, files: Sequence[BinaryIO], _: int) -> int
             print_lines(explanation_document.explanation_json(trace, explained).split("\n"))
         else:
             style = style_for(sys.stdout)
-            print_lines(explanation.lines(explained, style, path=args.file))
+            print_lines(explanation.explanation_lines(explained, style, path=args.file))
             print_lines(explanation.further(explained, style, path=args.file))
         require_whole(trace, args.file)
     return ANSWER_IS_NO if explained.contradicts else DONE

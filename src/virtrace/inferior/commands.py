@@ -375,7 +375,7 @@ def _explain(file: str) -> int:
     if not path:
         raise UsageError("no trace given", "virtrace explain FILE, or trace a call first")
     explanations = explain_trace(read_trace(path), path)
-    print_lines(explanation.lines(explanations, style_for(sys.__stdout__), path=path))
+    print_lines(explanation.explanation_lines(explanations, style_for(sys.__stdout__), path=path))
     return DONE
 
 

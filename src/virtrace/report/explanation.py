@@ -26,7 +26,9 @@ _UNPACK = {
 _BELOW = " " * 4
 
 
-def lines(explanations: Sequence[Explanation], style: Style, *, path: str) -> Iterator[str]:
+def explanation_lines(
+    explanations: Sequence[Explanation], style: Style, *, path: str
+) -> Iterator[str]:
     """Yield all answers, then the details of each case. path: name of the trace."""
     if len(explanations) > 1:
         for explanation in explanations:
