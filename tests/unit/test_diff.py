@@ -59,7 +59,7 @@ def edited(path: Path, *edits: Edit) -> Trace:
 
 def text_of(found: Comparison, *, full: bool = False, width: int = 10**6) -> str:
     style = Style(width, unicode=True, full=full)
-    return "\n".join(difference.lines(found, style, paths=("a", "b")))
+    return "\n".join(difference.difference_lines(found, style, paths=("a", "b")))
 
 
 def only(found: Comparison) -> Pair:
@@ -840,7 +840,7 @@ def test_exit_status_and_forms() -> None:
 def test_the_page_shows_what_the_command_prints() -> None:
     page = (DOCS / "diff.md").read_text(encoding="utf-8")
     found = compare(read_trace(OLD), read_trace(NEW))
-    lines = difference.lines(found, Style(100, unicode=True), paths=(OLD.name, NEW.name))
+    lines = difference.difference_lines(found, Style(100, unicode=True), paths=(OLD.name, NEW.name))
     assert "\n".join(f"    {line}".rstrip() for line in lines) in page
 
 

@@ -76,7 +76,7 @@ def compared(
 
 def report(found: Comparison, paths: tuple[str, str], *, full: bool = False) -> int:
     """Print the differences; return the exit status."""
-    print_lines(difference.lines(found, style_for(sys.stdout, full=full), paths=paths))
+    print_lines(difference.difference_lines(found, style_for(sys.stdout, full=full), paths=paths))
     return verdict(found, paths)
 
 

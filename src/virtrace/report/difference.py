@@ -25,7 +25,7 @@ _BELOW = " " * 4
 _BRIEF = Style(width=40)
 
 
-def lines(found: Comparison, style: Style, *, paths: tuple[str, str]) -> Iterator[str]:
+def difference_lines(found: Comparison, style: Style, *, paths: tuple[str, str]) -> Iterator[str]:
     """Yield the lines. paths: names of the two traces."""
     differing = [pair for pair in found.pairs if not pair.equal]
     yield from _verdict(found, differing, style)
