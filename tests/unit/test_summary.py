@@ -131,7 +131,7 @@ def test_errors_and_what_did_not_end() -> None:
     assert summary.functions["qemuDomainGetBlockInfo"].errors == 1
     assert summary.functions["qemuDomainBlocksStatsGather"].unfinished == 1
     assert summary.commands["query-blockstats"].unfinished == 1
-    text = "\n".join(many.lines(summary, Style(width=160)))
+    text = "\n".join(many.summary_lines(summary, Style(width=160)))
     assert text.startswith("3 calls, 1 failed, 1 incomplete, median")
     assert "1 of them not seen to end; the times are of the others" in text
 
@@ -167,7 +167,7 @@ def test_how_the_numbers_of_a_disk_moved() -> None:
     assert [move.call.id for move in moved.moves] == [1, 11, 16, 21]
     assert vda.numbers["capacity"].values == [samples.GIB2]
     assert vdb.numbers["allocation"].values == [1]
-    lines = list(many.lines(summary, Style(width=160, unicode=True)))
+    lines = list(many.summary_lines(summary, Style(width=160, unicode=True)))
     assert "vm1 vda, 7 calls, 1 failed" in lines
     assert (
         "  allocation 4096 (4.000 KiB) -> 8192 (8.000 KiB) +4,096, 3 changes, lowest 0, "
@@ -184,14 +184,14 @@ def test_it_fits_the_terminal(width: int, unicode: bool) -> None:
     samples.blockinfo(recorder, domain="vm\u4e16\u754c" * 20)
     samples.blockinfo(recorder, error="no", number=13)
     summary = of([*recorder.events, *read_trace(SAMPLE).events])
-    lines = list(many.lines(summary, Style(width=width, unicode=unicode)))
+    lines = list(many.summary_lines(summary, Style(width=width, unicode=unicode)))
     assert max(map(cells, lines)) <= width
     if not unicode:
         assert all(line.isascii() for line in lines)
 
 
 def test_latencies_of_a_real_trace_in_a_wide_terminal() -> None:
-    lines = list(many.lines(of(read_trace(SAMPLE).events), Style(width=120, unicode=True)))
+    lines = list(many.summary_lines(of(read_trace(SAMPLE).events), Style(width=120, unicode=True)))
     assert lines[0] == (
         "4 calls, none failed, median 13.1 ms, slowest 74.1 ms (the call at +0.017 s)"
     )
@@ -201,4 +201,4 @@ def test_latencies_of_a_real_trace_in_a_wide_terminal() -> None:
 
 
 def test_no_calls() -> None:
-    assert next(many.lines(of([]), Style())) == "no calls"
+    assert next(many.summary_lines(of([]), Style())) == "no calls"

@@ -135,7 +135,7 @@ def _summary(trace: TraceStream, path: str, *, as_json: bool) -> Iterator[str]:
     style = style_for(sys.stdout)
     yield from text.switched_off(trace.switched_off, style)
     yield from text.still_waiting(pending.found(trace), style)
-    yield from many.lines(summary, style)
+    yield from many.summary_lines(summary, style)
     if summary.disks:
         yield copyable("why", f"virtrace explain {typed(path)}", style)
     yield copyable("next", f"virtrace show {typed(path)}", style)

@@ -17,7 +17,7 @@ _ASCII_BARS = ".:-=+*#%@"
 _COLUMNS = {"count": 6, "errors": 6, "median": 7, "p90": 7, "p99": 7, "max": 7}
 
 
-def lines(summary: Summary, style: Style) -> Iterator[str]:
+def summary_lines(summary: Summary, style: Style) -> Iterator[str]:
     """Yield the summary, with an empty line at the end."""
     yield from fold(headline(summary), style)
     yield ""
