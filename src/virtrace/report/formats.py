@@ -74,7 +74,7 @@ def _perfetto(trace: TraceStream) -> Pieces:
 def _csv(trace: TraceStream) -> Pieces:
     values = table.values(_calls(trace))
     if values is not None:
-        yield from table.lines(_calls(trace), values)
+        yield from table.csv_lines(_calls(trace), values)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def values(calls: Iterable[Call]) -> list[str] | None:
     return None if found is None else list(found)
 
 
-def lines(calls: Iterable[Call], values: list[str]) -> Iterator[str]:
+def csv_lines(calls: Iterable[Call], values: list[str]) -> Iterator[str]:
     """Yield the lines of a CSV file; docs/trace-format.md describes the columns."""
     out = io.StringIO()
     writer = csv.DictWriter(out, [*_PLACE, *values, *_OUTCOME], lineterminator="\n")
