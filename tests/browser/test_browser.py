@@ -304,7 +304,7 @@ def test_all_text_has_contrast(show: Show, scheme: str, sample: str, tmp_path: P
 def test_the_svg_file_alone(chromium: Chrome, scheme: str, tmp_path: Path) -> None:
     file = tmp_path / "chain.svg"
     calls = CallBuilder().calls(read_trace(pages.SAMPLE).events)
-    file.write_text(diagram.svg(chains(calls), alone=True))
+    file.write_text(diagram.chain_svg(chains(calls), alone=True))
     chrome = load(chromium, file, 800, scheme)
     fill = "return getComputedStyle(document.querySelector(arguments[0])).fill"
     ground = chrome.execute_script(fill, ".ground")

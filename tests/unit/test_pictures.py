@@ -104,7 +104,7 @@ def assert_apart(found: list[tuple[float, float, float, float]]) -> None:
 @pytest.mark.parametrize("which", ["sample", "hostile"])
 def test_svg_is_whole_and_its_text_fits(which: str, hostile: list[Link]) -> None:
     chain = hostile if which == "hostile" else chain_of(pages.SAMPLE)
-    root = ElementTree.fromstring(diagram.svg(chain, alone=True))
+    root = ElementTree.fromstring(diagram.chain_svg(chain, alone=True))
     assert root.tag == f"{SVG}svg"
     found = boxes(root)
     assert len(found) == (8 if which == "sample" else 5)
@@ -115,7 +115,7 @@ def test_svg_is_whole_and_its_text_fits(which: str, hostile: list[Link]) -> None
 
 
 def test_qmp_is_at_the_bottom() -> None:
-    root = ElementTree.fromstring(diagram.svg(chain_of(pages.SAMPLE), alone=True))
+    root = ElementTree.fromstring(diagram.chain_svg(chain_of(pages.SAMPLE), alone=True))
     rows: dict[bool, set[str]] = {True: set(), False: set()}
     for group in root.iter(f"{SVG}g"):
         rect = group.find(f"{SVG}rect")

@@ -17,7 +17,7 @@ _UNSAFE_IN_MERMAID = re.compile("[^A-Za-z0-9 _.,-]")
 _BORDER = "QMP: answered by QEMU"
 
 
-def svg(chains: Sequence[Link], *, alone: bool) -> str:
+def chain_svg(chains: Sequence[Link], *, alone: bool) -> str:
     """Draw the picture as SVG. alone: as a file of its own, not as a part of a page."""
     drawing = Drawing("callers and callees, down to the QMP commands")
     placed = _placed(chains)

@@ -29,7 +29,7 @@ def _prepare_svg() -> None:
 def _svg(trace: TraceStream) -> Pieces:
     links = chains(_calls(trace))
     if links:
-        yield diagram.svg(links, alone=True) + "\n"
+        yield diagram.chain_svg(links, alone=True) + "\n"
 
 
 def _mermaid(trace: TraceStream) -> Pieces:

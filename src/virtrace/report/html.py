@@ -104,7 +104,7 @@ def page(trace: ReadableTrace, nodes: Sequence[Call | Point | Exchange]) -> str:
         calls=shown,
         errors=list(_errors(anchored)),
         timeline_of_all=timeline(anchored, None) if calls else None,
-        chain=Markup(diagram.svg(chains(calls), alone=False)) if calls else None,
+        chain=Markup(diagram.chain_svg(chains(calls), alone=False)) if calls else None,
         **_summary(summary, anchored, meanings),
         apart=[_apart(node, texts) for node in apart],
         exchanges=list(_conversation(calls, apart)),
