@@ -161,7 +161,7 @@ def test_shared_sources_are_joined_and_what_is_only_possible_is_dashed() -> None
     struct = Origin("struct", "gather", value=1, path=".stats.physical", sources=(used,))
     virtual = Origin("qmp", "query-named-block-nodes libvirt-4", "size", 1, path=".size")
     own = Origin("host", "read by libvirt from /x", missing="not traced")
-    picture = origins.svg(
+    picture = origins.origins_svg(
         [
             lineage("capacity", virtual),
             lineage("allocation", struct),
@@ -187,7 +187,7 @@ def test_no_arrow_passes_a_box() -> None:
         return Origin("struct", where, value=1, path=f".stats.{field}", sources=(told,))
 
     own = Origin("host", "own look", missing="not traced")
-    picture = origins.svg(
+    picture = origins.origins_svg(
         [
             lineage("capacity", struct("a"), struct("b"), struct("c")),
             lineage("allocation", own),

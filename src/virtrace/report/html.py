@@ -241,7 +241,7 @@ class _Stories:
             return None
         lineages = explained[0].lineages
         title = explanation.answer(explained[0])
-        picture = Markup(origins.svg(lineages)) if lineages else Markup("")
+        picture = Markup(origins.origins_svg(lineages)) if lineages else Markup("")
         index = self._index.setdefault((title, picture), len(self.stored))
         if index == len(self.stored):
             rules = [

@@ -34,7 +34,7 @@ class _Node:
     bottom: tuple[float, float] = (0, 0)
 
 
-def svg(lineages: Sequence[Lineage]) -> str:
+def origins_svg(lineages: Sequence[Lineage]) -> str:
     """Draw the picture as a part of a page."""
     drawing = Drawing("where the numbers came from")
     nodes = _placed(lineages)
