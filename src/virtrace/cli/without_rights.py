@@ -14,7 +14,7 @@ from typing import BinaryIO
 from virtrace.confined import Bounds, Tell, run, status_of
 from virtrace.errors import DONE, INCOMPLETE, IncompleteError
 from virtrace.files import create_private, open_input
-from virtrace.report.highlight import prepare, style_for
+from virtrace.report.highlight import prepare_colour, style_for
 from virtrace.trace.format import Header
 from virtrace.trace.reader import TraceStream
 
@@ -96,6 +96,6 @@ def _done(
     for file in files:
         size = os.fstat(file.fileno()).st_size
         seconds += _SECONDS_EACH_MIB * (size >> 20) * (_PACKED if _prepare_for(file) else 1)
-    prepare(style_for(sys.stdout))
+    prepare_colour(style_for(sys.stdout))
     bounds = Bounds(_MEMORY, seconds, seconds)
     return status_of(" and ".join(inputs), partial(handled, work), bounds)

@@ -126,7 +126,7 @@ def paint(text: str, role: str, style: Style) -> str:
     return _SEQUENCE.sub(lambda match: own(match[0]), painted)
 
 
-def prepare(style: Style) -> None:
+def prepare_colour(style: Style) -> None:
     """Import what colour needs, before rights are dropped."""
     if style.color:
         for language in ("json", "c"):
