@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         # Imported late: the rest of `show` does without Jinja2.
         from virtrace.report import html
 
-        html.prepare()
+        html.prepare_page()
     work = partial(_show, args)
     return run_in_child(args, [args.file], work, args.html, "the page")
 

@@ -70,7 +70,7 @@ def _template() -> Template:
     return environment.get_template("page.html")
 
 
-def prepare() -> None:
+def prepare_page() -> None:
     """Read everything that a page needs except the trace."""
     for name in (*_SHEETS, _SCRIPT):
         style_sheet(name)
