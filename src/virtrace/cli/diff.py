@@ -13,7 +13,7 @@ from typing import IO, BinaryIO
 from virtrace.analysis.causes import catalogue
 from virtrace.analysis.compare.model import Comparison
 from virtrace.analysis.compare.traces import compare_traces
-from virtrace.cli.progress import reading
+from virtrace.cli.progress import reading_trace
 from virtrace.cli.without_rights import run_in_child
 from virtrace.errors import ANSWER_IS_NO, DONE, IncompleteError, TraceError
 from virtrace.printing import print_lines
@@ -54,7 +54,7 @@ def prepared() -> Iterator[IO[bytes]]:
 
 def _diff(args: argparse.Namespace, spill: IO[bytes], files: Sequence[BinaryIO], _: int) -> int:
     paths = args.a, args.b
-    with reading(args.a, files[0]) as a, reading(args.b, files[1]) as b:
+    with reading_trace(args.a, files[0]) as a, reading_trace(args.b, files[1]) as b:
         found = compared(a, b, paths, spill)
         if args.json:
             print_lines(difference_document.difference_json(found, paths).split("\n"))

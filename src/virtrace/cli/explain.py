@@ -11,7 +11,7 @@ from typing import BinaryIO
 from virtrace.analysis.blockinfo import API
 from virtrace.analysis.causes import catalogue
 from virtrace.analysis.explain import explain_trace
-from virtrace.cli.progress import reading
+from virtrace.cli.progress import reading_trace
 from virtrace.cli.without_rights import run_in_child
 from virtrace.errors import ANSWER_IS_NO, DONE
 from virtrace.printing import print_lines
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _explain(args: argparse.Namespace, files: Sequence[BinaryIO], _: int) -> int:
-    with reading(args.file, files[0]) as trace:
+    with reading_trace(args.file, files[0]) as trace:
         explained = explain_trace(trace, args.file, args.call)
         if args.json:
             print_lines(explanation_document.explanation_json(trace, explained).split("\n"))

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
-from virtrace.cli.progress import reading
+from virtrace.cli.progress import reading_trace
 from virtrace.cli.without_rights import run_in_child
 from virtrace.errors import DONE, TraceError
 from virtrace.files import fill
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 def _export(
     args: argparse.Namespace, chosen: ExportFormat, files: Sequence[BinaryIO], output: int
 ) -> int:
-    with reading(args.file, files[0]) as trace:
+    with reading_trace(args.file, files[0]) as trace:
         made = chosen.make(trace)
         first = next(made, None)
         if first is None:

@@ -49,7 +49,9 @@ def steps(patience: float = 0, stream: TextIO | None = None) -> Iterator[Tell]:
 
 
 @contextmanager
-def reading(path: str, file: BinaryIO, *, beside_output: bool = False) -> Iterator[TraceStream]:
+def reading_trace(
+    path: str, file: BinaryIO, *, beside_output: bool = False
+) -> Iterator[TraceStream]:
     """A trace that shows how much of it was read, each time that it is read.
 
     path: the file's name for errors.

@@ -14,7 +14,7 @@ from typing import BinaryIO
 from virtrace.analysis.spans import Call, CallBuilder
 from virtrace.analysis.summary import summarize
 from virtrace.analysis.waiting import Waiters
-from virtrace.cli.progress import reading
+from virtrace.cli.progress import reading_trace
 from virtrace.cli.without_rights import run_in_child
 from virtrace.errors import DONE, UsageError, typed
 from virtrace.files import fill
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _show(args: argparse.Namespace, files: Sequence[BinaryIO], output: int) -> int:
     is_printed = not (args.html or args.summary)
-    with reading(args.file, files[0], beside_output=is_printed) as trace:
+    with reading_trace(args.file, files[0], beside_output=is_printed) as trace:
         print_lines(_lines(trace, args, output))
         require_whole(trace, args.file)
     return DONE
