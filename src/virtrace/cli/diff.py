@@ -58,7 +58,7 @@ def _diff(args: argparse.Namespace, spill: IO[bytes], files: Sequence[BinaryIO],
         found = compared(a, b, paths, spill)
         if args.json:
             print_lines(difference_document.difference_json(found, paths).split("\n"))
-            return verdict(found, paths)
+            return exit_status(found, paths)
         return report(found, paths, full=args.full)
 
 
@@ -77,10 +77,10 @@ def compared(
 def report(found: Comparison, paths: tuple[str, str], *, full: bool = False) -> int:
     """Print the differences; return the exit status."""
     print_lines(difference.difference_lines(found, style_for(sys.stdout, full=full), paths=paths))
-    return verdict(found, paths)
+    return exit_status(found, paths)
 
 
-def verdict(found: Comparison, paths: tuple[str, str]) -> int:
+def exit_status(found: Comparison, paths: tuple[str, str]) -> int:
     """Return the exit status. Raises IncompleteError: a call or a file is incomplete."""
     _check_complete(found, paths)
     return DONE if found.equal else ANSWER_IS_NO
