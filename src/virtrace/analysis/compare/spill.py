@@ -45,7 +45,7 @@ class CallsByPlace:
             if passed == place:
                 return call
             self._keep(passed, call)
-        raise changed()
+        raise trace_changed()
 
     def finish(self) -> None:
         """Read the trace to its end, where its problems become known."""
@@ -64,6 +64,6 @@ class CallsByPlace:
         self._file.write(data)
 
 
-def changed() -> TraceError:
+def trace_changed() -> TraceError:
     """Make the error for a trace whose calls have changed since the first reading."""
     return TraceError("the trace has changed while it was compared", "compare it once it ended")

@@ -9,7 +9,7 @@ from typing import IO
 from virtrace.analysis.compare import whole
 from virtrace.analysis.compare.model import Alone, Comparison, Pair
 from virtrace.analysis.compare.pairing import asked, calls_of, outlines, paired
-from virtrace.analysis.compare.spill import CallsByPlace, changed
+from virtrace.analysis.compare.spill import CallsByPlace, trace_changed
 from virtrace.analysis.compare.values import COUNTER
 from virtrace.analysis.compare.walk import CallComparer
 from virtrace.analysis.summary import Summary
@@ -71,7 +71,7 @@ def compare_traces(
         calls_b.finish()
     alone = [*alone_a.values(), *alone_b.values()]
     if None in alone:
-        raise changed()
+        raise trace_changed()
     return Comparison(
         a=a,
         b=b,
