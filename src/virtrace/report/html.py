@@ -341,14 +341,14 @@ def _lines(node: pieces.LineGroup) -> _PageNode:
     told: list[Piece] = [(numbers if node.file is None else f"{numbers} of {node.file}", "dim")]
     for change in changes[:_FIELDS_IN_LINE]:
         text, role = told.pop()
-        told += [(f"{text},", role), *pieces.changed(change, _STYLE)]
+        told += [(f"{text},", role), *pieces.change_pieces(change, _STYLE)]
     if len(changes) > _FIELDS_IN_LINE:
         told.append((f"and {len(changes) - _FIELDS_IN_LINE:,} more changes", "dim"))
     lines = [
         {
             "number": line.number,
             "text": line.text or "",
-            "changes": [_joined(pieces.changed(change, _STYLE)) for change in line.changes],
+            "changes": [_joined(pieces.change_pieces(change, _STYLE)) for change in line.changes],
         }
         for line in node.lines
     ]

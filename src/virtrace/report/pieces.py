@@ -246,7 +246,7 @@ def numbered(lines: list[Line], width: int, style: Style) -> str:
     return fitting + end if comma else text
 
 
-def changed(change: Change, style: Style) -> list[Piece]:
+def change_pieces(change: Change, style: Style) -> list[Piece]:
     """Say ``allocation 0 -> 2147483648 (2.000 GiB)``, without the old value if not known."""
     old = shown(change.name, change.old, style)[0]
     before = [] if change.old is None else [(old, ""), ("->", "")]

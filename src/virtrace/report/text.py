@@ -28,7 +28,7 @@ from virtrace.report.pieces import (
     attached,
     build_id_of,
     by_module,
-    changed,
+    change_pieces,
     compact,
     counts,
     ending,
@@ -335,7 +335,7 @@ def _lines(node: LineGroup, room: int, style: Style) -> Iterator[list[Piece]]:
         yield [(node.file, "dim")]
     for row in rows(node):
         text = row[0].text
-        said = [changed(change, style) for change in row[0].changes]
+        said = [change_pieces(change, style) for change in row[0].changes]
         number = plain(row[0].number) if text else numbered(row, room, style)
         if text:
             if not style.full:
