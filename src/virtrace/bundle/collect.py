@@ -14,7 +14,7 @@ from virtrace.bundle import audit, search
 from virtrace.bundle.archive import MANIFEST, manifest
 from virtrace.bundle.files import BundleFiles
 from virtrace.bundle.pseudonyms import KINDS, Pseudonyms
-from virtrace.bundle.redact.passes import VERSIONS, collect, encoded, replace
+from virtrace.bundle.redact.passes import VERSIONS, collect, encoded, write_redacted
 from virtrace.bundle.report import REPORT, markdown, overview
 from virtrace.errors import TraceError, VirtraceError
 from virtrace.host.facts import HostFacts
@@ -55,7 +55,7 @@ def make(
     names = Pseudonyms(collect(trace, facts), keep)
     progress("replacing it")
     files = BundleFiles()
-    absent = replace(trace, facts, names, files)
+    absent = write_redacted(trace, facts, names, files)
     progress("explaining the trace, and drawing its page")
     redacted = TraceStream(TRACE, files.open(TRACE))
     explained = _explain(redacted, files, absent)

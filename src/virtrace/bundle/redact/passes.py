@@ -41,7 +41,7 @@ def collect(trace: ReadableTrace, facts: HostFacts) -> Originals:
     return originals
 
 
-def replace(
+def write_redacted(
     trace: ReadableTrace, facts: HostFacts, names: Pseudonyms, files: BundleFiles
 ) -> dict[str, str]:
     """Add the redacted trace and facts to the files of a bundle.
