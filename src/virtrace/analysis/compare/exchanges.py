@@ -17,7 +17,7 @@ from virtrace.trace.format import Json, Record, unavailable
 _LISTS = frozenset({"query-block", "query-blockstats", "query-named-block-nodes"})
 
 
-def compared(
+def compared_exchanges(
     values: Values,
     a: Sequence[Exchange],
     b: Sequence[Exchange],

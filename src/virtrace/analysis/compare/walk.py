@@ -116,7 +116,7 @@ class CallComparer:
                 yield from self._captured(place, of_a.node.values, of_b.node.values)
         if explained is not None:
             yield from self._host(*explained)
-        yield from exchanges.compared(self._values, a.exchanges, b.exchanges, explained)
+        yield from exchanges.compared_exchanges(self._values, a.exchanges, b.exchanges, explained)
 
     def _captured(self, place: ComparedAt, a: Json, b: Json) -> Iterator[Difference]:
         return self._values.differences(place, a, b, captured=True)
