@@ -109,7 +109,7 @@ def test_commands_that_print(command: str, expressions: list[str] | None) -> Non
 def test_conditions_that_a_filter_can_say(
     condition: str, wanted: dict[str, str | int] | None
 ) -> None:
-    assert handmade.filters(condition) == wanted
+    assert handmade.filters_of(condition) == wanted
 
 
 @given(

@@ -127,7 +127,7 @@ def displays(info: str) -> dict[str, bool]:
     return {match["of"]: match["on"] == "y" for match in found}
 
 
-def filters(condition: str) -> dict[str, str | int] | None:
+def filters_of(condition: str) -> dict[str, str | int] | None:
     """Return the values that a condition requires, by C path; None if it says anything else."""
     wanted: dict[str, str | int] = {}
     for part in condition.split("&&"):

@@ -254,7 +254,7 @@ class _RecipeDraft:
     @staticmethod
     def _filters(function: _InspectedFunction, condition: str) -> dict[str, str] | None:
         """Return the condition as filters, by capture; None if filters cannot express it."""
-        wanted = handmade.filters(condition)
+        wanted = handmade.filters_of(condition)
         if wanted is None:
             return None
         for text, value in wanted.items():
