@@ -11,7 +11,7 @@ import pytest
 from tests.support import cases, samples
 from tests.support.cases import GIB, Disk, call, causes, explained, host_facts, numbers
 from virtrace.analysis.causes import CONDITIONS, catalogue
-from virtrace.report.explanation import answer, fill
+from virtrace.report.explanation import answer, fill_text
 from virtrace.trace.format import unavailable
 
 MIB = 1 << 20
@@ -215,8 +215,8 @@ def test_the_words_use_known_names_only() -> None:
     case = explained(call(numbers(GIB, 4096, GIB), None)).case
     for cause in catalogue():
         for text in (cause.says, cause.means, *(command for command, _ in cause.do)):
-            fill(text, case)
-            fill(text, case, command=True)
+            fill_text(text, case)
+            fill_text(text, case, command=True)
         # One sentence.
         assert not re.search(r"[.] [A-Z]", cause.says), cause.name
         assert cause.says.endswith(".")
@@ -239,7 +239,7 @@ def test_hostile_names_stay_text() -> None:
     one = call(numbers(GIB, GIB, 8192), [disk])
     explanation = explained(one)
     typed = [
-        fill(command, explanation.case, command=True)
+        fill_text(command, explanation.case, command=True)
         for command, _ in explanation.findings[0].cause.do
     ]
     assert typed[0] == "du -B1 -- '/images/$(reboot) {usage}.img'"

@@ -239,7 +239,7 @@ def _case(each: Explanation) -> Iterator[str]:
         yield f"- {lineage.number.capitalize()}: {number}: {_text(explanation.meaning(lineage))}"
     first = each.findings[0].cause
     yield ""
-    yield f"Cause `{first.name}`: {_text(explanation.fill(first.means, each.case))}"
+    yield f"Cause `{first.name}`: {_text(explanation.fill_text(first.means, each.case))}"
 
 
 def _expected(seen: Overview, explained: Explained) -> Iterator[str]:

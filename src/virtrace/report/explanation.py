@@ -63,13 +63,13 @@ def _case(explanation: Explanation, style: Style) -> Iterator[str]:
 
 def answer(explanation: Explanation) -> str:
     """Return the answer as a sentence; several if the trace cannot tell which cause it is."""
-    sentences = [fill(each.cause.says, explanation.case) for each in explanation.answers]
+    sentences = [fill_text(each.cause.says, explanation.case) for each in explanation.answers]
     if len(sentences) == 1:
         return sentences[0]
     return f"The trace alone cannot tell which it is. {' Or: '.join(sentences)}"
 
 
-def fill(text: str, case: Case, *, command: bool = False) -> str:
+def fill_text(text: str, case: Case, *, command: bool = False) -> str:
     """Fill the numbers and names of a case into a text of causes.yaml.
 
     command: quote names for a shell, and write unknown values in capitals.
@@ -201,7 +201,7 @@ def _finding(finding: Finding, case: Case, style: Style) -> Iterator[str]:
     if finding.possible:
         title += words("(possible)", "yellow")
     yield from fold(title, style, "  ")
-    yield from fold(words(fill(cause.means, case)), style, _BELOW, _BELOW)
+    yield from fold(words(fill_text(cause.means, case)), style, _BELOW, _BELOW)
     for evidence in finding.evidence:
         said = evidence.text
         if evidence.value is not None:
@@ -215,7 +215,7 @@ def _finding(finding: Finding, case: Case, style: Style) -> Iterator[str]:
 def _to_do(cause: Cause, case: Case, style: Style) -> Iterator[str]:
     # Commands and addresses are for copying, so they are not folded.
     for command, shows in cause.do:
-        typed = paint(safe(fill(command, case, command=True), style), "bold", style)
+        typed = paint(safe(fill_text(command, case, command=True), style), "bold", style)
         yield f"{_BELOW}{paint('$', 'dim', style)} {typed}"
         yield from fold(words(shows), style, _BELOW * 2, _BELOW * 2)
     for name, address in cause.links:

@@ -9,7 +9,7 @@ from virtrace.analysis.causes import Case, Finding
 from virtrace.analysis.explain import Explained, Explanation
 from virtrace.analysis.lineage import Lineage, Origin
 from virtrace.analysis.source_lines import Seen
-from virtrace.report.explanation import answer, fill
+from virtrace.report.explanation import answer, fill_text
 from virtrace.trace.format import Record
 from virtrace.trace.reader import ReadableTrace
 
@@ -60,11 +60,11 @@ def _finding(finding: Finding, case: Case) -> Record:
     return {
         "name": cause.name,
         "possible": finding.possible,
-        "says": fill(cause.says, case),
-        "means": fill(cause.means, case),
+        "says": fill_text(cause.says, case),
+        "means": fill_text(cause.means, case),
         "evidence": [vars(each) for each in finding.evidence],
         "do": [
-            {"command": fill(command, case, command=True), "shows": shows}
+            {"command": fill_text(command, case, command=True), "shows": shows}
             for command, shows in cause.do
         ],
         "versions": cause.versions,
