@@ -184,7 +184,7 @@ def register() -> None:
         _Prefix("show virtrace", _SETTINGS)
         for name, (what, more, is_file) in _PARAMETERS.items():
             _Parameter(name, what, more, is_file)
-        printers.register()
+        printers.register_printers()
         save = update_wrapper(partial(_save, Notebook()), _save)
         _Command("start", _start, _recipes)
         _Command("stop", _stop, ends_batch=False)

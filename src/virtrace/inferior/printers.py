@@ -26,7 +26,7 @@ _SCALARS = (gdb.TYPE_CODE_INT, gdb.TYPE_CODE_CHAR, gdb.TYPE_CODE_ENUM)
 Child = tuple[str, Union[gdb.Value, str]]
 
 
-def register() -> None:
+def register_printers() -> None:
     """Register the printers for all files; `info pretty-printer` lists them as virtrace."""
     _Chain()
     gdb.printing.register_pretty_printer(None, _Printers(), replace=True)
