@@ -174,7 +174,7 @@ def _traces() -> list[str]:
     return [*map(str, _written), *sorted(map(str, Path().glob("*.jsonl")))]
 
 
-def register() -> None:
+def register_commands() -> None:
     """Make the commands known to GDB; a second time changes nothing."""
     try:
         gdb.parameter("virtrace output")
