@@ -129,7 +129,7 @@ def test_what_takes_too_much_is_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_header_is_read_by_a_child(tmp_path: Path) -> None:
-    assert without_rights.read_header(NEW)["target"]["program"]["version"] == "12.8.0"
+    assert without_rights.header_by_child(NEW)["target"]["program"]["version"] == "12.8.0"
 
 
 @pytest.mark.parametrize("name", ["trace.jsonl", "trace.jsonl.gz"])

@@ -14,7 +14,7 @@ from virtrace import engines
 from virtrace.cli import diff
 from virtrace.cli.arguments import add_daemon
 from virtrace.cli.record import add_limits, chosen_pid, limits_of
-from virtrace.cli.without_rights import read_header, run_in_child
+from virtrace.cli.without_rights import header_by_child, run_in_child
 from virtrace.errors import DONE, INTERRUPTED, UsageError
 from virtrace.recipe import catalogue, loader, selection
 from virtrace.recipe.model import Recipe
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         selected = selection.parse_selection(recipe, args.where, None, None)
         packs = [catalogue.file_of(args.file).parent]
         return _record(args, recipe, selected, args.traced, packs)[0]
-    return _again(read_header(args.file), args)
+    return _again(header_by_child(args.file), args)
 
 
 def _record(

@@ -62,7 +62,7 @@ def run_in_child(
     return status
 
 
-def read_header(path: str) -> Header:
+def header_by_child(path: str) -> Header:
     """Read the header of a trace or a bundle."""
 
     def begin() -> Callable[[Tell], Header]:
