@@ -31,4 +31,4 @@ except ImportError as error:
         "try: `make setup` in the checkout; GDB 10 or later with Python 3.9 or later\n"
     )
 else:
-    commands.register()
+    commands.register_commands()
