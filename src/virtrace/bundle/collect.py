@@ -14,7 +14,7 @@ from virtrace.bundle import audit, search
 from virtrace.bundle.archive import MANIFEST, manifest
 from virtrace.bundle.files import BundleFiles
 from virtrace.bundle.pseudonyms import KINDS, Pseudonyms
-from virtrace.bundle.redact.passes import VERSIONS, collect, encoded, write_redacted
+from virtrace.bundle.redact.passes import VERSIONS, collect_originals, encoded, write_redacted
 from virtrace.bundle.report import REPORT, markdown, overview
 from virtrace.errors import TraceError, VirtraceError
 from virtrace.host.facts import HostFacts
@@ -52,7 +52,7 @@ def make(
     Raises: LeakError: the result contains something private. TraceError.
     """
     progress("reading what is private")
-    names = Pseudonyms(collect(trace, facts), keep)
+    names = Pseudonyms(collect_originals(trace, facts), keep)
     progress("replacing it")
     files = BundleFiles()
     absent = write_redacted(trace, facts, names, files)

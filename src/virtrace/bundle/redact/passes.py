@@ -26,7 +26,7 @@ SETTINGS, BACKTRACE = "host/settings.txt", "host/backtrace.txt"
 _CONTEXT = Context()
 
 
-def collect(trace: ReadableTrace, facts: HostFacts) -> Originals:
+def collect_originals(trace: ReadableTrace, facts: HostFacts) -> Originals:
     """Everything private in a trace and in the facts of its host."""
     originals = Originals()
     texts = Texts(originals)
