@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 def _import(args: argparse.Namespace, writer: Writer, files: Sequence[BinaryIO], _: int) -> int:
     stream = files[0]
     plan, first = _look_through(args.file, stream)
-    recipe = loader.loads(loader.dumps(plan.header["recipe"]), str(args.file))
+    recipe = loader.from_document(plan.header["recipe"], str(args.file))
     pid = plan.header["target"]["pid"]
     job = Job(recipe, pid, args.output, selection.parse_selection(recipe, [], None, None))
     output = Output(Answers(recipe.points), job.limits, writer, _NullView())

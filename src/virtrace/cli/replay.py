@@ -81,7 +81,7 @@ def _again(header: Header, args: argparse.Namespace) -> int:
     everything: SelectionRecord = {"where": {}, "calls": None, "seconds": None}
     was = header.get("selection", everything)
     # A stranger's, which the loader checks.
-    recipe = loader.loads(loader.dumps(header["recipe"]), f"the recipe in {args.file}")
+    recipe = loader.from_document(header["recipe"], f"the recipe in {args.file}")
     given = selection.filters(recipe, args.where)
     _require_names(header, given)
     # By key: the old value of a filter, where it is replaced.

@@ -21,8 +21,6 @@ from virtrace.trace import roles
 
 VERSION = 1
 MAX_BYTES = 1 << 16
-# Quotes and escapes make a recipe longer when it is written again.
-MAX_BYTES_DUMPED = 4 * MAX_BYTES
 # Declarations go through regular expressions, which long text could keep busy for hours.
 MAX_TEXT = 2000
 # Of spans, and of points: each is a breakpoint or more.
@@ -60,7 +58,7 @@ def load_recipe(file: FilePath) -> Recipe:
     except NotRegularError as error:
         raise RecipeError(f"{file} is not a regular file", "name a recipe's YAML file") from error
     except TooLargeError as error:
-        raise _too_large(str(file), MAX_BYTES) from error
+        raise _too_large(str(file)) from error
     except OSError as error:
         raise RecipeError(
             f"cannot read the recipe {file}: {error.strerror}", "check its name and permissions"
@@ -76,9 +74,26 @@ def loads(data: bytes, file: str) -> Recipe:
 
     Raises: RecipeError
     """
-    if len(data) > MAX_BYTES_DUMPED:
-        raise _too_large(file, MAX_BYTES_DUMPED)
+    if len(data) > MAX_BYTES:
+        raise _too_large(file)
     return _recipe(_Node(_composed(data, file), file))
+
+
+def from_document(document: Mapping[str, Any], file: str) -> Recipe:
+    """Read a recipe from plain data, without YAML.
+
+    document: ``Recipe.raw``, or what a trace's header has instead: anything that JSON can hold
+    file: what to call it in errors, which name no line
+
+    Raises: RecipeError
+    """
+    representer = yaml.representer.SafeRepresenter(sort_keys=False)
+    try:
+        return _recipe(_Node(representer.represent_data(document), file))
+    except RecursionError as error:
+        raise RecipeError(
+            f"{file}: the recipe is nested too deep", "name a recipe's YAML file"
+        ) from error
 
 
 def _composed(data: bytes, file: str) -> yaml.Node:
@@ -101,21 +116,13 @@ def _composed(data: bytes, file: str) -> yaml.Node:
     return root
 
 
-def _too_large(file: str, most: int) -> RecipeError:
-    return RecipeError(f"{file} is larger than {most >> 10} KiB", "name a recipe's YAML file")
+def _too_large(file: str) -> RecipeError:
+    return RecipeError(f"{file} is larger than {MAX_BYTES >> 10} KiB", "name a recipe's YAML file")
 
 
 def dumps(raw: Mapping[str, Any]) -> bytes:
-    """Write a recipe as YAML that ``loads`` reads again.
-
-    raw: ``Recipe.raw``, or what a trace's header has instead: anything that JSON can hold
-
-    Raises: RecipeError if it is nested too deep
-    """
-    try:
-        return yaml.dump(raw, Dumper=_Dumper, sort_keys=False).encode()
-    except RecursionError as error:
-        raise RecipeError("the recipe is nested too deep", "name a recipe's YAML file") from error
+    """Write a recipe, or a part of one, as YAML. raw: as in ``Recipe.raw``."""
+    return yaml.dump(raw, Dumper=_Dumper, sort_keys=False).encode()
 
 
 class _Dumper(yaml.SafeDumper):
@@ -143,7 +150,8 @@ class _Node:
 
     def fail(self, what: str, remedy: str) -> NoReturn:
         mark = self._node.start_mark
-        raise RecipeError(f"{self._file}:{mark.line + 1}:{mark.column + 1}: {what}", remedy)
+        where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise RecipeError(f"{self._file}{where}: {what}", remedy)
 
     def items(self) -> Iterator[tuple[str, _Node, _Node]]:
         if not isinstance(self._node, yaml.MappingNode):

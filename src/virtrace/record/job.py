@@ -87,7 +87,7 @@ class Job:
 
     def to_json(self) -> bytes:
         document = {
-            "recipe": loader.dumps(self.recipe.raw).decode(),
+            "recipe": self.recipe.raw,
             "pid": self.pid,
             "output": _from_path(self.output),
             "selection": {**asdict(self.selection), "where": dict(self.selection.where)},
@@ -109,7 +109,7 @@ class Job:
         fields = json.loads(document)
         rotation = fields["rotation"]
         return cls(
-            recipe=loader.loads(fields["recipe"].encode(), "the job's recipe"),
+            recipe=loader.from_document(fields["recipe"], "the job's recipe"),
             pid=fields["pid"],
             output=_to_path(fields["output"]),
             selection=Selection(**fields["selection"]),
