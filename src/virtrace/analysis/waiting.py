@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Union
+from typing import TYPE_CHECKING, Union
 
 from virtrace.analysis import rpc
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, Point, Span
 from virtrace.trace.format import SwitchedOff
-from virtrace.trace.reader import ReadableTrace
+
+if TYPE_CHECKING:
+    # GDB, which imports this, reads no trace.
+    from virtrace.trace.reader import ReadableTrace
 
 
 @dataclass(frozen=True)

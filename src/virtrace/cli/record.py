@@ -19,7 +19,6 @@ from virtrace.record.engine import record, refuse_meaningless
 from virtrace.record.job import Job
 from virtrace.targets.processes import choose_daemon
 from virtrace.trace.format import HostRecord
-from virtrace.trace.reader import TraceStream
 from virtrace.trace.rotation import last_file
 from virtrace.trace.writer import default_path, insert_before_footer
 
@@ -127,6 +126,7 @@ def option(args: argparse.Namespace, name: str) -> str | None:
 
 def _add_host_facts(output: Path, pid: int) -> None:
     from virtrace.host.disks import collect
+    from virtrace.trace.reader import TraceStream
 
     def made(file: BinaryIO) -> list[HostRecord]:
         records.extend(collect(TraceStream(output, file), pid))

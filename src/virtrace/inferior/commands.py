@@ -34,7 +34,6 @@ from virtrace.targets.processes import (
     require_modules,
     require_target,
 )
-from virtrace.trace.reader import read_trace
 from virtrace.trace.rotation import last_file
 from virtrace.trace.writer import default_path
 
@@ -370,6 +369,7 @@ def _explain(file: str) -> int:
     # Not above: a trace would wait for them, and for the table of causes, in vain.
     from virtrace.analysis.explain import explain_trace
     from virtrace.report import explanation
+    from virtrace.trace.reader import read_trace
 
     path = file or (str(_written[-1]) if _written else "")
     if not path:

@@ -7,16 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from virtrace.binary import debuginfo, layouts
-from virtrace.binary.ctype import CType
+from virtrace.binary import debuginfo
 from virtrace.errors import TargetError
 from virtrace.image.model import Program
 from virtrace.image.process import Process
 from virtrace.trace.format import Program as ProgramRecord
+
+if TYPE_CHECKING:
+    from virtrace.binary.ctype import CType
 
 Timeouts = Callable[[Process, Mapping[str, str]], Mapping[str, float]]
 
@@ -84,6 +86,9 @@ class Target:
 
     def type_named(self, name: str) -> CType:
         """The type that C spells ``name``; Opaque for a struct without a layout."""
+        # Not every command that looks for a process needs types.
+        from virtrace.binary import layouts
+
         return layouts.named(name, partial(layouts.struct_in, self.folder / "layouts"))
 
     def how_to_get_debug_info(self, module: str, root: Path) -> str:
