@@ -7,24 +7,22 @@ import sys
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from virtrace.cli.arguments import add_daemon
-from virtrace.cli.record import chosen_pid
 from virtrace.errors import ANSWER_IS_NO, DONE, typed
 from virtrace.files import read_regular, write_new
-from virtrace.image.model import Program
 from virtrace.printing import print_lines
 from virtrace.recipe import catalogue
 from virtrace.recipe.loader import MAX_BYTES, dumps
-from virtrace.record.debug_info import fetch_debug_files
-from virtrace.record.header import NO_ENGINE, header_record
-from virtrace.record.resolution import resolve_without_gdb
 from virtrace.report import text, units
 from virtrace.report.highlight import Style, style_for
 from virtrace.report.lines import fold
 from virtrace.report.pieces import attached, words
-from virtrace.targets.processes import check_traceable, installed
 from virtrace.trace.format import Header
+
+if TYPE_CHECKING:
+    from virtrace.image.model import Program
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -110,6 +108,11 @@ def _check(args: argparse.Namespace) -> int:
         more = "with -p PID or --against BINARY: what they find there"
         print(f"{recipe.name} is sound: {spans}, {points}; {more}")
         return DONE
+    # Not above: to read a recipe takes less time than these imports.
+    from virtrace.record.debug_info import fetch_debug_files
+    from virtrace.record.header import NO_ENGINE, header_record
+    from virtrace.record.resolution import resolve_without_gdb
+
     process = _process(args, recipe.required_modules)
     folder = catalogue.file_of(args.recipe).parent
     plan = resolve_without_gdb(recipe, process, fetch_debug_files(process, recipe), [folder])
@@ -137,6 +140,7 @@ def _new(args: argparse.Namespace) -> int:
 def _compile(args: argparse.Namespace) -> int:
     from virtrace.engines.bpftrace import program
     from virtrace.engines.bpftrace.run import resolve
+    from virtrace.record.debug_info import fetch_debug_files
 
     recipe = catalogue.find_recipe(args.recipe)
     process = _process(args, recipe.required_modules)
@@ -152,6 +156,9 @@ def _compile(args: argparse.Namespace) -> int:
 
 
 def _process(args: argparse.Namespace, modules: Collection[str] = ()) -> Program:
+    from virtrace.cli.record import chosen_pid
+    from virtrace.targets.processes import check_traceable, installed
+
     if args.against is not None:
         return installed(args.against)
     return check_traceable(chosen_pid(args, modules))

@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path as FilePath
 from typing import Any, NoReturn, TypeVar
 
@@ -338,11 +339,16 @@ def fragment(name: str) -> list[dict[str, Any]]:
 
 
 def _fragment(name: str, *, anywhere: bool) -> Iterator[_Node]:
-    file = fragments_folder() / f"{name}.yaml"
-    root = _Node(_composed(read_regular(file, MAX_BYTES), str(file)), str(file))
-    for point in root.mapping({"about", "points"})["points"].sequence(MAX_PROBES):
+    for point in _fragment_root(name).mapping({"about", "points"})["points"].sequence(MAX_PROBES):
         # A reply is recorded with its request, wherever that was.
         yield point.with_flag("anywhere") if anywhere and not point.has("answers") else point
+
+
+@cache
+def _fragment_root(name: str) -> _Node:
+    # Many recipes use the same few.
+    file = fragments_folder() / f"{name}.yaml"
+    return _Node(_composed(read_regular(file, MAX_BYTES), str(file)), str(file))
 
 
 def _selecting(recipe: Recipe, keys: Mapping[str, _Node]) -> Recipe:
