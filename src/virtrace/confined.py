@@ -47,7 +47,7 @@ _PIECE = 1 << 16
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a child may use.
+    """Limits for a child.
 
     memory: bytes of address space, beyond what it begins with.
     processor_seconds: processor time, for all questions.

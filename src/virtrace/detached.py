@@ -14,7 +14,7 @@ def spawn(name: str, keep_fds: Collection[int], work: Callable[[], object]) -> N
 
     name: the process's name, at most 15 bytes.
     keep_fds: the descriptors that stay open in it, besides standard error.
-    Raises: OSError where no process can be started.
+    Raises: OSError if no process can be started.
     """
     child = os.fork()
     if child == 0:

@@ -1,9 +1,9 @@
-"""What goes to a terminal, or to what stands in for one: a line at a time, through one gate.
+"""Everything that is printed to a terminal, or to a file in its place, passes through one gate.
 
-Names of files, processes and guests, and all that is in a trace, were chosen by strangers. A
-terminal would obey control characters in them, and a newline could begin a line that looks like
-one of ours. So whoever prints prints a line: ``print(line)``. What is no part of a line is written
-as an escape, but for what ``own`` made; nobody has to think of it.
+Strangers chose the names of files, processes and guests, and everything in a trace. A terminal
+would obey control characters in them, and a newline could begin a line that looks like one of
+virtrace. Therefore, one ``print(line)`` prints one line: any character that is not part of a line
+is written as an escape, except what ``own`` made.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from typing import Any, TextIO, cast
 
 from virtrace.errors import OwnError, VirtraceError
 
-# Around what is ours. No stranger knows it.
+# Encloses control characters of virtrace's own. No stranger knows it.
 _MARK = f"\0{os.urandom(8).hex()}"
 _OWN = re.compile(f"{_MARK}(.*?){_MARK}", re.DOTALL)
 
 _UNUSUAL = re.compile("[^\x20-\x7e]")
-# Python calls these printable, and nothing is seen of them.
+# Python calls these printable, but they are invisible.
 _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
     "\U0001d159\U000e0100-\U000e01ef]"
@@ -33,7 +33,7 @@ _INVISIBLE = re.compile(
 
 
 class OutputError(VirtraceError):
-    """What was to be printed went nowhere."""
+    """Standard output could not be written."""
 
     def __init__(self, error: OSError) -> None:
         super().__init__(
@@ -51,13 +51,13 @@ def is_unicode(stream: TextIO) -> bool:
 
 
 def obeys(stream: TextIO) -> bool:
-    """Whether it is a terminal that is to get control characters, such as those of colour."""
+    """Whether it is a terminal that may get control characters, such as those of colour."""
     terminal = os.environ.get("TERM") or "dumb"
     return stream.isatty() and terminal != "dumb" and not os.environ.get("NO_COLOR")
 
 
 def own(controls: str) -> str:
-    """Control characters that a terminal is to obey, as part of a line."""
+    """Mark control characters that a terminal may obey, as a part of a line."""
     return f"{_MARK}{controls}{_MARK}"
 
 
@@ -66,12 +66,11 @@ def without_own(text: str) -> str:
 
 
 def safe(text: str, *, unicode: bool) -> str:
-    """``text`` with what a terminal would obey, or not show, written as escapes.
+    """Replace what a terminal would obey, or not show, by escapes.
 
-    unicode: text beyond ASCII stays as it is. The escapes are those of JSON, so that JSON text
-    stays JSON.
+    unicode: keep text beyond ASCII. The escapes are those of JSON, so that JSON text stays JSON.
     """
-    # Most of it is, and need not be looked at letter by letter.
+    # Most text needs no escape, and is not examined character by character.
     if text.isprintable() and (text.isascii() or (unicode and not _INVISIBLE.search(text))):
         return text
     return _UNUSUAL.sub(_visible if unicode else _escaped, text)
@@ -83,14 +82,14 @@ def _visible(match: re.Match[str]) -> str:
 
 
 def _escaped(match: re.Match[str]) -> str:
-    # Not above: most of what is printed has no need of it.
+    # Imported here, because most output does not need it.
     from json import dumps
 
     return dumps(match[0])[1:-1]
 
 
 def line(text: str, *, controls: bool, unicode: bool) -> str:
-    """As safe. controls: with what own() made, which is left out otherwise."""
+    """Make a line safe. controls: keep what own() made, which is removed otherwise."""
     if _MARK not in text:
         return safe(text, unicode=unicode)
     parts = _OWN.split(text)
@@ -99,10 +98,10 @@ def line(text: str, *, controls: bool, unicode: bool) -> str:
 
 
 class Gate:
-    """In place of standard output or standard error. Each write is a line, or ends one."""
+    """Replaces standard output or standard error. Each write is a line, or the end of one."""
 
     def __init__(self, stream: TextIO, terminal: TextIO, *, must: bool) -> None:
-        """terminal: what the stream leads to. must: OutputError where it takes nothing."""
+        """terminal: where the stream leads. must: raise OutputError if it cannot be written."""
         self._stream = stream
         self._can = {"controls": obeys(terminal), "unicode": is_unicode(terminal)}
         self._must = must
@@ -124,8 +123,8 @@ class Gate:
             self._failed(error)
 
     def _failed(self, error: OSError) -> None:
-        # Else Python tries again when it ends, and complains. A process can have been forbidden to
-        # open anything.
+        # Otherwise, Python tries again at exit, and complains. A confined process may be unable to
+        # open files.
         with suppress(OSError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
@@ -136,7 +135,7 @@ class Gate:
 
 @contextmanager
 def gated(out: TextIO, err: TextIO, terminal: TextIO) -> Iterator[None]:
-    """Both standard streams go through a gate meanwhile. terminal: what ``out`` leads to."""
+    """Send both standard streams through a gate. terminal: where ``out`` leads."""
     told, complained = Gate(out, terminal, must=True), Gate(err, err, must=False)
     with redirect_stdout(cast(TextIO, told)), redirect_stderr(cast(TextIO, complained)):
         try:
@@ -151,13 +150,13 @@ def print_lines(lines: Iterable[str]) -> None:
 
 
 def complain(error: VirtraceError) -> None:
-    """What is wrong, and what to do about it."""
+    """Print what is wrong, and what to do about it."""
     for told in error.lines():
         print(told, file=sys.stderr, flush=True)
 
 
 def fail(error: Exception) -> int:
-    """Say what ended the work; the exit status."""
+    """Print what ended the work; return the exit status."""
     if os.environ.get("VIRTRACE_DEBUG") == "1":
         for part in traceback.format_exception(type(error), error, error.__traceback__):
             for row in part.rstrip("\n").split("\n"):

@@ -1,4 +1,4 @@
-"""Where calls keep arguments, results and return addresses, as one processor has it."""
+"""Calling conventions: locations of arguments, results and return addresses, by processor."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""Texts and numbers of documents that a stranger may have made: as declared, or a ValueError."""
+"""Check texts and numbers of documents that a stranger may have made."""
 
 from __future__ import annotations
 
 import re
 
-# As long as a path can be.
+# The longest possible path.
 MAX_TEXT = 4096
-# JSON can name what no text holds, and no C string or file has.
+# JSON can contain characters that no C string or file name has.
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
@@ -25,17 +25,17 @@ def number(value: object, low: int, high: int) -> int:
 
 
 def address(value: object) -> int:
-    """Of a file or of a process, or a size: below 2^63, as the kernel has them."""
+    """Check an address in a file or process, or a size: below 2^63, as in the kernel."""
     return number(value, 0, (1 << 63) - 1)
 
 
 def hexadecimal(value: object) -> int:
-    """An address as text: ``0x1f``."""
+    """Check an address as text: ``0x1f``."""
     return address(int(text(value), 16))
 
 
 def _shortened(value: object) -> str:
-    """As Python writes it, and no longer than a line."""
+    """Show a value in Python's notation, limited to one line."""
     if isinstance(value, (dict, list)):
         return f"{type(value).__name__} of {len(value)}"
     said = repr(value[:60]) if isinstance(value, str) else str(value)

@@ -76,7 +76,7 @@ def layout(name: str, about: Mapping[str, Any], structs: Structs) -> Struct:
 
 
 def check(field: str, ctype: CType, low: object, high: object) -> RangeCheck:
-    """A check of a field. Raises ValueError where the field or a bound is not a number."""
+    """A check of a field. Raises ValueError if the field or a bound is not a number."""
     if not isinstance(ctype, (Integer, Boolean, Pointer)):
         raise ValueError(f"{field} is not a number, and cannot be checked")
     bounds = (given.number(bound, -(1 << 63), (1 << 64) - 1) for bound in (low, high))
@@ -84,7 +84,7 @@ def check(field: str, ctype: CType, low: object, high: object) -> RangeCheck:
 
 
 def struct_in(folder: Path, name: str) -> CType:
-    """What ``NAME.yaml`` in the folder describes; Opaque if there is no such file."""
+    """Return the type that ``NAME.yaml`` in the folder describes; Opaque if there is none."""
     file = folder / f"{name}.yaml"
     # A name comes from a recipe: it must not lead out of the folder.
     if not name.isidentifier() or not file.is_file():

@@ -345,7 +345,7 @@ class _Answering:
         return self._elfs[number]
 
     def _made(self, number: int, make: Callable[[ElfFile], Made]) -> Made:
-        """What is made of a file, which is done once."""
+        """Return what ``make`` computes for a file; it is computed only once."""
         key = number, make
         if key not in self._known:
             self._known[key] = make(self._elf(number))

@@ -43,7 +43,7 @@ SAME = "same"  # was not changed
 
 
 class Rule(NamedTuple):
-    """How one register of the caller is found, or the CFA."""
+    """The rule for finding one register of the caller, or the CFA."""
 
     kind: str
     register: int = 0
@@ -80,7 +80,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class _Common:
-    """What entries have in common (CIE)."""
+    """The part that several entries share (CIE)."""
 
     code_factor: int
     data_factor: int
@@ -108,7 +108,7 @@ class UnwindTable:
     """The call frame information of a file that has a sorted table of it (.eh_frame_hdr).
 
     starts: the first addresses of its entries, sorted.
-    Raises: NotUnderstood where it is of another form or damaged, from most methods too.
+    Raises: NotUnderstood if it is of another form or damaged, from most methods too.
     """
 
     def __init__(self, elf: ElfFile) -> None:

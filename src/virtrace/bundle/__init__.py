@@ -1,1 +1,1 @@
-"""What goes into a bug report: collected, redacted, searched for what must not leave, packed."""
+"""Makes a bundle for a bug report: collect, redact, search for private data, archive."""

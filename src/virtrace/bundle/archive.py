@@ -40,14 +40,14 @@ def _entry(name: str, files: Mapping[str, bytes]) -> Record:
 
 
 def pack(files: Mapping[str, bytes]) -> bytes:
-    """TraceError where it would be larger than a reader takes."""
+    """Return the archive. Raises TraceError if it is larger than a reader accepts."""
     packed = io.BytesIO()
     pack_into(packed, files)
     return packed.getvalue()
 
 
 def pack_into(packed: BinaryIO, files: Mapping[str, bytes]) -> None:
-    """TraceError where it would be larger than a reader takes."""
+    """Write the archive. Raises TraceError if it is larger than a reader accepts."""
     too_much = excess({name: files[name] for name in files if name != TRACE})
     if too_much is not None:
         raise TraceError(

@@ -1,4 +1,4 @@
-"""What is private, and what a bundle contains instead."""
+"""Private values, and the pseudonyms that a bundle contains instead."""
 
 from __future__ import annotations
 
@@ -98,33 +98,33 @@ class Pseudonyms:
         return self._given[original]
 
     def harmless(self, text: str) -> None:
-        """All of them were collected."""
+        """Do nothing: all of them were collected."""
 
     def number(self, number: int) -> None:
-        """All of them were collected."""
+        """Do nothing: all of them were collected."""
 
     def watch(self, original: str, pseudonym: str) -> None:
         if original != pseudonym:
             self._watched[original] = pseudonym
 
     def known(self, original: str) -> str | None:
-        """The pseudonym of a value that is one at another place."""
+        """Return the pseudonym of a value that is private at another place."""
         given = self._given.get(original)
         return None if given is None or self._is_common(original) else given
 
     def _is_common(self, original: str) -> bool:
-        """A part of a path such as `libvirt`, which elsewhere is just that word."""
+        """Whether it is a part of paths, such as `libvirt`, which elsewhere is an ordinary word."""
         return self.kind_of(original) in ("path", "text") and self.is_ordinary(original)
 
     def find(self, text: str, start: int) -> tuple[int, str] | None:
-        """Of a distinct original that stands right here, the end, and its pseudonym."""
+        """Return end and pseudonym of a distinctive original that begins at ``start``."""
         found = self._pattern.match(text, start) if self._pattern else None
         if found is None:
             return None
         return found.end(), self._of_any_case(found[0])
 
     def replace(self, text: str) -> str:
-        """All distinct originals in it, longest first."""
+        """Replace all distinctive originals in a text, longest first."""
         if self._pattern is None:
             return text
         return self._pattern.sub(lambda found: self._of_any_case(found[0]), text)
@@ -147,12 +147,12 @@ class Pseudonyms:
 
     @property
     def hidden(self) -> dict[str, str]:
-        """Original to pseudonym, of all that must not be found in the bundle."""
+        """Pseudonyms by original, for all that must not be found in the bundle."""
         given = {each: name for each, name in self._given.items() if name != each}
         return {**given, **self._watched}
 
     def map(self) -> dict[str, dict[str, str]]:
-        """Pseudonym to original, by kind, for whoever made the bundle."""
+        """Originals by pseudonym, by kind, for the person who made the bundle."""
         found: dict[str, dict[str, str]] = {}
         for original, pseudonym in self._given.items():
             if original != pseudonym:
@@ -161,16 +161,16 @@ class Pseudonyms:
 
     @functools.cached_property
     def pseudonyms(self) -> frozenset[str]:
-        """All that stand for something; not to be asked for before all are given."""
+        """All pseudonyms; complete only after all were given."""
         return frozenset(name for original, name in self._given.items() if name != original)
 
     def marked(self, text: str) -> list[tuple[str, bool]]:
-        """The text in parts, and whether each is a pseudonym."""
+        """Split a text into parts, and say whether each is a pseudonym."""
         parts = re.split(r"([a-z0-9]+-[0-9]+(?:\.[a-z0-9.]+)?)", text)
         return [(part, part in self.pseudonyms) for part in parts if part]
 
     def kind_of(self, original: str) -> str:
-        """Of all that it was met as, the first; a place that says what it is wins."""
+        """Return the first kind that it was seen as; a specific kind wins over `text`."""
         kinds = list(self._kinds.get(original, {"path" if "/" in original else "text": None}))
         return next((kind for kind in kinds if kind != "text"), kinds[0])
 
@@ -198,20 +198,20 @@ class Pseudonyms:
     def _of_any_case(self, found: str) -> str:
         if found in self._given:
             return self._given[found]
-        # Not every pair of letters that a pattern takes for one has the same lower case.
+        # Some pairs of letters that match regardless of case differ in lower case.
         fold = found.casefold()
         return next((name for each, name in self._given.items() if each.casefold() == fold), "?")
 
 
 def _inner(text: str) -> Iterator[str]:
-    """All that stands in it."""
+    """Yield the originals that it contains."""
     for start in range(len(text)):
         for end in range(start + 1, len(text) + 1):
             yield text[start:end]
 
 
 def _alternatives(originals: list[str]) -> str:
-    """A pattern of all, longest first; at most places of a text two characters rule out all."""
+    """Make a pattern of all, longest first; at most positions two characters rule out all."""
     groups: dict[str, dict[str, list[str]]] = {}
     for original in originals:
         groups.setdefault(original[0], {}).setdefault(original[1:2], []).append(original[2:])

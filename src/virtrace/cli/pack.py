@@ -107,7 +107,7 @@ def _has_debug_info(file: Path) -> bool:
 def _make_one(
     file: Path, recipes: Sequence[Recipe], other: Path | None, output: Path | None
 ) -> bool:
-    """False where the file has none of the functions."""
+    """Make a pack. Returns False if the file has none of the functions."""
     elf = read_by_child(file)
     if not abi.of(elf).is_known:
         raise TargetError(

@@ -151,7 +151,7 @@ class Journal:
             os.unlink(self._name, dir_fd=folder)
 
     def descriptors(self) -> tuple[int, int]:
-        """Those that the guard needs."""
+        """Return the descriptors that the guard needs, of memory and journal."""
         return self.memory.descriptor, self._file
 
     def close(self) -> None:

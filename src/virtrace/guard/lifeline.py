@@ -24,7 +24,7 @@ class Lifeline:
     """
 
     def __init__(self) -> None:
-        """Raises: OSError where the C library cannot do it."""
+        """Raises: OSError if the C library cannot do it."""
         self._memory = mmap.mmap(-1, _SIZE)
         self._mutex = (ctypes.c_char * _SIZE).from_buffer(self._memory)
         attributes = ctypes.create_string_buffer(_ATTRIBUTES_SIZE)

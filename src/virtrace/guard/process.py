@@ -28,7 +28,7 @@ class Guard:
         """Start the guard, before GDB attaches.
 
         pid: the process that will be traced.
-        Raises: OSError where there can be no guard.
+        Raises: OSError if there can be no guard.
         """
         self._journal = journal
         self._lifeline = Lifeline()

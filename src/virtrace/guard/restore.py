@@ -17,7 +17,7 @@ _STOPS_ARRIVE_SECONDS = 0.2
 
 
 def write_back(memory: ProcessMemory, patches: Iterable[PatchedBytes]) -> None:
-    """Write what was there before. Raises: OSError where the kernel forbids it."""
+    """Write what was there before. Raises: OSError if the kernel forbids it."""
     for patch in patches:
         os.pwrite(memory.descriptor, patch.was, patch.address)
 

@@ -1,4 +1,4 @@
-"""What the host of a daemon adds to a bundle, as plain data."""
+"""The facts that a bundle contains about the host of a daemon, as plain data."""
 
 from __future__ import annotations
 

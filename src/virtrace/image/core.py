@@ -133,7 +133,7 @@ class CoreMemory:
 
 
 def _answering(path: Path) -> Answer:
-    """In the child, before it gives up its rights."""
+    """Open a core file; runs in the child, before it drops its rights."""
     try:
         file = open_regular(path, LARGEST)
     except OSError as error:

@@ -143,7 +143,7 @@ def _position(text: str) -> _Position:
 
 
 def _switches(task: str) -> list[str]:
-    """How often the thread left a processor, voluntarily and involuntarily."""
+    """Return the numbers of voluntary and involuntary context switches."""
     return _SWITCHES.findall(_text(f"{task}/status"))
 
 

@@ -29,7 +29,7 @@ class Memory(Protocol):
     """Memory that can only be read."""
 
     def read(self, address: int, size: int) -> bytes:
-        """Read all of it. Raises: Unavailable where any byte of it cannot be read."""
+        """Read all of it. Raises: Unavailable if any byte of it cannot be read."""
 
 
 class PartialMemory(Memory, Protocol):
@@ -130,7 +130,7 @@ class Recorded:
         raise NotImplementedError
 
     def string(self, address: int) -> bytes:
-        """The C string there, without its NUL. Raises: Unavailable where it is incomplete."""
+        """The C string there, without its NUL. Raises: Unavailable if it is incomplete."""
         raise NotImplementedError
 
 

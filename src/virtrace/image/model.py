@@ -1,4 +1,4 @@
-"""What every image of a program has: modules, memory, threads and their registers.
+"""What every image of a program has in common: modules, memory, threads and registers.
 
 An image is a program as it is: a live process (`live`), a core file (`core`), or files on disk
 (`files`), which have neither memory nor threads.
@@ -121,7 +121,7 @@ class Program:
         there and, for a process, where the memory holds the file's code, breakpoints apart.
 
         addresses: addresses in the program, and whether a function must begin there.
-        Raises: TargetError where a file cannot be read, or is not the one that is mapped.
+        Raises: TargetError if a file cannot be read, or is not the one that is mapped.
         """
         doubts: dict[int, str] = dict.fromkeys(addresses, "it is in no file of the process")
         for module in self.modules:
@@ -167,7 +167,7 @@ class Registers:
     missing: str
 
     def __getitem__(self, name: str) -> int:
-        """Raises: Unavailable where the register is not known."""
+        """Raises: Unavailable if the register is not known."""
         if name not in self.known:
             raise Unavailable(f"{name} is not known: {self.missing}")
         return self.known[name]

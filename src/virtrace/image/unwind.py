@@ -99,7 +99,7 @@ class Unwinder:
         return self._image.program.module_at(address)
 
     def require_mapped(self, module: Module) -> None:
-        """Raises: Unavailable where a file is not known to be the one that is mapped."""
+        """Raises: Unavailable if a file is not known to be the one that is mapped."""
         if module not in self._doubts:
             at, content = module.elf.fingerprint
             try:
@@ -143,7 +143,7 @@ class _Walk:
         self._is_behind_call = False
 
     def run(self) -> None:
-        """Raises: Unavailable or TargetError where something is not known that is needed."""
+        """Raises: Unavailable or TargetError if something is not known that is needed."""
         while len(self.frames) < _MOST_FRAMES:
             pc = self._register(_PC)
             self.frames.append(Frame(pc, None, None, None, self._named(), self._known_by))
@@ -229,7 +229,7 @@ class _Walk:
         return places[0] - returns.offset
 
     def _calls_of(self, function: int) -> list[int]:
-        """Where the stack has what may be the return address of a direct call of a function."""
+        """Return the stack slots that may have a return address of a direct call of a function."""
         places: dict[Module, dict[int, list[int]]] = {}
         for place, word in self._stack.words(self._register(_SP)):
             module = self._unwinder.module_at(word)

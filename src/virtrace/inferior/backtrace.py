@@ -1,6 +1,6 @@
-"""The frames of a thread that stands, by GDB's own unwinder.
+"""The frames of a stopped thread, by GDB's own unwinder.
 
-GDB guesses where a file does not say how a caller's frame is found; here a backtrace ends there.
+If a file does not say how a caller's frame is found, GDB guesses; here, the backtrace ends.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Backtraces:
                 self._names[loaded.base + offset] = function
 
     def of(self, wanted: PendingBacktrace) -> Json:
-        """From the innermost frame on; what ends it before the outermost one comes last.
+        """Return the frames, innermost first; if the walk ends early, the reason comes last.
 
-        Every thread stands. Raises Unavailable where nothing can be told.
+        All threads must be stopped. Raises Unavailable: nothing is known about the stack.
         """
         if wanted.reread() != wanted.tid:
             raise Unavailable(f"thread {wanted.tid} had gone on before it could be stopped")
@@ -119,7 +119,7 @@ class Backtraces:
 
 
 def _thread(tid: int) -> gdb.InferiorThread:
-    """By the id that the process itself has for it: in a container that is not ours."""
+    """Return the thread by the id in the process's own namespace, which may be a container's."""
     for thread in gdb.selected_inferior().threads():
         status = read_status(thread.ptid[1])
         # Linux before 4.1 does not say.

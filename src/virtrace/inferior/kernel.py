@@ -27,7 +27,7 @@ class Kernel:
     """
 
     def __init__(self, pid: int, abi: Abi) -> None:
-        """Raises: TargetError where the memory of the process cannot be opened."""
+        """Raises: TargetError if the memory of the process cannot be opened."""
         self._names = abi.user_registers
         self._layout = struct.Struct(f"={len(self._names)}Q")
         self._ptrace = ctypes.CDLL(None).ptrace

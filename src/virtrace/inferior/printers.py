@@ -33,9 +33,9 @@ def register_printers() -> None:
 
 
 class _Chain(gdb.Parameter):
-    """Of a virStorageSource, of a virDomainDiskDef and of the disks of a virDomainObj.
+    """The backing chain of a virStorageSource, a virDomainDiskDef, or the disks of a virDomainObj.
 
-    At most 100 images and 64 disks; of a chain that goes in a circle this is said.
+    At most 100 images and 64 disks; a circular chain ends with a note.
     """
 
     set_doc = "Set whether printing a struct follows backing chains."

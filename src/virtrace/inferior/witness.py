@@ -202,7 +202,7 @@ def resolved(
 ) -> Plan:
     """Resolve a recipe by what GDB has read of the program's files, and by symbol packs.
 
-    Raises TargetError where GDB would set a static probe at other places than the plan's.
+    Raises TargetError if GDB would set a static probe at other places than the plan's.
     """
     plan = resolve(recipe, program, [GdbDebugInfo(program), packs], inferred)
     _require_same_static_probes(program, plan)
@@ -210,7 +210,7 @@ def resolved(
 
 
 def _require_same_static_probes(process: Program, plan: Plan) -> None:
-    """Raise TargetError where GDB has a static probe at other places than the plan.
+    """Raise TargetError if GDB has a static probe at other places than the plan.
 
     GDB itself finds every place of the probe, and raises the semaphore that guards it: it writes
     to where it takes the module to be.

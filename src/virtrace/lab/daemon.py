@@ -119,7 +119,7 @@ class Lab(PrivateDaemon):
     def stalled(self, guest: str = GUEST.name) -> Iterator[None]:
         """Stop a guest's QEMU (SIGSTOP) meanwhile: it takes commands and answers none.
 
-        Raises LabError where the guest does not run.
+        Raises LabError if the guest does not run.
         """
         named = f"guest={guest},".encode()
         found = [pid for pid in self.processes if named in processes.command_line(pid)]

@@ -33,7 +33,7 @@ def dir_option(folder: Path) -> str:
 
 
 def require_short_path(folder: Path) -> None:
-    """Raises LabError where a socket below the folder would have too long a path."""
+    """Raises LabError if a socket below the folder would have too long a path."""
     excess = len(os.fsencode(folder / LONGEST_SOCKET)) - SOCKET_PATH_MAX
     if excess > 0:
         raise LabError(
@@ -47,7 +47,7 @@ def require_short_path(folder: Path) -> None:
 def locked(folder: Path, create: bool) -> Iterator[None]:
     """Lock the folder against another up or down, after a check that it may be filled.
 
-    Raises LabError where it belongs to somebody else, holds other files, or is locked already.
+    Raises LabError if it belongs to somebody else, holds other files, or is locked already.
     """
     try:
         if create:

@@ -13,7 +13,7 @@ _TIMEOUT = 20.0
 
 
 def attach(file: Path) -> Path:
-    """Make a loop device for the file. Raises LabError where that fails."""
+    """Make a loop device for the file. Raises LabError if that fails."""
     return Path(_losetup("--find", "--show", str(file)).strip())
 
 

@@ -54,7 +54,7 @@ class PrivateDaemon:
 
     @property
     def pid(self) -> int:
-        """The process id. Raises LabError where the daemon does not run."""
+        """The process id. Raises LabError if the daemon does not run."""
         pid = self.running_pid()
         if pid is None:
             raise LabError(
@@ -141,7 +141,7 @@ class PrivateDaemon:
             ) from error
 
     def virsh_checked(self, *args: str) -> str:
-        """Run virsh and return its output. Raises LabError where it fails."""
+        """Run virsh and return its output. Raises LabError if it fails."""
         done = self.virsh(*args)
         if done.returncode != 0:
             raise LabError(

@@ -1,4 +1,4 @@
-"""What a scenario sets up in a lab: a second guest and its disk."""
+"""The second guest of a lab, with a disk for one scenario."""
 
 from __future__ import annotations
 

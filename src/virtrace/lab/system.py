@@ -68,7 +68,7 @@ class System:
         return f"{self.root or ''}{path}"
 
     def require_packages(self) -> None:
-        """Raises LabError where a program is not installed. A root needs nothing but virsh here."""
+        """Raises LabError if a program is not installed. A root needs nothing but virsh here."""
         wanted = {"virsh": PACKAGES["virsh"]} if self.root else PACKAGES
         missing = [
             (program, package)
@@ -121,7 +121,7 @@ class System:
             return subprocess.CompletedProcess(argv, status, stdout=output.read())
 
     def run(self, *command: str, as_daemon: bool = False, **variables: str) -> str:
-        """Run a program and return its output. Raises LabError where it fails."""
+        """Run a program and return its output. Raises LabError if it fails."""
         done = self.attempt(*command, as_daemon=as_daemon, **variables)
         if done.returncode != 0:
             raise LabError(

@@ -68,7 +68,7 @@ class _Names:
 
 
 def add(captures: dict[str, str], wanted: path.Path) -> str:
-    """Under a name of its own, which is returned; ValueError where the mapping is full."""
+    """Add a capture, if it is new; return its name. Raises ValueError: the mapping is full."""
     for name, text in captures.items():
         if text == wanted.text:
             return name
@@ -92,7 +92,7 @@ def recipe_text(
     left_out: Iterable[str] = (),
     points: Iterable[Item] = (),
 ) -> str:
-    """A recipe that was read back. UsageError where it is more than a recipe can hold.
+    """Make a recipe, and read it back. Raises UsageError: more than a recipe can hold.
 
     head, left_out: comments, above it and behind its spans.
     """
@@ -120,7 +120,7 @@ def recipe_text(
 
 
 def _item(item: Item) -> Iterator[str]:
-    """An element of a list, a key a line."""
+    """Yield an element of a list, one key a line."""
     for words in item.comments:
         yield from _comment(words, "  ")
     for number, (key, value) in enumerate(item.data.items()):
@@ -128,14 +128,14 @@ def _item(item: Item) -> Iterator[str]:
 
 
 def _scalar(value: Any) -> str:
-    """In one line, whatever it is."""
+    """Write a value in one line."""
     plain = dict(value) if isinstance(value, Mapping) else value
     text = yaml.safe_dump(plain, default_flow_style=True, sort_keys=False, width=_ONE_LINE)
     return text.removesuffix("\n").removesuffix("\n...")
 
 
 def _comment(words: str, indent: str) -> list[str]:
-    """Whatever somebody typed."""
+    """Wrap a text, which a user may have typed, as comment lines."""
     shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in words)
     if len(shown) > _LONGEST_COMMENT:
         shown = shown[:_LONGEST_COMMENT] + "..."

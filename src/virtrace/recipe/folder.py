@@ -1,4 +1,4 @@
-"""Where the recipes and fragments are that come with virtrace."""
+"""The folders of shipped recipes and fragments."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ T = TypeVar("T")
 
 
 def load_recipe(file: FilePath) -> Recipe:
-    """RecipeError where the file cannot be read or does not say what a recipe must."""
+    """Read a recipe file. Raises RecipeError: it cannot be read, or is not a valid recipe."""
     try:
         # Recipes come with bug reports and are read as root.
         data = read_regular(file, MAX_BYTES)
@@ -133,7 +133,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 class _Loader(yaml.SafeLoader):
-    """Without aliases: a few lines of them can stand for millions."""
+    """Refuses aliases: a few lines with aliases can expand to millions."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -143,7 +143,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Node:
-    """A YAML node that knows where it stands."""
+    """A YAML node with its position."""
 
     def __init__(self, node: yaml.Node, file: str) -> None:
         self._node = node

@@ -1,4 +1,4 @@
-"""What a recipe says, after it was read and checked."""
+"""The content of a recipe, after it was read and checked."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Span:
 
     @property
     def captures(self) -> Mapping[str, Path]:
-        """Those of lines apart."""
+        """Captures at entry and return, without those of lines."""
         return {**self.enter, **self.exit}
 
 
@@ -99,11 +99,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Of spans of one name, which follow each other, the first that is found is traced; so points.
+    """A recipe.
 
-    where, calls, seconds: which calls to record and when to end, where the user does not say.
-    raw: the YAML document as plain data, as it goes into the trace's header; with the points of the
-    fragments that it uses. used: how many points are theirs; they come first.
+    Consecutive spans of the same name are alternatives: the first one found is traced. The same
+    holds for points.
+
+    where, calls, seconds: which calls to record and when to end, if the user does not say.
+    raw: the YAML document as plain data, as in the trace's header, with the points of fragments.
+    used: number of points from fragments, which come first.
     """
 
     name: str
@@ -123,12 +126,12 @@ class Recipe:
 
     @property
     def summary(self) -> str:
-        """What it is about, in a line: the beginning of its first sentence."""
+        """The subject in one line: the beginning of the first sentence."""
         return " ".join(re.split(r"[.:;](?:\s|$)", self.about, maxsplit=1)[0].split())
 
     @property
     def roots(self) -> tuple[Span, ...]:
-        """Where calls begin. Without any, only what is recorded anywhere is."""
+        """The spans that begin calls. Without any, only events recorded anywhere are recorded."""
         return tuple(span for span in self.spans if span.root)
 
     @property
@@ -137,7 +140,7 @@ class Recipe:
 
     @property
     def required_modules(self) -> tuple[str, ...]:
-        """Those that have a probe which is neither optional nor an alternative in another."""
+        """Modules with a probe that is neither optional nor an alternative in another module."""
         modules: dict[str, set[str]] = {}
         for probe in self.probes:
             if not probe.optional:

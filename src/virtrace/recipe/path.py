@@ -119,7 +119,7 @@ T = TypeVar("T")
 
 
 class Visitor(Protocol[T]):
-    """What a chain means to its user: a value, a type, an instruction."""
+    """Follows a chain: to a value, a type, or an instruction."""
 
     def start(self, name: str) -> T:
         """name: an argument, or RETURN."""

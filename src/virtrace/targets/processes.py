@@ -163,7 +163,7 @@ def require_target(process: Process) -> Process:
 
 
 def require_modules(process: Process, modules: Collection[str]) -> None:
-    """Raises TargetError where the process lacks one of the modules that a recipe needs."""
+    """Raises TargetError if the process lacks one of the modules that a recipe needs."""
     missing = _missing(process, modules)
     if missing:
         raise TargetError(

@@ -75,7 +75,7 @@ class Target:
     def check_of(self, api: str) -> str:
         """The function that only the implementation of an exported function calls.
 
-        Raises TargetError where the program has no such functions.
+        Raises TargetError if the program has no such functions.
         """
         if self.access_check is None:
             raise TargetError(
@@ -106,7 +106,7 @@ class Target:
 
 @cache
 def load_target(folder: Path) -> Target:
-    """Raises TargetError where the folder does not hold a target."""
+    """Raises TargetError if the folder does not hold a target."""
     file = folder / "target.yaml"
     try:
         document: Any = yaml.safe_load(file.read_text(encoding="utf-8"))

@@ -1,8 +1,8 @@
-"""Read a bundle: a gzip-compressed tar archive, which a stranger may have made.
+"""Reads a bundle: a gzip-compressed tar archive, which a stranger may have made.
 
-Nothing is unpacked, and nothing read into memory but in pieces. Only plain files and folders are
-taken, by the one old header that all tars can write; Python's own reader does also understand
-links, devices and headers that change the names and sizes of others.
+Nothing is unpacked to disk, and nothing is read into memory except in pieces. Only plain files and
+folders are accepted, with the one old header that every tar can write. Python's own reader would
+also accept links, devices and headers that change the names and sizes of other entries.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from virtrace.trace.compression import GZIP, Inflated
 
 TRACE = "trace.jsonl"
 FOLDER = "virtrace-bundle/"
-# Of all that is in it but the trace, and of a line of that. A value of JSON, be it of two bytes,
-# takes some 70 in memory.
+# Limits for everything except the trace, and for one line of the trace. A JSON value of two bytes
+# takes about 70 bytes in memory.
 MAX_BYTES = 48 << 20
 MAX_VALUES = 2_000_000
 MAX_FILES = 64
@@ -42,7 +42,7 @@ class _NotABundle(Exception):
 
 
 class BundleMember(io.RawIOBase):
-    """The content of a file; it can be read until the next one is asked for."""
+    """The content of a file; readable until the next member is requested."""
 
     def __init__(self, bundle: BundleReader, size: int) -> None:
         self._bundle = bundle
@@ -61,7 +61,7 @@ class BundleMember(io.RawIOBase):
 
 
 class BundleReader:
-    """A file that is open; TraceError where it is no bundle, is damaged, or holds too much."""
+    """Reads an open file. Raises TraceError if it is not a bundle, is damaged, or is too large."""
 
     def __init__(self, file: BinaryIO, path: object) -> None:
         file.seek(0)
@@ -70,7 +70,7 @@ class BundleReader:
         self.stream = io.BufferedReader(self._inflated)
 
     def members(self) -> Iterator[tuple[str, BundleMember]]:
-        """Each file by its name, without the folder that they are in."""
+        """Yield each file and its name, without the bundle's folder."""
         try:
             yield from self._members()
         except _NotABundle as error:
@@ -120,7 +120,7 @@ class BundleReader:
             raise _NotABundle("it ends in the middle")
 
     def _check_end(self) -> None:
-        # To its end, for the checksum: tars fill up with zeros.
+        # Read to the end, for the checksum: tars are padded with zeros.
         if self.stream.read(_LONGEST_FILL).strip(b"\0") or self.stream.read(1):
             raise _NotABundle("there is more after its end")
         if self._inflated.cut:
@@ -128,12 +128,12 @@ class BundleReader:
 
 
 def is_bundle(file: BinaryIO, path: object) -> bool:
-    """Whether what is compressed with gzip is an archive, and no line of JSON."""
+    """Whether content compressed with gzip is an archive rather than a line of JSON."""
     return io.BufferedReader(Inflated(file, GZIP, path)).read(1) != b"{"
 
 
 def excess(files: Mapping[str, bytes]) -> str | None:
-    """What there is more of than a bundle may hold; None where there is not."""
+    """Return what exceeds the limits of a bundle; None if nothing does."""
     if sum(map(len, files.values())) > MAX_BYTES:
         return f"more than {MAX_BYTES >> 20} MiB"
     documents = [content for name, content in files.items() if name.endswith((".json", ".jsonl"))]

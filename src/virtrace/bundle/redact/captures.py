@@ -1,4 +1,4 @@
-"""What the values of a trace are, by the recipe that captured them."""
+"""The kinds of a trace's values, derived from the recipe that captured them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ POINTER = re.compile("0x[0-9a-f]{1,16}")
 
 @dataclass(frozen=True)
 class Captures:
-    """What a recipe captures.
+    """The captures of a recipe.
 
     is_shipped: whether the recipe is one of virtrace's own; its names stay.
     kinds: kind of the values under a name, by their capture paths; "" if those say nothing.

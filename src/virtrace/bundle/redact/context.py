@@ -1,4 +1,4 @@
-"""What the readers of texts share."""
+"""Definitions that all redactors share."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Protocol
 
 from virtrace.trace.format import Json
 
-# Texts in texts, and parts of one text, that are still read.
+# Limits: texts within texts, and parts of one text.
 DEEPEST = 100
 
 
 @dataclass(frozen=True)
 class Context:
-    """Where a text is.
+    """The place of a text.
 
     of_c: whether keys are names of C and of the recipe, which stay; otherwise they are QMP's or
     others', and only known ones stay.
@@ -31,13 +31,13 @@ class Context:
 
 
 class Names(Protocol):
-    """Takes what is private, and returns what the bundle contains instead.
+    """Takes private texts, and returns what the bundle contains instead.
 
     Originals collects, and returns everything unchanged; Pseudonyms replaces.
     """
 
     def add(self, kind: str, original: str) -> str:
-        """What replaces a private text. kind: one of KINDS."""
+        """Return the replacement of a private text. kind: one of KINDS."""
 
     def harmless(self, text: str) -> None:
         """Note a text that stays because of its form, such as an alias that libvirt made."""
@@ -49,13 +49,13 @@ class Names(Protocol):
         """Note a text that consists of other originals, such as a path, to be searched for too."""
 
     def known(self, original: str) -> str | None:
-        """What replaces a text that is private at another place; None if it is not."""
+        """Return the replacement of a text that is private at another place; None if it is not."""
 
     def find(self, text: str, start: int) -> tuple[int, str] | None:
-        """The end of the distinctive original at start, and what replaces it."""
+        """Return end and replacement of the distinctive original at ``start``."""
 
     def replace(self, text: str) -> str:
-        """The text with all distinctive originals in it replaced, longest first."""
+        """Replace all distinctive originals in a text, longest first."""
 
 
 class TextRedactor(Protocol):

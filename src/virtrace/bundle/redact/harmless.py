@@ -1,4 +1,4 @@
-"""What may stay in a bundle: texts of a form that the tools themselves make, and their words."""
+"""Texts that may stay in a bundle: known words, and forms that QEMU and libvirt make."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the place of a text says about it: known.yaml, and what follows from it."""
+"""What the place of a text implies about it: known.yaml, and the rules that follow from it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ EVERYWHERE: dict[str, list[str]] = _KNOWN["everywhere"]
 
 @functools.lru_cache(maxsize=8192)
 def kind_of_key(key: str) -> str | None:
-    """What a key says about its text: one of KINDS or READ_AS; None if nothing."""
+    """Return the kind that a key implies, one of KINDS or READ_AS; None if it implies none."""
     name = re.sub(r"(?<=[a-z])(?=[A-Z])|[_.\s]", "-", key).lower()
     if name in KEYS:
         return KEYS[name]
@@ -67,13 +67,13 @@ def kind_of_key(key: str) -> str | None:
 
 
 def pseudonym_kind(key: str) -> str:
-    """The kind of a pseudonym for what a key is called."""
+    """Return the kind of pseudonyms for values under a key."""
     kind = kind_of_key(key)
     return kind if kind in KINDS else "text"
 
 
 def kind_of_path(path: str) -> str | None:
-    """What the capture path of a recipe says: ``domain->name`` is the name of a guest."""
+    """Return the kind that a capture path implies: ``domain->name`` is the name of a guest."""
     fields = re.fullmatch(r"\*?\w+(?:(?:->|\.)\w+)+", path)
     if fields is None:
         return None

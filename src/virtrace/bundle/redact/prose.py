@@ -15,12 +15,12 @@ from virtrace.bundle.redact.uri import redact_uri
 
 _THREAD = re.compile(r"\(LWP [0-9]+\) \Z")
 _MOST_COLONS = 16
-# Between a word and the number or the name that it is about.
+# Between a word and the number or name to which it belongs.
 _LINKING = frozenset({"of", "is", "was", "to", "at", "the", "with"})
 
 
 def redact_prose(redactor: TextRedactor, text: str, context: Context, *, code: bool = False) -> str:
-    """What is quoted is a name, whatever it says; known words stay.
+    """Redact prose: quoted text is a name, whatever it is; known words stay.
 
     code: source or stack of a program, in which only texts and paths are private.
     """
@@ -68,7 +68,7 @@ class _Prose:
         return "".join(parts)
 
     def _assigned(self, text: str, at: int, key: str) -> tuple[int, str] | None:
-        """In ``key=value`` and ``password: value``, the end and the redacted rest."""
+        """Return end and redacted value of ``key=value`` and ``password: value``."""
         name = key.rstrip(":")
         if kind_of_key(name) not in KINDS:
             return None

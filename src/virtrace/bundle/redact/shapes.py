@@ -1,4 +1,4 @@
-"""What the form of a text says about it."""
+"""What the form of a text implies about it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SHAPES = re.compile(
 
 
 def shapes(text: str) -> Iterator[tuple[str, re.Match[str]]]:
-    """What stands in it that identifies something by its form, and its kind."""
+    """Yield the parts of a text that identify something by their form, and their kinds."""
     for found in SHAPES.finditer(text):
         kind = str(found.lastgroup)
         if kind == "ip" and not _is_address(found[0]):

@@ -216,7 +216,7 @@ class Texts:
         return None
 
     def _shaped(self, text: str, context: Context) -> str | None:
-        """What replaces a text that identifies by its form; None if it does not."""
+        """Return the replacement of a text that identifies by its form; None if it does not."""
         for kind, match in shapes(text):
             if match[0] == text:
                 return self.names.add(kind, text)

@@ -1,4 +1,4 @@
-"""Who gives up when a call of libvirt is held too long."""
+"""The timeouts that end something if a call of libvirt is held too long."""
 
 from __future__ import annotations
 
