@@ -77,7 +77,7 @@ def assembled(job: Job, process: Process, ready: Callable[[], None]) -> Iterator
 def _recorder(
     job: Job, process: Process, plan: Plan, writer: TraceWriter, view: TerminalView
 ) -> Recorder:
-    # Of the functions whose lines are traced: the name, and the line of the declaration.
+    # The functions whose lines are traced: name, and line of the declaration.
     declared = {
         probe.name: (probe.function, site.declared)
         for probe in plan.probes

@@ -16,14 +16,14 @@ from virtrace.errors import TargetError
 from virtrace.image.memory import ProcessMemory
 
 _GETREGS = 12  # PTRACE_GETREGS of <sys/ptrace.h>, where Abi.user_registers is known
-# Bytes of the registers that it writes; more than any processor has.
+# Size of the buffer for registers, in bytes; more than any processor needs.
 _REGISTERS_SIZE = 1024
 
 
 class Kernel:
-    """What the kernel says of a process that GDB is attached to.
+    """Registers and memory of a process to which GDB is attached, as the kernel reports them.
 
-    memory: as it is, breakpoints included.
+    memory: as it is, with breakpoints.
     """
 
     def __init__(self, pid: int, abi: Abi) -> None:

@@ -1,4 +1,4 @@
-"""Breakpoints that record and go on. Nothing here runs a command or changes a setting."""
+"""Breakpoints that record and continue. Nothing here runs a command or changes a setting."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from virtrace.plan.model import (
 
 
 class ProbeHost(Protocol):
-    """What a probe needs of the trace that runs it."""
+    """The trace that runs a probe, as the probe sees it."""
 
     abi: Abi
     kernel: Kernel
@@ -41,22 +41,22 @@ class ProbeHost(Protocol):
         """Whether GDB must stop so that a breakpoint can be set where a call returns to."""
 
     def stack_of(self, tid: int, sp: int) -> int:
-        """The number of the stack that a thread is on, as tracer.Stop has it."""
+        """Return the number of the stack that a thread is on; see tracer.Stop."""
 
     def stopping(self) -> None:
-        """A thread has come to a probe."""
+        """Note that a thread has hit a probe."""
 
     def stopped(self, since_ns: int, switch: Switch, tid: int) -> bool:
-        """It may go on, where GDB need not stop."""
+        """Account for a stop. Returns whether GDB must stop the process."""
 
     def linked(self, since_ns: int) -> bool:
-        """The dynamic linker has loaded or unloaded something. Whether GDB must stop for it."""
+        """Note that the linker loaded or unloaded a file. Returns whether GDB must stop."""
 
     def failed(self, since_ns: int, error: Exception) -> None: ...
 
 
 class StoppedThread:
-    """The thread that met a probe, as the tracer sees it (tracer.Stop)."""
+    """The thread that hit a probe, as the tracer sees it (tracer.Stop)."""
 
     def __init__(self, host: ProbeHost, probe: Probe, t_ns: int) -> None:
         self.t_ns = t_ns
@@ -110,7 +110,7 @@ class StoppedThread:
         return self.return_to()[0]
 
     def return_to(self) -> tuple[int, int]:
-        """At a function's entry: the address it returns to, and the stack pointer after that."""
+        """At a function's entry: return address, and stack pointer after the return."""
         if self._probe.at_entry and self._abi.return_address_on_stack:
             address = int.from_bytes(self.memory.read(self.sp, self._abi.word), "little")
             return address, self._abi.sp_after_return(self.sp)
@@ -121,12 +121,13 @@ class StoppedThread:
 
 
 class Probe(gdb.Breakpoint):
-    """Never stops but to let the host act; what goes wrong in it ends the trace.
+    """Stops only to let the host act; an internal error in it ends the trace.
 
-    addresses: in the process. switches: it is of use as long as one of these is on.
+    addresses: in the process.
+    switches: the probe is of use while one of these is on.
     """
 
-    # Whether it is the very first instruction of a function.
+    # Whether it is at the first instruction of a function.
     at_entry = False
 
     def __init__(
@@ -148,14 +149,14 @@ class Probe(gdb.Breakpoint):
         self.silent = True
 
     def operand(self, pc: int, index: int) -> Operand | None:
-        """Where an argument of a static probe is; None where GDB has to say."""
+        """Return where an argument of a static probe is; None if GDB must find it."""
         return None
 
     @cached_property
     def reads_result(self) -> bool:
         """Whether the code after a call reads an `int` result."""
         pattern = self._host.abi.reads_result
-        # By GDB, which leaves its own breakpoint out.
+        # Read by GDB, which hides its own breakpoints.
         code = InferiorMemory().read(gdb.newest_frame().pc(), 3)
         return pattern is not None and bool(pattern.match(code))
 
@@ -171,7 +172,7 @@ class Probe(gdb.Breakpoint):
             return True
 
     def met(self, thread: StoppedThread) -> bool:
-        """Record. True: the host has something to do that only a stopped process allows."""
+        """Record a hit. Returns whether the host must act while the process is stopped."""
         raise NotImplementedError
 
 
@@ -195,7 +196,7 @@ class EntryProbe(Probe):
 
 
 class ReturnProbe(Probe):
-    """At a place where traced functions return to. Kept: the same call site serves every call."""
+    """A breakpoint at a return address. It stays, because the call site is used again."""
 
     def __init__(self, host: ProbeHost, pc: int, switches: set[Switch]) -> None:
         super().__init__(host, f"*{pc:#x}", (pc,), switches)
@@ -221,7 +222,7 @@ class PointProbe(Probe):
 
 
 class StaticProbe(Probe):
-    """At every place of a static probe, which GDB finds by itself."""
+    """A breakpoint at every place of a static probe, which GDB itself finds."""
 
     def __init__(self, host: ProbeHost, site: StaticProbeSite, base: int, switch: Switch) -> None:
         location = f"-probe-stap {site.provider}:{site.name}"
@@ -257,7 +258,7 @@ class LineProbe(Probe):
 
 
 class LinkerProbe(gdb.Breakpoint):
-    """Where the dynamic linker comes by when it has loaded or unloaded a file."""
+    """A breakpoint on the dynamic linker's hook, hit after each load or unload of a file."""
 
     def __init__(self, host: ProbeHost, address: int) -> None:
         super().__init__(f"*{address:#x}", internal=True)
@@ -274,7 +275,7 @@ class LinkerProbe(gdb.Breakpoint):
 
 
 def probe(host: ProbeHost, site: AnySite, base: int, switch: Switch) -> Probe:
-    """Set the breakpoint of a site. base: where its module is loaded."""
+    """Set the breakpoint of a site. base: load address of its module."""
     if isinstance(site, LineSite):
         return LineProbe(host, site, base, switch)
     if isinstance(site, StaticProbeSite):

@@ -1,4 +1,4 @@
-"""The places that traced functions return to. Does not need gdb."""
+"""The return addresses of traced functions. Does not need gdb."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from virtrace.inferior.budget import Switch
 
 
 class ReturnSites:
-    """Where a breakpoint for returns stands, or is wanted, and for which probes.
+    """The places where a breakpoint for returns is, or is wanted, and the probes that need it.
 
-    A place keeps its breakpoint: the same call site serves every call from it.
+    A place keeps its breakpoint, because the same call site serves every call from it.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class ReturnSites:
     def take(self) -> dict[int, set[Switch]]:
         """Return the wanted places; from now on they have a breakpoint.
 
-        The sets are shared with the breakpoints: who wants a place later is added to its set.
+        The sets are shared with the breakpoints: a later probe at a place is added to its set.
         """
         taken, self._wanted = self._wanted, {}
         self._set.update(taken)
@@ -51,7 +51,7 @@ class ReturnSites:
 
 
 def _without(switch: Switch, sites: dict[int, set[Switch]]) -> dict[int, set[Switch]]:
-    # The same sets, which the breakpoints have.
+    # These sets are shared with the breakpoints.
     for switches in sites.values():
         switches.discard(switch)
     return {pc: switches for pc, switches in sites.items() if switches}

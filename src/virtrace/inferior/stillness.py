@@ -8,7 +8,7 @@ from virtrace.trace.format import StoppedNs
 
 
 class Stillness:
-    """Adds up the time that the process was stopped, and what GDB itself worked meanwhile.
+    """Adds up the time for which the process was stopped, and the time that GDB itself used.
 
     since_ns: when the time that is not yet accounted for began; CLOCK_MONOTONIC
     """
@@ -18,22 +18,22 @@ class Stillness:
         self._total_ns = 0
         self._longest_ns = 0
         self._gdb_ns = 0
-        # Processor time of GDB's thread: when GDB last went to work, and what it has spent since
-        # then that is charged to no probe.
+        # Processor time of GDB's thread: when GDB last began to work, and how much of it since then
+        # is not charged to a probe.
         self._gdb_since_ns = 0
         self._gdb_unspent_ns = 0
 
     def hit(self) -> None:
-        """Note that a thread has come to a probe: GDB has worked until now."""
+        """Note that a thread has hit a probe: GDB has worked until now."""
         self._gdb_unspent_ns = time.thread_time_ns() - self._gdb_since_ns
         self._gdb_ns += self._gdb_unspent_ns
 
     def stopped(self) -> None:
-        """Note that all threads stand from now on."""
+        """Note that all threads are stopped from now on."""
         self.since_ns = time.monotonic_ns()
 
     def account(self, since_ns: int) -> int:
-        """Account for a stop that began at ``since_ns`` and ends now, or goes on.
+        """Account for a stop that began at ``since_ns`` and ends now, or continues.
 
         Returns how long it took, in ns.
         """

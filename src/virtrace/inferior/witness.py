@@ -1,6 +1,6 @@
-"""What GDB knows of functions: its debug info, as a witness of the resolver.
+"""GDB's debug info, as a witness of the resolver.
 
-Its answers are facts as plain data, but for arguments: only GDB itself knows where those are.
+Its answers are plain data, except the locations of arguments, which only GDB itself can read.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from virtrace.recipe.model import Recipe, Span
 
 
 class FramedThread(Thread, Protocol):
-    """A thread that stands at a probe. frame: GDB's, which takes long to make."""
+    """A thread that is stopped at a probe. frame: GDB's, which takes long to make."""
 
     @property
     def frame(self) -> gdb.Frame: ...
@@ -35,7 +35,7 @@ class FramedThread(Thread, Protocol):
 
 @dataclass(frozen=True)
 class InDebugInfo:
-    """Where GDB's symbols say. symbols: by the name of the argument or variable."""
+    """A location that GDB's symbols know. symbols: by the name of the argument or variable."""
 
     symbols: Mapping[str, gdb.Symbol]
 
@@ -64,7 +64,7 @@ class GdbDebugInfo:
         return target.has_debug_info(self._process, module)
 
     def function(self, name: str, module: str) -> KnownFunction:
-        """A clone that the compiler made (.constprop, .isra) is a body like any other."""
+        """Find a function; a clone of the compiler (.constprop, .isra) is a body like any other."""
         loaded = self._process.module(module)
         assert loaded is not None
         bodies = []
@@ -78,16 +78,15 @@ class GdbDebugInfo:
                 if loaded.contains(_entry(functions[0])):
                     bodies.append(_body(functions[0], pc, loaded.base))
             elif names[1] != name:
-                # Of its own body only the part that GCC split off is meant.
+                # A copy in the function's own body is the part that GCC split off.
                 inlined.add(names[1])
         return KnownFunction(bodies, sorted(inlined))
 
 
 def _breakpoint_addresses(name: str) -> list[int]:
-    """Where GDB itself would stop in a C function: behind the prologue, but for optimized code.
+    """Return where GDB would stop in a C function: after the prologue, but not in optimized code.
 
-    There the arguments can be read at the first instruction; which of the two it is, only a
-    breakpoint tells.
+    There, the arguments can be read. Which of the two it is, only a breakpoint shows.
     """
     assert name.isidentifier()
     try:
@@ -126,7 +125,7 @@ def _statements(block: gdb.Block, base: int) -> Iterator[Statement]:
         inlined = [block for block in blocks if block.function is not None][:-1]
         file, line = function.symtab.filename, own.get(pc)
         if inlined:
-            # At its beginning a debugger shows where it is called; the rest is not ours.
+            # At the start of inlined code, a debugger shows the caller's line; the rest is foreign.
             outermost = inlined[-1]
             if _identity(outermost) in map(_identity, target.outward(pc - 1)):
                 continue
@@ -147,7 +146,7 @@ def _statements(block: gdb.Block, base: int) -> Iterator[Statement]:
 
 
 def _where_lines_begin(block: gdb.Block, own: Mapping[int, int]) -> list[int]:
-    """Every address in a function where its line table has a row.
+    """Return every address in a function at which its line table has a row.
 
     own: the statements of its file.
     """
@@ -155,7 +154,7 @@ def _where_lines_begin(block: gdb.Block, own: Mapping[int, int]) -> list[int]:
     last = max((own[pc] for pc in rows if pc in own), default=0)
     assert block.function is not None
     lines = range(block.function.line, last + 1)
-    # What is split off lies elsewhere, with rows of the same lines.
+    # A part that was split off is elsewhere, with rows of the same lines.
     for pc, line in own.items():
         if line in lines and pc not in rows:
             rows.update(_rows_from(block, pc))
@@ -172,7 +171,7 @@ def _rows_from(block: gdb.Block, pc: int) -> Iterator[int]:
 
 
 def _identity(block: gdb.Block) -> tuple[int, int, str]:
-    """Blocks of older GDBs do not compare."""
+    """Identify a block: blocks of older GDBs cannot be compared."""
     return block.start, block.end, block.function.name if block.function else ""
 
 
@@ -181,9 +180,9 @@ _ROW = re.compile(r"\d+ +(\d+) +(0x[0-9a-f]+)")
 
 
 def _statements_of_file(file: str) -> dict[int, int]:
-    """The line of each statement, by its address: those rows of GDB's table that begin one.
+    """Return the line of each statement by address, from the rows of GDB's table that begin one.
 
-    GDB's Python gives every row, and does not tell them apart.
+    GDB's Python API returns every row, without that distinction.
     """
     statements = {}
     column = 0
@@ -192,7 +191,7 @@ def _statements_of_file(file: str) -> dict[int, int]:
         if row.startswith("INDEX"):
             column = row.index("IS-STMT")
         elif row[column : column + 1] == "Y" and (found := _ROW.match(row)):
-            # Of several at an address the last one counts.
+            # Of several rows at one address, the last one counts.
             statements[int(found[2], 16)] = int(found[1])
     return statements
 
@@ -210,10 +209,10 @@ def resolved(
 
 
 def _require_same_static_probes(process: Program, plan: Plan) -> None:
-    """Raise TargetError if GDB has a static probe at other places than the plan.
+    """Raise TargetError if GDB has a static probe at other addresses than the plan.
 
     GDB itself finds every place of the probe, and raises the semaphore that guards it: it writes
-    to where it takes the module to be.
+    to addresses that it computed from the module's load address.
     """
     for site in plan.sites:
         module = process.module(site.module)
