@@ -110,6 +110,21 @@ def test_a_bundle_does_not_depend_on_what_a_guest_is_called(domain: str, tmp_pat
     assert bundle_of(*named(domain, tmp_path)).files == plain
 
 
+def test_the_keys_of_the_recipe_format_stay(tmp_path: Path) -> None:
+    keys = {"any_of", "called_by", "use_anywhere", "usdt", "where"}
+    header = {**copy.deepcopy(samples.HEADER), "recipe": dict.fromkeys((*keys, "acmecorp"), 1)}
+    recorder = samples.Recorder()
+    samples.blockinfo(recorder)
+    events = [event.to_record() for event in recorder.events]
+    trace = read_trace(
+        samples.write(tmp_path / "t", [header, *events, samples.footer(recorder.events)])
+    )
+    (tmp_path / "b").write_bytes(archive.pack(bundle_of(trace).files))
+    told = read_trace(tmp_path / "b").header["recipe"]
+    assert keys <= set(told)
+    assert "acmecorp" not in told
+
+
 def test_what_a_trace_cost_and_whom_it_waited_for_is_told(tmp_path: Path) -> None:
     frames = ["virCondWait+0x1d (libvirt.so.0.9000.0)", "libc.so.6+0x89144", "0x7f12 (in no file)"]
     frames_of = [*frames, unavailable("GDB cannot unwind this frame: outermost")]

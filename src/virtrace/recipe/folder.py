@@ -1,4 +1,4 @@
-"""The folders of shipped recipes and fragments."""
+"""The folders of shipped recipes and fragments, and the schema of the recipe format."""
 
 from __future__ import annotations
 
@@ -22,3 +22,8 @@ def fragments_folder() -> Path:
 def fragments() -> tuple[str, ...]:
     """Return the names that a recipe can `use`."""
     return tuple(sorted(file.stem for file in fragments_folder().glob("*.yaml")))
+
+
+def schema_file() -> Path:
+    """Return the JSON Schema of the recipe format."""
+    return Path(__file__).with_name("schema.json")

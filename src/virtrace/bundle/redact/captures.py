@@ -16,6 +16,7 @@ from virtrace.bundle.redact.prose import redact_prose
 from virtrace.bundle.redact.shapes import FRAME
 from virtrace.bundle.redact.texts import Texts
 from virtrace.recipe import catalogue
+from virtrace.recipe.folder import schema_file
 from virtrace.targets.libvirt import public_api
 from virtrace.trace.format import Json, Record, is_unavailable
 
@@ -105,7 +106,20 @@ def _is_public(name: str) -> bool:
 @functools.cache
 def _public() -> frozenset[str]:
     shipped = (json.dumps(_raw(name)) for name in catalogue.shipped())
-    return frozenset(public_api.functions()).union(*map(NAME.findall, shipped))
+    public = frozenset(public_api.functions()).union(_keys_of_recipes())
+    return public.union(*map(NAME.findall, shipped))
+
+
+def _keys_of_recipes() -> Iterator[str]:
+    """Yield the keys that the recipe format has, some more than once."""
+    rest: list[Json] = [json.loads(schema_file().read_text("utf-8"))]
+    while rest:
+        node = rest.pop()
+        if isinstance(node, dict):
+            yield from node.get("properties", ())
+            rest += node.values()
+        elif isinstance(node, list):
+            rest += node
 
 
 def _is_shipped(recipe: Record) -> bool:
