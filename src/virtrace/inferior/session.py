@@ -14,14 +14,13 @@ from virtrace.binary.abi import Abi
 from virtrace.engine.stacks import Stacks
 from virtrace.errors import TargetError, Unavailable
 from virtrace.guard.journal import Journal
-from virtrace.image.process import Process, inspect, mappings, read_status
+from virtrace.image.process import Process, mappings, read_status
 from virtrace.inferior import target
 from virtrace.inferior.backtrace import Backtraces
+from virtrace.inferior.breakpoints import Breakpoints
 from virtrace.inferior.budget import Budget, Switch
 from virtrace.inferior.kernel import Kernel
-from virtrace.inferior.probes import LinkerProbe, Probe, ReturnProbe, probe
 from virtrace.inferior.recorder import Recorder
-from virtrace.inferior.returns import ReturnSites
 from virtrace.inferior.stillness import Stillness
 from virtrace.inferior.waiting import HeldEvents
 from virtrace.plan.model import Plan
@@ -81,7 +80,6 @@ class GdbTrace:
         self._plan = traced.plan
         self._warnings = warnings
         self._recorder = means.recorder
-        self._journal = means.journal
         self._ready = means.ready
         self._stillness = Stillness(self.started_ns)
         self._waiting = (
@@ -96,9 +94,7 @@ class GdbTrace:
         self._ending = self._recording.ending
         self.tracer = self._recording.tracer
         self.hit = self._recording.hit
-        self._probes: list[Probe] = []
-        self._linker_probe: LinkerProbe | None = None
-        self._returns = ReturnSites()
+        self._breakpoints = Breakpoints(self, traced.process, traced.abi, means.journal)
         self._budget = Budget(job.limits, job.recipe)
         # The last probe that was hit, and by which thread: stops are charged to it.
         self._last_hit: tuple[Switch, int] | None = None
@@ -125,7 +121,8 @@ class GdbTrace:
                     with unsignalled():
                         self._recorder.listen(self._ask_end)
                     self._recording.begin(header)
-                    self._insert()
+                    self._breakpoints.insert(self._plan, self._budget)
+                    self._ready()
                     self._loop()
                 except Exception as error:
                     self._ending.fail(error)
@@ -141,7 +138,7 @@ class GdbTrace:
     # --- Called by probes, while their thread stands.
 
     def wants_return_at(self, pc: int, switch: Switch) -> bool:
-        return self._returns.want(pc, switch)
+        return self._breakpoints.want_return(pc, switch)
 
     def stack_of(self, tid: int, sp: int) -> int:
         return tid if self._stacks is None else self._stacks.number(tid, sp)
@@ -211,16 +208,6 @@ class GdbTrace:
 
     # --- Called while all threads stand.
 
-    def _insert(self) -> None:
-        self._probes = [
-            probe(self, site, module.base, self._budget.switch(site))
-            for site in self._plan.sites
-            if (module := self._process.module(site.module)) is not None
-        ]
-        if self._process.linker is not None:
-            self._linker_probe = LinkerProbe(self, self._process.linker[1])
-        self._ready()
-
     def _loop(self) -> None:
         resume = "continue"
         # An interrupt that was sent must be met here: left pending, it would end the daemon.
@@ -254,32 +241,7 @@ class GdbTrace:
                         resume = "signal SIGINT"
 
     def _insert_returns(self) -> None:
-        for pc in self._returns.wanted():
-            doubt = self._doubt(pc)
-            if doubt is not None:
-                self._give_up(pc, doubt)
-        for pc, switches in self._returns.take().items():
-            if self._journal is not None and self.abi.breakpoint is not None:
-                # As GDB reads it: the user may have a breakpoint there.
-                was = target.InferiorMemory().read(pc, len(self.abi.breakpoint))
-                self._journal.breakpoint(pc, was)
-            self._probes.append(ReturnProbe(self, pc, switches))
-
-    def _doubt(self, pc: int) -> str | None:
-        """Return why a breakpoint at a return address could break the process, if it could."""
-        try:
-            doubt = self._process.doubts({pc: False}).get(pc)
-            if doubt is not None:
-                # It may be in a file that was loaded since.
-                doubt = inspect(self._process.pid).doubts({pc: False}).get(pc)
-        except TargetError as error:
-            doubt = error.what
-        return doubt
-
-    def _give_up(self, pc: int, doubt: str) -> None:
-        """Trace no function any more that returns to ``pc``; fail if nothing else is left."""
-        for switch in self._returns.wanted_by(pc):
-            why = f"it returns to {pc:#x}, where a breakpoint could break the process: {doubt}"
+        for switch, why in self._breakpoints.unsafe_returns():
             self._switch_off(switch, why)
             if self._ending.reason is not None:
                 self._ending.fail(
@@ -289,18 +251,14 @@ class GdbTrace:
                         "with a recipe of your own",
                     )
                 )
+        self._breakpoints.insert_returns()
 
     def _switch_off(self, switch: Switch, why: str) -> None:
         """Probe nothing of it from now on."""
-        self._returns.drop(switch)
-        for breakpoint_ in self._probes:
-            breakpoint_.switches.discard(switch)
-            if not breakpoint_.switches:
-                breakpoint_.delete()
-        self._probes = [breakpoint_ for breakpoint_ in self._probes if breakpoint_.switches]
+        self._breakpoints.remove(switch)
         t_ns = time.monotonic_ns() - self.started_ns
         self._recording.switch_off(switch.name, switch.kind, why, t_ns)
-        if not any(probe_.switches & self._budget.beginnings for probe_ in self._probes):
+        if not self._breakpoints.serve_any(self._budget.beginnings):
             self._ending.request("limit")
 
     def _leave(self) -> None:
@@ -308,13 +266,12 @@ class GdbTrace:
         gdb.events.exited.disconnect(self._on_stop)
         try:
             if self._ending.reason not in ("error", "target-exit"):
-                self._require_in_place()
+                self._breakpoints.require_in_place(self.kernel.memory)
         except Exception as error:
             self._ending.fail(error)
         try:
             try:
-                for breakpoint_ in filter(None, [*self._probes, self._linker_probe]):
-                    breakpoint_.delete()
+                self._breakpoints.delete()
             finally:
                 target.detach()
         except Exception as error:
@@ -329,31 +286,6 @@ class GdbTrace:
         status = read_status(self._process.pid)
         detached = status is None or status["TracerPid"] != str(os.getpid())
         self._guarded(partial(self._recording.finish, ended_ns, detached=detached))
-
-    def _require_in_place(self) -> None:
-        """Check that all breakpoints are still there.
-
-        A uprobe that somebody set at one meanwhile got the hits; when it went, the kernel wrote
-        back the code of the file.
-
-        Raises: TargetError if one is gone: calls may be missing since
-        """
-        instruction = self.abi.breakpoint
-        if instruction is None:
-            return
-        gone = {
-            switch.name
-            for probe in self._probes
-            for address in probe.addresses
-            if self.kernel.memory.read(address, len(instruction)) != instruction
-            for switch in probe.switches
-        }
-        if gone:
-            raise TargetError(
-                "another tracer (bpftrace, perf) replaced the breakpoints of "
-                f"{', '.join(sorted(gone))}: calls may be missing",
-                "record again while no other tool traces the daemon",
-            )
 
     def _account(self, since_ns: int) -> None:
         """Account for a stop of one thread or all, which ends now or goes on."""
