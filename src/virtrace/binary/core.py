@@ -14,7 +14,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO, NamedTuple
 
-from virtrace.binary.elf import Broken, unreadable
+from virtrace.binary.headers import (
+    HEADER_SIZE,
+    PT_LOAD,
+    PT_NOTE,
+    Broken,
+    file_header,
+    notes,
+    program_headers,
+    unreadable,
+)
 from virtrace.errors import TargetError
 
 # Bytes; a core is as large as the memory of its process.
@@ -27,12 +36,10 @@ _MOST_FILES = 1 << 16
 _LONGEST_PATH = 1 << 12
 _MOST_THREADS = 1 << 15
 
-_ELF = struct.Struct("<16sHHIQQQIHHHHHH")
-_SEGMENT = struct.Struct("<IIQQQQQQ")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
-_NOTE = struct.Struct("<III")
+_SEGMENT_SIZE = 56
 _IDENT = b"\x7fELF\x02\x01\x01"  # 64 bits, little-endian, version 1
-_ET_CORE, _PT_LOAD, _PT_NOTE, _PN_XNUM = 4, 1, 4, 0xFFFF
+_ET_CORE, _PN_XNUM = 4, 0xFFFF
 _NT_PRSTATUS, _NT_PRPSINFO, _NT_AUXV, _NT_FILE, _NT_SIGINFO = 1, 3, 6, 0x46494C45, 0x53494749
 
 # si_signo, si_errno, si_code, and of struct siginfo the address of a fault.
@@ -143,20 +150,23 @@ class CoreFile:
         return data
 
     def _read_all(self) -> None:
-        fields = _ELF.unpack(self._whole(0, _ELF.size))
-        ident, kind, self.machine_number, _, _, segments_at, sections_at, *_ = fields
-        segment_size, count = fields[9:11]
-        if not ident.startswith(_IDENT) or kind != _ET_CORE or segment_size != _SEGMENT.size:
+        head = self._whole(0, HEADER_SIZE)
+        if not head.startswith(_IDENT):
             raise Broken("its header is not that of a core")
-        if count == _PN_XNUM:
-            count = _SECTION.unpack(self._whole(sections_at, _SECTION.size))[7]
-        if count > _MOST_SEGMENTS:
+        header = file_header(head)
+        if header.kind != _ET_CORE or header.segment_size != _SEGMENT_SIZE:
+            raise Broken("its header is not that of a core")
+        self.machine_number = header.machine
+        if header.segments == _PN_XNUM:
+            section = _SECTION.unpack(self._whole(header.sections_at, _SECTION.size))
+            header = header._replace(segments=section[7])
+        if header.segments > _MOST_SEGMENTS:
             raise Broken("it has more segments than any core")
-        table = self._whole(segments_at, count * _SEGMENT.size)
-        for kind, flags, offset, address, _, size, in_memory, _ in _SEGMENT.iter_unpack(table):
-            if kind == _PT_LOAD:
+        table = self._whole(header.segments_at, header.segments * header.segment_size)
+        for kind, flags, offset, address, size, in_memory in program_headers(table, header):
+            if kind == PT_LOAD:
                 self.segments.append(Segment(address, offset, size, max(size, in_memory), flags))
-            elif kind == _PT_NOTE:
+            elif kind == PT_NOTE:
                 self._read_notes(offset, size)
         self.segments.sort()
 
@@ -164,17 +174,9 @@ class CoreFile:
         self._notes_size += size
         if self._notes_size > _LARGEST_NOTES:
             raise Broken("its notes are larger than those of any core")
-        data, at = self._whole(offset, size), 0
-        while at + _NOTE.size <= size:
-            name_size, content_size, kind = _NOTE.unpack_from(data, at)
-            name_at = at + _NOTE.size
-            content_at = name_at + _aligned(name_size)
-            content = data[content_at : content_at + content_size]
-            if len(content) != content_size:
-                raise Broken("a note in it has no end")
-            if data[name_at : name_at + name_size].rstrip(b"\0") == b"CORE":
+        for owner, kind, content in notes(self._whole(offset, size), "<"):
+            if owner == b"CORE":
                 self._read_note(kind, content)
-            at = content_at + _aligned(content_size)
 
     def _read_note(self, kind: int, content: bytes) -> None:
         if kind == _NT_PRSTATUS:
@@ -207,7 +209,3 @@ def _mapped_files(content: bytes) -> Iterator[MappedFile]:
             content, _FILE_COUNT.size + number * _FILE_RANGE.size
         )
         yield MappedFile(start, end, offset * page, os.fsdecode(path[:_LONGEST_PATH]))
-
-
-def _aligned(size: int) -> int:
-    return size + 3 & ~3

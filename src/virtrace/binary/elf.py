@@ -17,6 +17,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from virtrace.binary.headers import (
+    HEADER_SIZE,
+    PT_LOAD,
+    Broken,
+    file_header,
+    notes,
+    program_headers,
+    unreadable,
+)
 from virtrace.errors import TargetError
 from virtrace.files import open_regular
 
@@ -35,8 +44,7 @@ _LONGEST_NAME = 1 << 12
 _LARGEST_FINGERPRINT = 1 << 12
 _PIECE = 1 << 20
 
-_MAGIC, _CLASS_32, _CLASS_64, _LITTLE, _BIG = b"\x7fELF", 1, 2, 1, 2
-_PT_LOAD, _PF_X = 1, 1
+_PF_X = 1
 _SHT_NOBITS, _SHF_ALLOC, _SHF_EXECINSTR, _SHF_COMPRESSED = 8, 2, 4, 1 << 11
 _STT_FUNC = 2
 
@@ -111,10 +119,6 @@ class _Header(NamedTuple):
         return bool(self.flags & _SHF_ALLOC) and self.kind != _SHT_NOBITS
 
 
-class Broken(Exception):
-    """The file violates the format; the message says how."""
-
-
 class _Layout:
     """The headers of a file, and access to the parts that they describe.
 
@@ -137,26 +141,23 @@ class _Layout:
         return data
 
     def _read_headers(self) -> None:
-        head = os.pread(self._descriptor, 64, 0)
-        if head[:4] != _MAGIC or head[4] not in (_CLASS_32, _CLASS_64):
-            raise Broken("its first bytes are not those of ELF")
-        if head[5] not in (_LITTLE, _BIG):
-            raise Broken("its byte order is unknown")
-        self.order = "<" if head[5] == _LITTLE else ">"
-        self.is_64 = head[4] == _CLASS_64
-        word = "Q" if self.is_64 else "I"
-        fields = struct.unpack_from(f"{self.order}HI3{word}I6H", head, 18)
-        self.machine_number: int = fields[0]
-        segments_at, sections_at = fields[3:5]
-        segment_size, segments, section_size, sections, names_in = fields[7:]
-        if max(segments, sections) > _MOST_HEADERS:
+        header = file_header(os.pread(self._descriptor, HEADER_SIZE, 0))
+        self.order, self.is_64 = header.order, header.is_64
+        self.machine_number = header.machine
+        if max(header.segments, header.sections) > _MOST_HEADERS:
             raise Broken("it has more sections or segments than any library")
-        self.segments = list(self._read_segments(segments_at, segments, segment_size))
+        table = self.read(header.segments_at, header.segments * header.segment_size)
+        self.segments = [
+            Segment(found.address, found.offset, found.size, bool(found.flags & _PF_X))
+            for found in program_headers(table, header)
+            if found.kind == PT_LOAD
+        ]
         self.sections: dict[str, _Header] = {}
+        word = "Q" if self.is_64 else "I"
         shape = struct.Struct(f"{self.order}II4{word}II2{word}")
-        table = self.read(sections_at, sections * section_size)
+        table = self.read(header.sections_at, header.sections * header.section_size)
         headers, names_at = [], []
-        for at in range(0, len(table), section_size or 1):
+        for at in range(0, len(table), header.section_size or 1):
             name_at, kind, flags, address, offset, size, link, _, _, entry = shape.unpack_from(
                 table, at
             )
@@ -164,27 +165,9 @@ class _Layout:
             names_at.append(name_at)
         self.by_number = headers
         if headers:
-            names = self.data(headers[names_in]) or b""
-            for header, name_at in zip(headers, names_at):
-                self.sections[os.fsdecode(_text_at(names, name_at))] = header
-
-    def _read_segments(self, at: int, count: int, size: int) -> Iterator[Segment]:
-        if self.is_64:
-            shape = struct.Struct(f"{self.order}II6Q")
-            kind, flags, offset, address, file_size = 0, 1, 2, 3, 5
-        else:
-            shape = struct.Struct(f"{self.order}8I")
-            kind, offset, address, file_size, flags = 0, 1, 2, 4, 6
-        table = self.read(at, count * size)
-        for number in range(count):
-            fields = shape.unpack_from(table, number * size)
-            if fields[kind] == _PT_LOAD:
-                yield Segment(
-                    fields[address],
-                    fields[offset],
-                    fields[file_size],
-                    bool(fields[flags] & _PF_X),
-                )
+            names = self.data(headers[header.names_in]) or b""
+            for section, name_at in zip(headers, names_at):
+                self.sections[os.fsdecode(_text_at(names, name_at))] = section
 
     def data(self, header: _Header | None) -> bytes | None:
         """The contents of a section; None if there is none, or only its header."""
@@ -410,15 +393,9 @@ class ElfFile:
     def _notes(self, section_name: str, owner: str) -> Iterator[tuple[int, bytes]]:
         """Type and descriptor of every note of an owner."""
         data = self._layout.section(section_name) or b""
-        header = struct.Struct(self._layout.order + "III")
-        position = 0
-        while position < len(data):
-            name_size, size, note_type = header.unpack_from(data, position)
-            name_at = position + header.size
-            descriptor_at = name_at + _align4(name_size)
-            position = descriptor_at + _align4(size)
-            if data[name_at : name_at + name_size].rstrip(b"\0").decode("latin-1") == owner:
-                yield note_type, data[descriptor_at : descriptor_at + size]
+        for found, kind, descriptor in notes(data, self._layout.order):
+            if found == owner.encode():
+                yield kind, descriptor
 
 
 def _text_at(table: bytes, at: int) -> bytes:
@@ -427,14 +404,3 @@ def _text_at(table: bytes, at: int) -> bytes:
     if at > len(table) or (end < 0 and at < len(table)):
         raise Broken("one of its names has no end")
     return table[at : max(end, at)]
-
-
-def unreadable(name: str | os.PathLike[str], error: OSError) -> TargetError:
-    return TargetError(
-        f"cannot read {os.fspath(name)}: {error.strerror}",
-        "run as root, or as the user whose file it is",
-    )
-
-
-def _align4(size: int) -> int:
-    return (size + 3) & ~3

@@ -22,9 +22,9 @@ from virtrace.binary.elf import (
     ElfFile,
     Segment,
     StapProbe,
-    unreadable,
 )
 from virtrace.binary.functions import Callee, Functions, Instructions, call_before
+from virtrace.binary.headers import unreadable
 from virtrace.binary.unwind import NotUnderstood, Row, Rule, UnwindTable, unwind_table
 from virtrace.confined import Bounds, Child, Tell
 from virtrace.errors import TargetError

@@ -12,7 +12,8 @@ from typing import Any
 
 from virtrace.binary import x86_64
 from virtrace.binary.core import LARGEST, MOST_READ, CoreFile, MappedFile, Signal
-from virtrace.binary.elf import MACHINES, unreadable
+from virtrace.binary.elf import MACHINES
+from virtrace.binary.headers import unreadable
 from virtrace.binary.reader import Files
 from virtrace.confined import Answer, Bounds, Child, Json, Tell
 from virtrace.errors import Unavailable

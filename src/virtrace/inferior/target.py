@@ -23,7 +23,7 @@ from typing import Any
 import gdb
 
 from virtrace.binary import ctype as c
-from virtrace.binary.elf import unreadable
+from virtrace.binary.headers import unreadable
 from virtrace.binary.reader import Binary, open_trusted
 from virtrace.binary.stand_in import stand_in
 from virtrace.errors import TargetError, Unavailable
