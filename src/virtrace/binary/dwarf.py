@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from elftools.dwarf.descriptions import describe_form_class
 from elftools.dwarf.die import DIE
@@ -76,9 +76,8 @@ def source_paths(file: Path, functions: Collection[str]) -> dict[str, str]:
     def read(dwarf: Any, tell: Callable[[str], None]) -> dict[str, str]:
         found = {}
         for unit in dwarf.iter_CUs():
-            for die in unit.get_top_DIE().iter_children():
-                name = _name(die) if die.tag == "DW_TAG_subprogram" else None
-                if name in functions and "DW_AT_decl_line" in die.attributes:
+            for die in _subprograms(unit):
+                if _name(die) in functions and "DW_AT_decl_line" in die.attributes:
                     program = dwarf.line_program_for_CU(unit)
                     path = _file_name(program, die.attributes["DW_AT_decl_file"].value)
                     folder = unit.get_top_DIE().attributes["DW_AT_comp_dir"].value
@@ -177,95 +176,105 @@ def _worked(
         ) from error
 
 
+class _Named(NamedTuple):
+    """The entry of a function, and the one that has its name: itself, or another."""
+
+    name: str
+    die: DIE
+    origin: DIE
+
+
+def _subprograms(unit: Any) -> Iterator[DIE]:
+    for die in unit.get_top_DIE().iter_children():
+        if die.tag == "DW_TAG_subprogram":
+            yield die
+
+
+def _named(unit: Any, names: Collection[str]) -> Iterator[_Named]:
+    """Yield the functions of these names in a unit."""
+    for die in _subprograms(unit):
+        origin = _origin(die)
+        name = _name(origin)
+        if name is not None and name in names:
+            yield _Named(name, die, origin)
+
+
+def _described(named: Iterable[_Named]) -> Iterator[tuple[str, DIE | None, DIE]]:
+    """Yield name, body and the entry with the name; body is None if it is only inlined."""
+    for name, die, origin in named:
+        if _has_code(die):
+            yield name, die, origin
+        elif "DW_AT_inline" in die.attributes:
+            yield name, None, die
+
+
 class _Reader:
+    """Describes functions, and declarations, by the debug info of a file."""
+
     def __init__(self, dwarf: Any, abi: Abi) -> None:
-        self._dwarf = dwarf
-        self._abi = abi
         self._units = _Units(dwarf)
-        self._structs: Data = {}
-        self._definitions: dict[str, DIE | None] = {}
-        self._statements_of: int | None = None
-        self._rows: list[tuple[int, int, int]] = []
+        self._structs = _Structs(self._units)
+        self._places = _Places(dwarf, abi)
+        self._statements = _Statements(dwarf, self._places)
 
     def read(
         self, needs: Mapping[str, CaptureNeeds], progress: Callable[[str], None]
     ) -> tuple[Data, Data]:
         functions: Data = {}
-        units = self._units_of_functions(needs)
-        for number, unit in enumerate(units, start=1):
+        units = self._named_functions(needs)
+        for number, (unit, named) in enumerate(units, start=1):
             if number % 20 == 1:
                 progress(f"reading debug info: unit {number} of {len(units)}")
-            found = list(self._functions(unit, needs))
+            found = list(_described(named))
             inlined = self._inlined(unit, {die.offset for _, _, die in found}) if found else {}
             for name, body, origin in found:
                 function = functions.setdefault(
-                    name, {"returns": self._type(origin), "bodies": [], "inlined_into": []}
+                    name, {"returns": _type(origin), "bodies": [], "inlined_into": []}
                 )
                 function["inlined_into"] += inlined.get(origin.offset, [])
                 if body is not None:
                     function["bodies"].append(self._body(body, origin, needs[name].lines))
                 for path in needs[name].captures:
-                    self._keep_structs(origin, path, arguments_only=True)
+                    self._structs.keep_all(origin, path, arguments_only=True)
         for function in functions.values():
             function["inlined_into"] = sorted({*function["inlined_into"]})
-        return functions, {name: layout for name, layout in self._structs.items() if layout}
+        return functions, self._structs.layouts()
 
-    def _units_of_functions(self, names: Collection[str]) -> Sequence[Any]:
-        """Return the units that may describe these functions: they have or refer to the name."""
-        units: dict[int, Any] = {}
+    def _named_functions(self, names: Collection[str]) -> Sequence[tuple[Any, Sequence[_Named]]]:
+        """Return the functions of these names, by each unit that may describe one.
+
+        Such a unit has the name, or refers to an entry with it.
+        """
+        units: dict[int, tuple[Any, list[_Named]]] = {}
         origins: set[int] = set()
         new = self._units.naming(names)
         while new:
-            units.update({unit.cu_offset: unit for unit in new})
+            found = {unit.cu_offset: (unit, list(_named(unit, names))) for unit in new}
+            units.update(found)
             # An entry that a unit refers to may be in another unit; then it lacks the name.
-            found = {
-                die.offset
-                for unit in new
-                for die in unit.get_top_DIE().iter_children()
-                if die.tag == "DW_TAG_subprogram" and _name(_origin(die)) in names
-            }
-            referring = self._units.referring_to(found - origins)
-            origins |= found
+            offsets = {one.die.offset for _, named in found.values() for one in named}
+            referring = self._units.referring_to(offsets - origins)
+            origins |= offsets
             new = [unit for unit in referring if unit.cu_offset not in units]
         return [units[offset] for offset in sorted(units)]
 
     def declared(self, unit: Any, addresses: Collection[int]) -> Iterator[tuple[int, Declared]]:
-        for die in unit.get_top_DIE().iter_children():
-            if die.tag != "DW_TAG_subprogram" or not _has_code(die):
-                continue
-            entry = self._ranges(die)[0][0]
+        for die in filter(_has_code, _subprograms(unit)):
+            entry = self._places.ranges(die)[0][0]
             origin = _origin(die)
             name = _name(origin)
             if entry in addresses and name is not None:
                 parameters = [
-                    (self._type(child), _name(child) or "")
+                    (_type(child), _name(child) or "")
                     for child in origin.iter_children()
                     if child.tag == "DW_TAG_formal_parameter"
                 ]
-                yield entry, Declared(name, self._type(origin), parameters)
-
-    def _functions(
-        self, unit: Any, needs: Mapping[str, CaptureNeeds]
-    ) -> Iterator[tuple[str, DIE | None, DIE]]:
-        """Yield name, body and the entry with the name; body is None if it is only inlined."""
-        for die in unit.get_top_DIE().iter_children():
-            if die.tag != "DW_TAG_subprogram":
-                continue
-            origin = _origin(die)
-            name = _name(origin)
-            if name is None or name not in needs:
-                continue
-            if _has_code(die):
-                yield name, die, origin
-            elif "DW_AT_inline" in die.attributes:
-                yield name, None, die
+                yield entry, Declared(name, _type(origin), parameters)
 
     def _inlined(self, unit: Any, origins: set[int]) -> dict[int, list[str]]:
         """Return the functions into which others were inlined, by offset of the other's origin."""
         into: dict[int, list[str]] = {}
-        functions = [
-            die for die in unit.get_top_DIE().iter_children() if die.tag == "DW_TAG_subprogram"
-        ]
+        functions = list(_subprograms(unit))
         for function in self._units.with_references(unit, functions, origins):
             for die in _below(function):
                 if die.tag == "DW_TAG_inlined_subroutine":
@@ -277,24 +286,32 @@ class _Reader:
         return into
 
     def _body(self, die: DIE, origin: DIE, watched: Sequence[CapturePath] | None) -> Data:
-        entry = self._ranges(die)[0][0]
+        entry = self._places.ranges(die)[0][0]
         arguments: Data = {}
         for child in die.iter_children():
             if child.tag == "DW_TAG_formal_parameter":
                 parameter = _origin(child)
                 name = _name(parameter)
                 if name:
-                    where = self._at(child, entry, at_entry=True)
-                    arguments[name] = {"type": self._type(parameter), **where}
+                    where = self._places.at(child, entry, at_entry=True)
+                    arguments[name] = {"type": _type(parameter), **where}
         body = {"entry": f"{entry:#x}", "arguments": arguments}
         if watched is not None:
             names = {name for path in watched for name in path.arguments}
-            body["lines"] = self._lines(die, origin, names)
+            body["lines"] = self._statements.lines(die, origin, names)
             for path in watched:
-                self._keep_structs(die, path, arguments_only=False)
+                self._structs.keep_all(die, path, arguments_only=False)
         return body
 
-    def _ranges(self, die: DIE) -> list[tuple[int, int]]:
+
+class _Places:
+    """Where code and variables are."""
+
+    def __init__(self, dwarf: Any, abi: Abi) -> None:
+        self._dwarf = dwarf
+        self._abi = abi
+
+    def ranges(self, die: DIE) -> list[tuple[int, int]]:
         """Return start and end addresses; the start of the first is the function's entry."""
         low = die.attributes.get("DW_AT_low_pc")
         if "DW_AT_ranges" not in die.attributes:
@@ -315,7 +332,7 @@ class _Reader:
                 ranges.append((entry.begin_offset + offset, entry.end_offset + offset))
         return ranges
 
-    def _at(self, variable: DIE, pc: int, *, at_entry: bool = False) -> Data:
+    def at(self, variable: DIE, pc: int, *, at_entry: bool = False) -> Data:
         """Return the location of an argument or variable at an address of its function."""
         attribute = variable.attributes.get("DW_AT_location")
         constant = variable.attributes.get("DW_AT_const_value")
@@ -370,17 +387,27 @@ class _Reader:
             return _nowhere("the function stores it in memory later")
         return _nowhere(f"its location is too complex for a pack ({', '.join(names)})")
 
-    def _lines(self, die: DIE, origin: DIE, watched: set[str]) -> Data:
+
+class _Statements:
+    """The statements of functions, and where variables are at each."""
+
+    def __init__(self, dwarf: Any, places: _Places) -> None:
+        self._dwarf = dwarf
+        self._places = places
+        self._rows_of: int | None = None
+        self._rows: list[tuple[int, int, int]] = []
+
+    def lines(self, die: DIE, origin: DIE, watched: set[str]) -> Data:
         """Return the statements that a debugger steps through, and the watched variables there."""
-        ranges = self._ranges(die)
+        ranges = self._places.ranges(die)
         index = origin.attributes["DW_AT_decl_file"].value
         rows = {
             address: line
-            for address, file, line in self._statements(die.cu)
+            for address, file, line in self._rows_in(die.cu)
             if file == index and any(low <= address < high for low, high in ranges)
         }
         for inlined in _inlined_at_the_top(die):
-            within = self._ranges(inlined)
+            within = self._places.ranges(inlined)
             rows = {
                 address: line
                 for address, line in rows.items()
@@ -395,7 +422,7 @@ class _Reader:
         return {
             "file": source_name(_file_name(self._program(die.cu), index)),
             "declared": origin.attributes["DW_AT_decl_line"].value,
-            "variables": {name: self._type(_origin(variable)) for name, variable in variables},
+            "variables": {name: _type(_origin(variable)) for name, variable in variables},
             "rows": [
                 [f"{address:#x}", line, self._known_at(variables, address)]
                 for address, line in sorted(rows.items())
@@ -403,17 +430,17 @@ class _Reader:
         }
 
     def _known_at(self, variables: list[tuple[str, DIE]], address: int) -> Data:
-        places = ((name, self._at(variable, address)) for name, variable in variables)
+        places = ((name, self._places.at(variable, address)) for name, variable in variables)
         return {name: place for name, place in places if "unavailable" not in place}
 
-    def _statements(self, unit: Any) -> list[tuple[int, int, int]]:
+    def _rows_in(self, unit: Any) -> list[tuple[int, int, int]]:
         """Return address, file and line of each statement of a unit; read once for all its bodies.
 
         A line with discriminators is one statement, as for GDB: of consecutive rows, the first.
         """
-        if unit.cu_offset != self._statements_of:
+        if unit.cu_offset != self._rows_of:
             states = [entry.state for entry in self._program(unit).get_entries()]
-            self._statements_of = unit.cu_offset
+            self._rows_of = unit.cu_offset
             self._rows = []
             before, has_discriminator = None, False
             for state in states:
@@ -438,7 +465,20 @@ class _Reader:
             raise ValueError("a unit has no line table")
         return program
 
-    def _keep_structs(self, function: DIE, path: CapturePath, *, arguments_only: bool) -> None:
+
+class _Structs:
+    """The layouts of the structs that captures go through."""
+
+    def __init__(self, units: _Units) -> None:
+        self._units = units
+        self._layouts: Data = {}
+        self._definitions: dict[str, DIE | None] = {}
+
+    def layouts(self) -> Data:
+        """Return the layouts by name; not those of which two units have different ones."""
+        return {name: layout for name, layout in self._layouts.items() if layout}
+
+    def keep_all(self, function: DIE, path: CapturePath, *, arguments_only: bool) -> None:
         """Keep the layouts of the structs that a capture goes through."""
         for chain in path.chains:
             self.keep(follow(chain, _Types(function, self, arguments_only)))
@@ -452,7 +492,7 @@ class _Reader:
         if definition is None:
             return die
         # The types of the declaring unit use that unit's name for the struct.
-        self.keep(definition, self._spelled(die))
+        self.keep(definition, _spelled(die))
         return definition
 
     def _definition(self, tag: str | None) -> DIE | None:
@@ -477,7 +517,7 @@ class _Reader:
 
         spelled: its name, if ``die`` names it differently.
         """
-        name = spelled or self._spelled(die)
+        name = spelled or _spelled(die)
         struct = _plain(die)
         if struct is None or struct.tag != "DW_TAG_structure_type":
             return
@@ -490,13 +530,13 @@ class _Reader:
             if child.tag == "DW_TAG_member" and (member := _name(child))
         }
         layout = {"size": struct.attributes["DW_AT_byte_size"].value, "fields": fields}
-        known = self._structs.setdefault(name, layout)
+        known = self._layouts.setdefault(name, layout)
         if known is layout:
             for target in inner:
                 self.keep(target)
         elif known != layout:
             # Two units have different structs of that name: no capture may go through it.
-            self._structs[name] = {}
+            self._layouts[name] = {}
 
     def _field(self, member: DIE, inner: list[DIE | None]) -> Data:
         """Describe a member. inner: gets the type of what is embedded in the struct."""
@@ -511,34 +551,7 @@ class _Reader:
                 break
             element = _target(plain)
         inner.append(element)
-        return {"offset": 0 if at is None else at.value, "type": self._spelled(target)}
-
-    def _type(self, die: DIE) -> str:
-        return self._spelled(_target(die))
-
-    def _spelled(self, die: DIE | None) -> str:
-        """Spell a type as layouts.named() reads it: structs by typedef or tag, scalars plainly."""
-        if die is None:
-            return VOID
-        if die.tag in _QUALIFIERS:
-            return self._spelled(_target(die))
-        if die.tag == "DW_TAG_typedef":
-            plain = _plain(die)
-            is_struct = plain is not None and plain.tag == "DW_TAG_structure_type"
-            return _name(die) or VOID if is_struct else self._spelled(_target(die))
-        if die.tag == "DW_TAG_pointer_type":
-            target = self._spelled(_target(die))
-            return f"{target}*" if target.endswith("*") else f"{target} *"
-        if die.tag == "DW_TAG_array_type":
-            name = self._spelled(_target(die))
-            for dimension in reversed([*die.iter_children()]):
-                name += f"[{_count(dimension)}]"
-            return name
-        if die.tag == "DW_TAG_base_type":
-            return _base_type(die)
-        if die.tag == "DW_TAG_enumeration_type":
-            return _enumeration(die)
-        return _name(die) or f"unnamed at {die.offset:#x}"
+        return {"offset": 0 if at is None else at.value, "type": _spelled(target)}
 
 
 class _Units:
@@ -597,9 +610,9 @@ class _Units:
 class _Types:
     """The types that a chain goes through (recipe.path.Visitor); the reader keeps the structs."""
 
-    def __init__(self, function: DIE, reader: _Reader, arguments_only: bool) -> None:
+    def __init__(self, function: DIE, structs: _Structs, arguments_only: bool) -> None:
         self._function = function
-        self._reader = reader
+        self._structs = structs
         self._arguments_only = arguments_only
 
     def start(self, name: str) -> DIE | None:
@@ -610,11 +623,11 @@ class _Types:
 
     def member(self, base: DIE | None, name: str) -> DIE | None:
         struct = self.target(base)
-        self._reader.keep(struct)
+        self._structs.keep(struct)
         return None if struct is None else _member(struct, name)
 
     def target(self, base: DIE | None) -> DIE | None:
-        return self._reader.defined(_pointed(_plain(base)))
+        return self._structs.defined(_pointed(_plain(base)))
 
 
 _DW_OP_REG0, _DW_OP_LIT0 = 0x50, 0x30
@@ -696,6 +709,35 @@ def _name(die: DIE) -> str | None:
 
 def _has_code(die: DIE) -> bool:
     return "DW_AT_low_pc" in die.attributes or "DW_AT_ranges" in die.attributes
+
+
+def _type(die: DIE) -> str:
+    return _spelled(_target(die))
+
+
+def _spelled(die: DIE | None) -> str:
+    """Spell a type as layouts.named() reads it: structs by typedef or tag, scalars plainly."""
+    if die is None:
+        return VOID
+    if die.tag in _QUALIFIERS:
+        return _spelled(_target(die))
+    if die.tag == "DW_TAG_typedef":
+        plain = _plain(die)
+        is_struct = plain is not None and plain.tag == "DW_TAG_structure_type"
+        return _name(die) or VOID if is_struct else _spelled(_target(die))
+    if die.tag == "DW_TAG_pointer_type":
+        target = _spelled(_target(die))
+        return f"{target}*" if target.endswith("*") else f"{target} *"
+    if die.tag == "DW_TAG_array_type":
+        name = _spelled(_target(die))
+        for dimension in reversed([*die.iter_children()]):
+            name += f"[{_count(dimension)}]"
+        return name
+    if die.tag == "DW_TAG_base_type":
+        return _base_type(die)
+    if die.tag == "DW_TAG_enumeration_type":
+        return _enumeration(die)
+    return _name(die) or f"unnamed at {die.offset:#x}"
 
 
 def _target(die: DIE) -> DIE | None:
