@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from virtrace.binary.debuginfo import install_command
+from virtrace.engines.gdb.launch import run_gdb
 from virtrace.errors import TargetError
 from virtrace.record.check import Check
 
 OLDEST_GDB = (10, 0)
 OLDEST_PYTHON = (3, 9)
-GDB_SECONDS = 60
 # Packages that GDB's Python may borrow from ours.
 LENT = ("yaml", "pygments")
 
@@ -57,14 +57,7 @@ def checks() -> Iterator[Check]:
     folders = [(name, _folder_of(name)) for name in LENT]
     ask = "python exec(" + repr(ASK_PYTHON % (folders,)) + ")"
     try:
-        result = subprocess.run(
-            [gdb, "-nx", "-batch", "-ex", "show version", "-ex", ask],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=GDB_SECONDS,
-        )
+        result = run_gdb([gdb, "-nx", "-batch", "-ex", "show version", "-ex", ask])
     except (OSError, subprocess.TimeoutExpired) as error:
         yield Check("problem", f"{gdb} does not run: {error}", install)
         return

@@ -42,7 +42,10 @@ def backtrace(pid: int) -> str:
                 "leave out --backtrace",
             )
     quiet = ("-iex", "set debuginfod enabled off", "-iex", "set pagination off")
-    done = _run([*_GDB, *quiet, "-p", str(pid), "-ex", "thread apply all bt"])
+    try:
+        done = run_gdb([*_GDB, *quiet, "-p", str(pid), "-ex", "thread apply all bt"])
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise TargetError(f"gdb does not run: {error}", "run `virtrace doctor`") from error
     start = done.stdout.find("\nThread ")
     if start < 0:
         problem = done.stderr.strip().partition("\n")[0] or f"gdb ended with {done.returncode}"
@@ -50,19 +53,16 @@ def backtrace(pid: int) -> str:
     return done.stdout[start + 1 :]
 
 
-def _run(argv: Sequence[str]) -> CompletedProcess[str]:
-    """Run GDB to its end.
+def run_gdb(argv: Sequence[str]) -> CompletedProcess[str]:
+    """Run GDB to its end, without input.
 
-    Raises: TargetError if it cannot be run, or takes more than a minute
+    Raises: OSError if it cannot be run; subprocess.TimeoutExpired after a minute
     """
-    try:
-        return subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_RUN_SECONDS,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise TargetError(f"gdb does not run: {error}", "run `virtrace doctor`") from error
+    return subprocess.run(
+        argv,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=_RUN_SECONDS,
+    )
