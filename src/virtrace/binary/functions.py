@@ -57,10 +57,10 @@ class Functions:
             raise _unknown(elf, f"code for {elf.machine} is not understood, only for x86_64")
         self._elf = elf
         self._may_decode = _MOST_DECODED
-        self._sections = elf.loaded_sections()
+        sections = elf.loaded_sections()
         self._text = [
             section
-            for name, section in self._sections.items()
+            for name, section in sections.items()
             if section.executable and name not in _STUB_SECTIONS
         ]
         try:
@@ -69,7 +69,7 @@ class Functions:
             raise _unknown(elf, str(error)) from error
         self._starts = self._table.starts
         try:
-            self._read_symbols()
+            self._symbols = _Symbols([*elf.symbols()], sections)
         except (struct.error, IndexError, ValueError) as error:
             raise _unknown(elf, f"its tables are broken ({error})") from error
         self._calls = self._references(x86_64.CALLS)
@@ -81,8 +81,8 @@ class Functions:
         the driver's method that became a function of its own, with other arguments.
         """
         # Some methods pass the check to a common function instead of calling it.
-        methods = self._users(self._targets.get(check.encode(), set()))
-        if len(methods) == 1 and not methods <= self._pointers:
+        methods = self._users(self._symbols.ways_to_symbol(check))
+        if len(methods) == 1 and not methods <= self._symbols.pointers:
             raise _unknown(
                 self._elf,
                 f"the function that calls {check}, at {min(methods):#x}, is not the driver's "
@@ -96,7 +96,7 @@ class Functions:
         calls: the name of a function that this file imports or exports.
         Raises: TargetError: ``caller`` calls it too, so the function in between may be inlined.
         """
-        targets = self._targets.get(calls.encode(), set())
+        targets = self._symbols.ways_to_symbol(calls)
         inner = self._users(targets)
         if caller in inner:
             raise _unknown(
@@ -105,10 +105,10 @@ class Functions:
                 "the function between them may be inlined",
             )
         found = sorted(
-            function for function in inner if caller in self._users(self._ways_to(function))
+            function for function in inner if caller in self._users(self._symbols.ways_to(function))
         )
         if len(found) == 1 and not (
-            caller in self._users(self._ways_to(found[0]), loads=False)
+            caller in self._users(self._symbols.ways_to(found[0]), loads=False)
             and found[0] in self._users(targets, loads=False)
         ):
             raise _unknown(
@@ -135,102 +135,17 @@ class Functions:
 
     def uses(self, name: str) -> int:
         """Count the apparent references to an imported or exported function in the code."""
-        targets = self._targets.get(name.encode(), set())
+        targets = self._symbols.ways_to_symbol(name)
         return sum(len(self._calls.to(target, target + 1)) for target in targets)
 
     def _callee(self, target: int) -> Callee | None:
-        name = self._names.get(target)
+        name = self._symbols.names.get(target)
         if name is not None:
-            return Callee(self._exported.get(name), name.decode("ascii", "replace"))
+            return Callee(self._symbols.exported.get(name), name.decode("ascii", "replace"))
         with suppress(TargetError):
             if self._starts[max(bisect_right(self._starts, target) - 1, 0)] == target:
                 return Callee(self._function(target), None)
         return None
-
-    @cached_property
-    def _names(self) -> dict[int, bytes]:
-        """Symbol name by each address that a call of it can use; of several names the first."""
-        return {
-            target: name
-            for name, targets in sorted(self._targets.items(), reverse=True)
-            for target in targets
-        }
-
-    @cached_property
-    def _exported(self) -> dict[bytes, int]:
-        return {name: address for address, names in self._exports.items() for name in names}
-
-    def _read_symbols(self) -> None:
-        data = {name: section.data for name, section in self._sections.items()}
-        symbols = [*self._elf.symbols()]
-        # Pointers that the loader fills in: driver tables, callbacks, virtual methods.
-        self._pointers = set(self._relative_pointers(data.get(".relr.dyn", b"")))
-        slots = self._relocated(data, symbols)
-        ways: dict[int, set[int]] = {}
-        for place, symbol in slots.items():
-            ways.setdefault(symbol, set()).add(place)
-        for name in _STUB_SECTIONS:
-            for stub, slot in self._stubs(name):
-                if slot in slots:
-                    ways[slots[slot]].add(stub)
-        # Addresses that a call of a symbol can use: its slot, stubs that jump through it, itself.
-        self._targets: dict[bytes, set[int]] = {}
-        self._exports: dict[int, list[bytes]] = {}
-        for index, symbol_ in enumerate(symbols):
-            targets = ways.get(index, set())
-            if not symbol_.is_function and not targets:
-                continue
-            if symbol_.section:
-                targets = targets | {symbol_.address}
-                self._exports.setdefault(symbol_.address, []).append(symbol_.name)
-            self._targets.setdefault(symbol_.name, set()).update(targets)
-
-    def _relocated(self, data: Mapping[str, bytes], symbols: Sequence[Symbol]) -> dict[int, int]:
-        """Add the pointers that relocations fill in; return each slot's index of a symbol."""
-        slots: dict[int, int] = {}
-        if any(len(data.get(name, b"")) > _MOST_RELOCATIONS * _RELA.size for name in _RELOCATIONS):
-            raise ValueError("more relocations than a library has")
-        for name in _RELOCATIONS:
-            for place, kind, symbol, addend in _RELA.iter_unpack(data.get(name, b"")):
-                if kind == x86_64.RELATIVE:
-                    self._pointers.add(addend)
-                elif kind == x86_64.ABSOLUTE:
-                    self._pointers.add(symbols[symbol].address + addend)
-                elif kind in (x86_64.GLOB_DAT, x86_64.JUMP_SLOT):
-                    slots[place] = symbol
-        return slots
-
-    def _stubs(self, table: str) -> Iterator[tuple[int, int]]:
-        """Yield each stub of a procedure linkage table, and the slot through which it jumps."""
-        section = self._sections.get(table)
-        if section is None:
-            return
-        # Some linkers omit the size of an entry.
-        size = section.entry_size or x86_64.STUB_SIZE
-        for at, slot in x86_64.jumps_through_slots(section.data):
-            yield section.address + at - at % size, section.address + slot
-
-    def _relative_pointers(self, bitmaps: bytes) -> Iterator[int]:
-        """Yield the unrelocated values at the places that ``.relr.dyn`` (generic ABI) lists."""
-        places, base = [], 0
-        for (entry,) in _U64.iter_unpack(bitmaps):
-            if entry & 1 == 0:
-                places.append(entry)
-                base = entry + 8
-            else:
-                places += [base + 8 * bit for bit in range(63) if entry >> (bit + 1) & 1]
-                base += 8 * 63
-            if len(places) > _MOST_RELOCATIONS:
-                raise ValueError("more relocations than a library has")
-        for section in self._sections.values():
-            for place in places:
-                if place in section:
-                    yield _U64.unpack_from(section.data, place - section.address)[0]
-
-    def _ways_to(self, function: int) -> set[int]:
-        """Return the addresses that a call of a function of this file can use, with PLT stubs."""
-        exported = (self._targets[name] for name in self._exports.get(function, ()))
-        return {function}.union(*exported)
 
     def _users(self, targets: Iterable[int], loads: bool = True) -> set[int]:
         """Return the functions that call, or jump to, any of the targets.
@@ -255,7 +170,7 @@ class Functions:
         A fragment is never called and no pointer leads to it. The function from which it was split
         jumps into it, with its own frame.
         """
-        if part in self._pointers or part in self._exports:
+        if part in self._symbols.pointers or part in self._symbols.exports:
             return part
         to_start = [*self._proven(self._calls_to(part, part + 1))]
         if any(self._byte(site) == x86_64.CALL for site, _ in to_start):
@@ -338,6 +253,103 @@ class Functions:
             if address in section:
                 return section
         raise _unknown(self._elf, f"a function at {address:#x} is not in its code")
+
+
+class _Symbols:
+    """The imported and exported functions of a file, and the pointers that the loader fills in.
+
+    pointers: values of pointers: driver tables, callbacks, virtual methods
+    exports: names by address
+    Raises: struct.error, IndexError, ValueError if the tables are broken
+    """
+
+    def __init__(self, symbols: Sequence[Symbol], sections: Mapping[str, Section]) -> None:
+        self._sections = sections
+        data = {name: section.data for name, section in sections.items()}
+        self.pointers = set(self._relative_pointers(data.get(".relr.dyn", b"")))
+        slots = self._relocated(data, symbols)
+        ways: dict[int, set[int]] = {}
+        for place, symbol in slots.items():
+            ways.setdefault(symbol, set()).add(place)
+        for name in _STUB_SECTIONS:
+            for stub, slot in self._stubs(name):
+                if slot in slots:
+                    ways[slots[slot]].add(stub)
+        # Addresses that a call of a symbol can use: its slot, stubs that jump through it, itself.
+        self._targets: dict[bytes, set[int]] = {}
+        self.exports: dict[int, list[bytes]] = {}
+        for index, symbol_ in enumerate(symbols):
+            targets = ways.get(index, set())
+            if not symbol_.is_function and not targets:
+                continue
+            if symbol_.section:
+                targets = targets | {symbol_.address}
+                self.exports.setdefault(symbol_.address, []).append(symbol_.name)
+            self._targets.setdefault(symbol_.name, set()).update(targets)
+
+    def ways_to_symbol(self, name: str) -> set[int]:
+        """Return the addresses that a call of an imported or exported function can use."""
+        return self._targets.get(name.encode(), set())
+
+    def ways_to(self, function: int) -> set[int]:
+        """Return the addresses that a call of a function of this file can use, with PLT stubs."""
+        exported = (self._targets[name] for name in self.exports.get(function, ()))
+        return {function}.union(*exported)
+
+    @cached_property
+    def names(self) -> dict[int, bytes]:
+        """Symbol name by each address that a call of it can use; of several names the first."""
+        return {
+            target: name
+            for name, targets in sorted(self._targets.items(), reverse=True)
+            for target in targets
+        }
+
+    @cached_property
+    def exported(self) -> dict[bytes, int]:
+        return {name: address for address, names in self.exports.items() for name in names}
+
+    def _relocated(self, data: Mapping[str, bytes], symbols: Sequence[Symbol]) -> dict[int, int]:
+        """Add the pointers that relocations fill in; return each slot's index of a symbol."""
+        slots: dict[int, int] = {}
+        if any(len(data.get(name, b"")) > _MOST_RELOCATIONS * _RELA.size for name in _RELOCATIONS):
+            raise ValueError("more relocations than a library has")
+        for name in _RELOCATIONS:
+            for place, kind, symbol, addend in _RELA.iter_unpack(data.get(name, b"")):
+                if kind == x86_64.RELATIVE:
+                    self.pointers.add(addend)
+                elif kind == x86_64.ABSOLUTE:
+                    self.pointers.add(symbols[symbol].address + addend)
+                elif kind in (x86_64.GLOB_DAT, x86_64.JUMP_SLOT):
+                    slots[place] = symbol
+        return slots
+
+    def _stubs(self, table: str) -> Iterator[tuple[int, int]]:
+        """Yield each stub of a procedure linkage table, and the slot through which it jumps."""
+        section = self._sections.get(table)
+        if section is None:
+            return
+        # Some linkers omit the size of an entry.
+        size = section.entry_size or x86_64.STUB_SIZE
+        for at, slot in x86_64.jumps_through_slots(section.data):
+            yield section.address + at - at % size, section.address + slot
+
+    def _relative_pointers(self, bitmaps: bytes) -> Iterator[int]:
+        """Yield the unrelocated values at the places that ``.relr.dyn`` (generic ABI) lists."""
+        places, base = [], 0
+        for (entry,) in _U64.iter_unpack(bitmaps):
+            if entry & 1 == 0:
+                places.append(entry)
+                base = entry + 8
+            else:
+                places += [base + 8 * bit for bit in range(63) if entry >> (bit + 1) & 1]
+                base += 8 * 63
+            if len(places) > _MOST_RELOCATIONS:
+                raise ValueError("more relocations than a library has")
+        for section in self._sections.values():
+            for place in places:
+                if place in section:
+                    yield _U64.unpack_from(section.data, place - section.address)[0]
 
 
 class Instructions:
