@@ -21,7 +21,7 @@ from virtrace.binary.ctype import Array, CType, Integer, Opaque, Pointer, Struct
 from virtrace.errors import TargetError, Unavailable, UsageError
 from virtrace.files import write_new
 from virtrace.image.process import Process, inspect
-from virtrace.inferior import handmade, target
+from virtrace.inferior import facts, handmade, target
 from virtrace.inferior.handmade import Made
 from virtrace.plan.capture import Capture
 from virtrace.recipe import draft, prototype
@@ -84,7 +84,7 @@ class Notebook:
             # No thread is stopped.
             return
         try:
-            function = self._function(target.enclosing(frame.block()), _module_of(pc))
+            function = self._function(facts.enclosing(frame.block()), _module_of(pc))
         except RuntimeError:
             function = None
         if function is None:
@@ -124,7 +124,7 @@ class Notebook:
             for variable in block:
                 is_new = variable.is_variable and variable.name not in function.variables
                 if is_new and variable.type is not None:
-                    function.variables[variable.name] = target.c_type(variable.type)
+                    function.variables[variable.name] = facts.c_type(variable.type)
         return function
 
     def save(self, file: Path) -> str:
@@ -169,10 +169,10 @@ class Notebook:
             why = "a recipe cannot express it" if made.enabled else "it is disabled"
             recipe.comments.append(f"{made.made}: {why}")
             return
-        places = target.location_addresses(made.location)
+        places = facts.location_addresses(made.location)
         for pc in places:
             module = _module_of(pc)
-            function = self._function(target.outward(pc), module)
+            function = self._function(facts.outward(pc), module)
             if function is None and made.function is not None:
                 function = _InspectedFunction(made.function, module)
             if function is None:
@@ -343,7 +343,7 @@ def _why_not(function: _InspectedFunction, expression: str) -> str | None:
 def _described(module: str, symbol: gdb.Symbol, block: gdb.Block) -> _InspectedFunction:
     assert symbol.type is not None
     arguments = [one for one in block if one.is_argument]
-    types = {one.name: target.c_type(one.type) for one in arguments if one.type is not None}
+    types = {one.name: facts.c_type(one.type) for one in arguments if one.type is not None}
     returned = symbol.type.target().strip_typedefs()
     return _InspectedFunction(
         symbol.name,

@@ -14,8 +14,9 @@ from virtrace.engine.tracer import Tracer
 from virtrace.errors import TargetError, Unavailable
 from virtrace.image.memory import Memory
 from virtrace.inferior.budget import Switch
+from virtrace.inferior.facts import number, register
 from virtrace.inferior.kernel import Kernel
-from virtrace.inferior.target import InferiorMemory, number, register
+from virtrace.inferior.target import InferiorMemory
 from virtrace.plan.arguments import WORD
 from virtrace.plan.model import (
     AnySite,

@@ -16,7 +16,7 @@ import gdb
 from virtrace.binary.source import source_name
 from virtrace.errors import TargetError, Unavailable
 from virtrace.image.model import Program
-from virtrace.inferior import target
+from virtrace.inferior import facts, target
 from virtrace.plan.arguments import NO_SUCH_ARGUMENT, Thread
 from virtrace.plan.capture import Arguments
 from virtrace.plan.infer import Inferred
@@ -49,7 +49,7 @@ class InDebugInfo:
             value = thread.frame.read_var(self.symbols[name])
         except gdb.error as error:
             raise Unavailable(f"GDB cannot tell: {error}") from error
-        return target.number(value)
+        return facts.number(value)
 
 
 class GdbDebugInfo:
@@ -70,7 +70,7 @@ class GdbDebugInfo:
         bodies = []
         inlined = set()
         for pc in _breakpoint_addresses(name):
-            functions = [block for block in target.outward(pc) if block.function is not None]
+            functions = [block for block in facts.outward(pc) if block.function is not None]
             names = [block.function.name for block in functions if block.function is not None]
             if names[:1] != [name]:
                 continue
@@ -93,7 +93,7 @@ def _breakpoint_addresses(name: str) -> list[int]:
         gdb.decode_line(name)
     except gdb.error:
         return []
-    return target.breakpoint_addresses(gdb.Breakpoint(function=name, internal=True))
+    return facts.breakpoint_addresses(gdb.Breakpoint(function=name, internal=True))
 
 
 def _entry(block: gdb.Block) -> int:
@@ -109,8 +109,8 @@ def _body(block: gdb.Block, pc: int, base: int) -> KnownBody:
     return KnownBody(
         _entry(block) - base,
         pc - base,
-        target.c_type(function.type.target()),
-        {name: target.c_type(symbol.type) for name, symbol in symbols.items() if symbol.type},
+        facts.c_type(function.type.target()),
+        {name: facts.c_type(symbol.type) for name, symbol in symbols.items() if symbol.type},
         InDebugInfo(symbols),
         partial(_statements, block, base),
     )
@@ -121,13 +121,13 @@ def _statements(block: gdb.Block, base: int) -> Iterator[Statement]:
     assert function is not None
     own = _statements_of_file(function.symtab.filename)
     for pc in _where_lines_begin(block, own):
-        blocks = target.outward(pc)
+        blocks = facts.outward(pc)
         inlined = [block for block in blocks if block.function is not None][:-1]
         file, line = function.symtab.filename, own.get(pc)
         if inlined:
             # At the start of inlined code, a debugger shows the caller's line; the rest is foreign.
             outermost = inlined[-1]
-            if _identity(outermost) in map(_identity, target.outward(pc - 1)):
+            if _identity(outermost) in map(_identity, facts.outward(pc - 1)):
                 continue
             assert outermost.function is not None
             file, line = outermost.function.symtab.filename, outermost.function.line
@@ -140,7 +140,7 @@ def _statements(block: gdb.Block, base: int) -> Iterator[Statement]:
                 for symbol in block
                 if symbol.is_argument or symbol.is_variable
             }
-            types = {name: target.c_type(one.type) for name, one in symbols.items() if one.type}
+            types = {name: facts.c_type(one.type) for name, one in symbols.items() if one.type}
             source, variables = source_name(file), InDebugInfo(symbols)
             yield Statement(pc - base, source, line, function.line, types, variables)
 
@@ -162,7 +162,7 @@ def _where_lines_begin(block: gdb.Block, own: Mapping[int, int]) -> list[int]:
 
 
 def _rows_from(block: gdb.Block, pc: int) -> Iterator[int]:
-    while (blocks := target.outward(pc)) and _identity(blocks[-1]) == _identity(block):
+    while (blocks := facts.outward(pc)) and _identity(blocks[-1]) == _identity(block):
         yield pc
         last = gdb.find_pc_line(pc).last
         if last is None:
