@@ -16,7 +16,7 @@ from virtrace.binary.ctype import (
     Pointer,
     Struct,
     decode,
-    matching_layouts,
+    matcher,
 )
 from virtrace.targets import LIBVIRT
 
@@ -96,8 +96,8 @@ def test_the_public_struct_of_a_domain() -> None:
 
 
 def test_each_form_of_a_domain_is_told_from_the_other() -> None:
-    (new,) = matching_layouts(domain(), gobject())
-    (old,) = matching_layouts(domain(), old_object() + bytes(8))
+    (new,) = matcher(domain())(gobject())
+    (old,) = matcher(domain())(old_object() + bytes(8))
     assert (new.size, old.size) == (64, 56)
     expected = {"conn": hex(CONN), "name": hex(NAME), "uuid": list(UUID)}
     for layout, raw, number in ((new, gobject(), 7), (old, old_object(), -1)):
@@ -108,7 +108,7 @@ def test_each_form_of_a_domain_is_told_from_the_other() -> None:
 
 def test_what_is_no_domain_fits_none() -> None:
     for raw in (bytes(64), b"\xff" * 64, b"virDomain" * 8, gobject(conn=1), gobject(name=0)):
-        assert matching_layouts(domain(), raw[:64]) == []
+        assert matcher(domain())(raw[:64]) == []
 
 
 def test_a_form_is_never_taken_for_the_other() -> None:
@@ -117,7 +117,7 @@ def test_a_form_is_never_taken_for_the_other() -> None:
     for _ in range(2000):
         conn, name, klass = (chance.randrange(0x10000, 1 << 47) for _ in range(3))
         uuid = chance.randbytes(16)
-        new = matching_layouts(domain(), gobject(conn, name, uuid))
-        old = matching_layouts(domain(), old_object(conn, name, uuid, klass) + chance.randbytes(8))
+        new = matcher(domain())(gobject(conn, name, uuid))
+        old = matcher(domain())(old_object(conn, name, uuid, klass) + chance.randbytes(8))
         assert 64 in {layout.size for layout in new}
         assert 56 in {layout.size for layout in old}

@@ -175,11 +175,6 @@ def matcher(ctype: Struct) -> Callable[[bytes], list[Struct]]:
     return lambda raw: [layout for layout, checks in layouts if all(held(raw) for held in checks)]
 
 
-def matching_layouts(ctype: Struct, raw: bytes) -> list[Struct]:
-    """Return the layouts, of this one and its alternatives, whose checks all hold in ``raw``."""
-    return matcher(ctype)(raw)
-
-
 def _holds(layout: Struct, check: RangeCheck) -> Callable[[bytes], bool]:
     field = layout.member(check.field)
     assert field is not None

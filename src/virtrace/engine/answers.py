@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -74,6 +73,9 @@ class Answers:
             key = _key(event, point.answers.by)
             way = (point.answers.point, point.answers.by)
             request = self._waiting.pop((*way, key), None) if key else None
+            if request is None and point.json and is_unavailable(event.values[point.json]):
+                # Whose reply it is was not read: it may be of a request that was recorded.
+                return Placed(event)
             if request is None:
                 return None
             event.parent, event.call = request.parent, request.call
@@ -113,5 +115,5 @@ def _key(event: RawEvent, by: tuple[str, ...]) -> tuple[str, ...] | None:
 def _member(event: RawEvent, path: str) -> Json:
     value: Json = event.values
     for member in path.split("."):
-        value = value.get(member) if isinstance(value, Mapping) else None
+        value = value.get(member) if isinstance(value, dict) else None
     return value

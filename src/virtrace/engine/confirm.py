@@ -5,10 +5,10 @@ This module does not need gdb.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from virtrace.binary.ctype import QmpSources, decode, matching_layouts
+from virtrace.binary.ctype import Struct, decoder, matcher
 from virtrace.plan.capture import Unconfirmed
 from virtrace.trace.format import Json, Record, unavailable
 
@@ -16,67 +16,112 @@ from virtrace.trace.format import Json, Record, unavailable
 Exchange = tuple[str, Json]
 
 
+# One path of a field in QEMU's answer: its keys. A command's fields with all their paths.
+_Keys = Sequence[str]
+_Fields = Sequence[tuple[str, Sequence[_Keys]]]
+
+
 def settle(values: Record, exchanges: Sequence[Exchange]) -> Record:
     """Return the values with every unconfirmed struct decoded, or unavailable."""
     return {
-        name: _settled(value, exchanges) if isinstance(value, Unconfirmed) else value
+        name: _settler(value.struct).settle(value.raw, exchanges)
+        if isinstance(value, Unconfirmed)
+        else value
         for name, value in values.items()
     }
 
 
-def _settled(value: Unconfirmed, exchanges: Sequence[Exchange]) -> Json:
-    struct = value.struct
-    candidates = [decode(layout, value.raw) for layout in matching_layouts(struct, value.raw)]
-    # Sources that leave out a command that the call did send would confirm too much.
-    telling = {command for sources in struct.qmp for command in sources}
-    asked = {command for command, _ in exchanges} & telling
-    sets = [sources for sources in struct.qmp if asked <= sources.keys()]
-    agreeing = [
-        decoded
-        for decoded in candidates
-        if any(_agrees(decoded, sources, exchanges) for sources in sets)
-    ]
-    # A disk that was never used reads the same by any layout.
-    if agreeing and all(decoded == agreeing[0] for decoded in agreeing):
-        return agreeing[0]
-    return unavailable(
-        f"{len(agreeing)} of {len(candidates)} known layouts of {struct.name} agree with what "
-        "QEMU answered in this call"
-    )
+class _Settler:
+    """Decodes structs of one type."""
+
+    def __init__(self, struct: Struct) -> None:
+        self.struct = struct
+        self._matching = matcher(struct)
+        layouts = (struct, *struct.alternatives)
+        self._decoders = {id(layout): decoder(layout) for layout in layouts}
+        self._sources: list[dict[str, _Fields]] = [
+            {
+                command: [
+                    (field, [path.split(".") for path in paths]) for field, paths in fields.items()
+                ]
+                for command, fields in sources.items()
+            }
+            for sources in struct.qmp
+        ]
+        # Sources that leave out a command that the call did send would confirm too much.
+        self._telling = {command for sources in self._sources for command in sources}
+
+    def settle(self, raw: bytes, exchanges: Sequence[Exchange]) -> Json:
+        candidates = [self._decoders[id(layout)](raw) for layout in self._matching(raw)]
+        asked = {command for command, _ in exchanges} & self._telling
+        sets = [sources for sources in self._sources if asked <= sources.keys()]
+        agreeing = [
+            decoded
+            for decoded in candidates
+            if any(_agrees(decoded, sources, exchanges) for sources in sets)
+        ]
+        # A disk that was never used reads the same by any layout.
+        if agreeing and all(decoded == agreeing[0] for decoded in agreeing):
+            found: Json = agreeing[0]
+            return found
+        return unavailable(
+            f"{len(agreeing)} of {len(candidates)} known layouts of {self.struct.name} agree with "
+            "what QEMU answered in this call"
+        )
 
 
-def _agrees(values: Mapping[str, Any], sources: QmpSources, exchanges: Sequence[Exchange]) -> bool:
+_settlers: dict[int, _Settler] = {}
+
+
+def _settler(struct: Struct) -> _Settler:
+    """Return the settler of a shipped struct, of which there are a few."""
+    settler = _settlers.get(id(struct))
+    if settler is None or settler.struct is not struct:
+        settler = _settlers[id(struct)] = _Settler(struct)
+    return settler
+
+
+def _agrees(
+    values: Mapping[str, Any], sources: Mapping[str, _Fields], exchanges: Sequence[Exchange]
+) -> bool:
     """Whether, for each command, an element of its replies has the values of all fields."""
     return all(
         any(
-            all(_same(values[field], element, paths) for field, paths in fields.items())
-            for element in _elements(command, exchanges)
-            if _tells(element, fields)
+            _fits(values, element, fields)
+            for sent, returned in exchanges
+            if sent == command and isinstance(returned, list)
+            for element in returned
         )
         for command, fields in sources.items()
     )
 
 
-def _elements(command: str, exchanges: Iterable[Exchange]) -> Iterable[Json]:
-    for sent, returned in exchanges:
-        if sent == command and isinstance(returned, list):
-            yield from returned
+def _fits(values: Mapping[str, Any], element: Json, fields: _Fields) -> bool:
+    """Whether an element has any of the fields, and the values of all.
+
+    One that has none, such as a drive without a medium, would agree with all zeros.
+    """
+    tells = False
+    for field, paths in fields:
+        said = None
+        for keys in paths:
+            said = _at(keys, element)
+            if said is not None:
+                tells = True
+                break
+        value = values[field]
+        if isinstance(value, bool):
+            if value != (said is not None):
+                return False
+        # libvirt leaves at 0 what QEMU does not say.
+        elif value != (0 if said is None else said):
+            return False
+    return tells
 
 
-def _tells(element: Json, fields: Mapping[str, Sequence[str]]) -> bool:
-    """Whether an element has any of the fields: a drive without a medium agrees with all zeros."""
-    return any(_at(path, element) is not None for paths in fields.values() for path in paths)
-
-
-def _same(value: Any, element: Json, paths: Sequence[str]) -> bool:
-    said = next((found for path in paths if (found := _at(path, element)) is not None), None)
-    if isinstance(value, bool):
-        return value == (said is not None)
-    # libvirt leaves at 0 what QEMU does not say.
-    return bool(value == (0 if said is None else said))
-
-
-def _at(path: str, element: Json) -> Json:
-    for key in path.split("."):
-        element = element.get(key) if isinstance(element, Mapping) else None
+def _at(keys: _Keys, element: Json) -> Json:
+    for key in keys:
+        if not isinstance(element, dict):
+            return None
+        element = element.get(key)
     return element

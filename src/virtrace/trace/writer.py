@@ -188,7 +188,9 @@ def _last_line(file: FileIO) -> tuple[int, bytes]:
     return begin + start, tail[start:]
 
 
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
 def _encoded(records: Iterable[Mapping[str, Any]]) -> bytes:
-    encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
     # Half of a character, or a byte of a name that is no UTF-8, is in a string: an escape of JSON.
-    return "".join(f"{encode(record)}\n" for record in records).encode("utf-8", "backslashreplace")
+    return "".join(f"{_encode(record)}\n" for record in records).encode("utf-8", "backslashreplace")
