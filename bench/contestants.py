@@ -26,6 +26,7 @@ from typing import Any
 import yaml
 
 from tests.support.block_stats import FIELDS
+from virtrace import engines
 from virtrace.image.model import Module
 from virtrace.image.process import inspect
 from virtrace.lab.daemon import Lab
@@ -121,6 +122,14 @@ class Contestant:
 
 def _needs(command: str) -> Callable[[], str | None]:
     return lambda: None if shutil.which(command) else f"{command} is not installed"
+
+
+def _works(engine: str) -> Callable[[], str | None]:
+    def missing() -> str | None:
+        problem = engines.load(engine).problem()
+        return problem.what if problem else None
+
+    return missing
 
 
 def _ready(gdb_or_other: subprocess.Popen[bytes], fifo: Path) -> None:
@@ -558,12 +567,9 @@ ATTACH_FLOOR = "gdb that loads nothing"
 CONTESTANTS = (
     Contestant(NOTHING),
     Contestant(FLOOR, _floor),
-    Contestant("virtrace record", _virtrace("gdb"), _facts_of_trace),
+    Contestant("virtrace record --engine gdb", _virtrace("gdb"), _facts_of_trace),
     Contestant(
-        "virtrace record --engine bpftrace",
-        _virtrace("bpftrace"),
-        _facts_of_trace,
-        _needs("bpftrace"),
+        "virtrace record --engine uprobes", _virtrace("uprobes"), _facts_of_trace, _works("uprobes")
     ),
     Contestant("virtrace, gdb -x SCRIPT -p PID", _script, _facts_of_trace),
     Contestant(COMMANDS, _commands, _facts_of_lines),

@@ -70,6 +70,10 @@ class TargetError(VirtraceError):
     exit_status = NOT_TRACED
 
 
+class EngineError(TargetError):
+    """An engine cannot trace a process that another engine may be able to trace."""
+
+
 class IncompleteError(VirtraceError):
     """A trace was written, but it is incomplete."""
 

@@ -97,7 +97,7 @@ class Cycle:
 def cycle(lab: Lab, folder: Path) -> Cycle:
     """Attach, trace twenty calls, detach; AssertionError where it leaves anything behind."""
     pid, output = lab.pid, folder / "t.jsonl"
-    command = [*VIRTRACE, "record", "blockinfo", "-p", str(pid)]
+    command = [*VIRTRACE, "record", "blockinfo", "--engine", "gdb", "-p", str(pid)]
     record = subprocess.Popen(
         [*command, "--calls", "20", "-o", str(output)],
         stdout=subprocess.DEVNULL,

@@ -43,7 +43,7 @@ HOOKS = {
     "thread": ("inferior.probes:StoppedThread.__init__", 20),
     "stopping": ("inferior.session:GdbTrace.stopping", 20),
     "stopped": ("inferior.session:GdbTrace.stopped", 20),
-    "budget": ("inferior.budget:Budget.spend", 20),
+    "budget": ("engine.budget:Budget.spend", 20),
     "tracer": ("engine.tracer:Tracer.enter", 9),
     "on-stop": ("inferior.session:GdbTrace._on_stop", 2),
     "put": ("inferior.recorder:Recorder._put", 9),
@@ -72,7 +72,7 @@ class Ended:
 
 
 def record(lab: Lab, output: Path) -> subprocess.Popen[str]:
-    command = [*VIRTRACE, "record", "blockinfo", "-p", str(lab.pid)]
+    command = [*VIRTRACE, "record", "blockinfo", "--engine", "gdb", "-p", str(lab.pid)]
     return _begun([*command, "-o", str(output)], {})
 
 

@@ -47,7 +47,7 @@ class Killed:
 def killed_while_tracing(lab: Lab, folder: Path, clients: int = 0, wait: float = 0.0) -> Killed:
     """wait: seconds, before the kill."""
     pid = lab.pid
-    command = [*VIRTRACE, "record", "blockinfo", "-p", str(pid)]
+    command = [*VIRTRACE, "record", "blockinfo", "--engine", "gdb", "-p", str(pid)]
     record = subprocess.Popen(
         [*command, "-o", str(folder / "trace.jsonl")],
         stdout=subprocess.PIPE,

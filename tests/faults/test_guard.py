@@ -50,7 +50,7 @@ def test_the_guard_takes_back_what_gdb_left(lab: Lab, tmp_path: Path, wait: floa
 @contextmanager
 def tracing(lab: Lab, folder: Path) -> Iterator[subprocess.Popen[str]]:
     """A trace whose breakpoints are set; ended, where that was not done inside."""
-    command = [*VIRTRACE, "record", "blockinfo", "-p", str(lab.pid)]
+    command = [*VIRTRACE, "record", "blockinfo", "--engine", "gdb", "-p", str(lab.pid)]
     with subprocess.Popen(
         [*command, "-o", str(folder / "t.jsonl")], stdout=subprocess.PIPE, text=True
     ) as record:
@@ -135,7 +135,7 @@ def test_rescue(lab: Lab, tmp_path: Path, journal: bool) -> None:
         assert_untraced_and_intact(lab.pid)
 
     # Nobody traces a daemon that the next call would end.
-    again = virtrace("record", "blockinfo", "-p", lab.pid, cwd=tmp_path)
+    again = virtrace("record", "blockinfo", "--engine", "gdb", "-p", lab.pid, cwd=tmp_path)
     assert again.returncode == 3, again.stdout
     assert "without a debugger" in again.stderr
     assert f"virtrace rescue {lab.pid}" in again.stderr

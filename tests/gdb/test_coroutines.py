@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.gdb.harness import HERE, Daemon, trace
+from tests.support.acting import ROOT_ONLY
 from virtrace.trace.format import Event
+from virtrace.trace.reader import read_trace
 
 FOLDER = HERE / "coroutines"
 NAME = "coroutines-1.2"
@@ -88,23 +90,44 @@ def test_doctor_finds_the_daemon_of_the_target(server: Server) -> None:
     assert f"  ok       {server.folder / NAME}, coroutines 1.2\n" in done.stdout
 
 
-def test_bpftrace_is_refused(server: Server, tmp_path: Path) -> None:
-    """It would end the program by SIGILL."""
+REFUSED = (
+    "the kernel's return probes could end {}: threads of coroutines leave one stack for another"
+)
+
+
+def test_no_script_for_the_kernel_s_probes(server: Server, tmp_path: Path) -> None:
+    """They would end the program by SIGILL."""
     done = subprocess.run(
         [
             *(sys.executable, "-m", "virtrace.cli.main", "recipe", "compile", RECIPE),
-            *("--to", "bpftrace", "-p", str(server.pid), "-o", tmp_path / "program.sh"),
+            *("--to", "python", "-p", str(server.pid), "-o", tmp_path / "script.py"),
         ],
         env={**os.environ, "VIRTRACE_TARGETS": str(FOLDER)},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 3
-    assert done.stderr.splitlines()[0] == (
-        f"virtrace: the kernel's return probes could end {server.folder / NAME}: threads of "
-        "coroutines leave one stack for another"
+    assert done.stderr.splitlines()[0] == f"virtrace: {REFUSED.format(server.folder / NAME)}"
+    assert not (tmp_path / "script.py").exists()
+
+
+@ROOT_ONLY
+def test_gdb_traces_it_and_why_is_told(server: Server, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "virtrace.cli.main", "record", RECIPE),
+            *("-p", str(server.pid), "-o", tmp_path / "t.jsonl", "--", "true"),
+        ],
+        env={**os.environ, "VIRTRACE_TARGETS": str(FOLDER)},
+        capture_output=True,
+        text=True,
     )
-    assert not (tmp_path / "program.sh").exists()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[:2] == [
+        "tracing by the kernel's probes",
+        f"tracing by GDB: {REFUSED.format(server.folder / NAME)}",
+    ]
+    assert read_trace(tmp_path / "t.jsonl").header["tool"]["engine"]["name"] == "gdb"
 
 
 def test_the_header_names_the_program(server: Server, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def server(stripped: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 def levels(daemon: Daemon, output: Path, environment: dict[str, str]) -> dict[str, str]:
-    command = [*VIRTRACE, "record", "blockinfo"]
+    command = [*VIRTRACE, "record", "blockinfo", "--engine", "gdb"]
     done = subprocess.run(
         [*command, "-p", str(daemon.pid), "-o", str(output), "--seconds", "0.2"],
         env={**os.environ, **environment},
@@ -97,7 +97,7 @@ def test_what_this_host_lacks_is_fetched(
 def lines_traced(daemon: Daemon, output: Path, environment: dict[str, str]) -> list[str | None]:
     """The text of each line of a traced call, recorded where the source is out of sight."""
     hidden = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"']
-    command = [*VIRTRACE, "record", "blockinfo"]
+    command = [*VIRTRACE, "record", "blockinfo", "--engine", "gdb"]
     options = ["-p", str(daemon.pid), "-o", str(output), "--calls", "1"]
     with subprocess.Popen(
         [*hidden, str(SOURCES), *command, *options],

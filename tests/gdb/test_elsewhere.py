@@ -114,7 +114,7 @@ WAYS = pytest.mark.parametrize("way", [by_record, by_gdb])
 def record(
     daemon: Daemon, output: Path, *arguments: str, by: list[str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    command = [*VIRTRACE, "record", "blockinfo"]
+    command = [*VIRTRACE, "record", "blockinfo", "--engine", "gdb"]
     return subprocess.run(
         [*(by or []), *command, "-p", str(daemon.pid), "-o", str(output), *arguments],
         capture_output=True,

@@ -379,8 +379,9 @@ class Record:
     def start(self, *options: str) -> subprocess.Popen[str]:
         """Return once the command runs."""
         command = ["sh", "-c", f"echo on > '{self._running}'; read line < '{self._leave}'"]
+        target = ("record", "blockinfo", "--engine", "gdb", "-p", str(self._pid))
         recording = subprocess.Popen(
-            [*VIRTRACE, "record", "blockinfo", "-p", str(self._pid), *options, "--", *command],
+            [*VIRTRACE, *target, *options, "--", *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.gdb.harness import Daemon, Tracing, events, gdb_command
+from tests.support.acting import ROOT_ONLY
 from tests.support.command import VIRTRACE
 from tests.support.waiting import PATIENCE
 from virtrace.recipe import catalogue
@@ -50,16 +52,15 @@ def recorded(daemon: Daemon, output: bytes, environment: dict[str, str], *words:
     [
         ({}, b"gdb"),
         (PLAIN, b"gdb"),
-        # The roots of other releases have no bpftrace.
-        pytest.param(PLAIN, b"bpftrace", marks=pytest.mark.matrix),
+        pytest.param(PLAIN, b"uprobes", marks=ROOT_ONLY),
     ],
     ids=str,
 )
 def test_a_trace_has_its_header(
-    daemon: Daemon, tmp_path: Path, environment: dict[str, str], engine: bytes
+    daemons: Callable[[str], Daemon], tmp_path: Path, environment: dict[str, str], engine: bytes
 ) -> None:
     output = os.fsencode(tmp_path) + b"/" + NAME + b".jsonl"
-    recorded(daemon, output, environment, b"--engine", engine)
+    recorded(daemons("stripped"), output, environment, b"--engine", engine)
     trace = read_trace(os.fsdecode(output))
     assert trace.problems == []
     assert os.fsencode(trace.header["selection"]["where"]["disk"]) == NAME

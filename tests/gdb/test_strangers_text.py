@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from tests.gdb.harness import NAME, SCRIPTS, Daemon, start
-from tests.support import hostile
+from tests.support import compiled, hostile
 from tests.support.command import VIRTRACE
 from tests.support.hostile import TEXT, is_told
 from tests.support.paths import DATA
@@ -290,10 +290,16 @@ def pack(folder: Path, program: Path) -> Path:
 
 
 def test_files_and_arguments(folder: Path, recipe: Path, pack: Path, program: Path) -> None:
-    printed = folder / "printed"
-    lines = (f"virtrace 1 1000 1700000000 77{TEXT}", f"plan {TEXT}", "planned")
-    said = "".join(json.dumps({"type": "printf", "data": line}) + "\n" for line in lines)
-    printed.write_text(said + json.dumps(TEXT))
+    said, recorded = compiled.apart(compiled.FILES[0])
+    plan = json.loads(said["plan"])
+    parts = (".target", ".host")
+    plan["header"] = poisoned(
+        plan["header"], lambda place: place.startswith(parts) and not place.endswith("{}")
+    )
+    poisoned_plan, no_plan = folder / "poisoned-plan", folder / "no-plan"
+    hostile_plan = compiled.with_plan(said, json.dumps(plan).encode())
+    poisoned_plan.write_bytes(compiled.joined(hostile_plan, recorded))
+    no_plan.write_bytes(compiled.joined({**said, "format": TEXT}, recorded))
     misnamed = folder / "misnamed.yaml"
     misnamed.write_text(RECIPE.format(name=json.dumps(TEXT), text="a"))
     binary = program / "libvirt.so.0.9000.0"
@@ -302,14 +308,16 @@ def test_files_and_arguments(folder: Path, recipe: Path, pack: Path, program: Pa
         ("show", folder / "none"),
         ("show", f"--{TEXT}"),
         ("explain", "--call", TEXT, "t"),
-        ("import", printed, "-o", folder / "t.jsonl"),
+        ("import", poisoned_plan, "-o", folder / "imported.jsonl"),
+        ("show", folder / "imported.jsonl"),
+        ("import", no_plan, "-o", folder / "t.jsonl"),
         ("recipe", "show", recipe),
         ("recipe", "check", folder),
         ("recipe", "check", misnamed),
         ("recipe", "new", TEXT, "--against", binary),
         ("recipe", "new", "virDomainGetBlockInfo", "--against", binary, "-o", recipe),
         ("recipe", "check", "blockinfo", "--against", binary),
-        ("recipe", "compile", recipe, "--to", "bpftrace", "-o", recipe, "--against", folder),
+        ("recipe", "compile", recipe, "--to", "python", "-o", recipe, "--against", folder),
         ("pack", "show", pack),
         ("pack", "show", recipe),
         ("pack", "make", binary, "-o", folder / "packs"),
@@ -340,7 +348,7 @@ def test_a_process(strange: Strange, recipe: Path, folder: Path) -> None:
         ("doctor", "-p", pid),
         ("recipe", "check", recipe, "-p", pid),
         ("recipe", "new", "virDomainGetBlockInfo", "-p", pid, "-o", folder / "new.yaml"),
-        ("recipe", "compile", "blockinfo", "--to", "bpftrace", "-o", folder / "p", "-p", pid),
+        ("recipe", "compile", "blockinfo", "--to", "python", "-o", folder / "p", "-p", pid),
         ("record", recipe, "-p", pid, "-o", next(traces), "--where", f"disk={TEXT}", "--", "true"),
         ("record", recipe, "-p", pid, "-o", next(traces), "--seconds", "0.1"),
         ("replay", recipe, "-p", pid, "-o", next(traces), "--", "true"),
@@ -351,11 +359,12 @@ def test_a_process(strange: Strange, recipe: Path, folder: Path) -> None:
         assert is_told(p), words
 
 
-# The roots of other releases have no bpftrace.
-@pytest.mark.matrix
-def test_a_process_by_bpftrace(strange: Strange, recipe: Path, folder: Path) -> None:
-    words = ("record", recipe, "-p", strange.pid, "-o", folder / "by-bpftrace.jsonl")
-    assert is_told(ended(*words, "--engine", "bpftrace", "--", "true"))
+@pytest.mark.parametrize("engine", ["gdb", "uprobes"])
+def test_a_process_by_each_engine(
+    strange: Strange, recipe: Path, folder: Path, engine: str
+) -> None:
+    words = ("record", recipe, "-p", strange.pid, "-o", folder / f"by-{engine}.jsonl")
+    assert is_told(ended(*words, "--engine", engine, "--", "true"))
 
 
 def test_what_a_call_tells_while_it_is_traced(strange: Strange, folder: Path) -> None:

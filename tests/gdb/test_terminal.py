@@ -25,7 +25,7 @@ from virtrace.errors import INTERRUPTED
 
 PROMPT = "(gdb) "
 GDB = ("gdb", "-nx", "-q")
-RECORD = (*VIRTRACE, "record", "blockinfo")
+RECORD = (*VIRTRACE, "record", "blockinfo", "--engine", "gdb")
 PROGRAM = "python print(gdb.current_progspace().filename)"
 
 

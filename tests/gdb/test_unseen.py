@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.gdb.harness import Daemon
+from tests.support.acting import ROOT_ONLY
 from tests.support.waiting import PATIENCE
 from virtrace.trace.reader import read_trace
 
 
-# The roots of other releases have no bpftrace.
-@pytest.mark.parametrize("engine", ["gdb", pytest.param("bpftrace", marks=pytest.mark.matrix)])
+@pytest.mark.parametrize("engine", ["gdb", pytest.param("uprobes", marks=ROOT_ONLY)])
 @pytest.mark.parametrize(
     ("place", "why"), [("/dev/full", "No space left on device"), ("&-", "Bad file descriptor")]
 )
-def test_nobody_saw_it(daemon: Daemon, tmp_path: Path, engine: str, place: str, why: str) -> None:
+def test_nobody_saw_it(
+    daemons: Callable[[str], Daemon], tmp_path: Path, engine: str, place: str, why: str
+) -> None:
+    daemon = daemons("stripped")
     trace = tmp_path / "t.jsonl"
     record = f'"$0" -m virtrace.cli.main record blockinfo --engine {engine} -p {daemon.pid}'
     done = subprocess.run(

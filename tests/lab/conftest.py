@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,25 @@ def bring_up(
     return lab
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """For root, libvirt's files are copies, as tests run in several processes at once.
+
+    When the kernel removes a uprobe, it writes to each process that maps the file and has had one.
+    """
+    if os.geteuid() != 0:
+        yield
+        return
+    libraries = Path("/usr/lib/x86_64-linux-gnu")
+    files = [
+        *Path("/usr/sbin").glob("libvirtd"),
+        *libraries.glob("libvirt.so.0.*"),
+        *libraries.glob("libvirt/connection-driver/*.so"),
+    ]
+    with copied(files, tmp_path_factory.mktemp("files")):
+        yield
+
+
 @pytest.fixture(scope="session")
 def stock_lab() -> Iterator[Lab]:
     """The distribution's own libvirtd, stripped."""
@@ -42,40 +62,28 @@ def stock_lab() -> Iterator[Lab]:
     lab.down()
 
 
-@pytest.fixture(scope="module")
-def own_files_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """As stock_lab, with files of its own: uprobes in them are in no other test's daemon."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can set uprobes, and give a daemon files of its own")
-    libraries = Path("/usr/lib/x86_64-linux-gnu")
-    files = [
-        Path("/usr/sbin/libvirtd"),
-        *libraries.glob("libvirt.so.0.*"),
-        *libraries.glob("libvirt/connection-driver/*.so"),
-    ]
-    with copied(files, tmp_path_factory.mktemp("files")):
-        lab = bring_up()
-        yield lab
-        lab.down()
-
-
-@pytest.fixture(scope="module")
-def own_files_debug_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """As debug_lab, with files of its own."""
-    folder = debug_build.ensure_built(print)
-    files = [file for file in folder.iterdir() if not file.is_symlink()]
-    with copied(files, tmp_path_factory.mktemp("debug-files")):
-        lab = bring_up(debug_info=True)
-        yield lab
-        lab.down()
+@pytest.fixture(params=["gdb", "uprobes"])
+def engine(request: pytest.FixtureRequest) -> str:
+    """Each of the two."""
+    if request.param == "uprobes" and os.geteuid() != 0:
+        pytest.skip("only root can set uprobes")
+    name: str = request.param
+    return name
 
 
 @pytest.fixture(scope="session")
-def debug_lab() -> Iterator[Lab]:
+def debug_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """Libvirt 9.0.0 with debug info."""
-    lab = bring_up(debug_info=True)
-    yield lab
-    lab.down()
+    with ExitStack() as stack:
+        # Whatever is missing is for `bring_up` to say.
+        with suppress(LabError):
+            built = debug_build.ensure_built(print)
+            files = [file for file in built.iterdir() if not file.is_symlink()]
+            if os.geteuid() == 0:
+                stack.enter_context(copied(files, tmp_path_factory.mktemp("debug-files")))
+        lab = bring_up(debug_info=True)
+        stack.callback(lab.down)
+        yield lab
 
 
 @pytest.fixture(

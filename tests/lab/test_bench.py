@@ -21,18 +21,18 @@ REPLIES = 3
 
 
 @pytest.fixture(scope="module")
-def result(own_files_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def result(stock_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cost, "SETTLE_SECONDS", 0.05)
-        return cost.run(own_files_lab, tmp_path_factory.mktemp("bench"), rounds=1, calls=3)
+        return cost.run(stock_lab, tmp_path_factory.mktemp("bench"), rounds=1, calls=3)
 
 
 @pytest.mark.timeout(60)
-def test_a_client_that_is_late_sees_that_it_is_to_end(own_files_lab: Lab) -> None:
+def test_a_client_that_is_late_sees_that_it_is_to_end(stock_lab: Lab) -> None:
     """Else the bench on a busy machine waits for ever."""
     client = [sys.executable, str(Path(cost.__file__).with_name("client.py")), "untraced"]
     with subprocess.Popen(
-        [*client, own_files_lab.uri, cost.GUEST, cost.DISK],
+        [*client, stock_lab.uri, cost.GUEST, cost.DISK],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as process:

@@ -152,7 +152,8 @@ def _seeded(lab: Lab, folder: Path) -> Seeded:
     script.write_text("\n".join(_commands(image)), encoding="utf-8")
     command = ["sh", "-c", f"{_words(lab.virsh_command())} < {script}; true"]
     done = virtrace(
-        *("record", str(recipe), "-p", str(lab.pid), "-o", str(trace), "--host-facts"),
+        *("record", str(recipe), "-p", str(lab.pid), "--engine", "gdb", "-o", str(trace)),
+        "--host-facts",
         *("--", *command),
     )
     assert done.returncode == 0, done.stderr

@@ -104,7 +104,8 @@ def test_gdb_without_python(gdb_without_python: str, stock_lab: Lab, tmp_path: P
     environment = {**os.environ, "PATH": gdb_without_python}
     output = tmp_path / "trace.jsonl"
     target = ("-p", str(stock_lab.pid))
-    done = virtrace("record", "blockinfo", *target, "-o", str(output), env=environment)
+    recording = ("record", "blockinfo", *target, "--engine", "gdb", "-o", str(output))
+    done = virtrace(*recording, env=environment)
     assert done.returncode == 3
     assert "Python" in done.stderr
     assert "try: " in done.stderr
@@ -117,7 +118,7 @@ def test_gdb_without_python(gdb_without_python: str, stock_lab: Lab, tmp_path: P
 
 def test_no_gdb(stock_lab: Lab, tmp_path: Path) -> None:
     environment = {**os.environ, "PATH": str(tmp_path)}
-    command = [*VIRTRACE, "record", "blockinfo"]
+    command = [*VIRTRACE, "record", "blockinfo", "--engine", "gdb"]
     done = subprocess.run(
         [*command, "-p", str(stock_lab.pid)],
         env=environment,

@@ -185,7 +185,7 @@ def test_debug_info_pack_and_inference_agree(
             command=all_disks(lab),
             debug_files=by_build_id if level == "dwarf" else {},
         )
-        assert record(job, engines.load("gdb")) == DONE
+        assert record(job, [engines.load("gdb")]) == DONE
         traces[level] = whole_trace(output)
         found = {probe["name"]: probe["level"] for probe in traces[level].header["probes"]}
         assert found[METHOD] == found[GATHER] == level
@@ -223,7 +223,7 @@ def test_a_pack_for_another_build_of_the_same_code(
     assert pack.file_name(build_id) in made.stdout
     output = tmp_path / "trace.jsonl"
     done = virtrace(
-        *("record", "blockinfo", "-p", str(stock_lab.pid), "-o", str(output)),
+        *("record", "blockinfo", "-p", str(stock_lab.pid), "--engine", "gdb", "-o", str(output)),
         *("--", *all_disks(stock_lab)),
     )
     assert done.returncode == 0, done.stderr

@@ -121,10 +121,10 @@ def test_the_exact_gdb_line(
 
 
 def test_every_disk_with_its_whole_qmp_conversation(
-    stock_lab: Lab, expected: Expected, tmp_path: Path
+    stock_lab: Lab, expected: Expected, tmp_path: Path, engine: str
 ) -> None:
     output = tmp_path / "trace.jsonl"
-    done = record(stock_lab, output, command=all_disks(stock_lab))
+    done = record(stock_lab, output, command=all_disks(stock_lab), engine=engine)
     assert done.returncode == 0, done.stderr
     trace = whole_trace(output)
     calls = calls_of(trace)
@@ -159,10 +159,15 @@ def test_every_disk_with_its_whole_qmp_conversation(
 
 
 def test_the_last_reply_is_what_qemu_says_when_asked_directly(
-    stock_lab: Lab, tmp_path: Path
+    stock_lab: Lab, tmp_path: Path, engine: str
 ) -> None:
     output = tmp_path / "trace.jsonl"
-    done = record(stock_lab, output, command=stock_lab.virsh_command("domblkinfo", "vm1", "vda"))
+    done = record(
+        stock_lab,
+        output,
+        command=stock_lab.virsh_command("domblkinfo", "vm1", "vda"),
+        engine=engine,
+    )
     assert done.returncode == 0, done.stderr
     [call] = calls_of(whole_trace(output))
     traced = exchanges(call)[-1]
@@ -174,7 +179,9 @@ def test_the_last_reply_is_what_qemu_says_when_asked_directly(
     assert traced.reply.values["json"]["return"] == stock_lab.qmp(command)["return"]
 
 
-def test_eight_clients_at_once(stock_lab: Lab, expected: Expected, tmp_path: Path) -> None:
+def test_eight_clients_at_once(
+    stock_lab: Lab, expected: Expected, tmp_path: Path, engine: str
+) -> None:
     output = tmp_path / "trace.jsonl"
     client = "; ".join(["domblkinfo vm1 {disk}"] * 50)
     clients = [
@@ -183,7 +190,7 @@ def test_eight_clients_at_once(stock_lab: Lab, expected: Expected, tmp_path: Pat
         for i in range(8)
     ]
     script = " & ".join(clients) + " & wait"
-    done = record(stock_lab, output, command=["sh", "-c", script])
+    done = record(stock_lab, output, command=["sh", "-c", script], engine=engine)
     assert done.returncode == 0, done.stderr
     printed = [printed_info((tmp_path / f"client-{i}").read_text()) for i in range(8)]
     assert [len(answers) for answers in printed] == [50] * 8
@@ -214,9 +221,14 @@ def test_eight_clients_at_once(stock_lab: Lab, expected: Expected, tmp_path: Pat
         assert all(answer == printed[i % 4][0] for answer in answers)
 
 
-def test_a_call_that_fails(stock_lab: Lab, tmp_path: Path) -> None:
+def test_a_call_that_fails(stock_lab: Lab, tmp_path: Path, engine: str) -> None:
     output = tmp_path / "trace.jsonl"
-    done = record(stock_lab, output, command=stock_lab.virsh_command("domblkinfo", "vm1", "vdz"))
+    done = record(
+        stock_lab,
+        output,
+        command=stock_lab.virsh_command("domblkinfo", "vm1", "vdz"),
+        engine=engine,
+    )
     assert done.returncode == 0, done.stderr
     [call] = calls_of(whole_trace(output))
     assert call.failed
@@ -229,10 +241,12 @@ def test_a_call_that_fails(stock_lab: Lab, tmp_path: Path) -> None:
     assert error.values["message"] in done.stdout
 
 
-def test_filters_and_limits(stock_lab: Lab, expected: Expected, tmp_path: Path) -> None:
+def test_filters_and_limits(
+    stock_lab: Lab, expected: Expected, tmp_path: Path, engine: str
+) -> None:
     output = tmp_path / "trace.jsonl"
     filters = ["--where", "domain=vm1", "--where", "disk=vdc"]
-    done = record(stock_lab, output, *filters, command=all_disks(stock_lab))
+    done = record(stock_lab, output, *filters, command=all_disks(stock_lab), engine=engine)
     assert done.returncode == 0, done.stderr
     trace = whole_trace(output)
     [call] = calls_of(trace)
@@ -242,7 +256,7 @@ def test_filters_and_limits(stock_lab: Lab, expected: Expected, tmp_path: Path) 
     assert {event.call for event in trace.events} == {call.id}
 
     output = tmp_path / "limited.jsonl"
-    done = record(stock_lab, output, "--calls", "2", command=all_disks(stock_lab))
+    done = record(stock_lab, output, "--calls", "2", command=all_disks(stock_lab), engine=engine)
     assert done.returncode == 0, done.stderr
     trace = whole_trace(output)
     assert len(calls_of(trace)) == 2
@@ -251,17 +265,19 @@ def test_filters_and_limits(stock_lab: Lab, expected: Expected, tmp_path: Path) 
     assert len(printed_info(done.stdout)) == 4
 
     output = tmp_path / "timed.jsonl"
-    done = record(stock_lab, output, "--seconds", "0.5")
+    done = record(stock_lab, output, "--seconds", "0.5", engine=engine)
     assert done.returncode == 0, done.stderr
     trace = whole_trace(output)
     assert trace.footer is not None
     assert (trace.footer["reason"], trace.footer["events"]) == ("limit", 0)
 
 
-def test_a_recording_in_several_files(stock_lab: Lab, tmp_path: Path) -> None:
+def test_a_recording_in_several_files(stock_lab: Lab, tmp_path: Path, engine: str) -> None:
     output = tmp_path / "trace.jsonl"
     command = stock_lab.virsh_command("; ".join(f"domblkinfo vm1 {disk}" for disk in DISKS * 3))
-    done = record(stock_lab, output, "--rotate", "80000", "--host-facts", command=command)
+    done = record(
+        stock_lab, output, "--rotate", "80000", "--host-facts", command=command, engine=engine
+    )
     assert done.returncode == 0, done.stderr
     files = parts(output)
     assert files == sorted(tmp_path.iterdir())
@@ -299,7 +315,7 @@ def test_a_recording_in_several_files(stock_lab: Lab, tmp_path: Path) -> None:
 def test_ended_by_a_signal(stock_lab: Lab, tmp_path: Path, ending: signal.Signals) -> None:
     """Sent to `virtrace record` alone; when it is killed, GDB still comes clean."""
     output = tmp_path / "trace.jsonl"
-    command = [*VIRTRACE, "record", "blockinfo"]
+    command = [*VIRTRACE, "record", "blockinfo", "--engine", "gdb"]
     with subprocess.Popen(
         [*command, "-p", str(stock_lab.pid), "-o", str(output)], stdout=subprocess.PIPE, text=True
     ) as process:
@@ -317,12 +333,14 @@ def test_ended_by_a_signal(stock_lab: Lab, tmp_path: Path, ending: signal.Signal
     assert len(calls_of(trace)) == 1
 
 
-def test_the_daemon_dies_mid_trace(tmp_path: Path) -> None:
+def test_the_daemon_dies_mid_trace(tmp_path: Path, engine: str) -> None:
     lab = bring_up()
     try:
         output = tmp_path / "trace.jsonl"
         asked = subprocess.list2cmdline(lab.virsh_command("domblkinfo", "vm1", "vda"))
-        done = record(lab, output, command=["sh", "-c", f"{asked}; kill -KILL {lab.pid}"])
+        done = record(
+            lab, output, command=["sh", "-c", f"{asked}; kill -KILL {lab.pid}"], engine=engine
+        )
         assert done.returncode == 4, done.stderr
         trace = whole_trace(output)
         assert trace.footer is not None
@@ -421,18 +439,18 @@ def test_recipes_that_are_missing_or_broken(stock_lab: Lab, tmp_path: Path) -> N
     assert not output.exists()
 
 
-def test_an_output_that_cannot_be_written(stock_lab: Lab, tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_written(stock_lab: Lab, tmp_path: Path, engine: str) -> None:
     taken = tmp_path / "taken.jsonl"
     taken.write_text("precious")
-    done = record(stock_lab, taken)
+    done = record(stock_lab, taken, engine=engine)
     assert done.returncode == 2
     assert "already exists" in done.stderr
     assert taken.read_text() == "precious"
     link = tmp_path / "link.jsonl"
     link.symlink_to(tmp_path / "victim")
-    assert record(stock_lab, link).returncode == 2
+    assert record(stock_lab, link, engine=engine).returncode == 2
     assert not (tmp_path / "victim").exists()
-    done = record(stock_lab, tmp_path / "no" / "folder.jsonl")
+    done = record(stock_lab, tmp_path / "no" / "folder.jsonl", engine=engine)
     assert done.returncode == 2
     assert "No such file or directory" in done.stderr
 

@@ -22,10 +22,11 @@ Measured = TypeVar("Measured")
 
 
 def record(
-    lab: Lab, output: Path, *options: str, command: Sequence[str] = ()
+    lab: Lab, output: Path, *options: str, command: Sequence[str] = (), engine: str = "gdb"
 ) -> subprocess.CompletedProcess[str]:
     traced = ["--", *command] if command else []
-    return virtrace("record", "blockinfo", "-p", str(lab.pid), "-o", str(output), *options, *traced)
+    target = ("-p", str(lab.pid), "--engine", engine, "-o", str(output))
+    return virtrace("record", "blockinfo", *target, *options, *traced)
 
 
 def all_disks(lab: Lab) -> list[str]:

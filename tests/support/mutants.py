@@ -8,7 +8,6 @@ an input that a command fails over is kept in FOLDER/failed, under its number.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import ctypes
 import gc
@@ -25,9 +24,8 @@ import sys
 import tarfile
 import time
 import traceback
-import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -37,7 +35,7 @@ from typing import Any, Literal
 import yaml
 import zstandard
 
-from tests.support import mutations
+from tests.support import compiled, mutations
 from tests.support.paths import DATA
 from virtrace.cli.main import main
 from virtrace.image.process import inspect
@@ -320,58 +318,74 @@ class Journals(Kind):
         return [["rescue", str(self._process.pid)]]
 
 
-# --- What compiled recipes print
+# --- What compiled recipes write
 
 
-class Printed(Kind):
+class Records(Kind):
     share = 3
 
+    def __init__(self, scratch: Path) -> None:
+        self._whole = [compiled.apart(file) for file in compiled.FILES]
+
     def mutant(self, rng: Random) -> bytes:
-        data = rng.choice(sorted(READERS.glob("*.printed"))).read_bytes()
+        said, records = rng.choice(self._whole)
+        said, records = {**said}, [*records]
         for _ in range(rng.choice((1, 1, 3))):
-            change = rng.choice((_words, _words, _plan, _plan, mutations.raw, mutations.lines))
-            data = change(data, rng)
-        return _record(data, rng) if rng.random() < 0.1 else data
+            change = rng.choice((_number, _number, _number, _order, _plan))
+            said = change(said, records, rng) or said
+        data = compiled.joined(said, records)
+        _, _, rest = data.partition(b"\n")
+        kind = rng.random()
+        if kind < 0.1:
+            return mutations.structure(said, rng) + b"\n" + rest
+        return mutations.raw(data, rng) if kind < 0.2 else data
 
     def commands(self, file: str, work: Path) -> list[Words]:
         return [["import", file, "-o", str(work / "t.jsonl")]]
 
 
-def _words(data: bytes, rng: Random) -> bytes:
-    """A word of what the program itself printed."""
-    found = data.splitlines()
-    own = [index for index, line in enumerate(found) if b'"printf"' in line]
-    if not own:
-        return data
-    index = rng.choice(own)
-    with contextlib.suppress(ValueError, KeyError, AttributeError):
-        said = json.loads(found[index])
-        words = said["data"].split(" ")
-        odd = ("", "-1", "0", "9" * 30, "f" * 16, "x", "1.5", "é", "7fffffffffffffff", "\x00", "e")
-        words[rng.randrange(len(words))] = rng.choice(odd)
-        said["data"] = " ".join(words * rng.choice((1, 1, 1, 500)))
-        found[index] = json.dumps(said).encode()
-    return b"\n".join(found) + b"\n"
+def _number(said: Any, records: list[bytes], rng: Random) -> None:
+    """Change a number of 1 to 8 bytes, mostly one of a record's beginning."""
+    index = rng.randrange(len(records))
+    record, size = bytearray(records[index]), rng.choice((1, 2, 4, 8))
+    at = rng.randrange(min(len(record), rng.choice((8, 64, 1 << 20))) + 1) // size * size
+    odd = rng.choice((0, 1, -1, 7, 1 << 15, 1 << 31, 1 << 32, 1 << 63, -14, rng.getrandbits(64)))
+    record[at : at + size] = (odd & (1 << 8 * size) - 1).to_bytes(size, "little")
+    records[index] = bytes(record)
 
 
-def _plan(data: bytes, rng: Random) -> bytes:
-    """The plan that the output begins with."""
-    found = data.splitlines()
-    own = [index for index, line in enumerate(found) if b'"plan ' in line]
+def _order(said: Any, records: list[bytes], rng: Random) -> None:
+    """Change how many records there are, their order, or the size of one."""
+    at, other = rng.randrange(len(records)), rng.randrange(len(records))
+    few, many = rng.choice((0, 1, 20)), rng.choice((1, 100))
+    changes: tuple[Callable[[], Any], ...] = (
+        lambda: records.insert(at, records[other]),
+        lambda: records.insert(at, b""),
+        lambda: records.insert(at, rng.randbytes(100)),
+        lambda: rng.shuffle(records),
+        lambda: records.__setitem__(at, records[at][: rng.randrange(len(records[at]) + 1)]),
+        lambda: records.__setitem__(at, records[at] + bytes(rng.choice((1, 8, 5000)))),
+        lambda: records.__setitem__(slice(at, at + few), [records[other]] * many),
+    )
+    rng.choice(changes)()
+    if not records:
+        records.append(b"")
+
+
+def _plan(said: Any, records: list[bytes], rng: Random) -> Any:
+    """Change the plan; its programs are those of the changed one, if there are any."""
     try:
-        said = [json.loads(found[index])["data"].removeprefix("plan ") for index in own]
-        plan = zlib.decompress(base64.b64decode("".join(said)))
-        changed = mutations.structure(json.loads(plan), rng)
-    except (ValueError, TypeError, KeyError, AttributeError, zlib.error, RecursionError):
-        return data
-    coded = base64.b64encode(zlib.compress(changed)).decode()
-    line = json.dumps({"type": "printf", "data": f"plan {coded}"}).encode()
-    if not own:
-        return data
-    return b"\n".join([*found[: own[0]], line, *found[own[-1] + 1 :]]) + b"\n"
+        changed = mutations.structure(json.loads(said["plan"]), rng)
+    except (ValueError, RecursionError):
+        return said
+    try:
+        return compiled.with_plan(said, changed)
+    except Exception:
+        # What `virtrace import` says of it is what is tried.
+        return {**said, "plan": changed.decode()}
 
 
-KINDS = (Traces, Bundles, Recipes, Packs, Journals, Printed)
+KINDS = (Traces, Bundles, Recipes, Packs, Journals, Records)
 
 
 # --- The run

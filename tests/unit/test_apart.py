@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import compiled
 from tests.support.command import VIRTRACE, virtrace
 from tests.support.paths import DATA
 from virtrace.cli import without_rights
@@ -134,10 +135,11 @@ def test_a_header_is_read_by_a_child(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["trace.jsonl", "trace.jsonl.gz"])
 def test_an_output_is_imported(name: str, tmp_path: Path) -> None:
-    printed = str(DATA / "readers" / "qmp.printed")
+    records = tmp_path / "records"
+    records.write_bytes(compiled.joined(*compiled.apart(DATA / "readers" / "qmp.records")))
     files = tmp_path / f"here-{name}", tmp_path / f"there-{name}"
-    status = main(["import", printed, "-o", str(files[0])])
-    assert virtrace("import", printed, "-o", str(files[1])).returncode == status
+    status = main(["import", str(records), "-o", str(files[0])])
+    assert virtrace("import", str(records), "-o", str(files[1])).returncode == status
     here, there = (virtrace("show", "--json", str(file)).stdout for file in files)
     assert here == there
     assert here.startswith('{"format": "virtrace-calls"')

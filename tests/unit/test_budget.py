@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from virtrace.binary.x86_64 import ABI
-from virtrace.inferior.budget import Budget
+from virtrace.engine.budget import Budget
 from virtrace.plan.arguments import ByPlaces
 from virtrace.plan.model import AnySite, LineSite, PointSite, SpanSite
 from virtrace.recipe import catalogue

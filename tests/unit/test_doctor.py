@@ -6,13 +6,16 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from tests.support.acting import ROOT_ONLY, acting_as_nobody
 from tests.support.toolchain import PROBE, build, need
 from virtrace.checks.host import engine_section, missing_engines_section, verdict
 from virtrace.cli.doctor import add_parser
+from virtrace.engines.uprobes.trial import abilities
 from virtrace.errors import DONE, NOT_TRACED
 from virtrace.record.check import Check, Section
 from virtrace.targets import LIBVIRT
@@ -129,7 +132,7 @@ def test_what_would_make_a_trace_dangerous(
     with Daemon(tmp_path, DRIVER + QMP, "-g") as pid:
         _, lines = report("-p", pid)
     at = next(i for i, line in enumerate(lines) if line.startswith("  note     systemd ends this"))
-    assert "--engine bpftrace" in lines[at + 1]
+    assert "--engine uprobes" in lines[at + 1]
 
 
 def test_driver_that_is_not_loaded_is_looked_at_on_disk(tmp_path: Path, report: Report) -> None:
@@ -181,11 +184,32 @@ def test_no_gdb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert note.remedy is not None
     assert note.remedy.endswith(" gdb")
-    # Nor is bpftrace there.
-    missing = missing_engines_section()
+
+
+def test_no_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    abilities.cache_clear()
+    with acting_as_nobody() if os.geteuid() == 0 else nullcontext():
+        missing = missing_engines_section()
     assert missing is not None
+    assert [check.text for check in missing.checks] == [
+        "only root may trace by the kernel's probes",
+        "gdb is not installed",
+    ]
     assert missing.problem is not None
-    assert missing.problem.text == "gdb is not installed"
+
+
+@ROOT_ONLY
+def test_the_kernel_s_probes() -> None:
+    abilities.cache_clear()
+    with acting_as_nobody():
+        [note] = engine_section("uprobes").checks
+    assert note.kind == "note"
+    assert note.text == "no `--engine uprobes`: only root may trace by the kernel's probes"
+    assert note.remedy == "run as root (sudo), or with the capabilities CAP_PERFMON and CAP_BPF"
+    section = engine_section("uprobes")
+    assert section.title == "The kernel's probes"
+    assert [check.kind for check in section.checks] == ["ok"]
 
 
 @pytest.mark.parametrize(

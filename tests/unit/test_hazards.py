@@ -10,16 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.acting import NOBODY, ROOT_ONLY
 from tests.support.waiting import wait_until
 from virtrace.image.process import inspect
 from virtrace.targets import LIBVIRT
 from virtrace.targets.hazards import Look, Sample, patience, pressure, swapping
 from virtrace.targets.libvirt.timeouts import timeouts_with
 
-ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="takes root to set up")
 WAITS = "echo running; read line"
 WORKS = "echo running; while :; do :; done"
-NOBODY = 65534
 
 Start = Callable[..., int]
 
@@ -74,7 +73,7 @@ def test_a_daemon_that_works(start: Start) -> None:
     wait_until(lambda: time.clock_gettime(~pid << 3 | 2) >= began + 0.02, "it works for 20 ms")
     [busy] = [hazard for hazard in look.hazards(2000) if "is busy" in hazard.what]
     assert "% of a processor" in busy.what
-    assert "--engine bpftrace" in busy.remedy
+    assert "--engine uprobes" in busy.remedy
 
 
 def test_the_configuration_that_it_was_started_with(start: Start, tmp_path: Path) -> None:

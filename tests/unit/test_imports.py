@@ -40,8 +40,7 @@ ALLOWED = {
         *("plan", "analysis", "report"),
     },
     "engines": {
-        *("errors", "files", "recipe", "trace", "binary", "image", "targets", "engine", "plan"),
-        "record",
+        *("errors", "recipe", "trace", "binary", "image", "targets", "engine", "plan", "record"),
     },
     "inferior": {
         *("errors", "printing", "files", "recipe", "trace", "binary", "image", "targets"),

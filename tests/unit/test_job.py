@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from virtrace import engines
-from virtrace.errors import UsageError
+from virtrace.errors import TargetError, UsageError
 from virtrace.recipe import catalogue
 from virtrace.recipe.selection import Limits, Rotation, Selection
-from virtrace.record.engine import record, refuse_meaningless
+from virtrace.record.engine import record
 from virtrace.record.job import MAX_BYTES, Job
 
 
@@ -65,14 +65,19 @@ def test_a_command_that_is_not_there_is_said_before_anything_is_touched() -> Non
         catalogue.find_recipe("errors"), os.getpid(), Path("t.jsonl"), command=["no-such-command"]
     )
     with pytest.raises(UsageError, match="there is no command no-such-command"):
-        record(job, engines.load("gdb"))
+        record(job, [engines.load("gdb")])
 
 
 @pytest.mark.parametrize("name", engines.ENGINES)
 def test_an_engine_refuses_by_name_what_it_cannot_honour(name: str) -> None:
     engine = engines.load(name)
     assert engine.name == name
-    refuse_meaningless(engine, dict.fromkeys(engine.refuses))
+    # This process is no daemon: what is said of it comes later.
+    job = Job(catalogue.find_recipe("errors"), os.getpid(), Path("t.jsonl"))
+    with pytest.raises(TargetError):
+        record(job, [engine], dict.fromkeys(engine.refuses))
     for option, why in engine.refuses.items():
         with pytest.raises(UsageError, match=f"^--{option} has no meaning here: {why}$"):
-            refuse_meaningless(engine, {option: "1"})
+            record(job, [engine], {option: "1"})
+        with pytest.raises(TargetError):
+            record(job, engines.chosen(engines.AUTO), {option: "1"})

@@ -19,14 +19,13 @@ from typing import Any, Optional
 
 import pytest
 
-from tests.support import mutants, samples
+from tests.support import compiled, mutants, samples
 from tests.support.mutants import READERS, SECONDS
 from tests.support.paths import REPOSITORY
 from virtrace.analysis.host import HostDisk
 from virtrace.analysis.spans import MOST_NESTED, CallBuilder
-from virtrace.binary.x86_64 import ABI
 from virtrace.cli.main import main
-from virtrace.engines.bpftrace import recorded
+from virtrace.engines.uprobes.layout import HIT
 from virtrace.errors import BAD_INPUT, DONE, TargetError, TraceError
 from virtrace.guard.journal import JournalEntries, read_journal
 from virtrace.image.process import inspect
@@ -207,66 +206,79 @@ def test_only_the_very_build_is_the_process_of_a_trace() -> None:
     assert not is_of_build(header(None), process)
 
 
-# --- What compiled recipes print
+# --- What compiled recipes write
 
 
 def imported(folder: Path, data: bytes) -> tuple[int, str]:
-    file, trace = folder / "printed", folder / "t.jsonl"
+    file, trace = folder / "records", folder / "t.jsonl"
     file.write_bytes(data)
     trace.unlink(missing_ok=True)
     return printed("import", str(file), "-o", str(trace))
 
 
-PRINTED = (READERS / "qmp.printed").read_bytes()
+@pytest.mark.parametrize("file", compiled.FILES, ids=lambda file: file.stem)
+def test_output_is_read(tmp_path: Path, file: Path) -> None:
+    status, said = imported(tmp_path, compiled.joined(*compiled.apart(file)))
+    assert status == DONE, said
+    trace = read_trace(tmp_path / "t.jsonl")
+    assert trace.problems == []
+    assert len(trace.events) > 5
 
 
-def test_output_without_a_plan(tmp_path: Path) -> None:
-    kept = [line for line in PRINTED.splitlines(keepends=True) if b'"plan' not in line]
-    status, said = imported(tmp_path, b"".join(kept))
+SAID, RECORDS = compiled.apart(READERS / "qmp.records")
+
+
+@pytest.mark.parametrize("key", [*SAID])
+def test_output_without_a_key(tmp_path: Path, key: str) -> None:
+    first = {name: value for name, value in SAID.items() if name != key}
+    status, said = imported(tmp_path, compiled.joined(first, RECORDS))
     assert status == BAD_INPUT
-    assert "does not begin with a plan" in said
+    assert "is not what a script of `virtrace recipe compile` writes" in said
     assert not (tmp_path / "t.jsonl").exists()
 
 
-def test_a_damaged_plan_is_told_with_its_line(tmp_path: Path) -> None:
-    lines = PRINTED.splitlines(keepends=True)
-    [at] = [number for number, line in enumerate(lines) if b'"plan ' in line]
-    lines[at] = lines[at][:200] + b"A" + lines[at][200:]
-    status, said = imported(tmp_path, b"".join(lines))
-    assert status == BAD_INPUT
-    assert said.startswith(f"virtrace: {tmp_path}/printed:{at + 2}: the plan in it is damaged: ")
-
-
 @pytest.mark.parametrize(
-    "line",
+    ("key", "value"),
     [
-        {"type": "printf", "data": "e -1 1 1 0 1 1 1 0 0 0 0 0 0 0 0"},
-        {"type": "printf", "data": f"h 0 {'9' * 100}"},
-        {"type": "printf", "data": "w 1 1 0 -8 0"},
-        {"type": "lost_events", "data": {"events": 1e999}},
-        {"type": "helper_error", "helper": "probe_read", "line": -1},
-        {"type": "printf", "data": "planned"},
+        ("version", 2), ("plan", 7), ("started_ns", -1), ("started_ns", 1 << 63),
+        ("epoch", float("nan")), ("epoch", 1e300), ("pid", 0), ("pid", "1"),
+        ("bases", []), ("bases", {"/lib": -1}), ("bases", {"/lib": 1 << 64}),
     ],
-)
-def test_a_line_with_wild_numbers_is_left_out(tmp_path: Path, line: Any) -> None:
-    lines = PRINTED.splitlines(keepends=True)
-    data = b"".join([*lines[:-1], json.dumps(line).encode() + b"\n", lines[-1]])
-    status, said = imported(tmp_path, data)
-    assert (status, f"the first of them line {len(lines)}" in said) == (4, True), said
-    assert read_trace(tmp_path / "t.jsonl").footer
+)  # fmt: skip
+def test_output_that_begins_with_wild_values(tmp_path: Path, key: str, value: Any) -> None:
+    status, said = imported(tmp_path, compiled.joined({**SAID, key: value}, RECORDS))
+    assert (status, "is not what a script" in said) == (BAD_INPUT, True), said
 
 
-def test_events_that_never_end_take_bounded_memory() -> None:
-    lines = recorded.Lines(lambda event: None)
-    words = " ".join(["0"] * 24)
-    refused = 0
-    for number in range(45_000):
-        try:
-            data = f"w 1 {number} 0 {number * 192:x} {words}"
-            lines.feed(json.dumps({"type": "printf", "data": data}).encode())
-        except recorded.BrokenLine:
-            refused += 1
-    assert refused > 3_000
+def test_output_of_other_programs(tmp_path: Path) -> None:
+    """Their records would be read as what they are not."""
+    status, said = imported(tmp_path, compiled.joined({**SAID, "fingerprint": "0" * 64}, RECORDS))
+    assert status == BAD_INPUT
+    assert "recorded by programs that this version of virtrace does not make" in said
+    assert not (tmp_path / "t.jsonl").exists()
+
+
+def test_output_with_a_damaged_plan(tmp_path: Path) -> None:
+    damaged = SAID["plan"].replace('"is":"StaticProbeSite"', '"is":"x"')
+    assert damaged != SAID["plan"]
+    status, said = imported(tmp_path, compiled.joined({**SAID, "plan": damaged}, RECORDS))
+    assert (status, "virtrace: the plan in it cannot be used: " in said) == (BAD_INPUT, True), said
+
+
+def test_what_came_before_a_damaged_record_is_kept(tmp_path: Path) -> None:
+    hits = [number for number, record in enumerate(RECORDS) if record[0] == HIT]
+    records = [*RECORDS[: hits[3]], b"\xff" * 100, *RECORDS[hits[3] :]]
+    status, said = imported(tmp_path, compiled.joined(SAID, records))
+    assert (status, "a record is damaged: it is of no known kind" in said) == (4, True), said
+    assert len(read_trace(tmp_path / "t.jsonl").events) == 3
+
+
+def test_output_that_is_cut_is_told(tmp_path: Path) -> None:
+    """As by a script that was killed."""
+    assert imported(tmp_path, compiled.joined(SAID, RECORDS[:-1]))[0] == 4
+    footer = read_trace(tmp_path / "t.jsonl").footer
+    assert footer is not None
+    assert footer["reason"] == "error"
 
 
 def test_types_of_a_plan_are_bounded() -> None:
@@ -279,14 +291,7 @@ def test_types_of_a_plan_are_bounded() -> None:
 
 
 def plan_with(ctype: Any) -> Any:
-    lines = PRINTED.splitlines()
-    plans: list[Any] = []
-    reader = recorded.Lines(lambda event: None)
-    for line in lines:
-        reader.feed(line)
-        if reader.plan is not None and not plans:
-            plans.append(json.loads(document.write(reader.plan, ABI)))
-    plan = plans[0]
+    plan = json.loads(SAID["plan"])
     pointer = {"is": "Pointer", "target": ctype, "string": False, "size": 8}
     capture = {"is": "Capture", "path": "odd", "types": {"odd": pointer}}
     plan["probes"][0]["sites"][0]["capture"] = {"odd": capture}

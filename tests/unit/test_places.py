@@ -26,7 +26,7 @@ from virtrace.binary.elf import ElfFile
 from virtrace.binary.reader import read_by_child
 from virtrace.binary.x86_64 import ABI
 from virtrace.cli import rescue
-from virtrace.engines.bpftrace.run import require_proven
+from virtrace.engines.uprobes.run import require_proven
 from virtrace.errors import TargetError
 from virtrace.guard import journal
 from virtrace.image.memory import ProcessMemory

@@ -187,7 +187,7 @@ def test_a_file_whose_name_looks_like_an_option(tmp_path: Path) -> None:
 def test_words_of_a_trace_that_no_program_can_get(words: dict[str, Any]) -> None:
     job = Job(catalogue.find_recipe("blockinfo"), os.getpid(), Path("t.jsonl"), **words)
     with pytest.raises(UsageError, match="no program can be given"):
-        record(job, engines.load("gdb"))
+        record(job, [engines.load("gdb")])
 
 
 def test_nothing_goes_round_the_gate() -> None:

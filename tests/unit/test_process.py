@@ -6,12 +6,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.acting import ROOT_ONLY, acting_as_nobody
 from tests.support.command import VIRTRACE
 from tests.support.toolchain import build
 from tests.support.waiting import wait_until
@@ -26,8 +26,6 @@ from virtrace.targets.processes import (
     find_daemons,
     require_modules,
 )
-
-ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="takes root to set up")
 
 # Says that it runs; with "fork" it leaves a child of its own name, with "thread" a thread.
 PROGRAM = """
@@ -104,15 +102,6 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     name = f"other{os.getpid()}"
     output = tmp_path_factory.mktemp("other") / name
     return build(PROGRAM.replace("VALUE", "0"), output, "-static", "-pthread")
-
-
-@contextmanager
-def acting_as_nobody() -> Iterator[None]:
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 def refusal(pid: int) -> TargetError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from virtrace.inferior.budget import Switch
+from virtrace.engine.budget import Switch
 from virtrace.inferior.returns import ReturnSites
 
 OUTER, INNER = Switch(3, "outer"), Switch(2, "inner")

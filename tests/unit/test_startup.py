@@ -44,7 +44,7 @@ def test_show_imports_what_it_shows_with(words: list[str]) -> None:
 
 def test_record_imports_what_gdb_needs_beside_it() -> None:
     found = imported("record", "--help")
-    assert not found & {"elftools.elf.elffile", "virtrace.engines.bpftrace", "virtrace.cli.doctor"}
+    assert not found & {"elftools.elf.elffile", "virtrace.engines.uprobes", "virtrace.cli.doctor"}
     assert not found & {"virtrace.binary.ctype", "virtrace.trace.reader"}
 
 

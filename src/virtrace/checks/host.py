@@ -13,7 +13,7 @@ from virtrace.record.check import Check, Section
 
 def engine_section(name: str) -> Section:
     engine = engines.load(name)
-    return Section(engine.title, [*engine.checks()])
+    return Section(f"{engine.title[:1].upper()}{engine.title[1:]}", [*engine.checks()])
 
 
 def missing_engines_section() -> Section | None:

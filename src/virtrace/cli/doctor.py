@@ -31,8 +31,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    first, *others = map(engine_section, ENGINES)
-    general = [first, permission_section(), *others]
+    general = [*map(engine_section, ENGINES), permission_section()]
     missing = missing_engines_section()
     if missing is not None:
         general.append(missing)

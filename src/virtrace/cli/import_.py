@@ -3,33 +3,56 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+from virtrace.binary import given
 from virtrace.cli.without_rights import run_in_child
 from virtrace.engine.answers import Answers
 from virtrace.engine.output import Output
-from virtrace.engines.bpftrace.recorded import BrokenLine, Happened, Lines, Replayer
+from virtrace.engines.uprobes.compile import programs_of
+from virtrace.engines.uprobes.frames import SIZE
+from virtrace.engines.uprobes.hits import DamagedRecordError
+from virtrace.engines.uprobes.layout import END, END_RECORD
+from virtrace.engines.uprobes.program import Program, fingerprint
+from virtrace.engines.uprobes.replay import Replayer
+from virtrace.engines.uprobes.standalone import FORMAT, VERSION
 from virtrace.errors import DONE, INCOMPLETE, IncompleteError, TraceError, typed
-from virtrace.plan.file import StoredPlan
-from virtrace.plan.model import StaticProbeSite
+from virtrace.plan.file import MAX_BYTES, StoredPlan
 from virtrace.recipe import loader, selection
 from virtrace.record.job import Job
 from virtrace.trace.format import Event, Footer, Header, SwitchedOff, Target
 from virtrace.trace.writer import Writer
 
-_LONGEST_LINE = 1 << 20
+# A plan as text in JSON in JSON is at most twice as long.
+_LONGEST_FIRST_LINE = 2 * MAX_BYTES + (1 << 16)
+# More than a text with all its parts.
+_LARGEST_RECORD = 1 << 21
+_YEAR_10000 = 253_402_300_800
+
+
+@dataclass(frozen=True)
+class _Beginning:
+    """The first line of the output. bases: load biases, by the path of the file."""
+
+    plan: StoredPlan
+    programs: Sequence[Program]
+    started_ns: int
+    epoch: float
+    pid: int
+    bases: Mapping[str, int]
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "import",
-        description="Make a trace of what a program of `virtrace recipe compile` printed.",
+        description="Make a trace of what a script of `virtrace recipe compile` has written.",
     )
-    parser.add_argument("file", metavar="FILE", type=Path, help="what the program printed")
+    parser.add_argument("file", metavar="FILE", type=Path, help="what the script has written")
     parser.add_argument(
         "-o", "--output", metavar="TRACE", type=Path, required=True, help="must not exist"
     )
@@ -56,29 +79,34 @@ def run(args: argparse.Namespace) -> int:
 
 def _import(args: argparse.Namespace, writer: Writer, files: Sequence[BinaryIO], _: int) -> int:
     stream = files[0]
-    plan, first = _look_through(args.file, stream)
-    recipe = loader.from_document(plan.header["recipe"], str(args.file))
-    pid = plan.header["target"]["pid"]
-    job = Job(recipe, pid, args.output, selection.parse_selection(recipe, [], None, None))
+    beginning = _beginning(args.file, stream)
+    plan = _completed(beginning)
+    recipe = loader.loads(loader.dumps(plan.header["recipe"]), str(args.file))
+    job = Job(recipe, beginning.pid, args.output, selection.parse_selection(recipe, [], None, None))
     output = Output(Answers(recipe.points), job.limits, writer, _NullView())
-    replayer = Replayer(job, plan, output, pid)
-    lines = Lines(replayer.event, replayer.lost)
-    assert first.started is not None
-    replayer.begin(first.started)
-    broken, first_broken = _feed(args.file, stream, lines)
-    lines.finish()
-    replayer.finish("interrupt" if lines.ended else "error", lines.lost_events)
-    failure = replayer.recording.ending.failure
-    if failure is not None:
-        raise failure
+    replayer = Replayer(job, plan, beginning.programs, output)
+    replayer.begin(beginning.started_ns, beginning.epoch)
+    damage, lost = None, None
+    try:
+        for record in _records(stream):
+            if record[0] == END:
+                lost = _lost(record, replayer)
+                break
+            replayer.hits.take(record)
+            if replayer.is_over:
+                break
+    except DamagedRecordError as error:
+        damage = error
+    recording = replayer.recording
+    recording.lost = max(recording.lost, lost or 0)
+    is_whole = lost is not None
+    replayer.finish("interrupt" if is_whole else "error")
+    if recording.ending.failure is not None:
+        raise recording.ending.failure
     print(f"{args.output}: next: virtrace show {typed(args.output)}")
-    if broken:
-        raise IncompleteError(
-            f"lines of {args.file} that are not what a program of virtrace makes bpftrace print "
-            f"were left out: {broken} in all, the first of them line {first_broken}",
-            "let it print to a file of its own (2> errors): there may be calls missing now",
-        )
-    return INCOMPLETE if replayer.recording.lost or not lines.ended else DONE
+    if damage is not None:
+        raise IncompleteError(f"{args.file}: {damage.what}", damage.remedy)
+    return DONE if is_whole and not recording.lost else INCOMPLETE
 
 
 class _NullView:
@@ -90,58 +118,68 @@ class _NullView:
     def summary(self, footer: Footer) -> None: ...
 
 
-def _look_through(file: Path, stream: BinaryIO) -> tuple[StoredPlan, Lines]:
-    """Return the plan, completed by what only the events show: the process, its load biases."""
-    bases: dict[str, int] = {}
-    pids: list[int] = []
-
-    def note(event: Happened) -> None:
-        if lines.plan is not None and event.number < len(lines.plan.plan.sites):
-            site = lines.plan.plan.sites[event.number]
-            pids.append(event.pid)
-            if event.kind in "ep" and not isinstance(site, StaticProbeSite):
-                bases.setdefault(site.file, event.ip - site.addresses[0])
-
-    lines = Lines(note)
-    _feed(file, stream, lines)
-    if lines.plan is None or lines.started is None:
-        raise TraceError(
-            f"{file} does not begin with a plan", "import the complete output of the program"
+def _beginning(file: Path, stream: BinaryIO) -> _Beginning:
+    """Raises: TraceError where it is no output of a script that this version has compiled."""
+    try:
+        said = json.loads(stream.readline(_LONGEST_FIRST_LINE))
+        if said["format"] != FORMAT or said["version"] != VERSION:
+            raise ValueError("of another format")
+        epoch = float(said["epoch"])
+        if not 0 <= epoch < _YEAR_10000:
+            raise ValueError("no time")
+        numbers = (
+            given.number(said["started_ns"], 0, (1 << 63) - 1),
+            given.number(said["pid"], 1, (1 << 31) - 1),
         )
-    lines.finish()
-    header = lines.plan.header
+        bases = {given.text(path): given.address(base) for path, base in said["bases"].items()}
+        data, wanted = said["plan"].encode(), said["fingerprint"]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise TraceError(
+            f"{file} is not what a script of `virtrace recipe compile` writes",
+            "import the complete output of the script, unchanged",
+        ) from error
+    plan, programs = programs_of(data)
+    if fingerprint(programs) != wanted:
+        raise TraceError(
+            f"{file} was recorded by programs that this version of virtrace does not make",
+            "import it by the version that compiled the script",
+        )
+    return _Beginning(plan, programs, numbers[0], epoch, numbers[1], bases)
+
+
+def _completed(beginning: _Beginning) -> StoredPlan:
+    """Return the plan with what only the host could tell: the process, its load biases."""
+    header = beginning.plan.header
     target: Target = {
         **header["target"],
-        "pid": lines.started.pid or (pids or [header["target"]["pid"]])[0] or 1,
+        "pid": beginning.pid,
         "modules": [
-            {**module, "base": f"{bases[module['path']]:#x}"}
+            {**module, "base": f"{beginning.bases[module['path']]:#x}"}
             for module in header["target"]["modules"]
-            if bases.get(module["path"], -1) >= 0
+            if module["path"] in beginning.bases
         ],
     }
-    return replace(lines.plan, header={**header, "target": target}), lines
+    return replace(beginning.plan, header={**header, "target": target})
 
 
-def _feed(file: Path, stream: BinaryIO, lines: Lines) -> tuple[int, int]:
-    """Feed all lines; return how many were not from our program, and the number of the first."""
-    broken = first = 0
-    try:
-        stream.seek(0)
-        for number, line in enumerate(_lines(stream), 1):
-            try:
-                lines.feed(line)
-            except BrokenLine:
-                broken += 1
-                first = first or number
-            except TraceError as error:
-                raise TraceError(f"{file}:{number}: {error.what}", error.remedy) from error
-    except OSError as error:
-        raise TraceError(f"cannot read {file}: {error.strerror}", "name another file") from error
-    return broken, first
+def _records(stream: BinaryIO) -> Iterator[bytes]:
+    """The records that are whole. Raises: DamagedRecordError."""
+    while len(head := stream.read(SIZE.size)) == SIZE.size:
+        (size,) = SIZE.unpack(head)
+        if not 0 < size <= _LARGEST_RECORD:
+            raise DamagedRecordError(f"it has {size} bytes")
+        data = stream.read(size)
+        if len(data) < size:
+            return
+        yield data
 
 
-def _lines(stream: BinaryIO) -> Iterator[bytes]:
-    while line := stream.readline(_LONGEST_LINE):
-        # What was cut short when bpftrace ended is no line.
-        if line.endswith(b"\n") or len(line) == _LONGEST_LINE:
-            yield line
+def _lost(record: bytes, replayer: Replayer) -> int:
+    """Return how many events the kernel had no room for, from the last record."""
+    if len(record) != END_RECORD.size:
+        raise DamagedRecordError("its end has the wrong size")
+    _, lost, t_ns = END_RECORD.unpack(record)
+    if max(lost, t_ns) >= 1 << 63:
+        raise DamagedRecordError("its end has no numbers")
+    replayer.since(t_ns)
+    return int(lost)

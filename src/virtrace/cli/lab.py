@@ -192,4 +192,4 @@ def _trace(lab: Lab, scenario: Scenario, output: Path | None, step: Tell) -> int
         command=["sh", "-c", "; ".join(commands)],
         packs=[catalogue.file_of(RECIPE).parent],
     )
-    return record(job, engines.load("gdb"))
+    return record(job, engines.chosen(engines.AUTO))

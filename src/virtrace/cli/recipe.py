@@ -64,15 +64,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     compiling = actions.add_parser(
         "compile",
-        help="write a program for a host where only bpftrace may run",
-        description="Write a shell script that traces with a recipe and needs only bpftrace. It "
-        "traces only files of the same build. `virtrace import` makes a trace of its output.",
+        help="write a script for a host where nothing may be installed",
+        description="Write a script that traces by a recipe with nothing but Python and the "
+        "kernel, and only files of the same build. What it writes becomes a trace by "
+        "`virtrace import`.",
     )
     compiling.set_defaults(run=_compile)
     compiling.add_argument("recipe", metavar="RECIPE", help="a shipped recipe, or a file")
-    compiling.add_argument(
-        "--to", choices=["bpftrace"], required=True, help="the program that runs it"
-    )
+    compiling.add_argument("--to", choices=["python"], required=True, help="what runs it")
     compiling.add_argument(
         "-o", "--output", metavar="FILE", type=Path, required=True, help="must not exist"
     )
@@ -138,18 +137,16 @@ def _new(args: argparse.Namespace) -> int:
 
 
 def _compile(args: argparse.Namespace) -> int:
-    from virtrace.engines.bpftrace import program
-    from virtrace.engines.bpftrace.run import resolve
+    from virtrace.engines.uprobes.compile import script
+    from virtrace.engines.uprobes.run import resolve
     from virtrace.record.debug_info import fetch_debug_files
 
     recipe = catalogue.find_recipe(args.recipe)
     process = _process(args, recipe.required_modules)
     packs = catalogue.file_of(args.recipe).parent
     resolved = resolve(recipe, process, fetch_debug_files(process, recipe), [packs])
-    files = {site.file for site in resolved.plan.sites}
-    digests = {one.path: one.elf.sha256 for one in process.modules if one.path in files}
-    write_new(args.output, "the program", [program.script(resolved, recipe.name, digests)])
-    command = f"sh {typed(args.output.name)} PID > OUTPUT"
+    write_new(args.output, "the script", script(resolved, recipe.name, process))
+    command = f"python3 {typed(args.output.name)} PID OUTPUT"
     print(f"{args.output}: as root, on the daemon's host: {command}")
     print("then, here or there: virtrace import OUTPUT -o TRACE")
     return DONE

@@ -10,12 +10,12 @@ from typing import BinaryIO
 
 from virtrace import engines
 from virtrace.cli.arguments import add_daemon
-from virtrace.engines import ENGINES
+from virtrace.engines import AUTO, ENGINES
 from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED
 from virtrace.printing import OutputError
 from virtrace.recipe import catalogue, selection
 from virtrace.recipe.selection import Limits
-from virtrace.record.engine import record, refuse_meaningless
+from virtrace.record.engine import record
 from virtrace.record.job import Job
 from virtrace.targets.processes import choose_daemon
 from virtrace.trace.format import HostRecord
@@ -31,7 +31,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         usage="%(prog)s RECIPE [-p PID | --process NAME] [-o FILE] [--where KEY=VALUE]... "
         "[--calls N] [--seconds S] [--max-stop-ms N] [--max-load PERCENT] [--max-events N] "
         "[--max-bytes N] [--rotate N [--keep N]] [--source FOLDER] [--host-facts] "
-        f"[--engine {'|'.join(ENGINES)}] [-- COMMAND...]",
+        f"[--engine {'|'.join((AUTO, *ENGINES))}] [-- COMMAND...]",
     )
     parser.add_argument(
         "recipe", metavar="RECIPE", help=f"{', '.join(catalogue.shipped())}, or a recipe's file"
@@ -64,9 +64,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument(
         "--engine",
-        choices=ENGINES,
-        default=next(iter(ENGINES)),
-        help=" or ".join(f"{name} ({about})" for name, about in ENGINES.items()),
+        choices=[AUTO, *ENGINES],
+        default=AUTO,
+        help="; ".join(f"{name}: {about}" for name, about in ENGINES.items())
+        + f"; {AUTO} (default): the first of these that works",
     )
     add_limits(parser)
     parser.add_argument(
@@ -95,8 +96,6 @@ def chosen_pid(args: argparse.Namespace, modules: Collection[str] = ()) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    engine = engines.load(args.engine)
-    refuse_meaningless(engine, {name: option(args, name) for name in engine.refuses})
     recipe = catalogue.find_recipe(args.recipe)
     selected = selection.parse_selection(recipe, args.where, args.calls, args.seconds)
     limits, rotation = limits_of(args), selection.rotation(args.rotate, args.keep)
@@ -112,7 +111,8 @@ def run(args: argparse.Namespace) -> int:
         sources=[Path(args.source).absolute()] if args.source else [],
         packs=[catalogue.file_of(args.recipe).parent],
     )
-    status = record(job, engine)
+    given = {name: option(args, name) for name in ("source", *selection.LIMITS)}
+    status = record(job, engines.chosen(args.engine), given)
     if args.host_facts and status in (DONE, INCOMPLETE, INTERRUPTED):
         _add_host_facts(last_file(job.output, job.rotation), job.pid)
     return status

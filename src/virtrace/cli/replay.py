@@ -13,7 +13,7 @@ from typing import IO, Any, BinaryIO
 from virtrace import engines
 from virtrace.cli import diff
 from virtrace.cli.arguments import add_daemon
-from virtrace.cli.record import add_limits, chosen_pid, limits_of
+from virtrace.cli.record import add_limits, chosen_pid, limits_of, option
 from virtrace.cli.without_rights import header_by_child, run_in_child
 from virtrace.errors import DONE, INTERRUPTED, UsageError
 from virtrace.recipe import catalogue, loader, selection
@@ -74,7 +74,8 @@ def _record(
     output = Path(args.output or default_path(recipe.name, pid))
     limits = limits_of(args)
     job = Job(recipe, pid, output, selected, limits, command=command, packs=packs)
-    return record(job, engines.load("gdb")), output
+    given = {name: option(args, name) for name in selection.LIMITS}
+    return record(job, engines.chosen(engines.AUTO), given), output
 
 
 def _again(header: Header, args: argparse.Namespace) -> int:

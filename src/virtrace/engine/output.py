@@ -59,6 +59,11 @@ class Output:
     def rotates(self) -> bool:
         return self._writer.rotates
 
+    @property
+    def remaining(self) -> int:
+        """How many more events the trace may have."""
+        return self._limits.events - self._events
+
     def listen(self, end: Callable[[str], None]) -> None:
         """end: called with ``limit`` once the trace is as large as it may get."""
         self._end = end

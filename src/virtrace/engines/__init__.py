@@ -12,11 +12,20 @@ from typing import TYPE_CHECKING, cast
 if TYPE_CHECKING:
     from virtrace.record.engine import Engine
 
-# The first is the default of `--engine`; with what `--help` says about each.
+# In the order of preference; with what `--help` says about each.
 ENGINES = {
+    "uprobes": "probes of the kernel, which never stop the daemon",
     "gdb": "breakpoints",
-    "bpftrace": "uprobes; never stops the daemon, but leaves some values out",
 }
+
+
+# Of `--engine`: the first engine that works.
+AUTO = "auto"
+
+
+def chosen(name: str) -> list[Engine]:
+    """Return the engines that may record, best first. name: of an engine, or AUTO."""
+    return [load(each) for each in (ENGINES if name == AUTO else [name])]
 
 
 def load(name: str) -> Engine:

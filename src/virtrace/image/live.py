@@ -69,6 +69,11 @@ class LiveImage:
             ) from error
         return [*self._threads(tids, stacks)]
 
+    def thread(self, tid: int) -> Thread:
+        """Read one thread. tid: as this host counts. Raises: OSError if it has ended."""
+        stacks = StackCopier(self.memory, mappings(self.program.pid))
+        return self._thread(f"/proc/{self.program.pid}/task/{tid}", tid, stacks)
+
     def _threads(self, tids: Sequence[int], stacks: StackCopier) -> Iterator[Thread]:
         for tid in tids:
             # One that has ended meanwhile is left out.

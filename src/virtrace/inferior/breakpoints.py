@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from virtrace.binary.abi import Abi
+from virtrace.engine.budget import Budget, Switch
 from virtrace.errors import TargetError
 from virtrace.guard.journal import Journal
 from virtrace.image.memory import Memory
 from virtrace.image.process import Process, inspect
 from virtrace.inferior import target
-from virtrace.inferior.budget import Budget, Switch
 from virtrace.inferior.probes import LinkerProbe, Probe, ProbeHost, ReturnProbe, probe
 from virtrace.inferior.returns import ReturnSites
 from virtrace.plan.model import Plan

@@ -10,10 +10,10 @@ from typing import Protocol
 import gdb
 
 from virtrace.binary.abi import Abi, Operand
+from virtrace.engine.budget import Switch
 from virtrace.engine.tracer import Tracer
 from virtrace.errors import TargetError, Unavailable
 from virtrace.image.memory import Memory
-from virtrace.inferior.budget import Switch
 from virtrace.inferior.facts import number, register
 from virtrace.inferior.kernel import Kernel
 from virtrace.inferior.target import InferiorMemory

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from virtrace.inferior.budget import Switch
+from virtrace.engine.budget import Switch
 
 
 class ReturnSites:

@@ -11,6 +11,7 @@ from functools import partial
 import gdb
 
 from virtrace.binary.abi import Abi
+from virtrace.engine.budget import Budget, Switch
 from virtrace.engine.stacks import Stacks
 from virtrace.errors import TargetError, Unavailable
 from virtrace.guard.journal import Journal
@@ -18,7 +19,6 @@ from virtrace.image.process import Process, mappings, read_status
 from virtrace.inferior import target
 from virtrace.inferior.backtrace import Backtraces
 from virtrace.inferior.breakpoints import Breakpoints
-from virtrace.inferior.budget import Budget, Switch
 from virtrace.inferior.kernel import Kernel
 from virtrace.inferior.recorder import Recorder
 from virtrace.inferior.stillness import Stillness

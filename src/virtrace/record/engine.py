@@ -6,10 +6,12 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Protocol
 
-from virtrace.errors import TargetError, UsageError
+from virtrace.errors import EngineError, TargetError, UsageError, VirtraceError
 from virtrace.image.process import Process
+from virtrace.printing import print_lines
 from virtrace.record.check import Check
 from virtrace.record.debug_info import fetch_debug_files
 from virtrace.record.job import Job
@@ -37,38 +39,53 @@ class Engine(Protocol):
     def run(self, job: Job, process: Process) -> int:
         """Record the job, show it on standard output, and return the exit status.
 
-        Raises: TargetError if the process cannot be traced; IncompleteError if the trace was cut
-            short
+        Raises: EngineError if it cannot trace this process, and has written nothing; TargetError if
+            the process cannot be traced at all; IncompleteError if the trace was cut short
         """
 
 
-def record(job: Job, engine: Engine) -> int:
-    """Record the job by the engine and return the exit status.
+def record(
+    job: Job, engines: Sequence[Engine], given: Mapping[str, object] = MappingProxyType({})
+) -> int:
+    """Record the job by the first engine that can, and return the exit status.
 
-    Everything that can be checked is checked before the process is touched.
+    Everything that can be checked is checked before the process is touched. Where there is a
+    choice, one line says which engine records, and why not a better one.
 
-    Raises: VirtraceError, as ``Engine.run``
+    given: the values of options by name; None or empty if not given
+
+    Raises: VirtraceError, as ``Engine.run``; UsageError naming an option that no engine can honour
     """
+    refusals = [_refusal(engine, given) for engine in engines]
+    if refusals[0] is not None and None not in refusals:
+        raise refusals[0]
     _require_usable(job)
     process = check_traceable(job.pid)
     require_modules(process, job.recipe.required_modules)
-    problem = engine.problem()
-    if problem is not None:
-        raise problem
     debug_files = {**fetch_debug_files(process, job.recipe), **job.debug_files}
-    return engine.run(replace(job, debug_files=debug_files), process)
+    job = replace(job, debug_files=debug_files)
+    why: VirtraceError | None = None
+    for engine, refusal in zip(engines, refusals):
+        problem = refusal or engine.problem()
+        if problem is None:
+            if len(engines) > 1:
+                because = "" if why is None else f": {why.what}"
+                print_lines([f"tracing by {engine.title}{because}"])
+            try:
+                return engine.run(job, process)
+            except EngineError as error:
+                problem = error
+        why = problem if why is None else TargetError(f"{why.what}; {problem.what}", problem.remedy)
+    assert why is not None
+    raise why
 
 
-def refuse_meaningless(engine: Engine, given: Mapping[str, object]) -> None:
-    """Refuse an option that the engine cannot honour.
-
-    given: the values of the options by name; None or empty if not given
-
-    Raises: UsageError naming the option
-    """
+def _refusal(engine: Engine, given: Mapping[str, object]) -> VirtraceError | None:
+    """Return why an engine cannot honour an option."""
     for name, why in engine.refuses.items():
         if given.get(name):
-            raise UsageError(f"--{name} has no meaning here: {why}", "leave it out")
+            return UsageError(f"--{name} has no meaning here: {why}", "leave it out")
+    return None
 
 
 def _require_usable(job: Job) -> None:

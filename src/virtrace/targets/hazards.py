@@ -15,7 +15,7 @@ from pathlib import Path
 from virtrace.image.process import Process, read_status, text_of_process
 from virtrace.targets import Target
 
-_ENGINE = "`virtrace record` with --engine bpftrace, which can be killed without harm to the daemon"
+_ENGINE = "`virtrace record` with --engine uprobes, which can be killed without harm to the daemon"
 _MAX_ENVIRONMENT = 1 << 18
 # How long the load of the daemon and the host is measured.
 _LOOK_SECONDS = 0.2

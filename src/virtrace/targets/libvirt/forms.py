@@ -25,9 +25,10 @@ _RECORD = struct.Struct("<QQi4x")
 _MAX_RECORDS = 1000
 _POINTER = 8
 
-_DOMAIN = LIBVIRT.type_named("virDomain")
-assert isinstance(_DOMAIN, Struct)
-_to_name = step_to_member(_DOMAIN, "name")
+_domain = LIBVIRT.type_named("virDomain")
+assert isinstance(_domain, Struct)
+DOMAIN = _domain
+_to_name = step_to_member(DOMAIN, "name")
 
 
 def typed_parameters(memory: Memory, address: int, count: int) -> Json:

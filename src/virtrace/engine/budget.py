@@ -33,8 +33,10 @@ class Switch(NamedTuple):
 class Budget:
     """How long calls and threads were held, and which probes are switched off beyond the limits."""
 
-    def __init__(self, limits: Limits, recipe: Recipe) -> None:
+    def __init__(self, limits: Limits, recipe: Recipe, cost: str = "threads were stopped") -> None:
+        """cost: what takes the time, in words."""
         self._limits = limits
+        self._cost = cost
         self._asked = {point.name: point.answers.point for point in recipe.points if point.answers}
         # Nothing is recorded any more if all of these are gone.
         self.beginnings = {Switch(_ROOT, span.name) for span in recipe.roots} | {
@@ -60,6 +62,11 @@ class Budget:
         if isinstance(site, SpanSite):
             return Switch(_ROOT if site.root else _SPAN, site.probe)
         return Switch(_POINT, self._asked.get(site.probe, site.probe))
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether everything is switched off without which nothing is recorded."""
+        return not self._set & self.beginnings - self._gone
 
     def spend(
         self, switch: Switch, ns: int, t_ns: int, tid: int, in_call: bool
@@ -90,7 +97,7 @@ class Budget:
         if gone is not None:
             self._forget(gone)
             share = f"{self._limits.load:g} % of a second"
-            return gone, f"threads were stopped for more than {share}"
+            return gone, f"{self._cost} for more than {share}"
         return None
 
     def _forget(self, switch: Switch) -> None:

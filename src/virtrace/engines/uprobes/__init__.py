@@ -1,0 +1,1 @@
+"""Traces by uprobes whose BPF programs virtrace makes and loads itself."""

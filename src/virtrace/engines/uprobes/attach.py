@@ -1,0 +1,163 @@
+"""Loads the programs of a plan into the kernel and attaches them to one process."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+from virtrace.engines.uprobes import kernel
+from virtrace.engines.uprobes.kernel import KernelError, Place
+from virtrace.engines.uprobes.maps import RING_BYTES, Maps
+from virtrace.engines.uprobes.program import ROUNDS, Options, Program, programs
+from virtrace.engines.uprobes.trial import Abilities
+from virtrace.errors import EngineError
+from virtrace.image.process import Process
+from virtrace.plan.model import AnySite, LineSite, Plan
+
+# Threads at a time that let go: the kernel waits in each for all processors.
+_CLOSERS = 32
+# Of the kernel alone, so that Python has no name for it (include/linux/errno.h).
+_ENOTSUPP = 524
+
+
+_GDB = "trace by GDB: --engine gdb"
+
+
+class TooLargeError(EngineError):
+    """The verifier does not follow so large a program."""
+
+
+class Probes:
+    """The programs of a plan in the kernel; nothing of them is left when this process ends.
+
+    ring: what they write to. refused: statements that begin with an instruction, such as one with
+    a lock prefix, at which the kernel sets no probe
+    """
+
+    def __init__(
+        self,
+        programs: Sequence[Program],
+        sites: Sequence[AnySite],
+        process: Process,
+        abilities: Abilities,
+        ring_bytes: int = RING_BYTES,
+    ) -> None:
+        """Load all programs; nothing is attached yet. Raises: EngineError."""
+        self._programs = programs
+        self._sites = sites
+        self._process = process
+        self._abilities = abilities
+        self._descriptors: list[int] = []
+        # -1: it is not attached.
+        self._links: list[int] = []
+        self.refused: list[LineSite] = []
+        try:
+            self._maps = Maps(process.pid, ring_bytes)
+        except OSError as error:
+            raise _refused("maps cannot be created", error) from error
+        self.ring = self._maps.ring
+        self._load()
+
+    def _load(self) -> None:
+        able = self._abilities
+
+        def load(program: Program) -> int:
+            code = program.code.link(self._maps.symbols)
+            return kernel.load(code, "virtrace", sleepable=able.sleepable, multi=able.multi)
+
+        # The verifier of each works on a processor of its own.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            loading = [pool.submit(load, program) for program in self._programs]
+        for program, loaded in zip(self._programs, loading):
+            error = loaded.exception()
+            if isinstance(error, KernelError):
+                probe = self._sites[program.site].probe
+                said = [*error.log.strip().splitlines(), ""][0]
+                if error.errno == errno.E2BIG:
+                    raise TooLargeError(f"the program of {probe} is too large", _GDB) from error
+                raise _refused(f"the program of {probe} was refused ({said})", error) from error
+            self._descriptors.append(loaded.result())
+
+    def attach(self) -> None:
+        """Attach all programs. Raises: EngineError; then none is attached."""
+        attach = kernel.attach_multi if self._abilities.multi else kernel.attach
+        for program, descriptor in zip(self._programs, self._descriptors):
+            site = self._sites[program.site]
+            module = self._process.module(site.module)
+            assert module is not None
+            offset = module.elf.file_offset(program.address)
+            semaphore = 0
+            if program.semaphore is not None:
+                semaphore = module.elf.file_offset(program.semaphore) or 0
+            assert offset is not None
+            place = Place(str(module.file), offset, program.at_return, semaphore)
+            try:
+                self._links.append(attach(descriptor, place, self._process.pid))
+            except KernelError as error:
+                if error.errno == _ENOTSUPP and isinstance(site, LineSite):
+                    self._links.append(-1)
+                    self.refused.append(site)
+                    continue
+                self.detach()
+                raise _refused(f"{site.probe} cannot be probed", error) from error
+
+    def detach(self) -> None:
+        """Detach all programs; returns when no thread runs one any more."""
+        attached = [link for link in self._links if link >= 0]
+        if attached:
+            with ThreadPoolExecutor(min(len(attached), _CLOSERS)) as pool:
+                list(pool.map(os.close, attached))
+        self._links = []
+
+    def switch_off(self, sites: set[int]) -> None:
+        """Detach the programs of some sites."""
+        for index, program in enumerate(self._programs):
+            if program.site in sites and self._links[index] >= 0:
+                os.close(self._links[index])
+                self._links[index] = -1
+
+    def lost(self) -> int:
+        """Return how many events found no room in the ring."""
+        return self._maps.lost()
+
+    def run_times(self) -> dict[int, tuple[int, int]]:
+        """Return how long the programs of each site ran, in ns, and how often, since the start."""
+        found: dict[int, tuple[int, int]] = defaultdict(lambda: (0, 0))
+        for program, descriptor in zip(self._programs, self._descriptors):
+            with suppress(KernelError):
+                spent, runs = kernel.run_time(descriptor)
+                before = found[program.site]
+                found[program.site] = before[0] + spent, before[1] + runs
+        return found
+
+    def close(self) -> None:
+        self.detach()
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors = []
+        self.ring.close()
+
+
+def load_programs(
+    plan: Plan, process: Process, able: Abilities
+) -> tuple[Sequence[Program], Probes]:
+    """Load the programs of a plan, as large as the kernel takes them. Raises: EngineError."""
+    for rounds in ROUNDS:
+        made = programs(plan, Options(able.sleepable, rounds))
+        try:
+            return made, Probes(made, plan.sites, process, able)
+        except TooLargeError:
+            if rounds == ROUNDS[-1]:
+                raise
+    raise AssertionError
+
+
+def _refused(what: str, error: OSError) -> EngineError:
+    return EngineError(
+        f"the kernel cannot trace this: {what}: {error.strerror}",
+        _GDB,
+    )

@@ -1,0 +1,56 @@
+"""The maps that all programs of a recording share, and what else they are told when loaded."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+from virtrace.engines.uprobes.kernel import (
+    ARRAY,
+    LRU_HASH,
+    RingBuffer,
+    create_map,
+    lift_memory_limit,
+    look_up,
+)
+from virtrace.engines.uprobes.layout import KEPT_KEY, MOST_KEPT, WORD
+
+# Two replies of QEMU of the largest size that libvirt takes fit in it.
+RING_BYTES = 1 << 25
+# Threads, and open calls, of which something is kept; the oldest go first.
+_ENTRIES = 1 << 14
+
+
+class Maps:
+    """ring: what the programs write to. symbols: what they are linked with."""
+
+    def __init__(self, pid: int, ring_bytes: int = RING_BYTES) -> None:
+        """pid: of the process that is recorded, as this one counts. Raises: OSError."""
+        lift_memory_limit()
+        self.ring = RingBuffer(ring_bytes)
+        self._lost = create_map(ARRAY, 4, WORD, 1, "virtrace_lost")
+        namespace = os.stat(f"/proc/{pid}/ns/pid")
+        self.symbols: Mapping[str, int] = {
+            "ring": self.ring.descriptor,
+            "lost": self._lost,
+            "threads": create_map(LRU_HASH, WORD, WORD, _ENTRIES, "virtrace_threads"),
+            "kept": create_map(LRU_HASH, KEPT_KEY, WORD * MOST_KEPT, _ENTRIES, "virtrace_kept"),
+            "namespace_device": namespace.st_dev,
+            "namespace_inode": namespace.st_ino,
+            "pid": _own_pid(pid),
+        }
+
+    def lost(self) -> int:
+        """Return how many events found no room in the ring."""
+        return int(struct.unpack("<Q", look_up(self._lost, struct.pack("<I", 0), WORD))[0])
+
+
+def _own_pid(pid: int) -> int:
+    """Return a process's number in its own PID namespace."""
+    status = Path(f"/proc/{pid}/status").read_text(errors="replace")
+    found = re.search(r"^NSpid:(?:\s+\d+)*\s+(\d+)$", status, re.M)
+    # Linux before 4.1 does not say, and has no programs like ours either.
+    return int(found[1]) if found else pid

@@ -1,0 +1,422 @@
+"""The programs of a plan: at each probe, one that records what a capture could ask for.
+
+What a program records is no value yet: captures run later, over the record, by the code that runs
+them under GDB. A program only has to read every byte that a capture could read.
+
+How large all that is that a program reads is known before it runs, but for texts and arrays. So
+each program has one record of a constant size, in which each block has its place, and the kernel's
+verifier sees constants alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from virtrace.binary.pack import AtEntry, Constant, InRegister, OnStack, Place
+from virtrace.binary.x86_64 import ABI
+from virtrace.engines.uprobes import layout as record
+from virtrace.engines.uprobes.assembler import (
+    FP,
+    R0,
+    R1,
+    R2,
+    R3,
+    R4,
+    R6,
+    R7,
+    Code,
+    Symbol,
+)
+from virtrace.engines.uprobes.captures import CaptureReads
+from virtrace.engines.uprobes.kept import FOR_CALLED, FOR_LINES, FOR_RETURN, Kept
+from virtrace.engines.uprobes.layout import MOST_KEPT, WORD, Layout
+from virtrace.engines.uprobes.proofs import Proofs, asked_of, called_by, is_known, places
+from virtrace.engines.uprobes.reads import (
+    KEY_SLOT,
+    NTH_SLOT,
+    OWN_TID_SLOT,
+    PT_REGS,
+    TID_SLOT,
+    InContext,
+    Loaded,
+    Number,
+    Plus,
+    Reads,
+    Value,
+)
+from virtrace.plan.arguments import (
+    ByOperands,
+)
+from virtrace.plan.capture import Capture
+from virtrace.plan.model import (
+    AnySite,
+    Captures,
+    LineSite,
+    Plan,
+    PointSite,
+    ReturnPointSite,
+    SpanSite,
+    StaticProbeSite,
+    all_captures,
+    possible,
+    starts,
+)
+from virtrace.recipe.path import CALLER, RETURN, Backtrace
+
+# Symbols that are known when the programs are loaded.
+THREADS, LOST = (Symbol(name, is_map=True) for name in ("threads", "lost"))
+PID, NAMESPACE_DEVICE, NAMESPACE_INODE = map(Symbol, ("pid", "namespace_device", "namespace_inode"))
+
+# BPF_FUNC_* of <linux/bpf.h>.
+_GET_PID_TGID, _NS_PID_TGID, _BOOT_NS = 14, 120, 125
+_RESULT = "rax"
+# A constant as an argument of a static probe, in the assembler's words.
+_CONSTANT = re.compile(r"-?[1248]@\$(-?\d+)")
+
+
+@dataclass(frozen=True)
+class Program:
+    """What is to be loaded and attached for one place.
+
+    site: its index in the plan. address: as the file counts. semaphore: address of the static
+    probe's counter, or None.
+    """
+
+    site: int
+    address: int
+    at_return: bool
+    semaphore: int | None
+    layout: Layout
+    code: Code
+
+
+@dataclass(frozen=True)
+class Options:
+    """What differs between kernels.
+
+    sleepable: programs may wait for a page of the process (Linux 6.0 and later). rounds: how much
+    of an array of records is read: parts of 32 parameters.
+    """
+
+    sleepable: bool
+    rounds: int
+
+
+# The more rounds, the more the verifier has to follow: that of Linux 6.12 follows the most.
+ROUNDS = (400, 100, 25)
+# What every kernel takes.
+PLAIN = Options(sleepable=False, rounds=ROUNDS[-1])
+
+
+def programs(plan: Plan, options: Options) -> Sequence[Program]:
+    """Make the programs of a plan; the number in a record is the index here."""
+    made: list[Program] = []
+    for number, site in enumerate(plan.sites):
+        for address in site.addresses:
+            for at_return in (False, True) if _returns(site) else (False,):
+                maker = _Maker(plan, number, address, options, at_return=at_return)
+                made.append(maker.make(len(made)))
+    return made
+
+
+def fingerprint(made: Sequence[Program]) -> str:
+    """Return what tells whether records were written by these very programs."""
+    digest = hashlib.sha256()
+    for program in made:
+        digest.update(program.code.instructions)
+    return digest.hexdigest()
+
+
+def probe_operand(source: ByOperands, address: int, index: int) -> str:
+    """Return the assembler's text of an argument of a static probe; empty if it has fewer."""
+    return next(iter(source.operands[address][index:]), "")
+
+
+class _Maker:
+    """Makes the program of one place."""
+
+    def __init__(
+        self, plan: Plan, number: int, address: int, options: Options, *, at_return: bool
+    ) -> None:
+        self._sites = plan.sites
+        self._number = number
+        self._site = self._sites[number]
+        self._address = address
+        self._at_return = at_return
+        self._layout = Layout(record.VALUES)
+        self._reads = Reads(self._layout, sleepable=options.sleepable)
+        self._captures = CaptureReads(self._reads, options.rounds)
+        self._kept = Kept(self._reads)
+        self._proofs = Proofs(self._reads, self._captures, self._kept, self._sites, number)
+        self._plan_has_backtraces = any(
+            _has_backtrace([*possible(all_captures(site))]) for site in self._sites
+        )
+
+    def make(self, program: int) -> Program:
+        site, whole = self._site, self._reads.code
+        # The body comes first: what it reads settles the size of the record.
+        self._reads.code = whole.fragment()
+        if isinstance(site, StaticProbeSite):
+            self._static(site)
+        elif isinstance(site, LineSite):
+            self._line(site)
+        elif self._at_return:
+            assert isinstance(site, (SpanSite, ReturnPointSite))
+            self._return(site)
+        else:
+            assert isinstance(site, (SpanSite, PointSite, ReturnPointSite))
+            self._entry(site)
+        body, self._reads.code = self._reads.code, whole
+        self._begin(program)
+        whole.insert(body)
+        self._end()
+        semaphore = None
+        if isinstance(site, StaticProbeSite) and site.semaphores:
+            semaphore = site.semaphores[0]
+        return Program(
+            self._number,
+            self._address,
+            self._at_return,
+            semaphore,
+            self._layout,
+            whole.code(),
+        )
+
+    # --- Around the body
+
+    def _begin(self, program: int) -> None:
+        code, reads = self._reads.code, self._reads
+        code.do(R6, "=", R1)
+        # The process counts its threads in a namespace of its own.
+        code.load_symbol(R1, NAMESPACE_DEVICE)
+        code.load_symbol(R2, NAMESPACE_INODE)
+        reads.frame_address(R3, KEY_SLOT)
+        code.store(FP, KEY_SLOT, 0)
+        code.do(R4, "=", WORD)
+        code.call(_NS_PID_TGID)
+        code.jump_if(R0, "!=", 0, "out")
+        code.load_symbol(R1, PID)
+        code.load(R2, FP, KEY_SLOT + 4, 4)
+        code.jump_if(R2, "!=", R1, "out")
+        code.load(R1, FP, KEY_SLOT, 4)
+        code.store(FP, OWN_TID_SLOT, R1)
+        code.call(_GET_PID_TGID)
+        code.do(R0, "<<=", 32)
+        code.do(R0, ">>=", 32)
+        code.store(FP, TID_SLOT, R0)
+        self._count()
+        reads.reserve(self._layout.size)
+        code.jump_if(R0, "==", 0, "lost")
+        code.do(R7, "=", R0)
+        code.store(R7, 0, record.HIT | program << 16, 4)
+        code.load(R1, FP, TID_SLOT)
+        code.store(R7, record.TID, R1, 4)
+        code.load(R1, FP, NTH_SLOT)
+        code.store(R7, record.NTH, R1)
+        code.call(_BOOT_NS)
+        code.store(R7, record.TIME, R0)
+        code.load(R1, FP, OWN_TID_SLOT)
+        code.store(R7, record.PARTS, 0, 4)
+        code.store(R7, record.OWN_TID, R1, 4)
+        code.do(R1, "=", (1 << len(self._layout.values)) - 1)
+        code.store(R7, record.KNOWN, R1)
+        for offset, name in ((record.SP, "rsp"), (record.IP, "rip")):
+            code.load(R1, R6, PT_REGS[name])
+            code.store(R7, offset, R1)
+        reads.mark_not_reached(R7, self._layout)
+
+    def _count(self) -> None:
+        """Count the event among those of its thread, so that a gap shows what was lost."""
+        code, reads = self._reads.code, self._reads
+        reads.look_up(THREADS, TID_SLOT)
+        code.jump_if(R0, "!=", 0, "known")
+        code.store(FP, NTH_SLOT, 1)
+        reads.update(THREADS, TID_SLOT, NTH_SLOT)
+        code.jump("counted")
+        code.label("known")
+        code.load(R1, R0, 0)
+        code.do(R1, "+=", 1)
+        code.store(R0, 0, R1)
+        code.store(FP, NTH_SLOT, R1)
+        code.label("counted")
+
+    def _end(self) -> None:
+        code, reads = self._reads.code, self._reads
+        # Whose backtrace is wanted may go on any time.
+        reads.submit(R7, wakes=bool(self._layout.backtraces))
+        code.label("out")
+        code.do(R0, "=", 0)
+        code.exit()
+        code.label("lost")
+        code.store(FP, KEY_SLOT, 0)
+        reads.look_up(LOST, KEY_SLOT)
+        code.jump_if(R0, "==", 0, "out")
+        code.do(R1, "=", 1)
+        code.atomic_add(R0, 0, R1)
+        code.jump("out")
+
+    def _values(self, names: Sequence[str | None]) -> list[Loaded]:
+        """Make room for registers or arguments, which are known unless a program says so."""
+        self._layout.values = [*names]
+        return [Loaded(self._layout.room(WORD)) for _ in names]
+
+    def _registers(self, names: Sequence[str]) -> None:
+        for name, value in zip(names, self._values(names)):
+            self._reads.into(R1, InContext(name))
+            self._reads.code.store(R7, value.offset, R1)
+
+    # --- Bodies
+
+    def _entry(self, site: SpanSite | PointSite | ReturnPointSite) -> None:
+        captures = [*possible(_at_entry(site))]
+        self._registers(ABI.user_registers if _has_backtrace(captures) else ABI.argument_registers)
+        if CALLER in starts(all_captures(site)) or self._plan_has_backtraces:
+            block = self._reads.block(InContext("rsp"), WORD)
+            self._layout.return_address = block.offset - 2 * WORD
+        proof = called_by(site)
+        if proof is not None and isinstance(site, SpanSite):
+            self._proofs.candidates(proof)
+            self._proofs.given_by_caller(site, proof)
+            return
+        arguments = self._arguments(places(site), Plus(InContext("rsp"), WORD))
+        for capture in captures:
+            self._captures.read(capture, arguments)
+        self._kept.keep(
+            [arguments.get(name, Number(0)) for name in _kept(site)], self._number, FOR_RETURN
+        )
+        self._kept.keep(
+            [arguments.get(name, Number(0)) for name in asked_of(site, self._sites)],
+            self._number,
+            FOR_CALLED,
+        )
+        if isinstance(site, SpanSite) and site.keeps_registers:
+            registers = [InContext(name) for name in ABI.argument_registers]
+            self._kept.keep([Plus(InContext("rsp"), WORD), *registers], self._number, FOR_LINES)
+
+    def _return(self, site: SpanSite | ReturnPointSite) -> None:
+        captures = [*possible(_at_return(site))]
+        registers = [name for name in ABI.user_registers if name != _RESULT]
+        self._registers([_RESULT, *(registers if _has_backtrace(captures) else ())])
+        known: dict[str, Value] = {RETURN: InContext(_RESULT)}
+        if isinstance(site, SpanSite) and site.moved:
+            # The instructions that look at the result.
+            self._reads.block(InContext("rip"), WORD)
+        proof = called_by(site)
+        if proof is None:
+            kept = _kept(site)
+            known.update(zip(kept, self._kept.given_back(len(kept), self._number, FOR_RETURN)))
+        else:
+            self._proofs.filled_in(proof, captures)
+            captures = [capture for capture in captures if {*capture.arguments} <= {RETURN}]
+        for capture in captures:
+            self._captures.read(capture, known)
+
+    def _line(self, site: LineSite) -> None:
+        self._registers([name for name in ABI.user_registers if name in ABI.dwarf_registers])
+        span = next(
+            number
+            for number, other in enumerate(self._sites)
+            if isinstance(other, SpanSite) and other.probe == site.probe
+        )
+        opened = self._sites[span]
+        assert isinstance(opened, SpanSite)
+        at_entry: Sequence[Value]
+        if site.address == opened.entry:
+            # The program of the entry may run after this one.
+            frame_end: Value = Plus(InContext("rsp"), WORD)
+            at_entry = [InContext(name) for name in ABI.argument_registers]
+        else:
+            frame_end, *at_entry = self._kept.given_back(
+                1 + len(ABI.argument_registers), span, FOR_LINES
+            )
+        entered = dict(zip(ABI.argument_registers, at_entry))
+        arguments = self._arguments(places(site), frame_end, entered)
+        for capture in possible(site.watch):
+            self._captures.read(capture, arguments)
+
+    def _static(self, site: StaticProbeSite) -> None:
+        names = site.arguments.names
+        values = self._values([None] * len(names))
+        for index, value in enumerate(values):
+            self._operand(probe_operand(site.arguments, self._address, index), index, value)
+        for capture in possible(site.capture):
+            self._captures.read(capture, dict(zip(names, values)))
+
+    def _operand(self, text: str, index: int, value: Loaded) -> None:
+        """Record an argument of a static probe, or that it is not known."""
+        code, known = self._reads.code, self._reads.code.new_label("known")
+        operand, constant = ABI.operand(text), _CONSTANT.fullmatch(text)
+        if constant:
+            code.do(R1, "=", int(constant[1]))
+            code.store(R7, value.offset, R1)
+            return
+        if operand is not None:
+            unread = self._reads.operand(operand.register, operand.offset, operand.size)
+            shift = 8 * (WORD - operand.size)
+            if shift:
+                code.do(R1, "<<=", shift)
+                code.do(R1, "s>>=" if operand.signed else ">>=", shift)
+            code.store(R7, value.offset, R1)
+            if unread is None:
+                return
+            code.jump(known)
+            code.label(unread)
+        code.load(R2, R7, record.KNOWN)
+        code.do(R2, "&=", ~(1 << index))
+        code.store(R7, record.KNOWN, R2)
+        code.store(R7, value.offset, 0)
+        code.label(known)
+
+    def _arguments(
+        self,
+        places: Mapping[str, Place],
+        frame_end: Value,
+        entered: Mapping[str, Value] | None = None,
+    ) -> dict[str, Value]:
+        """Return the values that can be known here.
+
+        frame_end: behind the return address. entered: registers when the function was entered.
+        """
+        found: dict[str, Value] = {}
+        wanted = starts(all_captures(self._site)) | set(asked_of(self._site, self._sites))
+        for name, place in places.items():
+            if name not in wanted:
+                continue
+            if isinstance(place, InRegister):
+                found[name] = InContext(place.name)
+            elif isinstance(place, Constant):
+                found[name] = Number(place.value)
+            elif isinstance(place, OnStack):
+                found[name] = self._reads.block(Plus(frame_end, place.offset), WORD)
+            elif isinstance(place, AtEntry) and entered and place.name in entered:
+                found[name] = entered[place.name]
+        return found
+
+
+def _returns(site: AnySite) -> bool:
+    return isinstance(site, (SpanSite, ReturnPointSite))
+
+
+def _has_backtrace(captures: Sequence[Capture]) -> bool:
+    return any(isinstance(capture.path.form, Backtrace) for capture in captures)
+
+
+def _at_entry(site: SpanSite | PointSite | ReturnPointSite) -> Captures:
+    if isinstance(site, SpanSite):
+        return site.enter
+    return site.capture if isinstance(site, PointSite) else {}
+
+
+def _at_return(site: SpanSite | ReturnPointSite) -> Captures:
+    return site.exit if isinstance(site, SpanSite) else site.capture
+
+
+def _kept(site: SpanSite | PointSite | ReturnPointSite) -> list[str]:
+    """The arguments that are asked for when it returns."""
+    needed = set() if isinstance(site, PointSite) else site.needed - {CALLER}
+    names = [name for name in places(site) if name in needed and is_known(site, name)]
+    # No function of libvirt has more; what finds no room is unavailable.
+    return names[:MOST_KEPT]

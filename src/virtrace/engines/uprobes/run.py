@@ -1,0 +1,344 @@
+"""One recording by uprobes: drains the kernel's buffer, decodes, and ends."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Union
+
+from virtrace.engine.answers import Answers
+from virtrace.engine.budget import Switch
+from virtrace.engine.output import Output
+from virtrace.engines.uprobes import kernel
+from virtrace.engines.uprobes.attach import Probes, load_programs
+from virtrace.engines.uprobes.frames import frames
+from virtrace.engines.uprobes.layout import HIT
+from virtrace.engines.uprobes.live import LiveBacktraces, Taken
+from virtrace.engines.uprobes.load import Load
+from virtrace.engines.uprobes.replay import NAME, Replayer
+from virtrace.engines.uprobes.spool import Spool
+from virtrace.engines.uprobes.trial import abilities, returns_pass_seccomp
+from virtrace.errors import EngineError, TraceError
+from virtrace.image.model import Program as Image
+from virtrace.image.process import Process, read_status
+from virtrace.plan.file import StoredPlan
+from virtrace.plan.model import LineSite, Plan, StaticProbeSite
+from virtrace.plan.resolve import convention_of, require_traceable
+from virtrace.recipe.model import Recipe
+from virtrace.record.ends import GRACE_SECONDS, Outside, ending_signals
+from virtrace.record.header import header_record
+from virtrace.record.job import Job
+from virtrace.record.live import TerminalView
+from virtrace.record.progress import Progress
+from virtrace.record.resolution import resolve_without_gdb
+from virtrace.targets import target_of
+from virtrace.trace.format import Engine
+from virtrace.trace.rotation import new_writer
+
+# Between looks at the kernel's buffer: while events come, and at most.
+_SHORTEST_SLEEP, _LONGEST_SLEEP = 0.02, 0.05
+_SHOW_SECONDS = 0.2
+# Share of one processor that decoding takes while the daemon is traced, unless it has to keep up.
+_SHARE = 0.05
+# Bytes of records that wait to be decoded. Beyond a part of it decoding takes what time it needs;
+# beyond all of it the kernel's buffer is left to fill, and events are lost.
+MOST_WAITING = 1 << 30
+_MUST_KEEP_UP = MOST_WAITING // 4
+
+
+def resolve(
+    recipe: Recipe, image: Image, debug_files: Mapping[str, Path], packs: Sequence[Path]
+) -> StoredPlan:
+    """Resolve a recipe for the kernel's probes.
+
+    debug_files, packs: as in ``Job``
+    Raises: EngineError where nothing of it can be traced.
+    """
+    _require_one_stack(image)
+    convention = convention_of(image)
+    if not convention.is_known:
+        raise EngineError(
+            f"the uprobes engine does not know how calls on {convention.machine} are made",
+            "trace by GDB: --engine gdb",
+        )
+    plan = resolve_without_gdb(recipe, image, debug_files, packs)
+    require_traceable(recipe, plan)
+    engine: Engine = {"name": NAME, "version": os.uname().release}
+    return StoredPlan(plan, header_record(recipe, image, plan, engine, time.monotonic_ns()))
+
+
+def _require_one_stack(image: Image) -> None:
+    """Raises: EngineError if a return probe of the kernel could break the process.
+
+    Where a thread enters a function on another stack, at a higher address, the kernel forgets the
+    return probes of the stack that it left. The functions there return to its trampoline all the
+    same, and the process gets a SIGILL (cleanup_return_instances, kernel/events/uprobes.c).
+    """
+    target = target_of(image)
+    if target.coroutines:
+        raise EngineError(
+            f"the kernel's return probes could end {image.exe}: threads of {target.name} leave "
+            "one stack for another",
+            "trace by GDB: --engine gdb",
+        )
+
+
+def require_proven(process: Process, plan: Plan) -> None:
+    """EngineError where a uprobe of the plan could break the process."""
+    places: dict[int, bool] = {}
+    for site in plan.sites:
+        module = process.module(site.module)
+        if module is not None:
+            for address in site.addresses:
+                begins = not isinstance(site, (StaticProbeSite, LineSite))
+                places[module.base + address] = begins
+    for address, doubt in process.doubts(places).items():
+        raise EngineError(
+            f"a uprobe at {address:#x} could break {process.exe}: {doubt}",
+            "report it, with the output of `virtrace recipe check`",
+        )
+
+
+@dataclass(frozen=True)
+class _SwitchedOff:
+    """A probe was switched off.
+
+    t_ns: CLOCK_BOOTTIME. is_last: nothing is left that begins a recorded call.
+    """
+
+    switch: Switch
+    why: str
+    t_ns: int
+    is_last: bool
+
+
+@dataclass(frozen=True)
+class _CommandEnded:
+    """What follows belongs to calls that were open when the traced command ended."""
+
+
+# What stands between the records, in their order.
+_Mark = Union[_SwitchedOff, _CommandEnded, Taken]
+
+
+class _Run:
+    """A recording at work."""
+
+    def __init__(
+        self,
+        probes: Probes,
+        replayer: Replayer,
+        spool: Spool[_Mark],
+        load: Load,
+        live: LiveBacktraces,
+    ) -> None:
+        self._probes = probes
+        self._replayer = replayer
+        self._spool = spool
+        self._load = load
+        self._live = live
+        self._items: Iterator[bytes | _Mark] = iter(())
+        self._keeps_up = False
+        # Seconds that decoding may take now, and when that was computed.
+        self._allowed = 0.0
+        self._looked_at = time.monotonic()
+        self._sleep = _SHORTEST_SLEEP
+        # Edge-triggered: it tells what a program wakes us up for, not that there are records.
+        self._wakeup = select.epoll()
+        self._wakeup.register(probes.ring.descriptor, select.EPOLLIN | select.EPOLLET)
+
+    def until_its_end(self, job: Job, target: int, signals: Sequence[int]) -> str:
+        """Trace until the recording has to end; return why. target: a pidfd of the process."""
+        outside = Outside(target, job.command, job.selection.seconds, signals)
+        # What only decoding tells must not come late.
+        self._keeps_up = job.selection.calls is not None
+        give_up_at = None
+        while True:
+            self._wait()
+            self._drain()
+            self._switch_off()
+            self._decode_for_a_while()
+            if self._replayer.is_over:
+                return "done"
+            if give_up_at is None:
+                reason = outside.reason()
+                if reason == "done":
+                    self._spool.mark(_CommandEnded())
+                    give_up_at = time.monotonic() + GRACE_SECONDS
+                    self._keeps_up = True
+                elif reason is not None:
+                    return reason
+            elif signals:
+                return "interrupt"
+            elif not outside.has_target:
+                return "target-exit"
+            elif time.monotonic() > give_up_at:
+                return "done"
+
+    def detach(self) -> None:
+        self._wakeup.close()
+        self._probes.detach()
+        self._replayer.since(_now_ns())
+        self._drain()
+
+    def decode_the_rest(self, name: str, signals: Sequence[int]) -> None:
+        """Decode what still waits. A further signal leaves the rest out. name: of the trace."""
+        enough = len(signals) + 1
+        waiting = max(self._spool.size, 1)
+        with Progress(name) as progress:
+            show_at = time.monotonic() + _SHOW_SECONDS
+            while self._decode(until=show_at) and not self._replayer.is_over:
+                done = 1 - self._spool.size / waiting
+                progress.show(
+                    f"decoding what was recorded ({done:.0%}); Ctrl-C leaves the rest out"
+                )
+                show_at = time.monotonic() + _SHOW_SECONDS
+                if len(signals) >= enough:
+                    self._replayer.recording.lost += self._left_out()
+                    return
+
+    def _wait(self) -> None:
+        """Wait a little, or until a program has recorded what must not wait."""
+        self._wakeup.poll(self._sleep)
+
+    def _drain(self) -> None:
+        """Take what the kernel has: what it means has time."""
+        if self._spool.size > MOST_WAITING:
+            return
+        records = self._probes.ring.records()
+        self._sleep = _SHORTEST_SLEEP if records else min(self._sleep * 2, _LONGEST_SLEEP)
+        if not records:
+            return
+        for taken in self._live.look(records):
+            self._spool.mark(taken)
+        try:
+            self._spool.write(frames(records))
+        except TraceError as error:
+            self._replayer.recording.ending.fail(error)
+        self._probes.ring.release()
+
+    def _switch_off(self) -> None:
+        for switch, why in self._load.too_much():
+            # What came before it is recorded before it.
+            self._drain()
+            self._spool.mark(_SwitchedOff(switch, why, _now_ns(), self._load.is_spent))
+
+    def _decode_for_a_while(self) -> None:
+        now = time.monotonic()
+        share = _SHARE
+        if self._keeps_up or self._spool.size > _MUST_KEEP_UP:
+            share = 1.0
+        self._allowed = min(self._allowed + (now - self._looked_at) * share, _LONGEST_SLEEP)
+        self._looked_at = now
+        self._decode(until=now + self._allowed)
+        self._replayer.flush()
+        self._allowed = max(self._allowed - (time.monotonic() - now), 0.0)
+
+    def _decode(self, until: float) -> bool:
+        """Decode until then; return whether anything still waits."""
+        while time.monotonic() < until:
+            item = next(self._items, None)
+            if item is None:
+                self._items = self._spool.read()
+                item = next(self._items, None)
+                if item is None:
+                    return False
+            self._take(item)
+            if self._replayer.is_over:
+                break
+        return True
+
+    def _take(self, item: bytes | _Mark) -> None:
+        recording = self._replayer.recording
+        if isinstance(item, bytes):
+            self._replayer.hits.take(item)
+        elif isinstance(item, Taken):
+            self._replayer.note_backtraces(item)
+        elif isinstance(item, _SwitchedOff):
+            t_ns = self._replayer.since(item.t_ns)
+            recording.switch_off(item.switch.name, item.switch.kind, item.why, t_ns)
+            if item.is_last:
+                recording.ending.request("limit")
+        else:
+            recording.ending.request("done")
+            recording.ending.is_due()
+
+    def _left_out(self) -> int:
+        """Count the events that will not be decoded."""
+        count = 0
+        while True:
+            for item in self._items:
+                count += isinstance(item, bytes) and item[0] == HIT
+            self._items = self._spool.read()
+            first = next(self._items, None)
+            if first is None:
+                return count
+            count += isinstance(first, bytes) and first[0] == HIT
+
+
+def _now_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def _require_safe_returns(process: Process) -> None:
+    """Raises: EngineError if a return probe could end the process by its seccomp filter."""
+    status = read_status(process.pid)
+    if status is not None and status.get("Seccomp", "0") != "0" and not returns_pass_seccomp():
+        raise EngineError(
+            f"process {process.pid} has a seccomp filter, and on Linux {os.uname().release} the "
+            "return of a probed function can make a filter end the process",
+            "trace by GDB: --engine gdb",
+        )
+
+
+def record(job: Job, process: Process) -> int:
+    """Record the job and return the exit status."""
+    plan = resolve(job.recipe, process, job.debug_files, job.packs)
+    require_proven(process, plan.plan)
+    _require_safe_returns(process)
+    able = abilities()
+    signals: list[int] = []
+    with ExitStack() as opened:
+        made, probes = load_programs(plan.plan, process, able)
+        opened.callback(probes.close)
+        load = Load(probes, plan.plan.sites, process, job, able)
+        live = LiveBacktraces(process, plan.plan, made)
+        opened.callback(live.close)
+        target = os.pidfd_open(process.pid)
+        opened.callback(os.close, target)
+        writer = new_writer(job.output, job.rotation)
+        opened.enter_context(ending_signals(signals.append))
+        view = TerminalView(sys.stdout.fileno(), writer, job.command_line)
+        output = Output(Answers(job.recipe.points), job.limits, writer, view)
+        replayer = Replayer(job, plan, made, output)
+        spool: Spool[_Mark] = Spool(job.output.absolute().parent)
+        opened.callback(spool.close)
+        run = _Run(probes, replayer, spool, load, live)
+        try:
+            probes.attach()
+        except BaseException:
+            writer.discard()
+            raise
+        try:
+            reason = "error"
+            try:
+                replayer.begin(_now_ns(), time.time(), probes.refused)
+                with kernel.statistics():
+                    reason = run.until_its_end(job, target, signals)
+                run.detach()
+                run.decode_the_rest(job.output.name, signals)
+            except Exception as error:
+                replayer.recording.ending.fail(error)
+            replayer.recording.lost = max(replayer.recording.lost, probes.lost())
+            replayer.finish(reason)
+        finally:
+            probes.detach()
+            writer.close()
+            view.close()
+        return replayer.recording.status()
