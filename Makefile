@@ -8,7 +8,7 @@ PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscop
 # What the tests start, hundreds of times, is compiled once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test test-matrix bench lint share clean
+.PHONY: help setup demo test test-matrix test-kernels bench lint share clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,12 +23,17 @@ test: ## set up, then lint, types and all tests but the slow ones; SLOW=1: these
 	@$(if $(SLOW),tools/setup.sh matrix)
 	@$(MAKE) lint
 	@echo "test: pytest, all$(if $(SLOW),, but the slow) tests"
-	@$(PYTEST) $(if $(SLOW),,-m "not matrix")
+	@$(PYTEST) -m "not kernels$(if $(SLOW),, and not matrix)"
 
 test-matrix: ## the slow tests: libvirt with debug info, and other releases of everything, cached
 	@tools/setup.sh matrix
 	@echo "test-matrix: pytest, the slow tests"
 	@$(PYTEST) -m matrix
+
+test-kernels: ## the kernel engine in virtual machines with the kernels of Debian releases, cached
+	@tools/setup.sh matrix
+	@echo "test-kernels: pytest, the tests on other kernels"
+	@$(PYTEST) -m kernels
 
 bench: ## measure, side by side in one run; a table, and JSON in out/bench/
 	@tools/setup.sh test
