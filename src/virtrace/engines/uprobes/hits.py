@@ -266,10 +266,11 @@ class HitThread:
         return {name: self.register(name) for name in ABI.argument_registers}
 
     def register(self, name: str) -> int:
-        for known, value in zip(self._layout.values, self._hit.values):
-            if known == name and value is not None:
-                return value
-        raise Unavailable(f"{name} is not recorded")
+        names = self._layout.values
+        value = self._hit.values[names.index(name)] if name in names else None
+        if value is None:
+            raise Unavailable(f"{name} is not recorded")
+        return value
 
     def probe_argument(self, index: int) -> int:
         assert isinstance(self._site, StaticProbeSite)
@@ -335,7 +336,7 @@ class Hits:
         _, program, tid, _, _, parts, *_ = HIT_HEADER.unpack_from(data)
         if program >= len(self._layouts) or len(data) != self._layouts[program].size:
             raise DamagedRecordError("its program writes no such record")
-        if parts > _MOST_PARTS or len(self._nth) > _MOST_THREADS:
+        if parts > _MOST_PARTS or len(self._unfinished) > _MOST_THREADS:
             raise DamagedRecordError("it has more parts or threads than any trace")
         if tid in self._unfinished:
             raise DamagedRecordError("parts of the one before are missing")
@@ -367,8 +368,11 @@ class Hits:
         layout = self._layouts[program]
         found = self._values[program].unpack_from(data, VALUES)
         values = [value if known >> index & 1 else None for index, value in enumerate(found)]
-        gap = nth - self._nth.get(tid, 0) - 1
+        gap = nth - self._nth.pop(tid, 0) - 1
         self._nth[tid] = nth
+        if len(self._nth) > _MOST_THREADS:
+            # The thread that was silent for the longest time; the kernel forgets such ones, too.
+            del self._nth[next(iter(self._nth))]
         if gap > 0:
             self._lost(tid, gap, t_ns)
         memory = RecordMemory(data, layout, parts)

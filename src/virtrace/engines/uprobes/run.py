@@ -185,7 +185,7 @@ class _Run:
         self._wakeup.close()
         self._probes.detach()
         self._replayer.since(_now_ns())
-        self._drain()
+        self._drain(is_last=True)
 
     def decode_the_rest(self, name: str, signals: Sequence[int]) -> None:
         """Decode what still waits. A further signal leaves the rest out. name: of the trace."""
@@ -207,17 +207,17 @@ class _Run:
         """Wait a little, or until a program has recorded what must not wait."""
         self._wakeup.poll(self._sleep)
 
-    def _drain(self) -> None:
-        """Take what the kernel has: what it means has time."""
-        if self._spool.size > MOST_WAITING:
+    def _drain(self, *, is_last: bool = False) -> None:
+        """Take what the kernel has: what it means has time. is_last: nothing more will come."""
+        if self._spool.size > MOST_WAITING and not is_last:
             return
         records = self._probes.ring.records()
         self._sleep = _SHORTEST_SLEEP if records else min(self._sleep * 2, _LONGEST_SLEEP)
         if not records:
             return
-        for taken in self._live.look(records):
-            self._spool.mark(taken)
         try:
+            for taken in self._live.look(records):
+                self._spool.mark(taken)
             self._spool.write(frames(records))
         except TraceError as error:
             self._replayer.recording.ending.fail(error)

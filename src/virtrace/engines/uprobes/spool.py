@@ -20,58 +20,55 @@ _SEGMENT = 1 << 24
 # Segments that lie in memory; further ones lie in files without a name.
 _IN_MEMORY = 4
 
+# Stands for a mark: no record is so short.
+_MARKED = b"\0"
+_MARK = SIZE.pack(len(_MARKED)) + _MARKED
+
 M = TypeVar("M")
 
 
 class Spool(Generic[M]):
     """Holds frames, and marks between them, in their order.
 
-    size: of the frames that wait, bytes.
+    size: of all that waits, bytes.
     """
 
     def __init__(self, folder: Path) -> None:
         """folder: where its files are made."""
         self.size = 0
         self._folder = folder
-        # In their order; marks have their place between segments.
-        self._waiting: deque[_Segment | M] = deque()
+        self._segments: deque[_Segment] = deque()
+        self._marks: deque[M] = deque()
 
     def write(self, data: bytes) -> None:
         """Append frames. Raises: TraceError if there is no room."""
-        last = self._waiting[-1] if self._waiting else None
-        if not isinstance(last, _Segment) or last.end + len(data) > _SEGMENT:
-            segments = sum(isinstance(item, _Segment) for item in self._waiting)
-            last = _Segment(None if segments < _IN_MEMORY else self._folder)
-            self._waiting.append(last)
-        last.write(data)
+        if not self._segments or self._segments[-1].end + len(data) > _SEGMENT:
+            is_in_memory = len(self._segments) < _IN_MEMORY
+            self._segments.append(_Segment(None if is_in_memory else self._folder))
+        self._segments[-1].write(data)
         self.size += len(data)
 
     def mark(self, mark: M) -> None:
-        self._waiting.append(mark)
+        """Append a mark. Raises: TraceError, as ``write``."""
+        self.write(_MARK)
+        self._marks.append(mark)
 
     def read(self) -> Iterator[bytes | M]:
         """Take what waits: records and marks, until nothing waits."""
-        while self._waiting:
-            first = self._waiting[0]
-            if isinstance(first, _Segment):
-                data = first.read()
-                if not data:
-                    if len(self._waiting) == 1:
-                        return
-                    first.close()
-                    self._waiting.popleft()
-                    continue
-                for record in records_of(data):
-                    self.size -= SIZE.size + len(record)
-                    yield record
-            else:
-                self._waiting.popleft()
-                yield first
+        while self._segments:
+            data = self._segments[0].read()
+            if not data:
+                if len(self._segments) == 1:
+                    return
+                self._segments.popleft().close()
+                continue
+            for record in records_of(data):
+                self.size -= SIZE.size + len(record)
+                yield self._marks.popleft() if record == _MARKED else record
 
     def close(self) -> None:
-        for item in self._waiting:
-            if isinstance(item, _Segment):
-                item.close()
+        for segment in self._segments:
+            segment.close()
 
 
 class _Segment:
