@@ -15,9 +15,6 @@ from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED
 from virtrace.printing import OutputError
 from virtrace.recipe import catalogue, selection
 from virtrace.recipe.selection import Limits
-from virtrace.record.engine import record
-from virtrace.record.job import Job
-from virtrace.targets.processes import choose_daemon
 from virtrace.trace.format import HostRecord
 from virtrace.trace.rotation import last_file
 from virtrace.trace.writer import default_path, insert_before_footer
@@ -90,12 +87,18 @@ def limits_of(args: argparse.Namespace) -> Limits:
 
 def chosen_pid(args: argparse.Namespace, modules: Collection[str] = ()) -> int:
     """The process that the options name, or the only daemon that has loaded these modules."""
+    from virtrace.targets.processes import choose_daemon
+
     if args.pid is not None:
         return int(args.pid)
     return choose_daemon(args.process, modules)
 
 
 def run(args: argparse.Namespace) -> int:
+    # Not for `--help`: they look at processes and files.
+    from virtrace.record.engine import record
+    from virtrace.record.job import Job
+
     recipe = catalogue.find_recipe(args.recipe)
     selected = selection.parse_selection(recipe, args.where, args.calls, args.seconds)
     limits, rotation = limits_of(args), selection.rotation(args.rotate, args.keep)
