@@ -53,7 +53,7 @@ HOOKS = {
     "view-event": ("record.live:TerminalView.event", 9),
     "view-banner": ("record.live:TerminalView.banner", 1),
     "view-summary": ("record.live:TerminalView.summary", 1),
-    "insert": ("inferior.session:GdbTrace._insert", 1),
+    "insert": ("inferior.breakpoints:Breakpoints.insert", 1),
     "journal": ("guard.journal:Journal.breakpoint", 14),
     "ask-end": ("inferior.session:GdbTrace._ask_end", 1),
     "end": ("inferior.session:GdbTrace._end", 1),

@@ -320,7 +320,7 @@ def test_an_error_of_its_own_says_where_when_asked(daemon: Daemon, tmp_path: Pat
     output = tmp_path / "t.jsonl"
     *gdb, option, action = gdb_command("blockinfo")
     settings = {"PID": str(daemon.pid), "OUTPUT": str(output), "DEBUG": "1"}
-    settings["TEST_HOOK"] = "inferior.session:GdbTrace._insert"
+    settings["TEST_HOOK"] = "inferior.breakpoints:Breakpoints.insert"
     tracing = Tracing([*gdb, "-x", str(RAISING), option, action], settings)
     status, printed = tracing.ended()
     assert status == INCOMPLETE, printed
