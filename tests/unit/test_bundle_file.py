@@ -125,6 +125,18 @@ def test_the_keys_of_the_recipe_format_stay(tmp_path: Path) -> None:
     assert "acmecorp" not in told
 
 
+def test_a_kernel_that_names_its_owner_is_hidden_as_the_engine_too(tmp_path: Path) -> None:
+    """The version of the engine uprobes is the kernel's."""
+    records = samples.records()
+    kernel = "6.18.44-acmecorp-v7"
+    records[0]["host"]["kernel"] = kernel
+    records[0]["tool"]["engine"] = {"name": "uprobes", "version": kernel}
+    bundle = bundle_of(read_trace(samples.write(tmp_path / "t.jsonl", records)))
+    assert not any(b"acmecorp" in content for content in bundle.files.values())
+    versions = json.loads(bundle.files["versions.json"])
+    assert versions["engine"] == f"uprobes {versions['kernel']}"
+
+
 def test_what_a_trace_cost_and_whom_it_waited_for_is_told(tmp_path: Path) -> None:
     frames = ["virCondWait+0x1d (libvirt.so.0.9000.0)", "libc.so.6+0x89144", "0x7f12 (in no file)"]
     frames_of = [*frames, unavailable("GDB cannot unwind this frame: outermost")]

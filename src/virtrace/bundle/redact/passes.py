@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from virtrace.bundle.files import BundleFiles
 from virtrace.bundle.pseudonyms import Originals, Pseudonyms
@@ -100,7 +100,7 @@ def _versions(header: Header, facts: HostFacts, redactor: TraceRedactor) -> byte
     record = {
         **redactor.machine({"libvirt": header["target"]["program"]["version"], "qemu": facts.qemu}),
         "virtrace": header["tool"]["virtrace"],
-        "engine": pieces.engine(header),
+        "engine": pieces.engine(cast("Header", {**header, "tool": redactor.tool(dict(header))})),
         "python": header["tool"]["python"],
         **redactor.machine(dict(header["host"])),
     }

@@ -84,7 +84,7 @@ class TraceRedactor:
             "version": header["version"],
             "started": self._plain(header["started"]),
             "clock": self._fields(header["clock"], {}),
-            "tool": self._fields(header["tool"], {"engine": self._named_version}),
+            "tool": self.tool(header),
             "target": self._target(header["target"]),
             "host": self.machine(header["host"]),
             "recipe": recipe if self._captures.is_shipped else self._recipe(recipe),
@@ -118,8 +118,16 @@ class TraceRedactor:
         )
 
     def _named_version(self, record: Json) -> Json:
-        """An engine or a program: its name is one of virtrace's own words."""
+        """A program: its name is one of virtrace's own words."""
         return self._fields(record, {"name": self._name})
+
+    def tool(self, header: Record) -> Record:
+        """What recorded the trace; the version of the engine can be that of the host's kernel."""
+        engine = header["tool"]["engine"]
+        is_kernel = engine["version"] == header["host"]["kernel"]
+        version: Redact = self._system if is_kernel else self._plain
+        known: dict[str, Redact] = {"name": self._name, "version": version}
+        return self._fields(header["tool"], {"engine": lambda _: self._fields(engine, known)})
 
     def _path(self, path: Json) -> str:
         return redact_path(self.texts.names, path)
