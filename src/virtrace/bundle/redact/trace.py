@@ -126,7 +126,7 @@ class TraceRedactor:
         engine = header["tool"]["engine"]
         is_kernel = engine["version"] == header["host"]["kernel"]
         version: Redact = self._system if is_kernel else self._plain
-        known: dict[str, Redact] = {"name": self._name, "version": version}
+        known: dict[str, Redact] = {"name": self._system, "version": version}
         return self._fields(header["tool"], {"engine": lambda _: self._fields(engine, known)})
 
     def _path(self, path: Json) -> str:
