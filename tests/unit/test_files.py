@@ -26,7 +26,9 @@ METHODS = {"open", "read_text", "read_bytes", "write_text", "write_bytes"}
 HARMLESS = {
     # Data of the package.
     "binary/layouts.py": {"file.read_text"},
+    "bundle/redact/captures.py": {"schema_file().read_text"},
     "bundle/words.py": {"file.read_text"},
+    "engines/uprobes/compile.py": {"(files(_PACKAGE) / f'{module}.py').read_text"},
     "report/difference_document.py": {"file.read_text"},
     "report/explanation_document.py": {"file.read_text"},
     "targets/target.py": {"file.read_text"},
@@ -43,6 +45,13 @@ HARMLESS = {
     "guard/journal.py": {"os.open(self._name)"},
     # O_PATH: nothing is read, and no device is started.
     "image/process.py": {"os.open(mapped)"},
+    # Names of /sys.
+    "engines/uprobes/host.py": {"_LOCKDOWN.read_text"},
+    "engines/uprobes/kernel.py": {"_UPROBE_TYPE.read_text"},
+    # Links of /proc/PID/map_files, which lead to mapped files alone; and a new file.
+    "engines/uprobes/standalone.py": {
+        *("Path(mapped).read_bytes", "open(path)", "os.open(args.output)"),
+    },
     # Functions that are given names of /proc alone.
     "image/live.py": {"Path(file).read_text"},
     "targets/hazards.py": {"Path(path).read_text"},
