@@ -17,6 +17,7 @@ from tests.support.paths import REPOSITORY
 from virtrace.binary import abi, pack
 from virtrace.binary.pack import AtEntry, Constant, InRegister, OnStack, Place
 from virtrace.errors import Unavailable
+from virtrace.image.model import Program
 from virtrace.lab import debug_build
 from virtrace.plan.arguments import ByPlaces
 from virtrace.plan.debug_info import described
@@ -27,6 +28,7 @@ from virtrace.plan.resolve import resolve
 from virtrace.plan.walk import pruned
 from virtrace.plan.witness import Packs
 from virtrace.recipe import catalogue
+from virtrace.recipe.model import Recipe
 from virtrace.targets.processes import installed
 
 pytestmark = pytest.mark.matrix
@@ -59,21 +61,20 @@ def gdbs(driver: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def ours(driver: Path) -> Mapping[str, Plan]:
-    """By recipe; the debug info is read once for all of them."""
+    """By recipe, each from the debug info that is read for it alone."""
     program = installed(driver)
-    recipes = [catalogue.find_recipe(name) for name in catalogue.shipped()]
+    return {name: resolved(catalogue.find_recipe(name), program) for name in catalogue.shipped()}
+
+
+def resolved(recipe: Recipe, program: Program) -> Plan:
     packs = {}
-    for name in {name for recipe in recipes for name in recipe.modules}:
+    for name in recipe.modules:
         module = program.module(name)
         if module is not None:
             convention = abi.of(module.elf)
-            functions, structs = described(module.file, recipes, convention, lambda _: None)
+            functions, structs = described(module.file, [recipe], convention, lambda _: None)
             packs[name] = pack.of(module.elf, name, functions, structs)
-    witnesses = [Packs("dwarf", packs)]
-    return {
-        recipe.name: resolve(recipe, program, witnesses, infer(recipe, program))
-        for recipe in recipes
-    }
+    return resolve(recipe, program, [Packs("dwarf", packs)], infer(recipe, program))
 
 
 def shape(ctype: Any) -> Any:

@@ -52,6 +52,16 @@ def document(library: Path) -> dict[str, Any]:
     return parsed
 
 
+def test_an_argument_that_the_recipe_names_differently(library: Path) -> None:
+    """Of the layouts that its captures go through none is missing."""
+    needs = {"traced": CaptureNeeds([path.parse("other->inside")], positions={"other": 0})}
+    _, structs = describe(library, needs, x86_64.ABI, lambda _: None)
+    by_its_name = {"traced": CaptureNeeds([path.parse("first->inside")])}
+    _, expected = describe(library, by_its_name, x86_64.ABI, lambda _: None)
+    assert structs
+    assert structs == expected
+
+
 def test_what_a_pack_says(document: dict[str, Any]) -> None:
     parsed = pack.parse_pack(json.dumps(document).encode(), "file")
     [body] = parsed.functions["traced"].bodies

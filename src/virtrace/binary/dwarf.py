@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -47,10 +47,13 @@ class CaptureNeeds:
     """The captures of a function, whose types and locations are needed from debug info.
 
     captures: at its entry and return. lines: at each line; None to leave lines out.
+    positions: of its parameters by the names that the recipe has for them, from 0; the source may
+        name them differently
     """
 
     captures: Sequence[CapturePath]
     lines: Sequence[CapturePath] | None = None
+    positions: Mapping[str, int] = field(default_factory=dict)
 
 
 def describe(
@@ -234,8 +237,9 @@ class _Reader:
                 function["inlined_into"] += inlined.get(origin.offset, [])
                 if body is not None:
                     function["bodies"].append(self._body(body, origin, needs[name].lines))
+                types = _Types(origin, self._structs, needs[name].positions)
                 for path in needs[name].captures:
-                    self._structs.keep_all(origin, path, arguments_only=True)
+                    self._structs.keep_all(path, types)
         for function in functions.values():
             function["inlined_into"] = sorted({*function["inlined_into"]})
         return functions, self._structs.layouts()
@@ -299,8 +303,9 @@ class _Reader:
         if watched is not None:
             names = {name for path in watched for name in path.arguments}
             body["lines"] = self._statements.lines(die, origin, names)
+            types = _Types(die, self._structs, None)
             for path in watched:
-                self._structs.keep_all(die, path, arguments_only=False)
+                self._structs.keep_all(path, types)
         return body
 
 
@@ -478,10 +483,10 @@ class _Structs:
         """Return the layouts by name; not those of which two units have different ones."""
         return {name: layout for name, layout in self._layouts.items() if layout}
 
-    def keep_all(self, function: DIE, path: CapturePath, *, arguments_only: bool) -> None:
+    def keep_all(self, path: CapturePath, types: _Types) -> None:
         """Keep the layouts of the structs that a capture goes through."""
         for chain in path.chains:
-            self.keep(follow(chain, _Types(function, self, arguments_only)))
+            self.keep(follow(chain, types))
 
     def defined(self, die: DIE | None) -> DIE | None:
         """Return the definition, from another unit, of a struct that its own unit only declares."""
@@ -610,16 +615,31 @@ class _Units:
 class _Types:
     """The types that a chain goes through (recipe.path.Visitor); the reader keeps the structs."""
 
-    def __init__(self, function: DIE, structs: _Structs, arguments_only: bool) -> None:
+    def __init__(
+        self, function: DIE, structs: _Structs, positions: Mapping[str, int] | None
+    ) -> None:
+        """positions: as in ``CaptureNeeds``; None: chains may start at variables, too."""
         self._function = function
         self._structs = structs
-        self._arguments_only = arguments_only
+        self._positions = positions
 
     def start(self, name: str) -> DIE | None:
-        if name == RETURN and self._arguments_only:
+        are_arguments = self._positions is not None
+        if are_arguments and name == RETURN:
             return _target(self._function)
-        found = dict(_variables(self._function, {name}, arguments_only=self._arguments_only))
-        return _target(_origin(found[name])) if found else None
+        found = dict(_variables(self._function, {name}, arguments_only=are_arguments))
+        if found:
+            return _target(_origin(found[name]))
+        position = (self._positions or {}).get(name)
+        return None if position is None else self._parameter(position)
+
+    def _parameter(self, position: int) -> DIE | None:
+        parameters = [
+            child
+            for child in self._function.iter_children()
+            if child.tag == "DW_TAG_formal_parameter"
+        ]
+        return _target(_origin(parameters[position])) if position < len(parameters) else None
 
     def member(self, base: DIE | None, name: str) -> DIE | None:
         struct = self.target(base)

@@ -74,12 +74,20 @@ def _needs(recipes: Iterable[Recipe]) -> dict[str, CaptureNeeds]:
 
     captures: dict[str, list[CapturePath]] = {}
     lines: dict[str, list[CapturePath]] = {}
+    positions: dict[str, dict[str, int]] = {}
     for recipe in recipes:
         for span in recipe.spans:
             captures.setdefault(span.function, []).extend(span.captures.values())
+            if span.prototype is not None:
+                names = [parameter.name for parameter in span.prototype.parameters]
+                by_name = {name: position for position, name in enumerate(names)}
+                positions.setdefault(span.function, {}).update(by_name)
             if span.lines is not None:
                 lines.setdefault(span.function, []).extend(span.lines.values())
         for point in recipe.points:
             if point.usdt is None:
                 captures.setdefault(point.prototype.name, []).extend(point.captures.values())
-    return {name: CaptureNeeds(paths, lines.get(name)) for name, paths in captures.items()}
+    return {
+        name: CaptureNeeds(paths, lines.get(name), positions.get(name, {}))
+        for name, paths in captures.items()
+    }
