@@ -202,7 +202,7 @@ def test_failed_up_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch)
 def test_folder_that_is_not_a_labs_is_left_alone(folder: Path) -> None:
     (folder / "precious").write_text("data")
     for action in (Lab(folder).up, Lab(folder).down):
-        with pytest.raises(LabError, match="no lab's"):
+        with pytest.raises(LabError, match="not part of a lab"):
             action()
     assert (folder / "precious").read_text() == "data"
     (folder / "precious").unlink()

@@ -429,7 +429,7 @@ def taken(*records: bytes) -> Taken:
     """Events, and what was lost."""
     events: list[Hit] = []
     lost: list[tuple[int, int, int]] = []
-    hits = Hits(PROGRAMS, events.append, lambda *gap: lost.append(gap))
+    hits = Hits(PROGRAMS, events.append, lambda *gap: lost.append(gap), own_tids=False)
     for record in records:
         hits.take(record)
     return events, lost

@@ -37,7 +37,10 @@ _YEAR_10000 = 253_402_300_800
 
 @dataclass(frozen=True)
 class _Beginning:
-    """The first line of the output. bases: load biases, by the path of the file."""
+    """The first line of the output.
+
+    bases: load biases, by the path of the file. own_tids: as of ``Hits``.
+    """
 
     plan: StoredPlan
     programs: Sequence[Program]
@@ -45,6 +48,7 @@ class _Beginning:
     epoch: float
     pid: int
     bases: Mapping[str, int]
+    own_tids: bool
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -84,7 +88,7 @@ def _import(args: argparse.Namespace, writer: Writer, files: Sequence[BinaryIO],
     recipe = loader.loads(loader.dumps(plan.header["recipe"]), str(args.file))
     job = Job(recipe, beginning.pid, args.output, selection.parse_selection(recipe, [], None, None))
     output = Output(Answers(recipe.points), job.limits, writer, _NullView())
-    replayer = Replayer(job, plan, beginning.programs, output)
+    replayer = Replayer(job, plan, beginning.programs, output, own_tids=beginning.own_tids)
     replayer.begin(beginning.started_ns, beginning.epoch)
     damage, lost = None, None
     try:
@@ -132,6 +136,7 @@ def _beginning(file: Path, stream: BinaryIO) -> _Beginning:
             given.number(said["pid"], 1, (1 << 31) - 1),
         )
         bases = {given.text(path): given.address(base) for path, base in said["bases"].items()}
+        own_tids = bool(said["own_tids"])
         data, wanted = said["plan"].encode(), said["fingerprint"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise TraceError(
@@ -144,7 +149,7 @@ def _beginning(file: Path, stream: BinaryIO) -> _Beginning:
             f"{file} was recorded by programs that this version of virtrace does not make",
             "import it by the version that compiled the script",
         )
-    return _Beginning(plan, programs, numbers[0], epoch, numbers[1], bases)
+    return _Beginning(plan, programs, numbers[0], epoch, numbers[1], bases, own_tids)
 
 
 def _completed(beginning: _Beginning) -> StoredPlan:

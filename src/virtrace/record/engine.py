@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -71,6 +72,10 @@ def record(
             if len(engines) > 1:
                 because = "" if why is None else f": {why.what}"
                 print_lines([f"tracing by {engine.title}{because}"])
+                # An engine may be another program, which prints by itself.
+                sys.stdout.flush()
+                # What records prints by itself.
+                sys.stdout.flush()
             try:
                 return engine.run(job, process)
             except EngineError as error:

@@ -229,7 +229,7 @@ def _unread(address: int, why: str) -> Unavailable:
 class Hit:
     """An event as its program recorded it.
 
-    program: its number. tid: as the kernel counts; own_tid: as the process itself counts.
+    program: its number. tid: as in a trace; own_tid: as the process itself counts.
     nth: among the events of its thread, from 1. t_ns: CLOCK_BOOTTIME. values: registers, or
     arguments of a static probe, None where unknown.
     """
@@ -304,6 +304,7 @@ class _Unfinished:
 class Hits:
     """Takes records in the ring's order, and hands over whole events.
 
+    own_tids: threads are told by the ids that the process itself has for them.
     event: called for each. lost: called for a gap in the events of a thread, with its tid, how many
     are missing, and the time of the next one.
     """
@@ -313,7 +314,10 @@ class Hits:
         programs: Sequence[Program],
         event: Callable[[Hit], None],
         lost: Callable[[int, int, int], None],
+        *,
+        own_tids: bool,
     ) -> None:
+        self._own_tids = own_tids
         self._layouts = [program.layout for program in programs]
         self._values = [struct.Struct(f"<{len(layout.values)}Q") for layout in self._layouts]
         self._event = event
@@ -373,7 +377,8 @@ class Hits:
         if len(self._nth) > _MOST_THREADS:
             # The thread that was silent for the longest time; the kernel forgets such ones, too.
             del self._nth[next(iter(self._nth))]
+        shown = own_tid if self._own_tids else tid
         if gap > 0:
-            self._lost(tid, gap, t_ns)
+            self._lost(shown, gap, t_ns)
         memory = RecordMemory(data, layout, parts)
-        self._event(Hit(program, tid, own_tid, nth, t_ns, sp, ip, values, memory))
+        self._event(Hit(program, shown, own_tid, nth, t_ns, sp, ip, values, memory))

@@ -36,7 +36,10 @@ _MOST_FRAMES = 1 << 16
 
 
 class Taken(NamedTuple):
-    """The backtraces for one event, by the id of the thread, as the process counts."""
+    """The backtraces for one event, by the id of the thread, as the process counts.
+
+    tid: of the event, also as the process counts. nth: its number among those of its thread.
+    """
 
     tid: int
     nth: int
@@ -68,7 +71,7 @@ class LiveBacktraces:
         for module in process.modules:
             with suppress(TargetError):
                 module.elf.function_around(0)
-        self._hits = Hits(programs, self._take, lambda *_: None)
+        self._hits = Hits(programs, self._take, lambda *_: None, own_tids=False)
         self._unfinished: set[int] = set()
         self._taken: list[Taken] = []
         # Of traced functions that have not returned: the kernel puts its own in their place.
@@ -123,7 +126,7 @@ class LiveBacktraces:
                     found[thread] = [*self._backtrace(hit, thread, address)]
                 except Unavailable as why:
                     found[thread] = unavailable(str(why))
-        self._taken.append(Taken(hit.tid, hit.nth, found))
+        self._taken.append(Taken(hit.own_tid, hit.nth, found))
 
     def _backtrace(self, hit: Hit, wanted: int, address: int | None) -> Iterator[Json]:
         """Return the frames of a thread; what ends them before the outermost one comes last.

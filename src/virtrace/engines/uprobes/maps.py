@@ -48,6 +48,11 @@ class Maps:
         return int(struct.unpack("<Q", look_up(self._lost, struct.pack("<I", 0), WORD))[0])
 
 
+def shares_pids(pid: int) -> bool:
+    """Return whether a process counts processes and threads as this one does."""
+    return os.stat(f"/proc/{pid}/ns/pid").st_ino == os.stat("/proc/self/ns/pid").st_ino
+
+
 def _own_pid(pid: int) -> int:
     """Return a process's number in its own PID namespace."""
     status = Path(f"/proc/{pid}/status").read_text(errors="replace")

@@ -46,12 +46,19 @@ class Replayer:
     """
 
     def __init__(
-        self, job: Job, plan: StoredPlan, programs: Sequence[Program], output: Output
+        self,
+        job: Job,
+        plan: StoredPlan,
+        programs: Sequence[Program],
+        output: Output,
+        *,
+        own_tids: bool,
     ) -> None:
+        """own_tids: as of ``Hits``."""
         self._batches = _Batches(output)
         self.recording = Recording(job.recipe, job.selection, self._batches)
         output.listen(self.recording.ending.request)
-        self.hits = Hits(programs, self._hit, self._lost)
+        self.hits = Hits(programs, self._hit, self._lost, own_tids=own_tids)
         self._job = job
         self._header = plan.header
         self._sites = plan.plan.sites
@@ -162,7 +169,7 @@ class Replayer:
         else:
             self._bases[site.module] = hit.ip - site.entry
             tracer.enter(site, thread, program.site, ABI.sp_after_return(hit.sp))
-        self._batches.taken.pop((hit.tid, hit.nth), None)
+        self._batches.taken.pop((hit.own_tid, hit.nth), None)
         self.recording.ending.is_due()
 
     def _lost(self, tid: int, count: int, t_ns: int) -> None:
@@ -213,7 +220,7 @@ class _Batches:
 
     def _of_current(self, thread: int) -> Json:
         hit = self.current
-        taken = self.taken.get((hit.tid, hit.nth), {}) if hit else {}
+        taken = self.taken.get((hit.own_tid, hit.nth), {}) if hit else {}
         return taken.get(thread, unavailable(_NO_BACKTRACE))
 
     def rotate(self, footer: Footer) -> None:

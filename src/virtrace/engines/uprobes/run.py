@@ -21,6 +21,7 @@ from virtrace.engines.uprobes.frames import frames
 from virtrace.engines.uprobes.layout import HIT
 from virtrace.engines.uprobes.live import LiveBacktraces, Taken
 from virtrace.engines.uprobes.load import Load
+from virtrace.engines.uprobes.maps import shares_pids
 from virtrace.engines.uprobes.replay import NAME, Replayer
 from virtrace.engines.uprobes.spool import Spool
 from virtrace.engines.uprobes.trial import abilities, returns_pass_seccomp
@@ -169,6 +170,8 @@ class _Run:
             if give_up_at is None:
                 reason = outside.reason()
                 if reason == "done":
+                    # All that the command had called is in the kernel's buffer, at the latest.
+                    self._drain()
                     self._spool.mark(_CommandEnded())
                     give_up_at = time.monotonic() + GRACE_SECONDS
                     self._keeps_up = True
@@ -316,7 +319,8 @@ def record(job: Job, process: Process) -> int:
         opened.enter_context(ending_signals(signals.append))
         view = TerminalView(sys.stdout.fileno(), writer, job.command_line)
         output = Output(Answers(job.recipe.points), job.limits, writer, view)
-        replayer = Replayer(job, plan, made, output)
+        own_tids = shares_pids(process.pid)
+        replayer = Replayer(job, plan, made, output, own_tids=own_tids)
         spool: Spool[_Mark] = Spool(job.output.absolute().parent)
         opened.callback(spool.close)
         run = _Run(probes, replayer, spool, load, live)

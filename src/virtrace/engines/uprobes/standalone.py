@@ -25,7 +25,7 @@ from virtrace.engines.uprobes.frames import SIZE, frames
 from virtrace.engines.uprobes.kernel import Place, attach, load
 from virtrace.engines.uprobes.layout import END, END_RECORD
 from virtrace.engines.uprobes.linking import link
-from virtrace.engines.uprobes.maps import Maps
+from virtrace.engines.uprobes.maps import Maps, shares_pids
 
 FORMAT, VERSION = "virtrace-records", 1
 
@@ -85,6 +85,7 @@ def main(compiled: str) -> int:
         "started_ns": time.clock_gettime_ns(time.CLOCK_BOOTTIME),
         "epoch": time.time(),
         "pid": args.pid,
+        "own_tids": shares_pids(args.pid),
         "bases": {path: base for path, (_, base) in files.items()},
     }
     written = _write(output, json.dumps(begin).encode() + b"\n")
