@@ -23,6 +23,7 @@ from virtrace.engines.uprobes.layout import (
     WORD,
 )
 from virtrace.engines.uprobes.reads import READ_USER, READ_USER_STRING, Loaded, Reads, Value
+from virtrace.engines.uprobes.texts import TextReads
 
 # Parts of one array of typed parameters.
 _ARRAY_PARTS = 16
@@ -42,6 +43,7 @@ class ArrayReads:
     def __init__(self, reads: Reads, rounds: int) -> None:
         """rounds: parts of all arrays of an array of records."""
         self._reads = reads
+        self._texts = TextReads(reads)
         self._rounds = rounds
 
     def typed_parameters(self, address: Value, count: Value) -> None:
@@ -57,7 +59,7 @@ class ArrayReads:
             self._parameters(array, done, long)
         self._reads.code.label(done)
         for text in long:
-            self._reads.text(text, is_certain=True)
+            self._texts.read(text, is_certain=True)
 
     def domain_records(
         self, address: Value, count: Value, read_name: Callable[[Value], None]

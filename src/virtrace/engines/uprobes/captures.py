@@ -9,6 +9,7 @@ from virtrace.engines.uprobes.arrays import ArrayReads
 from virtrace.engines.uprobes.assembler import FP, R1, R2, R7
 from virtrace.engines.uprobes.layout import WORD
 from virtrace.engines.uprobes.reads import OWN_TID_SLOT, Loaded, Plus, Reads, Value
+from virtrace.engines.uprobes.texts import TextReads
 from virtrace.image.structs import largest
 from virtrace.plan.capture import Capture
 from virtrace.plan.walk import Move, ToMember, ToTarget
@@ -22,6 +23,7 @@ class CaptureReads:
     def __init__(self, reads: Reads, rounds: int) -> None:
         """rounds: as of ``ArrayReads``."""
         self._reads = reads
+        self._texts = TextReads(reads)
         self._arrays = ArrayReads(reads, rounds)
 
     def read(self, capture: Capture, arguments: Mapping[str, Value]) -> None:
@@ -45,12 +47,12 @@ class CaptureReads:
             if isinstance(ctype, Pointer) and ctype.string:
                 if way.in_memory:
                     number = self._reads.number(value, ctype.size)
-                self._reads.text(number, is_certain=is_certain)
+                self._texts.read(number, is_certain=is_certain)
             elif way.in_memory:
                 size = largest(ctype) if isinstance(ctype, Struct) else ctype.size
                 number = self._reads.block(value, size)
             if isinstance(form, Format):
-                self._reads.text(arguments[capture.arguments[1]], is_certain=True)
+                self._texts.read(arguments[capture.arguments[1]], is_certain=True)
             elif isinstance(form, Backtrace):
                 self._backtrace(number, in_memory=way.in_memory)
 
@@ -72,7 +74,7 @@ class CaptureReads:
         code.do(R1, ">>=", 32)
         code.load(R2, FP, OWN_TID_SLOT)
         code.jump_if(R1, "!=", R2, other)
-        self._reads.stack()
+        self._texts.stack()
         code.label(other)
 
     def _counted(self, capture: Capture, arguments: Mapping[str, Value]) -> None:
@@ -99,7 +101,7 @@ class CaptureReads:
         self._follow(
             domain,
             [ToMember(DOMAIN, name)],
-            lambda value: self._reads.text(self._reads.number(value, WORD), is_certain=False),
+            lambda value: self._texts.read(self._reads.number(value, WORD), is_certain=False),
         )
 
     def _follow(self, value: Value, moves: Sequence[Move], finish: Callable[[Value], None]) -> None:

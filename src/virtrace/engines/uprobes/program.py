@@ -19,27 +19,17 @@ from virtrace.binary.pack import AtEntry, Constant, InRegister, OnStack, Place
 from virtrace.binary.x86_64 import ABI
 from virtrace.engines.uprobes import layout as record
 from virtrace.engines.uprobes.assembler import (
-    FP,
-    R0,
     R1,
     R2,
-    R3,
-    R4,
-    R6,
     R7,
     Code,
-    Symbol,
 )
 from virtrace.engines.uprobes.captures import CaptureReads
+from virtrace.engines.uprobes.envelope import Envelope
 from virtrace.engines.uprobes.kept import FOR_CALLED, FOR_LINES, FOR_RETURN, Kept
 from virtrace.engines.uprobes.layout import MOST_KEPT, WORD, Layout
 from virtrace.engines.uprobes.proofs import Proofs, asked_of, called_by, is_known, places
 from virtrace.engines.uprobes.reads import (
-    KEY_SLOT,
-    NTH_SLOT,
-    OWN_TID_SLOT,
-    PT_REGS,
-    TID_SLOT,
     InContext,
     Loaded,
     Number,
@@ -66,12 +56,6 @@ from virtrace.plan.model import (
 )
 from virtrace.recipe.path import CALLER, RETURN, Backtrace
 
-# Symbols that are known when the programs are loaded.
-THREADS, LOST = (Symbol(name, is_map=True) for name in ("threads", "lost"))
-PID, NAMESPACE_DEVICE, NAMESPACE_INODE = map(Symbol, ("pid", "namespace_device", "namespace_inode"))
-
-# BPF_FUNC_* of <linux/bpf.h>.
-_GET_PID_TGID, _NS_PID_TGID, _BOOT_NS = 14, 120, 125
 _RESULT = "rax"
 # A constant as an argument of a static probe, in the assembler's words.
 _CONSTANT = re.compile(r"-?[1248]@\$(-?\d+)")
@@ -170,9 +154,10 @@ class _Maker:
             assert isinstance(site, (SpanSite, PointSite, ReturnPointSite))
             self._entry(site)
         body, self._reads.code = self._reads.code, whole
-        self._begin(program)
+        envelope = Envelope(self._reads)
+        envelope.begin(program)
         whole.insert(body)
-        self._end()
+        envelope.end()
         semaphore = None
         if isinstance(site, StaticProbeSite) and site.semaphores:
             semaphore = site.semaphores[0]
@@ -184,79 +169,6 @@ class _Maker:
             self._layout,
             whole.code(),
         )
-
-    # --- Around the body
-
-    def _begin(self, program: int) -> None:
-        code, reads = self._reads.code, self._reads
-        code.do(R6, "=", R1)
-        # The process counts its threads in a namespace of its own.
-        code.load_symbol(R1, NAMESPACE_DEVICE)
-        code.load_symbol(R2, NAMESPACE_INODE)
-        reads.frame_address(R3, KEY_SLOT)
-        code.store(FP, KEY_SLOT, 0)
-        code.do(R4, "=", WORD)
-        code.call(_NS_PID_TGID)
-        code.jump_if(R0, "!=", 0, "out")
-        code.load_symbol(R1, PID)
-        code.load(R2, FP, KEY_SLOT + 4, 4)
-        code.jump_if(R2, "!=", R1, "out")
-        code.load(R1, FP, KEY_SLOT, 4)
-        code.store(FP, OWN_TID_SLOT, R1)
-        code.call(_GET_PID_TGID)
-        code.do(R0, "<<=", 32)
-        code.do(R0, ">>=", 32)
-        code.store(FP, TID_SLOT, R0)
-        self._count()
-        reads.reserve(self._layout.size)
-        code.jump_if(R0, "==", 0, "lost")
-        code.do(R7, "=", R0)
-        code.store(R7, 0, record.HIT | program << 16, 4)
-        code.load(R1, FP, TID_SLOT)
-        code.store(R7, record.TID, R1, 4)
-        code.load(R1, FP, NTH_SLOT)
-        code.store(R7, record.NTH, R1)
-        code.call(_BOOT_NS)
-        code.store(R7, record.TIME, R0)
-        code.load(R1, FP, OWN_TID_SLOT)
-        code.store(R7, record.PARTS, 0, 4)
-        code.store(R7, record.OWN_TID, R1, 4)
-        code.do(R1, "=", (1 << len(self._layout.values)) - 1)
-        code.store(R7, record.KNOWN, R1)
-        for offset, name in ((record.SP, "rsp"), (record.IP, "rip")):
-            code.load(R1, R6, PT_REGS[name])
-            code.store(R7, offset, R1)
-        reads.mark_not_reached(R7, self._layout)
-
-    def _count(self) -> None:
-        """Count the event among those of its thread, so that a gap shows what was lost."""
-        code, reads = self._reads.code, self._reads
-        reads.look_up(THREADS, TID_SLOT)
-        code.jump_if(R0, "!=", 0, "known")
-        code.store(FP, NTH_SLOT, 1)
-        reads.update(THREADS, TID_SLOT, NTH_SLOT)
-        code.jump("counted")
-        code.label("known")
-        code.load(R1, R0, 0)
-        code.do(R1, "+=", 1)
-        code.store(R0, 0, R1)
-        code.store(FP, NTH_SLOT, R1)
-        code.label("counted")
-
-    def _end(self) -> None:
-        code, reads = self._reads.code, self._reads
-        # Whose backtrace is wanted may go on any time.
-        reads.submit(R7, wakes=bool(self._layout.backtraces))
-        code.label("out")
-        code.do(R0, "=", 0)
-        code.exit()
-        code.label("lost")
-        code.store(FP, KEY_SLOT, 0)
-        reads.look_up(LOST, KEY_SLOT)
-        code.jump_if(R0, "==", 0, "out")
-        code.do(R1, "=", 1)
-        code.atomic_add(R0, 0, R1)
-        code.jump("out")
 
     def _values(self, names: Sequence[str | None]) -> list[Loaded]:
         """Make room for registers or arguments, which are known unless a program says so."""

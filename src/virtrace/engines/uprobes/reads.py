@@ -17,24 +17,17 @@ from virtrace.engines.uprobes.assembler import (
     R4,
     R6,
     R7,
-    R8,
     R9,
     Assembler,
     Register,
     Symbol,
 )
 from virtrace.engines.uprobes.layout import (
-    ADDRESS,
     BLOCKS,
-    BYTES,
     CONTENT,
-    FREE,
-    LENGTH,
-    LOST,
     NOT_REACHED,
     NTH,
     PARTS,
-    TEXT,
     TID,
     WORD,
     Layout,
@@ -42,30 +35,20 @@ from virtrace.engines.uprobes.layout import (
 
 # BPF_FUNC_* of <linux/bpf.h>.
 _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE = 1, 2, 3
-READ_USER, READ_USER_STRING, _RESERVE, _SUBMIT, _COPY_FROM_USER = 112, 114, 131, 132, 148
+READ_USER, READ_USER_STRING, _RESERVE, _SUBMIT, COPY_FROM_USER = 112, 114, 131, 132, 148
 # The reader looks by itself every few milliseconds: to wake it up at each record costs more than
 # to write one.
 _NO_WAKEUP, _FORCE_WAKEUP = 1, 2
 
 RING = Symbol("ring", is_map=True)
 
-# Bytes of a text that have their place in the record of the probe.
-_BEGINNING = 256
-# Sizes of the parts that follow a longer one, and how often the last may: more than libvirt
-# takes of QEMU (QEMU_MONITOR_MAX_RESPONSE, 10 MiB).
-_LONG = tuple(1 << shift for shift in range(10, 20))
-_LONGEST, _LONGEST_PARTS = 1 << 20, 10
-# What an address that may be no text's is read to.
-_SHORT = (1 << 10, 1 << 12)
 _MAX_BLOCK = 1 << 13
-_PAGE = 1 << 12
+PAGE = 1 << 12
 
-# Of a thread's own stack, for a backtrace.
-_STACK_PARTS = 16
 
 # The frame of a program: offsets from its end.
 TID_SLOT, OWN_TID_SLOT, NTH_SLOT, KEY_SLOT = -8, -16, -24, -40
-_LENGTH_SLOT, _ROUND_SLOT, _SCRATCH_SLOT = -48, -56, -64
+LENGTH_SLOT, _ROUND_SLOT, SCRATCH_SLOT = -48, -56, -64
 KEPT_SLOT = -64 - 8 * WORD
 
 # struct pt_regs (arch/x86/include/asm/ptrace.h) begins as what a tracer is given.
@@ -118,12 +101,12 @@ class Reads:
         self.layout = layout
         self._sleepable = sleepable
         # The record that blocks and texts go to: of the probe, or a part.
-        self._base, self._into_layout = R7, layout
+        self.base, self.into_layout = R7, layout
 
     @property
-    def _retries(self) -> bool:
+    def retries(self) -> bool:
         """Whether a page that is not in memory is waited for: not in the rounds of an array."""
-        return self._sleepable and self._base is R7
+        return self._sleepable and self.base is R7
 
     # --- Values
 
@@ -199,7 +182,7 @@ class Reads:
 
     def block(self, address: Value, size: int) -> Loaded:
         """Read so many bytes at an address; return the word at their beginning."""
-        layout, base, code = self._into_layout, self._base, self.code
+        layout, base, code = self.into_layout, self.base, self.code
         # Larger structs are not read by captures; the reader says that it is not there.
         size = min(size, _MAX_BLOCK)
         at = layout.room(2 * WORD + size)
@@ -209,13 +192,13 @@ class Reads:
         self.point(R1, base, at + 2 * WORD)
         code.do(R2, "=", size)
         code.call(READ_USER)
-        if self._retries:
+        if self.retries:
             done = code.new_label("read")
             code.jump_if(R0, "s>=", 0, done)
             self.point(R1, base, at + 2 * WORD)
             code.do(R2, "=", size)
             code.load(R3, base, at)
-            code.call(_COPY_FROM_USER)
+            code.call(COPY_FROM_USER)
             code.label(done)
         code.store(base, at + WORD, R0)
         return Loaded(at + 2 * WORD, base=base)
@@ -233,87 +216,17 @@ class Reads:
         unread = code.new_label("unread")
         code.do(R3, "=", R1)
         code.do(R3, "+=", offset)
-        code.store(FP, _SCRATCH_SLOT, 0)
-        self.frame_address(R1, _SCRATCH_SLOT)
+        code.store(FP, SCRATCH_SLOT, 0)
+        self.frame_address(R1, SCRATCH_SLOT)
         code.do(R2, "=", size)
         code.call(READ_USER)
         code.jump_if(R0, "!=", 0, unread)
-        code.load(R1, FP, _SCRATCH_SLOT)
+        code.load(R1, FP, SCRATCH_SLOT)
         return unread
 
     def point(self, register: Register, base: Register, offset: int) -> None:
         self.code.do(register, "=", base)
         self.code.do(register, "+=", offset)
-
-    # --- Texts
-
-    def text(self, address: Value, *, is_certain: bool) -> None:
-        """Read the text at an address. is_certain: if there is one, it begins there."""
-        layout, base, code = self._into_layout, self._base, self.code
-        number = len(layout.texts)
-        at = layout.room(2 * WORD + _BEGINNING)
-        layout.texts.append((at, _BEGINNING))
-        done = code.new_label("text")
-        self.into(R8, address)
-        code.jump_if(R8, "==", 0, done)
-        code.store(base, at, R8)
-        self._read_text(base, at + 2 * WORD, _BEGINNING)
-        code.store(base, at + WORD, R0)
-        if base is R7:
-            code.jump_if(R0, "s<", _BEGINNING, done)
-            code.do(R8, "+=", _BEGINNING - 1)
-            for size in _LONG if is_certain else _SHORT:
-                self._rest_of_text(number, size, done, at)
-            if is_certain:
-                with self.repeated(_LONGEST_PARTS, done):
-                    self._rest_of_text(number, _LONGEST, done, at)
-        code.label(done)
-
-    def _rest_of_text(self, number: int, size: int, done: str, at: int) -> None:
-        """One more part, of the text at R8."""
-        code = self.code
-        there = code.new_label("there")
-        self.reserve(CONTENT + size)
-        code.jump_if(R0, "!=", 0, there)
-        code.do(R1, "=", LOST)
-        code.store(R7, at + WORD, R1)
-        code.jump(done)
-        code.label(there)
-        code.do(R9, "=", R0)
-        self.begin_part(R9, TEXT, number, size)
-        code.store(R9, ADDRESS, R8)
-        self._read_text(R9, CONTENT, size)
-        code.store(R9, LENGTH, R0)
-        code.store(FP, _LENGTH_SLOT, R0)
-        # So large a text fills the ring soon.
-        self.submit_part(R9, wakes=size == _LONGEST)
-        code.load(R0, FP, _LENGTH_SLOT)
-        code.jump_if(R0, "s<", size, done)
-        code.do(R8, "+=", size - 1)
-
-    def _read_text(self, base: Register, at: int, size: int) -> None:
-        """Have R0 be the size of the text at R8 with its NUL, or -errno."""
-        code = self.code
-
-        def read() -> None:
-            self.point(R1, base, at)
-            code.do(R2, "=", size)
-            code.do(R3, "=", R8)
-            code.call(READ_USER_STRING)
-
-        read()
-        if self._retries:
-            done = code.new_label("read")
-            code.jump_if(R0, "s>=", 0, done)
-            # Bring its pages into memory, and read once more. One behind its end may be missing.
-            for page in range(0, min(size, 4 * _PAGE), _PAGE):
-                self.frame_address(R1, _SCRATCH_SLOT)
-                code.do(R2, "=", 1)
-                code.do(R3, "=", R8)
-                code.do(R3, "+=", page)
-                code.call(_COPY_FROM_USER)
-            read()
-            code.label(done)
 
     # --- Parts
 
@@ -355,10 +268,10 @@ class Reads:
         layout, outer = Layout(CONTENT), self.code
         number = len(self.layout.parts)
         self.layout.parts.append(layout)
-        self.code, self._base, self._into_layout = outer.fragment(), R9, layout
+        self.code, self.base, self.into_layout = outer.fragment(), R9, layout
         yield
         body, self.code = self.code, outer
-        self._base, self._into_layout = R7, self.layout
+        self.base, self.into_layout = R7, self.layout
         self.reserve(layout.size)
         outer.jump_if(R0, "==", 0, lost)
         outer.do(R9, "=", R0)
@@ -373,29 +286,3 @@ class Reads:
         code.do(R1, "=", NOT_REACHED)
         for offset, _ in (*layout.blocks, *layout.texts):
             code.store(record, offset + WORD, R1)
-
-    def stack(self) -> None:
-        """Copy the thread's stack, from its stack pointer on."""
-        code = self.code
-        done, read = code.new_label("stack"), code.new_label("read")
-        code.load(R8, R6, PT_REGS["rsp"])
-        with self.repeated(_STACK_PARTS, done):
-            self.reserve(CONTENT + _PAGE)
-            code.jump_if(R0, "==", 0, done)
-            code.do(R9, "=", R0)
-            self.begin_part(R9, BYTES, FREE)
-            code.store(R9, ADDRESS, R8)
-            self.point(R1, R9, CONTENT)
-            code.do(R2, "=", _PAGE)
-            code.do(R3, "=", R8)
-            code.call(READ_USER)
-            code.store(FP, _LENGTH_SLOT, R0)
-            code.jump_if(R0, "!=", 0, read)
-            code.do(R0, "=", _PAGE)
-            code.label(read)
-            code.store(R9, LENGTH, R0)
-            self.submit_part(R9)
-            code.load(R1, FP, _LENGTH_SLOT)
-            code.jump_if(R1, "!=", 0, done)
-            code.do(R8, "+=", _PAGE)
-        code.label(done)
