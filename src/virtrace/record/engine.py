@@ -74,8 +74,6 @@ def record(
                 print_lines([f"tracing by {engine.title}{because}"])
                 # An engine may be another program, which prints by itself.
                 sys.stdout.flush()
-                # What records prints by itself.
-                sys.stdout.flush()
             try:
                 return engine.run(job, process)
             except EngineError as error:
