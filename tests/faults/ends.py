@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -230,14 +230,26 @@ ENDS: dict[str, Callable[[Lab, Path], Ended]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    run_ends(__doc__, ENDS, lives)
+
+
+def run_ends(
+    description: str | None,
+    ends: Mapping[str, Callable[[Lab, Path], object]],
+    is_unharmed: Callable[[Lab, int], bool],
+) -> None:
+    """Run the ends that the command line names, and exit with 1 if one of them failed.
+
+    is_unharmed: whether the daemon lives after an end; AssertionError if it lives and was harmed
+    """
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--times", type=int, default=10)
     parser.add_argument("--clients", type=int, default=4)
-    parser.add_argument("names", nargs="*", help=f"beginnings of {', '.join(ENDS)}")
+    parser.add_argument("names", nargs="*", help=f"beginnings of {', '.join(ends)}")
     args = parser.parse_args()
     failed = 0
     with LabWhileItLives() as labs:
-        for name, end in ENDS.items():
+        for name, end in ends.items():
             if args.names and not name.startswith(tuple(args.names)):
                 continue
             whole = 0
@@ -249,7 +261,7 @@ def main() -> None:
                     try:
                         with calling(lab, args.clients):
                             end(lab, Path(folder))
-                        unharmed = lives(lab, pid)
+                        unharmed = is_unharmed(lab, pid)
                         assert unharmed is (name != "daemon-killed"), "the daemon has ended"
                         whole += 1
                     except Exception as error:

@@ -10,7 +10,6 @@ docs/safety.md has the figures of a full run.
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import shutil
@@ -21,13 +20,13 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from tests.faults.killed import LabWhileItLives, calling, lives, wait_for_breakpoints
+from tests.faults.ends import run_ends
+from tests.faults.killed import lives, wait_for_breakpoints
 from tests.support.waiting import wait_until
 from virtrace.errors import INCOMPLETE, INTERRUPTED
 from virtrace.image.memory import ProcessMemory
-from virtrace.image.process import inspect
+from virtrace.image.process import inspect, read_status
 from virtrace.lab.daemon import Lab
 from virtrace.trace.reader import Trace, read_trace
 
@@ -188,44 +187,12 @@ def unharmed(lab: Lab, pid: int) -> bool:
         except AssertionError:
             return False
 
-    if not os.path.exists(f"/proc/{pid}"):
+    status = read_status(pid)
+    if status is None or status["State"].startswith("Z"):
         return False
     wait_until(is_let_go, "the kernel to let the daemon go")
     return lives(lab, pid)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--times", type=int, default=10)
-    parser.add_argument("--clients", type=int, default=4)
-    parser.add_argument("names", nargs="*", help=f"beginnings of {', '.join(ENDS)}")
-    args = parser.parse_args()
-    failed = 0
-    with LabWhileItLives() as labs:
-        for name, end in ENDS.items():
-            if args.names and not name.startswith(tuple(args.names)):
-                continue
-            whole = 0
-            for _ in range(args.times):
-                lab = labs.up()
-                pid = lab.pid
-                with TemporaryDirectory() as folder:
-                    is_unharmed = False
-                    try:
-                        with calling(lab, args.clients):
-                            end(lab, Path(folder))
-                        if name != "daemon-killed":
-                            is_unharmed = unharmed(lab, pid)
-                            assert is_unharmed, "the daemon has ended"
-                        whole += 1
-                    except Exception as error:
-                        print(f"{name}: {type(error).__name__}: {error}"[:4000], flush=True)
-                if not is_unharmed:
-                    labs.down()
-            failed += args.times - whole
-            print(f"{name}: {whole} of {args.times}", flush=True)
-    sys.exit(failed > 0)
-
-
 if __name__ == "__main__":
-    main()
+    run_ends(__doc__, ENDS, unharmed)
