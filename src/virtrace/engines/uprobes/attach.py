@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from virtrace.engines.uprobes import kernel
+from virtrace.engines.uprobes.host import BY_GDB
 from virtrace.engines.uprobes.kernel import KernelError, Place
 from virtrace.engines.uprobes.maps import RING_BYTES, Maps
 from virtrace.engines.uprobes.program import ROUNDS, Options, Program, programs
@@ -22,9 +23,6 @@ from virtrace.plan.model import AnySite, LineSite, Plan
 _CLOSERS = 32
 # Of the kernel alone, so that Python has no name for it (include/linux/errno.h).
 _ENOTSUPP = 524
-
-
-_GDB = "trace by GDB: --engine gdb"
 
 
 class TooLargeError(EngineError):
@@ -60,7 +58,11 @@ class Probes:
         except OSError as error:
             raise _refused("maps cannot be created", error) from error
         self.ring = self._maps.ring
-        self._load()
+        try:
+            self._load()
+        except EngineError:
+            self.close()
+            raise
 
     def _load(self) -> None:
         able = self._abilities
@@ -72,15 +74,19 @@ class Probes:
         # The verifier of each works on a processor of its own.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             loading = [pool.submit(load, program) for program in self._programs]
-        for program, loaded in zip(self._programs, loading):
-            error = loaded.exception()
+        errors = [loaded.exception() for loaded in loading]
+        self._descriptors = [
+            loaded.result() for loaded, error in zip(loading, errors) if error is None
+        ]
+        for program, error in zip(self._programs, errors):
             if isinstance(error, KernelError):
                 probe = self._sites[program.site].probe
                 said = [*error.log.strip().splitlines(), ""][0]
                 if error.errno == errno.E2BIG:
-                    raise TooLargeError(f"the program of {probe} is too large", _GDB) from error
+                    raise TooLargeError(f"the program of {probe} is too large", BY_GDB) from error
                 raise _refused(f"the program of {probe} was refused ({said})", error) from error
-            self._descriptors.append(loaded.result())
+            if error is not None:
+                raise error
 
     def attach(self) -> None:
         """Attach all programs. Raises: EngineError; then none is attached."""
@@ -89,12 +95,7 @@ class Probes:
             site = self._sites[program.site]
             module = self._process.module(site.module)
             assert module is not None
-            offset = module.elf.file_offset(program.address)
-            semaphore = 0
-            if program.semaphore is not None:
-                semaphore = module.elf.file_offset(program.semaphore) or 0
-            assert offset is not None
-            place = Place(str(module.file), offset, program.at_return, semaphore)
+            place = Place(str(module.file), *program.offsets(module.elf), program.at_return)
             try:
                 self._links.append(attach(descriptor, place, self._process.pid))
             except KernelError as error:
@@ -139,7 +140,7 @@ class Probes:
         for descriptor in self._descriptors:
             os.close(descriptor)
         self._descriptors = []
-        self.ring.close()
+        self._maps.close()
 
 
 def load_programs(
@@ -157,7 +158,4 @@ def load_programs(
 
 
 def _refused(what: str, error: OSError) -> EngineError:
-    return EngineError(
-        f"the kernel cannot trace this: {what}: {error.strerror}",
-        _GDB,
-    )
+    return EngineError(f"the kernel cannot trace this: {what}: {error.strerror}", BY_GDB)

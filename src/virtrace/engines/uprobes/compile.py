@@ -84,11 +84,7 @@ def _file(module: Module) -> Record:
 
 
 def _program(program: Program, module: Module) -> Record:
-    offset = module.elf.file_offset(program.address)
-    assert offset is not None
-    semaphore = 0
-    if program.semaphore is not None:
-        semaphore = module.elf.file_offset(program.semaphore) or 0
+    offset, semaphore = program.offsets(module.elf)
     return {
         "file": module.path,
         "address": program.address,

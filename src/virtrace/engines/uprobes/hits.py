@@ -113,7 +113,7 @@ class RecordMemory(Recorded):
         for start, piece in (*self._pieces[index : index + 1], *self._pieces):
             if start <= address < start + len(piece):
                 return piece[address - start :]
-        for start, length, status in self._unread:
+        for start, length, status in self._failed:
             if start <= address < start + length:
                 raise _unread(address, _why(status))
         raise _unread(address, "no program recorded it")
@@ -136,7 +136,7 @@ class RecordMemory(Recorded):
         return [start for start, _ in self._pieces]
 
     @property
-    def _unread(self) -> Iterator[tuple[int, int, int]]:
+    def _failed(self) -> Iterator[tuple[int, int, int]]:
         """What could not be read: address, size, and status."""
         for _, _, length, start, status in self._blocks():
             if status not in (0, NOT_REACHED):

@@ -12,7 +12,8 @@ from virtrace.engines.uprobes.trial import abilities
 from virtrace.errors import TargetError
 from virtrace.image.process import read_status
 
-_GDB = "trace by GDB: --engine gdb"
+# What to do where this engine cannot trace.
+BY_GDB = "trace by GDB: --engine gdb"
 # <linux/capability.h>
 _CAPABILITIES = {"CAP_PERFMON": 38, "CAP_BPF": 39}
 _CAP_SYS_ADMIN = 21
@@ -23,11 +24,11 @@ _LOCKDOWN = Path("/sys/kernel/security/lockdown")
 def problem() -> TargetError | None:
     """Return why no program can be attached here; None if one was, to a function of our own."""
     if not kernel.is_supported_machine():
-        return TargetError(f"the uprobes engine does not know {platform.machine()}", _GDB)
+        return TargetError(f"the uprobes engine does not know {platform.machine()}", BY_GDB)
     try:
         abilities()
     except FileNotFoundError:
-        return TargetError("this kernel has no uprobes (CONFIG_UPROBE_EVENTS)", _GDB)
+        return TargetError("this kernel has no uprobes (CONFIG_UPROBE_EVENTS)", BY_GDB)
     except OSError as error:
         return _explained(error)
     return None
@@ -37,10 +38,10 @@ def _explained(error: OSError) -> TargetError:
     version = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2])
     if version < _OLDEST:
         return TargetError(
-            f"the kernel is Linux {platform.release()}, and the uprobes engine needs 5.8", _GDB
+            f"the kernel is Linux {platform.release()}, and the uprobes engine needs 5.8", BY_GDB
         )
     if error.errno not in (errno.EPERM, errno.EACCES):
-        return TargetError(f"the kernel refuses BPF programs: {error.strerror}", _GDB)
+        return TargetError(f"the kernel refuses BPF programs: {error.strerror}", BY_GDB)
     missing = _missing_capabilities()
     if missing and os.geteuid() != 0:
         return TargetError(
@@ -60,7 +61,7 @@ def _explained(error: OSError) -> TargetError:
             "a seccomp filter forbids bpf(2) or perf_event_open(2), as in most containers",
             "run on the host, or start the container with --security-opt seccomp=unconfined",
         )
-    return TargetError(f"the kernel refuses BPF programs: {error.strerror}{_locked_down()}", _GDB)
+    return TargetError(f"the kernel refuses BPF programs: {error.strerror}{_locked_down()}", BY_GDB)
 
 
 def _missing_capabilities() -> list[str]:

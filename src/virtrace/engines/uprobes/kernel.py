@@ -123,14 +123,14 @@ def load(code: bytes, name: str, *, sleepable: bool, multi: bool) -> int:
 class Place:
     """Where a uprobe goes.
 
-    path: of the file. offset: in the file, bytes. at_return: at the return of the function there.
-    semaphore: the file offset of a static probe's counter; 0: it has none.
+    path: of the file. offset: in the file, bytes. semaphore: the file offset of a static probe's
+    counter; 0: it has none. at_return: at the return of the function there.
     """
 
     path: str
     offset: int
-    at_return: bool = False
     semaphore: int = 0
+    at_return: bool = False
 
 
 def attach(program: int, place: Place, pid: int) -> int:
@@ -264,9 +264,6 @@ class RingBuffer:
     def release(self) -> None:
         """Let the kernel overwrite what ``records`` returned last."""
         self._consumer[0] = self._next
-
-    def close(self) -> None:
-        os.close(self.descriptor)
 
 
 def _bpf(command: int, attributes: bytes) -> int:

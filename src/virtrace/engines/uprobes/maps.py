@@ -32,16 +32,22 @@ class Maps:
         lift_memory_limit()
         self.ring = RingBuffer(ring_bytes)
         self._lost = create_map(ARRAY, 4, WORD, 1, "virtrace_lost")
+        self._threads = create_map(LRU_HASH, WORD, WORD, _ENTRIES, "virtrace_threads")
+        self._kept = create_map(LRU_HASH, KEPT_KEY, WORD * MOST_KEPT, _ENTRIES, "virtrace_kept")
         namespace = os.stat(f"/proc/{pid}/ns/pid")
         self.symbols: Mapping[str, int] = {
             "ring": self.ring.descriptor,
             "lost": self._lost,
-            "threads": create_map(LRU_HASH, WORD, WORD, _ENTRIES, "virtrace_threads"),
-            "kept": create_map(LRU_HASH, KEPT_KEY, WORD * MOST_KEPT, _ENTRIES, "virtrace_kept"),
+            "threads": self._threads,
+            "kept": self._kept,
             "namespace_device": namespace.st_dev,
             "namespace_inode": namespace.st_ino,
             "pid": _own_pid(pid),
         }
+
+    def close(self) -> None:
+        for descriptor in (self.ring.descriptor, self._lost, self._threads, self._kept):
+            os.close(descriptor)
 
     def lost(self) -> int:
         """Return how many events found no room in the ring."""

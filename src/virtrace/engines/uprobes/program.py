@@ -16,30 +16,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from virtrace.binary.pack import AtEntry, Constant, InRegister, OnStack, Place
+from virtrace.binary.reader import Binary
 from virtrace.binary.x86_64 import ABI
 from virtrace.engines.uprobes import layout as record
-from virtrace.engines.uprobes.assembler import (
-    R1,
-    R2,
-    R7,
-    Code,
-)
+from virtrace.engines.uprobes.assembler import R1, R2, R7, Code
 from virtrace.engines.uprobes.captures import CaptureReads
 from virtrace.engines.uprobes.envelope import Envelope
 from virtrace.engines.uprobes.kept import FOR_CALLED, FOR_LINES, FOR_RETURN, Kept
 from virtrace.engines.uprobes.layout import MOST_KEPT, WORD, Layout
 from virtrace.engines.uprobes.proofs import Proofs, asked_of, called_by, is_known, places
-from virtrace.engines.uprobes.reads import (
-    InContext,
-    Loaded,
-    Number,
-    Plus,
-    Reads,
-    Value,
-)
-from virtrace.plan.arguments import (
-    ByOperands,
-)
+from virtrace.engines.uprobes.reads import InContext, Loaded, Number, Plus, Reads, Value
+from virtrace.plan.arguments import ByOperands
 from virtrace.plan.capture import Capture
 from virtrace.plan.model import (
     AnySite,
@@ -75,6 +62,13 @@ class Program:
     semaphore: int | None
     layout: Layout
     code: Code
+
+    def offsets(self, elf: Binary) -> tuple[int, int]:
+        """Return where it goes in the file, and where its semaphore is: 0 if it has none."""
+        offset = elf.file_offset(self.address)
+        assert offset is not None
+        semaphore = None if self.semaphore is None else elf.file_offset(self.semaphore)
+        return offset, semaphore or 0
 
 
 @dataclass(frozen=True)

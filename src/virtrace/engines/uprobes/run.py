@@ -18,6 +18,7 @@ from virtrace.engine.output import Output
 from virtrace.engines.uprobes import kernel
 from virtrace.engines.uprobes.attach import Probes, load_programs
 from virtrace.engines.uprobes.frames import frames
+from virtrace.engines.uprobes.host import BY_GDB
 from virtrace.engines.uprobes.layout import HIT
 from virtrace.engines.uprobes.live import LiveBacktraces, Taken
 from virtrace.engines.uprobes.load import Load
@@ -66,7 +67,7 @@ def resolve(
     if not convention.is_known:
         raise EngineError(
             f"the uprobes engine does not know how calls on {convention.machine} are made",
-            "trace by GDB: --engine gdb",
+            BY_GDB,
         )
     plan = resolve_without_gdb(recipe, image, debug_files, packs)
     require_traceable(recipe, plan)
@@ -86,7 +87,7 @@ def _require_one_stack(image: Image) -> None:
         raise EngineError(
             f"the kernel's return probes could end {image.exe}: threads of {target.name} leave "
             "one stack for another",
-            "trace by GDB: --engine gdb",
+            BY_GDB,
         )
 
 
@@ -296,7 +297,7 @@ def _require_safe_returns(process: Process) -> None:
         raise EngineError(
             f"process {process.pid} has a seccomp filter, and on Linux {os.uname().release} the "
             "return of a probed function can make a filter end the process",
-            "trace by GDB: --engine gdb",
+            BY_GDB,
         )
 
 

@@ -162,7 +162,7 @@ def _require_unchanged(
 
 def _place(program: Mapping[str, Any], files: Mapping[str, tuple[str, int]]) -> Place:
     path = files[program["file"]][0]
-    return Place(path, program["offset"], program["at_return"], program["semaphore"])
+    return Place(path, program["offset"], program["semaphore"], program["at_return"])
 
 
 def _fail(what: str, remedy: str) -> NoReturn:

@@ -152,7 +152,7 @@ class _Trial:
         """pid: None: of this process. Raises: KernelError."""
         program = self._load(sleepable=sleepable, multi=multi)
         attach = kernel.attach_multi if multi else kernel.attach
-        place = Place(self._path, offset, at_return)
+        place = Place(self._path, offset, at_return=at_return)
         self._opened.append(attach(program, place, os.getpid() if pid is None else pid))
 
     def multi_works(self, *, sleepable: bool) -> bool:
