@@ -63,7 +63,8 @@ FIGURES = {
     "attach": "gap at attach",
     "detach": "gap at detach",
     "daemon_cpu": "daemon's CPU",
-    "tracer_cpu": "tracer's CPU",
+    "tracing_cpu": "tracer's CPU meanwhile",
+    "tracer_cpu": "tracer's CPU in all",
     "bytes": "bytes a call",
     "captured": "values captured",
 }
@@ -211,11 +212,13 @@ class Bench:
             tracers.update(writers_of(running.output))
         daemon_ms, tracer_ms = cpu_ms(daemon), cpu_ms(tracers)
         alone = self.traced.calls(self.calls)
+        tracing_ms = cpu_ms(tracers)
         _settle(running.output)
         found = {
             "traced_ms": statistics.median(alone),
             "traced_p99_ms": p99(alone),
             "daemon_cpu_ms": (cpu_ms(daemon) - daemon_ms) / self.calls,
+            "tracing_cpu_ms": (tracing_ms - tracer_ms) / self.calls,
             "tracer_cpu_ms": (cpu_ms(tracers) - tracer_ms) / self.calls,
             "bytes": (_size(running.output) - size) / self.calls,
         }
@@ -269,7 +272,7 @@ def ratios(found: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, floa
             row["of_floor"] = (row["traced"] - 1) / (floor["traced_ms"] / floor["around"] - 1)
         for key in "beside", "beside_p99":
             row[key] = own[f"{key}_ms"] / nothing[f"{key}_ms"]
-        for key in "daemon_cpu", "tracer_cpu":
+        for key in "daemon_cpu", "tracing_cpu", "tracer_cpu":
             row[key] = own[f"{key}_ms"] / nothing["daemon_cpu_ms"]
         row["bytes"] = own["bytes"]
         if "captured" in own:

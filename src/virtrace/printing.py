@@ -62,7 +62,7 @@ def own(controls: str) -> str:
 
 
 def without_own(text: str) -> str:
-    return _OWN.sub("", text)
+    return _OWN.sub("", text) if _MARK in text else text
 
 
 def safe(text: str, *, unicode: bool) -> str:

@@ -6,6 +6,7 @@ import errno
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -20,6 +21,9 @@ from virtrace.trace.format import Event, Footer, Header, SwitchedOff
 from virtrace.trace.roles import DISK_SIZES
 from virtrace.trace.writer import TraceWriter
 
+# Calls that are shown at once, and then each second: more than a person reads. Drawing a call takes
+# as much processor time as recording it.
+_BURST, _PER_SECOND = 50, 10
 # How many calls may wait to be shown; a terminal that falls further behind misses some.
 _WAITING = 1000
 
@@ -44,6 +48,8 @@ class TerminalView:
         # Calls that had not ended when the trace did.
         self._cut_off: list[Call] = []
         self._not_shown = 0
+        # How many calls may be shown now, and when that was computed.
+        self._allowed, self._computed_at = float(_BURST), time.monotonic()
         self._failure: OSError | None = None
         self._switched_off: list[SwitchedOff] = []
         self._waiting: queue.SimpleQueue[Callable[[], Iterable[str]] | None] = queue.SimpleQueue()
@@ -79,7 +85,7 @@ class TerminalView:
         found = waiting(nodes, footer.get("t_ns", 0), self._switched_off)
         self._waiting.put(lambda: text.still_waiting(found, self._style))
         if self._not_shown:
-            missed = f"{self._not_shown:,} more are not shown: the terminal is too slow"
+            missed = f"{self._not_shown:,} more are not shown, because they came too fast"
             self._waiting.put(lambda: [missed, ""])
         # The last file, where there are several.
         output = str(self._trace.path)
@@ -118,7 +124,11 @@ class TerminalView:
         return nodes
 
     def _show(self, lines: Callable[[], Iterable[str]]) -> None:
-        if self._waiting.qsize() < _WAITING:
+        now = time.monotonic()
+        earned = (now - self._computed_at) * _PER_SECOND
+        self._allowed, self._computed_at = min(self._allowed + earned, _BURST), now
+        if self._allowed >= 1 and self._waiting.qsize() < _WAITING:
+            self._allowed -= 1
             self._waiting.put(lines)
         else:
             self._not_shown += 1

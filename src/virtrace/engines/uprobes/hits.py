@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 from virtrace.binary.x86_64 import ABI
 from virtrace.engines.uprobes.layout import (
@@ -57,8 +58,7 @@ class DamagedRecordError(TraceError):
         super().__init__(f"a record is damaged: {why}", "import the complete output, unchanged")
 
 
-@dataclass(frozen=True)
-class _Part:
+class _Part(NamedTuple):
     """kind: TEXT, BYTES, PARAMETERS or BLOCKS. number: as in the record. status: a size, or -errno.
 
     content: of a text, without its NUL. is_cut: the text goes on behind it.
@@ -225,8 +225,7 @@ def _unread(address: int, why: str) -> Unavailable:
     return Unavailable(f"cannot read memory at {address:#x}: {why}")
 
 
-@dataclass(frozen=True)
-class Hit:
+class Hit(NamedTuple):
     """An event as its program recorded it.
 
     program: its number. tid: as in a trace; own_tid: as the process itself counts.

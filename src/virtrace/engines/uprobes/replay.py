@@ -23,6 +23,7 @@ from virtrace.trace.format import (
     Header,
     Json,
     ProbeRecord,
+    Record,
     SwitchedOff,
     unavailable,
 )
@@ -55,7 +56,9 @@ class Replayer:
         own_tids: bool,
     ) -> None:
         """own_tids: as of ``Hits``."""
-        self._batches = _Batches(output)
+        self._batches = _Batches(
+            output, has_backtraces=any(program.layout.backtraces for program in programs)
+        )
         self.recording = Recording(job.recipe, job.selection, self._batches)
         output.listen(self.recording.ending.request)
         self.hits = Hits(programs, self._hit, self._lost, own_tids=own_tids)
@@ -126,8 +129,11 @@ class Replayer:
         # Before the trace has begun, not all probes are there.
         if self.is_over or hit.t_ns < self._started_ns:
             return
-        for ready in self._in_order(hit):
-            self._take(ready)
+        if self._lines_at_entry:
+            for ready in self._in_order(hit):
+                self._take(ready)
+        else:
+            self._take(hit)
 
     def _in_order(self, hit: Hit) -> Iterator[Hit]:
         """Return what comes now: where a line begins with its function, the entry comes first.
@@ -193,8 +199,9 @@ class _Batches:
     taken: by thread and number of the event. current: the event that is being recorded
     """
 
-    def __init__(self, output: Output) -> None:
+    def __init__(self, output: Output, *, has_backtraces: bool) -> None:
         self._output = output
+        self._has_backtraces = has_backtraces
         self._waiting: list[RawEvent | SwitchedOff] = []
         self.rotates = output.rotates
         self.taken: dict[tuple[int, int], Mapping[int, Json]] = {}
@@ -204,11 +211,10 @@ class _Batches:
         self._output.begin(header)
 
     def take(self, items: Sequence[RawEvent | SwitchedOff]) -> None:
-        for item in items:
-            if isinstance(item, RawEvent):
-                for name, value in item.values.items():
-                    if isinstance(value, PendingBacktrace):
-                        item.values[name] = self._of_current(value.tid)
+        if self._has_backtraces:
+            for item in items:
+                if isinstance(item, RawEvent):
+                    self._put_backtraces(item.values)
         self._waiting += items
         if len(self._waiting) >= min(_BATCH, self._output.remaining):
             self.flush()
@@ -217,6 +223,11 @@ class _Batches:
         waiting, self._waiting = self._waiting, []
         if waiting:
             self._output.take(waiting)
+
+    def _put_backtraces(self, values: Record) -> None:
+        for name, value in values.items():
+            if isinstance(value, PendingBacktrace):
+                values[name] = self._of_current(value.tid)
 
     def _of_current(self, thread: int) -> Json:
         hit = self.current

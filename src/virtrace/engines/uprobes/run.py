@@ -46,8 +46,11 @@ from virtrace.trace.rotation import new_writer
 # Between looks at the kernel's buffer: while events come, and at most.
 _SHORTEST_SLEEP, _LONGEST_SLEEP = 0.02, 0.05
 _SHOW_SECONDS = 0.2
-# Share of one processor that decoding takes while the daemon is traced, unless it has to keep up.
-_SHARE = 0.05
+# Shares of one processor that decoding takes while events come, and once none has come for a while.
+_SHARE, _SHARE_WHEN_QUIET = 0.05, 0.5
+_QUIET_SECONDS = 0.1
+# Decoding goes on for at least this long, as it is slow until the processor's caches have its data.
+_SLICE_SECONDS = 0.02
 # Bytes of records that wait to be decoded. Beyond a part of it decoding takes what time it needs;
 # beyond all of it the kernel's buffer is left to fill, and events are lost.
 MOST_WAITING = 1 << 30
@@ -149,7 +152,7 @@ class _Run:
         self._keeps_up = False
         # Seconds that decoding may take now, and when that was computed.
         self._allowed = 0.0
-        self._looked_at = time.monotonic()
+        self._looked_at = self._came_at = time.monotonic()
         self._sleep = _SHORTEST_SLEEP
         # Edge-triggered: it tells what a program wakes us up for, not that there are records.
         self._wakeup = select.epoll()
@@ -219,6 +222,7 @@ class _Run:
         self._sleep = _SHORTEST_SLEEP if records else min(self._sleep * 2, _LONGEST_SLEEP)
         if not records:
             return
+        self._came_at = time.monotonic()
         try:
             for taken in self._live.look(records):
                 self._spool.mark(taken)
@@ -235,11 +239,16 @@ class _Run:
 
     def _decode_for_a_while(self) -> None:
         now = time.monotonic()
-        share = _SHARE
+        share = _SHARE_WHEN_QUIET if now - self._came_at > _QUIET_SECONDS else _SHARE
         if self._keeps_up or self._spool.size > _MUST_KEEP_UP:
             share = 1.0
+        if not self._spool.size:
+            # Nothing is saved up for a time when events come.
+            self._allowed = 0.0
         self._allowed = min(self._allowed + (now - self._looked_at) * share, _LONGEST_SLEEP)
         self._looked_at = now
+        if self._allowed < _SLICE_SECONDS and share < 1.0:
+            return
         self._decode(until=now + self._allowed)
         self._replayer.flush()
         self._allowed = max(self._allowed - (time.monotonic() - now), 0.0)
