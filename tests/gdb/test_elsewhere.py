@@ -27,11 +27,19 @@ GATHER = "qemuDomainBlocksStatsGather"
 
 CONTAIN = [sys.executable, str(HERE.parent / "support" / "contain.py")]
 PRIVATE = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
+# Takes the root as the lower layer, as container runtimes do; nothing else sees the mounts.
+OVERLAY = f"""\
+set -e; mount -t tmpfs tmpfs /mnt; cd /mnt; mkdir upper work root
+mount -t overlay -o "lowerdir=$0,upperdir=upper,workdir=work" overlay root
+exec {subprocess.list2cmdline(CONTAIN)} /mnt/root "$@"
+"""
 # What enters a root, given behind it.
 ENTER = {
     "chroot": ["chroot"],
     "mount namespace": ["unshare", "--mount", *CONTAIN],
     "mount and PID namespace": [*PRIVATE, *CONTAIN],
+    "user namespace": [*PRIVATE, "--user", "--map-root-user", *CONTAIN],
+    "overlayfs": ["unshare", "--mount", "sh", "-c", OVERLAY],
 }
 # What root may do in a container that was only given --cap-add SYS_PTRACE.
 LITTLE_ROOT = ["setpriv", "--bounding-set=-all,+sys_ptrace,+dac_override"]
@@ -91,12 +99,18 @@ def contain_in(root: Path, tmp_path: Path) -> Iterator[Callable[[str], Contained
         daemon.end()
 
 
-def by_record(daemon: Daemon, output: Path) -> str:
+def by_record(daemon: Daemon, output: Path, engine: str = "gdb") -> str:
     # Asks the program itself, and waits for its answer.
     ask = f"echo call vm1 vda >/proc/{daemon.pid}/fd/0; grep -qx '[.]' /proc/{daemon.pid}/fd/1"
-    done = record(daemon, output, "--", "sh", "-c", ask)
+    done = record(daemon, output, "--", "sh", "-c", ask, engine=engine)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
+
+
+def by_uprobes(daemon: Daemon, output: Path) -> str:
+    if os.geteuid() != 0:
+        pytest.skip("only root can set uprobes")
+    return by_record(daemon, output, "uprobes")
 
 
 def by_gdb(daemon: Daemon, output: Path) -> str:
@@ -108,13 +122,17 @@ def by_gdb(daemon: Daemon, output: Path) -> str:
     return printed
 
 
-WAYS = pytest.mark.parametrize("way", [by_record, by_gdb])
+WAYS = pytest.mark.parametrize("way", [by_record, by_uprobes, by_gdb])
 
 
 def record(
-    daemon: Daemon, output: Path, *arguments: str, by: list[str] | None = None
+    daemon: Daemon,
+    output: Path,
+    *arguments: str,
+    engine: str = "gdb",
+    by: list[str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    command = [*VIRTRACE, "record", "blockinfo", "--engine", "gdb"]
+    command = [*VIRTRACE, "record", "blockinfo", "--engine", engine]
     return subprocess.run(
         [*(by or []), *command, "-p", str(daemon.pid), "-o", str(output), *arguments],
         capture_output=True,
@@ -169,14 +187,31 @@ def test_from_outside_of_its_root(
     inside = in_root(daemon.root, daemon.folder)
     assert read_by_child(inside / DRIVER).build_id != read_by_child(daemon.folder / DRIVER).build_id
     printed = way(daemon, tmp_path / "t.jsonl")
-    if way is by_record:
+    if way is not by_gdb:
         assert "warning" not in printed
     assert_true(read_trace(tmp_path / "t.jsonl"), daemon, inside)
 
 
+def rename(new: Path, old: Path) -> None:
+    """Replace a file by another, as a package manager does."""
+    beside = old.with_name(f"{old.name}.new")
+    shutil.copy(new, beside)
+    beside.rename(old)
+
+
+def rewrite(new: Path, old: Path) -> None:
+    """Delete a file and write another, as `make install` does."""
+    old.unlink()
+    shutil.copy(new, old)
+
+
 @WAYS
+@pytest.mark.parametrize("replace", [rename, rewrite])
 def test_replaced_on_disk_since_it_started(
-    build: Callable[[str], Path], tmp_path: Path, way: Callable[[Daemon, Path], str]
+    build: Callable[[str], Path],
+    tmp_path: Path,
+    way: Callable[[Daemon, Path], str],
+    replace: Callable[[Path, Path], None],
 ) -> None:
     """As by an upgrade: the daemon goes on with the files that it has mapped."""
     if os.geteuid() != 0:
@@ -186,8 +221,7 @@ def test_replaced_on_disk_since_it_started(
     daemon = Daemon(folder)
     try:
         for name in (LIBRARY, DRIVER):
-            shutil.copy(build("plain") / name, tmp_path / name)
-            (tmp_path / name).rename(folder / name)
+            replace(build("plain") / name, folder / name)
         way(daemon, tmp_path / "t.jsonl")
         assert_true(read_trace(tmp_path / "t.jsonl"), daemon, build("optimized"))
         doctor = [*VIRTRACE, "doctor", "-p", str(daemon.pid)]
@@ -195,6 +229,19 @@ def test_replaced_on_disk_since_it_started(
         assert f"{folder / DRIVER} has been replaced since: what is mapped can be read" in said
     finally:
         daemon.end()
+
+
+@WAYS
+def test_replaced_in_a_layer_over_its_own(
+    contain_in: Callable[[str], Contained], tmp_path: Path, way: Callable[[Daemon, Path], str]
+) -> None:
+    """As by an upgrade in a container: the files that it has mapped are only in the lower layer."""
+    daemon = contain_in("overlayfs")
+    layered = Path(f"/proc/{daemon.pid}/root{daemon.folder}")
+    for name in (LIBRARY, DRIVER):
+        rewrite(daemon.folder / name, layered / name)
+    way(daemon, tmp_path / "t.jsonl")
+    assert_true(read_trace(tmp_path / "t.jsonl"), daemon, in_root(daemon.root, daemon.folder))
 
 
 @WAYS
@@ -254,11 +301,15 @@ def cover(request: pytest.FixtureRequest, build: Callable[[str], Path], tmp_path
     return tmp_path / "fifo"
 
 
+@pytest.mark.parametrize("way", [by_record, by_uprobes])
 def test_another_file_over_its_own(
-    covered: Callable[[Path], Daemon], cover: Path, tmp_path: Path
+    covered: Callable[[Path], Daemon],
+    cover: Path,
+    tmp_path: Path,
+    way: Callable[[Daemon, Path], str],
 ) -> None:
     daemon = covered(cover)
-    by_record(daemon, tmp_path / "t.jsonl")
+    way(daemon, tmp_path / "t.jsonl")
     assert_true(read_trace(tmp_path / "t.jsonl"), daemon, daemon.folder)
 
 
