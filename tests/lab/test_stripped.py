@@ -54,7 +54,7 @@ def values(prefix: Any, found: Any, expected: Any) -> Iterator[tuple[Any, Any, A
         yield prefix, found, expected
 
 
-def test_every_value_is_right_or_unavailable(stock_lab: Lab, tmp_path: Path) -> None:
+def test_every_value_is_right_or_unavailable(stock_lab: Lab, tmp_path: Path, engine: str) -> None:
     devices = stock_lab.qmp({"execute": "query-blockstats"})["return"]
     nodes = stock_lab.qmp({"execute": "query-named-block-nodes", "arguments": {"flat": True}})
     images = {node["node-name"]: node["image"] for node in nodes["return"]}
@@ -64,7 +64,7 @@ def test_every_value_is_right_or_unavailable(stock_lab: Lab, tmp_path: Path) -> 
     # Apart from the live trees, which would stand between its lines.
     answers = tmp_path / "printed"
     asked = f"{subprocess.list2cmdline(command)} > {answers}"
-    done = record(stock_lab, output, command=["sh", "-c", asked])
+    done = record(stock_lab, output, command=["sh", "-c", asked], engine=engine)
     assert done.returncode == 0, done.stderr
     trace = whole_trace(output)
     levels = {probe["name"]: probe["level"] for probe in trace.header["probes"]}
