@@ -27,11 +27,12 @@ ALLOWED = {
     "binary": {"errors", "confined", "files", "recipe"},
     "image": {"errors", "confined", "files", "binary"},
     "targets": {"errors", "files", "recipe", "trace", "binary", "image"},
+    "snapshot": {"errors", "trace", "image", "targets"},
     "guard": {"detached", "errors", "files", "binary", "image"},
     "plan": {"errors", "recipe", "trace", "binary", "image", "targets"},
     "engine": {"errors", "recipe", "trace", "binary", "image", "plan"},
     "analysis": {"errors", "markup", "trace"},
-    "report": {"errors", "printing", "trace", "analysis"},
+    "report": {"errors", "printing", "trace", "analysis", "snapshot"},
     "host": {"errors", "files", "markup", "trace", "image", "analysis"},
     "bundle": {"errors", "markup", "recipe", "trace", "targets", "analysis", "report", "host"},
     "lab": {"errors"},
@@ -51,7 +52,7 @@ ALLOWED = {
     "cli": {
         *("errors", "printing", "files", "recipe", "trace", "binary", "image", "targets"),
         *("engine", "plan", "guard", "analysis", "report", "host", "bundle", "confined", "lab"),
-        *("record", "engines", "checks"),
+        *("record", "engines", "checks", "snapshot"),
     },
 }
 

@@ -72,7 +72,7 @@ function _shtab_virtrace_using
   test "$_shtab_virtrace_cmdpath" = "$argv"
 end
 
-set -g _shtab_virtrace_commands record show explain diff export import bundle 'bundle make' 'bundle verify' replay recipe 'recipe list' 'recipe show' 'recipe check' 'recipe new' 'recipe compile' doctor pack 'pack make' 'pack show' rescue lab 'lab up' 'lab down' 'lab status' 'lab run'
+set -g _shtab_virtrace_commands record show snapshot explain diff export import bundle 'bundle make' 'bundle verify' replay recipe 'recipe list' 'recipe show' 'recipe check' 'recipe new' 'recipe compile' doctor pack 'pack make' 'pack show' rescue lab 'lab up' 'lab down' 'lab status' 'lab run'
 set -g _shtab_virtrace_opts_with_value --against --call --calls --dir --engine --for --html --keep --max-bytes --max-events --max-load --max-stop-ms --output --pid --process --recipe --release --rotate --seconds --source --to --where -o -p
 
 complete -c virtrace -e
@@ -105,6 +105,12 @@ complete -c virtrace -n '_shtab_virtrace_using show' -l full -d 'complete QMP re
 complete -c virtrace -n '_shtab_virtrace_using show' -l summary -d 'statistics over all calls: disks, counts, latencies'
 complete -c virtrace -n '_shtab_virtrace_using show' -l html -xka "(__fish_complete_path (commandline -ct))" -d 'write one page for a browser to this new file'
 complete -c virtrace -n '_shtab_virtrace_using show; and test $_shtab_virtrace_npos -eq 0' -ka "(_shtab_glob_compgen_d650b53a)" -d 'a trace (.jsonl) or a bundle'
+complete -c virtrace -n '_shtab_virtrace_using; and test $_shtab_virtrace_npos -eq 0' -a snapshot -d 'Say why a daemon hangs, and who waits for whom. The daemon is not stopped: everything is read from /proc, as root.'
+complete -c virtrace -n '_shtab_virtrace_using snapshot' -s h -l help -d 'show this help message and exit'
+complete -c virtrace -n '_shtab_virtrace_using snapshot' -s p -l pid -xka "(pidof libvirtd virtqemud)" -d 'the daemon; default: the only one that runs'
+complete -c virtrace -n '_shtab_virtrace_using snapshot' -s o -l output -xka "(_shtab_glob_compgen_d650b53a)" -d 'save it to this new file'
+complete -c virtrace -n '_shtab_virtrace_using snapshot' -l json -d 'one JSON document, for scripts'
+complete -c virtrace -n '_shtab_virtrace_using snapshot' -l full -d 'with the stack of each thread at work'
 complete -c virtrace -n '_shtab_virtrace_using; and test $_shtab_virtrace_npos -eq 0' -a explain -d 'Explain the answers of virDomainGetBlockInfo (virsh domblkinfo) in a trace: the cause first, then its evidence, then the path of each number from QEMU or the host. Works from the file alone.'
 complete -c virtrace -n '_shtab_virtrace_using explain' -s h -l help -d 'show this help message and exit'
 complete -c virtrace -n '_shtab_virtrace_using explain' -l call -x -d 'only the call with this number in its events'

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "record": "trace a daemon with a recipe",
     "show": "show a trace as call trees",
+    "snapshot": "say why a daemon hangs now, without stopping it",
     "explain": "explain where each number came from, and why it surprises",
     "diff": "compare two traces: what differs, and why",
     "export": "convert a trace for other tools: timelines, a table, pictures",

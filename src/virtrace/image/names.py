@@ -35,6 +35,13 @@ class FrameNames:
             return f"{module.name}+{frame.pc - module.base:#x}"
         return f"{name}+{frame.pc - start:#x} ({module.name})"
 
+    def function(self, frame: Frame, *, is_innermost: bool) -> str | None:
+        """Return the name of a frame's function; None if it is not known."""
+        if frame.module is None:
+            return None
+        inside = frame.pc - (0 if is_innermost else 1)
+        return self._named(frame.module, inside, frame.function)[1]
+
     def _named(self, module: Module, inside: int, function: int | None) -> tuple[int, str | None]:
         if function is not None and function in self._known:
             return function, self._known[function]

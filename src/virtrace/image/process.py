@@ -29,6 +29,9 @@ DELETED = " (deleted)"
 _LARGEST_MAPS = 8 << 20
 _LONGEST_COMMAND = 1 << 12
 
+# Sizes of a thread's stack, by default: with its guard page, and without.
+_STACKS = (8 << 20, (8 << 20) - 4096)
+
 _CHILD = Bounds(memory=64 << 20, processor_seconds=2, seconds=10)
 
 _CONTAINER = re.compile(r"\b[0-9a-f]{64}\b")
@@ -84,6 +87,22 @@ def mappings(pid: int) -> list[tuple[int, int]]:
     """First address, and address behind, of each part of memory that is mapped. Raises: OSError."""
     ranges = (line.partition(" ")[0].partition("-") for line in _lines(_maps(pid)))
     return [(int(start, 16), int(end, 16)) for start, _, end in ranges if end]
+
+
+def heaps(pid: int) -> list[tuple[int, int]]:
+    """The mappings that hold what a program allocates: private, writable, of no file, no stack.
+
+    Raises: OSError.
+    """
+    found = []
+    for line in _lines(_maps(pid)):
+        span, permissions, _, _, inode, *name = line.split(maxsplit=5)
+        start, _, end = span.partition("-")
+        size = int(end, 16) - int(start, 16)
+        is_anonymous = inode == "0" and (not name or name[0] == "[heap]")
+        if is_anonymous and permissions.startswith("rw-p") and size not in _STACKS:
+            found.append((int(start, 16), int(end, 16)))
+    return found
 
 
 def _maps(pid: int) -> str:

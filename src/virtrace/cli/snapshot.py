@@ -1,0 +1,56 @@
+"""``virtrace snapshot``: why a daemon hangs now, without stopping it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from virtrace.errors import ANSWER_IS_NO, DONE, typed
+from virtrace.files import write_new
+from virtrace.image.process import inspect
+from virtrace.printing import print_lines
+from virtrace.report.highlight import style_for
+from virtrace.report.snapshot import snapshot_lines
+from virtrace.snapshot.document import encoded, snapshot_of
+from virtrace.snapshot.take import take
+from virtrace.targets.processes import choose_daemon, require_target
+
+_WELL = ("busy", "healthy")
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser(
+        "snapshot",
+        description="Say why a daemon hangs, and who waits for whom. The daemon is not stopped: "
+        "everything is read from /proc, as root.",
+        epilog="Exit status: 0 nothing hangs, 1 something hangs, 3 the daemon cannot be read.",
+    )
+    parser.add_argument(
+        "-p", "--pid", metavar="PID", type=int, help="the daemon; default: the only one that runs"
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", type=Path, help="save it to this new file"
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON document, for scripts")
+    form.add_argument("--full", action="store_true", help="with the stack of each thread at work")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    pid = choose_daemon() if args.pid is None else args.pid
+    process = require_target(inspect(pid))
+    snapshot = snapshot_of(take(process), process)
+    if args.output is not None:
+        write_new(args.output, "the snapshot", [encoded(snapshot)])
+    if args.json:
+        print_lines(json.dumps(snapshot, ensure_ascii=False, indent=2).split("\n"))
+    else:
+        step = None if args.full else f"virtrace snapshot --full -p {pid}"
+        if args.output is not None:
+            step = f"virtrace show --full {typed(args.output)}"
+        print_lines(snapshot_lines(snapshot, style_for(sys.stdout, full=args.full), step))
+    well = all(verdict["verdict"] in _WELL for verdict in snapshot["verdicts"])
+    return DONE if well else ANSWER_IS_NO

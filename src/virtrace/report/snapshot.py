@@ -1,0 +1,146 @@
+"""A snapshot as text for a terminal: the answer, what to do, who waits for whom, the evidence."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+
+from virtrace.report.highlight import Style
+from virtrace.report.lines import copyable, fold, label, labelled
+from virtrace.report.pieces import Piece, listed, words
+from virtrace.report.units import count
+from virtrace.snapshot.document import (
+    DomainRecord,
+    JobRecord,
+    ServerRecord,
+    Snapshot,
+    ThreadRecord,
+    VerdictRecord,
+)
+
+_AT_REST = ("idle", "loop")
+_WELL = ("busy", "healthy")
+
+
+def snapshot_lines(snapshot: Snapshot, style: Style, next_step: str | None) -> Iterator[str]:
+    """Yield the report. next_step: a command that shows more."""
+    for number, verdict in enumerate(snapshot["verdicts"]):
+        if number == 1:
+            yield ""
+            yield from fold([("also:", "dim")], style)
+        yield from _verdict(verdict, style, is_first=number == 0)
+    busy = [thread for thread in snapshot["threads"] if thread["wait"]["kind"] not in _AT_REST]
+    if busy:
+        yield ""
+        yield from fold([("threads at work:", "dim")], style)
+        for thread in busy:
+            yield from _thread(thread, style)
+    yield ""
+    taken = datetime.fromisoformat(snapshot["taken"]).timestamp()
+    for domain in snapshot["domains"]:
+        yield from labelled("domain", _domain(domain, taken), style)
+    for server in snapshot["servers"]:
+        yield from labelled("server", _server(server), style)
+    yield from labelled("at rest", _resting(snapshot["threads"]), style)
+    yield from labelled("daemon", _daemon(snapshot), style)
+    for note in snapshot["notes"]:
+        yield from labelled("note", words(note, "yellow"), style)
+    if next_step is not None:
+        yield copyable("next", next_step, style)
+
+
+def _verdict(verdict: VerdictRecord, style: Style, *, is_first: bool) -> Iterator[str]:
+    colour = "green" if verdict["verdict"] in _WELL else "red" if is_first else "yellow"
+    if is_first:
+        yield from fold(words(verdict["says"], colour), style)
+        yield from labelled("means", words(verdict["means"]), style)
+    else:
+        yield from fold(words(verdict["says"], colour), style, "  ", "    ")
+    for step in verdict["do"]:
+        yield copyable("do", step["command"], style)
+        yield from fold(words(step["effect"], "dim"), style, label(""), label(""))
+
+
+def _thread(thread: ThreadRecord, style: Style) -> Iterator[str]:
+    pieces: list[Piece] = [(f"{thread['tid']}", "bold"), (thread["role"], "")]
+    if thread["api"] is not None:
+        pieces.append((thread["api"], "cyan"))
+    request = thread["request"]
+    if request is not None and request["name"] is not None:
+        pieces += words(f"{request['subject']} {request['name']}")
+        pieces += words(" ".join(f"{name}={text}" for name, text in request["arguments"].items()))
+    yield from fold(pieces, style, "  ", "    ")
+    yield from fold(words(thread["doing"]), style, "      ", "      ")
+    command = thread["wait"]["command"]
+    if command is not None:
+        yield from fold(words(command["text"], "json"), style, "      ", "        ")
+        if not command["sent"]:
+            yield from fold(words("QEMU has not taken it yet", "yellow"), style, "      ")
+    client = thread["client"]
+    if client is not None:
+        told = client["command"] or "a process that is gone"
+        user = "" if client["user"] is None else f", user {client['user']}"
+        yield from fold(words(f"for {told} (process {client['pid']}{user})"), style, "      ")
+    if thread["moved"]:
+        yield from fold(words("it ran meanwhile", "dim"), style, "      ")
+    if style.full:
+        for frame in thread["frames"]:
+            yield from fold(words(frame, "dim"), style, "      ", "        ")
+        if thread["frames_end"] is not None:
+            yield from fold(words(thread["frames_end"], "yellow"), style, "      ", "        ")
+
+
+def _domain(domain: DomainRecord, taken: float) -> list[Piece]:
+    pieces: list[Piece] = [(domain["name"], "bold")]
+    if domain["qemu"] is not None:
+        pieces += words(f"(id {domain['id']}, QEMU {domain['qemu']}):")
+    elif domain["id"] >= 0:
+        pieces += words(f"(id {domain['id']}):")
+    else:
+        pieces += words("(not running):")
+    jobs = domain["jobs"]
+    if isinstance(jobs, dict):
+        return [*pieces, *words(f"jobs not known ({jobs['unavailable']})", "yellow")]
+    if not jobs:
+        return [*pieces, *words("no job")]
+    return [*pieces, *words("; ".join(_job(job, taken) for job in jobs), "yellow")]
+
+
+def _job(job: JobRecord, taken: float) -> str:
+    held = "no thread" if job["owner"] is None else f"thread {job['owner']}"
+    api = "" if job["api"] is None else f" ({job['api']})"
+    since = time.strftime("%H:%M:%S", time.localtime(job["since"]))
+    lasted = f"since {since}, {taken - job['since']:.1f} s"
+    return f"{job['kind']} {job['work']}, held by {held}{api} {lasted}"
+
+
+def _server(server: ServerRecord) -> list[Piece]:
+    pieces: list[Piece] = [(f"{server['name']}:", "bold")]
+    most = server["most_clients"]
+    pieces += words(count(server["clients"], "client") + (f" of {most:,}" if most else ""))
+    pool = server["pool"]
+    if pool is not None:
+        pieces += words(
+            f"| {pool['workers']} of {pool['most']} workers, {pool['free']} free | "
+            f"{count(len(pool['queued']), 'call')} queued"
+        )
+    return pieces
+
+
+def _resting(threads: Sequence[ThreadRecord]) -> list[Piece]:
+    found: dict[str, int] = {}
+    for thread in threads:
+        if thread["wait"]["kind"] in _AT_REST:
+            found[thread["role"]] = found.get(thread["role"], 0) + 1
+    parts = [f"{number} x {role}" if number > 1 else role for role, number in found.items()]
+    return listed(parts) if parts else words("no thread")
+
+
+def _daemon(snapshot: Snapshot) -> list[Piece]:
+    daemon = snapshot["daemon"]
+    version = daemon["program"]["version"] or "of unknown version"
+    return words(
+        f"{daemon['exe']} {version}, process {daemon['pid']}; it was not stopped for this, and "
+        f"two looks were {snapshot['seconds']:.1f} s apart"
+    )

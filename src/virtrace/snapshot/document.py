@@ -1,0 +1,481 @@
+"""The file of a snapshot: one JSON document on one line; docs/snapshot-format.md describes it.
+
+The reader's checks and schema.json follow from the types here (trace/schema.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from datetime import datetime, timezone
+from typing import Literal, Optional, TypedDict, Union
+
+from virtrace import __version__
+from virtrace.errors import TraceError
+from virtrace.image.process import Process
+from virtrace.snapshot.model import (
+    Command,
+    Domain,
+    Job,
+    Look,
+    Monitor,
+    Qemu,
+    Request,
+    SeenThread,
+    Server,
+)
+from virtrace.snapshot.verdicts import Verdict, doing, verdicts
+from virtrace.targets import target_of
+from virtrace.trace.format import (
+    Count,
+    CountOrNull,
+    NumberOrNull,
+    Program,
+    TextOrNull,
+    Time,
+    UnavailableValue,
+)
+from virtrace.trace.schema import ShapeError, check
+
+FORMAT = "virtrace-snapshot"
+VERSION = 1
+BEGINNING = b'{"type":"snapshot"'
+# Of a file. A daemon with 1,000 threads makes 4 MB.
+LARGEST = 64 << 20
+BoolOrNull = Optional[bool]
+
+
+class ToolRecord(TypedDict):
+    """The virtrace that took the snapshot. python: version of the interpreter it ran in."""
+
+    virtrace: str
+    python: str
+
+
+class HostRecord(TypedDict):
+    """The host."""
+
+    machine: str
+    kernel: str
+
+
+class DaemonRecord(TypedDict):
+    """The daemon. pid: null in a core that does not say."""
+
+    pid: CountOrNull
+    exe: str
+    program: Program
+
+
+class StepRecord(TypedDict):
+    """What to do. command: as typed; effect: what it does."""
+
+    command: str
+    effect: str
+
+
+class VerdictRecord(TypedDict):
+    """What the snapshot means; the first one is the answer.
+
+    verdict: a name from docs/snapshot.md. thread: tid of the root; behind: tids of those that wait
+    for it.
+    """
+
+    verdict: str
+    says: str
+    means: str
+    do: list[StepRecord]
+    thread: CountOrNull
+    behind: list[Count]
+
+
+class ClientRecord(TypedDict):
+    """Who made a call."""
+
+    pid: CountOrNull
+    user: TextOrNull
+    command: TextOrNull
+
+
+ClientOrNull = Optional[ClientRecord]
+
+
+class RequestRecord(TypedDict):
+    """What a client asks for: subject and name, such as ``domain`` and ``vm1``, and texts."""
+
+    program: Count
+    procedure: Count
+    serial: Count
+    subject: TextOrNull
+    name: TextOrNull
+    arguments: dict[str, str]
+
+
+RequestOrNull = Optional[RequestRecord]
+
+
+class CommandRecord(TypedDict):
+    """A command in flight. sent: whether all of it was written to the socket."""
+
+    text: str
+    name: TextOrNull
+    id: TextOrNull
+    sent: bool
+
+
+CommandOrNull = Optional[CommandRecord]
+
+
+class ChildRecord(TypedDict):
+    """A process that the daemon started. state: the letter of /proc/PID/stat."""
+
+    pid: Count
+    command: str
+    state: str
+
+
+class MountRecord(TypedDict):
+    """The file system of a file: where it is mounted, and its type."""
+
+    point: str
+    type: str
+
+
+MountOrNull = Optional[MountRecord]
+
+
+class WaitRecord(TypedDict):
+    """What a thread waits in; keys that do not belong to the kind are null.
+
+    owner: the thread that holds it, as the process counts. since, until: seconds since 1970.
+    """
+
+    kind: str
+    what: TextOrNull
+    owner: CountOrNull
+    domain: TextOrNull
+    since: NumberOrNull
+    until: NumberOrNull
+    command: CommandOrNull
+    late: bool
+    system_call: TextOrNull
+    file: TextOrNull
+    descriptor: CountOrNull
+    function: TextOrNull
+    children: list[ChildRecord]
+    mount: MountOrNull
+    fifo: bool
+
+
+class ThreadRecord(TypedDict):
+    """A thread. own_tid: as the process counts. asleep_s: since it last ran.
+
+    moved: whether it ran between the two looks. doing: the same as `wait`, in words.
+    frames: innermost first; frames_end: why there are no more, null if the last is the outermost.
+    """
+
+    tid: Count
+    own_tid: Count
+    name: TextOrNull
+    role: str
+    state: TextOrNull
+    moved: BoolOrNull
+    asleep_s: NumberOrNull
+    api: TextOrNull
+    client: ClientOrNull
+    request: RequestOrNull
+    doing: str
+    wait: WaitRecord
+    frames: list[str]
+    frames_end: TextOrNull
+
+
+class JobRecord(TypedDict):
+    """A job that is held. owner: the thread; null where none holds it. since: s since 1970."""
+
+    kind: str
+    work: str
+    owner: CountOrNull
+    api: TextOrNull
+    since: float
+
+
+JobsOrUnavailable = Union[list[JobRecord], UnavailableValue]
+
+
+class DomainRecord(TypedDict):
+    """A domain. id: -1 while it does not run. qemu: pid of its QEMU."""
+
+    name: str
+    uuid: str
+    id: int
+    qemu: CountOrNull
+    jobs: JobsOrUnavailable
+
+
+class MonitorRecord(TypedDict):
+    """A connection to QEMU or to a guest agent, and what is in flight on it."""
+
+    kind: str
+    domain: TextOrNull
+    command: CommandOrNull
+
+
+class QueuedRecord(TypedDict):
+    """A call that no worker has taken up."""
+
+    request: RequestOrNull
+    priority: bool
+
+
+class PoolRecord(TypedDict):
+    """Workers: at most, now, and without work; calls that wait for one."""
+
+    most: Count
+    workers: Count
+    free: Count
+    queued: list[QueuedRecord]
+
+
+PoolOrNull = Optional[PoolRecord]
+
+
+class ServerRecord(TypedDict):
+    """A server of the daemon; null where a number is not known."""
+
+    name: str
+    clients: Count
+    most_clients: CountOrNull
+    unauthenticated: CountOrNull
+    most_unauthenticated: CountOrNull
+    pool: PoolOrNull
+
+
+class QemuThreadRecord(TypedDict):
+    """A thread of a QEMU. waits_in: the kernel's function."""
+
+    tid: Count
+    name: str
+    state: str
+    waits_in: TextOrNull
+
+
+class QemuRecord(TypedDict):
+    """The QEMU of a domain. tracer: pid of a debugger."""
+
+    pid: Count
+    tracer: CountOrNull
+    threads: list[QemuThreadRecord]
+
+
+class Snapshot(TypedDict):
+    """The document. seconds: between the two looks."""
+
+    type: Literal["snapshot"]
+    format: str
+    version: Count
+    taken: Time
+    seconds: float
+    tool: ToolRecord
+    host: HostRecord
+    daemon: DaemonRecord
+    verdicts: list[VerdictRecord]
+    threads: list[ThreadRecord]
+    domains: list[DomainRecord]
+    monitors: list[MonitorRecord]
+    servers: list[ServerRecord]
+    qemus: list[QemuRecord]
+    notes: list[str]
+
+
+def snapshot_of(look: Look, process: Process) -> Snapshot:
+    """Return the document of a look."""
+    taken = datetime.fromtimestamp(look.taken, timezone.utc).isoformat()
+    found = verdicts(look, os.path.basename(process.exe))
+    return {
+        "type": "snapshot",
+        "format": FORMAT,
+        "version": VERSION,
+        "taken": taken,
+        "seconds": round(look.seconds, 3),
+        "tool": {"virtrace": __version__, "python": platform.python_version()},
+        "host": {"machine": platform.machine(), "kernel": platform.release()},
+        "daemon": {
+            "pid": look.pid,
+            "exe": process.exe,
+            "program": target_of(process).to_record(process),
+        },
+        "verdicts": [_verdict(verdict) for verdict in found],
+        "threads": [_thread(look, thread) for thread in look.threads],
+        "domains": [_domain(domain) for domain in look.domains],
+        "monitors": [_monitor(look, monitor) for monitor in look.monitors],
+        "servers": [_server(server) for server in look.servers],
+        "qemus": [_qemu(qemu) for qemu in look.qemus.values()],
+        "notes": [*look.notes],
+    }
+
+
+def encoded(snapshot: Snapshot) -> bytes:
+    """Return the file's content."""
+    text = json.dumps(snapshot, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "backslashreplace") + b"\n"
+
+
+def decoded(data: bytes, path: str) -> Snapshot:
+    """Read a file's content, which may be a stranger's. Raises: TraceError if it is damaged."""
+    try:
+        document: Snapshot = json.loads(data)
+        check(document, Snapshot)
+    except (ShapeError, ValueError, RecursionError) as error:
+        raise TraceError(
+            f"{path} is not a whole snapshot: {error}", "take a fresh copy of the file"
+        ) from error
+    if document["format"] != FORMAT or document["version"] != VERSION:
+        raise TraceError(
+            f"{path} is a snapshot of format version {document['version']}, and this virtrace "
+            f"reads version {VERSION}",
+            "update virtrace",
+        )
+    return document
+
+
+def _verdict(verdict: Verdict) -> VerdictRecord:
+    return {
+        "verdict": verdict.name,
+        "says": verdict.says,
+        "means": verdict.means,
+        "do": [{"command": command, "effect": effect} for command, effect in verdict.do],
+        "thread": verdict.thread,
+        "behind": [*verdict.behind],
+    }
+
+
+def _thread(look: Look, thread: SeenThread) -> ThreadRecord:
+    client, request, wait = thread.client, thread.request, thread.wait
+    domain = look.domain(wait.domain)
+    return {
+        "tid": thread.tid,
+        "own_tid": thread.own_tid,
+        "name": thread.name,
+        "role": thread.role,
+        "state": thread.state,
+        "moved": thread.moved,
+        "asleep_s": None if thread.asleep is None else round(thread.asleep, 3),
+        "api": thread.api,
+        "client": None
+        if client is None
+        else {"pid": client.pid, "user": client.user, "command": client.command},
+        "request": _request(request),
+        "doing": doing(look, thread),
+        "wait": {
+            "kind": wait.kind,
+            "what": wait.what,
+            "owner": wait.owner,
+            "domain": None if domain is None else domain.name,
+            "since": wait.since,
+            "until": wait.until,
+            "command": _command(wait.command),
+            "late": wait.is_late,
+            "system_call": wait.system_call,
+            "file": wait.file,
+            "descriptor": wait.descriptor,
+            "function": wait.function,
+            "children": [
+                {"pid": child.pid, "command": child.command, "state": child.state}
+                for child in wait.children
+            ],
+            "mount": None
+            if wait.mount is None
+            else {"point": wait.mount[0], "type": wait.mount[1]},
+            "fifo": wait.is_fifo,
+        },
+        "frames": [frame.text for frame in thread.frames],
+        "frames_end": thread.ended,
+    }
+
+
+def _request(request: Request | None) -> RequestRecord | None:
+    if request is None:
+        return None
+    return {
+        "program": request.program,
+        "procedure": request.procedure,
+        "serial": request.serial,
+        "subject": request.subject,
+        "name": request.name,
+        "arguments": dict(request.arguments),
+    }
+
+
+def _command(command: Command | None) -> CommandRecord | None:
+    if command is None:
+        return None
+    return {"text": command.text, "name": command.name, "id": command.id, "sent": command.is_sent}
+
+
+def _job(job: Job) -> JobRecord:
+    return {
+        "kind": job.kind,
+        "work": job.work,
+        "owner": job.owner,
+        "api": job.api,
+        "since": job.since,
+    }
+
+
+def _domain(domain: Domain) -> DomainRecord:
+    jobs: JobsOrUnavailable = (
+        {"unavailable": "where this version of libvirt keeps its jobs was not found"}
+        if domain.jobs is None
+        else [_job(job) for job in domain.jobs]
+    )
+    return {
+        "name": domain.name,
+        "uuid": domain.uuid,
+        "id": domain.id,
+        "qemu": domain.qemu,
+        "jobs": jobs,
+    }
+
+
+def _monitor(look: Look, monitor: Monitor) -> MonitorRecord:
+    domain = look.domain(monitor.domain)
+    return {
+        "kind": monitor.kind,
+        "domain": None if domain is None else domain.name,
+        "command": _command(monitor.command),
+    }
+
+
+def _server(server: Server) -> ServerRecord:
+    pool = server.pool
+    return {
+        "name": server.name,
+        "clients": len(server.clients),
+        "most_clients": server.most_clients,
+        "unauthenticated": server.unauthenticated,
+        "most_unauthenticated": server.most_unauthenticated,
+        "pool": None
+        if pool is None
+        else {
+            "most": pool.most,
+            "workers": pool.workers,
+            "free": pool.free,
+            "queued": [
+                {"request": _request(one.request), "priority": one.is_priority}
+                for one in pool.queued
+            ],
+        },
+    }
+
+
+def _qemu(qemu: Qemu) -> QemuRecord:
+    return {
+        "pid": qemu.pid,
+        "tracer": qemu.tracer,
+        "threads": [
+            {"tid": one.tid, "name": one.name, "state": one.state, "waits_in": one.waits_in}
+            for one in qemu.threads
+        ],
+    }

@@ -1,0 +1,167 @@
+"""What the kernel says about processes around the daemon, from /proc."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from virtrace.image.process import read_status, text_of_process
+from virtrace.snapshot.model import Child, Qemu, QemuThread
+
+_LONGEST_COMMAND = 1 << 14
+_MOST_CHILDREN = 100
+# In a line of /proc/PID/mountinfo. Spaces in names are written as octal codes there.
+_MOUNT_POINT = 4
+_OCTAL = re.compile(r"\\([0-7]{3})")
+_LOCAL = frozenset(("btrfs", "ext2", "ext3", "ext4", "overlay", "ramfs", "tmpfs", "xfs", "zfs"))
+_EXEC_START = re.compile(r"^se\.exec_start\s*:\s*([\d.]+)", re.M)
+# In /proc/PID/stat, behind the name: the processor that the thread ran on last.
+_PROCESSOR = 36
+
+
+class Mount(NamedTuple):
+    """point: where it is mounted, as the process sees it. type: of the file system."""
+
+    point: str
+    type: str
+
+
+def command_of(pid: int) -> str | None:
+    """Return the command line of a process, or its name; None if it is gone."""
+    line = text_of_process(pid, "cmdline", _LONGEST_COMMAND).replace("\0", " ").strip()
+    if line:
+        return line
+    status = read_status(pid)
+    return None if status is None else status.get("Name")
+
+
+def is_qemu_of(pid: int, uuid: str) -> bool:
+    """Whether a process is the QEMU of a domain: libvirt gives it the UUID."""
+    line = text_of_process(pid, "cmdline", _LONGEST_COMMAND)
+    return f"\0{uuid}\0" in line or f"uuid={uuid}" in line
+
+
+def qemu(pid: int) -> Qemu | None:
+    """Look at a QEMU; None if it is gone."""
+    status = read_status(pid)
+    if status is None:
+        return None
+    threads = tuple(_threads(pid))
+    tracer = int(status.get("TracerPid", "0")) or None
+    return Qemu(pid, tracer, threads) if threads else None
+
+
+def children_of(pid: int, tid: int) -> Iterator[Child]:
+    """The processes that a thread started and has not waited for."""
+    with suppress(OSError):
+        found = Path(f"/proc/{pid}/task/{tid}/children").read_text().split()
+        for child in map(int, found[:_MOST_CHILDREN]):
+            status = read_status(child)
+            if status is not None:
+                yield Child(child, command_of(child) or "", status["State"][0])
+
+
+def file_of(pid: int, descriptor: int) -> str | None:
+    with suppress(OSError):
+        return os.readlink(f"/proc/{pid}/fd/{descriptor}")
+    return None
+
+
+def mount_of(pid: int, path: str) -> Mount | None:
+    """Return the mount that a path of the process is on, without touching the path."""
+    with suppress(OSError, ValueError):
+        found: list[Mount] = []
+        for line in Path(f"/proc/{pid}/mountinfo").read_text(errors="surrogateescape").split("\n"):
+            first, _, rest = line.partition(" - ")
+            fields = first.split(" ")
+            if len(fields) > _MOUNT_POINT:
+                point = _OCTAL.sub(lambda code: chr(int(code[1], 8)), fields[_MOUNT_POINT])
+                found.append(Mount(point, rest.split(" ")[0]))
+        inside = [each for each in found if _is_below(path, each.point)]
+        # Of several on the same point, the last one is seen.
+        return max(reversed(inside), key=lambda each: len(each.point), default=None)
+    return None
+
+
+def is_local(type_of_file_system: str) -> bool:
+    """Whether a file system answers without a network or another process."""
+    return type_of_file_system in _LOCAL
+
+
+def _is_below(path: str, point: str) -> bool:
+    return path == point or path.startswith(point.rstrip("/") + "/")
+
+
+def tracer_of(pid: int) -> int | None:
+    status = read_status(pid)
+    return None if status is None else int(status.get("TracerPid", "0")) or None
+
+
+class Clocks:
+    """How long threads have been asleep.
+
+    The scheduler notes when a thread was last on a processor, by a clock that each processor has of
+    its own; that clock is read here by being on that processor.
+    """
+
+    def __init__(self) -> None:
+        # By processor: its clock's reading in ms, and the time of that reading.
+        self._readings: dict[int, tuple[float, float] | None] = {}
+
+    def asleep(self, pid: int, tid: int) -> float | None:
+        """Seconds since the thread was last on a processor; None where the kernel does not say."""
+        with suppress(OSError, IndexError, ValueError):
+            started = _exec_start(Path(f"/proc/{pid}/task/{tid}/sched").read_text())
+            stat = Path(f"/proc/{pid}/task/{tid}/stat").read_text(errors="surrogateescape")
+            processor = int(stat.rpartition(")")[2].split()[_PROCESSOR])
+            reading = self._reading(processor)
+            if started is not None and reading is not None:
+                clock, at = reading
+                now = clock + (time.monotonic() - at) * 1000
+                return max(now - started, 0.0) / 1000
+        return None
+
+    def _reading(self, processor: int) -> tuple[float, float] | None:
+        if processor not in self._readings:
+            allowed = os.sched_getaffinity(0)
+            self._readings[processor] = None
+            with suppress(OSError):
+                os.sched_setaffinity(0, {processor})
+                try:
+                    clock = _exec_start(Path("/proc/thread-self/sched").read_text())
+                finally:
+                    os.sched_setaffinity(0, allowed)
+                if clock is not None:
+                    self._readings[processor] = clock, time.monotonic()
+        return self._readings[processor]
+
+
+def _exec_start(sched: str) -> float | None:
+    found = _EXEC_START.search(sched)
+    return None if found is None else float(found[1])
+
+
+def _threads(pid: int) -> Iterator[QemuThread]:
+    try:
+        tids = sorted(map(int, os.listdir(f"/proc/{pid}/task")))
+    except OSError:
+        return
+    # The main loop's has the pid of the process.
+    for tid in sorted(tids, key=lambda tid: tid != pid):
+        with suppress(OSError, IndexError):
+            stat = Path(f"/proc/{pid}/task/{tid}/stat").read_text(errors="replace")
+            name = Path(f"/proc/{pid}/task/{tid}/comm").read_text(errors="replace").strip()
+            channel = _wait_channel(pid, tid)
+            yield QemuThread(tid, name, stat.rpartition(")")[2].split()[0], channel)
+
+
+def _wait_channel(pid: int, tid: int) -> str | None:
+    with suppress(OSError):
+        name = Path(f"/proc/{pid}/task/{tid}/wchan").read_text()
+        return None if name in ("", "0") else name
+    return None

@@ -1,0 +1,82 @@
+"""Servers of the daemon: their clients, their workers, and the calls that wait for one.
+
+Offsets are searched for, as versions differ: virNetServer (src/rpc/virnetserver.c) has the number
+of its clients in front of their array, and every one of that many must be a client; virThreadPool
+(src/util/virthreadpool.c) has its limits, its counts and the array of its threads in one row.
+"""
+
+from __future__ import annotations
+
+from virtrace.snapshot.model import Pool, Queued, Server
+from virtrace.snapshot.objects import Objects
+from virtrace.snapshot.peek import Peek, is_pointer
+from virtrace.snapshot.requests import request_at
+
+# Words: of the server; where its name, its pool, and the count of its clients may be.
+_SERVER_WORDS, _NAME, _POOL, _CLIENTS = 24, 8, 9, range(9, 21)
+_MOST_CLIENTS = 100_000
+# Clients of which the type is looked at.
+_LOOKED_AT = 50
+# Words: of the pool; its list of jobs, and how many wait in it; where its limits may be.
+_POOL_WORDS, _JOBS, _DEPTH, _LIMITS = 34, 4, 7, range(8, 30)
+_MOST_WORKERS, _MOST_QUEUED = 100_000, 1000
+
+
+def server_at(peek: Peek, objects: Objects, address: int) -> Server | None:
+    """Return a server; None if its content does not prove it."""
+    words = peek.words(address, _SERVER_WORDS)
+    if len(words) < _SERVER_WORDS:
+        return None
+    name = peek.text(words[_NAME], 40)
+    if not name or not name.isprintable():
+        return None
+    pool = _pool_at(peek, objects, words[_POOL]) if is_pointer(words[_POOL]) else None
+    for at in _CLIENTS:
+        count, array = words[at], words[at + 1]
+        clients = _clients(peek, objects, array, count)
+        if clients is not None:
+            most, unauthenticated, most_unauthenticated = words[at + 2 + 1 : at + 2 + 4]
+            return Server(name, clients, most, unauthenticated, most_unauthenticated, pool)
+    return Server(name, (), None, None, None, pool)
+
+
+def _clients(peek: Peek, objects: Objects, array: int, count: int) -> tuple[int, ...] | None:
+    if not 0 < count <= _MOST_CLIENTS or not is_pointer(array):
+        return None
+    clients = peek.words(array, count)
+    if len(clients) < count:
+        return None
+    kinds = {objects.type_of(client) for client in clients[:_LOOKED_AT]}
+    return clients if kinds == {"virNetServerClient"} else None
+
+
+def _pool_at(peek: Peek, objects: Objects, address: int) -> Pool | None:
+    words = peek.words(address, _POOL_WORDS)
+    if len(words) < _POOL_WORDS:
+        return None
+    for at in _LIMITS:
+        most, least, free, workers, threads = words[at : at + 5]
+        is_pool = 0 < most < _MOST_WORKERS and least <= most and free <= workers <= most
+        if is_pool and workers > 0 and is_pointer(threads):
+            queued = tuple(_queued(peek, objects, words[_JOBS], words[_DEPTH]))
+            return Pool(most, workers, free, queued)
+    return None
+
+
+def _queued(peek: Peek, objects: Objects, job: int, depth: int) -> list[Queued]:
+    """Return the calls in a pool's list. depth: how many the pool says there are."""
+    found: list[Queued] = []
+    seen: set[int] = set()
+    while is_pointer(job) and job not in seen and len(found) < min(depth, _MOST_QUEUED):
+        seen.add(job)
+        words = peek.words(job, 4)
+        if len(words) < 4:
+            break
+        _, following, priority, data = words
+        parts = peek.words(data, 3) if is_pointer(data) else ()
+        requests = (request_at(peek, part, None) for part in parts)
+        request = next((one for one in requests if one is not None), None)
+        clients = (part for part in parts if objects.type_of(part) == "virNetServerClient")
+        found.append(Queued(request, next(clients, None), bool(priority & 0xFF)))
+        job = following
+    return found

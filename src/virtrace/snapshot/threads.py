@@ -1,0 +1,121 @@
+"""What a thread carries: who it is, and for whom it works."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from virtrace.image.unwind import Frame
+from virtrace.snapshot.model import Client, NamedFrame
+from virtrace.snapshot.objects import Objects
+from virtrace.snapshot.peek import WORD, Peek, is_pointer
+
+# glibc (nptl/descr.h): a thread's own block begins with two pointers to itself, words 0 and 2; the
+# thread's id lies at one of these offsets, and thread-specific data behind them.
+_TID_OFFSETS = (720, 712, 728, 736)
+_BLOCK_ALIGNMENT = 64
+# The block is at the end of the stack; how far in front of it to look, bytes.
+_SEARCHED = 1 << 14
+_SPECIFIC, _SPECIFIC_END = 0x2E0, 0x700
+_MOST_SEQUENCE = 1000
+# libvirt names the call that a thread serves after its dispatcher.
+_DISPATCHER = re.compile(r"(?:remote|admin|qemu|lxc)Dispatch([A-Z]\w+)")
+_KEPT = ("rbx", "rbp", "r12", "r13", "r14", "r15")
+# virTypedParameter: see targets/libvirt/forms.py. virIdentity: see its layout.
+_PARAMETER, _FIELD, _KIND, _VALUE = 96, 80, 80, 88
+_STRING_KIND = 7
+_PARAMETER_COUNT, _PARAMETERS = 24, 32
+_MOST_PARAMETERS = 40
+
+
+class Carried(NamedTuple):
+    """What thread-specific data says.
+
+    api: the function of the public API that the thread serves, such as virDomainGetBlockInfo.
+    identity: values of the client's identity, by their names.
+    """
+
+    api: str | None
+    identity: dict[str, int | str] | None
+
+
+def kept_registers(frame: Frame) -> Iterator[int]:
+    """The values of registers that a function keeps for its caller, as far as they are known."""
+    for name in _KEPT:
+        value = frame.registers.known.get(name)
+        if value is not None:
+            yield value
+
+
+def carried_by(
+    peek: Peek, objects: Objects, own_tid: int, stack_end: int | None, frames: Iterable[NamedFrame]
+) -> Carried:
+    """Return what a thread carries. stack_end: address behind its stack, if known."""
+    block = _block(peek, own_tid, stack_end, frames)
+    api, identity = None, None
+    if block is not None:
+        words = peek.words(block + _SPECIFIC, (_SPECIFIC_END - _SPECIFIC) // WORD)
+        for sequence, data in zip(words, words[1:]):
+            # An even number is free.
+            if not (sequence & 1 and sequence < _MOST_SEQUENCE and is_pointer(data, 1)):
+                continue
+            if objects.type_of(data) == "VirIdentity" or objects.type_of(data) == "virIdentity":
+                identity = _identity(peek, data)
+            elif named := _DISPATCHER.fullmatch(peek.text(data, 80) or ""):
+                api = f"vir{named[1]}"
+    return Carried(api, identity)
+
+
+def client_of(
+    identity: dict[str, int | str] | None, command: str | None, user: str | None
+) -> Client | None:
+    """Return the client with an identity. command: of its process, while that lives."""
+    if identity is None:
+        return None
+    pid = identity.get("process-id")
+    named = identity.get("user-name")
+    return Client(
+        pid if isinstance(pid, int) else None, str(named) if named is not None else user, command
+    )
+
+
+def _block(
+    peek: Peek, own_tid: int, stack_end: int | None, frames: Iterable[NamedFrame]
+) -> int | None:
+    candidates = [value for named in frames for value in kept_registers(named.frame)]
+    if stack_end is not None:
+        last = stack_end // _BLOCK_ALIGNMENT * _BLOCK_ALIGNMENT
+        candidates += range(last - _BLOCK_ALIGNMENT, stack_end - _SEARCHED, -_BLOCK_ALIGNMENT)
+    for address in candidates:
+        if not is_pointer(address, _BLOCK_ALIGNMENT):
+            continue
+        words = peek.words(address, 3)
+        is_block = len(words) == 3 and words[0] == words[2] == address
+        if is_block and any(peek.number(address + at, 4) == own_tid for at in _TID_OFFSETS):
+            return address
+    return None
+
+
+def _identity(peek: Peek, address: int) -> dict[str, int | str] | None:
+    count = peek.number(address + _PARAMETER_COUNT, 4, signed=True)
+    parameters = peek.word(address + _PARAMETERS)
+    if count is None or not 0 < count <= _MOST_PARAMETERS or not is_pointer(parameters):
+        return None
+    assert parameters is not None
+    found: dict[str, int | str] = {}
+    for number in range(count):
+        raw = peek.data(parameters + number * _PARAMETER, _PARAMETER)
+        if raw is None:
+            return None
+        name, end, _ = raw[:_FIELD].partition(b"\0")
+        if not end or not name.isascii():
+            return None
+        value = int.from_bytes(raw[_VALUE : _VALUE + WORD], "little", signed=True)
+        if int.from_bytes(raw[_KIND : _KIND + 4], "little") == _STRING_KIND:
+            text = peek.text(value)
+            if text is not None:
+                found[name.decode()] = text
+        else:
+            found[name.decode()] = value
+    return found

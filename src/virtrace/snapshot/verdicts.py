@@ -1,0 +1,438 @@
+"""What a look means: conditions here, texts in verdicts.yaml.
+
+Each verdict of verdicts.yaml has a function of its name here, which yields the names that its texts
+need, once for each case. A new verdict needs an entry there and a function here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+from virtrace.snapshot.graph import AT_REST, Root, by_domain, domain_name, roots
+from virtrace.snapshot.host import is_local
+from virtrace.snapshot.model import Look, Qemu, SeenThread
+
+# A call that has waited for a shorter time does not hang, s.
+LONG = 1.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """An entry of verdicts.yaml, filled in; the head of that file describes the parts.
+
+    thread: the tid of the root, if it is about one. behind: tids of those that wait for it.
+    """
+
+    name: str
+    says: str
+    means: str
+    do: tuple[tuple[str, str], ...]
+    thread: int | None = None
+    behind: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Case:
+    """fields: for the texts. root: what it is about; None where it is about the whole daemon."""
+
+    fields: Mapping[str, object]
+    root: Root | None = None
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """A look, and what keeps its threads waiting. hanging: those roots that did not move."""
+
+    look: Look
+    daemon: str
+    hanging: Sequence[Root]
+
+
+_Condition = Callable[[_Looked], Iterator[_Case]]
+_CONDITIONS: dict[str, _Condition] = {}
+
+
+def _verdict(condition: _Condition) -> _Condition:
+    _CONDITIONS[condition.__name__.strip("_").replace("_", "-")] = condition
+    return condition
+
+
+def verdicts(look: Look, daemon: str) -> list[Verdict]:
+    """All verdicts that hold, the answer first. daemon: the name of the process."""
+    looked = _Looked(look, daemon, [root for root in roots(look) if _hangs(root)])
+    found: list[Verdict] = []
+    explained: set[int] = set()
+    for name, entry in _texts().items():
+        if name in ("busy", "healthy") and found:
+            continue
+        for case in _CONDITIONS[name](looked):
+            root = case.root
+            if root is not None:
+                # The verdicts are ranked: the first one that explains a thread does.
+                if root.thread.tid in explained:
+                    continue
+                explained.add(root.thread.tid)
+            found.append(_filled(name, entry, case, look))
+    return found
+
+
+def _hangs(root: Root) -> bool:
+    if root.cycle:
+        return not any(thread.moved for thread in root.cycle)
+    return not root.thread.moved and (root.thread.asleep is None or root.thread.asleep >= LONG)
+
+
+@cache
+def _texts() -> Mapping[str, Mapping[str, object]]:
+    file = Path(__file__).with_name("verdicts.yaml")
+    entries: Mapping[str, Mapping[str, object]] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return entries
+
+
+def _filled(name: str, entry: Mapping[str, object], case: _Case, look: Look) -> Verdict:
+    do = entry.get("do", {})
+    assert isinstance(do, dict)
+    says = str(entry["says"]).format(**case.fields)
+    root = case.root
+    if root is not None and root.behind:
+        says = f"{says[:-1]}; {_behind(look, root.behind)}."
+    return Verdict(
+        name,
+        says[:1].upper() + says[1:] if says.startswith("the ") else says,
+        str(entry["means"]).format(**case.fields),
+        tuple((str(key).format(**case.fields), str(value)) for key, value in do.items()),
+        None if root is None else root.thread.tid,
+        () if root is None else tuple(thread.tid for thread in root.behind),
+    )
+
+
+def _behind(look: Look, threads: Sequence[SeenThread]) -> str:
+    calls = sum(thread.request is not None for thread in threads)
+    what = (
+        _count(calls, "other call")
+        if calls == len(threads)
+        else _count(len(threads), "other thread")
+    )
+    domains = by_domain(look, threads)
+    where = f" on {', '.join(sorted(domains))}" if domains else ""
+    return f"{what}{where} {'waits' if len(threads) == 1 else 'wait'} for that"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def age(seconds: float | None) -> str:
+    """Return how long something has lasted: `` for 4.4 s``; nothing where it is not known."""
+    return "" if seconds is None else f" for {duration(seconds)}"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def who(look: Look, thread: SeenThread) -> str:
+    """Return what a thread does, and for whom: ``virDomainSave of vm1 (thread 22762)``."""
+    if thread.api is None:
+        return f"the {thread.role} (thread {thread.tid})"
+    named = thread.request.name if thread.request is not None else None
+    named = named or domain_name(look, thread)
+    subject = "" if named is None else f" on {named}"
+    return f"{thread.api}{subject} (thread {thread.tid})"
+
+
+def _since(look: Look, thread: SeenThread) -> float | None:
+    if thread.wait.since is not None:
+        return max(look.taken - thread.wait.since, 0.0)
+    return thread.asleep
+
+
+@_verdict
+def _traced(looked: _Looked) -> Iterator[_Case]:
+    if looked.look.tracer is not None:
+        yield _Case({"tracer": looked.look.tracer})
+
+
+@_verdict
+def _stopped(looked: _Looked) -> Iterator[_Case]:
+    threads = looked.look.threads
+    if threads and looked.look.tracer is None and all(one.state in ("T", "t") for one in threads):
+        yield _Case({"pid": looked.look.pid})
+
+
+@_verdict
+def _deadlock(looked: _Looked) -> Iterator[_Case]:
+    for root in looked.hanging:
+        if root.cycle:
+            parts = (
+                f"{who(looked.look, thread)} waits for {thread.wait.what or 'a job'}"
+                for thread in root.cycle
+            )
+            yield _Case({"cycle": ", ".join(parts), "daemon": looked.daemon}, root)
+
+
+@_verdict
+def _event_loop(looked: _Looked) -> Iterator[_Case]:
+    for root in looked.hanging:
+        mains = (root.thread, *root.behind)
+        if any(thread.role == "main thread" for thread in mains):
+            yield _Case({"doing": doing(looked.look, root.thread)}, root)
+
+
+def _qemus(looked: _Looked) -> Iterator[tuple[Root, str, Qemu]]:
+    """The roots that wait for QEMU, with the domain and the QEMU."""
+    for root in looked.hanging:
+        wait = root.thread.wait
+        domain = looked.look.domain(wait.domain)
+        if wait.kind == "qemu" and domain is not None and domain.qemu in looked.look.qemus:
+            yield root, domain.name, looked.look.qemus[domain.qemu]
+
+
+@_verdict
+def _qemu_stopped(looked: _Looked) -> Iterator[_Case]:
+    for root, domain, qemu in _qemus(looked):
+        if qemu.threads[0].state == "T" and qemu.tracer is None:
+            yield _Case({"domain": domain, "qemu": qemu.pid}, root)
+
+
+@_verdict
+def _qemu_traced(looked: _Looked) -> Iterator[_Case]:
+    for root, domain, qemu in _qemus(looked):
+        if qemu.tracer is not None:
+            yield _Case({"domain": domain, "qemu": qemu.pid, "tracer": qemu.tracer}, root)
+
+
+@_verdict
+def _qemu_storage(looked: _Looked) -> Iterator[_Case]:
+    for root, domain, qemu in _qemus(looked):
+        sleeping = next((thread for thread in qemu.threads if thread.state == "D"), None)
+        if sleeping is not None:
+            fields = {"domain": domain, "qemu": qemu.pid, "tid": sleeping.tid}
+            names = {"name": sleeping.name, "channel": sleeping.waits_in or "the kernel"}
+            yield _Case({**fields, **names}, root)
+
+
+@_verdict
+def _qemu_silent(looked: _Looked) -> Iterator[_Case]:
+    for root in looked.hanging:
+        if root.thread.wait.kind == "qemu":
+            domain = looked.look.domain(root.thread.wait.domain)
+            pid = None if domain is None else domain.qemu
+            yield _Case({**_asked(looked, root), "qemu": pid or "not known"}, root)
+
+
+@_verdict
+def _agent_silent(looked: _Looked) -> Iterator[_Case]:
+    for root in looked.hanging:
+        if root.thread.wait.kind == "agent":
+            yield _Case(_asked(looked, root), root)
+
+
+def _asked(looked: _Looked, root: Root) -> dict[str, object]:
+    wait = root.thread.wait
+    name = None if wait.command is None else wait.command.name
+    return {
+        "domain": domain_name(looked.look, root.thread) or "a domain",
+        "command": name or "a command",
+        "age": age(_since(looked.look, root.thread)),
+    }
+
+
+@_verdict
+def _ownerless_job(looked: _Looked) -> Iterator[_Case]:
+    for root in looked.hanging:
+        if root.job is not None:
+            yield _Case(
+                {
+                    "domain": domain_name(looked.look, root.thread) or "a domain",
+                    "work": root.job.work,
+                    "api": root.job.api or "a call that is over",
+                    "age": age(looked.look.taken - root.job.since),
+                },
+                root,
+            )
+
+
+def _children(looked: _Looked, *, of_hook: bool) -> Iterator[_Case]:
+    for root in looked.hanging:
+        wait = root.thread.wait
+        if wait.kind == "child" and (wait.function == "virHookCall") == of_hook:
+            child = wait.children[0] if wait.children else None
+            fields = {
+                "who": who(looked.look, root.thread),
+                "child": "a process that it started"
+                if child is None
+                else f"process {child.pid} ({child.command})",
+                "child_pid": "PID" if child is None else child.pid,
+                "age": age(_since(looked.look, root.thread)),
+            }
+            yield _Case(fields, root)
+
+
+@_verdict
+def _hook(looked: _Looked) -> Iterator[_Case]:
+    yield from _children(looked, of_hook=True)
+
+
+@_verdict
+def _child(looked: _Looked) -> Iterator[_Case]:
+    yield from _children(looked, of_hook=False)
+
+
+def _waiting(looked: _Looked, kind: str) -> Iterator[tuple[Root, dict[str, object]]]:
+    for root in looked.hanging:
+        if root.thread.wait.kind == kind:
+            since = age(_since(looked.look, root.thread))
+            yield root, {"who": who(looked.look, root.thread), "age": since}
+
+
+@_verdict
+def _name_lookup(looked: _Looked) -> Iterator[_Case]:
+    for root, fields in _waiting(looked, "system call"):
+        if root.thread.wait.system_call is None:
+            yield _Case(fields, root)
+
+
+@_verdict
+def _fifo(looked: _Looked) -> Iterator[_Case]:
+    for root, fields in _waiting(looked, "system call"):
+        if root.thread.wait.is_fifo:
+            yield _Case({**fields, "file": root.thread.wait.file}, root)
+
+
+@_verdict
+def _file_system(looked: _Looked) -> Iterator[_Case]:
+    for root, fields in _waiting(looked, "system call"):
+        mount = root.thread.wait.mount
+        if mount is not None and not is_local(mount[1]):
+            names = {"mount": mount[0], "type": mount[1], "call": call_in_words(root.thread)}
+            yield _Case({**fields, **names}, root)
+
+
+@_verdict
+def _kernel(looked: _Looked) -> Iterator[_Case]:
+    for root, fields in _waiting(looked, "system call"):
+        names = {"pid": looked.look.pid, "tid": root.thread.tid}
+        yield _Case({**fields, **names, "call": call_in_words(root.thread)}, root)
+
+
+@_verdict
+def _lock(looked: _Looked) -> Iterator[_Case]:
+    for kind in ("mutex", "rwlock"):
+        for root, fields in _waiting(looked, kind):
+            yield _Case({**fields, "what": root.thread.wait.what}, root)
+
+
+@_verdict
+def _condition(looked: _Looked) -> Iterator[_Case]:
+    for kind in ("condition", "event", "job"):
+        for root, fields in _waiting(looked, kind):
+            yield _Case({**fields, "function": root.thread.wait.function or "a condition"}, root)
+
+
+@_verdict
+def _computes(looked: _Looked) -> Iterator[_Case]:
+    for root, fields in _waiting(looked, "computes"):
+        if root.behind:
+            yield _Case(fields, root)
+
+
+@_verdict
+def _workers(looked: _Looked) -> Iterator[_Case]:
+    for server in looked.look.servers:
+        pool = server.pool
+        if pool is not None and pool.is_exhausted and pool.queued:
+            waiting = _count(len(pool.queued), "call")
+            yield _Case(
+                {
+                    "server": server.name,
+                    "workers": pool.workers,
+                    "most": pool.most,
+                    "queued": f"{waiting} {'waits' if len(pool.queued) == 1 else 'wait'}",
+                    "more": 2 * pool.most,
+                }
+            )
+
+
+@_verdict
+def _clients(looked: _Looked) -> Iterator[_Case]:
+    for server in looked.look.servers:
+        if server.most_clients is not None and len(server.clients) >= server.most_clients:
+            yield _Case(
+                {
+                    "server": server.name,
+                    "clients": len(server.clients),
+                    "most": server.most_clients,
+                    "more": 2 * server.most_clients,
+                }
+            )
+
+
+@_verdict
+def _starting(looked: _Looked) -> Iterator[_Case]:
+    for thread in looked.look.threads:
+        if thread.role == "start-up":
+            yield _Case({"age": age(_since(looked.look, thread))})
+
+
+@_verdict
+def _busy(looked: _Looked) -> Iterator[_Case]:
+    served = sum(thread.request is not None for thread in looked.look.threads)
+    working = sum(thread.wait.kind not in AT_REST for thread in looked.look.threads)
+    if served:
+        yield _Case({"busy": f"{_count(served, 'call')} {'is' if served == 1 else 'are'} being"})
+    elif working:
+        yield _Case({"busy": f"{_count(working, 'thread')} at work, and no call is being"})
+
+
+@_verdict
+def _healthy(looked: _Looked) -> Iterator[_Case]:
+    if not any(_busy(looked)):
+        workers = sum("worker" in thread.role for thread in looked.look.threads)
+        yield _Case({"workers": _count(workers, "worker")})
+
+
+def call_in_words(thread: SeenThread) -> str:
+    """Return the system call that a thread waits in: ``openat(/pool/x)``."""
+    wait = thread.wait
+    what = wait.file
+    if what is None and wait.descriptor is not None:
+        what = f"descriptor {wait.descriptor}"
+    return f"{wait.system_call or 'the kernel'}({what})" if what else f"{wait.system_call}"
+
+
+def doing(look: Look, thread: SeenThread) -> str:
+    """Return what a thread waits for, as a clause: ``it waits for the lock of domain vm1``."""
+    wait, since = thread.wait, age(_since(look, thread))
+    if wait.kind in AT_REST:
+        return "waits for work"
+    named = "" if wait.function is None else f", in {wait.function}"
+    if wait.kind == "qemu" or wait.kind == "agent":
+        asked = wait.command.name if wait.command and wait.command.name else "a command"
+        other = "QEMU" if wait.kind == "qemu" else "the guest agent"
+        return f"waits{since} for {other}'s answer to {asked}"
+    if wait.kind == "job":
+        domain = domain_name(look, thread)
+        return f"waits{since} for the job of {domain or 'a domain'}"
+    if wait.kind in ("mutex", "rwlock"):
+        owner = look.thread(wait.owner)
+        held = "" if owner is None else f", which thread {owner.tid} holds"
+        late = ", although its own wait is over" if wait.is_late else ""
+        return f"waits{since} for {wait.what}{held}{late}"
+    if wait.kind == "child":
+        child = wait.children[0] if wait.children else None
+        name = "a child process" if child is None else f"process {child.pid} ({child.command})"
+        return f"waits{since} for {name}{named}"
+    if wait.kind == "system call":
+        call = wait.what or f"the kernel, in {call_in_words(thread)}"
+        return f"waits{since} for {call}{named}"
+    if wait.kind == "computes":
+        return "is on a processor"
+    return f"waits{since} on a condition{named}"

@@ -1,0 +1,246 @@
+"""What a thread waits for, by the functions on its stack and its system call."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from virtrace.image.model import SystemCall
+from virtrace.snapshot.host import Mount
+from virtrace.snapshot.model import Child, Domain, Monitor, NamedFrame, Wait
+from virtrace.snapshot.objects import Objects
+from virtrace.snapshot.peek import Peek
+from virtrace.snapshot.system_calls import FUTEX, KNOWN, POLLS, RESTART, WAITS_FOR_CHILD
+from virtrace.snapshot.threads import kept_registers
+
+_MUTEX = re.compile(r"_*pthread_mutex_lock|virMutexLock|virObjectLock")
+_RWLOCK = re.compile(r"_*pthread_rwlock_\w*lock|virObjectRWLock\w+|virRWLock\w+")
+_CONDITION = ("virCondWait", "virCondWaitUntil")
+_BEGIN_JOB = re.compile(r"(?:virDomainObjBegin|qemuDomainObj(?:Begin|Enter))\w*")
+_EVENT = re.compile(r"virDomainObjWait\w*|qemuDomainWait\w*|qemuBlockJob\w*")
+_CHILDREN = ("virHookCall", "virCommandRun", "virCommandWait", "virProcessWait")
+_LOOKUPS = ("getaddrinfo", "getnameinfo", "gethostbyname_r", "gethostbyname2_r")
+_LOOP = ("g_main_loop_run", "g_main_context_iteration")
+_DISPATCH = "virNetServerProgramDispatch"
+# pthread_mutex_t: the lock, and the thread that holds it (nptl/bits/pthreadtypes).
+_MUTEX_OWNER = 8
+# pthread_rwlock_t: the words that are waited on, and the writer.
+_RWLOCK_WAITED, _RWLOCK_WRITER = (12, 8), 24
+# In front of its mutex, a virObjectLockable has a GObject.
+_OBJECT_HEADERS = (24, 16, 32)
+# FUTEX_WAIT, without its flags.
+_FUTEX_WAIT, _FUTEX_COMMAND = 0, 0x7F
+# QEMU_JOB_WAIT_TIME of libvirt: how long a call waits for a job.
+_JOB_SECONDS = 30.0
+_DAY = 86400.0
+_BILLION = 10**9
+_LARGEST_FRAME = 1 << 16
+# In fs/pipe.c: the open of a FIFO waits for the other end.
+_OPENS_FIFO = ("wait_for_partner", "fifo_open")
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What belongs to a look and is the same for all of its threads.
+
+    now: seconds since 1970. tids: of the process's threads, as it counts.
+    file_of: the file behind a descriptor. children: by thread, as this host counts.
+    mount_of: of a path.
+    """
+
+    peek: Peek
+    objects: Objects
+    now: float
+    tids: Collection[int]
+    domains: Mapping[int, Domain]
+    monitors: Mapping[int, Monitor]
+    file_of: Callable[[int], str | None]
+    children: Callable[[int], Sequence[Child]]
+    mount_of: Callable[[str], Mount | None]
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a thread stands. channel: the kernel's function. is_worker: it serves a call."""
+
+    tid: int
+    call: SystemCall | None
+    channel: str | None
+    frames: Sequence[NamedFrame]
+    is_worker: bool
+
+    @property
+    def names(self) -> list[str]:
+        return [named.function or "" for named in self.frames]
+
+    def index(self, *functions: str) -> int | None:
+        """The innermost frame of one of the functions."""
+        return next((at for at, name in enumerate(self.names) if name in functions), None)
+
+    def matching(self, functions: re.Pattern[str], most: int | None = None) -> int | None:
+        """The same by a pattern. most: how many frames to look at."""
+        names = self.names[:most]
+        return next((at for at, name in enumerate(names) if functions.fullmatch(name)), None)
+
+
+def wait_of(position: Position, around: Surroundings) -> Wait:
+    """Return what a thread waits in; ``computes`` where it is in no system call."""
+    call = position.call
+    if call is not None and call.number in (FUTEX, RESTART):
+        wait = _lock(position, around) or _condition(position, around)
+        if wait is not None:
+            return wait
+    if _is_loop(position):
+        return Wait("loop")
+    at = position.index(*_CHILDREN)
+    if at is not None or (call is not None and call.number in WAITS_FOR_CHILD):
+        function = "virHookCall" if position.index("virHookCall") is not None else None
+        children = tuple(around.children(position.tid))
+        if children or at is not None:
+            return Wait("child", function=function, children=children)
+    return _system_call(position, around)
+
+
+def _lock(position: Position, around: Surroundings) -> Wait | None:
+    call = position.call
+    assert call is not None
+    address = call.arguments[0]
+    if position.index(*_CONDITION) is None and position.matching(_MUTEX) is not None:
+        return _mutex(address, around)
+    if position.matching(_RWLOCK, 4) is not None:
+        found = {
+            writer
+            for waited in _RWLOCK_WAITED
+            if (writer := around.peek.number(address - waited + _RWLOCK_WRITER, 4)) in around.tids
+        }
+        owner = found.pop() if len(found) == 1 else None
+        return Wait("rwlock", what=f"the lock at {address:#x}", owner=owner)
+    is_plain_wait = call.arguments[1] & _FUTEX_COMMAND == _FUTEX_WAIT
+    if position.index(*_CONDITION) is not None and is_plain_wait:
+        # A condition is waited for by another command: the wait is over, and takes its lock back.
+        owner = around.peek.number(address + _MUTEX_OWNER, 4)
+        if owner in around.tids:
+            return _mutex(address, around, is_late=True)
+    return None
+
+
+def _mutex(address: int, around: Surroundings, *, is_late: bool = False) -> Wait:
+    owner = around.peek.number(address + _MUTEX_OWNER, 4)
+    at, kind = next(
+        (
+            (address - size, kind)
+            for size in _OBJECT_HEADERS
+            if (kind := around.objects.type_of(address - size)) is not None
+        ),
+        (None, None),
+    )
+    what = f"the lock of a {kind}" if kind else f"the lock at {address:#x}"
+    domain = at if at in around.domains else None
+    if domain is not None:
+        what = f"the lock of domain {around.domains[domain].name}"
+    known = owner if owner in around.tids else None
+    return Wait("mutex", what=what, owner=known, domain=domain, is_late=is_late)
+
+
+def _condition(position: Position, around: Surroundings) -> Wait | None:
+    at = position.index(*_CONDITION)
+    if at is None:
+        # A pool of GLib waits for work in its own condition.
+        if (
+            position.index("g_cond_wait", "g_cond_wait_until") is not None
+            and not position.is_worker
+        ):
+            return Wait("idle")
+        return None
+    names = position.names
+    inside = names[at + 1 :]
+    near = position.frames[at : at + 4]
+    if inside[:1] == ["qemuMonitorSend"]:
+        return _asked("qemu", "qemuMonitor", near, around)
+    if any(name.startswith("qemuAgent") for name in inside[:4]):
+        return _asked("agent", "qemuAgent", near, around)
+    begins = next((name for name in inside[:4] if _BEGIN_JOB.fullmatch(name)), None)
+    domain = _held(near, "virDomainObj", around)
+    if begins is not None:
+        until = _deadline(position.frames[max(0, at - 1) : at + 1], around)
+        since = None if until is None else until - _JOB_SECONDS
+        return Wait("job", domain=domain, until=until, since=since, function=begins)
+    event = next((name for name in inside[:3] if _EVENT.fullmatch(name)), None)
+    if event is not None:
+        return Wait("event", domain=_held(position.frames, "virDomainObj", around), function=event)
+    if not position.is_worker and not any(inside[:1]) and len(position.frames) - at <= 5:
+        return Wait("idle")
+    function = next((name for name in inside if name), None)
+    return Wait("condition", domain=domain, function=function)
+
+
+def _asked(kind: str, type_name: str, near: Sequence[NamedFrame], around: Surroundings) -> Wait:
+    """A wait for an answer: the monitor is in a register that a frame near it keeps."""
+    monitor = around.monitors.get(_held(near, type_name, around) or 0)
+    if monitor is None:
+        return Wait(kind, domain=_held(near, "virDomainObj", around))
+    return Wait(kind, domain=monitor.domain, command=monitor.command)
+
+
+def _held(frames: Sequence[NamedFrame], kind: str, around: Surroundings) -> int | None:
+    """The only object of a type that the frames keep in registers."""
+    found = {
+        value
+        for named in frames
+        for value in kept_registers(named.frame)
+        if around.objects.type_of(value) == kind
+    }
+    return found.pop() if len(found) == 1 else None
+
+
+def _deadline(frames: Sequence[NamedFrame], around: Surroundings) -> float | None:
+    """The time at which a wait ends: a timespec in the frame of who waits."""
+    for named in frames:
+        words = [*_words_of(named, around.peek)]
+        for seconds, rest in zip(words, words[1:]):
+            if abs(seconds - around.now) < _DAY and rest < _BILLION:
+                return seconds + rest / _BILLION
+    return None
+
+
+def _words_of(named: NamedFrame, peek: Peek) -> Iterator[int]:
+    sp, cfa = named.frame.registers.known.get("rsp"), named.frame.cfa
+    if sp is not None and cfa is not None and 0 < cfa - sp < _LARGEST_FRAME:
+        yield from peek.words(sp, (cfa - sp) // 8)
+
+
+def _is_loop(position: Position) -> bool:
+    """Whether a thread waits in an event loop, and for nothing that it was called for."""
+    at = position.index(*_LOOP)
+    if at is None or position.is_worker or position.call is None:
+        return False
+    is_dispatching = "g_main_context_dispatch" in position.names[:at]
+    return position.call.number in (*POLLS, RESTART) and not is_dispatching
+
+
+def _system_call(position: Position, around: Surroundings) -> Wait:
+    call = position.call
+    function = next((name for name in position.names if name.startswith(("vir", "qemu"))), None)
+    if position.index(*_LOOKUPS) is not None:
+        return Wait("system call", what="a name lookup (DNS)", function=function)
+    if call is None:
+        return Wait("computes", function=function)
+    known = KNOWN.get(call.number)
+    if known is None:
+        return Wait("system call", system_call=f"system call {call.number}", function=function)
+    descriptor = file = None
+    if known.descriptor is not None:
+        descriptor = call.arguments[known.descriptor] & 0xFFFFFFFF
+        file = around.file_of(descriptor)
+    elif known.path is not None:
+        file = around.peek.text(call.arguments[known.path], 4096)
+    return Wait(
+        "system call",
+        mount=None if file is None else around.mount_of(file),
+        is_fifo=position.channel in _OPENS_FIFO,
+        system_call=known.name,
+        descriptor=descriptor,
+        file=file,
+        function=function,
+    )

@@ -1,0 +1,197 @@
+"""`virtrace snapshot` of a real libvirtd that hangs, in each way that can be made here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.command import virtrace
+from tests.support.hanging import PATIENCE, calling, snapshot, stopped, thread_of, wait_for
+from virtrace.lab.daemon import Lab
+from virtrace.lab.guest import MIB, disk_xml, file_source
+from virtrace.lab.stage import GUEST_NAME, TARGET, Stage
+from virtrace.snapshot.document import decoded
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can read the threads")
+ASK = ("domblkinfo", "vm1", "vda")
+
+
+def qemu_of(lab: Lab) -> int:
+    """The pid of vm1's QEMU, as its pid file says."""
+    return int((lab.folder / "run" / "libvirt" / "qemu" / "run" / "vm1.pid").read_text())
+
+
+def test_an_idle_daemon_is_healthy(stock_lab: Lab) -> None:
+    document, _ = wait_for(stock_lab, "healthy")
+    assert [domain["name"] for domain in document["domains"]] == ["vm1"]
+    (domain,) = document["domains"]
+    assert domain["uuid"] == stock_lab.virsh_checked("domuuid", "vm1").strip()
+    assert domain["id"] == int(stock_lab.virsh_checked("domid", "vm1"))
+    assert domain["qemu"] == qemu_of(stock_lab)
+    assert domain["jobs"] == []
+
+
+def test_a_stopped_qemu_is_the_answer(stock_lab: Lab) -> None:
+    qemu = qemu_of(stock_lab)
+    began = time.time()
+    with stock_lab.stalled(), calling(stock_lab, ASK) as (first,):
+        _, verdict = wait_for(stock_lab, "qemu-stopped")
+        with calling(stock_lab, ASK, ("domstats", "vm1"), ("suspend", "vm1")) as others:
+            document, verdict = wait_for(stock_lab, "qemu-stopped", others)
+            os.kill(qemu, signal.SIGCONT)
+    assert len(verdict["behind"]) == 3
+    assert verdict["says"] == (
+        f"vm1 hangs because its QEMU (process {qemu}) is stopped by a signal; "
+        "3 other calls on vm1 wait for that."
+    )
+    assert verdict["do"][0]["command"] == f"kill -CONT {qemu}"
+    root = thread_of(document, verdict["thread"])
+    assert root["api"] == "virDomainGetBlockInfo"
+    assert root["request"]["name"] == "vm1"
+    assert root["request"]["arguments"] == {"disk": "vda"}
+    assert root["client"]["pid"] == first.pid
+    assert root["client"]["command"] == " ".join(stock_lab.virsh_command(*ASK))
+    assert root["wait"]["command"]["name"] == "query-blockstats"
+    assert root["wait"]["command"]["sent"]
+    assert 0 < root["asleep_s"] < time.time() - began
+    (job,) = document["domains"][0]["jobs"]
+    assert (job["kind"], job["work"], job["owner"]) == ("job", "query", root["own_tid"])
+    assert job["api"] == "remoteDispatchDomainGetBlockInfo"
+    assert began <= job["since"] <= time.time()
+    waiting = [thread_of(document, tid) for tid in verdict["behind"]]
+    assert {one["client"]["pid"] for one in waiting} == {other.pid for other in others}
+    assert {one["api"] for one in waiting} == {
+        "virDomainGetBlockInfo",
+        "virConnectGetAllDomainStats",
+        "virDomainSuspend",
+    }
+    for one in waiting:
+        assert one["wait"]["kind"] == "job"
+        # libvirt waits for 30 s.
+        assert one["wait"]["until"] - one["wait"]["since"] == 30
+        assert began <= one["wait"]["since"] <= time.time()
+
+
+@pytest.fixture
+def stage(stock_lab: Lab) -> Iterator[Stage]:
+    """A second guest, vm2, for what may end it."""
+    stage = Stage(stock_lab)
+    try:
+        file = stage.image("vda.raw", MIB)
+        stage.start(disk_xml("file", file_source(file), TARGET))
+        yield stage
+    finally:
+        stage.clear()
+
+
+def test_a_save_into_a_fifo_names_the_fifo(stage: Stage) -> None:
+    lab = stage.lab
+    fifo = stage.images / "save.fifo"
+    os.mkfifo(fifo)
+    fifo.chmod(0o666)
+    with calling(lab, ("save", GUEST_NAME, str(fifo))), drained_at_last(fifo):
+        wait_for_call(lab, "virDomainSave")
+        with calling(lab, ("domblkinfo", GUEST_NAME, TARGET)) as (other,):
+            document, verdict = wait_for(lab, "fifo", [other])
+            subprocess.run(["cat", fifo], stdout=subprocess.DEVNULL, timeout=PATIENCE)
+    assert str(fifo) in verdict["says"]
+    root = thread_of(document, verdict["thread"])
+    assert root["wait"]["system_call"] == "openat"
+    assert root["request"]["arguments"] == {"to": str(fifo)}
+    (domain,) = (one for one in document["domains"] if one["name"] == GUEST_NAME)
+    (job,) = domain["jobs"]
+    assert (job["kind"], job["work"], job["owner"]) == ("async job", "save", root["own_tid"])
+    for behind in (thread_of(document, tid) for tid in verdict["behind"]):
+        assert behind["wait"]["what"] == f"the lock of domain {GUEST_NAME}"
+        assert behind["wait"]["owner"] == root["own_tid"]
+
+
+@contextmanager
+def drained_at_last(fifo: Path) -> Iterator[None]:
+    """Let whoever writes to a FIFO go on in the end, whatever happens."""
+    try:
+        yield
+    finally:
+        descriptor = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+        with open(descriptor, "rb") as reader:
+            while reader.read(1 << 20):
+                pass
+
+
+def wait_for_call(lab: Lab, api: str) -> None:
+    """Until a worker serves the call and waits."""
+    end = time.monotonic() + PATIENCE
+    while api not in {thread["api"] for thread in snapshot(lab)["threads"]}:
+        assert time.monotonic() < end
+
+
+def test_a_daemon_that_is_stopped_is_the_answer(stock_lab: Lab) -> None:
+    with stopped(stock_lab.pid):
+        _, verdict = wait_for(stock_lab, "stopped")
+    assert verdict["do"][0]["command"] == f"kill -CONT {stock_lab.pid}"
+
+
+def test_a_debugger_that_holds_the_daemon_is_named(stock_lab: Lab) -> None:
+    command = ["gdb", "-nx", "-q", "-p", str(stock_lab.pid)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as gdb:
+        _, verdict = wait_for(stock_lab, "traced")
+        assert verdict["says"].endswith(f"a debugger, process {gdb.pid}.")
+        gdb.communicate(b"detach\nquit\n", PATIENCE)
+
+
+@pytest.fixture
+def few_workers(stock_lab: Lab) -> Iterator[Lab]:
+    """Four workers in all."""
+    set_workers(stock_lab, 4)
+    yield stock_lab
+    set_workers(stock_lab, 20)
+
+
+def set_workers(lab: Lab, number: int) -> None:
+    admin(lab, "srv-threadpool-set", "libvirtd", "--min-workers", "1", "--max-workers", str(number))
+
+
+def admin(lab: Lab, *words: str) -> None:
+    socket = lab.folder / "run" / "libvirt" / "libvirt-admin-sock"
+    uri = f"libvirtd+unix:///session?socket={socket}"
+    # The daemon lets nobody else administer it.
+    done = lab.system.attempt("virt-admin", "-c", uri, *words, as_daemon=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_workers_that_are_all_taken_are_told(few_workers: Lab) -> None:
+    qemu = qemu_of(few_workers)
+    with few_workers.stalled(), calling(few_workers, *[ASK] * 5):
+        end = time.monotonic() + PATIENCE
+        while len((document := snapshot(few_workers))["verdicts"]) < 2:
+            assert time.monotonic() < end, document["verdicts"]
+        os.kill(qemu, signal.SIGCONT)
+    names = [verdict["verdict"] for verdict in document["verdicts"]]
+    assert names == ["qemu-stopped", "workers"]
+    assert document["verdicts"][1]["says"] == (
+        "Calls wait because no worker of libvirtd is free: 4 of 4 (max_workers) are busy, "
+        "and 1 call waits."
+    )
+    server = next(one for one in document["servers"] if one["name"] == "libvirtd")
+    assert server["clients"] == 5
+    (queued,) = server["pool"]["queued"]
+    assert queued["request"]["procedure"] == 194  # REMOTE_PROC_DOMAIN_GET_BLOCK_INFO
+
+
+def test_a_saved_snapshot_is_private_and_the_same_document(stock_lab: Lab, tmp_path: Path) -> None:
+
+    file = tmp_path / "now.snapshot"
+    done = virtrace("snapshot", "-p", stock_lab.pid, "-o", file)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("The daemon is healthy")
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert decoded(file.read_bytes(), str(file))["verdicts"][0]["verdict"] == "healthy"

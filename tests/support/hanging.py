@@ -1,0 +1,84 @@
+"""Ways to make a lab's daemon hang, each for real, and what a snapshot has to say of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from tests.support.command import virtrace
+from virtrace.errors import ANSWER_IS_NO, DONE
+from virtrace.lab.daemon import Lab
+
+# For a situation to be there, s.
+PATIENCE = 60.0
+
+
+def snapshot(lab: Lab) -> dict[str, Any]:
+    """Take a snapshot as a user does, and return its document."""
+    done = virtrace("snapshot", "--json", "-p", lab.pid)
+    assert done.returncode in (DONE, ANSWER_IS_NO), done.stderr
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+def wait_for(
+    lab: Lab, verdict: str, behind: Sequence[subprocess.Popen[bytes]] = ()
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Take snapshots until the first verdict is this one; return the snapshot and the verdict.
+
+    behind: clients whose calls must be among those that wait for it
+    """
+    end = time.monotonic() + PATIENCE
+    while True:
+        document = snapshot(lab)
+        first: dict[str, Any] = document["verdicts"][0]
+        if first["verdict"] == verdict and {one.pid for one in behind} <= clients(document, first):
+            return document, first
+        assert time.monotonic() < end, document["verdicts"]
+
+
+def clients(document: dict[str, Any], verdict: dict[str, Any]) -> set[int]:
+    """Return the pids of the clients whose calls wait behind the root of a verdict."""
+    threads = [thread_of(document, tid) for tid in verdict["behind"]]
+    return {thread["client"]["pid"] for thread in threads if thread["client"] is not None}
+
+
+def thread_of(document: dict[str, Any], tid: int) -> dict[str, Any]:
+    """Return a thread of a snapshot."""
+    found: dict[str, Any] = next(one for one in document["threads"] if one["tid"] == tid)
+    return found
+
+
+@contextmanager
+def calling(lab: Lab, *commands: Sequence[str]) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Run virsh commands meanwhile; all of them must have ended some time after."""
+    calls = [
+        subprocess.Popen(
+            lab.virsh_command(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        for words in commands
+    ]
+    try:
+        yield calls
+        for call in calls:
+            call.wait(PATIENCE)
+    finally:
+        for call in calls:
+            call.kill()
+            call.wait()
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """Stop a process by a signal meanwhile."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
