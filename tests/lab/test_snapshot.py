@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import json
 import os
 import signal
 import subprocess
@@ -17,7 +19,6 @@ from tests.support.hanging import PATIENCE, calling, snapshot, stopped, thread_o
 from virtrace.lab.daemon import Lab
 from virtrace.lab.guest import MIB, disk_xml, file_source
 from virtrace.lab.stage import GUEST_NAME, TARGET, Stage
-from virtrace.snapshot.document import decoded
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can read the threads")
 ASK = ("domblkinfo", "vm1", "vda")
@@ -194,4 +195,69 @@ def test_a_saved_snapshot_is_private_and_the_same_document(stock_lab: Lab, tmp_p
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("The daemon is healthy")
     assert file.stat().st_mode & 0o777 == 0o600
-    assert decoded(file.read_bytes(), str(file))["verdicts"][0]["verdict"] == "healthy"
+    shown = virtrace("show", file)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.splitlines()[:3] == done.stdout.splitlines()[:3]
+    document = json.loads(virtrace("show", "--json", file).stdout)
+    assert document == json.loads(file.read_text())
+
+
+@pytest.fixture
+def crash(stock_lab: Lab, tmp_path: Path) -> Iterator[tuple[Path, int, int]]:
+    """A core, the thread that got SIGSEGV, and its client; the daemon gets no signal of it.
+
+    GDB sees the signal before the daemon does, writes the core, and takes the signal back.
+    """
+    core = tmp_path / "core"
+    with stock_lab.stalled(), calling(stock_lab, ASK) as (call,):
+        document, verdict = wait_for(stock_lab, "qemu-stopped")
+        thread = thread_of(document, verdict["thread"])
+        steps = ("continue", f"gcore {core}", "queue-signal 0", "detach")
+        words = [word for step in steps for word in ("-ex", step)]
+        command = ["gdb", "-nx", "-q", "-batch", "-p", str(stock_lab.pid), *words]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as gdb:
+            status = Path(f"/proc/{stock_lab.pid}/task/{thread['tid']}/status")
+            end = time.monotonic() + PATIENCE
+            while f"TracerPid:\t{gdb.pid}\n" not in (now := status.read_text()) or "t (" in now:
+                assert time.monotonic() < end
+            tgkill = 234
+            libc = ctypes.CDLL(None)
+            assert libc.syscall(tgkill, stock_lab.pid, thread["tid"], signal.SIGSEGV) == 0
+            assert gdb.wait(PATIENCE) == 0
+        os.kill(qemu_of(stock_lab), signal.SIGCONT)
+        assert call.wait(PATIENCE) == 0
+        yield core, thread["tid"], call.pid
+
+
+def test_a_core_tells_what_crashed_and_for_whom(
+    stock_lab: Lab, crash: tuple[Path, int, int]
+) -> None:
+    core, tid, client = crash
+    done = virtrace("snapshot", "--json", "--core", core)
+    assert done.returncode == 1, done.stderr
+    document = json.loads(done.stdout)
+    first = document["verdicts"][0]
+    assert first["verdict"] == "crashed"
+    assert first["says"].startswith("The daemon crashed with SIGSEGV")
+    assert f"virDomainGetBlockInfo on vm1 (thread {tid})" in first["says"]
+    assert document["crash"]["signal"] == signal.SIGSEGV
+    thread = document["threads"][0]
+    assert thread["tid"] == tid
+    assert thread["client"]["pid"] == client
+    assert thread["wait"]["command"]["name"] == "query-blockstats"
+    assert any(frame.startswith("qemuMonitorSend+") for frame in thread["frames"])
+    (domain,) = document["domains"]
+    assert (domain["name"], domain["jobs"][0]["owner"]) == ("vm1", tid)
+    # Threads have the names that libvirt gave them, as the live daemon's have.
+    roles = {one["role"] for one in snapshot(stock_lab)["threads"]}
+    assert {one["role"] for one in document["threads"]} >= roles - {
+        *("event loop of GLib", "event loop of a domain"),
+    }
+
+
+def test_a_file_that_is_no_core_of_a_daemon_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "core"
+    file.write_bytes(b"\x7fELF" + bytes(1000))
+    done = virtrace("snapshot", "--core", file)
+    assert done.returncode == 3
+    assert "is not an intact core file" in done.stderr

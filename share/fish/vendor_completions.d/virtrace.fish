@@ -73,7 +73,7 @@ function _shtab_virtrace_using
 end
 
 set -g _shtab_virtrace_commands record show snapshot explain diff export import bundle 'bundle make' 'bundle verify' replay recipe 'recipe list' 'recipe show' 'recipe check' 'recipe new' 'recipe compile' doctor pack 'pack make' 'pack show' rescue lab 'lab up' 'lab down' 'lab status' 'lab run'
-set -g _shtab_virtrace_opts_with_value --against --call --calls --dir --engine --for --html --keep --max-bytes --max-events --max-load --max-stop-ms --output --pid --process --recipe --release --rotate --seconds --source --to --where -o -p
+set -g _shtab_virtrace_opts_with_value --against --call --calls --core --dir --engine --for --html --keep --max-bytes --max-events --max-load --max-stop-ms --output --pid --process --recipe --release --root --rotate --seconds --source --to --where -o -p
 
 complete -c virtrace -e
 complete -c virtrace -f
@@ -98,16 +98,18 @@ complete -c virtrace -n '_shtab_virtrace_using record' -l max-bytes -x -d 'end w
 complete -c virtrace -n '_shtab_virtrace_using record' -l rotate -x -d 'begin a new file every N bytes: FILE.000001.jsonl, FILE.000002.jsonl, and so on'
 complete -c virtrace -n '_shtab_virtrace_using record' -l keep -x -d 'keep only the last N of these files'
 complete -c virtrace -n '_shtab_virtrace_using record; and test $_shtab_virtrace_npos -eq 0' -ka "(_virtrace_recipes)" -d 'blockinfo, blockjob, blockstats, dominfo, domstats, errors, job-lock, migration, monitor-stall, pool-refresh, qmp, rpc, start-failure, or a recipe'"'"'s file'
-complete -c virtrace -n '_shtab_virtrace_using; and test $_shtab_virtrace_npos -eq 0' -a show -d 'Show every traced call: its answer, then everything that happened in it.'
+complete -c virtrace -n '_shtab_virtrace_using; and test $_shtab_virtrace_npos -eq 0' -a show -d 'Show every traced call: its answer, then everything that happened in it. Of a snapshot: the answer, and who waits for whom.'
 complete -c virtrace -n '_shtab_virtrace_using show' -s h -l help -d 'show this help message and exit'
 complete -c virtrace -n '_shtab_virtrace_using show' -l json -d 'one JSON document, for scripts'
 complete -c virtrace -n '_shtab_virtrace_using show' -l full -d 'complete QMP replies'
 complete -c virtrace -n '_shtab_virtrace_using show' -l summary -d 'statistics over all calls: disks, counts, latencies'
 complete -c virtrace -n '_shtab_virtrace_using show' -l html -xka "(__fish_complete_path (commandline -ct))" -d 'write one page for a browser to this new file'
-complete -c virtrace -n '_shtab_virtrace_using show; and test $_shtab_virtrace_npos -eq 0' -ka "(_shtab_glob_compgen_d650b53a)" -d 'a trace (.jsonl) or a bundle'
+complete -c virtrace -n '_shtab_virtrace_using show; and test $_shtab_virtrace_npos -eq 0' -ka "(_shtab_glob_compgen_d650b53a)" -d 'a trace (.jsonl), a bundle or a snapshot'
 complete -c virtrace -n '_shtab_virtrace_using; and test $_shtab_virtrace_npos -eq 0' -a snapshot -d 'Say why a daemon hangs, and who waits for whom. The daemon is not stopped: everything is read from /proc, as root.'
 complete -c virtrace -n '_shtab_virtrace_using snapshot' -s h -l help -d 'show this help message and exit'
 complete -c virtrace -n '_shtab_virtrace_using snapshot' -s p -l pid -xka "(pidof libvirtd virtqemud)" -d 'the daemon; default: the only one that runs'
+complete -c virtrace -n '_shtab_virtrace_using snapshot' -l core -xka "(_shtab_glob_compgen_d650b53a)" -d 'a core file of a daemon, for example a crash'
+complete -c virtrace -n '_shtab_virtrace_using snapshot' -l root -xka "(__fish_complete_directories)" -d 'folder with the files of the core'"'"'s host (default: /)'
 complete -c virtrace -n '_shtab_virtrace_using snapshot' -s o -l output -xka "(_shtab_glob_compgen_d650b53a)" -d 'save it to this new file'
 complete -c virtrace -n '_shtab_virtrace_using snapshot' -l json -d 'one JSON document, for scripts'
 complete -c virtrace -n '_shtab_virtrace_using snapshot' -l full -d 'with the stack of each thread at work'

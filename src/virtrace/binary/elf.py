@@ -11,7 +11,7 @@ import hashlib
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -383,10 +383,17 @@ class ElfFile:
 
     def code(self, low: int, high: int) -> bytes | None:
         """The bytes at these addresses; None unless all of them are code of the file."""
+        return self._content(low, high, [one for one in self.segments if one.executable])
+
+    def content(self, low: int, high: int) -> bytes | None:
+        """The bytes that are loaded to these addresses; None unless all of them are of the file."""
+        return self._content(low, high, self.segments)
+
+    def _content(self, low: int, high: int, segments: Iterable[Segment]) -> bytes | None:
         with self._parsing():
-            for segment in self.segments:
+            for segment in segments:
                 inside = low - segment.address
-                if segment.executable and inside >= 0 and high - segment.address <= segment.size:
+                if inside >= 0 and high - segment.address <= segment.size:
                     return self._layout.read(segment.offset + inside, high - low)
         return None
 

@@ -40,6 +40,8 @@ _US = os.geteuid()
 _MOST_BREAKPOINTS = 10_000
 # Bytes of answers about all files of a process; they take about three times as much memory here.
 _MOST_ANSWERED = 48 << 20
+# Bytes that are asked for at a time.
+_MOST_CONTENT = 1 << 20
 
 Made = TypeVar("Made")
 
@@ -247,6 +249,11 @@ class Binary:
     def uses(self, name: str) -> int:
         return int(self._ask("uses", name))
 
+    def content(self, address: int, size: int) -> bytes | None:
+        """Return what is loaded to an address; None unless all of it is in the file."""
+        found: str | None = self._ask("content", address, size)
+        return None if found is None else bytes.fromhex(found)
+
     def function_around(self, address: int) -> int | None:
         """First address of the function, or fragment of one, that contains an address.
 
@@ -400,6 +407,10 @@ class _Answering:
 
     def _uses(self, number: int, name: str) -> int:
         return self._made(number, Functions).uses(name)
+
+    def _content(self, number: int, address: int, size: int) -> str | None:
+        found = self._elf(number).content(address, address + min(size, _MOST_CONTENT))
+        return None if found is None else found.hex()
 
     def _function_around(self, number: int, address: int) -> int | None:
         table = self._made(number, unwind_table)

@@ -23,6 +23,8 @@ from virtrace.report import document, text
 from virtrace.report import summary as many
 from virtrace.report.highlight import style_for
 from virtrace.report.lines import copyable
+from virtrace.report.snapshot import snapshot_lines
+from virtrace.snapshot.document import is_snapshot, read_snapshot
 from virtrace.trace.reader import TraceStream, require_whole
 
 # So much of a trace, in bytes unpacked, is read before anything is shown: what a smaller one ends
@@ -33,10 +35,11 @@ _AT_ONCE = 8 << 20
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "show",
-        description="Show every traced call: its answer, then everything that happened in it.",
+        description="Show every traced call: its answer, then everything that happened in it. Of a "
+        "snapshot: the answer, and who waits for whom.",
         epilog="Exit status: 0 shown, 2 not a trace, 4 shown, but the trace is incomplete.",
     )
-    parser.add_argument("file", metavar="FILE", help="a trace (.jsonl) or a bundle")
+    parser.add_argument("file", metavar="FILE", help="a trace (.jsonl), a bundle or a snapshot")
     parser.add_argument("--json", action="store_true", help="one JSON document, for scripts")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--full", action="store_true", help="complete QMP replies")
@@ -68,10 +71,28 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace, files: Sequence[BinaryIO], output: int) -> int:
+    if is_snapshot(files[0]):
+        return _show_snapshot(args, files[0])
     is_printed = not (args.html or args.summary)
     with reading_trace(args.file, files[0], beside_output=is_printed) as trace:
         print_lines(_lines(trace, args, output))
         require_whole(trace, args.file)
+    return DONE
+
+
+def _show_snapshot(args: argparse.Namespace, file: BinaryIO) -> int:
+    if args.html or args.summary:
+        raise UsageError(
+            f"{args.file} is a snapshot, and --html and --summary are about traces",
+            f"virtrace show --full {typed(args.file)}",
+        )
+    snapshot = read_snapshot(file, args.file)
+    if args.json:
+        print_lines(json.dumps(snapshot, ensure_ascii=False, indent=2).split("\n"))
+    else:
+        style = style_for(sys.stdout, full=args.full)
+        step = None if args.full else f"virtrace show --full {typed(args.file)}"
+        print_lines(snapshot_lines(snapshot, style, step))
     return DONE
 
 

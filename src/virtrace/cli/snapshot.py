@@ -9,12 +9,13 @@ from pathlib import Path
 
 from virtrace.errors import ANSWER_IS_NO, DONE, typed
 from virtrace.files import write_new
+from virtrace.image.core import CoreImage
 from virtrace.image.process import inspect
 from virtrace.printing import print_lines
 from virtrace.report.highlight import style_for
 from virtrace.report.snapshot import snapshot_lines
 from virtrace.snapshot.document import encoded, snapshot_of
-from virtrace.snapshot.take import take
+from virtrace.snapshot.take import take, take_from_core
 from virtrace.targets.processes import choose_daemon, require_target
 
 _WELL = ("busy", "healthy")
@@ -27,8 +28,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "everything is read from /proc, as root.",
         epilog="Exit status: 0 nothing hangs, 1 something hangs, 3 the daemon cannot be read.",
     )
-    parser.add_argument(
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
         "-p", "--pid", metavar="PID", type=int, help="the daemon; default: the only one that runs"
+    )
+    source.add_argument(
+        "--core", metavar="FILE", type=Path, help="a core file of a daemon, for example a crash"
+    )
+    parser.add_argument(
+        "--root",
+        metavar="FOLDER",
+        type=Path,
+        default=Path("/"),
+        help="folder with the files of the core's host (default: /)",
     )
     parser.add_argument(
         "-o", "--output", metavar="FILE", type=Path, help="save it to this new file"
@@ -40,15 +52,20 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    pid = choose_daemon() if args.pid is None else args.pid
-    process = require_target(inspect(pid))
-    snapshot = snapshot_of(take(process), process)
+    if args.core is not None:
+        image = CoreImage(args.core, args.root)
+        look = take_from_core(image, args.core.stat().st_mtime)
+        snapshot, again = snapshot_of(look, image.program, "core"), f"--core {typed(args.core)}"
+    else:
+        pid = choose_daemon() if args.pid is None else args.pid
+        process = require_target(inspect(pid))
+        snapshot, again = snapshot_of(take(process), process, "process"), f"-p {pid}"
     if args.output is not None:
         write_new(args.output, "the snapshot", [encoded(snapshot)])
     if args.json:
         print_lines(json.dumps(snapshot, ensure_ascii=False, indent=2).split("\n"))
     else:
-        step = None if args.full else f"virtrace snapshot --full -p {pid}"
+        step = None if args.full else f"virtrace snapshot --full {again}"
         if args.output is not None:
             step = f"virtrace show --full {typed(args.output)}"
         print_lines(snapshot_lines(snapshot, style_for(sys.stdout, full=args.full), step))

@@ -16,14 +16,15 @@ from virtrace.binary.elf import MACHINES
 from virtrace.binary.headers import unreadable
 from virtrace.binary.reader import Files
 from virtrace.confined import Answer, Bounds, Child, Json, Tell
-from virtrace.errors import Unavailable
+from virtrace.errors import TargetError, Unavailable
 from virtrace.files import open_regular
-from virtrace.image.memory import StackCopier
+from virtrace.image.memory import PAGE, STACK_SIZES, StackCopier
 from virtrace.image.model import Module, Program, Registers, SystemCall, Thread
 from virtrace.image.process import visible_path
 
 _BOUNDS = Bounds(processor_seconds=60)
 _REGISTERS = struct.Struct(f"<{len(x86_64.ABI.user_registers)}Q")
+_PF_W = 2  # of <elf.h>: the segment is writable
 _AT_ENTRY = 9  # of <elf.h>: where the program begins
 
 
@@ -46,8 +47,8 @@ class CoreImage:
         except OSError as error:
             raise unreadable(path, error) from error
         self._facts: Mapping[str, Any] = self._child.ask("facts")
-        self.memory = CoreMemory(self._child)
         self.program = self._program(root)
+        self.memory = CoreMemory(self._child, self.program)
 
     @property
     def pid(self) -> int | None:
@@ -67,6 +68,16 @@ class CoreImage:
             self._thread(int(tid), bytes.fromhex(registers), stacks)
             for tid, registers in self._facts["threads"]
         ]
+
+    def heaps(self) -> Sequence[tuple[int, int]]:
+        """Writable memory that the core contains and that is of no file, and no thread's stack."""
+        files = [(int(start), int(end)) for start, end, _, _ in self._facts["files"]]
+        found = []
+        for start, size, is_writable in self._facts["contained"]:
+            is_of_file = any(begin <= start < end for begin, end in files)
+            if is_writable and size and size not in STACK_SIZES and not is_of_file:
+                found.append((int(start), int(start) + int(size)))
+        return found
 
     def _thread(self, tid: int, data: bytes, stacks: StackCopier) -> Thread:
         known: dict[str, int] = {}
@@ -111,10 +122,16 @@ class CoreImage:
 
 
 class CoreMemory:
-    """The memory in a core, which leaves out most of what the process had mapped from files."""
+    """The memory in a core.
 
-    def __init__(self, child: Child) -> None:
+    It leaves out what the process had mapped from files and not changed: that is read from the
+    files, as far as they are proven to be the same.
+    """
+
+    def __init__(self, child: Child, program: Program) -> None:
         self._child = child
+        self._program = program
+        self._is_same: dict[Module, bool] = {}
 
     def read(self, address: int, size: int) -> bytes:
         data = self.read_available(address, size)
@@ -129,8 +146,27 @@ class CoreMemory:
             piece = bytes.fromhex(self._child.ask("read", address + len(data), wanted))
             data += piece
             if len(piece) < wanted:
+                data += self._of_file(address + len(data), size - len(data))
                 break
         return bytes(data)
+
+    def _of_file(self, address: int, size: int) -> bytes:
+        """Return what a file has for an address that the core leaves out."""
+        module = self._program.module_at(address)
+        if module is None:
+            return b""
+        try:
+            if module not in self._is_same:
+                self._is_same[module] = False
+                at, content = module.elf.fingerprint
+                there = self.read_available(module.base + at, len(content))
+                self._is_same[module] = there == content
+            if not self._is_same[module]:
+                return b""
+            end = min(address + size, (address // PAGE + 1) * PAGE)
+            return module.elf.content(address - module.base, end - address) or b""
+        except TargetError:
+            return b""
 
 
 def _answering(path: Path) -> Answer:
@@ -158,6 +194,10 @@ def _facts(core: CoreFile) -> Json:
         "signal": core.signal,
         "entry": core.auxv.get(_AT_ENTRY),
         "segments": [(segment.address, segment.size_in_memory) for segment in core.segments],
+        "contained": [
+            (segment.address, segment.size, bool(segment.flags & _PF_W))
+            for segment in core.segments
+        ],
         "threads": [(thread.tid, thread.registers.hex()) for thread in core.threads],
         "files": core.files,
     }

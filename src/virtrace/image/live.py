@@ -14,7 +14,7 @@ from virtrace.binary import abi
 from virtrace.errors import TargetError
 from virtrace.image.memory import NO_STACK, MemoryCopy, ProcessMemory, StackCopier
 from virtrace.image.model import Registers, SystemCall, Thread
-from virtrace.image.process import Process, mappings
+from virtrace.image.process import Process, heaps, mappings
 
 # Attempts to read a thread before it counts as moving.
 _ATTEMPTS = 3
@@ -68,6 +68,10 @@ class LiveImage:
                 "check whether it still runs",
             ) from error
         return [*self._threads(tids, stacks)]
+
+    def heaps(self) -> Sequence[tuple[int, int]]:
+        """Private, writable memory of no file, without the stacks of threads. Raises: OSError."""
+        return heaps(self.program.pid)
 
     def thread(self, tid: int) -> Thread:
         """Read one thread. tid: as this host counts. Raises: OSError if it has ended."""

@@ -22,6 +22,8 @@ MAX_READ = 1 << 20
 _MOST_STACK = 1 << 20
 _MOST_STACKS = 64 << 20
 _RED_ZONE = 128
+# Of a thread's stack, by default: with its guard page, and without.
+STACK_SIZES = (8 << 20, (8 << 20) - PAGE)
 _WORD = struct.Struct("<Q")
 
 

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from virtrace.binary.reader import Binary, Files, debug_file, read_by_child
 from virtrace.errors import TargetError, Unavailable
-from virtrace.image.memory import Memory, MemoryCopy
+from virtrace.image.memory import MemoryCopy, PartialMemory
 
 # A function of glibc's dynamic linker that debuggers watch: r_brk of <link.h>.
 _LINKER_HOOK = "_dl_debug_state"
@@ -212,7 +212,10 @@ class Image(Protocol):
     def program(self) -> Program: ...
 
     @property
-    def memory(self) -> Memory: ...
+    def memory(self) -> PartialMemory: ...
 
     def threads(self) -> Sequence[Thread]:
         """Take a look at every thread."""
+
+    def heaps(self) -> Sequence[tuple[int, int]]:
+        """First address and end of what may hold what the program allocates, its stacks apart."""

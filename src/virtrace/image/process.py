@@ -20,6 +20,7 @@ from virtrace import confined
 from virtrace.binary.reader import Files
 from virtrace.confined import Bounds, Tell
 from virtrace.errors import TargetError
+from virtrace.image.memory import STACK_SIZES
 from virtrace.image.model import Module, Program
 
 CAP_SYS_PTRACE = 1 << 19
@@ -29,8 +30,6 @@ DELETED = " (deleted)"
 _LARGEST_MAPS = 8 << 20
 _LONGEST_COMMAND = 1 << 12
 
-# Sizes of a thread's stack, by default: with its guard page, and without.
-_STACKS = (8 << 20, (8 << 20) - 4096)
 
 _CHILD = Bounds(memory=64 << 20, processor_seconds=2, seconds=10)
 
@@ -100,7 +99,7 @@ def heaps(pid: int) -> list[tuple[int, int]]:
         start, _, end = span.partition("-")
         size = int(end, 16) - int(start, 16)
         is_anonymous = inode == "0" and (not name or name[0] == "[heap]")
-        if is_anonymous and permissions.startswith("rw-p") and size not in _STACKS:
+        if is_anonymous and permissions.startswith("rw-p") and size not in STACK_SIZES:
             found.append((int(start, 16), int(end, 16)))
     return found
 

@@ -140,6 +140,8 @@ def _resting(threads: Sequence[ThreadRecord]) -> list[Piece]:
 def _daemon(snapshot: Snapshot) -> list[Piece]:
     daemon = snapshot["daemon"]
     version = daemon["program"]["version"] or "of unknown version"
+    if snapshot["source"] == "core":
+        return words(f"{daemon['exe']} {version}, process {daemon['pid']}, from a core")
     return words(
         f"{daemon['exe']} {version}, process {daemon['pid']}; it was not stopped for this, and "
         f"two looks were {snapshot['seconds']:.1f} s apart"

@@ -9,11 +9,11 @@ import json
 import os
 import platform
 from datetime import datetime, timezone
-from typing import Literal, Optional, TypedDict, Union
+from typing import BinaryIO, Literal, Optional, TypedDict, Union
 
 from virtrace import __version__
 from virtrace.errors import TraceError
-from virtrace.image.process import Process
+from virtrace.image.model import Program as Image
 from virtrace.snapshot.model import (
     Command,
     Domain,
@@ -28,6 +28,7 @@ from virtrace.snapshot.model import (
 from virtrace.snapshot.verdicts import Verdict, doing, verdicts
 from virtrace.targets import target_of
 from virtrace.trace.format import (
+    Address,
     Count,
     CountOrNull,
     NumberOrNull,
@@ -269,17 +270,34 @@ class QemuRecord(TypedDict):
     threads: list[QemuThreadRecord]
 
 
+class CrashRecord(TypedDict):
+    """The signal that ended the process, its si_code, and the address of a fault."""
+
+    signal: Count
+    code: int
+    address: Address
+
+
+CrashOrNull = Optional[CrashRecord]
+
+
 class Snapshot(TypedDict):
-    """The document. seconds: between the two looks."""
+    """The document.
+
+    source: ``process`` or ``core``. seconds: between the two looks; 0 of a core.
+    crash: null of a process, and of a core that gcore made.
+    """
 
     type: Literal["snapshot"]
     format: str
     version: Count
+    source: str
     taken: Time
     seconds: float
     tool: ToolRecord
     host: HostRecord
     daemon: DaemonRecord
+    crash: CrashOrNull
     verdicts: list[VerdictRecord]
     threads: list[ThreadRecord]
     domains: list[DomainRecord]
@@ -289,22 +307,30 @@ class Snapshot(TypedDict):
     notes: list[str]
 
 
-def snapshot_of(look: Look, process: Process) -> Snapshot:
-    """Return the document of a look."""
+def snapshot_of(look: Look, program: Image, source: str) -> Snapshot:
+    """Return the document of a look. source: ``process`` or ``core``."""
     taken = datetime.fromtimestamp(look.taken, timezone.utc).isoformat()
-    found = verdicts(look, os.path.basename(process.exe))
+    found = verdicts(look, os.path.basename(program.exe))
     return {
         "type": "snapshot",
         "format": FORMAT,
         "version": VERSION,
+        "source": source,
         "taken": taken,
         "seconds": round(look.seconds, 3),
         "tool": {"virtrace": __version__, "python": platform.python_version()},
         "host": {"machine": platform.machine(), "kernel": platform.release()},
         "daemon": {
             "pid": look.pid,
-            "exe": process.exe,
-            "program": target_of(process).to_record(process),
+            "exe": program.exe,
+            "program": target_of(program).to_record(program),
+        },
+        "crash": None
+        if look.crash is None
+        else {
+            "signal": look.crash.signal,
+            "code": look.crash.code,
+            "address": f"{look.crash.address:#x}",
         },
         "verdicts": [_verdict(verdict) for verdict in found],
         "threads": [_thread(look, thread) for thread in look.threads],
@@ -322,9 +348,17 @@ def encoded(snapshot: Snapshot) -> bytes:
     return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
-def decoded(data: bytes, path: str) -> Snapshot:
-    """Read a file's content, which may be a stranger's. Raises: TraceError if it is damaged."""
+def is_snapshot(file: BinaryIO) -> bool:
+    """Whether a file begins as a snapshot does; what is read of it stays to be read."""
+    return os.pread(file.fileno(), len(BEGINNING), 0) == BEGINNING
+
+
+def read_snapshot(file: BinaryIO, path: str) -> Snapshot:
+    """Read a snapshot, which may be a stranger's. Raises: TraceError if it is damaged."""
+    data = file.read(LARGEST + 1)
     try:
+        if len(data) > LARGEST:
+            raise ShapeError(f"it is larger than {LARGEST >> 20} MiB")
         document: Snapshot = json.loads(data)
         check(document, Snapshot)
     except (ShapeError, ValueError, RecursionError) as error:

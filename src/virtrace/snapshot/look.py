@@ -1,69 +1,85 @@
-"""Take one look at a live daemon."""
+"""One look at a program: its threads, and what libvirt has in its memory."""
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Sequence
-from functools import partial
+from typing import Protocol
 
-from virtrace.errors import TargetError
-from virtrace.image.live import LiveImage
-from virtrace.image.model import Thread
+from virtrace.image.model import Image, Thread
 from virtrace.image.names import FrameNames
-from virtrace.image.process import Process, heaps, read_status, user_name
+from virtrace.image.process import user_name
 from virtrace.image.unwind import Unwinder
-from virtrace.snapshot import host
 from virtrace.snapshot.domains import domain_at
-from virtrace.snapshot.model import Look, NamedFrame, SeenThread
+from virtrace.snapshot.host import Mount
+from virtrace.snapshot.model import Child, Look, NamedFrame, Qemu, SeenThread
 from virtrace.snapshot.monitors import monitor_at
 from virtrace.snapshot.objects import Objects
 from virtrace.snapshot.peek import Peek
 from virtrace.snapshot.requests import request_at
 from virtrace.snapshot.servers import server_at
-from virtrace.snapshot.threads import carried_by, client_of, kept_registers
+from virtrace.snapshot.threads import carried_by, client_of, kept_registers, name_on_stack
 from virtrace.snapshot.waits import Position, Surroundings, wait_of
 
 DISPATCH = "virNetServerProgramDispatch"
 _MONITORS = ("qemuMonitor", "qemuAgent")
 
 
-def look_at(process: Process) -> Look:
-    """Look at a daemon. Nothing of it is stopped, changed or woken.
+class Around(Protocol):
+    """What is known of the processes around a program, and of its threads beside the image."""
+
+    @property
+    def pid(self) -> int | None: ...
+
+    @property
+    def taken(self) -> float:
+        """Seconds since 1970."""
+
+    def own_tid(self, tid: int) -> int:
+        """Return a thread's id as the process itself counts."""
+
+    def asleep(self, tid: int) -> float | None:
+        """Return for how long a thread has been asleep, s."""
+
+    def is_qemu_of(self, pid: int, uuid: str) -> bool: ...
+    def qemu(self, pid: int) -> Qemu | None: ...
+    def command_of(self, pid: int) -> str | None: ...
+    def file_of(self, descriptor: int) -> str | None: ...
+    def mount_of(self, path: str) -> Mount | None: ...
+    def children_of(self, tid: int) -> Sequence[Child]: ...
+    def tracer(self) -> int | None: ...
+
+
+def look_at(image: Image, around: Around) -> Look:
+    """Look at a program: nothing of it is stopped, changed or woken.
 
     Raises: TargetError if it cannot be read.
     """
-    with LiveImage(process) as image:
-        return _Looking(process, image).look()
+    return _Looking(image, around).look()
 
 
 class _Looking:
-    def __init__(self, process: Process, image: LiveImage) -> None:
-        self._process = process
+    def __init__(self, image: Image, around: Around) -> None:
         self._image = image
-        self._began = time.time()
+        self._around = around
         self._peek = Peek(image.memory)
-        self._objects = Objects(process, self._peek)
-        self._clocks = host.Clocks()
+        self._objects = Objects(image.program, self._peek)
         self._notes: list[str] = []
 
     def look(self) -> Look:
+        around = self._around
         threads = self._image.threads()
-        asleep = {
-            thread.tid: self._clocks.asleep(self._process.pid, thread.tid) for thread in threads
-        }
+        asleep = {thread.tid: around.asleep(thread.tid) for thread in threads}
         frames = self._frames(threads)
-        own_tids = {thread.tid: _own_tid(thread.tid) for thread in threads}
+        own_tids = {thread.tid: around.own_tid(thread.tid) for thread in threads}
         self._know_types(frames)
-        census = self._objects.census(heaps(self._process.pid))
+        census = self._objects.census(self._image.heaps())
         if not census.objects:
             self._notes.append("no object of libvirt was found in memory")
         tids = set(own_tids.values())
-        found = census.objects.get("virDomainObj", ())
         domains = [
             domain
-            for address in found
-            if (domain := domain_at(self._peek, address, tids, self._began, host.is_qemu_of))
+            for address in census.objects.get("virDomainObj", ())
+            if (domain := domain_at(self._peek, address, tids, around.taken, around.is_qemu_of))
         ]
         monitors = [
             monitor_at(self._peek, self._objects, kind, address)
@@ -75,38 +91,42 @@ class _Looking:
             for address in census.objects.get("virNetServer", ())
             if (server := server_at(self._peek, self._objects, address)) is not None
         ]
-        around = Surroundings(
+        surroundings = Surroundings(
             self._peek,
             self._objects,
-            self._began,
+            around.taken,
             tids,
             {domain.address: domain for domain in domains},
             {monitor.address: monitor for monitor in monitors},
-            partial(host.file_of, self._process.pid),
-            lambda tid: [*host.children_of(self._process.pid, tid)],
-            partial(host.mount_of, self._process.pid),
+            around.file_of,
+            around.children_of,
+            around.mount_of,
         )
         seen = [
             self._seen(
-                thread, own_tids[thread.tid], asleep[thread.tid], *frames[thread.tid], around
+                thread,
+                own_tids[thread.tid],
+                asleep[thread.tid],
+                *frames[thread.tid],
+                surroundings,
             )
             for thread in threads
         ]
         qemus = {
             domain.qemu: qemu
             for domain in domains
-            if domain.qemu is not None and (qemu := host.qemu(domain.qemu)) is not None
+            if domain.qemu is not None and (qemu := around.qemu(domain.qemu)) is not None
         }
         return Look(
-            self._process.pid,
-            self._began,
-            time.time() - self._began,
+            around.pid,
+            around.taken,
+            0.0,
             tuple(seen),
             tuple(domains),
             tuple(monitors),
             tuple(servers),
             qemus,
-            host.tracer_of(self._process.pid),
+            around.tracer(),
             self._notes,
         )
 
@@ -114,7 +134,7 @@ class _Looking:
         self, threads: Sequence[Thread]
     ) -> dict[int, tuple[tuple[NamedFrame, ...], str | None]]:
         unwinder = Unwinder(self._image)
-        names = FrameNames(self._process, {})
+        names = FrameNames(self._image.program, {})
         found = {}
         for thread in threads:
             trace = unwinder.backtrace(thread)
@@ -157,14 +177,15 @@ class _Looking:
             }
             request = next(iter(messages.values())) if len(messages) == 1 else None
             client = client_of(carried.identity, *self._who(carried.identity))
+        name = thread.name or name_on_stack(self._peek, frames)
         position = Position(
             thread.tid, thread.waits_in, thread.wait_channel, frames, served is not None
         )
         return SeenThread(
             thread.tid,
             own_tid,
-            thread.name,
-            _role(thread, self._process.pid, is_worker=served is not None),
+            name,
+            _role(thread.tid, name or "", self._around.pid, is_worker=served is not None),
             thread.state,
             frames,
             ended,
@@ -181,39 +202,13 @@ class _Looking:
     def _who(self, identity: dict[str, int | str] | None) -> tuple[str | None, str | None]:
         pid = (identity or {}).get("process-id")
         user = (identity or {}).get("unix-user-id")
-        command = host.command_of(pid) if isinstance(pid, int) else None
+        command = self._around.command_of(pid) if isinstance(pid, int) else None
         return command, user_name(user) if isinstance(user, int) else None
 
 
-def switches(pid: int) -> dict[int, str]:
-    """By thread, how often it left a processor: the same later where it did not run.
-
-    Raises: TargetError if the process is gone.
-    """
-    found = {}
-    try:
-        tids = os.listdir(f"/proc/{pid}/task")
-    except OSError as error:
-        raise TargetError(
-            f"process {pid} ended while it was looked at", "check whether it was restarted"
-        ) from error
-    for tid in map(int, tids):
-        status = read_status(tid)
-        if status is not None:
-            keys = ("voluntary_ctxt_switches", "nonvoluntary_ctxt_switches")
-            found[tid] = " ".join(status.get(key, "") for key in keys)
-    return found
-
-
-def _own_tid(tid: int) -> int:
-    status = read_status(tid)
-    return tid if status is None else int(status.get("NSpid", str(tid)).split()[-1])
-
-
-def _role(thread: Thread, pid: int, *, is_worker: bool) -> str:
+def _role(tid: int, name: str, pid: int | None, *, is_worker: bool) -> str:
     """Return what a thread is for, by the name that libvirt gives it (at most 15 bytes)."""
-    name = thread.name or ""
-    if thread.tid == pid:
+    if tid == pid:
         return "main thread"
     if is_worker or name.startswith(("rpc-", "prio-rpc-", "admin-")) or "worker" in name:
         return "priority worker" if name.startswith("prio-") else "worker"

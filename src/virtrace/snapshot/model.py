@@ -233,10 +233,23 @@ class Qemu:
 
 
 @dataclass(frozen=True)
+class Crash:
+    """What ended the process: the signal, its si_code, and the address of a fault.
+
+    The first thread got the signal.
+    """
+
+    signal: int
+    code: int
+    address: int
+
+
+@dataclass(frozen=True)
 class Look:
     """All that one look found.
 
-    own_state, tracer: of the daemon itself: whether it is stopped, and by whom.
+    pid: None where a core does not say. tracer: the pid of a debugger that holds the daemon.
+    crash: None of a live process, and of a core that gcore made.
     """
 
     pid: int | None
@@ -249,6 +262,7 @@ class Look:
     qemus: dict[int, Qemu]
     tracer: int | None
     notes: Sequence[str]
+    crash: Crash | None = None
 
     def thread(self, own_tid: int | None) -> SeenThread | None:
         """Return the thread that the process counts so."""

@@ -17,6 +17,8 @@ _LOWEST, _HIGHEST = 0x10000, 1 << 47
 # Pages that are kept: far more than a look reads.
 _MOST_PAGES = 1 << 13
 _LONGEST_TEXT = 1 << 16
+# Bytes: what is searched once is not kept.
+_LARGE = 1 << 17
 
 
 class Peek:
@@ -35,6 +37,8 @@ class Peek:
         """Return the bytes up to the first that cannot be read."""
         if not 0 <= address < _HIGHEST:
             return b""
+        if size >= _LARGE:
+            return self._memory.read_available(address, size)
         pieces, at, end = [], address, address + size
         while at < end:
             page = self._page(at // PAGE)

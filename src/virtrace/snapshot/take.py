@@ -1,14 +1,24 @@
-"""Take a snapshot: two looks at a live daemon, which tell what does not move."""
+"""Take a snapshot of a live daemon, or of one in a core file."""
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
-from virtrace.image.process import Process
-from virtrace.snapshot.look import look_at, switches
-from virtrace.snapshot.model import Look
+from virtrace.errors import TargetError
+from virtrace.image.core import CoreImage
+from virtrace.image.live import LiveImage
+from virtrace.image.process import Process, read_status
+from virtrace.snapshot import host
+from virtrace.snapshot.host import Clocks, Mount
+from virtrace.snapshot.look import look_at
+from virtrace.snapshot.model import Child, Crash, Look, Qemu
+from virtrace.targets import target_of
 
+# Signals that end a process with a core (signal(7)); gcore notes the one by which it stopped it.
+_DUMPING = frozenset((3, 4, 5, 6, 7, 8, 11, 24, 25, 31))
 # Between the two looks, at least.
 SECONDS = 1.0
 
@@ -18,12 +28,119 @@ def take(process: Process, seconds: float = SECONDS) -> Look:
 
     Raises: TargetError if it cannot be read, or ends.
     """
-    before, began = switches(process.pid), time.monotonic()
-    look = look_at(process)
+    before, began = _switches(process.pid), time.monotonic()
+    with LiveImage(process) as image:
+        look = look_at(image, _Host(process.pid))
     time.sleep(max(0.0, seconds - (time.monotonic() - began)))
-    after = switches(process.pid)
+    after = _switches(process.pid)
     threads = tuple(
         replace(thread, moved=before.get(thread.tid) != after.get(thread.tid))
         for thread in look.threads
     )
     return replace(look, threads=threads, seconds=time.monotonic() - began)
+
+
+def take_from_core(image: CoreImage, taken: float) -> Look:
+    """Look at a daemon in a core.
+
+    taken: when the core was made, seconds since 1970
+    Raises: TargetError if the core is of another program.
+    """
+    target_of(image.program)
+    look = look_at(image, _Nothing(image.pid, taken))
+    signal = image.signal
+    if signal is None or signal.number not in _DUMPING or not look.threads:
+        return look
+    return replace(look, crash=Crash(signal.number, signal.code, signal.address))
+
+
+def _switches(pid: int) -> dict[int, str]:
+    """By thread, how often it left a processor: the same later where it did not run.
+
+    Raises: TargetError if the process is gone.
+    """
+    found = {}
+    try:
+        tids = os.listdir(f"/proc/{pid}/task")
+    except OSError as error:
+        raise TargetError(
+            f"process {pid} ended while it was looked at", "check whether it was restarted"
+        ) from error
+    for tid in map(int, tids):
+        status = read_status(tid)
+        if status is not None:
+            keys = ("voluntary_ctxt_switches", "nonvoluntary_ctxt_switches")
+            found[tid] = " ".join(status.get(key, "") for key in keys)
+    return found
+
+
+class _Host:
+    """The host of a live daemon (look.Around)."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.taken = time.time()
+        self._clocks = Clocks()
+
+    def own_tid(self, tid: int) -> int:
+        status = read_status(tid)
+        return tid if status is None else int(status.get("NSpid", str(tid)).split()[-1])
+
+    def asleep(self, tid: int) -> float | None:
+        return self._clocks.asleep(self.pid, tid)
+
+    def is_qemu_of(self, pid: int, uuid: str) -> bool:
+        return host.is_qemu_of(pid, uuid)
+
+    def qemu(self, pid: int) -> Qemu | None:
+        return host.qemu(pid)
+
+    def command_of(self, pid: int) -> str | None:
+        return host.command_of(pid)
+
+    def file_of(self, descriptor: int) -> str | None:
+        return host.file_of(self.pid, descriptor)
+
+    def mount_of(self, path: str) -> Mount | None:
+        return host.mount_of(self.pid, path)
+
+    def children_of(self, tid: int) -> Sequence[Child]:
+        return [*host.children_of(self.pid, tid)]
+
+    def tracer(self) -> int | None:
+        return host.tracer_of(self.pid)
+
+
+class _Nothing:
+    """A core tells nothing of what was around its process (look.Around)."""
+
+    def __init__(self, pid: int | None, taken: float) -> None:
+        self.pid = pid
+        self.taken = taken
+
+    def own_tid(self, tid: int) -> int:
+        return tid
+
+    def asleep(self, tid: int) -> float | None:
+        return None
+
+    def is_qemu_of(self, pid: int, uuid: str) -> bool:
+        return False
+
+    def qemu(self, pid: int) -> Qemu | None:
+        return None
+
+    def command_of(self, pid: int) -> str | None:
+        return None
+
+    def file_of(self, descriptor: int) -> str | None:
+        return None
+
+    def mount_of(self, path: str) -> Mount | None:
+        return None
+
+    def children_of(self, tid: int) -> Sequence[Child]:
+        return ()
+
+    def tracer(self) -> int | None:
+        return None

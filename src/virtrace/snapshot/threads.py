@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from virtrace.image.unwind import Frame
@@ -27,6 +27,9 @@ _PARAMETER, _FIELD, _KIND, _VALUE = 96, 80, 80, 88
 _STRING_KIND = 7
 _PARAMETER_COUNT, _PARAMETERS = 24, 32
 _MOST_PARAMETERS = 40
+# Frames in which the name of a thread is looked for, and how large they may be, bytes.
+_OUTERMOST, _LARGEST_FRAME = 4, 400
+_THREAD_NAME = re.compile(r"[a-z][a-z-]{2,29}[a-z0-9]")
 
 
 class Carried(NamedTuple):
@@ -65,6 +68,22 @@ def carried_by(
             elif named := _DISPATCHER.fullmatch(peek.text(data, 80) or ""):
                 api = f"vir{named[1]}"
     return Carried(api, identity)
+
+
+def name_on_stack(peek: Peek, frames: Sequence[NamedFrame]) -> str | None:
+    """Return the name that libvirt gave a thread, where the kernel's is not known.
+
+    virThreadHelper (src/util/virthread.c) keeps it on the stack, beside the function that it calls.
+    """
+    for named in frames[-_OUTERMOST:]:
+        sp, cfa = named.frame.registers.known.get("rsp"), named.frame.cfa
+        if sp is None or cfa is None or not 0 < cfa - sp < _LARGEST_FRAME:
+            continue
+        for word in peek.words(sp, (cfa - sp) // WORD):
+            text = peek.text(word, 40) if is_pointer(word, 1) else None
+            if text is not None and _THREAD_NAME.fullmatch(text):
+                return text
+    return None
 
 
 def client_of(

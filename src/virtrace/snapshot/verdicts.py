@@ -6,6 +6,7 @@ need, once for each case. A new verdict needs an entry there and a function here
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +20,8 @@ from virtrace.snapshot.model import Look, Qemu, SeenThread
 
 # A call that has waited for a shorter time does not hang, s.
 LONG = 1.0
+# Signals whose address is that of a fault.
+_FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,29 @@ def _since(look: Look, thread: SeenThread) -> float | None:
     if thread.wait.since is not None:
         return max(look.taken - thread.wait.since, 0.0)
     return thread.asleep
+
+
+@_verdict
+def _crashed(looked: _Looked) -> Iterator[_Case]:
+    crash = looked.look.crash
+    if crash is None:
+        return
+    thread = looked.look.threads[0]
+    frames = [frame.text for frame in thread.frames if frame.function is not None]
+    fields = {
+        "signal": _signal_name(crash.signal),
+        "address": f" at address {crash.address:#x}" if crash.signal in _FAULTS else "",
+        "place": frames[0] if frames else "a function without a name",
+        "who": who(looked.look, thread),
+    }
+    yield _Case(fields, Root(thread, ()))
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 @_verdict
