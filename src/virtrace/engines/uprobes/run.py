@@ -175,7 +175,7 @@ class _Run:
                 reason = outside.reason()
                 if reason == "done":
                     # All that the command had called is in the kernel's buffer, at the latest.
-                    self._drain()
+                    self._drain(always=True)
                     self._spool.mark(_CommandEnded())
                     give_up_at = time.monotonic() + GRACE_SECONDS
                     self._keeps_up = True
@@ -192,7 +192,7 @@ class _Run:
         self._wakeup.close()
         self._probes.detach()
         self._replayer.since(_now_ns())
-        self._drain(is_last=True)
+        self._drain(always=True)
 
     def decode_the_rest(self, name: str, signals: Sequence[int]) -> None:
         """Decode what still waits. A further signal leaves the rest out. name: of the trace."""
@@ -214,9 +214,9 @@ class _Run:
         """Wait a little, or until a program has recorded what must not wait."""
         self._wakeup.poll(self._sleep)
 
-    def _drain(self, *, is_last: bool = False) -> None:
-        """Take what the kernel has: what it means has time. is_last: nothing more will come."""
-        if self._spool.size > MOST_WAITING and not is_last:
+    def _drain(self, *, always: bool = False) -> None:
+        """Take what the kernel has: what it means has time. always: also if too much waits."""
+        if self._spool.size > MOST_WAITING and not always:
             return
         records = self._probes.ring.records()
         self._sleep = _SHORTEST_SLEEP if records else min(self._sleep * 2, _LONGEST_SLEEP)
@@ -234,7 +234,7 @@ class _Run:
     def _switch_off(self) -> None:
         for switch, why in self._load.too_much():
             # What came before it is recorded before it.
-            self._drain()
+            self._drain(always=True)
             self._spool.mark(_SwitchedOff(switch, why, _now_ns(), self._load.is_spent))
 
     def _decode_for_a_while(self) -> None:
