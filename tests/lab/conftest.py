@@ -15,6 +15,8 @@ from tests.support.own_files import copied
 from virtrace.errors import LabError
 from virtrace.lab import debug_build
 from virtrace.lab.daemon import Lab
+from virtrace.lab.guest import MIB, disk_xml, file_source
+from virtrace.lab.stage import TARGET, Stage
 
 
 def bring_up(
@@ -113,6 +115,18 @@ def other_host() -> Iterator[Lab]:
     lab = bring_up(hostname="elsewhere")
     yield lab
     lab.down()
+
+
+@pytest.fixture
+def stage(stock_lab: Lab) -> Iterator[Stage]:
+    """A second guest, vm2, for what may end it."""
+    stage = Stage(stock_lab)
+    try:
+        file = stage.image("vda.raw", MIB)
+        stage.start(disk_xml("file", file_source(file), TARGET))
+        yield stage
+    finally:
+        stage.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -15,18 +15,22 @@ from pathlib import Path
 import pytest
 
 from tests.support.command import virtrace
-from tests.support.hanging import PATIENCE, calling, snapshot, stopped, thread_of, wait_for
+from tests.support.hanging import (
+    PATIENCE,
+    admin,
+    calling,
+    held_by_gdb,
+    qemu_of,
+    snapshot,
+    stopped,
+    thread_of,
+    wait_for,
+)
 from virtrace.lab.daemon import Lab
-from virtrace.lab.guest import MIB, disk_xml, file_source
 from virtrace.lab.stage import GUEST_NAME, TARGET, Stage
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can read the threads")
 ASK = ("domblkinfo", "vm1", "vda")
-
-
-def qemu_of(lab: Lab) -> int:
-    """The pid of vm1's QEMU, as its pid file says."""
-    return int((lab.folder / "run" / "libvirt" / "qemu" / "run" / "vm1.pid").read_text())
 
 
 def test_an_idle_daemon_is_healthy(stock_lab: Lab) -> None:
@@ -80,18 +84,6 @@ def test_a_stopped_qemu_is_the_answer(stock_lab: Lab) -> None:
         assert began <= one["wait"]["since"] <= time.time()
 
 
-@pytest.fixture
-def stage(stock_lab: Lab) -> Iterator[Stage]:
-    """A second guest, vm2, for what may end it."""
-    stage = Stage(stock_lab)
-    try:
-        file = stage.image("vda.raw", MIB)
-        stage.start(disk_xml("file", file_source(file), TARGET))
-        yield stage
-    finally:
-        stage.clear()
-
-
 def test_a_save_into_a_fifo_names_the_fifo(stage: Stage) -> None:
     lab = stage.lab
     fifo = stage.images / "save.fifo"
@@ -140,13 +132,9 @@ def test_a_daemon_that_is_stopped_is_the_answer(stock_lab: Lab) -> None:
 
 
 def test_a_debugger_that_holds_the_daemon_is_named(stock_lab: Lab) -> None:
-    command = ["gdb", "-nx", "-q", "-p", str(stock_lab.pid)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as gdb:
+    with held_by_gdb(stock_lab.pid) as gdb:
         _, verdict = wait_for(stock_lab, "traced")
-        assert verdict["says"].endswith(f"a debugger, process {gdb.pid}.")
-        gdb.communicate(b"detach\nquit\n", PATIENCE)
+    assert verdict["says"].endswith(f"a debugger, process {gdb.pid}.")
 
 
 @pytest.fixture
@@ -159,14 +147,6 @@ def few_workers(stock_lab: Lab) -> Iterator[Lab]:
 
 def set_workers(lab: Lab, number: int) -> None:
     admin(lab, "srv-threadpool-set", "libvirtd", "--min-workers", "1", "--max-workers", str(number))
-
-
-def admin(lab: Lab, *words: str) -> None:
-    socket = lab.folder / "run" / "libvirt" / "libvirt-admin-sock"
-    uri = f"libvirtd+unix:///session?socket={socket}"
-    # The daemon lets nobody else administer it.
-    done = lab.system.attempt("virt-admin", "-c", uri, *words, as_daemon=True)
-    assert done.returncode == 0, done.stdout
 
 
 def test_workers_that_are_all_taken_are_told(few_workers: Lab) -> None:

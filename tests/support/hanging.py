@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tests.support.command import virtrace
+from tests.support.waiting import wait_until
 from virtrace.errors import ANSWER_IS_NO, DONE
 from virtrace.lab.daemon import Lab
 
@@ -82,3 +83,45 @@ def stopped(pid: int) -> Iterator[None]:
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
+
+
+@contextmanager
+def held_by_gdb(pid: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Let GDB hold a process meanwhile."""
+    command = ["gdb", "-nx", "-q", "-p", str(pid)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as gdb:
+        try:
+            yield gdb
+        finally:
+            let_go(gdb)
+
+
+def let_go(gdb: subprocess.Popen[bytes]) -> None:
+    """End a GDB; what it held goes on."""
+    if gdb.poll() is None:
+        gdb.communicate(b"detach\nquit\n", PATIENCE)
+
+
+def relaunch(lab: Lab, **variables: str) -> None:
+    """Start a lab's daemon anew, and return while it may still be starting; its guests run on.
+
+    variables: of its environment
+    """
+    os.kill(lab.pid, signal.SIGTERM)
+    wait_until(lambda: not lab.is_up, "the daemon ends")
+    pid_file = lab.folder / "run" / f"{lab.daemon}.pid"
+    lab.system.run(lab.program(), "-d", "-p", str(pid_file), as_daemon=True, **variables)
+
+
+def admin(lab: Lab, *words: str) -> str:
+    """Administer a lab's daemon, which lets only its own user do that."""
+    socket = lab.folder / "run" / "libvirt" / "libvirt-admin-sock"
+    uri = f"libvirtd+unix:///session?socket={socket}"
+    return lab.system.run("virt-admin", "-c", uri, *words, as_daemon=True)
+
+
+def qemu_of(lab: Lab, guest: str = "vm1") -> int:
+    """The pid of a guest's QEMU, as its pid file says."""
+    return int((lab.folder / "run" / "libvirt" / "qemu" / "run" / f"{guest}.pid").read_text())

@@ -1,0 +1,253 @@
+"""`virtrace snapshot` of a real libvirtd, in further ways to hang."""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab.conftest import bring_up
+from tests.support.hanging import (
+    PATIENCE,
+    admin,
+    calling,
+    held_by_gdb,
+    let_go,
+    qemu_of,
+    relaunch,
+    thread_of,
+    wait_for,
+)
+from tests.support.paths import REPOSITORY
+from tests.support.silent_files import silent_files
+from tests.support.waiting import wait_until
+from virtrace.lab.daemon import Lab
+from virtrace.lab.stage import GUEST_NAME, TARGET, Stage
+from virtrace.snapshot.host import tracer_of
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can read the threads")
+ASK = ("domblkinfo", "vm1", "vda")
+SUPPORT = REPOSITORY / "tests" / "support"
+F_SETPIPE_SZ = 1031
+
+
+def root_of(
+    document: dict[str, Any], verdict: dict[str, Any], client: subprocess.Popen[bytes], api: str
+) -> dict[str, Any]:
+    """The thread that a verdict is about, which serves this client."""
+    root = thread_of(document, verdict["thread"])
+    assert (root["api"], root["client"]["pid"]) == (api, client.pid)
+    assert isinstance(client.args, list)
+    assert root["client"]["command"] == " ".join(client.args)
+    assert not root["moved"]
+    return root
+
+
+def test_a_debugger_that_holds_qemu_is_named(stage: Stage) -> None:
+    lab = stage.lab
+    qemu = qemu_of(lab, GUEST_NAME)
+    with held_by_gdb(qemu) as gdb:
+        wait_until(lambda: tracer_of(qemu) == gdb.pid, "GDB holds QEMU")
+        with calling(lab, ("domblkinfo", GUEST_NAME, TARGET)) as (client,):
+            document, verdict = wait_for(lab, "qemu-traced")
+            let_go(gdb)
+    assert verdict["says"] == (
+        f"{GUEST_NAME} hangs because its QEMU (process {qemu}) is held by a debugger, "
+        f"process {gdb.pid}."
+    )
+    root = thread_of(document, verdict["thread"])
+    assert root["api"] == "virDomainGetBlockInfo"
+    assert root["request"]["name"] == GUEST_NAME
+    assert root["client"]["pid"] == client.pid
+    assert root["asleep_s"] > 0
+
+
+def test_a_limit_of_clients_that_is_reached_is_told(stock_lab: Lab) -> None:
+    admin(
+        stock_lab, "srv-clients-set", "libvirtd", "--max-clients", "4", "--max-unauth-clients", "4"
+    )
+    try:
+        with ExitStack() as connections:
+            for _ in range(4):
+                connected(stock_lab, connections)
+            with calling(stock_lab, ("list",)) as (late,):
+                _, verdict = wait_for(stock_lab, "clients")
+                info = admin(stock_lab, "srv-clients-info", "libvirtd")
+                assert late.poll() is None
+                connections.close()
+    finally:
+        admin(stock_lab, "srv-clients-set", "libvirtd", "--max-clients", "5000")
+    assert verdict["says"] == (
+        "libvirtd takes no more clients: 4 of 4 (max_clients) are connected."
+    )
+    told = dict(line.split(":") for line in info.split("\n") if ":" in line)
+    assert {name.strip(): int(value) for name, value in told.items()}["nclients"] == 4
+    command = verdict["do"][1]["command"]
+    assert command == "virt-admin srv-clients-set libvirtd --max-clients 8"
+
+
+def connected(lab: Lab, connections: ExitStack) -> None:
+    """Connect a client that asks for nothing."""
+    connection = connections.enter_context(socket.socket(socket.AF_UNIX))
+    connection.connect(str(lab.folder / "run" / "libvirt" / "libvirt-sock"))
+
+
+def test_an_event_loop_that_its_log_blocks_is_told(stage: Stage) -> None:
+    lab = stage.lab
+    fifo = stage.images / "log.fifo"
+    os.mkfifo(fifo)
+    fifo.chmod(0o666)
+    outputs, filters = (
+        admin(lab, f"daemon-log-{what}").partition(":")[2].strip()
+        for what in ("outputs", "filters")
+    )
+    admin(lab, "daemon-log-filters", "--filters", "1:util 1:rpc")
+    with open(os.open(fifo, os.O_RDWR), "rb") as reader, ThreadPoolExecutor() as beside:
+        fcntl.fcntl(reader, F_SETPIPE_SZ, mmap.PAGESIZE)
+        # Its own answer may be what fills the FIFO.
+        setting = beside.submit(admin, lab, "daemon-log-outputs", "--outputs", f"1:file:{fifo}")
+        with drained_by_cat(fifo) as drain, calling(lab, ("list",)) as (client,):
+            document, verdict = wait_for(lab, "event-loop")
+            assert client.poll() is None
+            drain()
+            setting.result(PATIENCE)
+            admin(lab, "daemon-log-outputs", "--outputs", outputs)
+            admin(lab, "daemon-log-filters", "--filters", filters)
+    root = thread_of(document, verdict["thread"])
+    assert root["wait"]["system_call"] == "write"
+    assert root["wait"]["file"] == str(fifo)
+    (main,) = (thread for thread in document["threads"] if thread["role"] == "main thread")
+    assert main["tid"] in {verdict["thread"], *verdict["behind"]}
+    if main is not root:
+        assert main["wait"]["owner"] == root["own_tid"]
+    assert verdict["says"].startswith(
+        "No client is served, because the daemon's event loop is blocked; "
+        f"waits for {root['asleep_s']:.1f} s for the kernel, in write({fifo})"
+    )
+
+
+@contextmanager
+def drained_by_cat(fifo: Path) -> Iterator[Callable[[], None]]:
+    """Read from a FIFO once that is asked for, or at the end, and throw it away."""
+    with ExitStack() as end:
+
+        def drain() -> None:
+            cat = subprocess.Popen(["cat", fifo], stdout=subprocess.DEVNULL)
+            end.callback(cat.wait)
+            end.callback(cat.terminate)
+
+        try:
+            yield drain
+        except BaseException:
+            drain()
+            raise
+
+
+def test_a_pool_on_a_file_system_that_does_not_answer(stage: Stage) -> None:
+    lab, point = stage.lab, stage.images / "pool"
+    point.mkdir()
+    define_pool(lab, point)
+    began = time.time()
+    try:
+        with silent_files(point) as files, calling(lab, ("pool-start", "pool")) as (client,):
+            thread = files.asked()
+            asked = time.time()
+            with calling(lab, ("pool-info", "pool")) as (other,):
+                document, verdict = wait_for(lab, "file-system", [other])
+                files.abort()
+    finally:
+        lab.virsh_checked("pool-undefine", "pool")
+    root = root_of(document, verdict, client, "virStoragePoolCreate")
+    # As the kernel told the file system.
+    assert root["tid"] == thread
+    assert (root["request"]["subject"], root["request"]["name"]) == ("storage pool", "pool")
+    assert_asleep_since(document, root, began, asked)
+    assert verdict["says"] == (
+        f"virStoragePoolCreate on pool (thread {thread}) waits for {root['asleep_s']:.1f} s for "
+        f"the file system {point} (fuse), which does not answer; 1 other call waits for that."
+    )
+    (behind,) = verdict["behind"]
+    waiting = thread_of(document, behind)
+    assert waiting["wait"]["what"] == "the lock of a virStoragePoolObj"
+    assert waiting["wait"]["owner"] == root["own_tid"]
+
+
+def assert_asleep_since(
+    document: dict[str, Any], thread: dict[str, Any], began: float, asked: float
+) -> None:
+    """A thread went to sleep between two times; how long ago was read during the snapshot."""
+    taken = datetime.fromisoformat(document["taken"]).timestamp()
+    assert taken - thread["asleep_s"] < asked
+    assert began < taken + document["seconds"] - thread["asleep_s"]
+
+
+def define_pool(lab: Lab, point: Path) -> None:
+    lab.virsh_checked("pool-define-as", "pool", "dir", "--target", str(point))
+
+
+@pytest.fixture
+def own_lab() -> Iterator[Lab]:
+    """A daemon that a test may start anew."""
+    lab = bring_up()
+    yield lab
+    lab.down()
+
+
+def test_a_start_up_that_blocks_is_told(own_lab: Lab) -> None:
+    point = own_lab.folder / "pool"
+    point.mkdir(mode=0o755)
+    define_pool(own_lab, point)
+    own_lab.virsh_checked("pool-autostart", "pool")
+    with silent_files(point) as files:
+        relaunch(own_lab)
+        thread = files.asked()
+        with calling(own_lab, ("list",)) as (client,):
+            document, verdict = wait_for(own_lab, "file-system")
+            assert client.poll() is None
+            files.abort()
+    assert verdict["thread"] == thread
+    assert thread_of(document, thread)["role"] == "start-up"
+    assert [each["verdict"] for each in document["verdicts"]] == ["file-system", "starting"]
+
+
+def test_a_deadlock_is_the_answer(own_lab: Lab, tmp_path: Path) -> None:
+    library = own_lab.folder / "deadlock.so"
+    source = SUPPORT / "deadlock.c"
+    subprocess.run(["gcc", "-O2", "-shared", "-fPIC", source, "-o", library], check=True)
+    relaunch(own_lab, LD_PRELOAD=str(library))
+    with calling(own_lab, ("domtime", "vm1"), ("domhostname", "vm1")) as callers:
+        wait_for(own_lab, "deadlock")
+        with calling(own_lab, ("domtime", "vm1")) as (other,):
+            document, verdict = wait_for(own_lab, "deadlock", [other])
+            os.kill(own_lab.pid, signal.SIGKILL)
+    by_client = {
+        thread["client"]["pid"]: thread for thread in document["threads"] if thread["client"]
+    }
+    time_, hostname, late = (by_client[each.pid] for each in (*callers, other))
+    assert [each["api"] for each in (time_, hostname, late)] == [
+        "virDomainGetTime",
+        "virDomainGetHostname",
+        "virDomainGetTime",
+    ]
+    assert time_["wait"]["owner"] == hostname["own_tid"]
+    assert hostname["wait"]["owner"] == late["wait"]["owner"] == time_["own_tid"]
+    assert verdict["behind"] == [late["tid"]]
+    parts = (
+        f"{each['api']} on vm1 (thread {each['tid']}) waits for {each['wait']['what']}"
+        for each in sorted((time_, hostname), key=lambda each: int(each["tid"]))
+    )
+    assert verdict["says"] == (
+        f"The daemon is deadlocked; {', '.join(parts)}; 1 other call on vm1 waits for that."
+    )
