@@ -369,8 +369,10 @@ def test_a_reader_that_is_gone_ends_nothing(daemon: Daemon, tmp_path: Path) -> N
 class Record:
     """`virtrace record` of a command that says that it runs, and waits for leave to end."""
 
-    def __init__(self, daemon: Daemon, folder: Path) -> None:
-        self._pid = daemon.pid
+    def __init__(
+        self, daemon: Daemon, folder: Path, recipe: str = "blockinfo", engine: str = "gdb"
+    ) -> None:
+        self._target = ("record", recipe, "--engine", engine, "-p", str(daemon.pid))
         self._folder = folder
         self._running, self._leave = folder / "running", folder / "leave"
         os.mkfifo(self._running)
@@ -379,9 +381,8 @@ class Record:
     def start(self, *options: str) -> subprocess.Popen[str]:
         """Return once the command runs."""
         command = ["sh", "-c", f"echo on > '{self._running}'; read line < '{self._leave}'"]
-        target = ("record", "blockinfo", "--engine", "gdb", "-p", str(self._pid))
         recording = subprocess.Popen(
-            [*VIRTRACE, *target, *options, "--", *command],
+            [*VIRTRACE, *self._target, *options, "--", *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -483,3 +484,48 @@ class TestRecord:
 def tracer_of(pid: int) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.split("TracerPid:")[1].split()[0])
+
+
+# The program has the first function, and no such second one.
+NEEDED = """
+virtrace: 1
+name: needed
+about: A function that is not there.
+try: t
+spans:
+  - prototype: int virDomainGetBlockInfo(virDomainPtr domain, const char *disk)
+    module: libvirt.so.0
+    root: true
+    enter: {disk: disk}
+  - prototype: int virNoSuchFunction(int a)
+    module: libvirt.so.0
+"""
+NOT_FOUND = "missing not found, and not optional: virNoSuchFunction"
+
+
+@pytest.mark.parametrize("is_optional", [False, True], ids=["needed", "optional"])
+@pytest.mark.parametrize("means", ["gdb alone", "gdb", "uprobes"])
+def test_a_probe_that_is_needed_and_missing_is_told_twice_and_by_the_status(
+    daemon: Daemon, tmp_path: Path, means: str, is_optional: bool
+) -> None:
+    """The trace has what could be recorded."""
+    if means == "uprobes" and os.geteuid() != 0:
+        pytest.skip("only root can set uprobes")
+    recipe, output = tmp_path / "needed.yaml", tmp_path / "t.jsonl"
+    recipe.write_text(NEEDED + "    optional: true\n" * is_optional)
+    if means == "gdb alone":
+        tracing = start(daemon, output, str(recipe))
+        daemon.do("call vm1 vda")
+        status, printed = tracing.finish()
+    else:
+        record = Record(daemon, tmp_path, str(recipe), means)
+        recording = record.start("-o", str(output))
+        daemon.do("call vm1 vda")
+        record.let_the_command_end()
+        printed, _ = recording.communicate(timeout=PATIENCE)
+        status = recording.returncode
+    assert status == (DONE if is_optional else NOT_TRACED), printed
+    before, after = " ".join(printed.split()).split(" to end Ctrl-C ")
+    assert (NOT_FOUND in before, NOT_FOUND in after) == (not is_optional, not is_optional)
+    assert disks(check_ended(output, "done")) == ["vda"]
+    assert_untraced_and_intact(daemon.pid)

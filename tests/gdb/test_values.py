@@ -55,15 +55,18 @@ MANY = (
   enter: {a: a, f: f, g: g, h: h}
 - prototype: int virTestScale(double factor, int count)
   module: libvirt.so.0
+  optional: true
   root: true
   enter: {factor: factor, count: count}
   exit: {result: return}
 - prototype: int virTestByValue(struct pair pair, int count)
   module: libvirt.so.0
+  optional: true
   root: true
   enter: {pair: pair, count: count}
 - prototype: struct triple virTestTriple(int count)
   module: libvirt.so.0
+  optional: true
   root: true
   enter: {count: count}
   exit: {result: return}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from virtrace.recipe.loader import MAX_BYTES, dumps
 from virtrace.report import text, units
 from virtrace.report.highlight import Style, style_for
 from virtrace.report.lines import fold
-from virtrace.report.pieces import attached, words
+from virtrace.report.pieces import attached, not_found_and_needed, words
 from virtrace.trace.format import Header
 
 if TYPE_CHECKING:
@@ -109,18 +109,16 @@ def _check(args: argparse.Namespace) -> int:
         return DONE
     # Not above: to read a recipe takes less time than these imports.
     from virtrace.record.debug_info import fetch_debug_files
-    from virtrace.record.header import NO_ENGINE, header_record
+    from virtrace.record.header import NO_ENGINE, header_record, needed_but_missing
     from virtrace.record.resolution import resolve_without_gdb
 
     process = _process(args, recipe.required_modules)
     folder = catalogue.file_of(args.recipe).parent
     plan = resolve_without_gdb(recipe, process, fetch_debug_files(process, recipe), [folder])
     header = header_record(recipe, process, plan, NO_ENGINE, time.monotonic_ns())
-    missing = {probe["name"] for probe in header["probes"] if probe["level"] == "missing"}
-    needed = [*dict.fromkeys(probe.name for probe in recipe.probes if not probe.optional)]
-    needed = [name for name in needed if name in missing]
-    print_lines(_found(header, needed, style_for(sys.stdout)))
-    return ANSWER_IS_NO if needed else DONE
+    missing = needed_but_missing(recipe, header)
+    print_lines(_found(header, missing, style_for(sys.stdout)))
+    return ANSWER_IS_NO if missing else DONE
 
 
 def _new(args: argparse.Namespace) -> int:
@@ -161,9 +159,9 @@ def _process(args: argparse.Namespace, modules: Collection[str] = ()) -> Program
     return check_traceable(chosen_pid(args, modules))
 
 
-def _found(header: Header, needed: list[str], style: Style) -> Iterator[str]:
-    if needed:
-        verdict = words(f"not found, and not optional: {', '.join(needed)}", "red")
+def _found(header: Header, missing: Sequence[str], style: Style) -> Iterator[str]:
+    if missing:
+        verdict = not_found_and_needed(missing)
     else:
         verdict = words("every probe that is not optional was found", "bold")
     yield from fold([(f"{header['recipe']['name']}:", "bold"), *verdict], style)

@@ -6,18 +6,21 @@ import argparse
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from virtrace import engines
 from virtrace.cli.arguments import add_daemon
 from virtrace.engines import AUTO, ENGINES
-from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED
+from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, NOT_TRACED
 from virtrace.printing import OutputError
 from virtrace.recipe import catalogue, selection
 from virtrace.recipe.selection import Limits
 from virtrace.trace.format import HostRecord
-from virtrace.trace.rotation import last_file
+from virtrace.trace.rotation import last_file, parts
 from virtrace.trace.writer import default_path, insert_before_footer
+
+if TYPE_CHECKING:
+    from virtrace.record.job import Job
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -115,8 +118,11 @@ def run(args: argparse.Namespace) -> int:
         packs=[catalogue.file_of(args.recipe).parent],
     )
     given = {name: option(args, name) for name in ("source", *selection.LIMITS)}
+    old = _files(job)
     status = record(job, engines.chosen(args.engine), given)
-    if args.host_facts and status in (DONE, INCOMPLETE, INTERRUPTED):
+    # A target that could not be traced in full has a trace, too; one that refused has none.
+    written = status in (DONE, INCOMPLETE, INTERRUPTED, NOT_TRACED) and _files(job) - old
+    if args.host_facts and written:
         _add_host_facts(last_file(job.output, job.rotation), job.pid)
     return status
 
@@ -125,6 +131,11 @@ def option(args: argparse.Namespace, name: str) -> str | None:
     """Return the value of an option, given by its name on the command line."""
     value: str | None = getattr(args, name.replace("-", "_"))
     return value
+
+
+def _files(job: Job) -> set[Path]:
+    """Return the files that there are of the job's trace."""
+    return {*(parts(job.output) if job.rotation else filter(Path.exists, [job.output]))}
 
 
 def _add_host_facts(output: Path, pid: int) -> None:

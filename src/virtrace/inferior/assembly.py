@@ -60,7 +60,7 @@ def assembled(job: Job, process: Process, ready: Callable[[], None]) -> Iterator
                 )
                 journal = resources.enter_context(_guarded(recipe, process, abi, plan))
                 warnings = list(_warn(look, job))
-                view = TerminalView(terminal, writer, job.command_line)
+                view = TerminalView(terminal, writer, job)
                 recorder = resources.enter_context(
                     closing(_recorder(job, process, plan, writer, view))
                 )

@@ -149,6 +149,11 @@ class Recipe:
         return tuple(dict.fromkeys(name for names in required for name in names))
 
     @property
+    def needed(self) -> tuple[str, ...]:
+        """The names of the probes that are not optional."""
+        return tuple(dict.fromkeys(probe.name for probe in self.probes if not probe.optional))
+
+    @property
     def has_backtraces(self) -> bool:
         paths = (path for probe in self.probes for path in probe.captures.values())
         return any(isinstance(path.form, Backtrace) for path in paths)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 
 from virtrace import __version__
@@ -51,6 +51,12 @@ def header_record(
         "recipe": dict(recipe.raw),
         "probes": [item.to_record() for item in plan.probes],
     }
+
+
+def needed_but_missing(recipe: Recipe, header: Header) -> Sequence[str]:
+    """Return the probes that the recipe is of no use without, and that were not found."""
+    missing = {probe["name"] for probe in header["probes"] if probe["level"] == "missing"}
+    return [name for name in recipe.needed if name in missing]
 
 
 def _modules(recipe: Recipe, program: Program, plan: Plan) -> Iterator[LoadedModule]:

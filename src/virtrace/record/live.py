@@ -7,7 +7,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from virtrace.analysis.qmp import Exchange
@@ -15,6 +15,8 @@ from virtrace.analysis.spans import Call, CallBuilder, Point
 from virtrace.analysis.waiting import waiting
 from virtrace.errors import TraceError, typed
 from virtrace.printing import complain, line
+from virtrace.record.header import needed_but_missing
+from virtrace.record.job import Job
 from virtrace.report import text
 from virtrace.report.highlight import style_for
 from virtrace.trace.format import Event, Footer, Header, SwitchedOff
@@ -35,15 +37,17 @@ class TerminalView:
     nobody scrolls) would hold the engine and, under GDB, the daemon.
     """
 
-    def __init__(self, terminal: int, trace: TraceWriter, command: str | None) -> None:
-        """command: the traced command, if virtrace runs one."""
+    def __init__(self, terminal: int, trace: TraceWriter, job: Job) -> None:
         self.terminal = terminal
         with open(terminal, "w", closefd=False) as stream:
             self._style = style = style_for(stream)
         self._printed = partial(line, controls=style.color, unicode=style.unicode)
         self._builder = CallBuilder()
         self._trace = trace
-        self._command = command
+        self._recipe = job.recipe
+        self._command = job.command_line
+        # Probes that the recipe needs, and that were not found.
+        self._missing: Sequence[str] = ()
         self._is_explained = False
         # Calls that had not ended when the trace did.
         self._cut_off: list[Call] = []
@@ -62,8 +66,11 @@ class TerminalView:
         self._is_explained = any(probe["role"] == DISK_SIZES for probe in header["probes"])
         self._engine_name = header["tool"]["engine"]["name"]
         output = str(self._trace.path)
+        self._missing = needed_but_missing(self._recipe, header)
         self._waiting.put(
-            lambda: text.banner(header, self._style, output=output, command=self._command)
+            lambda: text.banner(
+                header, self._style, output=output, command=self._command, missing=self._missing
+            )
         )
 
     def event(self, event: Event) -> None:
@@ -98,6 +105,7 @@ class TerminalView:
                 tally=self._builder.tally,
                 output=output,
                 next_step=explain if self._is_explained else None,
+                missing=self._missing,
             )
         )
 

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from virtrace.engine.tracer import RawEvent, Tracer
-from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, TraceError, incomplete
+from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, NOT_TRACED, TraceError, incomplete
 from virtrace.recipe.model import Recipe
 from virtrace.recipe.selection import Selection
 from virtrace.record.ends import Ending
+from virtrace.record.header import needed_but_missing
 from virtrace.trace.format import ENDED, Footer, Header, StoppedNs, SwitchedOff
 
 _EXIT_STATUS = {"done": DONE, "limit": DONE, "interrupt": INTERRUPTED}
@@ -64,8 +65,11 @@ class Recording:
         self._sink = sink
         self._stopped_ns = stopped_ns
         self._hits = {probe.name: 0 for probe in recipe.probes}
+        self._recipe = recipe
+        self._lacks_needed = False
 
     def begin(self, header: Header) -> None:
+        self._lacks_needed = bool(needed_but_missing(self._recipe, header))
         self._sink.begin(header)
 
     def hit(self, name: str) -> None:
@@ -110,7 +114,11 @@ class Recording:
             raise incomplete(failure) from failure
         if self.lost:
             return INCOMPLETE
-        return _EXIT_STATUS.get(self.ending.reason or "error", INCOMPLETE)
+        reason = self.ending.reason or "error"
+        if self._lacks_needed and reason in _EXIT_STATUS:
+            # Whatever was recorded, it is not what the recipe is for.
+            return NOT_TRACED
+        return _EXIT_STATUS.get(reason, INCOMPLETE)
 
     def _record(self, event: RawEvent) -> None:
         try:

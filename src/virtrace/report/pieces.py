@@ -162,6 +162,10 @@ def not_found(probes: list[ProbeRecord]) -> Iterator[tuple[str, list[str]]]:
     yield from reasons.items()
 
 
+def not_found_and_needed(names: Iterable[str]) -> list[Piece]:
+    return words(f"not found, and not optional: {', '.join(names)}", "red")
+
+
 def answer_of(call: Call) -> Record:
     """Return the structs that a call filled in; none if it failed, whatever they contain."""
     returned = {} if call.failed else call.root.returned or {}

@@ -8,7 +8,7 @@ wider: file names, commands, and the JSON of ``full``.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from virtrace.analysis import qmp
 from virtrace.analysis.qmp import Exchange
@@ -37,6 +37,7 @@ from virtrace.report.pieces import (
     listed,
     nodes_below,
     not_found,
+    not_found_and_needed,
     numbered,
     outcome,
     plain,
@@ -69,15 +70,23 @@ _MOST_WAITING = 20
 
 
 def banner(
-    header: Header, style: Style, *, output: str, command: str | None = None
+    header: Header,
+    style: Style,
+    *,
+    output: str,
+    command: str | None = None,
+    missing: Sequence[str] = (),
 ) -> Iterator[str]:
     """Say what is traced, what each probe resolved to, and what to do next.
 
     output: the trace file.
     command: the command that virtrace runs; without one, the user is told what to run.
+    missing: probes that were not found and are not optional.
     """
     yield from fold(attached(header), style)
     yield from levels(header, style)
+    if missing:
+        yield from labelled("missing", not_found_and_needed(missing), style)
     if command is not None:
         yield copyable("running", command, style)
     else:
@@ -204,6 +213,7 @@ def summary(
     tally: Tally,
     output: str,
     next_step: str | None = None,
+    missing: Sequence[str] = (),
 ) -> Iterator[str]:
     """Say how the trace ended and what it cost.
 
@@ -211,10 +221,13 @@ def summary(
     engine_name: as in the header.
     output: the trace file.
     next_step: the command to suggest, if not ``virtrace show`` of that file.
+    missing: as of ``banner``.
     """
     yield from fold(counts(footer, tally), style)
     if footer is not None:
         yield from labelled("ended", ending(footer), style)
+        if missing:
+            yield from labelled("missing", not_found_and_needed(missing), style)
         yield from labelled("stopped", words(stopped(footer, engine_name)), style)
         hits = footer["hits"]
         hit = [f"{name} {number:,}" for name, number in hits.items() if number]

@@ -327,7 +327,7 @@ def record(job: Job, process: Process) -> int:
         opened.callback(os.close, target)
         writer = new_writer(job.output, job.rotation)
         opened.enter_context(ending_signals(signals.append))
-        view = TerminalView(sys.stdout.fileno(), writer, job.command_line)
+        view = TerminalView(sys.stdout.fileno(), writer, job)
         output = Output(Answers(job.recipe.points), job.limits, writer, view)
         own_tids = shares_pids(process.pid)
         replayer = Replayer(job, plan, made, output, own_tids=own_tids)
