@@ -11,7 +11,6 @@ import os
 import struct
 from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import BinaryIO, NamedTuple
 
 from virtrace.binary.headers import (
@@ -21,10 +20,9 @@ from virtrace.binary.headers import (
     Broken,
     file_header,
     notes,
+    parsing,
     program_headers,
-    unreadable,
 )
-from virtrace.errors import TargetError
 
 # Bytes; a core is as large as the memory of its process.
 LARGEST = 1 << 40
@@ -105,7 +103,10 @@ class CoreFile:
         self.name_of_process: str | None = None
         self.signal: Signal | None = None
         self._notes_size = 0
-        with self._parsing():
+        remedy = (
+            "name the core file of a 64-bit little-endian process, as the kernel or gcore writes it"
+        )
+        with parsing(name, "an intact core file", remedy):
             self._read_all()
         self._starts = [segment.address for segment in self.segments]
 
@@ -125,20 +126,6 @@ class CoreFile:
                 break
             data += piece
         return bytes(data)
-
-    @contextmanager
-    def _parsing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise unreadable(self.name, error) from error
-        except (Broken, struct.error, ValueError, OverflowError) as error:
-            # The last three come from sizes and offsets that point out of the file.
-            raise TargetError(
-                f"{self.name} is not an intact core file: {error or type(error).__name__}",
-                "name the core file of a 64-bit little-endian process, as the kernel or gcore "
-                "writes it",
-            ) from error
 
     def _read_at(self, offset: int, size: int) -> bytes:
         return os.pread(self._file.fileno(), size, offset)

@@ -12,7 +12,7 @@ import os
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -23,6 +23,7 @@ from virtrace.binary.headers import (
     Broken,
     file_header,
     notes,
+    parsing,
     program_headers,
     unreadable,
 )
@@ -205,18 +206,8 @@ class ElfFile:
         with self._parsing():
             self._layout = _Layout(self.descriptor)
 
-    @contextmanager
-    def _parsing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise unreadable(self.name, error) from error
-        except (Broken, struct.error, IndexError, ValueError, OverflowError) as error:
-            # The last four: sizes or offsets point out of the file.
-            raise TargetError(
-                f"{self.name} is not an intact ELF file: {error or type(error).__name__}",
-                "reinstall the package that owns it",
-            ) from error
+    def _parsing(self) -> AbstractContextManager[None]:
+        return parsing(self.name, "an intact ELF file", "reinstall the package that owns it")
 
     def loaded_sections(self, *names: str) -> dict[str, Section]:
         """The sections of these names, or all, that are loaded with contents from the file."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from virtrace.errors import TargetError
@@ -91,6 +92,24 @@ def notes(data: bytes, order: str) -> Iterator[tuple[bytes, int, bytes]]:
 
 def _align4(size: int) -> int:
     return (size + 3) & ~3
+
+
+@contextmanager
+def parsing(name: str | os.PathLike[str], kind: str, remedy: str) -> Iterator[None]:
+    """Turn what a damaged file raises into the error for it.
+
+    kind: what the file should be, with its article
+    Raises: TargetError
+    """
+    try:
+        yield
+    except OSError as error:
+        raise unreadable(name, error) from error
+    except (Broken, struct.error, IndexError, ValueError, OverflowError) as error:
+        # The last four: sizes or offsets point out of the file.
+        raise TargetError(
+            f"{name} is not {kind}: {error or type(error).__name__}", remedy
+        ) from error
 
 
 def unreadable(name: str | os.PathLike[str], error: OSError) -> TargetError:
