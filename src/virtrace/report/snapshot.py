@@ -30,7 +30,10 @@ def snapshot_lines(snapshot: Snapshot, style: Style, next_step: str | None) -> I
             yield ""
             yield from fold([("also:", "dim")], style)
         yield from _verdict(verdict, style, is_first=number == 0)
+    order = [tid for one in snapshot["verdicts"] for tid in (one["thread"], *one["behind"])]
     busy = [thread for thread in snapshot["threads"] if thread["wait"]["kind"] not in _AT_REST]
+    # In the order of the verdicts: what keeps others waiting comes before them.
+    busy.sort(key=lambda one: order.index(one["tid"]) if one["tid"] in order else len(order))
     if busy:
         yield ""
         yield from fold([("threads at work:", "dim")], style)
@@ -68,8 +71,8 @@ def _thread(thread: ThreadRecord, style: Style) -> Iterator[str]:
         pieces.append((thread["api"], "cyan"))
     request = thread["request"]
     if request is not None and request["name"] is not None:
-        pieces += words(f"{request['subject']} {request['name']}")
-        pieces += words(" ".join(f"{name}={text}" for name, text in request["arguments"].items()))
+        given = [f"{name}={text}" for name, text in request["arguments"].items()]
+        pieces += words(" ".join([f"{request['subject']} {request['name']}", *given]))
     yield from fold(pieces, style, "  ", "    ")
     yield from fold(words(thread["doing"]), style, "      ", "      ")
     command = thread["wait"]["command"]

@@ -37,7 +37,7 @@ from virtrace.trace.format import (
     Time,
     UnavailableValue,
 )
-from virtrace.trace.schema import ShapeError, check
+from virtrace.trace.schema import ShapeError, check, schema_of
 
 FORMAT = "virtrace-snapshot"
 VERSION = 1
@@ -346,6 +346,20 @@ def encoded(snapshot: Snapshot) -> bytes:
     """Return the file's content."""
     text = json.dumps(snapshot, ensure_ascii=False, separators=(",", ":"))
     return text.encode("utf-8", "backslashreplace") + b"\n"
+
+
+def schema() -> dict[str, object]:
+    """Return the JSON Schema (2020-12) of a snapshot, which is kept as schema.json."""
+    described = schema_of(Snapshot)
+    described["properties"].update(format={"const": FORMAT}, version={"const": VERSION})
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"urn:virtrace:snapshot:{VERSION}",
+        "title": f"A virtrace snapshot, format version {VERSION}",
+        "description": "docs/snapshot-format.md says what each key means. Keys that are not named "
+        f"here may be added within version {VERSION}.",
+        **described,
+    }
 
 
 def is_snapshot(file: BinaryIO) -> bool:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Protocol
 
+from virtrace.errors import TargetError
 from virtrace.image.model import Image, Thread
 from virtrace.image.names import FrameNames
 from virtrace.image.process import user_name
@@ -19,6 +22,7 @@ from virtrace.snapshot.requests import request_at
 from virtrace.snapshot.servers import server_at
 from virtrace.snapshot.threads import carried_by, client_of, kept_registers, name_on_stack
 from virtrace.snapshot.waits import Position, Surroundings, wait_of
+from virtrace.targets import target_of
 
 DISPATCH = "virNetServerProgramDispatch"
 _MONITORS = ("qemuMonitor", "qemuAgent")
@@ -167,6 +171,8 @@ class _Looking:
     ) -> SeenThread:
         end = thread.stack.start + len(thread.stack.data) if thread.stack.data else None
         carried = carried_by(self._peek, self._objects, own_tid, end, frames)
+        if carried.api is not None:
+            frames = self._with_method(frames, carried.api)
         served = next((named for named in frames if named.function == DISPATCH), None)
         request = client = None
         if served is not None:
@@ -198,6 +204,20 @@ class _Looking:
             request,
             wait_of(position, around),
         )
+
+    def _with_method(self, frames: tuple[NamedFrame, ...], api: str) -> tuple[NamedFrame, ...]:
+        """Name the driver's method of an API: no symbol does, but what it checks access by."""
+        check = target_of(self._image.program).check_of(api)
+        named = []
+        for one in frames:
+            module, function = one.frame.module, one.frame.function
+            if one.function is None and module is not None and function is not None:
+                with suppress(TargetError):
+                    if module.elf.callers_of(check) == [function - module.base]:
+                        text = f"method of {api}+{one.frame.pc - function:#x} ({module.name})"
+                        one = replace(one, text=text)
+            named.append(one)
+        return tuple(named)
 
     def _who(self, identity: dict[str, int | str] | None) -> tuple[str | None, str | None]:
         pid = (identity or {}).get("process-id")

@@ -446,7 +446,9 @@ def doing(look: Look, thread: SeenThread) -> str:
         return f"waits{since} for {other}'s answer to {asked}"
     if wait.kind == "job":
         domain = domain_name(look, thread)
-        return f"waits{since} for the job of {domain or 'a domain'}"
+        left = None if wait.until is None else wait.until - look.taken
+        until = f", and gives up in {duration(left)}" if left is not None and left > 0 else ""
+        return f"waits{since} for the job of {domain or 'a domain'}{until}"
     if wait.kind in ("mutex", "rwlock"):
         owner = look.thread(wait.owner)
         held = "" if owner is None else f", which thread {owner.tid} holds"

@@ -151,23 +151,23 @@ def schema(version: int = VERSION) -> Record:
         "$defs": {
             "header": _header(version),
             "event": _event(version),
-            "spanEvent": {"$ref": "#/$defs/event", "properties": {"span": _schema(Count)}},
-            "host": _schema(HostRecord),
-            "footer": _schema(Footer),
-            "switchedOff": _schema(SwitchedOff),
+            "spanEvent": {"$ref": "#/$defs/event", "properties": {"span": schema_of(Count)}},
+            "host": schema_of(HostRecord),
+            "footer": schema_of(Footer),
+            "switchedOff": schema_of(SwitchedOff),
             "value": _VALUE,
         },
     }
 
 
 def _header(version: int) -> Record:
-    header = _schema(HeaderOfVersion1 if version == 1 else Header)
+    header = schema_of(HeaderOfVersion1 if version == 1 else Header)
     header["properties"].update(format={"const": FORMAT}, version={"const": version})
     return header
 
 
 def _event(version: int) -> Record:
-    event = _schema(EventRecord)
+    event = schema_of(EventRecord)
     values = event["properties"]["values"]
     values["additionalProperties"] = {"$ref": "#/$defs/value"}
     if version == 1:
@@ -176,27 +176,28 @@ def _event(version: int) -> Record:
     return event
 
 
-def _schema(hint: Any) -> Record:
+def schema_of(hint: Any) -> Record:
+    """Return the JSON Schema of a type. hint: as of ``check``."""
     origin = get_origin(hint)
     if origin is Annotated:
         base, (keyword, value) = get_args(hint)
-        return {**_schema(base), keyword: list(value) if isinstance(value, tuple) else value}
+        return {**schema_of(base), keyword: list(value) if isinstance(value, tuple) else value}
     if origin is Literal:
         return {"const": get_args(hint)[0]}
     if origin is Union:
-        return _any_of([_schema(member) for member in get_args(hint)])
+        return _any_of([schema_of(member) for member in get_args(hint)])
     if _is_typed_dict(hint):
         hints = _hints(hint)
         return {
             "type": "object",
             "required": [name for name in hints if name in hint.__required_keys__],
-            "properties": {name: _schema(inner) for name, inner in hints.items()},
+            "properties": {name: schema_of(inner) for name, inner in hints.items()},
         }
     if origin is list:
-        return {"type": "array", "items": _schema(get_args(hint)[0])}
+        return {"type": "array", "items": schema_of(get_args(hint)[0])}
     if origin is dict:
         value = get_args(hint)[1]
-        more = {} if value is Any else {"additionalProperties": _schema(value)}
+        more = {} if value is Any else {"additionalProperties": schema_of(value)}
         return {"type": "object", **more}
     return {"type": _JSON_TYPES[hint]}
 
@@ -222,13 +223,13 @@ def _special(keys: Record) -> Record:
     }
 
 
-_COUNT = _schema(Count)
+_COUNT = schema_of(Count)
 _VALUE: Record = {
     "description": "Any JSON value; a struct is an object of its fields. An object with exactly "
     "the keys below is no struct but one of the special shapes.",
     "additionalProperties": {"$ref": "#/$defs/value"},
     "allOf": [
-        _special(_schema(UnavailableValue)["properties"]),
+        _special(schema_of(UnavailableValue)["properties"]),
         _special({"text": {"type": "string"}, "length": _COUNT}),
         _special({"bytes": _BASE64}),
         _special({"bytes": _BASE64, "length": _COUNT}),
