@@ -241,3 +241,14 @@ def test_a_file_that_is_no_core_of_a_daemon_is_refused(tmp_path: Path) -> None:
     done = virtrace("snapshot", "--core", file)
     assert done.returncode == 3
     assert "is not an intact core file" in done.stderr
+
+
+def test_a_trace_without_a_call_leads_to_a_snapshot(stock_lab: Lab, tmp_path: Path) -> None:
+    with stock_lab.stalled(), calling(stock_lab, ASK):
+        wait_for(stock_lab, "qemu-stopped")
+        output = tmp_path / "none.jsonl"
+        done = virtrace("record", "dominfo", "-p", stock_lab.pid, "--seconds", 1, "-o", output)
+        assert done.returncode == 0, done.stderr
+        os.kill(qemu_of(stock_lab), signal.SIGCONT)
+    assert "A call that began before the trace, and hangs, is not in it." in done.stdout
+    assert f"virtrace snapshot -p {stock_lab.pid}" in done.stdout

@@ -64,6 +64,7 @@ class TerminalView:
         self._writer = threading.Thread(target=self._write_all, daemon=True)
         self._writer.start()
         self._is_explained = any(probe["role"] == DISK_SIZES for probe in header["probes"])
+        self._pid = header["target"]["pid"]
         self._engine_name = header["tool"]["engine"]["name"]
         output = str(self._trace.path)
         self._missing = needed_but_missing(self._recipe, header)
@@ -96,15 +97,19 @@ class TerminalView:
             self._waiting.put(lambda: [missed, ""])
         # The last file, where there are several.
         output = str(self._trace.path)
-        explain = f"virtrace explain {typed(output)}"
+        next_step = f"virtrace explain {typed(output)}" if self._is_explained else None
+        tally = self._builder.tally
+        if not tally.calls and not tally.apart:
+            self._waiting.put(lambda: text.nothing_called(self._style))
+            next_step = f"virtrace snapshot -p {self._pid}"
         self._waiting.put(
             lambda: text.summary(
                 footer,
                 self._style,
                 engine_name=self._engine_name,
-                tally=self._builder.tally,
+                tally=tally,
                 output=output,
-                next_step=explain if self._is_explained else None,
+                next_step=next_step,
                 missing=self._missing,
             )
         )

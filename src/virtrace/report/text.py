@@ -205,6 +205,12 @@ def apart(node: Point | Exchange, style: Style) -> Iterator[str]:
         yield from _reply(reply.values, "    ", style)
 
 
+def nothing_called(style: Style) -> Iterator[str]:
+    """Say what a trace without a call cannot tell."""
+    what = "No call was seen. A call that began before the trace, and hangs, is not in it."
+    yield from fold(words(what, "yellow"), style)
+
+
 def summary(
     footer: Footer | None,
     style: Style,
