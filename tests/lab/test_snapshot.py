@@ -252,3 +252,24 @@ def test_a_trace_without_a_call_leads_to_a_snapshot(stock_lab: Lab, tmp_path: Pa
         os.kill(qemu_of(stock_lab), signal.SIGCONT)
     assert "A call that began before the trace, and hangs, is not in it." in done.stdout
     assert f"virtrace snapshot -p {stock_lab.pid}" in done.stdout
+
+
+def test_two_snapshots_tell_what_has_not_moved(stock_lab: Lab, tmp_path: Path) -> None:
+    before, after = tmp_path / "before.snapshot", tmp_path / "after.snapshot"
+    with stock_lab.stalled(), calling(stock_lab, ASK) as (first,):
+        wait_for(stock_lab, "qemu-stopped")
+        virtrace("snapshot", "-p", stock_lab.pid, "-o", before)
+        with calling(stock_lab, ASK) as (second,):
+            wait_for(stock_lab, "qemu-stopped", [second])
+            virtrace("snapshot", "-p", stock_lab.pid, "-o", after)
+            os.kill(qemu_of(stock_lab), signal.SIGCONT)
+    done = virtrace("diff", "--json", before, after)
+    assert done.returncode == 1, done.stderr
+    found = json.loads(done.stdout)
+    assert [thread["client"]["pid"] for thread in found["stuck"]] == [first.pid]
+    assert [thread["client"]["pid"] for thread in found["began"]] == [second.pid]
+    assert found["ended"] == []
+    counts = {one["name"]: (one["before"], one["after"]) for one in found["counts"]}
+    assert counts["clients of libvirtd"] == (1, 2)
+    shown = virtrace("diff", before, after)
+    assert "1 thread stayed where it was, 0 calls ended, and 1 call began." in shown.stdout

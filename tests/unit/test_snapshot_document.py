@@ -14,8 +14,9 @@ import yaml
 from tests.support.documents import documented_names, keys
 from tests.support.paths import DOCS
 from virtrace.errors import TraceError
-from virtrace.snapshot import document, verdicts
-from virtrace.snapshot.document import Snapshot, read_snapshot, schema
+from virtrace.snapshot import format as format_
+from virtrace.snapshot import verdicts
+from virtrace.snapshot.format import Snapshot, read_snapshot, schema
 
 VALIDATOR = jsonschema_rs.Draft202012Validator(schema())
 THREAD: dict[str, Any] = {
@@ -103,12 +104,13 @@ SAMPLE: dict[str, Any] = {
     "monitors": [{"kind": "qemuMonitor", "domain": "vm1", "command": None}],
     "servers": [],
     "qemus": [],
+    "objects": {"virDomainObj": 1},
     "notes": [],
 }
 
 
 def test_the_file_is_made_from_the_types() -> None:
-    file = Path(document.__file__).with_name("schema.json")
+    file = Path(format_.__file__).with_name("schema.json")
     assert json.loads(file.read_text(encoding="utf-8")) == schema()
     jsonschema_rs.meta.validate(schema())
 

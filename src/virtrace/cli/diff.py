@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ from virtrace.errors import ANSWER_IS_NO, DONE, IncompleteError, TraceError
 from virtrace.printing import print_lines
 from virtrace.report import difference, difference_document
 from virtrace.report.highlight import style_for
+from virtrace.report.snapshot import changes_lines
+from virtrace.snapshot.changes import changes
+from virtrace.snapshot.format import is_snapshot, read_snapshot
 from virtrace.trace.reader import ReadableTrace
 
 
@@ -27,12 +31,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "diff",
         description="Compare two traces call by call: answers and their causes first, then the "
         "path through libvirt and to QEMU, then all values. Values that must differ, such as "
-        "addresses and times, are ignored; counters that grew are not a difference.",
+        "addresses and times, are ignored; counters that grew are not a difference. Of two "
+        "snapshots: what has not moved, what ended and began, and what grew.",
         epilog="Exit status: 0 equal, 1 they differ, 2 not a trace or no call in either, "
         "4 compared, but a trace is incomplete.",
     )
-    parser.add_argument("a", metavar="A", help="a trace (.jsonl) or a bundle")
-    parser.add_argument("b", metavar="B", help="the trace or bundle to compare it with")
+    parser.add_argument("a", metavar="A", help="a trace (.jsonl), a bundle or a snapshot")
+    parser.add_argument("b", metavar="B", help="what to compare it with")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON document, for scripts")
     form.add_argument("--full", action="store_true", help="every difference, without folding")
@@ -54,12 +59,23 @@ def prepared() -> Iterator[IO[bytes]]:
 
 def _diff(args: argparse.Namespace, spill: IO[bytes], files: Sequence[BinaryIO], _: int) -> int:
     paths = args.a, args.b
+    if is_snapshot(files[0]) and is_snapshot(files[1]):
+        return _diff_snapshots(args, files)
     with reading_trace(args.a, files[0]) as a, reading_trace(args.b, files[1]) as b:
         found = compared(a, b, paths, spill)
         if args.json:
             print_lines(difference_document.difference_json(found, paths).split("\n"))
             return exit_status(found, paths)
         return report(found, paths, full=args.full)
+
+
+def _diff_snapshots(args: argparse.Namespace, files: Sequence[BinaryIO]) -> int:
+    found = changes(read_snapshot(files[0], args.a), read_snapshot(files[1], args.b))
+    if args.json:
+        print_lines(json.dumps(found, ensure_ascii=False, indent=2).split("\n"))
+    else:
+        print_lines(changes_lines(found, style_for(sys.stdout, full=args.full)))
+    return ANSWER_IS_NO if found["stuck"] or found["counts"] else DONE
 
 
 def compared(

@@ -24,7 +24,7 @@ from virtrace.report import summary as many
 from virtrace.report.highlight import style_for
 from virtrace.report.lines import copyable
 from virtrace.report.snapshot import snapshot_lines
-from virtrace.snapshot.document import is_snapshot, read_snapshot
+from virtrace.snapshot.format import is_snapshot, read_snapshot
 from virtrace.trace.reader import TraceStream, require_whole
 
 # So much of a trace, in bytes unpacked, is read before anything is shown: what a smaller one ends

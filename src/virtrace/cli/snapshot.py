@@ -14,7 +14,8 @@ from virtrace.image.process import inspect
 from virtrace.printing import print_lines
 from virtrace.report.highlight import style_for
 from virtrace.report.snapshot import snapshot_lines
-from virtrace.snapshot.document import encoded, snapshot_of
+from virtrace.snapshot.document import snapshot_of
+from virtrace.snapshot.format import encoded
 from virtrace.snapshot.take import take, take_from_core
 from virtrace.targets.processes import choose_daemon, require_target
 

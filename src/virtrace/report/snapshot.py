@@ -10,7 +10,8 @@ from virtrace.report.highlight import Style
 from virtrace.report.lines import copyable, fold, label, labelled
 from virtrace.report.pieces import Piece, listed, words
 from virtrace.report.units import count
-from virtrace.snapshot.document import (
+from virtrace.snapshot.changes import Changes
+from virtrace.snapshot.format import (
     DomainRecord,
     JobRecord,
     ServerRecord,
@@ -51,6 +52,48 @@ def snapshot_lines(snapshot: Snapshot, style: Style, next_step: str | None) -> I
         yield from labelled("note", words(note, "yellow"), style)
     if next_step is not None:
         yield copyable("next", next_step, style)
+
+
+def changes_lines(found: Changes, style: Style) -> Iterator[str]:
+    """Yield what has changed between two snapshots."""
+    if not found["same_daemon"]:
+        yield from fold(words("The snapshots are of two processes.", "yellow"), style)
+    stuck = count(len(found["stuck"]), "thread")
+    yield from fold(
+        words(
+            f"In {found['seconds']:.0f} s, {stuck} stayed where {_it(found['stuck'])}, "
+            f"{count(len(found['ended']), 'call')} ended, and "
+            f"{count(len(found['began']), 'call')} began.",
+            "red" if found["stuck"] else "green",
+        ),
+        style,
+    )
+    for number, verdict in enumerate(found["verdicts"]):
+        if verdict["verdict"] in found["new"] or number == 0:
+            yield from _verdict(verdict, style, is_first=False)
+    for name in found["gone"]:
+        yield from fold(words(f"no longer: {name}", "green"), style, "  ")
+    for title, threads in (
+        ("still there:", found["stuck"]),
+        ("began:", found["began"]),
+        ("ended:", found["ended"]),
+    ):
+        if threads:
+            yield ""
+            yield from fold([(title, "dim")], style)
+            for thread in threads:
+                yield from _thread(thread, style)
+    if found["counts"]:
+        yield ""
+        yield from fold([("numbers that changed:", "dim")], style)
+        for one in found["counts"]:
+            grown = one["after"] - one["before"]
+            change = f"{one['before']:,} -> {one['after']:,} ({grown:+,})"
+            yield from fold(words(f"{one['name']}: {change}"), style, "  ", "    ")
+
+
+def _it(threads: Sequence[ThreadRecord]) -> str:
+    return "it was" if len(threads) == 1 else "they were"
 
 
 def _verdict(verdict: VerdictRecord, style: Style, *, is_first: bool) -> Iterator[str]:

@@ -131,6 +131,7 @@ class _Looking:
             tuple(servers),
             qemus,
             around.tracer(),
+            {name: len(found) for name, found in sorted(census.objects.items())},
             self._notes,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from virtrace.image.model import SystemCall
@@ -249,6 +249,7 @@ class Look:
     """All that one look found.
 
     pid: None where a core does not say. tracer: the pid of a debugger that holds the daemon.
+    objects: how many there are in memory of each type of libvirt; freed ones may be among them.
     crash: None of a live process, and of a core that gcore made.
     """
 
@@ -261,6 +262,7 @@ class Look:
     servers: tuple[Server, ...]
     qemus: dict[int, Qemu]
     tracer: int | None
+    objects: Mapping[str, int]
     notes: Sequence[str]
     crash: Crash | None = None
 
