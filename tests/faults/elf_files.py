@@ -61,7 +61,7 @@ def ask_all(file: Path) -> int:
     module = Module(str(file), file, 1 << 40, 2 << 40, 0, False)
     process = Program(str(file), Path("/"), (module,))
     elf = module.elf
-    captures = [path.parse("first->inside")], [path.parse("first->number")]
+    captures = [path.parse_path("first->inside")], [path.parse_path("first->number")]
     needs = {"info": dwarf.CaptureNeeds(*captures)}
     questions: Sequence[Callable[[], object]] = (
         lambda: (elf.machine, elf.build_id, elf.debuglink, elf.shared_debug_info, elf.is_trusted),
@@ -79,7 +79,7 @@ def ask_all(file: Path) -> int:
         lambda: process.doubts({module.base + at: at % 2 == 0 for at in range(0x1000, 0x1200)}),
         lambda: process.debug_info(module),
         lambda: process.linker,
-        lambda: dwarf.describe(file, needs, x86_64.ABI, lambda _: None),
+        lambda: dwarf.functions_and_structs(file, needs, x86_64.ABI, lambda _: None),
         lambda: dwarf.source_paths(file, ["info", "gather"]),
         lambda: dwarf.declarations(file, [0x1100, 0x1120], x86_64.ABI),
     )

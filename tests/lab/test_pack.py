@@ -19,7 +19,7 @@ from tests.lab.tracing import DISKS, all_disks, calls_of, span, whole_trace
 from tests.support.command import SECONDS, virtrace
 from virtrace import engines
 from virtrace.binary import pack, x86_64
-from virtrace.binary.dwarf import CaptureNeeds, describe
+from virtrace.binary.dwarf import CaptureNeeds, functions_and_structs
 from virtrace.binary.reader import read_by_child
 from virtrace.errors import DONE
 from virtrace.lab import debug_build
@@ -74,7 +74,7 @@ def at_entry(scope: str, name: str, entry: int) -> str | None:
 def test_gdb_says_the_same_of_every_function_of_the_driver(debug_driver: Path) -> None:
     listed = subprocess.check_output(["nm", "--defined-only", debug_driver], text=True)
     names = sorted({name.split(".")[0] for name in re.findall(r" [tT] (qemu\w+)", listed)})
-    functions, _ = describe(
+    functions, _ = functions_and_structs(
         debug_driver, {name: CaptureNeeds([]) for name in names}, x86_64.ABI, lambda _: None
     )
     bodies = {

@@ -71,9 +71,9 @@ def resolved(recipe: Recipe, program: Program) -> Plan:
     for name in recipe.modules:
         module = program.module(name)
         if module is not None:
-            convention = abi.of(module.elf)
+            convention = abi.convention_of_file(module.elf)
             functions, structs = described(module.file, [recipe], convention, lambda _: None)
-            packs[name] = pack.of(module.elf, name, functions, structs)
+            packs[name] = pack.pack_in_memory(module.elf, name, functions, structs)
     return resolve(recipe, program, [Packs("dwarf", packs)], infer(recipe, program))
 
 

@@ -27,7 +27,7 @@ def try_one(data: bytes) -> None:
     with suppress(RecipeError):
         loads(data, "r.yaml")
     text = data.decode("utf-8", "replace")
-    for parse in (path.parse, prototype.parse_prototype, prototype.parse_parameters):
+    for parse in (path.parse_path, prototype.parse_prototype, prototype.parse_parameters):
         with suppress(ValueError):
             parse(text)
     assert time.process_time() - began < SECONDS

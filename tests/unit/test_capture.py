@@ -25,7 +25,7 @@ from virtrace.plan.capture import (
     Capture,
     PendingBacktrace,
 )
-from virtrace.recipe.path import CALLER, parse
+from virtrace.recipe.path import CALLER, parse_path
 from virtrace.targets import LIBVIRT
 
 INT = Integer(4, True)
@@ -84,7 +84,7 @@ MEMORY = {
 
 
 def run(path: str, memory: Pages | None = None, **arguments: int) -> Any:
-    return Capture(parse(path), TYPES).run(memory or Pages(MEMORY), arguments.__getitem__)
+    return Capture(parse_path(path), TYPES).run(memory or Pages(MEMORY), arguments.__getitem__)
 
 
 def reason(path: str, **arguments: int) -> str:
@@ -165,13 +165,13 @@ def test_what_cannot_be_read(path: str, arguments: dict[str, int], why: str) -> 
 )
 def test_what_the_types_do_not_allow_is_known_at_once(path: str, why: str) -> None:
     with pytest.raises(Unavailable) as caught:
-        Capture(parse(path), TYPES)
+        Capture(parse_path(path), TYPES)
     assert str(caught.value) == why
 
 
 def test_a_value_wider_than_its_register_is_not_cut() -> None:
     with pytest.raises(Unavailable):
-        Capture(parse("return"), {"return": Integer(16)}).run(Pages({}), lambda _: 7)
+        Capture(parse_path("return"), {"return": Integer(16)}).run(Pages({}), lambda _: 7)
 
 
 def test_a_struct_is_one_read() -> None:
@@ -209,7 +209,7 @@ def test_a_domain_by_whichever_layout_fits() -> None:
     ],
 )
 def test_a_format_is_filled_in(template: bytes, filler: bytes | None, expected: Any) -> None:
-    capture = Capture(parse("format(return, info)"), {"return": TEXT, "info": TEXT})
+    capture = Capture(parse_path("format(return, info)"), {"return": TEXT, "info": TEXT})
     mapped = {0x1000: (template + b"\0").ljust(PAGE), 0x2000: ((filler or b"") + b"\0").ljust(PAGE)}
     values = {"return": 0x1000, "info": 0x2000 if filler is not None else 0}
     assert capture.run(Pages(mapped), values.__getitem__) == expected
@@ -217,7 +217,7 @@ def test_a_format_is_filled_in(template: bytes, filler: bytes | None, expected: 
 
 @pytest.mark.parametrize("template", [b"%s and %s", b"%d", b"%2$s", b"%n", b"%.*s", b"%5s"])
 def test_a_format_with_more_to_it_is_not_guessed(template: bytes) -> None:
-    capture = Capture(parse("format(return, info)"), {"return": TEXT, "info": TEXT})
+    capture = Capture(parse_path("format(return, info)"), {"return": TEXT, "info": TEXT})
     mapped = {0x1000: (template + b"\0").ljust(PAGE), 0x2000: b"x\0".ljust(PAGE)}
     with pytest.raises(Unavailable, match="more to fill in than one %s"):
         capture.run(Pages(mapped), {"return": 0x1000, "info": 0x2000}.__getitem__)
@@ -256,7 +256,7 @@ def run_typed(path: str, contents: bytes = PARAMETERS, count: int = 9) -> Any:
         0x3000: struct.pack("<i", count),
     }
     arguments = {"params": 0x1000 if contents else 0, "nparams": 0x3000, "count": count}
-    return Capture(parse(path), TYPED).run(Pages(mapped), arguments.__getitem__)
+    return Capture(parse_path(path), TYPED).run(Pages(mapped), arguments.__getitem__)
 
 
 @pytest.mark.parametrize("path", ["typed(params, nparams)", "typed(params, count)"])
@@ -306,14 +306,14 @@ def test_what_is_no_array_of_typed_parameters(contents: bytes, count: int, why: 
 )
 def test_typed_parameters_want_a_pointer_and_a_count(path: str, why: str) -> None:
     with pytest.raises(Unavailable, match=why):
-        Capture(parse(path), {**TYPED, "strings": Pointer(lambda: TEXT)})
+        Capture(parse_path(path), {**TYPED, "strings": Pointer(lambda: TEXT)})
 
 
 def test_typed_parameters_that_a_struct_has() -> None:
     fields = (Field("nparams", 0, INT), Field("params", 8, TYPED["params"]))
     types: dict[str, CType] = {"return": Pointer(lambda: Struct("identity", 16, fields))}
     mapped = {0x1000: PARAMETERS, 0x4000: struct.pack("<ixxxxQ", 2, 0x1000)}
-    capture = Capture(parse("typed(return->params, return->nparams)"), types)
+    capture = Capture(parse_path("typed(return->params, return->nparams)"), types)
     assert capture.run(Pages(mapped), {"return": 0x4000}.__getitem__) == {
         "int": -1,
         "uint": 0xFFFFFFFF,
@@ -324,7 +324,7 @@ def test_typed_parameters_that_a_struct_has() -> None:
 
 def test_what_called_a_function_is_told_by_name() -> None:
     names = {0x1234: "virDomainGetInfo"}
-    capture = Capture(parse("caller()"), {CALLER: Code(names.__getitem__)})
+    capture = Capture(parse_path("caller()"), {CALLER: Code(names.__getitem__)})
     assert capture.run(Pages({}), {CALLER: 0x1234}.__getitem__) == "virDomainGetInfo"
 
 
@@ -333,7 +333,7 @@ def test_a_backtrace_is_of_the_thread_that_a_number_names() -> None:
     types = {"job": Pointer(lambda: Struct("job", 24, fields))}
     mapped = {0x1000: struct.pack("<QQQ", 0, 4711, 0)}
     memory = Pages(mapped)
-    capture = Capture(parse("backtrace(job->owner)"), types)
+    capture = Capture(parse_path("backtrace(job->owner)"), types)
     wanted = capture.run(memory, {"job": 0x1000}.__getitem__)
     assert isinstance(wanted, PendingBacktrace)
     assert wanted.tid == 4711
@@ -346,12 +346,12 @@ def test_a_backtrace_is_of_the_thread_that_a_number_names() -> None:
         capture.run(memory, {"job": 0}.__getitem__)
     for path in ("backtrace(job->name)", "backtrace(job)"):
         with pytest.raises(Unavailable, match="wants a number, the id of a thread"):
-            Capture(parse(path), types)
+            Capture(parse_path(path), types)
 
 
 @pytest.mark.parametrize("filler", [b"Cannot access '%s'", b"%s", b"%d of 7"])
 def test_a_template_is_not_taken_for_what_fills_one_in(filler: bytes) -> None:
-    capture = Capture(parse("format(return, info)"), {"return": TEXT, "info": TEXT})
+    capture = Capture(parse_path("format(return, info)"), {"return": TEXT, "info": TEXT})
     mapped = {0x1000: b"%s\0".ljust(PAGE), 0x2000: (filler + b"\0").ljust(PAGE)}
     with pytest.raises(Unavailable, match="may be a template itself"):
         capture.run(Pages(mapped), {"return": 0x1000, "info": 0x2000}.__getitem__)
@@ -412,7 +412,7 @@ class TestRecords:
             "its": (0x90000, b"vm2\0".ljust(PAGE)),
         }
         memory = {at: changed.get(name, raw) for name, (at, raw) in mapped.items()}
-        capture = Capture(parse("records(retStats, return)"), self.TYPES)
+        capture = Capture(parse_path("records(retStats, return)"), self.TYPES)
         values = {"retStats": 0x1000, "return": count & (1 << 32) - 1}
         return capture.run(Pages(memory), values.__getitem__)
 

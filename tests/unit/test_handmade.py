@@ -118,7 +118,7 @@ def test_conditions_that_a_filter_can_say(
 def test_a_draft_is_read_whatever_was_typed(comments: list[str], wanted: str) -> None:
     captures: dict[str, str] = {}
     for path_text in ("a", "*a", "b->a", "c->a", "a", "null", "true"):
-        draft.add(captures, path.parse(path_text))
+        draft.add(captures, path.parse_path(path_text))
     span = Draft("f", "m.so", root=True, enter=captures, lines={}, comments=comments)
     where = {"a": wanted}
     text = draft.recipe_text("r", "about", "try", [span.item()], where=where, left_out=comments)

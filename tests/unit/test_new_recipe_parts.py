@@ -84,7 +84,7 @@ def test_the_public_api_can_be_written_and_read_again() -> None:
         assert prototype.parse_prototype(str(declared)) == declared
         for captured in captures(declared):
             for text in captured.values():
-                path.parse(text)
+                path.parse_path(text)
 
 
 LIBRARY = "libvirt.so.0.9000.0"

@@ -14,7 +14,7 @@ import pytest
 from tests.support.toolchain import build
 from virtrace.binary import pack, x86_64
 from virtrace.binary.ctype import Array, Opaque, Struct
-from virtrace.binary.dwarf import CaptureNeeds, describe
+from virtrace.binary.dwarf import CaptureNeeds, functions_and_structs
 from virtrace.binary.reader import read_by_child
 from virtrace.errors import TargetError
 from virtrace.recipe import path
@@ -44,9 +44,9 @@ def library(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def document(library: Path) -> dict[str, Any]:
-    walks = [path.parse("first->inside"), path.parse("*first")]
-    wanted = {"traced": CaptureNeeds(walks, [path.parse("first->number")])}
-    functions, structs = describe(library, wanted, x86_64.ABI, lambda _: None)
+    walks = [path.parse_path("first->inside"), path.parse_path("*first")]
+    wanted = {"traced": CaptureNeeds(walks, [path.parse_path("first->number")])}
+    functions, structs = functions_and_structs(library, wanted, x86_64.ABI, lambda _: None)
     made = pack.encode_pack("ab" * 20, "x86_64", "a test", functions, structs)
     parsed: dict[str, Any] = json.loads(made)
     return parsed
@@ -54,10 +54,10 @@ def document(library: Path) -> dict[str, Any]:
 
 def test_an_argument_that_the_recipe_names_differently(library: Path) -> None:
     """Of the layouts that its captures go through none is missing."""
-    needs = {"traced": CaptureNeeds([path.parse("other->inside")], positions={"other": 0})}
-    _, structs = describe(library, needs, x86_64.ABI, lambda _: None)
-    by_its_name = {"traced": CaptureNeeds([path.parse("first->inside")])}
-    _, expected = describe(library, by_its_name, x86_64.ABI, lambda _: None)
+    needs = {"traced": CaptureNeeds([path.parse_path("other->inside")], positions={"other": 0})}
+    _, structs = functions_and_structs(library, needs, x86_64.ABI, lambda _: None)
+    by_its_name = {"traced": CaptureNeeds([path.parse_path("first->inside")])}
+    _, expected = functions_and_structs(library, by_its_name, x86_64.ABI, lambda _: None)
     assert structs
     assert structs == expected
 
@@ -163,7 +163,7 @@ def keep(library: Path, document: dict[str, Any]) -> Path:
 def test_found_beside_the_recipe(library: Path, document: dict[str, Any]) -> None:
     elf = read_by_child(library)
     keep(library, document)
-    assert pack.find(elf, [library.parent / "nowhere", library.parent]) is not None
+    assert pack.find_pack(elf, [library.parent / "nowhere", library.parent]) is not None
 
 
 def planted(file: Path, kind: str) -> None:
@@ -193,7 +193,7 @@ def test_one_that_others_can_have_written_is_not_used(
         pytest.skip("only root can give a file away")
     planted(keep(library, document), kind)
     with pytest.raises(TargetError, match="cannot be read"):
-        pack.find(read_by_child(library), [library.parent])
+        pack.find_pack(read_by_child(library), [library.parent])
 
 
 def spoil_folder(cache: Path, kind: str) -> None:
@@ -224,7 +224,7 @@ def test_a_cache_that_is_not_ours_alone_is_not_believed(
     cache.mkdir(parents=True, mode=0o700)
     (cache / keep(library, document).name).write_text(json.dumps(document))
     spoil_folder(cache, kind)
-    found = pack.find(read_by_child(library), [])
+    found = pack.find_pack(read_by_child(library), [])
     assert (found is not None) == (kind == "nothing")
 
 
@@ -233,11 +233,11 @@ def test_for_this_build_only(library: Path, document: dict[str, Any]) -> None:
     subprocess.run(
         ["objcopy", "--remove-section", ".note.gnu.build-id", library, other], check=True
     )
-    assert pack.find(read_by_child(other), [library.parent]) is None
+    assert pack.find_pack(read_by_child(other), [library.parent]) is None
     document["build_id"] = "cd" * 20
     keep(library, document)
     with pytest.raises(TargetError, match="it is for build-id cdcd"):
-        pack.find(read_by_child(library), [library.parent])
+        pack.find_pack(read_by_child(library), [library.parent])
 
 
 def test_an_entry_must_be_one(library: Path, document: dict[str, Any]) -> None:
@@ -245,7 +245,7 @@ def test_an_entry_must_be_one(library: Path, document: dict[str, Any]) -> None:
     body["entry"] = f"{int(body['entry'], 16) + 1:#x}"
     keep(library, document)
     with pytest.raises(TargetError, match=r"library\.so\+0x\w+: no function begins there"):
-        pack.find(read_by_child(library), [library.parent])
+        pack.find_pack(read_by_child(library), [library.parent])
 
 
 def test_a_line_must_begin_with_an_instruction(library: Path, document: dict[str, Any]) -> None:
@@ -254,10 +254,10 @@ def test_a_line_must_begin_with_an_instruction(library: Path, document: dict[str
     keep(library, document)
     wrong = r"library\.so\+0x\w+: (no instruction begins there|it is in no function)"
     with pytest.raises(TargetError, match=wrong):
-        pack.find(read_by_child(library), [library.parent])
+        pack.find_pack(read_by_child(library), [library.parent])
 
 
 def test_without_debug_info_there_is_no_pack(library: Path) -> None:
     subprocess.run(["strip", library], check=True)
     with pytest.raises(TargetError, match="has no debug info"):
-        describe(library, {"traced": CaptureNeeds([])}, x86_64.ABI, lambda _: None)
+        functions_and_structs(library, {"traced": CaptureNeeds([])}, x86_64.ABI, lambda _: None)

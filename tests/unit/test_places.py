@@ -137,7 +137,7 @@ def test_of_a_pack(truth: Truth, kind: str) -> None:
     [sound, *_] = truth.functions & truth.instructions
     right = truth.functions if kind == "entry" else truth.instructions
     for address in truth.wrong(right, 4):
-        lines = [pack.Line(address, 1, {})] if kind == "line" else []
+        lines = [pack.StatementStart(address, 1, {})] if kind == "line" else []
         body = pack.Body(address if kind == "entry" else sound, {}, "file.c", 1, lines)
         function = pack.Function(Opaque("void"), [body], [])
         made = pack.Pack(str(elf.build_id), elf.machine, "a test", {"function": function})

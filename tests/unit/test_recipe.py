@@ -468,7 +468,7 @@ def test_a_name_that_is_not_shipped(name: str, hint: str) -> None:
     ],
 )
 def test_capture_paths(text: str, expected: Form) -> None:
-    assert path.parse(f" {text} ") == CapturePath(text, expected)
+    assert path.parse_path(f" {text} ") == CapturePath(text, expected)
 
 
 @pytest.mark.parametrize(
@@ -481,7 +481,7 @@ def test_capture_paths(text: str, expected: Form) -> None:
 )  # fmt: skip
 def test_what_is_no_capture_path(text: str) -> None:
     with pytest.raises(ValueError, match="is not a capture"):
-        path.parse(text)
+        path.parse_path(text)
 
 
 @pytest.mark.parametrize(

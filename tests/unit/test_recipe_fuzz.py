@@ -255,7 +255,7 @@ def test_mutations(text: str) -> None:
 @many
 @given(C_TEXT | PATHS)
 def test_captures(text: str) -> None:
-    parsed = tried(lambda: path.parse(text), ValueError)
+    parsed = tried(lambda: path.parse_path(text), ValueError)
     if isinstance(parsed, Exception):
         assert len(str(parsed)) < MAX_TEXT
         return

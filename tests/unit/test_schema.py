@@ -46,9 +46,9 @@ def test_accepts_lost_line_and_every_shape_of_value() -> None:
     event = samples.records()[1]
     shapes = {
         "unavailable": trace_format.unavailable("optimized out"),
-        "bytes": trace_format.text(b"\xff\xfe"),
-        "cut": trace_format.text(b"abc", 10),
-        "cut_bytes": trace_format.text(b"\xff" * 10, 20),
+        "bytes": trace_format.text_value(b"\xff\xfe"),
+        "cut": trace_format.text_value(b"abc", 10),
+        "cut_bytes": trace_format.text_value(b"\xff" * 10, 20),
         "pointer": trace_format.pointer(0x7F00),
         "struct": {"capacity": 2**64, "inner": trace_format.unavailable("outside of memory")},
         "null": None,
@@ -163,3 +163,23 @@ def test_a_trace_of_every_released_version_is_read(version: str) -> None:
         VERSION_1.validate(json.loads(line))
     [explained] = explain_trace(trace, str(file))
     assert [finding.cause.name for finding in explained.answers] == ["high-water-mark"]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (trace_format.text_value(b"abc"), True),
+        (trace_format.text_value(b"abc", 10), True),
+        (trace_format.text_value(b"\xff"), True),
+        (trace_format.text_value(b"\xff" * 10, 20), True),
+        (trace_format.unavailable("why"), True),
+        (trace_format.pointer(4096), False),
+        (7, False),
+        # Structs without a field, and with fields of these names.
+        ({}, False),
+        ({"text": "abc"}, False),
+        ({"text": "abc", "bytes": "YWJj"}, False),
+    ],
+)
+def test_what_a_value_is(value: object, expected: bool) -> None:
+    assert trace_format.is_text(value) is expected

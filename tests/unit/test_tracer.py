@@ -19,12 +19,12 @@ from virtrace.plan.model import (
     ReturnPointSite,
     SpanSite,
 )
-from virtrace.recipe.path import RETURN, parse
+from virtrace.recipe.path import RETURN, parse_path
 from virtrace.trace.format import SWITCHED_OFF, unavailable
 
 LONG = {"n": Integer(8, True), RETURN: Integer(8, True)}
-N = {"n": Capture(parse("n"), LONG)}
-RESULT = {"result": Capture(parse("return"), LONG), **N}
+N = {"n": Capture(parse_path("n"), LONG)}
+RESULT = {"result": Capture(parse_path("return"), LONG), **N}
 
 
 class FromThread:

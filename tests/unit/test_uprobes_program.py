@@ -164,7 +164,7 @@ def test_symbols_become_values() -> None:
 
 def capture(text: str, **types: str) -> Capture:
     known = {name.rstrip("_"): LIBVIRT.type_named(ctype) for name, ctype in types.items()}
-    return Capture(path.parse(text), known)
+    return Capture(path.parse_path(text), known)
 
 
 def span() -> SpanSite:

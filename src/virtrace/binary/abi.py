@@ -72,12 +72,12 @@ class Elf(Protocol):
     def machine(self) -> str: ...
 
 
-def of(elf: Elf) -> Abi:
+def convention_of_file(elf: Elf) -> Abi:
     """The convention of a file's code."""
-    return named(elf.machine)
+    return convention_of_machine(elf.machine)
 
 
-def named(machine: str) -> Abi:
+def convention_of_machine(machine: str) -> Abi:
     """The convention of a machine; one without registers where it is not known."""
     # It is made of this module's classes.
     from virtrace.binary import x86_64

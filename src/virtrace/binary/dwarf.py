@@ -56,7 +56,7 @@ class CaptureNeeds:
     positions: Mapping[str, int] = field(default_factory=dict)
 
 
-def describe(
+def functions_and_structs(
     file: Path,
     needs: Mapping[str, CaptureNeeds],
     abi: Abi,
@@ -93,7 +93,7 @@ def source_paths(file: Path, functions: Collection[str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Declared:
-    """A function as its source declares it. Types are written as layouts.named() reads them."""
+    """A function as its source declares it. Types are as layouts.type_named() reads them."""
 
     name: str
     returns: str
@@ -736,7 +736,7 @@ def _type(die: DIE) -> str:
 
 
 def _spelled(die: DIE | None) -> str:
-    """Spell a type as layouts.named() reads it: structs by typedef or tag, scalars plainly."""
+    """Spell a type as layouts.type_named() reads it: structs by typedef or tag, scalars plainly."""
     if die is None:
         return VOID
     if die.tag in _QUALIFIERS:

@@ -53,7 +53,7 @@ class Functions:
     """
 
     def __init__(self, elf: ElfFile) -> None:
-        if not abi.of(elf).is_known:
+        if not abi.convention_of_file(elf).is_known:
             raise _unknown(elf, f"code for {elf.machine} is not understood, only for x86_64")
         self._elf = elf
         self._may_decode = _MOST_DECODED
@@ -374,7 +374,7 @@ class Instructions:
         read: returns the memory of a process, by address in the file and size; it must equal the
         file's code, except for breakpoints.
         """
-        if not abi.of(self._elf).is_known:
+        if not abi.convention_of_file(self._elf).is_known:
             start, end = address, address + 1
         else:
             found = self._around(address)
@@ -389,7 +389,7 @@ class Instructions:
         if is_entry and address != start and address not in self._entries:
             return "no function begins there"
         at = address - start
-        if abi.of(self._elf).is_known and not _begins(code, at):
+        if abi.convention_of_file(self._elf).is_known and not _begins(code, at):
             return "no instruction begins there"
         if read is not None and not _is_same(code, read(start, end - start)):
             return "the process has other code there than the file"

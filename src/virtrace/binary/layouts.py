@@ -51,13 +51,13 @@ _ARRAY = re.compile(r"(?P<element>.+?)\s*\[(?P<count>\d+)\]")
 Structs = Callable[[str], CType]
 
 
-def named(name: str, structs: Structs) -> CType:
+def type_named(name: str, structs: Structs) -> CType:
     """The type that C spells ``name``, with the structs that ``structs`` knows."""
     if name.endswith("*"):
         target = name[:-1].strip()
-        return Pointer(lambda: named(target, structs), string=target == "char")
+        return Pointer(lambda: type_named(target, structs), string=target == "char")
     if match := _ARRAY.fullmatch(name):
-        element, count = named(match["element"], structs), int(match["count"])
+        element, count = type_named(match["element"], structs), int(match["count"])
         return Opaque(name) if element.size == 0 or count > _MAX_COUNT else Array(element, count)
     return _SCALARS.get(name) or structs(name)
 
@@ -68,14 +68,14 @@ def layout(name: str, about: Mapping[str, Any], structs: Structs) -> Struct:
     checks = []
     for field, where in about["fields"].items():
         offset = given.address(where["offset"])
-        ctype = named(given.text(where["type"]), structs)
+        ctype = type_named(given.text(where["type"]), structs)
         fields.append(Field(given.text(field), offset, ctype))
         if "check" in where:
-            checks.append(check(field, ctype, *where["check"]))
+            checks.append(range_check(field, ctype, *where["check"]))
     return Struct(name, given.address(about["size"]), tuple(fields), tuple(checks))
 
 
-def check(field: str, ctype: CType, low: object, high: object) -> RangeCheck:
+def range_check(field: str, ctype: CType, low: object, high: object) -> RangeCheck:
     """A check of a field. Raises ValueError if the field or a bound is not a number."""
     if not isinstance(ctype, (Integer, Boolean, Pointer)):
         raise ValueError(f"{field} is not a number, and cannot be checked")
@@ -89,16 +89,16 @@ def struct_in(folder: Path, name: str) -> CType:
     # A name comes from a recipe: it must not lead out of the folder.
     if not name.isidentifier() or not file.is_file():
         return Opaque(name)
-    return read(file)
+    return struct_in_file(file)
 
 
 @cache
-def read(file: Path) -> CType:
+def struct_in_file(file: Path) -> CType:
     """A struct with its alternative layouts, or the type behind a typedef."""
     document = yaml.safe_load(file.read_text(encoding="utf-8"))
     structs = partial(struct_in, file.parent)
     if "typedef" in document:
-        return named(document["typedef"], structs)
+        return type_named(document["typedef"], structs)
     first, *others = (layout(file.stem, about, structs) for about in document["layouts"])
     qmp = [_sources(commands) for commands in document.get("qmp", ())]
     return Struct(first.name, first.size, first.fields, first.checks, tuple(others), qmp, file)

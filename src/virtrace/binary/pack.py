@@ -72,7 +72,7 @@ Variables = Mapping[str, "tuple[CType, Place]"]
 
 
 @dataclass(frozen=True)
-class Line:
+class StatementStart:
     """The start of a statement. address: in the file. variables: those with a location there."""
 
     address: int
@@ -93,7 +93,7 @@ class Body:
     arguments: Variables
     file: str = ""
     declared: int = 0
-    lines: Sequence[Line] = ()
+    lines: Sequence[StatementStart] = ()
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,10 @@ def file_name(build_id: str) -> str:
 def encode_pack(
     build_id: str, machine: str, origin: str, functions: Mapping[str, Any], structs: Any
 ) -> bytes:
-    """Return the content of a pack's file. functions, structs: from dwarf.describe()."""
+    """Return the content of a pack's file.
+
+    functions, structs: from dwarf.functions_and_structs()
+    """
     document = {
         "format": FORMAT,
         "version": VERSION,
@@ -141,7 +144,7 @@ def encode_pack(
     return data
 
 
-def of(elf: Binary, origin: str, functions: Mapping[str, Any], structs: Any) -> Pack:
+def pack_in_memory(elf: Binary, origin: str, functions: Mapping[str, Any], structs: Any) -> Pack:
     """Make a pack that is used at once, not stored. Arguments: see write()."""
     return parse_pack(
         encode_pack(elf.build_id or "", elf.machine, origin, functions, structs), origin
@@ -160,7 +163,7 @@ def parse_pack(data: bytes, file: str) -> Pack:
             raise ValueError("not a symbol pack")
         if document["version"] != VERSION:
             raise ValueError(f"a pack of version {document['version']}, not {VERSION}")
-        named = partial(layouts.named, structs=_structs(document["structs"]))
+        named = partial(layouts.type_named, structs=_structs(document["structs"]))
         return Pack(
             given.text(document["build_id"]),
             given.text(document["machine"]),
@@ -182,7 +185,7 @@ def parse_pack(data: bytes, file: str) -> Pack:
         ) from error
 
 
-def find(elf: Binary, folders: Sequence[Path]) -> Pack | None:
+def find_pack(elf: Binary, folders: Sequence[Path]) -> Pack | None:
     """Find the pack of a file's build in the first folder that has one, else in the cache.
 
     Raises: TargetError: the pack cannot be used, because another user can write it (in the cache,
@@ -224,7 +227,7 @@ def checked_pack(pack: Pack, elf: Binary, file: str) -> Pack:
     Raises: TargetError: it is for another file, or an address may be inside an instruction.
     """
     wrong = ""
-    if not abi.of(elf).is_known:
+    if not abi.convention_of_file(elf).is_known:
         wrong = f"packs are understood for {x86_64.ABI.machine} only, not for {elf.machine}"
     elif pack.build_id != elf.build_id or pack.machine != elf.machine:
         wrong = f"it is for build-id {pack.build_id} on {pack.machine}"
@@ -285,7 +288,7 @@ def _body(about: Mapping[str, Any], named: Callable[[str], CType]) -> Body:
         given.text(name): named(given.text(type_)) for name, type_ in lines["variables"].items()
     }
     rows = [
-        Line(
+        StatementStart(
             given.hexadecimal(address),
             _line(line),
             {name: (types[name], _place(place)) for name, place in places.items()},

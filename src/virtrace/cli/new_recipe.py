@@ -339,8 +339,8 @@ def _span(prototype: Prototype, module: str) -> Span:
         function=prototype.name,
         module=module,
         prototype=prototype,
-        enter={name: path.parse(text) for name, text in enter.items()},
-        exit={name: path.parse(text) for name, text in exit_.items()},
+        enter={name: path.parse_path(text) for name, text in enter.items()},
+        exit={name: path.parse_path(text) for name, text in exit_.items()},
     )
 
 

@@ -109,7 +109,7 @@ def _make_one(
 ) -> bool:
     """Make a pack. Returns False if the file has none of the functions."""
     elf = read_by_child(file)
-    if not abi.of(elf).is_known:
+    if not abi.convention_of_file(elf).is_known:
         raise TargetError(
             f"{file} is code for {elf.machine}, and packs are made for {x86_64.ABI.machine} only",
             "on other processors install the debug info itself",
@@ -123,7 +123,7 @@ def _make_one(
         )
     debug = _debug_info(elf)
     with Progress(debug.name) as progress:
-        functions, structs = described(debug, recipes, abi.of(elf), progress.show)
+        functions, structs = described(debug, recipes, abi.convention_of_file(elf), progress.show)
     if not functions:
         print(f"{debug}: no function of the recipes")
         return False

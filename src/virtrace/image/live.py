@@ -19,7 +19,7 @@ from virtrace.image.process import Process, heaps, mappings
 _ATTEMPTS = 3
 _SWITCHES = re.compile(r"ctxt_switches:\s+(\d+)")
 # The kernel's, and so that of every process here.
-_ABI = abi.named(os.uname().machine)
+_ABI = abi.convention_of_machine(os.uname().machine)
 _NOT_REPORTED = "/proc reports the stack pointer and the program counter only"
 
 

@@ -259,7 +259,7 @@ class _RecipeDraft:
             return None
         for text, value in wanted.items():
             try:
-                ctype = Capture(c_path.parse(text), function.arguments).ctype
+                ctype = Capture(c_path.parse_path(text), function.arguments).ctype
             except (Unavailable, ValueError):
                 return None
             is_text = isinstance(ctype, Pointer) and ctype.string
@@ -276,7 +276,7 @@ class _RecipeDraft:
             return
         span = self._draft(function)
         if not why:
-            path = c_path.parse(expression)
+            path = c_path.parse_path(expression)
             if at_entry and path.arguments[0] in function.arguments:
                 captures = span.enter
             else:
@@ -304,7 +304,7 @@ class _RecipeDraft:
             if wanted is not None and self._stops == 1:
                 with suppress(ValueError):
                     where = {
-                        draft.add(span.enter, c_path.parse(path)): value
+                        draft.add(span.enter, c_path.parse_path(path)): value
                         for path, value in wanted.items()
                     }
             if not where:
@@ -328,7 +328,7 @@ class _RecipeDraft:
 def _why_not(function: _InspectedFunction, expression: str) -> str | None:
     """Why a recipe cannot capture the expression there; None if it can."""
     try:
-        path = c_path.parse(expression)
+        path = c_path.parse_path(expression)
         start = path.arguments[0]
         if start not in function.variables:
             return f"{start} is not a variable of {function.name}"
@@ -384,7 +384,7 @@ def _module_of(pc: int) -> str:
 
 def _base(expression: str) -> str:
     try:
-        return c_path.parse(expression).arguments[0]
+        return c_path.parse_path(expression).arguments[0]
     except ValueError:
         return ""
 

@@ -38,7 +38,7 @@ from virtrace.recipe.path import (
     TypedParams,
 )
 from virtrace.targets.libvirt.forms import domain_stats, typed_parameters
-from virtrace.trace.format import Json, text
+from virtrace.trace.format import Json, text_value
 
 # Bytes of the registers that arguments and results come in.
 REGISTER = 8
@@ -139,7 +139,7 @@ class Capture:
         return end
 
     def _string(self, memory: Memory, arguments: Arguments, address: int) -> Json:
-        return text(read_string(memory, address))
+        return text_value(read_string(memory, address))
 
     def _filled(self, memory: Memory, arguments: Arguments, address: int) -> Json:
         template = read_string(memory, address)
@@ -208,7 +208,7 @@ class Unconfirmed:
 
 
 def _unconfirmed(file: pathlib.Path, raw: bytes) -> Unconfirmed:
-    struct = layouts.read(file)
+    struct = layouts.struct_in_file(file)
     assert isinstance(struct, Struct)
     return Unconfirmed(struct, raw)
 
@@ -231,7 +231,9 @@ def _filled(template: bytes, memory: Memory, filler: int) -> Json:
     if _conversions(string):
         shown = string.decode("utf-8", "replace")
         raise Unavailable(f"what it is filled in with may be a template itself: {shown!r}")
-    return text(_CONVERSION.sub(lambda found: b"%" if found[0] == b"%%" else string, template))
+    return text_value(
+        _CONVERSION.sub(lambda found: b"%" if found[0] == b"%%" else string, template)
+    )
 
 
 def _conversions(template: bytes) -> list[bytes]:

@@ -35,10 +35,11 @@ def read_debug_info(
     for name in recipe.modules:
         module = program.module(name)
         debug = None if module is None else _debug_file(program, module, fetched)
-        if module is not None and debug is not None and abi.of(module.elf).is_known:
+        if module is not None and debug is not None and abi.convention_of_file(module.elf).is_known:
             try:
-                data = described(debug, [recipe], abi.of(module.elf), progress)
-                found[name] = pack.of(module.elf, f"{debug.name}, by virtrace {__version__}", *data)
+                data = described(debug, [recipe], abi.convention_of_file(module.elf), progress)
+                origin = f"{debug.name}, by virtrace {__version__}"
+                found[name] = pack.pack_in_memory(module.elf, origin, *data)
             except TargetError as error:
                 # There is still what can be known without it.
                 failed(error)
@@ -63,9 +64,9 @@ def described(
     Raises TargetError where the debug info is broken.
     """
     # Imported where debug info is read: it takes longer than all else that a command imports.
-    from virtrace.binary.dwarf import describe
+    from virtrace.binary.dwarf import functions_and_structs
 
-    return describe(debug, _needs(recipes), convention, progress)
+    return functions_and_structs(debug, _needs(recipes), convention, progress)
 
 
 def _needs(recipes: Iterable[Recipe]) -> dict[str, CaptureNeeds]:

@@ -25,7 +25,7 @@ from virtrace.binary.ctype import (
     Pointer,
     Struct,
 )
-from virtrace.binary.layouts import check
+from virtrace.binary.layouts import range_check
 from virtrace.binary.pack import (
     MAX_STRUCT,
     AtEntry,
@@ -54,7 +54,7 @@ from virtrace.plan.model import (
 )
 from virtrace.plan.walk import pruned
 from virtrace.recipe.model import CalledBy, DriverMethod
-from virtrace.recipe.path import CALLER, parse
+from virtrace.recipe.path import CALLER, parse_path
 from virtrace.recipe.prototype import Parameter
 from virtrace.trace.format import Header, Record
 from virtrace.trace.reader import read_header
@@ -148,7 +148,7 @@ def read(data: bytes) -> StoredPlan:
                 for name, functions in document["exported"].items()
             }
         )
-        reader = _Reader(abi.named(machine), exported)
+        reader = _Reader(abi.convention_of_machine(machine), exported)
         probes = [reader.one(about, ResolvedProbe) for about in document["probes"]]
         plan = Plan(probes, exported)
         if sum(map(_parts_of_site, plan.sites)) > _MAX_PARTS:
@@ -273,7 +273,7 @@ class _Reader:
         if about[_CLASS] == Unavailable.__name__:
             return Unavailable(given.text(about["why"]))
         types = {name: self._type(ctype) for name, ctype in about["types"].items()}
-        return Capture(parse(given.text(about["path"])), {**types, **self._caller})
+        return Capture(parse_path(given.text(about["path"])), {**types, **self._caller})
 
     def _type(self, about: Any) -> CType:
         kind = about[_CLASS]
@@ -303,7 +303,7 @@ class _Reader:
             if field.offset + field.type.size > size:
                 raise ValueError(f"{field.name} is not in its struct")
         checks = [
-            check(one["field"], types[one["field"]], one["low"], one["high"])
+            range_check(one["field"], types[one["field"]], one["low"], one["high"])
             for one in about["checks"]
         ]
         alternatives = [self._struct(other) for other in about["alternatives"]]

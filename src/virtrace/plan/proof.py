@@ -46,7 +46,7 @@ def of_driver_method(
     """
     proven: list[int | None] = []
     for parameter, register, handed in zip(parameters, registers, caller.arguments):
-        mask = (1 << 8 * layouts.named(parameter.type, Opaque).size) - 1
+        mask = (1 << 8 * layouts.type_named(parameter.type, Opaque).size) - 1
         same = handed is not None and handed & mask == register & mask
         proven.append(handed if same else None)
     return tuple(proven)

@@ -114,7 +114,7 @@ def convention_of(process: Program) -> Abi:
             "only",
             "trace a daemon of such a machine: x86_64, aarch64, ppc64le, riscv64",
         )
-    return abi.of(elf)
+    return abi.convention_of_file(elf)
 
 
 def require_traceable(recipe: Recipe, plan: Plan) -> None:

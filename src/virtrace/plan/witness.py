@@ -14,7 +14,7 @@ from typing import Protocol
 from virtrace.binary import abi, pack
 from virtrace.binary.abi import Abi
 from virtrace.binary.ctype import CType
-from virtrace.binary.pack import Body, Line, Pack
+from virtrace.binary.pack import Body, Pack, StatementStart
 from virtrace.image.model import Program
 from virtrace.plan.arguments import ArgumentSource, ByPlaces
 from virtrace.recipe.model import Recipe
@@ -89,7 +89,7 @@ class Packs:
         found = self.packs[module].functions.get(name)
         if found is None:
             return KnownFunction()
-        convention = abi.of(self.packs[module])
+        convention = abi.convention_of_file(self.packs[module])
         bodies = [_body(body, found.returns, convention) for body in found.bodies]
         return KnownFunction(bodies, found.inlined_into)
 
@@ -105,7 +105,7 @@ def _body(body: Body, returns: CType, convention: Abi) -> KnownBody:
     return KnownBody(body.entry, body.entry, returns, types, arguments, statements)
 
 
-def _statement(body: Body, line: Line, convention: Abi) -> Statement:
+def _statement(body: Body, line: StatementStart, convention: Abi) -> Statement:
     types = {name: ctype for name, (ctype, _) in line.variables.items()}
     places = {name: place for name, (_, place) in line.variables.items()}
     arguments = ByPlaces(places, convention)
@@ -118,7 +118,7 @@ def installed_packs(recipe: Recipe, process: Program, folders: Sequence[Path]) -
     for name in recipe.modules:
         module = process.module(name)
         if module is not None and not module.elf.has_debug_info:
-            installed = pack.find(module.elf, folders)
+            installed = pack.find_pack(module.elf, folders)
             if installed is not None:
                 found[name] = installed
     return Packs("pack", found)

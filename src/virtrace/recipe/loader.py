@@ -412,7 +412,7 @@ def _captures(node: _Node | None, known: set[str] | None) -> dict[str, path.Path
         key.name(_C_NAME)
         if len(captures) == MAX_VALUES:
             key.fail(f"found more than {MAX_VALUES} values", "split it into two recipes")
-        captures[name] = parsed = value.parsed(path.parse, "such as: disk")
+        captures[name] = parsed = value.parsed(path.parse_path, "such as: disk")
         for argument in parsed.arguments:
             if known is not None and argument not in known:
                 value.fail(

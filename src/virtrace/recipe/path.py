@@ -169,7 +169,7 @@ def start(chain: Chain) -> Argument | Returned:
     return chain
 
 
-def parse(text: str) -> Path:
+def parse_path(text: str) -> Path:
     """Parse a capture path. Raises ValueError, with the allowed forms, for any other text."""
     text = text.strip()
     if len(text) > _LONGEST:

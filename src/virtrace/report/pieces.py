@@ -9,7 +9,6 @@ import base64
 import binascii
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -30,13 +29,14 @@ from virtrace.trace.format import (
     LoadedModule,
     ProbeRecord,
     Record,
+    is_pointer,
+    is_text,
     is_unavailable,
 )
 
 # A text and its style. Lines break between pieces, at a space.
 Piece = tuple[str, str]
 
-_POINTER = re.compile("0x[0-9a-f]+")
 _SHORT_BUILD_ID = 12
 
 _REASONS = {
@@ -433,18 +433,6 @@ def is_backtrace(value: Json) -> bool:
     return isinstance(value, list) and bool(value) and all(map(is_text, value))
 
 
-def is_text(value: Json) -> bool:
-    """Whether a value is a string of the daemon, complete, cut or unavailable; not a pointer."""
-    if isinstance(value, str):
-        return not _POINTER.fullmatch(value)
-    return isinstance(value, dict) and set(value) in (
-        {"unavailable"},
-        {"text", "length"},
-        {"bytes"},
-        {"bytes", "length"},
-    )
-
-
 def plain(value: Json) -> str:
     """Return a value for use in a sentence: strings without quotes."""
     if isinstance(value, str):
@@ -459,7 +447,7 @@ def shown(field: str, value: Json, style: Style) -> Piece:
     if isinstance(value, int):
         return units.quantity(field, value), "c"
     if isinstance(value, str):
-        return (value if _POINTER.fullmatch(value) else _quoted(value, style)), "c"
+        return (value if is_pointer(value) else _quoted(value, style)), "c"
     if is_unavailable(value):
         return f"unavailable: {plain(value['unavailable'])}", "yellow"
     if is_text(value):

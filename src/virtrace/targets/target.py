@@ -89,7 +89,7 @@ class Target:
         # Not every command that looks for a process needs types.
         from virtrace.binary import layouts
 
-        return layouts.named(name, partial(layouts.struct_in, self.folder / "layouts"))
+        return layouts.type_named(name, partial(layouts.struct_in, self.folder / "layouts"))
 
     def how_to_get_debug_info(self, module: str, root: Path) -> str:
         """The command that installs it, on the distribution whose files are below root."""

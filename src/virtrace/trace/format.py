@@ -7,6 +7,7 @@ from the types here (trace/schema.py). Python 3.9 evaluates them, hence no `X | 
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping
 from operator import itemgetter
 from typing import Annotated, Any, Literal, NamedTuple, Optional, TypedDict, Union
@@ -350,6 +351,9 @@ class Event(NamedTuple):
 _KEYS = ("type", "seq", "t_ns", "tid", "name", "span", "parent", "call")
 _PARTS = itemgetter(*_KEYS, "values")
 _NAME = _KEYS.index("name")
+# As of pointer() and text_value().
+_POINTER = re.compile("0x[0-9a-f]+")
+_TEXT_KEYS = ({"unavailable"}, {"text", "length"}, {"bytes"}, {"bytes", "length"})
 
 
 def as_argument(value: Json) -> str:
@@ -361,6 +365,17 @@ def as_argument(value: Json) -> str:
 
 def pointer(address: int) -> str:
     return f"{address:#x}"
+
+
+def is_pointer(text: str) -> bool:
+    return _POINTER.fullmatch(text) is not None
+
+
+def is_text(value: Json) -> bool:
+    """Whether a value is a C string, complete, cut or unavailable; not a pointer."""
+    if isinstance(value, str):
+        return not is_pointer(value)
+    return isinstance(value, dict) and set(value) in _TEXT_KEYS
 
 
 def unavailable(reason: str) -> Record:
@@ -386,7 +401,7 @@ def is_deeper(value: Json, most: int) -> bool:
     return True
 
 
-def text(raw: bytes, length: int | None = None) -> Json:
+def text_value(raw: bytes, length: int | None = None) -> Json:
     """Return the value of a C string: text, or base64 if it is not UTF-8.
 
     raw: its bytes, without the NUL.

@@ -11,11 +11,10 @@ from virtrace.analysis.compare.values import (
     VALUE,
     Difference,
     Values,
-    is_text,
 )
 from virtrace.analysis.explain import Explanation
 from virtrace.analysis.spans import Call
-from virtrace.trace.format import Json, Record
+from virtrace.trace.format import Json, Record, is_text
 from virtrace.trace.reader import ReadableTrace
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 
 from virtrace.analysis.devices import step
-from virtrace.trace.format import Json, is_unavailable, unavailable
+from virtrace.trace.format import Json, is_pointer, is_unavailable, unavailable
 
 # Kinds of differences. Two traces with only the last three kinds are equal.
 VALUE = "value"
@@ -29,7 +29,6 @@ _COUNTER = re.compile(
 )
 _COUNTED = re.compile(r'\.stats\b|\["driver-specific"\]')
 
-_POINTER = re.compile("0x[0-9a-f]+")
 _NULL = "0x0"
 # libvirt numbers the nodes that it creates, and QEMU numbers nodes without a name.
 _NODE = re.compile(r"\blibvirt-[0-9]+-|#block[0-9]+")
@@ -147,7 +146,7 @@ class Values:
         return VALUE
 
     def _text(self, a: str, b: str) -> str | None:
-        if _POINTER.fullmatch(a) and _POINTER.fullmatch(b):
+        if is_pointer(a) and is_pointer(b):
             return VALUE if _NULL in (a, b) else self._ignore("addresses")
         a, b = (_NODE.sub("libvirt-#-", text) for text in (a, b))
         if a == b:
@@ -167,13 +166,6 @@ class Values:
 def without_folders(text: str) -> str:
     """Remove folders from a text: two hosts, or two labs, keep the same files in other folders."""
     return _FOLDER.sub("/", text)
-
-
-def is_text(value: Json) -> bool:
-    """Whether a value is a string of the daemon, complete, cut or unavailable; not a pointer."""
-    if isinstance(value, str):
-        return not _POINTER.fullmatch(value)
-    return isinstance(value, dict) and set(value) <= {"unavailable", "text", "bytes", "length"}
 
 
 def _below(a: Json, b: Json) -> list[tuple[str | int, Json, Json]] | None:

@@ -10,7 +10,7 @@ from virtrace.errors import Unavailable
 from virtrace.image.memory import MAX_READ, Memory, read_string
 from virtrace.image.structs import not_null, step_to_member
 from virtrace.targets import LIBVIRT
-from virtrace.trace.format import Json, text, unavailable
+from virtrace.trace.format import Json, text_value, unavailable
 
 # virTypedParameter (include/libvirt/libvirt-common.h), public ABI: a name of 80 bytes, the type,
 # and a union of 8 bytes. By the types' numbers: what the union holds.
@@ -59,7 +59,7 @@ def domain_stats(memory: Memory, address: int, count: int) -> Json:
         raw = memory.read(not_null(memory, record), _RECORD.size)
         domain, params, nparams = _RECORD.unpack(raw)
         at_name = _to_name(memory, not_null(memory, domain))
-        name = text(read_string(memory, integer(memory.read(at_name, _POINTER))))
+        name = text_value(read_string(memory, integer(memory.read(at_name, _POINTER))))
         if not isinstance(name, str):
             raise Unavailable("the name of a domain is not text")
         found[name] = typed_parameters(memory, params, nparams) if nparams else {}
@@ -69,7 +69,7 @@ def domain_stats(memory: Memory, address: int, count: int) -> Json:
 def _typed_value(memory: Memory, kind: int, raw: bytes) -> Json:
     if kind == _TYPED_STRING:
         try:
-            return text(read_string(memory, integer(raw)))
+            return text_value(read_string(memory, integer(raw)))
         except Unavailable as why:
             return unavailable(str(why))
     if kind not in _TYPED_KINDS:
