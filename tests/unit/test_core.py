@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+import zstandard
 
 from tests.support.taken import taken_by
 from virtrace.errors import TargetError, Unavailable
@@ -78,6 +79,14 @@ def test_what_is_no_core_is_refused(content: bytes | None, tmp_path: Path) -> No
         file.write_bytes(content)
     with pytest.raises(TargetError, match="is not an intact core file"):
         CoreImage(file)
+
+
+def test_a_compressed_core_says_how_to_unpack_it(tmp_path: Path) -> None:
+    file = tmp_path / "core.zst"
+    file.write_bytes(zstandard.compress(b"\x7fELF" + bytes(1000)))
+    with pytest.raises(TargetError, match="is compressed") as refused:
+        CoreImage(file)
+    assert "zstd -dc" in refused.value.remedy
 
 
 def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
