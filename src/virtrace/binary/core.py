@@ -23,6 +23,7 @@ from virtrace.binary.headers import (
     parsing,
     program_headers,
 )
+from virtrace.errors import TargetError
 
 # Bytes; a core is as large as the memory of its process.
 LARGEST = 1 << 40
