@@ -132,8 +132,8 @@ def test_the_same_disk_and_the_same_write_on_two_versions(tmp_path: Path) -> Non
         "vm1 vdd: `parent` is missing in B, so the high-water mark is not used there: "
         "allocation 2.000 GiB against 4.000 KiB, physical the other way round."
     )
-    versions = [document[side]["libvirt_version"] for side in "ab"]
-    assert versions == ["7.0.0", "12.8.0"]
+    programs = [document[side]["program"] for side in "ab"]
+    assert programs == [{"name": "libvirt", "version": each} for each in ("7.0.0", "12.8.0")]
     [pair] = document["pairs"]
     assert [pair["explained"][side]["causes"] for side in "ab"] == [
         ["high-water-mark"],

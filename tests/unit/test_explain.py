@@ -423,6 +423,8 @@ def test_json_follows_its_schema(name: str) -> None:
     trace = read_trace(TRACES[name])
     document = json.loads(explanation_document.explanation_json(trace, explained(trace)))
     VALIDATOR.validate(document)
+    assert document["program"] == trace.header["target"]["program"]
+    assert document["program"]["name"] == "libvirt"
     assert document["cases"][0]["causes"][0]["name"] == FIRST[name]
 
 

@@ -14,7 +14,7 @@ from virtrace.trace.format import Record
 from virtrace.trace.reader import ReadableTrace
 
 FORMAT = "virtrace-difference"
-VERSION = 1
+VERSION = 2
 
 
 def difference_schema() -> Record:
@@ -60,7 +60,7 @@ def difference_record(found: Comparison, paths: tuple[str, str]) -> Record:
 def _trace(trace: ReadableTrace, path: str, problems: list[str]) -> Record:
     return {
         "file": path,
-        "libvirt_version": trace.header["target"]["program"]["version"],
+        "program": trace.header["target"]["program"],
         "started": trace.header["started"],
         "recipe": trace.header["recipe"].get("name"),
         "problems": problems,

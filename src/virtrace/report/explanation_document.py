@@ -14,7 +14,7 @@ from virtrace.trace.format import Record
 from virtrace.trace.reader import ReadableTrace
 
 FORMAT = "virtrace-explanation"
-VERSION = 1
+VERSION = 2
 
 
 def explanation_schema() -> Record:
@@ -27,10 +27,10 @@ def explanation_schema() -> Record:
 def explanation_json(trace: ReadableTrace, explanations: Explained) -> str:
     """Return the document as text."""
     cases = [json.dumps(explanation_record(each)) for each in explanations]
-    target = trace.header["target"]
+    program = json.dumps(trace.header["target"]["program"])
     return (
         f'{{"format": "{FORMAT}", "version": {VERSION},\n'
-        f'"libvirt_version": {json.dumps(target["program"]["version"])},\n'
+        f'"program": {program},\n'
         f'"cases": [\n{",".join(cases)}\n],\n'
         f'"more_cases": {explanations.more}, "more_calls": {explanations.more_calls},\n'
         f'"problems": {json.dumps(trace.problems)}}}'
