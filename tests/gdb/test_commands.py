@@ -46,7 +46,7 @@ def test_explain_without_a_trace_says_what_to_do(tmp_path: Path) -> None:
     assert "cannot open the trace" in missing.stderr
 
 
-COMMANDS = ("check", "explain", "save", "start", "status", "stop")
+COMMANDS = ("check", "explain", "save", "snapshot", "start", "status", "stop")
 PARAMETERS = ("calls", "output", "seconds", "source", "where")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command import virtrace
+from tests.support.command import SECONDS, virtrace
 from tests.support.hanging import (
     PATIENCE,
     admin,
@@ -26,6 +26,7 @@ from tests.support.hanging import (
     thread_of,
     wait_for,
 )
+from tests.support.paths import REPOSITORY
 from virtrace.lab.daemon import Lab
 from virtrace.lab.stage import GUEST_NAME, TARGET, Stage
 
@@ -178,6 +179,7 @@ def test_a_saved_snapshot_is_private_and_the_same_document(stock_lab: Lab, tmp_p
     shown = virtrace("show", file)
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.splitlines()[:3] == done.stdout.splitlines()[:3]
+    assert virtrace("explain", file).stdout == shown.stdout
     document = json.loads(virtrace("show", "--json", file).stdout)
     assert document == json.loads(file.read_text())
 
@@ -273,3 +275,28 @@ def test_two_snapshots_tell_what_has_not_moved(stock_lab: Lab, tmp_path: Path) -
     assert counts["clients of libvirtd"] == (1, 2)
     shown = virtrace("diff", before, after)
     assert "1 thread stayed where it was, 0 calls ended, and 1 call began." in shown.stdout
+
+
+def in_gdb(*words: str) -> str:
+    """What `virtrace snapshot` says inside a GDB that is started like this."""
+    script = REPOSITORY / "gdb_scripts" / "virtrace.py"
+    command = ["gdb", "-nx", "-q", "-batch", "-x", str(script), *words, "-ex", "virtrace snapshot"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_inside_gdb_it_says_the_same_of_a_process(stock_lab: Lab) -> None:
+    with stock_lab.stalled(), calling(stock_lab, ASK):
+        _, verdict = wait_for(stock_lab, "qemu-stopped")
+        said = in_gdb("-p", str(stock_lab.pid))
+        os.kill(qemu_of(stock_lab), signal.SIGCONT)
+    assert " ".join(verdict["says"].split()) in " ".join(said.split())
+    assert "qemuMonitorSend" in said
+
+
+def test_inside_gdb_it_says_the_same_of_a_core(crash: tuple[Path, int, int]) -> None:
+    core, tid, _ = crash
+    said = in_gdb("-c", str(core))
+    assert "The daemon crashed with SIGSEGV" in said
+    assert f"(thread {tid})" in said

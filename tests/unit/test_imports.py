@@ -45,7 +45,7 @@ ALLOWED = {
     },
     "inferior": {
         *("errors", "printing", "files", "recipe", "trace", "binary", "image", "targets"),
-        *("engine", "plan", "guard", "detached", "analysis", "report", "record"),
+        *("engine", "plan", "guard", "detached", "analysis", "report", "record", "snapshot"),
     },
     "checks": {"errors", "recipe", "trace", "binary", "image", "targets", "record", "engines"},
     # It reaches inferior only by starting GDB.

@@ -12,11 +12,13 @@ from virtrace.analysis.blockinfo import API
 from virtrace.analysis.causes import catalogue
 from virtrace.analysis.explain import explain_trace
 from virtrace.cli.progress import reading_trace
+from virtrace.cli.show import show_snapshot
 from virtrace.cli.without_rights import run_in_child
 from virtrace.errors import ANSWER_IS_NO, DONE
 from virtrace.printing import print_lines
 from virtrace.report import explanation, explanation_document
 from virtrace.report.highlight import style_for
+from virtrace.snapshot.format import is_snapshot
 from virtrace.trace.reader import require_whole
 
 
@@ -25,11 +27,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "explain",
         description="Explain the answers of virDomainGetBlockInfo (virsh domblkinfo) in a trace: "
         "the cause first, then its evidence, then the path of each number from QEMU or the host. "
-        "Works from the file alone.",
+        "Works from the file alone. Of a snapshot: why the daemon hangs.",
         epilog="Exit status: 0 explained, 1 an answer contradicts what QEMU said, 2 not a trace or "
         f"no call of {API} in it, 4 explained, but the trace is incomplete.",
     )
-    parser.add_argument("file", metavar="FILE", help="a trace (.jsonl) or a bundle")
+    parser.add_argument("file", metavar="FILE", help="a trace (.jsonl), a bundle or a snapshot")
     parser.add_argument(
         "--call", metavar="N", type=int, help="only the call with this number in its events"
     )
@@ -44,6 +46,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _explain(args: argparse.Namespace, files: Sequence[BinaryIO], _: int) -> int:
+    if is_snapshot(files[0]):
+        show_snapshot(args.file, files[0], as_json=args.json, full=False)
+        return DONE
     with reading_trace(args.file, files[0]) as trace:
         explained = explain_trace(trace, args.file, args.call)
         if args.json:

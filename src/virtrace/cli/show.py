@@ -72,7 +72,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _show(args: argparse.Namespace, files: Sequence[BinaryIO], output: int) -> int:
     if is_snapshot(files[0]):
-        return _show_snapshot(args, files[0])
+        if args.html or args.summary:
+            raise UsageError(
+                f"{args.file} is a snapshot, and --html and --summary are about traces",
+                f"virtrace show --full {typed(args.file)}",
+            )
+        show_snapshot(args.file, files[0], as_json=args.json, full=args.full)
+        return DONE
     is_printed = not (args.html or args.summary)
     with reading_trace(args.file, files[0], beside_output=is_printed) as trace:
         print_lines(_lines(trace, args, output))
@@ -80,20 +86,14 @@ def _show(args: argparse.Namespace, files: Sequence[BinaryIO], output: int) -> i
     return DONE
 
 
-def _show_snapshot(args: argparse.Namespace, file: BinaryIO) -> int:
-    if args.html or args.summary:
-        raise UsageError(
-            f"{args.file} is a snapshot, and --html and --summary are about traces",
-            f"virtrace show --full {typed(args.file)}",
-        )
-    snapshot = read_snapshot(file, args.file)
-    if args.json:
+def show_snapshot(path: str, file: BinaryIO, *, as_json: bool, full: bool) -> None:
+    """Print a snapshot from its file."""
+    snapshot = read_snapshot(file, path)
+    if as_json:
         print_lines(json.dumps(snapshot, ensure_ascii=False, indent=2).split("\n"))
     else:
-        style = style_for(sys.stdout, full=args.full)
-        step = None if args.full else f"virtrace show --full {typed(args.file)}"
-        print_lines(snapshot_lines(snapshot, style, step))
-    return DONE
+        step = None if full else f"virtrace show --full {typed(path)}"
+        print_lines(snapshot_lines(snapshot, style_for(sys.stdout, full=full), step))
 
 
 def _lines(trace: TraceStream, args: argparse.Namespace, output: int) -> Iterator[str]:

@@ -9,14 +9,13 @@ from pathlib import Path
 
 from virtrace.errors import ANSWER_IS_NO, DONE, typed
 from virtrace.files import write_new
-from virtrace.image.core import CoreImage
 from virtrace.image.process import inspect
 from virtrace.printing import print_lines
 from virtrace.report.highlight import style_for
 from virtrace.report.snapshot import snapshot_lines
-from virtrace.snapshot.document import snapshot_of
+from virtrace.snapshot.document import snapshot_of, snapshot_of_core
 from virtrace.snapshot.format import encoded
-from virtrace.snapshot.take import take, take_from_core
+from virtrace.snapshot.take import take
 from virtrace.targets.processes import choose_daemon, require_target
 
 _WELL = ("busy", "healthy")
@@ -54,9 +53,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     if args.core is not None:
-        image = CoreImage(args.core, args.root)
-        look = take_from_core(image, args.core.stat().st_mtime)
-        snapshot, again = snapshot_of(look, image.program, "core"), f"--core {typed(args.core)}"
+        snapshot, again = snapshot_of_core(args.core, args.root), f"--core {typed(args.core)}"
     else:
         pid = choose_daemon() if args.pid is None else args.pid
         process = require_target(inspect(pid))

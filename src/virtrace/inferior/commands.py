@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shlex
 import sys
 import time
@@ -42,6 +43,7 @@ _VIRTRACE = """Trace libvirt from its API down to QEMU's replies.
 Attach GDB to the daemon first; then `virtrace start blockinfo` traces
 `virsh domblkinfo`.
 To keep what you do by hand as a recipe: `virtrace save FILE`."""
+_CORE = re.compile(r"^Local core dump file:\n\t`(.*)', file type", re.M)
 _SETTINGS = "Parameters of the `virtrace` commands."
 # By name: what it is, more about it, and whether it is a file.
 _PARAMETERS = {
@@ -190,6 +192,7 @@ def register_commands() -> None:
         _Command("status", _status, ends_batch=False)
         _Command("check", _check, _recipes)
         _Command("explain", _explain, _traces)
+        _Command("snapshot", _snapshot, ends_batch=False)
         _Command("save", save, ends_batch=False)
 
 
@@ -356,6 +359,31 @@ def _check(name: str) -> int:
             recipe, process, plan, {"name": "gdb", "version": gdb.VERSION}, time.monotonic_ns()
         )
     print(json.dumps(header), flush=True)
+    return DONE
+
+
+def _snapshot(argument: str) -> int:
+    """Say why the daemon hangs or crashed.
+
+    Usage: virtrace snapshot
+
+    And who waits for whom: in the process that GDB is attached to, or in the
+    core that it has loaded. To look at a daemon without stopping it, leave
+    GDB, and type `virtrace snapshot` in a shell.
+    """
+    from virtrace.report.snapshot import snapshot_lines
+    from virtrace.snapshot.document import snapshot_of, snapshot_of_core
+    from virtrace.snapshot.take import take_stopped
+
+    if argument:
+        raise UsageError("`virtrace snapshot` has no argument", "leave it out")
+    core = _CORE.search(gdb.execute("info files", to_string=True) or "")
+    if core is not None:
+        snapshot = snapshot_of_core(Path(core[1]), Path("/"))
+    else:
+        process = _process()
+        snapshot = snapshot_of(take_stopped(process), process, "process")
+    print_lines(snapshot_lines(snapshot, style_for(sys.__stdout__, full=True), None))
     return DONE
 
 

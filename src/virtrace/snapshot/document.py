@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import platform
 from datetime import datetime, timezone
+from pathlib import Path
 
 from virtrace import __version__
+from virtrace.image.core import CoreImage
 from virtrace.image.model import Program as Image
 from virtrace.snapshot.format import (
     FORMAT,
@@ -34,8 +36,16 @@ from virtrace.snapshot.model import (
     SeenThread,
     Server,
 )
+from virtrace.snapshot.take import take_from_core
 from virtrace.snapshot.verdicts import Verdict, doing, verdicts
 from virtrace.targets import target_of
+
+
+def snapshot_of_core(core: Path, root: Path) -> Snapshot:
+    """Return the snapshot of a core. root: as of ``CoreImage``. Raises: TargetError."""
+    image = CoreImage(core, root)
+    look = take_from_core(image, core.stat().st_mtime)
+    return snapshot_of(look, image.program, "core")
 
 
 def snapshot_of(look: Look, program: Image, source: str) -> Snapshot:

@@ -40,6 +40,18 @@ def take(process: Process, seconds: float = SECONDS) -> Look:
     return replace(look, threads=threads, seconds=time.monotonic() - began)
 
 
+def take_stopped(process: Process) -> Look:
+    """Look at a daemon that this process itself has stopped, as a debugger does.
+
+    How long its threads slept before that is no longer known.
+    Raises: TargetError if it cannot be read.
+    """
+    with LiveImage(process) as image:
+        look = look_at(image, _Host(process.pid))
+    threads = tuple(replace(thread, asleep=None) for thread in look.threads)
+    return replace(look, threads=threads, tracer=None)
+
+
 def take_from_core(image: CoreImage, taken: float) -> Look:
     """Look at a daemon in a core.
 

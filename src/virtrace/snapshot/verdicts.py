@@ -189,7 +189,7 @@ def _traced(looked: _Looked) -> Iterator[_Case]:
 @_verdict
 def _stopped(looked: _Looked) -> Iterator[_Case]:
     threads = looked.look.threads
-    if threads and looked.look.tracer is None and all(one.state in ("T", "t") for one in threads):
+    if threads and looked.look.tracer is None and all(one.state == "T" for one in threads):
         yield _Case({"pid": looked.look.pid})
 
 
