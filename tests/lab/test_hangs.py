@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ from tests.support.hanging import (
     let_go,
     qemu_of,
     relaunch,
+    snapshot,
     thread_of,
     wait_for,
 )
@@ -250,4 +252,126 @@ def test_a_deadlock_is_the_answer(own_lab: Lab, tmp_path: Path) -> None:
     )
     assert verdict["says"] == (
         f"The daemon is deadlocked; {', '.join(parts)}; 1 other call on vm1 waits for that."
+    )
+
+
+def test_a_client_with_too_many_calls_is_told(stock_lab: Lab) -> None:
+    command = [sys.executable, str(SUPPORT / "many_calls.py"), stock_lab.uri, "7"]
+    with stock_lab.stalled(), subprocess.Popen(command) as client:
+        try:
+            _, verdict, document = wait_for_verdicts(stock_lab, "qemu-stopped", "client-requests")
+        finally:
+            os.kill(qemu_of(stock_lab), signal.SIGCONT)
+        assert client.wait(PATIENCE) == 0
+    assert verdict["says"] == (
+        f"The daemon reads no more calls of process {client.pid} ({' '.join(command)}): "
+        "5 of 5 (max_client_requests) are not answered yet."
+    )
+    # As many workers serve it.
+    clients = [thread["client"] for thread in document["threads"]]
+    assert sum(each is not None and each["pid"] == client.pid for each in clients) == 5
+    (connection,) = connections_of(document, client.pid)
+    assert connection == {"pid": client.pid, "requests": 5, "most_requests": 5, "full": True}
+
+
+def test_calls_in_flight_are_counted(stock_lab: Lab) -> None:
+    with stock_lab.stalled(), calling(stock_lab, ASK) as (client,):
+        document, _ = wait_for(stock_lab, "qemu-stopped")
+        os.kill(qemu_of(stock_lab), signal.SIGCONT)
+    (connection,) = connections_of(document, client.pid)
+    assert connection == {"pid": client.pid, "requests": 1, "most_requests": 5, "full": False}
+
+
+def wait_for_verdicts(
+    lab: Lab, first: str, second: str
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Take snapshots until these are the verdicts; return both, and the snapshot."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        document = snapshot(lab)
+        if [each["verdict"] for each in document["verdicts"]] == [first, second]:
+            return document["verdicts"][0], document["verdicts"][1], document
+        assert time.monotonic() < end, document["verdicts"]
+
+
+def connections_of(document: dict[str, Any], pid: int) -> list[dict[str, Any]]:
+    """What a snapshot says of a client's connections."""
+    found = (each for server in document["servers"] for each in server["connections"])
+    return [each for each in found if each["pid"] == pid]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param("echo $$ >{pid}; exec sleep 100", id="sleeps"),
+        pytest.param("sleep 100 & echo $! >{pid}", id="leaves a program behind"),
+    ],
+)
+def test_a_hook_that_does_not_end_is_named(own_lab: Lab, body: str) -> None:
+    own_lab.define("vm2", own_lab.folder / "vm2.xml", "")
+    pid_file = own_lab.folder / "run" / "hook.pid"
+    script = f'#!/bin/sh\n[ "$2" = prepare ] || exit 0\n{body.format(pid=pid_file)}\n'
+    with hook("qemu", script):
+        relaunch(own_lab)
+        with calling(own_lab, ("start", "vm2")) as (client,):
+            document, verdict = wait_for(own_lab, "hook")
+            pid = int(pid_file.read_text())
+            assert verdict["do"][0]["command"] == f"kill {pid}"
+            os.kill(pid, signal.SIGTERM)
+    root = root_of(document, verdict, client, "virDomainCreate")
+    assert root["request"]["name"] == "vm2"
+    assert root["wait"]["children"] == [{"pid": pid, "command": "sleep 100", "state": "S"}]
+    assert verdict["says"] == (
+        f"virDomainCreate on vm2 (thread {root['tid']}) waits for {root['asleep_s']:.1f} s for a "
+        f"hook script of the host, process {pid} (sleep 100)."
+    )
+
+
+@contextmanager
+def hook(driver: str, script: str) -> Iterator[None]:
+    """Give the daemons of this mount namespace a hook script meanwhile."""
+    place = Path("/etc/libvirt")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", place], check=True)
+    try:
+        (place / "hooks").mkdir()
+        file = place / "hooks" / driver
+        file.write_text(script)
+        file.chmod(0o755)
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def test_a_job_of_no_thread_is_told(stage: Stage, other_host: Lab, tmp_path: Path) -> None:
+    """Of an incoming migration, of which the memory does not come."""
+    lab = stage.lab
+    lab.define("vm3", tmp_path / "vm3.xml", "")
+    lab.virsh_checked("start", "vm3")
+    began = time.time()
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as sink:
+            sink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            to = f"tcp://127.0.0.1:{sink.getsockname()[1]}"
+            asked = f"migrate vm3 {other_host.uri} --live --migrateuri {to}"
+            words = (*asked.split(), "--listen-address", "127.0.0.2")
+            with calling(lab, words) as (migration,):
+                connection, _ = sink.accept()
+                with connection, calling(other_host, ("suspend", "vm3")) as (client,):
+                    document, verdict = wait_for(other_host, "ownerless-job")
+                    assert migration.poll() is None
+                    connection.shutdown(socket.SHUT_RDWR)
+                    sink.close()
+    finally:
+        lab.virsh("destroy", "vm3")
+        lab.virsh_checked("undefine", "vm3")
+    root = root_of(document, verdict, client, "virDomainSuspend")
+    (domain,) = (each for each in document["domains"] if each["name"] == "vm3")
+    (job,) = domain["jobs"]
+    assert (job["kind"], job["work"], job["owner"]) == ("async job", "migration in", None)
+    assert began < job["since"] < root["wait"]["since"]
+    assert job["api"] == "remoteDispatchDomainMigratePrepare3Params"
+    taken = datetime.fromisoformat(document["taken"]).timestamp()
+    assert verdict["says"] == (
+        "vm3 is blocked by a job that no thread holds: migration in, taken by "
+        f"remoteDispatchDomainMigratePrepare3Params for {taken - job['since']:.1f} s."
     )

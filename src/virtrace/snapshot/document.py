@@ -197,6 +197,15 @@ def _server(server: Server) -> ServerRecord:
     return {
         "name": server.name,
         "clients": len(server.clients),
+        "connections": [
+            {
+                "pid": one.pid,
+                "requests": one.requests,
+                "most_requests": one.most_requests,
+                "full": one.is_full,
+            }
+            for one in server.connections
+        ],
         "most_clients": server.most_clients,
         "unauthenticated": server.unauthenticated,
         "most_unauthenticated": server.most_unauthenticated,

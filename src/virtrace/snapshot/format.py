@@ -225,11 +225,27 @@ class PoolRecord(TypedDict):
 PoolOrNull = Optional[PoolRecord]
 
 
+class ConnectionRecord(TypedDict):
+    """A client that has made a call. requests: its calls that are not answered yet.
+
+    full: it has as many as it may have, and nothing more is read of it.
+    """
+
+    pid: CountOrNull
+    requests: Count
+    most_requests: Count
+    full: bool
+
+
 class ServerRecord(TypedDict):
-    """A server of the daemon; null where a number is not known."""
+    """A server of the daemon; null where a number is not known.
+
+    connections: of the clients, those of which the calls are known.
+    """
 
     name: str
     clients: Count
+    connections: list[ConnectionRecord]
     most_clients: CountOrNull
     unauthenticated: CountOrNull
     most_unauthenticated: CountOrNull

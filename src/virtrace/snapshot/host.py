@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -64,6 +64,18 @@ def children_of(pid: int, tid: int) -> Iterator[Child]:
             status = read_status(child)
             if status is not None:
                 yield Child(child, command_of(child) or "", status["State"][0])
+
+
+def holders_of(pid: int, pipes: Collection[str]) -> Iterator[Child]:
+    """The other processes that have one of the pipes open. pipes: such as ``pipe:[4711]``."""
+    for other in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+        status = read_status(other)
+        if status is None or other == pid or not pipes:
+            continue
+        with suppress(OSError):
+            files = (file_of(other, int(name)) for name in os.listdir(f"/proc/{other}/fd"))
+            if any(file in pipes for file in files):
+                yield Child(other, command_of(other) or "", status["State"][0])
 
 
 def file_of(pid: int, descriptor: int) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol
@@ -50,6 +50,7 @@ class Around(Protocol):
     def file_of(self, descriptor: int) -> str | None: ...
     def mount_of(self, path: str) -> Mount | None: ...
     def children_of(self, tid: int) -> Sequence[Child]: ...
+    def holders_of(self, pipes: Collection[str]) -> Sequence[Child]: ...
     def tracer(self) -> int | None: ...
 
 
@@ -104,6 +105,7 @@ class _Looking:
             {monitor.address: monitor for monitor in monitors},
             around.file_of,
             around.children_of,
+            around.holders_of,
             around.mount_of,
         )
         seen = [

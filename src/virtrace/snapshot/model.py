@@ -131,11 +131,30 @@ class Pool:
 
 
 @dataclass(frozen=True)
+class Connection:
+    """A client of a server, which has made a call.
+
+    pid: None where it is not known. requests: its calls that are not answered yet.
+    most_requests: how many it may have (max_client_requests). is_full: nothing more is read of it.
+    """
+
+    address: int
+    pid: int | None
+    requests: int
+    most_requests: int
+    is_full: bool
+
+
+@dataclass(frozen=True)
 class Server:
-    """A server of the daemon, such as ``libvirtd`` or ``admin``. clients: addresses of them."""
+    """A server of the daemon, such as ``libvirtd`` or ``admin``.
+
+    clients: addresses of them. connections: of those of which the calls are known.
+    """
 
     name: str
     clients: tuple[int, ...]
+    connections: tuple[Connection, ...]
     most_clients: int | None
     unauthenticated: int | None
     most_unauthenticated: int | None
@@ -144,7 +163,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Child:
-    """A process that the daemon started."""
+    """A process that the daemon started, or one that has outlived it and still holds its output."""
 
     pid: int
     command: str

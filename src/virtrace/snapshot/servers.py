@@ -2,21 +2,29 @@
 
 Offsets are searched for, as versions differ: virNetServer (src/rpc/virnetserver.c) has the number
 of its clients in front of their array, and every one of that many must be a client; virThreadPool
-(src/util/virthreadpool.c) has its limits, its counts and the array of its threads in one row.
+(src/util/virthreadpool.c) has its limits, its counts and the array of its threads in one row;
+virNetServerClient (src/rpc/virnetserverclient.c) has the identity of the client, when it connected,
+how many calls it has in flight, how many it may have, and then the message that is being received.
 """
 
 from __future__ import annotations
 
-from virtrace.snapshot.model import Pool, Queued, Server
+from virtrace.snapshot.model import Connection, Pool, Queued, Server
 from virtrace.snapshot.objects import Objects
 from virtrace.snapshot.peek import Peek, is_pointer
 from virtrace.snapshot.requests import request_at
+from virtrace.snapshot.threads import IDENTITIES, identity_at
 
 # Words: of the server; where its name, its pool, and the count of its clients may be.
 _SERVER_WORDS, _NAME, _POOL, _CLIENTS = 24, 8, 9, range(9, 21)
 _MOST_CLIENTS = 100_000
 # Clients of which the type is looked at.
 _LOOKED_AT = 50
+# Words of a client. Of a message that is being received (see layouts/virNetMessage.yaml): its
+# buffer, how much belongs in it, and how much is there; then its header, where a reply has a type.
+_CLIENT_WORDS, _IDENTITIES = 34, range(9, 26)
+_BUFFER, _TYPE_AT, _CALL = slice(1, 4), 44, 0
+_MOST_REQUESTS = 100_000
 # Words: of the pool; its list of jobs, and how many wait in it; where its limits may be.
 _POOL_WORDS, _JOBS, _DEPTH, _LIMITS = 34, 4, 7, range(8, 30)
 _MOST_WORKERS, _MOST_QUEUED = 100_000, 1000
@@ -36,8 +44,12 @@ def server_at(peek: Peek, objects: Objects, address: int) -> Server | None:
         clients = _clients(peek, objects, array, count)
         if clients is not None:
             most, unauthenticated, most_unauthenticated = words[at + 2 + 1 : at + 2 + 4]
-            return Server(name, clients, most, unauthenticated, most_unauthenticated, pool)
-    return Server(name, (), None, None, None, pool)
+            found = (_connection(peek, objects, client) for client in clients)
+            connections = tuple(filter(None, found))
+            return Server(
+                name, clients, connections, most, unauthenticated, most_unauthenticated, pool
+            )
+    return Server(name, (), (), None, None, None, pool)
 
 
 def _clients(peek: Peek, objects: Objects, array: int, count: int) -> tuple[int, ...] | None:
@@ -48,6 +60,36 @@ def _clients(peek: Peek, objects: Objects, array: int, count: int) -> tuple[int,
         return None
     kinds = {objects.type_of(client) for client in clients[:_LOOKED_AT]}
     return clients if kinds == {"virNetServerClient"} else None
+
+
+def _connection(peek: Peek, objects: Objects, address: int) -> Connection | None:
+    words = peek.words(address, _CLIENT_WORDS)
+    for at in _IDENTITIES:
+        if len(words) < _CLIENT_WORDS or objects.type_of(words[at]) not in IDENTITIES:
+            continue
+        # In between is when it connected, seconds since 1970: no number of calls.
+        for requests, most, *nearby in (words[at + 1 : at + 5], words[at + 2 : at + 6]):
+            # In between, newer versions note whether they have warned.
+            is_read = any(_is_being_received(peek, message) for message in nearby)
+            if 0 < most < _MOST_REQUESTS and is_read <= requests <= most:
+                pid = (identity_at(peek, words[at]) or {}).get("process-id")
+                # What is being received is counted, too.
+                return Connection(
+                    address,
+                    pid if isinstance(pid, int) else None,
+                    requests - is_read,
+                    most,
+                    is_full=requests == most and not is_read,
+                )
+    return None
+
+
+def _is_being_received(peek: Peek, address: int) -> bool:
+    words = peek.words(address, 4) if is_pointer(address) else ()
+    if len(words) < 4 or peek.number(address + _TYPE_AT, 4) != _CALL:
+        return False
+    buffer, length, offset = words[_BUFFER]
+    return is_pointer(buffer, 1) and offset < length
 
 
 def _pool_at(peek: Peek, objects: Objects, address: int) -> Pool | None:

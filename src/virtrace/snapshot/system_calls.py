@@ -20,7 +20,8 @@ FUTEX = 202
 # The kernel goes on by it with an interrupted futex or poll.
 RESTART = 219
 WAITS_FOR_CHILD = (61, 247)
-POLLS = (7, 23, 232, 271, 281)
+POLL, PPOLL = 7, 271
+POLLS = (POLL, 23, 232, PPOLL, 281)
 
 KNOWN = {
     0: Known("read", 0),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from virtrace.errors import TargetError
@@ -119,6 +119,9 @@ class _Host:
     def children_of(self, tid: int) -> Sequence[Child]:
         return [*host.children_of(self.pid, tid)]
 
+    def holders_of(self, pipes: Collection[str]) -> Sequence[Child]:
+        return [*host.holders_of(self.pid, pipes)]
+
     def tracer(self) -> int | None:
         return host.tracer_of(self.pid)
 
@@ -152,6 +155,9 @@ class _Nothing:
         return None
 
     def children_of(self, tid: int) -> Sequence[Child]:
+        return ()
+
+    def holders_of(self, pipes: Collection[str]) -> Sequence[Child]:
         return ()
 
     def tracer(self) -> int | None:

@@ -25,6 +25,8 @@ _KEPT = ("rbx", "rbp", "r12", "r13", "r14", "r15")
 # virTypedParameter: see targets/libvirt/forms.py. virIdentity: see its layout.
 _PARAMETER, _FIELD, _KIND, _VALUE = 96, 80, 80, 88
 _STRING_KIND = 7
+# The types of an identity, of all versions.
+IDENTITIES = ("VirIdentity", "virIdentity")
 _PARAMETER_COUNT, _PARAMETERS = 24, 32
 _MOST_PARAMETERS = 40
 # Frames in which the name of a thread is looked for, and how large they may be, bytes.
@@ -63,8 +65,8 @@ def carried_by(
             # An even number is free.
             if not (sequence & 1 and sequence < _MOST_SEQUENCE and is_pointer(data, 1)):
                 continue
-            if objects.type_of(data) == "VirIdentity" or objects.type_of(data) == "virIdentity":
-                identity = _identity(peek, data)
+            if objects.type_of(data) in IDENTITIES:
+                identity = identity_at(peek, data)
             elif named := _DISPATCHER.fullmatch(peek.text(data, 80) or ""):
                 api = f"vir{named[1]}"
     return Carried(api, identity)
@@ -116,7 +118,8 @@ def _block(
     return None
 
 
-def _identity(peek: Peek, address: int) -> dict[str, int | str] | None:
+def identity_at(peek: Peek, address: int) -> dict[str, int | str] | None:
+    """Return the values of a virIdentity by name; None if its content does not prove it."""
     count = peek.number(address + _PARAMETER_COUNT, 4, signed=True)
     parameters = peek.word(address + _PARAMETERS)
     if count is None or not 0 < count <= _MOST_PARAMETERS or not is_pointer(parameters):

@@ -388,6 +388,29 @@ def _workers(looked: _Looked) -> Iterator[_Case]:
 
 
 @_verdict
+def _client_requests(looked: _Looked) -> Iterator[_Case]:
+    for server in looked.look.servers:
+        for connection in server.connections:
+            if connection.is_full:
+                yield _Case(
+                    {
+                        "client": _client(looked.look, connection.pid),
+                        "requests": connection.requests,
+                        "most": connection.most_requests,
+                        "more": 2 * connection.most_requests,
+                    }
+                )
+
+
+def _client(look: Look, pid: int | None) -> str:
+    if pid is None:
+        return "a client"
+    clients = (thread.client for thread in look.threads)
+    command = next((one.command for one in clients if one is not None and one.pid == pid), None)
+    return f"process {pid}" if command is None else f"process {pid} ({command})"
+
+
+@_verdict
 def _clients(looked: _Looked) -> Iterator[_Case]:
     for server in looked.look.servers:
         if server.most_clients is not None and len(server.clients) >= server.most_clients:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,15 @@ from virtrace.snapshot.host import Mount
 from virtrace.snapshot.model import Child, Domain, Monitor, NamedFrame, Wait
 from virtrace.snapshot.objects import Objects
 from virtrace.snapshot.peek import Peek
-from virtrace.snapshot.system_calls import FUTEX, KNOWN, POLLS, RESTART, WAITS_FOR_CHILD
+from virtrace.snapshot.system_calls import (
+    FUTEX,
+    KNOWN,
+    POLL,
+    POLLS,
+    PPOLL,
+    RESTART,
+    WAITS_FOR_CHILD,
+)
 from virtrace.snapshot.threads import kept_registers
 
 _MUTEX = re.compile(r"_*pthread_mutex_lock|virMutexLock|virObjectLock")
@@ -36,6 +45,9 @@ _JOB_SECONDS = 30.0
 _DAY = 86400.0
 _BILLION = 10**9
 _LARGEST_FRAME = 1 << 16
+# struct pollfd (poll.h): the descriptor, and what is waited for.
+_POLLED = struct.Struct("<ii")
+_MOST_POLLED = 1000
 # In fs/pipe.c: the open of a FIFO waits for the other end.
 _OPENS_FIFO = ("wait_for_partner", "fifo_open")
 
@@ -46,7 +58,7 @@ class Surroundings:
 
     now: seconds since 1970. tids: of the process's threads, as it counts.
     file_of: the file behind a descriptor. children: by thread, as this host counts.
-    mount_of: of a path.
+    holders: other processes that have one of some pipes open. mount_of: of a path.
     """
 
     peek: Peek
@@ -57,6 +69,7 @@ class Surroundings:
     monitors: Mapping[int, Monitor]
     file_of: Callable[[int], str | None]
     children: Callable[[int], Sequence[Child]]
+    holders: Callable[[Collection[str]], Sequence[Child]]
     mount_of: Callable[[str], Mount | None]
 
 
@@ -97,6 +110,9 @@ def wait_of(position: Position, around: Surroundings) -> Wait:
     if at is not None or (call is not None and call.number in WAITS_FOR_CHILD):
         function = "virHookCall" if position.index("virHookCall") is not None else None
         children = tuple(around.children(position.tid))
+        if all(child.state == "Z" for child in children):
+            # They have ended: what is waited for is the end of their output, which others hold.
+            children = tuple(around.holders(_polled_pipes(call, around))) or children
         if children or at is not None:
             return Wait("child", function=function, children=children)
     return _system_call(position, around)
@@ -217,6 +233,16 @@ def _is_loop(position: Position) -> bool:
         return False
     is_dispatching = "g_main_context_dispatch" in position.names[:at]
     return position.call.number in (*POLLS, RESTART) and not is_dispatching
+
+
+def _polled_pipes(call: SystemCall | None, around: Surroundings) -> Collection[str]:
+    """The pipes that a thread reads from once something comes."""
+    if call is None or call.number not in (POLL, PPOLL):
+        return ()
+    address, count = call.arguments[:2]
+    polled = around.peek.data(address, min(count, _MOST_POLLED) * _POLLED.size) or b""
+    files = (around.file_of(descriptor) for descriptor, _ in _POLLED.iter_unpack(polled))
+    return {file for file in files if file is not None and file.startswith("pipe:")}
 
 
 def _system_call(position: Position, around: Surroundings) -> Wait:
