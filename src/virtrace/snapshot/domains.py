@@ -70,12 +70,13 @@ def domain_at(
     address: int,
     tids: Collection[int],
     now: float,
-    is_qemu_of: Callable[[int, str], bool],
+    qemu_of: Callable[[int, str], int | None],
 ) -> Domain | None:
     """Return the domain of a virDomainObj; None if its content does not prove it.
 
     tids: of the process's threads, as it counts. now: of the look, seconds since 1970.
-    is_qemu_of: whether a process is the QEMU of the domain with a UUID
+    qemu_of: of a number that may be a pid, as the process counts, and a UUID: the pid on this host,
+        if it is the QEMU of the domain
     """
     words = peek.words(address, _OBJECT_WORDS)
     definition = next(
@@ -90,9 +91,10 @@ def domain_at(
     qemu = None
     for at in _PIDS:
         pid = peek.number(address + at, 4, signed=True)
-        if pid is not None and 1 < pid < _MOST_PIDS and is_qemu_of(pid, definition.uuid):
-            qemu = pid
-            break
+        if pid is not None and 1 < pid < _MOST_PIDS:
+            qemu = qemu_of(pid, definition.uuid)
+            if qemu is not None:
+                break
     return Domain(address, *definition, qemu=qemu, jobs=jobs)
 
 

@@ -44,7 +44,10 @@ class Around(Protocol):
     def asleep(self, tid: int) -> float | None:
         """Return for how long a thread has been asleep, s."""
 
-    def is_qemu_of(self, pid: int, uuid: str) -> bool: ...
+    def here(self, own_pid: int) -> int | None:
+        """Return this host's number for a process that the daemon names by its own."""
+
+    def qemu_of(self, own_pid: int, uuid: str) -> int | None: ...
     def qemu(self, pid: int) -> Qemu | None: ...
     def command_of(self, pid: int) -> str | None: ...
     def file_of(self, descriptor: int) -> str | None: ...
@@ -84,7 +87,7 @@ class _Looking:
         domains = [
             domain
             for address in census.objects.get("virDomainObj", ())
-            if (domain := domain_at(self._peek, address, tids, around.taken, around.is_qemu_of))
+            if (domain := domain_at(self._peek, address, tids, around.taken, around.qemu_of))
         ]
         monitors = [
             monitor_at(self._peek, self._objects, kind, address)
@@ -223,9 +226,10 @@ class _Looking:
         return tuple(named)
 
     def _who(self, identity: dict[str, int | str] | None) -> tuple[str | None, str | None]:
-        pid = (identity or {}).get("process-id")
+        own_pid = (identity or {}).get("process-id")
+        pid = self._around.here(own_pid) if isinstance(own_pid, int) else None
         user = (identity or {}).get("unix-user-id")
-        command = self._around.command_of(pid) if isinstance(pid, int) else None
+        command = None if pid is None else self._around.command_of(pid)
         return command, user_name(user) if isinstance(user, int) else None
 
 

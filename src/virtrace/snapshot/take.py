@@ -12,7 +12,7 @@ from virtrace.image.core import CoreImage
 from virtrace.image.live import LiveImage
 from virtrace.image.process import Process, read_status
 from virtrace.snapshot import host
-from virtrace.snapshot.host import Clocks, Mount
+from virtrace.snapshot.host import Clocks, Mount, Pids
 from virtrace.snapshot.look import look_at
 from virtrace.snapshot.model import Child, Crash, Look, Qemu
 from virtrace.targets import target_of
@@ -93,6 +93,7 @@ class _Host:
         self.pid = pid
         self.taken = time.time()
         self._clocks = Clocks()
+        self._pids = Pids(pid)
 
     def own_tid(self, tid: int) -> int:
         status = read_status(tid)
@@ -101,8 +102,12 @@ class _Host:
     def asleep(self, tid: int) -> float | None:
         return self._clocks.asleep(self.pid, tid)
 
-    def is_qemu_of(self, pid: int, uuid: str) -> bool:
-        return host.is_qemu_of(pid, uuid)
+    def here(self, own_pid: int) -> int | None:
+        return self._pids.here(own_pid)
+
+    def qemu_of(self, own_pid: int, uuid: str) -> int | None:
+        pid = self._pids.here(own_pid)
+        return pid if pid is not None and host.is_qemu_of(pid, uuid) else None
 
     def qemu(self, pid: int) -> Qemu | None:
         return host.qemu(pid)
@@ -139,8 +144,11 @@ class _Nothing:
     def asleep(self, tid: int) -> float | None:
         return None
 
-    def is_qemu_of(self, pid: int, uuid: str) -> bool:
-        return False
+    def here(self, own_pid: int) -> int | None:
+        return None
+
+    def qemu_of(self, own_pid: int, uuid: str) -> int | None:
+        return None
 
     def qemu(self, pid: int) -> Qemu | None:
         return None
