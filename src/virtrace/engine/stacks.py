@@ -28,10 +28,11 @@ class Stacks:
 
     Two stacks are known to be different where they are in different mappings. The stacks of
     QEMU's coroutines and of most signal handlers are: each has a mapping of its own, with a guard
-    page below. Stacks within one mapping count as one: two from malloc, or those of threads from
-    glibc 2.42 on, whose guard pages split no mapping.
+    page below. Those of threads can share one (from glibc 2.42 on guard pages split no mapping),
+    which is parted where a thread's stack ends. Other stacks within one mapping count as one, such
+    as two from malloc.
 
-    read: returns the mappings as they are now
+    read: returns the mappings, and these parts, as they are now
     """
 
     def __init__(self, read: Callable[[], Mappings]) -> None:

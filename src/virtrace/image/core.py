@@ -18,13 +18,16 @@ from virtrace.binary.reader import Files
 from virtrace.confined import Answer, Bounds, Child, Json, Tell
 from virtrace.errors import TargetError, Unavailable
 from virtrace.files import open_regular
-from virtrace.image.memory import PAGE, STACK_SIZES, StackCopier
+from virtrace.image.memory import PAGE, STACK_SIZES, StackCopier, stack_ranges
 from virtrace.image.model import Module, Program, Registers, SystemCall, Thread
 from virtrace.image.process import visible_path
 
 _BOUNDS = Bounds(processor_seconds=60)
 _REGISTERS = struct.Struct(f"<{len(x86_64.ABI.user_registers)}Q")
 _PF_W = 2  # of <elf.h>: the segment is writable
+_WORD = struct.Struct("<Q")
+# Of struct user_regs_struct.
+_FS_BASE = 21 * _WORD.size
 _AT_ENTRY = 9  # of <elf.h>: where the program begins
 
 
@@ -63,11 +66,10 @@ class CoreImage:
     def threads(self) -> Sequence[Thread]:
         """Every thread, in the core's order: the one that ended the process is the first."""
         ranges = [(int(start), int(start) + int(size)) for start, size in self._facts["segments"]]
-        stacks = StackCopier(self.memory, ranges)
-        return [
-            self._thread(int(tid), bytes.fromhex(registers), stacks)
-            for tid, registers in self._facts["threads"]
-        ]
+        threads = [(int(tid), bytes.fromhex(data)) for tid, data in self._facts["threads"]]
+        blocks = (self._thread_block(data) for _, data in threads)
+        stacks = StackCopier(self.memory, stack_ranges(ranges, filter(None, blocks)))
+        return [self._thread(tid, data, stacks) for tid, data in threads]
 
     def heaps(self) -> Sequence[tuple[int, int]]:
         """Writable memory that the core contains and that is of no file, and no thread's stack."""
@@ -78,6 +80,12 @@ class CoreImage:
             if is_writable and size and size not in STACK_SIZES and not is_of_file:
                 found.append((int(start), int(start) + int(size)))
         return found
+
+    def _thread_block(self, registers: bytes) -> int:
+        """Where the C library keeps what it knows of a thread; 0 if that is not known."""
+        if self.machine != x86_64.ABI.machine or len(registers) < _FS_BASE + _WORD.size:
+            return 0
+        return int(_WORD.unpack_from(registers, _FS_BASE)[0])
 
     def _thread(self, tid: int, data: bytes, stacks: StackCopier) -> Thread:
         known: dict[str, int] = {}

@@ -13,7 +13,7 @@ from virtrace.binary import abi
 from virtrace.errors import TargetError
 from virtrace.image.memory import NO_STACK, MemoryCopy, ProcessMemory, StackCopier
 from virtrace.image.model import Registers, SystemCall, Thread
-from virtrace.image.process import Process, heaps, mappings
+from virtrace.image.process import Process, heaps, stacks_of
 
 # Attempts to read a thread before it counts as moving.
 _ATTEMPTS = 3
@@ -55,7 +55,7 @@ class LiveImage:
         pid = self.program.pid
         try:
             tids = sorted(map(int, os.listdir(f"/proc/{pid}/task")))
-            stacks = StackCopier(self.memory, mappings(pid))
+            stacks = StackCopier(self.memory, stacks_of(pid))
         except OSError as error:
             raise TargetError(
                 f"the threads of process {pid} cannot be read: {error.strerror}",
@@ -69,7 +69,7 @@ class LiveImage:
 
     def thread(self, tid: int) -> Thread:
         """Read one thread. tid: as this host counts. Raises: OSError if it has ended."""
-        stacks = StackCopier(self.memory, mappings(self.program.pid))
+        stacks = StackCopier(self.memory, stacks_of(self.program.pid))
         return self._thread(f"/proc/{self.program.pid}/task/{tid}", tid, stacks)
 
     def _threads(self, tids: Sequence[int], stacks: StackCopier) -> Iterator[Thread]:

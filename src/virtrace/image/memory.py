@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import sys
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -99,17 +99,34 @@ class MemoryCopy:
 NO_STACK = MemoryCopy(0, b"", is_cut=True)
 
 
+def stack_ranges(ranges: Iterable[tuple[int, int]], blocks: Iterable[int]) -> list[tuple[int, int]]:
+    """Part mappings where one thread's stack ends, as those of several can share a mapping.
+
+    ranges: first address and end of each mapping
+    blocks: where each thread's own block of the C library is: in the upper end of its stack (in
+        memory of its own, for the main thread)
+    """
+    ends = sorted({*blocks})
+    found = []
+    for start, end in sorted(ranges):
+        for block in ends[bisect_right(ends, start) : bisect_left(ends, end)]:
+            found.append((start, block))
+            start = block
+        found.append((start, end))
+    return found
+
+
 class StackCopier:
     """Copies the stacks of one look at a program, up to a total that no daemon reaches."""
 
     def __init__(self, memory: PartialMemory, ranges: Iterable[tuple[int, int]]) -> None:
-        """ranges: first address and end of all that is mapped."""
+        """ranges: first address and end of all that may be one stack."""
         self._memory = memory
         self._ranges = sorted(ranges)
         self._left = _MOST_STACKS
 
     def copy(self, sp: int | None) -> MemoryCopy:
-        """Copy a stack, from the red zone on to the end of its mapping.
+        """Copy a stack, from the red zone on to the end of its range.
 
         sp: the stack pointer; None if it is not known.
         """

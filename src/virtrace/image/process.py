@@ -11,7 +11,7 @@ import errno
 import os
 import pwd
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from virtrace import confined
 from virtrace.binary.reader import Files
 from virtrace.confined import Bounds, Tell
 from virtrace.errors import TargetError
-from virtrace.image.memory import STACK_SIZES
+from virtrace.image.memory import STACK_SIZES, stack_ranges
 from virtrace.image.model import Module, Program
 
 CAP_SYS_PTRACE = 1 << 19
@@ -32,6 +32,9 @@ _LONGEST_COMMAND = 1 << 12
 
 
 _CHILD = Bounds(memory=64 << 20, processor_seconds=2, seconds=10)
+
+# By machine: the number of the system call get_robust_list.
+_GET_ROBUST_LIST = {"x86_64": 274, "aarch64": 100}
 
 _CONTAINER = re.compile(r"\b[0-9a-f]{64}\b")
 
@@ -86,6 +89,29 @@ def mappings(pid: int) -> list[tuple[int, int]]:
     """First address, and address behind, of each part of memory that is mapped. Raises: OSError."""
     ranges = (line.partition(" ")[0].partition("-") for line in _lines(_maps(pid)))
     return [(int(start, 16), int(end, 16)) for start, _, end in ranges if end]
+
+
+def stacks_of(pid: int) -> list[tuple[int, int]]:
+    """The mappings, parted where the stack of a thread ends. Raises: OSError."""
+    return stack_ranges(mappings(pid), _thread_blocks(pid))
+
+
+def _thread_blocks(pid: int) -> Iterator[int]:
+    """Where the C library keeps what it knows of each thread.
+
+    Threads tell the kernel where their lists of robust mutexes are, which are in these blocks. To
+    ask for them stops nothing.
+    """
+    number = _GET_ROBUST_LIST.get(os.uname().machine)
+    if number is None:
+        return
+    libc = ctypes.CDLL(None)
+    head, size = ctypes.c_void_p(), ctypes.c_size_t()
+    for tid in map(int, os.listdir(f"/proc/{pid}/task")):
+        asked = (ctypes.c_long(tid), ctypes.byref(head), ctypes.byref(size))
+        # A thread that has ended, or that never told, has none.
+        if libc.syscall(ctypes.c_long(number), *asked) == 0 and head.value:
+            yield head.value
 
 
 def heaps(pid: int) -> list[tuple[int, int]]:

@@ -15,7 +15,7 @@ from virtrace.engine.budget import Budget, Switch
 from virtrace.engine.stacks import Stacks
 from virtrace.errors import TargetError, Unavailable
 from virtrace.guard.journal import Journal
-from virtrace.image.process import Process, mappings, read_status
+from virtrace.image.process import Process, read_status, stacks_of
 from virtrace.inferior import target
 from virtrace.inferior.backtrace import Backtraces
 from virtrace.inferior.breakpoints import Breakpoints
@@ -68,9 +68,9 @@ class GdbTrace:
         """warnings: what makes the trace dangerous for the process."""
         self.abi = traced.abi
         self.kernel = Kernel(traced.process.pid, traced.abi)
-        # Stacks of threads can share one mapping (glibc 2.42 and later), those of coroutines not.
+        # Only a coroutine leaves a stack for another: elsewhere each thread has its own.
         self._stacks = (
-            Stacks(partial(mappings, traced.process.pid))
+            Stacks(partial(stacks_of, traced.process.pid))
             if target_of(traced.process).coroutines
             else None
         )
