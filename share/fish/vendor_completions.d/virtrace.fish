@@ -73,7 +73,7 @@ function _shtab_virtrace_using
 end
 
 set -g _shtab_virtrace_commands record show snapshot explain diff export import bundle 'bundle make' 'bundle verify' replay recipe 'recipe list' 'recipe show' 'recipe check' 'recipe new' 'recipe compile' doctor pack 'pack make' 'pack show' rescue lab 'lab up' 'lab down' 'lab status' 'lab run'
-set -g _shtab_virtrace_opts_with_value --against --call --calls --core --dir --engine --for --html --keep --max-bytes --max-events --max-load --max-stop-ms --output --pid --process --recipe --release --root --rotate --seconds --source --to --where -o -p
+set -g _shtab_virtrace_opts_with_value --against --call --calls --core --dir --engine --for --html --keep --max-bytes --max-events --max-load --max-stop-ms --output --pid --process --recipe --release --root --rotate --seconds --source --stacks --to --where -o -p
 
 complete -c virtrace -e
 complete -c virtrace -f
@@ -109,6 +109,7 @@ complete -c virtrace -n '_shtab_virtrace_using; and test $_shtab_virtrace_npos -
 complete -c virtrace -n '_shtab_virtrace_using snapshot' -s h -l help -d 'show this help message and exit'
 complete -c virtrace -n '_shtab_virtrace_using snapshot' -s p -l pid -xka "(pidof libvirtd virtqemud)" -d 'the daemon; default: the only one that runs'
 complete -c virtrace -n '_shtab_virtrace_using snapshot' -l core -xka "(_shtab_glob_compgen_d650b53a)" -d 'a core file of a daemon, for example a crash'
+complete -c virtrace -n '_shtab_virtrace_using snapshot' -l stacks -xka "(_shtab_glob_compgen_d650b53a)" -d 'stacks as text: GDB'"'"'s `thread apply all bt`, or `coredumpctl info`'
 complete -c virtrace -n '_shtab_virtrace_using snapshot' -l root -xka "(__fish_complete_directories)" -d 'folder with the files of the core'"'"'s host (default: /)'
 complete -c virtrace -n '_shtab_virtrace_using snapshot' -s o -l output -xka "(_shtab_glob_compgen_d650b53a)" -d 'save it to this new file'
 complete -c virtrace -n '_shtab_virtrace_using snapshot' -l json -d 'one JSON document, for scripts'

@@ -5,20 +5,27 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
+from virtrace.cli.without_rights import run_in_child
 from virtrace.errors import ANSWER_IS_NO, DONE, typed
-from virtrace.files import write_new
+from virtrace.files import fill, write_new
 from virtrace.image.process import inspect
 from virtrace.printing import print_lines
 from virtrace.report.highlight import style_for
 from virtrace.report.snapshot import snapshot_lines
-from virtrace.snapshot.document import snapshot_of, snapshot_of_core
-from virtrace.snapshot.format import encoded
+from virtrace.snapshot.document import snapshot_of, snapshot_of_core, snapshot_of_text
+from virtrace.snapshot.format import Snapshot, encoded
 from virtrace.snapshot.take import take
+from virtrace.snapshot.verdicts import catalogue
 from virtrace.targets.processes import choose_daemon, require_target
 
 _WELL = ("busy", "healthy")
+# Bytes of stacks.
+_MOST_TEXT = 64 << 20
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -34,6 +41,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     source.add_argument(
         "--core", metavar="FILE", type=Path, help="a core file of a daemon, for example a crash"
+    )
+    source.add_argument(
+        "--stacks",
+        metavar="FILE",
+        help="stacks as text: GDB's `thread apply all bt`, or `coredumpctl info`",
     )
     parser.add_argument(
         "--root",
@@ -52,6 +64,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.stacks is not None:
+        # Read once, before no file can be opened any more.
+        catalogue()
+        work = partial(_of_stacks, args)
+        return run_in_child(
+            args, [args.stacks], work, args.output, "the snapshot", kind="the stacks"
+        )
     if args.core is not None:
         snapshot, again = snapshot_of_core(args.core, args.root), f"--core {typed(args.core)}"
     else:
@@ -60,6 +79,19 @@ def run(args: argparse.Namespace) -> int:
         snapshot, again = snapshot_of(take(process), process, "process"), f"-p {pid}"
     if args.output is not None:
         write_new(args.output, "the snapshot", [encoded(snapshot)])
+    return _printed(args, snapshot, again)
+
+
+def _of_stacks(args: argparse.Namespace, files: Sequence[BinaryIO], output: int) -> int:
+    data = files[0].read(_MOST_TEXT)
+    snapshot = snapshot_of_text(data.decode("utf-8", "replace"), args.stacks)
+    if args.output is not None:
+        fill(output, args.output, "the snapshot", [encoded(snapshot)])
+    return _printed(args, snapshot, f"--stacks {typed(args.stacks)}")
+
+
+def _printed(args: argparse.Namespace, snapshot: Snapshot, again: str) -> int:
+    """Print a snapshot, and return the exit status. again: arguments that repeat it."""
     if args.json:
         print_lines(json.dumps(snapshot, ensure_ascii=False, indent=2).split("\n"))
     else:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from virtrace.confined import Bounds, Tell, run, status_of
-from virtrace.errors import DONE, INCOMPLETE, IncompleteError
+from virtrace.errors import ANSWER_IS_NO, DONE, INCOMPLETE, IncompleteError
 from virtrace.files import create_private, open_input
 from virtrace.report.highlight import prepare_colour, style_for
 from virtrace.trace.format import Header
@@ -57,7 +57,7 @@ def run_in_child(
             file.close()
         if made >= 0:
             os.close(made)
-    if output is not None and status not in (DONE, INCOMPLETE):
+    if output is not None and status not in (DONE, ANSWER_IS_NO, INCOMPLETE):
         output.unlink()
     return status
 

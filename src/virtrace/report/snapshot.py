@@ -186,6 +186,8 @@ def _resting(threads: Sequence[ThreadRecord]) -> list[Piece]:
 def _daemon(snapshot: Snapshot) -> list[Piece]:
     daemon = snapshot["daemon"]
     version = daemon["program"]["version"] or "of unknown version"
+    if snapshot["source"] == "text":
+        return words("from stacks in a text")
     if snapshot["source"] == "core":
         return words(f"{daemon['exe']} {version}, process {daemon['pid']}, from a core")
     return words(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -36,9 +37,11 @@ from virtrace.snapshot.model import (
     SeenThread,
     Server,
 )
+from virtrace.snapshot.stacks import look_at_text
 from virtrace.snapshot.take import take_from_core
 from virtrace.snapshot.verdicts import Verdict, doing, verdicts
 from virtrace.targets import target_of
+from virtrace.trace.format import Program
 
 
 def snapshot_of_core(core: Path, root: Path) -> Snapshot:
@@ -48,10 +51,21 @@ def snapshot_of_core(core: Path, root: Path) -> Snapshot:
     return snapshot_of(look, image.program, "core")
 
 
+def snapshot_of_text(text: str, name: str) -> Snapshot:
+    """Return the snapshot of stacks in a text. name: of the file. Raises: TraceError."""
+    look = look_at_text(text, name, time.time())
+    return _document(look, "", {"name": "libvirt", "version": None}, "text")
+
+
 def snapshot_of(look: Look, program: Image, source: str) -> Snapshot:
     """Return the document of a look. source: ``process`` or ``core``."""
+    record = target_of(program).to_record(program)
+    return _document(look, program.exe, record, source)
+
+
+def _document(look: Look, exe: str, program: Program, source: str) -> Snapshot:
     taken = datetime.fromtimestamp(look.taken, timezone.utc).isoformat()
-    found = verdicts(look, os.path.basename(program.exe))
+    found = verdicts(look, os.path.basename(exe))
     return {
         "type": "snapshot",
         "format": FORMAT,
@@ -63,8 +77,8 @@ def snapshot_of(look: Look, program: Image, source: str) -> Snapshot:
         "host": {"machine": platform.machine(), "kernel": platform.release()},
         "daemon": {
             "pid": look.pid,
-            "exe": program.exe,
-            "program": target_of(program).to_record(program),
+            "exe": exe,
+            "program": program,
         },
         "crash": None
         if look.crash is None

@@ -283,7 +283,7 @@ CrashOrNull = Optional[CrashRecord]
 class Snapshot(TypedDict):
     """The document.
 
-    source: ``process`` or ``core``. seconds: between the two looks; 0 of a core.
+    source: ``process``, ``core`` or ``text``. seconds: between the two looks; 0 of the others.
     crash: null of a process, and of a core that gcore made.
     objects: how many are in memory, by their type; some of them may have been freed.
     """

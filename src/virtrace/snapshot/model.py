@@ -227,10 +227,6 @@ class SeenThread:
     request: Request | None
     wait: Wait
 
-    @property
-    def functions(self) -> list[str]:
-        return [frame.function for frame in self.frames if frame.function]
-
 
 @dataclass(frozen=True)
 class QemuThread:

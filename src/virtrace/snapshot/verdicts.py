@@ -70,7 +70,7 @@ def verdicts(look: Look, daemon: str) -> list[Verdict]:
     looked = _Looked(look, daemon, [root for root in roots(look) if _hangs(root)])
     found: list[Verdict] = []
     explained: set[int] = set()
-    for name, entry in _texts().items():
+    for name, entry in catalogue().items():
         if name in ("busy", "healthy") and found:
             continue
         for case in _CONDITIONS[name](looked):
@@ -91,7 +91,8 @@ def _hangs(root: Root) -> bool:
 
 
 @cache
-def _texts() -> Mapping[str, Mapping[str, object]]:
+def catalogue() -> Mapping[str, Mapping[str, object]]:
+    """The entries of verdicts.yaml, by name, in their rank; read once."""
     file = Path(__file__).with_name("verdicts.yaml")
     entries: Mapping[str, Mapping[str, object]] = yaml.safe_load(file.read_text(encoding="utf-8"))
     return entries
@@ -106,7 +107,7 @@ def _filled(name: str, entry: Mapping[str, object], case: _Case, look: Look) -> 
         says = f"{says[:-1]}; {_behind(look, root.behind)}."
     return Verdict(
         name,
-        says[:1].upper() + says[1:] if says.startswith("the ") else says,
+        says[:1].upper() + says[1:] if says.startswith(("a ", "the ")) else says,
         str(entry["means"]).format(**case.fields),
         tuple((str(key).format(**case.fields), str(value)) for key, value in do.items()),
         None if root is None else root.thread.tid,
@@ -247,11 +248,15 @@ def _qemu_storage(looked: _Looked) -> Iterator[_Case]:
 
 @_verdict
 def _qemu_silent(looked: _Looked) -> Iterator[_Case]:
+    for root, _, qemu in _qemus(looked):
+        yield _Case({**_asked(looked, root), "qemu": qemu.pid}, root)
+
+
+@_verdict
+def _qemu_asked(looked: _Looked) -> Iterator[_Case]:
     for root in looked.hanging:
         if root.thread.wait.kind == "qemu":
-            domain = looked.look.domain(root.thread.wait.domain)
-            pid = None if domain is None else domain.qemu
-            yield _Case({**_asked(looked, root), "qemu": pid or "not known"}, root)
+            yield _Case(_asked(looked, root), root)
 
 
 @_verdict

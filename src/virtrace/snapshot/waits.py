@@ -30,8 +30,11 @@ _BEGIN_JOB = re.compile(r"(?:virDomainObjBegin|qemuDomainObj(?:Begin|Enter))\w*"
 _EVENT = re.compile(r"virDomainObjWait\w*|qemuDomainWait\w*|qemuBlockJob\w*")
 _CHILDREN = ("virHookCall", "virCommandRun", "virCommandWait", "virProcessWait")
 _LOOKUPS = ("getaddrinfo", "getnameinfo", "gethostbyname_r", "gethostbyname2_r")
+_LOOKUP = "a name lookup (DNS)"
+_DISPATCHES = "g_main_context_dispatch"
+# Frames in which a text shows the wait itself: the C library's inner functions are among them.
+_INNERMOST = 6
 _LOOP = ("g_main_loop_run", "g_main_context_iteration")
-_DISPATCH = "virNetServerProgramDispatch"
 # pthread_mutex_t: the lock, and the thread that holds it (nptl/bits/pthreadtypes).
 _MUTEX_OWNER = 8
 # pthread_rwlock_t: the words that are waited on, and the writer.
@@ -116,6 +119,28 @@ def wait_of(position: Position, around: Surroundings) -> Wait:
         if children or at is not None:
             return Wait("child", function=function, children=children)
     return _system_call(position, around)
+
+
+def wait_by_names(position: Position, around: Surroundings) -> Wait:
+    """Return the same where only the names of functions are known."""
+    wait = _condition(position, around)
+    if wait is not None:
+        return wait
+    for kind, functions in (("mutex", _MUTEX), ("rwlock", _RWLOCK)):
+        if position.matching(functions, _INNERMOST) is not None:
+            return Wait(kind, what="a lock")
+    at = position.index(*_LOOP)
+    if at is not None and not position.is_worker and _DISPATCHES not in position.names[:at]:
+        return Wait("loop")
+    if position.index(*_CHILDREN) is not None:
+        is_hook = position.index("virHookCall") is not None
+        return Wait("child", function="virHookCall" if is_hook else None)
+    if position.index(*_LOOKUPS) is not None:
+        return Wait("system call", what=_LOOKUP)
+    names = {known.name for known in KNOWN.values()}
+    call = next((name for name in position.names[:_INNERMOST] if name in names), None)
+    function = next((name for name in position.names if name.startswith(("vir", "qemu"))), None)
+    return Wait("computes" if call is None else "system call", system_call=call, function=function)
 
 
 def _lock(position: Position, around: Surroundings) -> Wait | None:
@@ -231,7 +256,7 @@ def _is_loop(position: Position) -> bool:
     at = position.index(*_LOOP)
     if at is None or position.is_worker or position.call is None:
         return False
-    is_dispatching = "g_main_context_dispatch" in position.names[:at]
+    is_dispatching = _DISPATCHES in position.names[:at]
     return position.call.number in (*POLLS, RESTART) and not is_dispatching
 
 
@@ -249,7 +274,7 @@ def _system_call(position: Position, around: Surroundings) -> Wait:
     call = position.call
     function = next((name for name in position.names if name.startswith(("vir", "qemu"))), None)
     if position.index(*_LOOKUPS) is not None:
-        return Wait("system call", what="a name lookup (DNS)", function=function)
+        return Wait("system call", what=_LOOKUP, function=function)
     if call is None:
         return Wait("computes", function=function)
     known = KNOWN.get(call.number)
