@@ -270,6 +270,7 @@ class Judged:
     """What a trace has. facts: by name and values as JSON, how often it has them.
 
     calls: recorded. whole: of these. orders: the names of the facts in whole calls
+    switched_off: probes, by the reason
     """
 
     facts: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -277,7 +278,7 @@ class Judged:
     whole: int = 0
     orders: set[tuple[str, ...]] = field(default_factory=set)
     dropped: int = 0
-    switched_off: list[str] = field(default_factory=list)
+    switched_off: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def values(self) -> int:
@@ -332,7 +333,8 @@ def judge(output: Path) -> Judged:
         found.dropped = trace.footer["dropped"]
         losses = [f"{found.dropped} events were dropped while it was recorded"]
         assert trace.problems == losses * (found.dropped > 0), trace.problems
-        found.switched_off = [f"{one['name']}: {one['why']}" for one in trace.switched_off]
+        for one in trace.switched_off:
+            found.switched_off.setdefault(one["why"], []).append(one["name"])
     return found
 
 
@@ -344,14 +346,14 @@ def run(name: str, lab: Lab, calls: int, clients: int = CLIENTS) -> Judged:
         quiet = Storm(storm.recipe, storm.kind)
         traced(quiet, lab, 1, 5, folder)
         right = judge(folder / "t.jsonl")
-        assert (right.whole, right.dropped, right.switched_off) == (5, 0, []), right
+        assert (right.whole, right.dropped, right.switched_off) == (5, 0, {}), right
         (folder / "t.jsonl").unlink()
         before = untraced(storm, lab, clients, max(calls // 10, clients), folder)
         made, usage, status = traced(storm, lab, clients, calls, folder)
         found = judge(folder / "t.jsonl")
         size = (folder / "t.jsonl").stat().st_size
     wrong, odd = found.wrong(right), found.orders - right.orders
-    off = "; ".join(found.switched_off) or "nothing"
+    off = [f"{', '.join(names)} ({why})" for why, names in found.switched_off.items()]
     print(
         f"{name}: {clients} clients, {made.count:,} calls: {before.rate:,.0f} a second untraced, "
         f"{made.rate:,.0f} traced",
@@ -361,7 +363,7 @@ def run(name: str, lab: Lab, calls: int, clients: int = CLIENTS) -> Judged:
         f"  trace: {found.calls:,} calls, {found.whole:,} of them whole; {found.dropped:,} events "
         f"lost; {found.values:,} values, {found.unavailable:,} of them unavailable, in "
         f"{sum(found.facts.values()):,} facts, {sum(wrong.values())} of them wrong; "
-        f"switched off: {off}",
+        f"switched off: {'; '.join(off) or 'nothing'}",
         sep="\n",
         flush=True,
     )
