@@ -41,6 +41,7 @@ bench: ## measure, side by side in one run; a table, and JSON in out/bench/
 	@$(BIN)/python -m bench.large
 	@$(BIN)/python -m bench.page
 	@$(BIN)/python -m bench.bundle
+	@$(BIN)/python -m bench.snapshot
 	@$(BIN)/python -m bench.cost
 
 lint: ## ruff and mypy
