@@ -18,7 +18,7 @@ from virtrace.snapshot.model import Child, Look, NamedFrame, Qemu, SeenThread
 from virtrace.snapshot.monitors import monitor_at
 from virtrace.snapshot.objects import Objects
 from virtrace.snapshot.peek import Peek
-from virtrace.snapshot.requests import request_at
+from virtrace.snapshot.requests import request_served
 from virtrace.snapshot.servers import server_at
 from virtrace.snapshot.threads import carried_by, client_of, kept_registers, name_on_stack
 from virtrace.snapshot.waits import Position, Surroundings, wait_of
@@ -182,12 +182,8 @@ class _Looking:
         served = next((named for named in frames if named.function == DISPATCH), None)
         request = client = None
         if served is not None:
-            messages = {
-                value: found
-                for value in kept_registers(served.frame)
-                if (found := request_at(self._peek, value, carried.api)) is not None
-            }
-            request = next(iter(messages.values())) if len(messages) == 1 else None
+            at = frames.index(served)
+            request = request_served(self._peek, self._objects, frames[at : at + 2], carried.api)
             client = client_of(carried.identity, *self._who(carried.identity))
         name = thread.name or name_on_stack(self._peek, frames)
         position = Position(

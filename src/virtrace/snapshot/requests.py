@@ -8,9 +8,12 @@ public API: what a procedure takes on the wire is what its function of the API t
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
-from virtrace.snapshot.model import Request
+from virtrace.snapshot.model import NamedFrame, Request
+from virtrace.snapshot.objects import Objects
 from virtrace.snapshot.peek import Peek, is_pointer
+from virtrace.snapshot.threads import kept_registers
 from virtrace.targets.libvirt import public_api
 
 # Of virNetMessage: see layouts/virNetMessage.yaml.
@@ -20,6 +23,7 @@ _IN_STRUCT = struct.Struct("<IIiiIi")
 _ON_WIRE = struct.Struct(">IIIiiIi")
 # remote, lxc, qemu, admin, keepalive (src/rpc and src/remote, *.x).
 _PROGRAMS = frozenset((0x20008086, 0x20008087, 0x20008088, 0x06900690, 0x6B656570))
+_JOB = ("virNetServerClient", "virNetServerProgram")
 _LONGEST = 1 << 25
 _MOST_READ = 1 << 12
 _LONGEST_NAME = 256
@@ -31,6 +35,35 @@ _SUBJECTS = {
     "virNetwork *": ("network", 16),
 }
 _STRING = "char *"
+
+
+def request_served(
+    peek: Peek, objects: Objects, frames: Sequence[NamedFrame], api: str | None
+) -> Request | None:
+    """Return the request that a thread serves, by what two frames keep in registers.
+
+    frames: of the function that dispatches it, and of its caller. Builds differ: where the first
+    one does not keep the message, the second one keeps the job that it took from the queue.
+    """
+    dispatcher, *callers = frames
+    kept = {*kept_registers(dispatcher.frame)}
+    return _the_only(peek, kept, api) or _the_only(peek, _messages(peek, objects, callers), api)
+
+
+def _messages(peek: Peek, objects: Objects, callers: Sequence[NamedFrame]) -> set[int]:
+    found = set()
+    for named in callers:
+        for value in kept_registers(named.frame):
+            # virNetServerJob (src/rpc/virnetserver.c).
+            job = peek.words(value, 3) if is_pointer(value) else ()
+            if len(job) == 3 and (objects.type_of(job[0]), objects.type_of(job[2])) == _JOB:
+                found.add(job[1])
+    return found
+
+
+def _the_only(peek: Peek, addresses: set[int], api: str | None) -> Request | None:
+    found = [one for each in addresses if (one := request_at(peek, each, api)) is not None]
+    return found[0] if len(found) == 1 else None
 
 
 def request_at(peek: Peek, address: int, api: str | None) -> Request | None:
