@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import mmap
 import os
 import signal
@@ -35,13 +36,16 @@ from tests.support.hanging import (
 from tests.support.paths import REPOSITORY
 from tests.support.silent_files import silent_files
 from tests.support.waiting import wait_until
+from virtrace.image.process import inspect
 from virtrace.lab.daemon import Lab
 from virtrace.lab.stage import GUEST_NAME, TARGET, Stage
 from virtrace.snapshot.host import tracer_of
+from virtrace.snapshot.take import take
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can read the threads")
 ASK = ("domblkinfo", "vm1", "vda")
 SUPPORT = REPOSITORY / "tests" / "support"
+GDB_REGISTERS = Path(__file__).with_name("gdb_registers_of_all.py")
 F_SETPIPE_SZ = 1031
 
 
@@ -375,3 +379,31 @@ def test_a_job_of_no_thread_is_told(stage: Stage, other_host: Lab, tmp_path: Pat
         "vm3 is blocked by a job that no thread holds: migration in, taken by "
         f"remoteDispatchDomainMigratePrepare3Params for {taken - job['since']:.1f} s."
     )
+
+
+def test_frames_and_registers_are_those_of_gdb(stock_lab: Lab) -> None:
+    """Of a daemon that hangs, without a stop, and then by GDB, which stops it."""
+    with stock_lab.stalled(), calling(stock_lab, ASK, ASK, ("suspend", "vm1")) as callers:
+        wait_for(stock_lab, "qemu-stopped")
+        look = take(inspect(stock_lab.pid))
+        command = ["gdb", "-nx", "-q", "-batch", "-p", str(stock_lab.pid), "-x", str(GDB_REGISTERS)]
+        printed = subprocess.check_output(command, stderr=subprocess.DEVNULL, timeout=PATIENCE)
+        assert all(caller.poll() is None for caller in callers)
+        os.kill(qemu_of(stock_lab), signal.SIGCONT)
+    (line,) = (line for line in printed.splitlines() if line.startswith(b"{"))
+    by_gdb = json.loads(line)
+    still = [thread for thread in look.threads if not thread.moved]
+    served = {thread.client.pid for thread in still if thread.client is not None}
+    assert served == {caller.pid for caller in callers}
+    values = 0
+    for thread in still:
+        frames = by_gdb[str(thread.tid)]
+        assert thread.ended is None
+        assert len(thread.frames) == len(frames), (thread, frames)
+        for ours, theirs in zip(thread.frames, frames):
+            known = ours.frame.registers.known
+            assert {name: known[name] for name in theirs if name in known} == {
+                name: value for name, value in theirs.items() if name in known
+            }
+            values += len(known.keys() & theirs.keys())
+    assert values > 500
