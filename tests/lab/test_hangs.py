@@ -35,6 +35,7 @@ from tests.support.hanging import (
 )
 from tests.support.paths import REPOSITORY
 from tests.support.silent_files import silent_files
+from tests.support.silent_names import silent_name_service
 from tests.support.waiting import wait_until
 from virtrace.image.process import inspect
 from virtrace.lab.daemon import Lab
@@ -344,6 +345,27 @@ def hook(driver: str, script: str) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def test_a_name_service_that_does_not_answer_is_told(stage: Stage) -> None:
+    lab = stage.lab
+    asked = ("migrate", GUEST_NAME, "qemu+tcp://there.example/session", "--p2p", "--unsafe")
+    with (
+        silent_name_service(stage.images / "resolv.conf") as names,
+        calling(lab, asked) as (client,),
+    ):
+        began = time.time()
+        assert b"\5there\7example\0" in names.asked()
+        at_last = time.time()
+        document, verdict = wait_for(lab, "name-lookup")
+        names.answer()
+    root = root_of(document, verdict, client, "virDomainMigratePerform3Params")
+    assert root["request"]["name"] == GUEST_NAME
+    assert_asleep_since(document, root, began, at_last)
+    assert verdict["says"] == (
+        f"virDomainMigratePerform3Params on {GUEST_NAME} (thread {root['tid']}) waits for "
+        f"{root['asleep_s']:.1f} s for a name lookup (DNS)."
+    )
 
 
 def test_a_job_of_no_thread_is_told(stage: Stage, other_host: Lab, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ public API: what a procedure takes on the wire is what its function of the API t
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Sequence
 
@@ -35,6 +36,8 @@ _SUBJECTS = {
     "virNetwork *": ("network", 16),
 }
 _STRING = "char *"
+# Steps of a migration on the side that the domain leaves, which only libvirt itself calls.
+_OF_SOURCE = re.compile(r"virDomainMigrate(?:Begin3|Perform3?|Confirm3)(?:Params)?")
 
 
 def request_served(
@@ -90,12 +93,20 @@ def request_at(peek: Peek, address: int, api: str | None) -> Request | None:
     return _decoded(Request(program, procedure, serial), payload, api)
 
 
+def _parameters(api: str) -> tuple[Sequence[str], Sequence[str]]:
+    """The types and names of what a function takes; of one that is not public, the first."""
+    prototype = public_api.functions().get(api)
+    if prototype is not None:
+        parameters = prototype.parameters
+        return [each.type for each in parameters], [each.name for each in parameters]
+    return (["virDomain *"], ["domain"]) if _OF_SOURCE.fullmatch(api) else ([], [])
+
+
 def _decoded(request: Request, payload: bytes, api: str | None) -> Request:
-    prototype = public_api.functions().get(api or "")
-    if prototype is None or not prototype.parameters:
+    types, names = _parameters(api or "")
+    if not types:
         return request
-    first, *others = prototype.parameters
-    subject = _SUBJECTS.get(first.type)
+    subject = _SUBJECTS.get(types[0])
     if subject is None:
         return request
     what, behind = subject
@@ -104,13 +115,13 @@ def _decoded(request: Request, payload: bytes, api: str | None) -> Request:
         return request
     at += behind
     arguments: dict[str, str] = {}
-    for parameter in others:
-        if parameter.type != _STRING:
+    for kind, argument in zip(types[1:], names[1:]):
+        if kind != _STRING:
             break
         text, at = _string(payload, at, may_be_missing=True)
         if text is None:
             break
-        arguments[parameter.name] = text
+        arguments[argument] = text
     return Request(request.program, request.procedure, request.serial, what, name, arguments)
 
 

@@ -1,0 +1,68 @@
+"""A name service (DNS) that answers when it is told to."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.support.waiting import PATIENCE
+
+# Of this host, and of no other test.
+_ADDRESS = "127.0.0.53"
+_PORT, _LONGEST = 53, 512
+# RFC 1035, 4.1.1: a response to a query: there is no such name.
+_NO_SUCH_NAME = b"\x81\x83"
+
+
+class SilentNames:
+    """The server of a name service."""
+
+    def __init__(self, server: socket.socket) -> None:
+        self._server = server
+        self._waiting: list[tuple[bytes, Any]] = []
+
+    def asked(self) -> bytes:
+        """Wait for a query, and return it."""
+        query, sender = self._server.recvfrom(_LONGEST)
+        self._waiting.append((query, sender))
+        return query
+
+    def answer(self) -> None:
+        """From now on, say that there is no such name."""
+        threading.Thread(target=self._answer, daemon=True).start()
+
+    def _answer(self) -> None:
+        while True:
+            for query, sender in self._waiting:
+                said = query[:2] + _NO_SUCH_NAME + query[4:6] + bytes(6) + query[12:]
+                self._server.sendto(said, sender)
+            self._waiting.clear()
+            try:
+                self.asked()
+            except OSError:
+                return
+
+
+@contextmanager
+def silent_name_service(file: Path) -> Iterator[SilentNames]:
+    """Let the processes of this mount namespace ask such a server meanwhile.
+
+    file: a new file, for the settings of the resolver
+    """
+    file.write_text(f"nameserver {_ADDRESS}\noptions timeout:30 attempts:1\n")
+    file.chmod(0o644)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind((_ADDRESS, _PORT))
+        server.settimeout(PATIENCE)
+        subprocess.run(["mount", "--bind", file, "/etc/resolv.conf"], check=True)
+        names = SilentNames(server)
+        try:
+            yield names
+        finally:
+            subprocess.run(["umount", "--lazy", "/etc/resolv.conf"], check=True)
+            names.answer()
