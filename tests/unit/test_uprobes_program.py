@@ -661,9 +661,21 @@ def test_records_and_marks_come_in_their_order(
     assert waiting.size == frame * 19 + 3 * len(framed(b"\0"))
     got += waiting.read()
     assert got == wanted
-    assert waiting.size == 0
+    assert waiting.size == waiting.stored == 0
     # What lies in files has no name, and nothing is left.
     assert [*tmp_path.iterdir()] == []
+    waiting.close()
+
+
+def test_what_lies_in_files_is_compressed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool, "_IN_MEMORY", 0)
+    waiting = spool.Spool[str](tmp_path)
+    replies = [b"%c%d" % (TEXT, number) + bytes(range(200)) * 50 for number in range(20)]
+    for reply in replies:
+        waiting.write(framed(reply))
+    assert 0 < waiting.stored < waiting.size / 10
+    assert [*waiting.read()] == replies
+    assert waiting.size == waiting.stored == 0
     waiting.close()
 
 

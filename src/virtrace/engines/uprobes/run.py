@@ -51,8 +51,8 @@ _SHARE, _SHARE_WHEN_QUIET = 0.05, 0.5
 _QUIET_SECONDS = 0.1
 # Decoding goes on for at least this long, as it is slow until the processor's caches have its data.
 _SLICE_SECONDS = 0.02
-# Bytes of records that wait to be decoded. Beyond a part of it decoding takes what time it needs;
-# beyond all of it the kernel's buffer is left to fill, and events are lost.
+# Bytes taken by records that wait to be decoded. Beyond a part of it decoding takes what
+# time it needs; beyond all of it the kernel's buffer is left to fill, and events are lost.
 MOST_WAITING = 1 << 30
 _MUST_KEEP_UP = MOST_WAITING // 4
 
@@ -216,7 +216,7 @@ class _Run:
 
     def _drain(self, *, always: bool = False) -> None:
         """Take what the kernel has: what it means has time. always: also if too much waits."""
-        if self._spool.size > MOST_WAITING and not always:
+        if self._spool.stored > MOST_WAITING and not always:
             return
         records = self._probes.ring.records()
         self._sleep = _SHORTEST_SLEEP if records else min(self._sleep * 2, _LONGEST_SLEEP)
@@ -240,7 +240,7 @@ class _Run:
     def _decode_for_a_while(self) -> None:
         now = time.monotonic()
         share = _SHARE_WHEN_QUIET if now - self._came_at > _QUIET_SECONDS else _SHARE
-        if self._keeps_up or self._spool.size > _MUST_KEEP_UP:
+        if self._keeps_up or self._spool.stored > _MUST_KEEP_UP:
             share = 1.0
         if not self._spool.size:
             # Nothing is saved up for a time when events come.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import zlib
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +18,11 @@ from virtrace.engines.uprobes.frames import SIZE, records_of
 from virtrace.errors import TraceError
 
 _SEGMENT = 1 << 24
-# Segments that lie in memory; further ones lie in files without a name.
+# Segments that lie in memory; further ones lie in files without a name, compressed: texts of calls
+# that come one after the other resemble each other.
 _IN_MEMORY = 4
+# Of zlib: the fastest.
+_LEVEL = 1
 
 # Stands for a mark: no record is so short.
 _MARKED = b"\0"
@@ -30,12 +34,13 @@ M = TypeVar("M")
 class Spool(Generic[M]):
     """Holds frames, and marks between them, in their order.
 
-    size: of all that waits, bytes.
+    size: of all that waits, bytes. stored: what that takes in memory and in files, bytes.
     """
 
     def __init__(self, folder: Path) -> None:
         """folder: where its files are made."""
         self.size = 0
+        self.stored = 0
         self._folder = folder
         self._segments: deque[_Segment] = deque()
         self._marks: deque[M] = deque()
@@ -45,7 +50,7 @@ class Spool(Generic[M]):
         if not self._segments or self._segments[-1].end + len(data) > _SEGMENT:
             is_in_memory = len(self._segments) < _IN_MEMORY
             self._segments.append(_Segment(None if is_in_memory else self._folder))
-        self._segments[-1].write(data)
+        self.stored += self._segments[-1].write(data)
         self.size += len(data)
 
     def mark(self, mark: M) -> None:
@@ -56,7 +61,8 @@ class Spool(Generic[M]):
     def read(self) -> Iterator[bytes | M]:
         """Take what waits: records and marks, until nothing waits."""
         while self._segments:
-            data = self._segments[0].read()
+            data, stored = self._segments[0].read()
+            self.stored -= stored
             if not data:
                 if len(self._segments) == 1:
                     return
@@ -72,7 +78,7 @@ class Spool(Generic[M]):
 
 
 class _Segment:
-    """A file; end: where it is written next, bytes."""
+    """A file, compressed unless it lies in memory; end: where it is written next, bytes."""
 
     def __init__(self, folder: Path | None) -> None:
         """folder: where it is made; None: in memory. Raises: TraceError if there is no room."""
@@ -88,7 +94,11 @@ class _Segment:
         except OSError as error:
             raise _no_room(folder, error) from error
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes) -> int:
+        """Append data; return how many bytes that takes."""
+        if self._folder is not None:
+            packed = zlib.compress(data, _LEVEL)
+            data = SIZE.pack(len(packed)) + packed
         written = 0
         while written < len(data):
             try:
@@ -96,11 +106,21 @@ class _Segment:
             except OSError as error:
                 raise _no_room(self._folder, error) from error
         self.end += len(data)
+        return len(data)
 
-    def read(self) -> bytes:
-        data = os.pread(self._descriptor, self.end - self._read, self._read)
-        self._read += len(data)
-        return data
+    def read(self) -> tuple[bytes, int]:
+        """Return what was written next, empty at the end, and how many bytes that took."""
+        if self._folder is None:
+            data = os.pread(self._descriptor, self.end - self._read, self._read)
+            self._read += len(data)
+            return data, len(data)
+        header = os.pread(self._descriptor, SIZE.size, self._read)
+        if not header:
+            return b"", 0
+        packed = os.pread(self._descriptor, SIZE.unpack(header)[0], self._read + SIZE.size)
+        taken = SIZE.size + len(packed)
+        self._read += taken
+        return zlib.decompress(packed), taken
 
     def close(self) -> None:
         os.close(self._descriptor)
