@@ -39,12 +39,16 @@ class Root:
 
 def roots(look: Look) -> Sequence[Root]:
     """What keeps threads waiting, with the most that waits first."""
-    found: dict[tuple[int, ...], tuple[Chain, list[SeenThread]]] = {}
+    found: dict[object, tuple[Chain, list[SeenThread]]] = {}
     for thread in look.threads:
         if thread.wait.kind in AT_REST:
             continue
         chain = _chain(look, thread, ())
-        key = tuple(sorted(one.tid for one in _cycle(chain))) or (chain.threads[-1].tid,)
+        last = chain.threads[-1]
+        key: object = tuple(sorted(one.tid for one in _cycle(chain))) or last.tid
+        if chain.job is not None:
+            # All that wait for a job that no thread holds wait for the same.
+            key = last.wait.domain, chain.job
         found.setdefault(key, (chain, []))[1].append(thread)
     made = [_root(chain, threads) for chain, threads in found.values()]
     return sorted(made, key=lambda root: (-len(root.cycle), -len(root.behind), root.thread.tid))

@@ -6,6 +6,7 @@ need, once for each case. A new verdict needs an entry there and a function here
 
 from __future__ import annotations
 
+import shlex
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -102,6 +103,11 @@ def _filled(name: str, entry: Mapping[str, object], case: _Case, look: Look) -> 
     do = entry.get("do", {})
     assert isinstance(do, dict)
     says = str(entry["says"]).format(**case.fields)
+    # Names come from strangers, and the commands are for copying.
+    typed = {
+        name: shlex.quote(value) if isinstance(value, str) else value
+        for name, value in case.fields.items()
+    }
     root = case.root
     if root is not None and root.behind:
         says = f"{says[:-1]}; {_behind(look, root.behind)}."
@@ -109,7 +115,7 @@ def _filled(name: str, entry: Mapping[str, object], case: _Case, look: Look) -> 
         name,
         says[:1].upper() + says[1:] if says.startswith(("a ", "the ")) else says,
         str(entry["means"]).format(**case.fields),
-        tuple((str(key).format(**case.fields), str(value)) for key, value in do.items()),
+        tuple((str(key).format(**typed), str(value)) for key, value in do.items()),
         None if root is None else root.thread.tid,
         () if root is None else tuple(thread.tid for thread in root.behind),
     )

@@ -1,0 +1,106 @@
+"""Who waits for whom, and what that means, on looks that are made up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from virtrace.snapshot.graph import roots
+from virtrace.snapshot.model import Client, Domain, Job, Look, Request, SeenThread, Wait
+from virtrace.snapshot.verdicts import verdicts
+
+NOW = 1_800_000_000.0
+DOMAIN = 0x7F0000001000
+
+
+def thread(tid: int, wait: Wait, *, name: str | None = "vm1", moved: bool = False) -> SeenThread:
+    request = None if name is None else Request(0x20008086, 1, tid, "domain", name, {})
+    return SeenThread(
+        tid,
+        tid,
+        "rpc-libvirtd",
+        "worker",
+        "S",
+        (),
+        None,
+        None,
+        None,
+        5.0,
+        moved,
+        "virDomainSave",
+        Client(7, "root", "virsh"),
+        request,
+        wait,
+    )
+
+
+def look(*threads: SeenThread, jobs: tuple[Job, ...] = ()) -> Look:
+    domain = Domain(DOMAIN, "vm1", "u", 1, None, jobs)
+    return Look(1, NOW, 1.0, threads, (domain,), (), (), {}, None, {}, ())
+
+
+def job(owner: int | None, kind: str = "job") -> Job:
+    return Job(kind, "modify", owner, "remoteDispatchDomainSave", NOW - 9)
+
+
+def names(found: Look) -> list[str]:
+    return [verdict.name for verdict in verdicts(found, "libvirtd")]
+
+
+def test_a_chain_leads_to_its_end() -> None:
+    found = look(
+        thread(1, Wait("job", domain=DOMAIN)),
+        thread(2, Wait("mutex", what="a lock", owner=3)),
+        thread(3, Wait("system call", system_call="read")),
+        jobs=(job(2),),
+    )
+    (root,) = roots(found)
+    assert root.thread.tid == 3
+    assert [one.tid for one in root.behind] == [1, 2]
+    (verdict,) = verdicts(found, "libvirtd")
+    assert (verdict.name, verdict.thread, verdict.behind) == ("kernel", 3, (1, 2))
+    assert "2 other calls on vm1 wait for that" in verdict.says
+
+
+def test_threads_that_wait_for_each_other_are_a_deadlock() -> None:
+    found = look(
+        thread(1, Wait("mutex", what="lock A", owner=2)),
+        thread(2, Wait("mutex", what="lock B", owner=1)),
+        thread(3, Wait("mutex", what="lock A", owner=2)),
+    )
+    (root,) = roots(found)
+    assert {one.tid for one in root.cycle} == {1, 2}
+    assert [one.tid for one in root.behind] == [3]
+    assert names(found) == ["deadlock"]
+
+
+def test_a_job_that_no_thread_holds_is_the_root() -> None:
+    found = look(
+        thread(1, Wait("job", domain=DOMAIN)),
+        thread(2, Wait("job", domain=DOMAIN)),
+        jobs=(job(None, "async job"),),
+    )
+    (verdict,) = verdicts(found, "libvirtd")
+    assert (verdict.name, verdict.thread, verdict.behind) == ("ownerless-job", 1, (2,))
+
+
+def test_a_thread_that_moves_does_not_hang() -> None:
+    waits = thread(1, Wait("qemu", domain=DOMAIN), moved=True)
+    assert names(look(waits)) == ["busy"]
+    assert names(look(replace(waits, moved=False, asleep=0.2))) == ["busy"]
+    assert names(look(replace(waits, moved=False))) == ["qemu-asked"]
+
+
+def test_a_daemon_at_rest_is_healthy() -> None:
+    assert names(look(thread(1, Wait("idle"), name=None))) == ["healthy"]
+
+
+def test_names_of_strangers_are_quoted_in_commands() -> None:
+    hostile = "/x; rm -rf $HOME {domain} #"
+    wait = Wait("system call", system_call="openat", file=hostile, is_fifo=True)
+    (verdict,) = verdicts(look(thread(1, wait)), "libvirtd")
+    assert verdict.name == "fifo"
+    assert hostile in verdict.says
+    assert [command for command, _ in verdict.do] == [
+        f"cat '{hostile}' >/dev/null",
+        f"rm '{hostile}'",
+    ]
