@@ -368,8 +368,10 @@ def test_a_name_service_that_does_not_answer_is_told(stage: Stage) -> None:
     )
 
 
-def test_a_job_of_no_thread_is_told(stage: Stage, other_host: Lab, tmp_path: Path) -> None:
-    """Of an incoming migration, of which the memory does not come."""
+def test_a_migration_that_stalls_is_told_on_both_hosts(
+    stage: Stage, other_host: Lab, tmp_path: Path
+) -> None:
+    """Nobody reads the memory that QEMU sends: here a thread waits, there only a job is held."""
     lab = stage.lab
     lab.define("vm3", tmp_path / "vm3.xml", "")
     lab.virsh_checked("start", "vm3")
@@ -383,6 +385,7 @@ def test_a_job_of_no_thread_is_told(stage: Stage, other_host: Lab, tmp_path: Pat
             with calling(lab, words) as (migration,):
                 connection, _ = sink.accept()
                 with connection, calling(other_host, ("suspend", "vm3")) as (client,):
+                    here, waiting = wait_for(lab, "qemu-event")
                     document, verdict = wait_for(other_host, "ownerless-job")
                     assert migration.poll() is None
                     connection.shutdown(socket.SHUT_RDWR)
@@ -390,6 +393,17 @@ def test_a_job_of_no_thread_is_told(stage: Stage, other_host: Lab, tmp_path: Pat
     finally:
         lab.virsh("destroy", "vm3")
         lab.virsh_checked("undefine", "vm3")
+    root = root_of(here, waiting, migration, "virDomainMigratePerform3Params")
+    assert root["wait"]["domain"] == root["request"]["name"] == "vm3"
+    (domain,) = (each for each in here["domains"] if each["name"] == "vm3")
+    (job,) = (each for each in domain["jobs"] if each["kind"] == "async job")
+    assert (job["work"], job["owner"]) == ("migration out", root["own_tid"])
+    assert began < job["since"]
+    assert waiting["says"] == (
+        f"virDomainMigratePerform3Params on vm3 (thread {root['tid']}) waits for "
+        f"{root['asleep_s']:.1f} s until the QEMU of vm3 (process {domain['qemu']}) tells that "
+        "work is done."
+    )
     root = root_of(document, verdict, client, "virDomainSuspend")
     (domain,) = (each for each in document["domains"] if each["name"] == "vm3")
     (job,) = domain["jobs"]

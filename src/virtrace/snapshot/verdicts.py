@@ -220,11 +220,15 @@ def _event_loop(looked: _Looked) -> Iterator[_Case]:
 
 
 def _qemus(looked: _Looked) -> Iterator[tuple[Root, str, Qemu]]:
-    """The roots that wait for QEMU, with the domain and the QEMU."""
+    """The roots that wait for an answer or an event of QEMU, with the domain and the QEMU."""
     for root in looked.hanging:
         wait = root.thread.wait
         domain = looked.look.domain(wait.domain)
-        if wait.kind == "qemu" and domain is not None and domain.qemu in looked.look.qemus:
+        if (
+            wait.kind in ("qemu", "event")
+            and domain is not None
+            and domain.qemu in looked.look.qemus
+        ):
             yield root, domain.name, looked.look.qemus[domain.qemu]
 
 
@@ -255,7 +259,8 @@ def _qemu_storage(looked: _Looked) -> Iterator[_Case]:
 @_verdict
 def _qemu_silent(looked: _Looked) -> Iterator[_Case]:
     for root, _, qemu in _qemus(looked):
-        yield _Case({**_asked(looked, root), "qemu": qemu.pid}, root)
+        if root.thread.wait.kind == "qemu":
+            yield _Case({**_asked(looked, root), "qemu": qemu.pid}, root)
 
 
 @_verdict
@@ -263,6 +268,14 @@ def _qemu_asked(looked: _Looked) -> Iterator[_Case]:
     for root in looked.hanging:
         if root.thread.wait.kind == "qemu":
             yield _Case(_asked(looked, root), root)
+
+
+@_verdict
+def _qemu_event(looked: _Looked) -> Iterator[_Case]:
+    for root, fields in _waiting(looked, "event"):
+        domain = looked.look.domain(root.thread.wait.domain)
+        if domain is not None:
+            yield _Case({**fields, "domain": domain.name, "qemu": domain.qemu or "not known"}, root)
 
 
 @_verdict
@@ -478,6 +491,8 @@ def doing(look: Look, thread: SeenThread) -> str:
         asked = wait.command.name if wait.command and wait.command.name else "a command"
         other = "QEMU" if wait.kind == "qemu" else "the guest agent"
         return f"waits{since} for {other}'s answer to {asked}"
+    if wait.kind == "event":
+        return f"waits{since} for an event of QEMU{named}"
     if wait.kind == "job":
         domain = domain_name(look, thread)
         left = None if wait.until is None else wait.until - look.taken
