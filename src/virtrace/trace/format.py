@@ -345,12 +345,20 @@ class Event(NamedTuple):
         Raises: KeyError if a key is missing, TypeError if the name is no name.
         """
         parts = _PARTS(record)
-        return cls._make((*parts, record.get("answers"), roles.get(parts[_NAME]), False))
+        # As _make() does, in less time: this is called for every event of long traces.
+        return _new_tuple(cls, (*parts, record.get("answers"), roles.get(parts[_NAME]), False))
+
+    def with_json(self, values: Record, answers: int | None) -> Event:
+        """Return the event with other values, which hold `json`, and another `answers`."""
+        # As _replace() does, in a quarter of the time.
+        return _new_tuple(Event, (*self[:_VALUES], values, answers, self.role, True))
 
 
 _KEYS = ("type", "seq", "t_ns", "tid", "name", "span", "parent", "call")
 _PARTS = itemgetter(*_KEYS, "values")
 _NAME = _KEYS.index("name")
+_VALUES = len(_KEYS)
+_new_tuple = tuple.__new__
 # As of pointer() and text_value().
 _POINTER = re.compile("0x[0-9a-f]+")
 _TEXT_KEYS = ({"unavailable"}, {"text", "length"}, {"bytes"}, {"bytes", "length"})

@@ -183,7 +183,9 @@ class TraceStream:
                     raise ShapeError("there is more after the footer")
                 kind = record.get("type")
                 if kind in EVENT_TYPES:
-                    event = complete(_event(record, roles))
+                    event = _event(record, roles)
+                    if kind == "point":
+                        event = complete(event)
                     self.count += 1
                     self.length += len(line)
                     if not self.count % _OFTEN:
@@ -375,7 +377,7 @@ def _event(record: Record, roles: Mapping[str, str | None]) -> Event:
         # Says what is missing or wrong.
         check(record, EventRecord)
         raise
-    kind, seq, t_ns, tid, name, span, parent, call, values, answers, *_ = event
+    kind, seq, t_ns, tid, name, span, parent, call, values, answers, _, _ = event
     # Compared here: check() would take as long as to read the line.
     if not (
         type(seq) is type(t_ns) is type(tid) is int
@@ -392,18 +394,17 @@ def _event(record: Record, roles: Mapping[str, str | None]) -> Event:
 
 
 def _completing(header: Header, version: int) -> Callable[[Event], Event]:
-    """Return what adds to each event of a trace what is not in its record."""
+    """Return what adds to each point of a trace what is not in its record."""
     if version == 1:
         return UpgradedEvents().upgraded
     texts = texts_of(header["recipe"])
 
     def completed(event: Event) -> Event:
-        if event.type != "point" or event.name not in texts:
-            return event
-        document = parsed(event.values.get(texts[event.name]))
+        name = texts.get(event.name)
+        document = None if name is None else parsed(event.values.get(name))
         if document is None:
             return event
-        return event._replace(values={**event.values, "json": document}, has_json=True)
+        return event.with_json({**event.values, "json": document}, event.answers)
 
     return completed
 

@@ -107,8 +107,8 @@ class UpgradedEvents:
         self._waiting: dict[tuple[str, str], int] = {}
 
     def upgraded(self, event: Event) -> Event:
-        if event.type == "point" and "json" in event.values:
-            event = event._replace(has_json=True)
+        """event: a point."""
+        answers = event.answers
         if event.role == roles.QMP_COMMAND:
             key = _key(event.values)
             if key is not None:
@@ -121,8 +121,9 @@ class UpgradedEvents:
         elif event.role == roles.QMP_REPLY:
             key = _key(event.values)
             if key in self._waiting:
-                return event._replace(answers=self._waiting.pop(key))
-        return event
+                answers = self._waiting.pop(key)
+        # Without it, no reply is known to answer anything.
+        return event.with_json(event.values, answers) if "json" in event.values else event
 
 
 def _key(values: Record) -> tuple[str, str] | None:
