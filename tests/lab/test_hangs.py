@@ -125,11 +125,14 @@ def test_an_event_loop_that_its_log_blocks_is_told(stage: Stage) -> None:
         fcntl.fcntl(reader, F_SETPIPE_SZ, mmap.PAGESIZE)
         # Its own answer may be what fills the FIFO.
         setting = beside.submit(admin, lab, "daemon-log-outputs", "--outputs", f"1:file:{fifo}")
-        with drained_by_cat(fifo) as drain, calling(lab, ("list",)) as (client,):
+        with drained_by_cat(fifo) as drain, calling(lab, ("list",)):
+            wait_for(lab, "event-loop")
+            late = subprocess.Popen(lab.virsh_command("list"), stdout=subprocess.DEVNULL)
             document, verdict = wait_for(lab, "event-loop")
-            assert client.poll() is None
+            assert late.poll() is None
             drain()
             setting.result(PATIENCE)
+            assert late.wait(PATIENCE) == 0
             admin(lab, "daemon-log-outputs", "--outputs", outputs)
             admin(lab, "daemon-log-filters", "--filters", filters)
     root = thread_of(document, verdict["thread"])
