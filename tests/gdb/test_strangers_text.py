@@ -25,9 +25,11 @@ from tests.support.command import VIRTRACE
 from tests.support.hostile import TEXT, is_told
 from tests.support.paths import DATA
 from tests.support.waiting import PATIENCE
+from tests.unit.test_snapshot_document import SAMPLE
 from virtrace.binary.elf import ElfFile
 from virtrace.cli.main import build_parser, main
 from virtrace.image.process import inspect
+from virtrace.snapshot.format import encoded
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 TRACES = (
@@ -264,6 +266,25 @@ def test_in_a_locale_that_is_not_utf_8(folder: Path) -> None:
         assert is_told(printed) or "--preview" in words, words
 
 
+def test_what_reads_a_snapshot(folder: Path) -> None:
+    # What makes it a snapshot stays as it is.
+    kept = {key: SAMPLE[key] for key in ("type", "format", "version")}
+    free = (".threads[].request.arguments{}", ".objects{}")
+    fields = {
+        place
+        for place in places(SAMPLE)
+        if place in free or not place.endswith(("{}", ".type", ".format"))
+    }
+    snapshot = folder / "t.snapshot"
+    for chosen in [*({field} for field in sorted(fields)), fields]:
+        document = poisoned(SAMPLE, chosen.__contains__)
+        snapshot.write_bytes(encoded(document | kept))
+        assert is_told(in_process("show", "--json", snapshot)), chosen
+        # They show a part of it.
+        for words in (("show", "--full"), ("explain",), ("diff", snapshot)):
+            is_told(in_process(*words, snapshot))
+
+
 # Other files, and what a user types
 
 
@@ -303,6 +324,8 @@ def test_files_and_arguments(folder: Path, recipe: Path, pack: Path, program: Pa
     misnamed = folder / "misnamed.yaml"
     misnamed.write_text(RECIPE.format(name=json.dumps(TEXT), text="a"))
     binary = program / "libvirt.so.0.9000.0"
+    stacks = folder / "stacks"
+    stacks.write_text(f'Thread 1 (LWP 1) "{TEXT}"\n#0  0x1 in {TEXT} () from {TEXT}\n')
     for words in (
         (TEXT,),
         ("show", folder / "none"),
@@ -318,6 +341,9 @@ def test_files_and_arguments(folder: Path, recipe: Path, pack: Path, program: Pa
         ("recipe", "new", "virDomainGetBlockInfo", "--against", binary, "-o", recipe),
         ("recipe", "check", "blockinfo", "--against", binary),
         ("recipe", "compile", recipe, "--to", "python", "-o", recipe, "--against", folder),
+        ("snapshot", "--core", folder / "none"),
+        ("snapshot", "--stacks", recipe),
+        ("snapshot", "--stacks", stacks),
         ("pack", "show", pack),
         ("pack", "show", recipe),
         ("pack", "make", binary, "-o", folder / "packs"),
@@ -346,6 +372,7 @@ def test_a_process(strange: Strange, recipe: Path, folder: Path) -> None:
     traces = (folder / f"{number}.jsonl" for number in range(9))
     for words in (
         ("doctor", "-p", pid),
+        ("snapshot", "--full", "-p", pid),
         ("recipe", "check", recipe, "-p", pid),
         ("recipe", "new", "virDomainGetBlockInfo", "-p", pid, "-o", folder / "new.yaml"),
         ("recipe", "compile", "blockinfo", "--to", "python", "-o", folder / "p", "-p", pid),
@@ -397,7 +424,7 @@ def test_what_a_killed_debugger_left(strange: Strange, library: Path) -> None:
     assert is_told(ended("rescue", strange.pid))
 
 
-@pytest.mark.parametrize("command", ["status", "check blockinfo", "explain", "start"])
+@pytest.mark.parametrize("command", ["status", "check blockinfo", "explain", "snapshot", "start"])
 def test_inside_gdb(command: str, strange: Strange, tmp_path: Path) -> None:
     attach = f"python gdb.execute('attach {strange.pid}', to_string=True)"
     trace = tmp_path / "FORGED\x1b[2J\u202e\xad.jsonl"

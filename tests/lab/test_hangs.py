@@ -171,7 +171,10 @@ def test_a_pool_on_a_file_system_that_does_not_answer(stage: Stage) -> None:
     define_pool(lab, point)
     began = time.time()
     try:
-        with silent_files(point) as files, calling(lab, ("pool-start", "pool")) as (client,):
+        with (
+            silent_files(lab.pid, point) as files,
+            calling(lab, ("pool-start", "pool")) as (client,),
+        ):
             thread = files.asked()
             asked = time.time()
             with calling(lab, ("pool-info", "pool")) as (other,):
@@ -220,7 +223,7 @@ def test_a_start_up_that_blocks_is_told(own_lab: Lab) -> None:
     point.mkdir(mode=0o755)
     define_pool(own_lab, point)
     own_lab.virsh_checked("pool-autostart", "pool")
-    with silent_files(point) as files:
+    with silent_files(own_lab.pid, point) as files:
         relaunch(own_lab)
         thread = files.asked()
         with calling(own_lab, ("list",)) as (client,):
@@ -354,7 +357,7 @@ def test_a_name_service_that_does_not_answer_is_told(stage: Stage) -> None:
     lab = stage.lab
     asked = ("migrate", GUEST_NAME, "qemu+tcp://there.example/session", "--p2p", "--unsafe")
     with (
-        silent_name_service(stage.images / "resolv.conf") as names,
+        silent_name_service(lab.pid, stage.images / "resolv.conf") as names,
         calling(lab, asked) as (client,),
     ):
         began = time.time()

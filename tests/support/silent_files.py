@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import select
 import struct
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from tests.support.mounts import mounted
+from tests.support.waiting import PATIENCE
 
 # include/uapi/linux/fuse.h: fuse_in_header, fuse_out_header, fuse_init_out.
 _ASKED = struct.Struct("<IIQQIIII")
@@ -25,6 +28,7 @@ class SilentFiles:
 
     def asked(self) -> int:
         """Wait for a request, and return the id of the thread that waits for its answer."""
+        assert select.select([self._device], [], [], PATIENCE)[0]
         _, _, _, _, _, _, thread, _ = _ASKED.unpack_from(os.read(self._device, _LONGEST))
         assert isinstance(thread, int)
         return thread
@@ -44,23 +48,22 @@ class SilentFiles:
 
 
 @contextmanager
-def silent_files(point: Path) -> Iterator[SilentFiles]:
+def silent_files(pid: int, point: Path) -> Iterator[SilentFiles]:
     """Mount such a file system meanwhile; whoever waits for it gets an error in the end.
 
-    point: an existing folder
+    pid: of a process that sees it. point: an existing folder
     """
     device = os.open("/dev/fuse", os.O_RDWR)
     server = SilentFiles(device)
     try:
         options = f"fd={device},rootmode=40000,user_id=0,group_id=0,allow_other"
-        command = ["mount", "-i", "-t", "fuse", "-o", options, "silent", str(point)]
-        subprocess.run(command, check=True, pass_fds=[device])
-        try:
-            server.answer_mount()
-            yield server
-        finally:
-            server.abort()
-            subprocess.run(["umount", "--lazy", point], check=True)
+        words = ("-i", "-t", "fuse", "-o", options, "silent")
+        with mounted(pid, point, *words, pass_fds=[device]):
+            try:
+                server.answer_mount()
+                yield server
+            finally:
+                server.abort()
     finally:
         # Also the end of this process, however it comes, closes the device.
         server.abort()

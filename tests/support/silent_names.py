@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.support.mounts import mounted
 from tests.support.waiting import PATIENCE
 
 # Of this host, and of no other test.
@@ -49,8 +49,8 @@ class SilentNames:
 
 
 @contextmanager
-def silent_name_service(file: Path) -> Iterator[SilentNames]:
-    """Let the processes of this mount namespace ask such a server meanwhile.
+def silent_name_service(pid: int, file: Path) -> Iterator[SilentNames]:
+    """Let a process ask such a server meanwhile.
 
     file: a new file, for the settings of the resolver
     """
@@ -59,10 +59,9 @@ def silent_name_service(file: Path) -> Iterator[SilentNames]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind((_ADDRESS, _PORT))
         server.settimeout(PATIENCE)
-        subprocess.run(["mount", "--bind", file, "/etc/resolv.conf"], check=True)
         names = SilentNames(server)
         try:
-            yield names
+            with mounted(pid, Path("/etc/resolv.conf"), "--bind", str(file)):
+                yield names
         finally:
-            subprocess.run(["umount", "--lazy", "/etc/resolv.conf"], check=True)
             names.answer()

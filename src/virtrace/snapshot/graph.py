@@ -90,7 +90,10 @@ def _chain(look: Look, thread: SeenThread, before: tuple[SeenThread, ...]) -> Ch
 def _cycle(chain: Chain) -> tuple[SeenThread, ...]:
     if not chain.is_cycle:
         return ()
-    return chain.threads[chain.threads.index(chain.threads[-1]) : -1]
+    cycle = chain.threads[chain.threads.index(chain.threads[-1]) : -1]
+    # Wherever it was entered, it is told from the same thread on.
+    first = cycle.index(min(cycle, key=lambda thread: thread.tid))
+    return cycle[first:] + cycle[:first]
 
 
 def _root(chain: Chain, threads: Sequence[SeenThread]) -> Root:
