@@ -425,7 +425,7 @@ def test_a_migration_that_stalls_is_told_on_both_hosts(
 
 def test_frames_and_registers_are_those_of_gdb(stock_lab: Lab) -> None:
     """Of a daemon that hangs, without a stop, and then by GDB, which stops it."""
-    with stock_lab.stalled(), calling(stock_lab, ASK, ASK, ("suspend", "vm1")) as callers:
+    with stock_lab.stalled(), calling(stock_lab, ASK, ASK, ("dommemstat", "vm1")) as callers:
         wait_for(stock_lab, "qemu-stopped")
         look = take(inspect(stock_lab.pid))
         command = ["gdb", "-nx", "-q", "-batch", "-p", str(stock_lab.pid), "-x", str(GDB_REGISTERS)]

@@ -49,7 +49,7 @@ def test_a_stopped_qemu_is_the_answer(stock_lab: Lab) -> None:
     began = time.time()
     with stock_lab.stalled(), calling(stock_lab, ASK) as (first,):
         _, verdict = wait_for(stock_lab, "qemu-stopped")
-        with calling(stock_lab, ASK, ("domstats", "vm1"), ("suspend", "vm1")) as others:
+        with calling(stock_lab, ASK, ("domstats", "vm1"), ("dommemstat", "vm1")) as others:
             document, verdict = wait_for(stock_lab, "qemu-stopped", others)
             os.kill(qemu, signal.SIGCONT)
     assert len(verdict["behind"]) == 3
@@ -76,7 +76,7 @@ def test_a_stopped_qemu_is_the_answer(stock_lab: Lab) -> None:
     assert {one["api"] for one in waiting} == {
         "virDomainGetBlockInfo",
         "virConnectGetAllDomainStats",
-        "virDomainSuspend",
+        "virDomainMemoryStats",
     }
     for one in waiting:
         assert one["wait"]["kind"] == "job"
