@@ -18,12 +18,11 @@ from virtrace.printing import print_lines
 from virtrace.report.highlight import style_for
 from virtrace.report.snapshot import snapshot_lines
 from virtrace.snapshot.document import snapshot_of, snapshot_of_core, snapshot_of_text
-from virtrace.snapshot.format import Snapshot, encoded
+from virtrace.snapshot.format import WELL, Snapshot, encoded
 from virtrace.snapshot.take import take
 from virtrace.snapshot.verdicts import catalogue
 from virtrace.targets.processes import choose_daemon, require_target
 
-_WELL = ("busy", "healthy")
 # Bytes of stacks.
 _MOST_TEXT = 64 << 20
 
@@ -99,5 +98,5 @@ def _printed(args: argparse.Namespace, snapshot: Snapshot, again: str) -> int:
         if args.output is not None:
             step = f"virtrace show --full {typed(args.output)}"
         print_lines(snapshot_lines(snapshot, style_for(sys.stdout, full=args.full), step))
-    well = all(verdict["verdict"] in _WELL for verdict in snapshot["verdicts"])
+    well = all(verdict["verdict"] in WELL for verdict in snapshot["verdicts"])
     return DONE if well else ANSWER_IS_NO

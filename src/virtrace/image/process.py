@@ -30,7 +30,6 @@ DELETED = " (deleted)"
 _LARGEST_MAPS = 8 << 20
 _LONGEST_COMMAND = 1 << 12
 
-
 _CHILD = Bounds(memory=64 << 20, processor_seconds=2, seconds=10)
 
 # By machine: the number of the system call get_robust_list.

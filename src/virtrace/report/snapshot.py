@@ -12,6 +12,8 @@ from virtrace.report.pieces import Piece, listed, words
 from virtrace.report.units import count
 from virtrace.snapshot.changes import Changes
 from virtrace.snapshot.format import (
+    AT_REST,
+    WELL,
     DomainRecord,
     JobRecord,
     ServerRecord,
@@ -19,9 +21,6 @@ from virtrace.snapshot.format import (
     ThreadRecord,
     VerdictRecord,
 )
-
-_AT_REST = ("idle", "loop")
-_WELL = ("busy", "healthy")
 
 
 def snapshot_lines(snapshot: Snapshot, style: Style, next_step: str | None) -> Iterator[str]:
@@ -32,7 +31,7 @@ def snapshot_lines(snapshot: Snapshot, style: Style, next_step: str | None) -> I
             yield from fold([("also:", "dim")], style)
         yield from _verdict(verdict, style, is_first=number == 0)
     order = [tid for one in snapshot["verdicts"] for tid in (one["thread"], *one["behind"])]
-    busy = [thread for thread in snapshot["threads"] if thread["wait"]["kind"] not in _AT_REST]
+    busy = [thread for thread in snapshot["threads"] if thread["wait"]["kind"] not in AT_REST]
     # In the order of the verdicts: what keeps others waiting comes before them.
     busy.sort(key=lambda one: order.index(one["tid"]) if one["tid"] in order else len(order))
     if busy:
@@ -97,7 +96,7 @@ def _it(threads: Sequence[ThreadRecord]) -> str:
 
 
 def _verdict(verdict: VerdictRecord, style: Style, *, is_first: bool) -> Iterator[str]:
-    colour = "green" if verdict["verdict"] in _WELL else "red" if is_first else "yellow"
+    colour = "green" if verdict["verdict"] in WELL else "red" if is_first else "yellow"
     if is_first:
         yield from fold(words(verdict["says"], colour), style)
         yield from labelled("means", words(verdict["means"]), style)
@@ -177,7 +176,7 @@ def _server(server: ServerRecord) -> list[Piece]:
 def _resting(threads: Sequence[ThreadRecord]) -> list[Piece]:
     found: dict[str, int] = {}
     for thread in threads:
-        if thread["wait"]["kind"] in _AT_REST:
+        if thread["wait"]["kind"] in AT_REST:
             found[thread["role"]] = found.get(thread["role"], 0) + 1
     parts = [f"{number} x {role}" if number > 1 else role for role, number in found.items()]
     return listed(parts) if parts else words("no thread")

@@ -5,9 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TypedDict
 
-from virtrace.snapshot.format import Snapshot, ThreadRecord, VerdictRecord
-
-_AT_REST = ("idle", "loop")
+from virtrace.snapshot.format import AT_REST, Snapshot, ThreadRecord, VerdictRecord
 
 
 class Count(TypedDict):
@@ -66,7 +64,7 @@ def _working(snapshot: Snapshot) -> dict[tuple[object, ...], ThreadRecord]:
     found: dict[tuple[object, ...], ThreadRecord] = {}
     for thread in snapshot["threads"]:
         wait, request, client = thread["wait"], thread["request"], thread["client"]
-        if wait["kind"] in _AT_REST:
+        if wait["kind"] in AT_REST:
             continue
         command = wait["command"]
         found[

@@ -27,6 +27,9 @@ VERSION = 1
 BEGINNING = b'{"type":"snapshot"'
 # Of a file. A daemon with 1,000 threads makes 4 MB.
 LARGEST = 64 << 20
+# Verdicts by which nothing hangs, and waits of threads that have nothing to do.
+WELL = ("busy", "healthy")
+AT_REST = ("idle", "loop")
 BoolOrNull = Optional[bool]
 
 

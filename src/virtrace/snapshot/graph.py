@@ -6,10 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from virtrace.snapshot.format import AT_REST
 from virtrace.snapshot.model import Job, Look, SeenThread
-
-# A thread that waits for work is not kept waiting.
-AT_REST = ("idle", "loop")
 
 
 class Chain(NamedTuple):

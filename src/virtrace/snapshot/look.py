@@ -209,11 +209,13 @@ class _Looking:
 
     def _with_method(self, frames: tuple[NamedFrame, ...], api: str) -> tuple[NamedFrame, ...]:
         """Name the driver's method of an API: no symbol does, but what it checks access by."""
-        check = target_of(self._image.program).check_of(api)
+        target = target_of(self._image.program)
+        check = target.check_of(api)
         named = []
         for one in frames:
             module, function = one.frame.module, one.frame.function
-            if one.function is None and module is not None and function is not None:
+            is_own = module is not None and module.name.startswith(target.prefix)
+            if one.function is None and is_own and module is not None and function is not None:
                 with suppress(TargetError):
                     if module.elf.callers_of(check) == [function - module.base]:
                         text = f"method of {api}+{one.frame.pc - function:#x} ({module.name})"

@@ -53,6 +53,14 @@ def kept_registers(frame: Frame) -> Iterator[int]:
             yield value
 
 
+def words_of_frame(peek: Peek, frame: Frame, most: int) -> tuple[int, ...]:
+    """What a function has on the stack; nothing where its frame is not smaller than ``most``."""
+    sp, cfa = frame.registers.known.get("rsp"), frame.cfa
+    if sp is None or cfa is None or not 0 < cfa - sp < most:
+        return ()
+    return peek.words(sp, (cfa - sp) // WORD)
+
+
 def carried_by(
     peek: Peek, objects: Objects, own_tid: int, stack_end: int | None, frames: Iterable[NamedFrame]
 ) -> Carried:
@@ -78,10 +86,7 @@ def name_on_stack(peek: Peek, frames: Sequence[NamedFrame]) -> str | None:
     virThreadHelper (src/util/virthread.c) keeps it on the stack, beside the function that it calls.
     """
     for named in frames[-_OUTERMOST:]:
-        sp, cfa = named.frame.registers.known.get("rsp"), named.frame.cfa
-        if sp is None or cfa is None or not 0 < cfa - sp < _LARGEST_FRAME:
-            continue
-        for word in peek.words(sp, (cfa - sp) // WORD):
+        for word in words_of_frame(peek, named.frame, _LARGEST_FRAME):
             text = peek.text(word, 40) if is_pointer(word, 1) else None
             if text is not None and _THREAD_NAME.fullmatch(text):
                 return text

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import yaml
 
-from virtrace.snapshot.graph import AT_REST, Root, by_domain, domain_name, roots
+from virtrace.snapshot.format import AT_REST, WELL
+from virtrace.snapshot.graph import Root, by_domain, domain_name, roots
 from virtrace.snapshot.host import is_local
 from virtrace.snapshot.model import Look, Qemu, SeenThread
 
@@ -72,7 +73,7 @@ def verdicts(look: Look, daemon: str) -> list[Verdict]:
     found: list[Verdict] = []
     explained: set[int] = set()
     for name, entry in catalogue().items():
-        if name in ("busy", "healthy") and found:
+        if name in WELL and found:
             continue
         for case in _CONDITIONS[name](looked):
             root = case.root

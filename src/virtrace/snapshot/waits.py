@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from virtrace.image.model import SystemCall
@@ -21,7 +21,7 @@ from virtrace.snapshot.system_calls import (
     RESTART,
     WAITS_FOR_CHILD,
 )
-from virtrace.snapshot.threads import kept_registers
+from virtrace.snapshot.threads import kept_registers, words_of_frame
 
 _MUTEX = re.compile(r"_*pthread_mutex_lock|virMutexLock|virObjectLock")
 _RWLOCK = re.compile(r"_*pthread_rwlock_\w*lock|virObjectRWLock\w+|virRWLock\w+")
@@ -90,6 +90,11 @@ class Position:
     def names(self) -> list[str]:
         return [named.function or "" for named in self.frames]
 
+    @property
+    def function(self) -> str | None:
+        """The innermost function of libvirt."""
+        return next((name for name in self.names if name.startswith(("vir", "qemu"))), None)
+
     def index(self, *functions: str) -> int | None:
         """The innermost frame of one of the functions."""
         return next((at for at, name in enumerate(self.names) if name in functions), None)
@@ -139,7 +144,7 @@ def wait_by_names(position: Position, around: Surroundings) -> Wait:
         return Wait("system call", what=_LOOKUP)
     names = {known.name for known in KNOWN.values()}
     call = next((name for name in position.names[:_INNERMOST] if name in names), None)
-    function = next((name for name in position.names if name.startswith(("vir", "qemu"))), None)
+    function = position.function
     return Wait("computes" if call is None else "system call", system_call=call, function=function)
 
 
@@ -238,17 +243,11 @@ def _held(frames: Sequence[NamedFrame], kind: str, around: Surroundings) -> int 
 def _deadline(frames: Sequence[NamedFrame], around: Surroundings) -> float | None:
     """The time at which a wait ends: a timespec in the frame of who waits."""
     for named in frames:
-        words = [*_words_of(named, around.peek)]
+        words = words_of_frame(around.peek, named.frame, _LARGEST_FRAME)
         for seconds, rest in zip(words, words[1:]):
             if abs(seconds - around.now) < _DAY and rest < _BILLION:
                 return seconds + rest / _BILLION
     return None
-
-
-def _words_of(named: NamedFrame, peek: Peek) -> Iterator[int]:
-    sp, cfa = named.frame.registers.known.get("rsp"), named.frame.cfa
-    if sp is not None and cfa is not None and 0 < cfa - sp < _LARGEST_FRAME:
-        yield from peek.words(sp, (cfa - sp) // 8)
 
 
 def _is_loop(position: Position) -> bool:
@@ -272,7 +271,7 @@ def _polled_pipes(call: SystemCall | None, around: Surroundings) -> Collection[s
 
 def _system_call(position: Position, around: Surroundings) -> Wait:
     call = position.call
-    function = next((name for name in position.names if name.startswith(("vir", "qemu"))), None)
+    function = position.function
     if position.index(*_LOOKUPS) is not None:
         return Wait("system call", what=_LOOKUP, function=function)
     if call is None:
