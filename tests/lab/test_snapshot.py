@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -90,11 +90,11 @@ def test_a_save_into_a_fifo_names_the_fifo(stage: Stage) -> None:
     fifo = stage.images / "save.fifo"
     os.mkfifo(fifo)
     fifo.chmod(0o666)
-    with calling(lab, ("save", GUEST_NAME, str(fifo))), drained_at_last(fifo):
+    with saving(lab, fifo) as let_go:
         wait_for_call(lab, "virDomainSave")
         with calling(lab, ("domblkinfo", GUEST_NAME, TARGET)) as (other,):
             document, verdict = wait_for(lab, "fifo", [other])
-            subprocess.run(["cat", fifo], stdout=subprocess.DEVNULL, timeout=PATIENCE)
+            let_go()
     assert str(fifo) in verdict["says"]
     root = thread_of(document, verdict["thread"])
     assert root["wait"]["system_call"] == "openat"
@@ -108,15 +108,28 @@ def test_a_save_into_a_fifo_names_the_fifo(stage: Stage) -> None:
 
 
 @contextmanager
-def drained_at_last(fifo: Path) -> Iterator[None]:
-    """Let whoever writes to a FIFO go on in the end, whatever happens."""
+def saving(lab: Lab, fifo: Path) -> Iterator[Callable[[], None]]:
+    """Save the guest into a FIFO meanwhile; yield what lets the save go on.
+
+    libvirt opens the file a second time to mark it as complete. So the reader has it open for
+    writing too, and stays until the call has ended.
+    """
+    readers = []
+
+    def let_go() -> None:
+        with open(os.open(fifo, os.O_RDWR), "rb", buffering=0) as file:
+            readers.append(subprocess.Popen(["cat"], stdin=file, stdout=subprocess.DEVNULL))
+
     try:
-        yield
+        with calling(lab, ("save", GUEST_NAME, str(fifo))):
+            try:
+                yield let_go
+            finally:
+                let_go()
     finally:
-        descriptor = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
-        with open(descriptor, "rb") as reader:
-            while reader.read(1 << 20):
-                pass
+        for reader in readers:
+            reader.kill()
+            reader.wait()
 
 
 def wait_for_call(lab: Lab, api: str) -> None:
