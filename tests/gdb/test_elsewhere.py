@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.mark.structures import ParameterSet
 
 from tests.gdb.harness import HERE, NAME, SCRIPTS, Daemon, Tracing, events, gdb_command, values
 from tests.support.command import VIRTRACE
@@ -133,6 +134,21 @@ def by_gdb(daemon: Daemon, output: Path) -> str:
 WAYS = pytest.mark.parametrize("way", [by_record, by_uprobes, by_gdb])
 
 
+def ways_into(place: str) -> list[ParameterSet]:
+    """The ways to trace a program in that place; what a root of the matrix cannot have is marked.
+
+    It is a chroot, in which the kernel makes no user namespace, and has a PID namespace.
+    """
+    ways = {
+        way: "--user" in ENTER[place] or ("--pid" in ENTER[place] and way is by_uprobes)
+        for way in (by_record, by_uprobes, by_gdb)
+    }
+    return [
+        pytest.param(place, way, marks=[pytest.mark.host] if host else [])
+        for way, host in ways.items()
+    ]
+
+
 def record(
     daemon: Daemon,
     output: Path,
@@ -182,8 +198,7 @@ def assert_true(found: Trace, daemon: Daemon, files: Path) -> None:
     assert daemon.do("semaphores") == ["0"]
 
 
-@WAYS
-@pytest.mark.parametrize("place", ENTER)
+@pytest.mark.parametrize(("place", "way"), [way for place in ENTER for way in ways_into(place)])
 def test_from_outside_of_its_root(
     contain_in: Callable[[str], Contained],
     tmp_path: Path,
@@ -252,11 +267,12 @@ def test_replaced_in_a_layer_over_its_own(
     assert_true(read_trace(tmp_path / "t.jsonl"), daemon, in_root(daemon.root, daemon.folder))
 
 
-@WAYS
+@pytest.mark.parametrize(("place", "way"), ways_into("mount and PID namespace"))
 def test_debug_info_in_its_root(
     contain_in: Callable[[str], Contained],
     root: Path,
     tmp_path: Path,
+    place: str,
     way: Callable[[Daemon, Path], str],
 ) -> None:
     inside = in_root(root, tmp_path / "program")
@@ -267,7 +283,7 @@ def test_debug_info_in_its_root(
         debug.parent.mkdir(parents=True)
         subprocess.run(["objcopy", "--only-keep-debug", inside / name, debug], check=True)
         subprocess.run(["strip", inside / name], check=True)
-    daemon = contain_in("mount and PID namespace")
+    daemon = contain_in(place)
     way(daemon, tmp_path / "t.jsonl")
     found = read_trace(tmp_path / "t.jsonl")
     assert found.header is not None
