@@ -16,6 +16,7 @@ from virtrace.errors import TraceError
 from virtrace.recipe import catalogue
 from virtrace.recipe.selection import Limits
 from virtrace.trace.format import Event, Record
+from virtrace.trace.json_text import to_line
 from virtrace.trace.reader import read_trace
 from virtrace.trace.writer import Writer
 
@@ -42,7 +43,7 @@ class Full(Writer):
 
     def write(self, records: Any) -> None:
         lines = [*records]
-        if any(self.refused and self.refused in json.dumps(line) for line in lines):
+        if any(self.refused and self.refused.encode() in to_line(line) for line in lines):
             raise TraceError("no space left on device", "make room")
         super().write(lines)
 
@@ -67,8 +68,11 @@ def test_text_is_stored_once_and_a_reply_names_its_request(output: Output, tmp_p
     output.take([point("error", "", 1), point("qmp.send", SENT, 1)])
     output.take([point("qmp.reply", RECEIVED)])
     _, sent, received = records(tmp_path)
-    assert sent["values"] == {"mon": "0x1", "text": SENT}
-    assert received["values"] == {"mon": "0x1", "text": RECEIVED}
+    assert (sent["values"], sent["json"]) == ({"mon": "0x1"}, json.loads(SENT))
+    assert (received["values"], received["json"]) == ({"mon": "0x1"}, json.loads(RECEIVED))
+    lines = (tmp_path / "t.jsonl").read_text().splitlines()
+    for line, text in zip(lines[2:], (SENT, RECEIVED)):
+        assert line.endswith(f',"json":{text}}}')
     assert ("answers" in sent, received["answers"]) == (False, sent["seq"])
     view = output._view
     assert isinstance(view, Shown)
@@ -76,7 +80,11 @@ def test_text_is_stored_once_and_a_reply_names_its_request(output: Output, tmp_p
     # What is shown while it is recorded is what is read later.
     assert trace.events == view.events
     assert [event.role for event in trace.events] == ["error", "qmp.command", "qmp.reply"]
-    assert trace.events[2].values["json"] == {"return": [], "id": "libvirt-1"}
+    assert trace.events[2].values == {
+        "mon": "0x1",
+        "text": RECEIVED,
+        "json": {"return": [], "id": "libvirt-1"},
+    }
 
 
 def test_a_reply_names_no_request_that_could_not_be_written(

@@ -36,13 +36,13 @@ class Placed(NamedTuple):
 
     answers: the request that it answers, if any.
     requests: what it was recorded as, for replies to come.
-    has_json: whether its values hold `json`, parsed from a text beside it.
+    json_name: name of the text that `json` in its values was parsed from, if it has one.
     """
 
     event: RawEvent
     answers: Request | None = None
     requests: Request | None = None
-    has_json: bool = False
+    json_name: str | None = None
 
 
 class Answers:
@@ -65,8 +65,11 @@ class Answers:
         if point is None or event.type != "point":
             self._settle(event)
             return Placed(event)
-        document = parsed(event.values[point.json]) if point.json is not None else None
-        if document is not None:
+        json_name = point.json
+        document = None if json_name is None else parsed(event.values[json_name])
+        if document is None:
+            json_name = None
+        else:
             event.values["json"] = document
         request = None
         if point.answers is not None:
@@ -82,7 +85,7 @@ class Answers:
             if request.call is not None:
                 exchange = (request.command, _member(event, "json.return"))
                 self._exchanges.setdefault(request.call, []).append(exchange)
-        return Placed(event, request, self._await_replies(event), document is not None)
+        return Placed(event, request, self._await_replies(event), json_name)
 
     def _settle(self, event: RawEvent) -> None:
         if event.call is not None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from virtrace.engine.answers import Answers, Placed
 from virtrace.engine.tracer import RawEvent
 from virtrace.errors import TraceError
 from virtrace.recipe.selection import Limits
 from virtrace.trace.format import Event, Footer, Header, SwitchedOff
+from virtrace.trace.json_text import without_quotes
 from virtrace.trace.writer import TraceWriter
 
 
@@ -112,21 +113,24 @@ class Output:
     def _write(self, items: Sequence[Placed | SwitchedOff]) -> list[Event | SwitchedOff]:
         """Write all of the records, or none of them and raise TraceError."""
         written: list[Event | SwitchedOff] = []
+        records: list[Mapping[str, Any]] = []
         requests = []
         seq = self._events
         for item in items:
             if isinstance(item, Placed):
-                written.append(self._numbered(item, seq))
+                event = self._numbered(item, seq)
+                record = event.to_record()
+                written.append(event)
+                records.append(without_quotes(record, item.json_name) if item.json_name else record)
                 if item.requests is not None:
                     item.requests.seq = seq
                     requests.append(item.requests)
                 seq += 1
             else:
                 written.append(item)
+                records.append(item)
         try:
-            self._writer.write(
-                record.to_record() if isinstance(record, Event) else record for record in written
-            )
+            self._writer.write(records)
         except TraceError:
             for request in requests:
                 request.seq = None
@@ -140,7 +144,7 @@ class Output:
             seq=seq,
             answers=placed.answers.seq if placed.answers is not None else None,
             role=self._roles.get(placed.event.name),
-            has_json=placed.has_json,
+            has_json=placed.json_name is not None,
             **vars(placed.event),
         )
 

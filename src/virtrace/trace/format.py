@@ -33,6 +33,7 @@ Count = Annotated[int, ("minimum", 0)]
 Positive = Annotated[int, ("minimum", 1)]
 Address = Annotated[str, ("pattern", "^0x[0-9a-f]+$")]
 BuildId = Annotated[str, ("pattern", "^[0-9a-f]+$")]
+Blank = Annotated[str, ("pattern", "^[ \t\r\n]+$")]
 Time = Annotated[str, ("format", "date-time")]
 Level = Annotated[str, ("enum", ("dwarf", "pack", "symbol", "inferred", "usdt", "missing"))]
 Reason = Annotated[str, ("enum", ("done", "limit", "interrupt", "target-exit", "error", "rotated"))]
@@ -222,9 +223,16 @@ class _EventRecord(TypedDict):
 
 
 class EventRecord(_EventRecord, total=False):
-    """The record of an `Event`; `span` is null of points and lines alone."""
+    """The record of an `Event`; `span` is null of points and lines alone.
+
+    json: the text of a point, if it is a JSON object in one line: the last member of the line,
+        which has the text as it is (trace/json_text.py). `values` has it otherwise.
+    json_end: what ends this text behind the object; absent if nothing does.
+    """
 
     answers: Count
+    json_end: Blank
+    json: Record
 
 
 class FileStatus(TypedDict):
@@ -327,7 +335,7 @@ class Event(NamedTuple):
     has_json: bool = False
 
     def to_record(self) -> Record:
-        """Return the record of the event, as it is in the file."""
+        """Return the record of the event, with each text in `values`."""
         record = dict(zip(_KEYS, self))
         if self.answers is not None:
             record["answers"] = self.answers

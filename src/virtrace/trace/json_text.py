@@ -1,9 +1,11 @@
-"""Captured text that is JSON: stored as text alone, parsed where it is read."""
+"""Captured text that is JSON: in the trace once, as it is, and parsed where it is read."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from virtrace.trace.format import MAX_DEPTH, Json, Record, is_deeper
 
@@ -14,6 +16,11 @@ LONGEST_NUMBER = 40
 LONG_NUMBER = b"0" * (LONGEST_NUMBER + 1)
 # Of a text, in one pass: every digit as 0, every bracket as {.
 OUTLINE = bytes.maketrans(b"123456789[", b"000000000{")
+# What may stand around JSON.
+BLANK = " \t\r\n"
+# Before the text, which is the last member of its line. In a string `"` is escaped, so that this is
+# a key wherever it is found.
+_KEY = b',"json":'
 
 
 def parsed(text: Json) -> Json | None:
@@ -33,6 +40,48 @@ def parsed(text: Json) -> Json | None:
     return value
 
 
+def without_quotes(record: Record, name: str) -> Record:
+    """Return the record of an event whose text of this name was parsed, as ``to_line`` takes it.
+
+    A text that is an object in one line is under `json` as bytes; any other stays in `values`.
+    """
+    values = record["values"]
+    text = values[name]
+    document = text.rstrip(BLANK)
+    # Before the text there must be no other key `json`, which only an inner object could have.
+    is_first = not any(isinstance(one, (dict, list)) for one in values.values())
+    if not is_first or not document.startswith("{") or "\n" in document or "\r" in document:
+        return record
+    try:
+        raw = document.encode()
+    except UnicodeEncodeError:
+        return record
+    placed = {**record, "values": {key: one for key, one in values.items() if key != name}}
+    if len(document) < len(text):
+        placed["json_end"] = text[len(document) :]
+    placed["json"] = raw
+    return placed
+
+
+def to_line(record: Mapping[str, Any]) -> bytes:
+    """Return the line of a record."""
+    raw = record.get("json")
+    if not isinstance(raw, bytes):
+        # Half of a character, or a byte of a name that is no UTF-8, is in a string: an escape.
+        return f"{_encode(record)}\n".encode("utf-8", "backslashreplace")
+    head = to_line({key: value for key, value in record.items() if key != "json"})
+    return b"%b%b%b}\n" % (head.removesuffix(b"}\n"), _KEY, raw)
+
+
+def parts_of_line(line: bytes) -> tuple[bytes, bytes] | None:
+    """Part a line into the record without its text, and the text; None if it has no such text."""
+    at = line.find(_KEY)
+    end = line.rstrip()
+    if at < 0 or not end.endswith(b"}"):
+        return None
+    return line[:at] + b"}", end[at + len(_KEY) : -1]
+
+
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
@@ -47,6 +96,7 @@ def bounded_integer(digits: str) -> int:
     return int(digits)
 
 
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _decode = json.JSONDecoder(parse_constant=_finite, parse_float=_finite).decode
 _decode_bounded = json.JSONDecoder(
     parse_constant=_finite, parse_float=_finite, parse_int=bounded_integer

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, Protocol, cast
+from typing import BinaryIO, NamedTuple, Protocol, cast
 
 from virtrace.errors import IncompleteError, TraceError, typed
 from virtrace.files import open_input
@@ -25,11 +25,21 @@ from virtrace.trace.format import (
     Footer,
     Header,
     HostRecord,
+    Json,
     Record,
     SwitchedOff,
     is_deeper,
+    unavailable,
 )
-from virtrace.trace.json_text import LONG_NUMBER, OUTLINE, bounded_integer, parsed, texts_of
+from virtrace.trace.json_text import (
+    BLANK,
+    LONG_NUMBER,
+    OUTLINE,
+    bounded_integer,
+    parsed,
+    parts_of_line,
+    texts_of,
+)
 from virtrace.trace.schema import ShapeError, check
 from virtrace.trace.upgrade import HeaderOfVersion1, UpgradedEvents, upgraded_header
 
@@ -44,6 +54,7 @@ _MOST_VALUES = 500_000
 _MOST_OPEN = 200_000
 _BUFFER = 1 << 16
 _OFTEN = 1024
+_REWRITTEN = unavailable("another program wrote the line anew, and may have changed its text")
 _TOO_DEEP = f"it has more than {MAX_DEPTH} levels of objects and arrays"
 
 
@@ -175,17 +186,18 @@ class TraceStream:
         lines = self._lines()
         next(lines)
         roles = {probe["name"]: probe["role"] for probe in self.header["probes"]}
+        parse = _parse if self._version == 1 else _parse_with_text
         complete = _completing(self.header, self._version)
         for number, line in lines:
             try:
-                record = _parse(line)
+                record = parse(line)
                 if self.footer is not None:
                     raise ShapeError("there is more after the footer")
                 kind = record.get("type")
                 if kind in EVENT_TYPES:
                     event = _event(record, roles)
                     if kind == "point":
-                        event = complete(event)
+                        event = complete(event, record)
                     self.count += 1
                     self.length += len(line)
                     if not self.count % _OFTEN:
@@ -370,6 +382,26 @@ def _parse(line: bytes) -> Record:
     return record
 
 
+class _JsonText(NamedTuple):
+    """A text that its line has as it is, and what it says."""
+
+    text: str
+    document: Json
+
+
+def _parse_with_text(line: bytes) -> Record:
+    """Parse a line of version 2. `json` in it is a _JsonText, unless the line was written anew."""
+    parts = parts_of_line(line)
+    if parts is not None:
+        # Where these are not JSON, `json` is a key of something else, as in a recipe.
+        with suppress(ValueError):
+            record, text = _parse(parts[0]), parts[1].decode("utf-8", "surrogatepass")
+            document = parsed(text)
+            if document is not None:
+                return {**record, "json": _JsonText(text, document)}
+    return _parse(line)
+
+
 def _event(record: Record, roles: Mapping[str, str | None]) -> Event:
     try:
         event = Event.from_record(record, roles)
@@ -393,20 +425,38 @@ def _event(record: Record, roles: Mapping[str, str | None]) -> Event:
     return event
 
 
-def _completing(header: Header, version: int) -> Callable[[Event], Event]:
-    """Return what adds to each point of a trace what is not in its record."""
+def _completing(header: Header, version: int) -> Callable[[Event, Record], Event]:
+    """Return what adds to each point of a trace what is not in the values of its record."""
     if version == 1:
-        return UpgradedEvents().upgraded
+        upgraded = UpgradedEvents().upgraded
+        return lambda event, _: upgraded(event)
     texts = texts_of(header["recipe"])
 
-    def completed(event: Event) -> Event:
+    def completed(event: Event, record: Record) -> Event:
         name = texts.get(event.name)
-        document = None if name is None else parsed(event.values.get(name))
+        if name is None:
+            return event
+        if "json" in record:
+            text, document = _text_and_document(record)
+        else:
+            text = event.values.get(name)
+            document = parsed(text)
         if document is None:
             return event
-        return event.with_json({**event.values, "json": document}, event.answers)
+        return event.with_json({**event.values, name: text, "json": document}, event.answers)
 
     return completed
+
+
+def _text_and_document(record: Record) -> tuple[Json, Json]:
+    """Return the text of a point that its record has without quotes, and what it says."""
+    found, end = record["json"], record.get("json_end", "")
+    text, document = found if isinstance(found, _JsonText) else (_REWRITTEN, found)
+    if type(document) is not dict:
+        raise ShapeError("'json' is not an object")
+    if type(end) is not str or end.strip(BLANK):
+        raise ShapeError("'json_end' is not blank")
+    return text + end if isinstance(text, str) else text, document
 
 
 _decode = json.JSONDecoder().decode

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
@@ -14,6 +13,7 @@ from virtrace.errors import TraceError
 from virtrace.files import create_private, open_own
 from virtrace.trace.compression import Packer, is_packed, last_part
 from virtrace.trace.format import Footer, Header
+from virtrace.trace.json_text import to_line
 
 _LONGEST_FOOTER = 1 << 20
 
@@ -188,9 +188,5 @@ def _last_line(file: FileIO) -> tuple[int, bytes]:
     return begin + start, tail[start:]
 
 
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-
-
 def _encoded(records: Iterable[Mapping[str, Any]]) -> bytes:
-    # Half of a character, or a byte of a name that is no UTF-8, is in a string: an escape of JSON.
-    return "".join(f"{_encode(record)}\n" for record in records).encode("utf-8", "backslashreplace")
+    return b"".join(map(to_line, records))
