@@ -12,9 +12,9 @@ import pytest
 
 from tests.lab.tracing import DISKS, calls_of, record, span, whole_trace
 from tests.support import intact
+from tests.support.cases import explain
 from tests.support.command import SECONDS
 from virtrace.analysis.decision import CAPACITY, OFFSET, STAT, USAGE
-from virtrace.analysis.explain import explain
 from virtrace.lab.daemon import Lab
 from virtrace.trace.format import Event
 

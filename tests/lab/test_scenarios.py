@@ -26,9 +26,11 @@ from tests.lab.tracing import (
     span,
     whole_trace,
 )
+from tests.support.cases import explain
 from tests.support.command import virtrace
 from tests.support.waiting import wait_until
-from virtrace.analysis.explain import Explanation, explain
+from virtrace.analysis.explain.disks import DiskCase
+from virtrace.analysis.explain.model import Explanation
 from virtrace.errors import LabError
 from virtrace.image.process import read_status
 from virtrace.lab import loop
@@ -345,11 +347,11 @@ def test_causes(scenario: Scenario, lab: Lab, traced: Traced) -> None:
     assert firsts == [named(each)[0] for each in with_host]
 
 
-def named(explanation: Explanation) -> Named:
+def named(explanation: Explanation[DiskCase]) -> Named:
     return tuple(finding.cause.name for finding in explanation.answers)
 
 
-def ends_where_libvirt_can_know(explanation: Explanation) -> bool:
+def ends_where_libvirt_can_know(explanation: Explanation[DiskCase]) -> bool:
     """Every chain of a running guest goes down to QEMU or the kernel, and not by guess."""
     ends = [
         step for lineage in explanation.lineages for step in lineage.steps() if not step.sources
@@ -359,7 +361,7 @@ def ends_where_libvirt_can_know(explanation: Explanation) -> bool:
     )
 
 
-def facts_are_true(explanation: Explanation, trace: Trace) -> None:
+def facts_are_true(explanation: Explanation[DiskCase], trace: Trace) -> None:
     host = explanation.case.host
     if host is None:
         # Nothing is asked of a disk that libvirt does not know.

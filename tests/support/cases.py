@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tests.support import samples
-from virtrace.analysis.blockinfo import NUMBERS
-from virtrace.analysis.causes import catalogue
-from virtrace.analysis.explain import Explanation, explain
+from virtrace.analysis.explain.disks import EXPLAINER, DiskCase
+from virtrace.analysis.explain.model import Explanation, Traced
+from virtrace.analysis.explain.trace import Explained, explain_calls
 from virtrace.analysis.spans import Call, CallBuilder
-from virtrace.trace.format import ProbeRecord, unavailable
+from virtrace.trace.format import HostRecord, ProbeRecord, unavailable
 
 API = "virDomainGetBlockInfo"
 DRIVER = "qemuDomainGetBlockInfo"
@@ -126,7 +127,13 @@ def built(recorder: samples.Recorder) -> Call:
     return only
 
 
-def explained(one: Call, host: Any = None) -> Explanation:
+def explain(
+    calls: Iterable[Call], probes: Sequence[ProbeRecord], host: Sequence[HostRecord] = ()
+) -> Explained[DiskCase]:
+    return explain_calls(EXPLAINER, calls, Traced(probes, host))
+
+
+def explained(one: Call, host: Any = None) -> Explanation[DiskCase]:
     [explanation] = explain([one], FOUND, [host] if host else [])
     return explanation
 
@@ -147,6 +154,3 @@ def host_facts(**facts: Any) -> dict[str, Any]:
         **dict.fromkeys(("xml", "stat", "file_system", "image_info", "lvm"), missing),
         **facts,
     }
-
-
-__all__ = ["NUMBERS", "catalogue", "explain"]

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from string import Formatter
 from typing import Any
 
 import pytest
 
 from tests.support import cases, samples
 from tests.support.cases import GIB, Disk, call, causes, explained, host_facts, numbers
-from virtrace.analysis.causes import CONDITIONS, catalogue
+from virtrace.analysis.explain.disks import EXPLAINER
 from virtrace.report.explanation import answer, fill_text
 from virtrace.trace.format import unavailable
 
 MIB = 1 << 20
+CAUSES = EXPLAINER.causes.causes
 DEVICE: dict[str, Any] = {"protocol": "host_device", "file": "/dev/vg/lv", "usage": 0}
 QCOW2: dict[str, Any] = {"format": "qcow2", "usage": 200 * MIB}
 BACKING = {"full-backing-filename": "/images/base.qcow2"}
@@ -203,17 +203,9 @@ def test_nothing_is_made_up_where_the_trace_has_too_little() -> None:
 # The words
 
 
-def test_every_cause_has_a_condition_and_words() -> None:
-    names = [cause.name for cause in catalogue()]
-    assert names[-1] == "unknown"
-    assert sorted([*CONDITIONS, "unknown"]) == sorted(names)
-    assert all(other in names for cause in catalogue() for other in cause.either)
-    assert all(other in names for cause in catalogue() for other in cause.excludes)
-
-
 def test_the_words_use_known_names_only() -> None:
     case = explained(call(numbers(GIB, 4096, GIB), None)).case
-    for cause in catalogue():
+    for cause in CAUSES:
         for text in (cause.says, cause.means, *(command for command, _ in cause.do)):
             fill_text(text, case)
             fill_text(text, case, command=True)
@@ -221,17 +213,6 @@ def test_the_words_use_known_names_only() -> None:
         assert not re.search(r"[.] [A-Z]", cause.says), cause.name
         assert cause.says.endswith(".")
         assert "{" not in "".join(shows for _, shows in cause.do)
-
-
-def test_every_placeholder_is_explained() -> None:
-    used = {
-        name
-        for cause in catalogue()
-        for text in (cause.says, cause.means, *(command for command, _ in cause.do))
-        for _, name, _, _ in Formatter().parse(text)
-        if name
-    }
-    assert used <= {"domain", "disk", "file", "format", "error", *cases.NUMBERS, "usage", "offset"}
 
 
 def test_hostile_names_stay_text() -> None:
@@ -243,17 +224,3 @@ def test_hostile_names_stay_text() -> None:
         for command, _ in explanation.findings[0].cause.do
     ]
     assert typed[0] == "du -B1 -- '/images/$(reboot) {usage}.img'"
-
-
-def test_no_name_can_become_an_option() -> None:
-    commands = [command for cause in catalogue() for command, _ in cause.do if "{" in command]
-    assert len(commands) > 20
-    for command in commands:
-        words = command.split()
-        # Where each of the programs begins: `virtrace record` starts another one.
-        programs = [0, *(at for at, word in enumerate(words) if word == "virsh")]
-        for at, word in enumerate(words):
-            if word in ("{domain}", "{disk}", "{file}"):
-                begin = max(start for start in programs if start < at)
-                takes_it = words[at - 1] == "-d"
-                assert "--" in words[begin:at] or takes_it, command

@@ -25,6 +25,7 @@ METHODS = {"open", "read_text", "read_bytes", "write_text", "write_bytes"}
 # What is opened, in the source, by something else than the name of a kernel's or a package's file.
 HARMLESS = {
     # Data of the package.
+    "analysis/explain/model.py": {"self.file.read_text"},
     "binary/layouts.py": {"file.read_text"},
     "bundle/redact/captures.py": {"schema_file().read_text"},
     "bundle/words.py": {"file.read_text"},

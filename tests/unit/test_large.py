@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.support import large, samples
-from virtrace.analysis import explain
 from virtrace.analysis.compare import traces as compared
+from virtrace.analysis.explain import trace as explain
 from virtrace.analysis.spans import CallBuilder
 from virtrace.bundle.collect import make
 from virtrace.bundle.pseudonyms import Pseudonyms

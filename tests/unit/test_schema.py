@@ -15,7 +15,7 @@ import pytest
 from tests.support import samples
 from tests.support.documents import documented_names, keys
 from tests.support.paths import DATA, REPOSITORY
-from virtrace.analysis.explain import explain_trace
+from virtrace.analysis.explain.trace import explain_trace
 from virtrace.errors import TraceError
 from virtrace.trace import format as trace_format
 from virtrace.trace.reader import read_trace

@@ -114,7 +114,7 @@ complete -c virtrace -n '_shtab_virtrace_using snapshot' -l root -xka "(__fish_c
 complete -c virtrace -n '_shtab_virtrace_using snapshot' -s o -l output -xka "(_shtab_glob_compgen_d650b53a)" -d 'save it to this new file'
 complete -c virtrace -n '_shtab_virtrace_using snapshot' -l json -d 'one JSON document, for scripts'
 complete -c virtrace -n '_shtab_virtrace_using snapshot' -l full -d 'with the stack of each thread at work'
-complete -c virtrace -n '_shtab_virtrace_using; and test $_shtab_virtrace_npos -eq 0' -a explain -d 'Explain the answers of virDomainGetBlockInfo (virsh domblkinfo) in a trace: the cause first, then its evidence, then the path of each number from QEMU or the host. Works from the file alone. Of a snapshot: why the daemon hangs.'
+complete -c virtrace -n '_shtab_virtrace_using; and test $_shtab_virtrace_npos -eq 0' -a explain -d 'Explain what a trace has: the answer first, then its causes with their evidence, and the path of each number from QEMU or the host. Works from the file alone. Of a snapshot: why the daemon hangs.'
 complete -c virtrace -n '_shtab_virtrace_using explain' -s h -l help -d 'show this help message and exit'
 complete -c virtrace -n '_shtab_virtrace_using explain' -l call -x -d 'only the call with this number in its events'
 complete -c virtrace -n '_shtab_virtrace_using explain' -l json -d 'one JSON document, for scripts'

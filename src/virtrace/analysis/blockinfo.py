@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from virtrace.analysis.decision import CAPACITY, OFFSET, USAGE, Decision, decide
-from virtrace.analysis.devices import Device, Qmp, Quoted
+from virtrace.analysis.devices import Device, Qmp
 from virtrace.analysis.qmp import Exchange
+from virtrace.analysis.quoted import Quoted
 from virtrace.analysis.source_lines import Line, Seen, lines_of, watch
 from virtrace.analysis.spans import Call, Point, Span
 from virtrace.trace import roles

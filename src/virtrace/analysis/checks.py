@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from virtrace.analysis.blockinfo import (
     API,
@@ -13,26 +12,7 @@ from virtrace.analysis.blockinfo import (
     differences,
     target_index,
 )
-from virtrace.analysis.devices import Quoted
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """A statement that the trace supports.
-
-    value: in bytes, if the statement is about a value.
-    seq, path: as in a lineage; seq is None if no event supports it.
-    """
-
-    text: str
-    value: int | None = None
-    seq: int | None = None
-    path: str | None = None
-
-
-def quote(reading: Quoted, text: str) -> Evidence:
-    value = reading.value if type(reading.value) is int else None
-    return Evidence(f"{text} ({reading.where})", value, reading.seq, reading.path)
+from virtrace.analysis.quoted import Evidence, Quoted, quote
 
 
 def contradictions(block: BlockInfo) -> list[Evidence]:

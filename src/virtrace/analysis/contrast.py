@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from virtrace.analysis.causes import Case
 from virtrace.analysis.decision import OFFSET
+from virtrace.analysis.explain.disks import DiskCase
 
 
-def why(a: Case, b: Case) -> str | None:
+def why(a: DiskCase, b: DiskCase) -> str | None:
     """Return the reason in words, with the sides called A and B; None if the traces do not tell.
 
     a, b: cases whose answers differ.
@@ -16,7 +16,7 @@ def why(a: Case, b: Case) -> str | None:
     return _one_way(a, b, "A", "B") or _one_way(b, a, "B", "A") or _other_value(a, b)
 
 
-def _one_way(one: Case, other: Case, first: str, second: str) -> str | None:
+def _one_way(one: DiskCase, other: DiskCase, first: str, second: str) -> str | None:
     """Return what the second side lacks and the first has."""
     if one.block.running is True and other.block.running is False:
         there_libvirt = f"in {second}, where libvirt reads the image itself"
@@ -39,7 +39,7 @@ def _one_way(one: Case, other: Case, first: str, second: str) -> str | None:
     return None
 
 
-def _other_value(a: Case, b: Case) -> str | None:
+def _other_value(a: DiskCase, b: DiskCase) -> str | None:
     """Return the value that differs, if both sides took the same way."""
     here, there = a.decision, b.decision
     if here is None or there is None or here.allocation != there.allocation:
@@ -51,11 +51,11 @@ def _other_value(a: Case, b: Case) -> str | None:
     return None
 
 
-def _image(case: Case) -> tuple[str | None, str | None]:
+def _image(case: DiskCase) -> tuple[str | None, str | None]:
     device = case.device
     return (device.format, device.protocol) if device else (None, None)
 
 
-def _named(case: Case) -> str:
+def _named(case: DiskCase) -> str:
     format_, protocol = _image(case)
     return f"{format_} on QEMU's driver {protocol}"

@@ -11,10 +11,9 @@ import functools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Union
 
 from virtrace.analysis.qmp import Exchange
-from virtrace.trace.format import Json
+from virtrace.analysis.quoted import Quoted
 
 # QEMU's filter drivers, which only pass data on: libvirt's own, and those of block jobs.
 _FILTERS = frozenset(
@@ -22,64 +21,7 @@ _FILTERS = frozenset(
 )
 _BLOCK_DEVICES = frozenset({"host_device", "host_cdrom"})
 
-_IDENTIFIER = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 _VIRTIO_ALIAS = re.compile("(?:/|^drive-)virtio-disk([0-9]+)(?:/|$)")
-
-Key = Union[str, int]
-
-
-@functools.lru_cache(maxsize=1024)
-def step(key: Key) -> str:
-    """Write one step of a path for jq: ``.name``, ``["odd name"]``, ``[3]``."""
-    if isinstance(key, int):
-        return f"[{key}]"
-    quoted = key.replace("\\", "\\\\").replace('"', '\\"')
-    return f".{key}" if _IDENTIFIER.fullmatch(key) else f'["{quoted}"]'
-
-
-class Quoted(NamedTuple):
-    """A value in the trace.
-
-    where: the function or QMP command that returned it.
-    seq: its event.
-    keys: path in the event's ``values``.
-    """
-
-    value: Json
-    where: str
-    seq: int
-    keys: tuple[Key, ...] = ()
-
-    @property
-    def path(self) -> str:
-        """Its path in the event's ``values``, for jq."""
-        return "".join(map(step, self.keys))
-
-    def get(self, *keys: Key) -> Quoted | None:
-        """Return the value below these keys; None if there is none."""
-        value = self.value
-        try:
-            for key in keys:
-                value = value[key]
-        except (KeyError, IndexError, TypeError):
-            return None
-        return Quoted(value, self.where, self.seq, self.keys + keys)
-
-    def number(self, *keys: Key) -> Quoted | None:
-        """Return the value below these keys if it is an integer, else None."""
-        found = self.get(*keys)
-        return found if found is not None and type(found.value) is int else None
-
-    def text(self, *keys: Key) -> str | None:
-        found = self.get(*keys)
-        return found.value if found is not None and isinstance(found.value, str) else None
-
-    def items(self) -> Iterator[Quoted]:
-        """Yield the elements of an array; nothing for any other value."""
-        for index in range(len(self.value) if isinstance(self.value, list) else 0):
-            found = self.get(index)
-            assert found is not None
-            yield found
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from virtrace.analysis.blockinfo import API, DRIVER, GATHER, NUMBERS, BlockInfo
 from virtrace.analysis.decision import CAPACITY, OFFSET, STAT, USAGE
-from virtrace.analysis.devices import Device, Quoted
+from virtrace.analysis.devices import Device
 from virtrace.analysis.host import HostDisk
+from virtrace.analysis.quoted import Quoted
 from virtrace.analysis.source_lines import Seen
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from virtrace.analysis.devices import Quoted
+from virtrace.analysis.quoted import Quoted
 from virtrace.analysis.spans import Child, Point, Span
 from virtrace.trace.format import Event, Json
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import yaml
 
-from virtrace.analysis.explain import Explained, explain_trace
+from virtrace.analysis.explain.trace import Explained, explain_trace
 from virtrace.analysis.spans import CallBuilder
 from virtrace.bundle import audit, search
 from virtrace.bundle.archive import MANIFEST, manifest
@@ -16,7 +17,7 @@ from virtrace.bundle.files import BundleFiles
 from virtrace.bundle.pseudonyms import KINDS, Pseudonyms
 from virtrace.bundle.redact.passes import VERSIONS, collect_originals, encoded, write_redacted
 from virtrace.bundle.report import REPORT, markdown, overview
-from virtrace.errors import TraceError, VirtraceError
+from virtrace.errors import VirtraceError
 from virtrace.host.facts import HostFacts
 from virtrace.report import explanation, explanation_document, html
 from virtrace.report.highlight import Style
@@ -25,6 +26,7 @@ from virtrace.trace.reader import ReadableTrace, TraceStream
 
 RECIPE, PAGE = "recipe.yaml", "page.html"
 _EXPLANATION, _EXPLANATION_JSON = "explain.txt", "explain.json"
+_NOTHING_EXPLAINED = "nothing that the trace has can be explained"
 _STYLE = Style(unicode=True)
 _LEAKS_SHOWN = 5
 # Releasing one of these kinds gives away little more than what was found.
@@ -78,12 +80,11 @@ def make(
     return Bundle(files, names)
 
 
-def _explain(redacted: TraceStream, files: BundleFiles, absent: dict[str, str]) -> Explained:
-    try:
-        explained = explain_trace(redacted, TRACE)
-    except TraceError as error:
-        absent.update({_EXPLANATION: error.what, _EXPLANATION_JSON: error.what})
-        return Explained()
+def _explain(redacted: TraceStream, files: BundleFiles, absent: dict[str, str]) -> Explained[Any]:
+    explained = explain_trace(redacted, TRACE)
+    if not explained:
+        absent.update(dict.fromkeys((_EXPLANATION, _EXPLANATION_JSON), _NOTHING_EXPLAINED))
+        return explained
     lines = (
         *explanation.explanation_lines(explained, _STYLE, path=TRACE),
         *explanation.further(explained, _STYLE, path=TRACE),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from virtrace.analysis import qmp
 from virtrace.analysis.blockinfo import API, NUMBERS
-from virtrace.analysis.explain import Explained, Explanation
+from virtrace.analysis.explain.disks import DiskCase, of_disks
+from virtrace.analysis.explain.model import Explanation
+from virtrace.analysis.explain.trace import Explained
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, Point
 from virtrace.report import explanation, pieces, units
@@ -85,7 +88,7 @@ def overview(nodes: Iterable[Call | Point | Exchange]) -> Overview:
 def markdown(
     trace: ReadableTrace,
     seen: Overview,
-    explained: Explained,
+    explained: Explained[Any],
     versions: Record,
     files: Sequence[str],
     absent: Mapping[str, str],
@@ -104,8 +107,10 @@ def markdown(
     return "\n\n".join("\n".join(part) for part in parts) + "\n"
 
 
-def _title(trace: ReadableTrace, seen: Overview, explained: Explained) -> list[str]:
+def _title(trace: ReadableTrace, seen: Overview, explained: Explained[Any]) -> list[str]:
     if explained:
+        if not isinstance(explained[0].case, DiskCase):
+            return [f"# {_about(explained[0])}: {_text(explanation.answer(explained[0]))}"]
         block = explained[0].case.block
         if not block.answered:
             return [f"# `virsh domblkinfo` fails for disk {_code(block.disk)} of a guest"]
@@ -116,7 +121,7 @@ def _title(trace: ReadableTrace, seen: Overview, explained: Explained) -> list[s
     return [f"# A trace by the recipe {_code(name)}"]
 
 
-def _problem(trace: ReadableTrace, seen: Overview, explained: Explained) -> list[str]:
+def _problem(trace: ReadableTrace, seen: Overview, explained: Explained[Any]) -> list[str]:
     lines = ["## Description of problem", ""]
     if explained:
         lines += [
@@ -155,9 +160,9 @@ def _environment(trace: ReadableTrace, versions: Record) -> Iterator[str]:
         yield f"- Build-id of {_code(name)}: {_known(module['build_id'])}"
 
 
-def _steps(trace: ReadableTrace, seen: Overview, explained: Explained) -> Iterator[str]:
+def _steps(trace: ReadableTrace, seen: Overview, explained: Explained[Any]) -> Iterator[str]:
     number = 1
-    for each in explained[:_MOST]:
+    for each in of_disks(explained[:_MOST]):
         yield f"{number}. Take {_guest(each)}."
         number += 1
     command = trace.header.get("command")
@@ -177,7 +182,7 @@ def _where(trace: ReadableTrace) -> str:
     return "".join(f" --where {key}={key.upper()}" for key in where)
 
 
-def _guest(each: Explanation) -> str:
+def _guest(each: Explanation[DiskCase]) -> str:
     """Describe guest and disk, as far as the trace tells."""
     block, device = each.case.block, each.case.device
     guest = {True: "a running guest", False: "a guest that is shut off", None: "a guest"}
@@ -205,18 +210,19 @@ def _command(call: Call) -> str:
     return " ".join(["virsh domblkinfo", *asked])
 
 
-def _cases(explained: Explained) -> int:
+def _cases(explained: Explained[Any]) -> int:
     return len(explained) + explained.more
 
 
-def _actual(seen: Overview, explained: Explained, files: Sequence[str]) -> Iterator[str]:
+def _actual(seen: Overview, explained: Explained[Any], files: Sequence[str]) -> Iterator[str]:
     for each in explained[:_MOST]:
         yield from _case(each)
         yield ""
     more = list(_and_more(_cases(explained), "case"))
     yield from [*more, ""] if more else []
     if explained:
-        yield "`explain.txt` has the way of each number from QEMU or the host, with its evidence."
+        ways = "the way of each number from QEMU or the host, with its evidence"
+        yield f"`explain.txt` has {ways if of_disks(explained) else 'the evidence'}."
         return
     for line in seen.errors:
         yield f"- {line}"
@@ -226,13 +232,15 @@ def _actual(seen: Overview, explained: Explained, files: Sequence[str]) -> Itera
         yield f"No call failed, and no error was raised. `{everything}` has every call."
 
 
-def _case(each: Explanation) -> Iterator[str]:
-    block = each.case.block
+def _case(each: Explanation[Any]) -> Iterator[str]:
     yield f"{_about(each)}, {_calls(each)}:"
     yield ""
-    if not each.lineages:
-        message = block.error.values.get("message") if block.error else None
+    if isinstance(each.case, DiskCase) and not each.lineages:
+        message = each.case.block.error.values.get("message") if each.case.block.error else None
         yield f"- libvirt's error: {_text(pieces.plain(message))}" if message else "- no numbers"
+    for fact in each.case.facts:
+        told = " ".join(filter(None, [pieces.plain(fact.value), fact.meaning]))
+        yield f"- {_text(fact.name)}: {_text(told)}"
     for lineage in each.lineages:
         value = lineage.answer.value
         number = "unknown" if value is None else units.quantity(lineage.number, value)
@@ -242,12 +250,13 @@ def _case(each: Explanation) -> Iterator[str]:
     yield f"Cause `{first.name}`: {_text(explanation.fill_text(first.means, each.case))}"
 
 
-def _expected(seen: Overview, explained: Explained) -> Iterator[str]:
-    answered = [each for each in explained if each.case.block.answered]
-    failed = [each for each in explained if not each.case.block.answered]
+def _expected(seen: Overview, explained: Explained[Any]) -> Iterator[str]:
+    disks = of_disks(explained)
+    answered = [each for each in disks if each.case.block.answered]
+    failed = [each for each in disks if not each.case.block.answered]
     if failed:
-        disks = ", ".join(dict.fromkeys(_about(each) for each in failed[:_MOST]))
-        yield f"Numbers instead of an error for {disks}, if the guest has such a disk."
+        named = ", ".join(dict.fromkeys(_about(each) for each in failed[:_MOST]))
+        yield f"Numbers instead of an error for {named}, if the guest has such a disk."
         if answered:
             yield ""
     if answered:
@@ -259,14 +268,14 @@ def _expected(seen: Overview, explained: Explained) -> Iterator[str]:
         yield "According to QEMU and the host, in the same trace:"
         yield ""
         yield from map(_compared, answered[:_MOST])
-    if not explained:
+    if not disks:
         if seen.errors:
             yield "No error."
         else:
             yield "(Please say here what should have happened; the trace has no error.)"
 
 
-def _compared(each: Explanation) -> str:
+def _compared(each: Explanation[DiskCase]) -> str:
     """Compare the answer with what QEMU or the host reports."""
     block, host, device = each.case.block, each.case.host, each.case.device
     used = device.actual_size.value if device and device.actual_size else None
@@ -336,13 +345,13 @@ def _about_file(name: str) -> str:
     return "the guest's XML" if name.endswith(".xml") else "the end of the guest's QEMU log"
 
 
-def _about(each: Explanation) -> str:
-    block = each.case.block
-    return f"{_code(block.domain)} {_code(block.disk)}"
+def _about(each: Explanation[Any]) -> str:
+    return " ".join(map(_code, each.case.subject))
 
 
-def _calls(each: Explanation) -> str:
-    return f"{units.count(len(each.calls), 'call')} of {_code(API)}"
+def _calls(each: Explanation[Any]) -> str:
+    of_api = f" of {_code(API)}" if isinstance(each.case, DiskCase) else ""
+    return f"{units.count(len(each.calls), 'call')}{of_api}"
 
 
 def _and_more(number: int, noun: str) -> Iterator[str]:

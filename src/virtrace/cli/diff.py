@@ -11,9 +11,9 @@ from functools import partial
 from tempfile import TemporaryFile
 from typing import IO, BinaryIO
 
-from virtrace.analysis.causes import catalogue
 from virtrace.analysis.compare.model import Comparison
 from virtrace.analysis.compare.traces import compare_traces
+from virtrace.analysis.explain.disks import EXPLAINER
 from virtrace.cli.progress import reading_trace
 from virtrace.cli.without_rights import run_in_child
 from virtrace.errors import ANSWER_IS_NO, DONE, IncompleteError, TraceError
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 @contextmanager
 def prepared() -> Iterator[IO[bytes]]:
     """Read what a comparison needs except the traces; provide a file for calls that do not fit."""
-    catalogue()
+    EXPLAINER.causes.load()
     with TemporaryFile(prefix="virtrace-") as spill:
         yield spill
 

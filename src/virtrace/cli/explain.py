@@ -1,4 +1,4 @@
-"""``virtrace explain``: where each number of a trace came from, and why it surprises."""
+"""``virtrace explain``: what a trace means, and where its numbers came from."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import BinaryIO
 
-from virtrace.analysis.blockinfo import API
-from virtrace.analysis.causes import catalogue
-from virtrace.analysis.explain import explain_trace
+from virtrace.analysis.explain.registry import load_causes
+from virtrace.analysis.explain.trace import explain_trace
 from virtrace.cli.progress import reading_trace
 from virtrace.cli.show import show_snapshot
 from virtrace.cli.without_rights import run_in_child
@@ -25,11 +24,11 @@ from virtrace.trace.reader import require_whole
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "explain",
-        description="Explain the answers of virDomainGetBlockInfo (virsh domblkinfo) in a trace: "
-        "the cause first, then its evidence, then the path of each number from QEMU or the host. "
+        description="Explain what a trace has: the answer first, then its causes with their "
+        "evidence, and the path of each number from QEMU or the host. "
         "Works from the file alone. Of a snapshot: why the daemon hangs.",
-        epilog="Exit status: 0 explained, 1 an answer contradicts what QEMU said, 2 not a trace or "
-        f"no call of {API} in it, 4 explained, but the trace is incomplete.",
+        epilog="Exit status: 0 explained, 1 an answer contradicts what QEMU said, or the trace has "
+        "nothing that can be explained, 2 not a trace, 4 explained, but the trace is incomplete.",
     )
     parser.add_argument("file", metavar="FILE", help="a trace (.jsonl), a bundle or a snapshot")
     parser.add_argument(
@@ -41,7 +40,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     # Read once, before no file can be opened any more.
-    catalogue()
+    load_causes()
     return run_in_child(args, [args.file], partial(_explain, args))
 
 
@@ -53,9 +52,13 @@ def _explain(args: argparse.Namespace, files: Sequence[BinaryIO], _: int) -> int
         explained = explain_trace(trace, args.file, args.call)
         if args.json:
             print_lines(explanation_document.explanation_json(trace, explained).split("\n"))
+        elif not explained:
+            print_lines(
+                explanation.nothing_explained(explained, style_for(sys.stdout), path=args.file)
+            )
         else:
             style = style_for(sys.stdout)
             print_lines(explanation.explanation_lines(explained, style, path=args.file))
             print_lines(explanation.further(explained, style, path=args.file))
         require_whole(trace, args.file)
-    return ANSWER_IS_NO if explained.contradicts else DONE
+    return DONE if explained and not explained.contradicts else ANSWER_IS_NO

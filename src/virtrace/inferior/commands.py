@@ -395,15 +395,17 @@ def _explain(file: str) -> int:
     And why they surprise. Without FILE of the last trace that this GDB wrote.
     """
     # Not above: a trace would wait for them, and for the table of causes, in vain.
-    from virtrace.analysis.explain import explain_trace
+    from virtrace.analysis.explain.trace import explain_trace
     from virtrace.report import explanation
     from virtrace.trace.reader import read_trace
 
     path = file or (str(_written[-1]) if _written else "")
     if not path:
         raise UsageError("no trace given", "virtrace explain FILE, or trace a call first")
-    explanations = explain_trace(read_trace(path), path)
-    print_lines(explanation.explanation_lines(explanations, style_for(sys.__stdout__), path=path))
+    explained = explain_trace(read_trace(path), path)
+    style = style_for(sys.__stdout__)
+    lines = explanation.explanation_lines if explained else explanation.nothing_explained
+    print_lines(lines(explained, style, path=path))
     return DONE
 
 

@@ -9,7 +9,8 @@ from virtrace.analysis.compare import values
 from virtrace.analysis.compare.model import Comparison, Hidden, OnlyOnOneSide, Pair
 from virtrace.analysis.compare.values import Difference
 from virtrace.analysis.contrast import why
-from virtrace.analysis.explain import Explanation
+from virtrace.analysis.explain.disks import DiskCase
+from virtrace.analysis.explain.model import Explanation
 from virtrace.errors import typed
 from virtrace.report import units
 from virtrace.report.explanation import answer, meaning
@@ -112,7 +113,7 @@ def _name(pair: Pair, style: Style) -> list[Piece]:
     return [(block.domain, "cyan"), (f"{block.disk}:", "cyan")]
 
 
-def _changed(a: Explanation, b: Explanation) -> dict[str, tuple[int, int]]:
+def _changed(a: Explanation[DiskCase], b: Explanation[DiskCase]) -> dict[str, tuple[int, int]]:
     """Return the numbers that both sides have and that differ, in bytes."""
     one, other = a.case.block, b.case.block
     if not (one.answered and other.answered):
@@ -173,7 +174,7 @@ def _not_said(pair: Pair, *, full: bool) -> list[Difference]:
     return [each for each in told if (_leaf(each), repr(each.a), repr(each.b)) not in said]
 
 
-def _numbers(a: Explanation, b: Explanation, style: Style) -> Iterator[str]:
+def _numbers(a: Explanation[DiskCase], b: Explanation[DiskCase], style: Style) -> Iterator[str]:
     changed = _changed(a, b)
     exact = max((len(str(value)) for pair in changed.values() for value in pair), default=0)
     for name, pair in changed.items():
@@ -190,7 +191,7 @@ def _numbers(a: Explanation, b: Explanation, style: Style) -> Iterator[str]:
 _NUMBER = max(len(name) for name in NUMBERS)
 
 
-def _causes(a: Explanation, b: Explanation, style: Style) -> Iterator[str]:
+def _causes(a: Explanation[DiskCase], b: Explanation[DiskCase], style: Style) -> Iterator[str]:
     names = [" or ".join(finding.cause.name for finding in each.answers) for each in (a, b)]
     told = f"{names[0]} in A, {names[1]} in B" if names[0] != names[1] else f"{names[0]} in both"
     yield from labelled("cause", words(told), style)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from virtrace.analysis.compare.model import Comparison, Pair, texts
 from virtrace.analysis.compare.values import Difference
-from virtrace.analysis.explain import Explanation
+from virtrace.analysis.explain.disks import DiskCase
+from virtrace.analysis.explain.model import Explanation
 from virtrace.report.difference import sentence
 from virtrace.report.explanation import answer
 from virtrace.trace.format import Record
@@ -81,7 +82,7 @@ def _pair(pair: Pair) -> Record:
     }
 
 
-def _explained(explanation: Explanation) -> Record:
+def _explained(explanation: Explanation[DiskCase]) -> Record:
     return {
         "answer": answer(explanation),
         "numbers": {each.number: each.answer.value for each in explanation.lineages} or None,

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
+from string import Formatter
+from typing import Any
 
 from virtrace.analysis.blockinfo import NUMBERS
-from virtrace.analysis.causes import Case, Cause, Finding
-from virtrace.analysis.explain import Explained, Explanation
+from virtrace.analysis.explain.model import (
+    Bytes,
+    Case,
+    Cause,
+    Explanation,
+    Fact,
+    Finding,
+    Nanoseconds,
+)
+from virtrace.analysis.explain.trace import Explained, SeenCalls
 from virtrace.analysis.lineage import Lineage, Origin
 from virtrace.errors import typed
 from virtrace.report import units
-from virtrace.report.highlight import Style, paint, safe
+from virtrace.report.highlight import Style, cells, paint, safe
 from virtrace.report.lines import ROOM, copyable, fold
-from virtrace.report.pieces import Piece, plain, words
+from virtrace.report.pieces import Piece, plain, shown, with_commas, words
 from virtrace.trace.bundle_reader import FOLDER, TRACE
 
 _CALLS_SHOWN = 8
@@ -27,7 +37,7 @@ _BELOW = " " * 4
 
 
 def explanation_lines(
-    explanations: Sequence[Explanation], style: Style, *, path: str
+    explanations: Sequence[Explanation[Any]], style: Style, *, path: str
 ) -> Iterator[str]:
     """Yield all answers, then the details of each case. path: name of the trace."""
     if len(explanations) > 1:
@@ -40,7 +50,7 @@ def explanation_lines(
     yield from _how_to_see_an_event(explanations, path, style)
 
 
-def further(explained: Explained, style: Style, *, path: str) -> Iterator[str]:
+def further(explained: Explained[Any], style: Style, *, path: str) -> Iterator[str]:
     """Say how many cases were left out; nothing if there are none."""
     if explained.more:
         calls = units.count(explained.more_calls, "call")
@@ -49,19 +59,49 @@ def further(explained: Explained, style: Style, *, path: str) -> Iterator[str]:
         yield copyable("one", f"virtrace explain --call N {typed(path)}", style)
 
 
-def _case(explanation: Explanation, style: Style) -> Iterator[str]:
+def nothing_explained(explained: Explained[Any], style: Style, *, path: str) -> Iterator[str]:
+    """Say that no explainer knows what the trace has, and what that is."""
+    if not explained.seen:
+        yield from fold(words("Nothing of what the recipe traces happened.", "bold"), style)
+        what = "A call that began before the trace, and hangs, is not in it:"
+        yield from fold(words(what), style)
+        yield copyable("next", "virtrace snapshot", style)
+        return
+    what = "Nothing that this trace has can be explained. It has:"
+    yield from fold(words(what, "bold"), style)
+    for row in explained.seen:
+        yield from fold(_seen(row), style, "  ", _BELOW)
+    yield copyable("next", f"virtrace show {typed(path)}", style)
+
+
+def _seen(row: SeenCalls) -> list[Piece]:
+    noun = "call" if row.is_call else "event"
+    pieces: list[Piece] = [(row.name, "bold"), (units.count(row.count, noun), "")]
+    if row.failed:
+        why = "" if row.error is None else f", the last with: {plain(row.error)}"
+        pieces.append((f"{row.failed:,} failed{why}", "red"))
+    elif row.is_call and row.count > row.unfinished:
+        pieces.append(("none failed", ""))
+    if row.unfinished:
+        pieces.append((f"{row.unfinished:,} not seen to end", "yellow"))
+    return [word for text, role in with_commas(pieces) for word in words(text, role)]
+
+
+def _case(explanation: Explanation[Any], style: Style) -> Iterator[str]:
     yield from _answer(explanation, style)
     yield from _numbers(explanation, style)
+    yield from _facts(explanation.case.facts, style)
+    yield from fold(_calls(explanation), style, _INDENT, _INDENT)
     for lineage in explanation.lineages:
         yield ""
         yield from _lineage(lineage, style)
-    yield from _which_device(explanation, style)
+    yield from _note(explanation, style)
     for finding in explanation.findings:
         yield ""
         yield from _finding(finding, explanation.case, style)
 
 
-def answer(explanation: Explanation) -> str:
+def answer(explanation: Explanation[Any]) -> str:
     """Return the answer as a sentence; several if the trace cannot tell which cause it is."""
     sentences = [fill_text(each.cause.says, explanation.case) for each in explanation.answers]
     if len(sentences) == 1:
@@ -70,42 +110,51 @@ def answer(explanation: Explanation) -> str:
 
 
 def fill_text(text: str, case: Case, *, command: bool = False) -> str:
-    """Fill the numbers and names of a case into a text of causes.yaml.
+    """Fill the numbers and names of a case into a text of its causes.
 
+    Numbers that differ never read the same: where rounding would do that, they are exact.
     command: quote names for a shell, and write unknown values in capitals.
     """
-    block, decision, device = case.block, case.decision, case.device
-    names = {
-        "domain": block.domain,
-        "disk": block.disk,
-        "file": case.file,
-        "format": device.format if device else None,
-        "error": plain(block.error.values.get("message")) if block.error else None,
-    }
-    numbers = {
-        **{name: case.block.number(name) for name in NUMBERS},
-        "usage": decision.usage if decision else None,
-        "offset": decision.offset if decision else None,
-    }
+    used = {name for _, name, _, _ in Formatter().parse(text) if name}
     filled = {
-        name: (shlex.quote(value) if command else value) if value else name.upper()
-        for name, value in names.items()
+        name: name.upper() if value is None else plain(value)
+        for name, value in case.names.items()
+        if name in used
     }
-    for name, number in numbers.items():
-        filled[name] = "unknown" if number is None else units.binary(number) or f"{number} bytes"
+    if command:
+        filled = {
+            name: shown if case.names[name] is None else shlex.quote(shown)
+            for name, shown in filled.items()
+        }
+    numbers = {name: value for name, value in case.numbers.items() if name in used}
+    rounded = {name: _rounded(value) for name, value in numbers.items()}
+    for name, value in numbers.items():
+        like = {numbers[other] for other, shown in rounded.items() if shown == rounded[name]}
+        filled[name] = rounded[name] if len(like) == 1 else f"{value} {_UNITS[type(value)]}"
     return text.format(**filled)
+
+
+_UNITS: dict[type, str] = {Bytes: "bytes", Nanoseconds: "ns"}
+
+
+def _rounded(value: int | None) -> str:
+    if value is None:
+        return "unknown"
+    if isinstance(value, Bytes):
+        return units.binary(value) or f"{value} bytes"
+    return units.duration(value) if isinstance(value, Nanoseconds) else f"{value:,}"
 
 
 # The parts
 
 
-def _answer(explanation: Explanation, style: Style) -> Iterator[str]:
-    block = explanation.case.block
-    name: list[Piece] = [(block.domain, "cyan"), (f"{block.disk}:", "cyan")]
+def _answer(explanation: Explanation[Any], style: Style) -> Iterator[str]:
+    *names, last = explanation.case.subject
+    name: list[Piece] = [*((each, "cyan") for each in names), (f"{last}:", "cyan")]
     yield from fold([*name, *words(answer(explanation), "bold")], style)
 
 
-def _numbers(explanation: Explanation, style: Style) -> Iterator[str]:
+def _numbers(explanation: Explanation[Any], style: Style) -> Iterator[str]:
     rows = []
     for lineage in explanation.lineages:
         value = lineage.answer.value
@@ -123,11 +172,37 @@ def _numbers(explanation: Explanation, style: Style) -> Iterator[str]:
         column = len(prefix) + exact + human + 2
         below = " " * column if style.width - column > ROOM else _BELOW
         yield from fold(pieces, style, prefix, below)
-    indent = " " * (_NAME + 3)
-    yield from fold(_calls(explanation), style, indent, indent)
+    for same in _read_the_same(explanation.lineages):
+        yield from fold(words(same), style, _INDENT, _INDENT)
+
+
+def _read_the_same(lineages: Sequence[Lineage]) -> Iterator[str]:
+    """Say which of the numbers differ although ``virsh --human`` shows them as equal."""
+    by_reading: dict[str, dict[str, int]] = {}
+    for lineage in lineages:
+        value = lineage.answer.value
+        reading = units.binary(value) if value is not None else None
+        if value is not None and reading is not None:
+            by_reading.setdefault(reading, {})[lineage.number] = value
+    for reading, numbers in by_reading.items():
+        apart = max(numbers.values()) - min(numbers.values())
+        if apart:
+            names = " and ".join(numbers)
+            yield f"--human shows {reading} for {names}, which are up to {apart:,} bytes apart"
+
+
+def _facts(facts: Sequence[Fact], style: Style) -> Iterator[str]:
+    width = max((cells(safe(fact.name, style)) for fact in facts), default=0)
+    for fact in facts:
+        text, role = shown(fact.name, fact.value, style)
+        pad = " " * (width - cells(safe(fact.name, style)))
+        value = words(plain(fact.value) if isinstance(fact.value, str) else text, role)
+        pieces = [(fact.name + pad, "cyan"), *value, *words(fact.meaning, "dim")]
+        yield from fold([each for each in pieces if each[0]], style, "  ", _BELOW)
 
 
 _NAME = max(len(name) for name in NUMBERS)
+_INDENT = " " * (_NAME + 3)
 
 
 def _exactly(value: int | None) -> str:
@@ -140,7 +215,7 @@ def meaning(lineage: Lineage) -> str:
     return ", or ".join(dict.fromkeys(meanings))
 
 
-def _calls(explanation: Explanation) -> list[Piece]:
+def _calls(explanation: Explanation[Any]) -> list[Piece]:
     calls = [str(call) for call in explanation.calls]
     shown = ", ".join(calls[:_CALLS_SHOWN])
     more = f" and {len(calls) - _CALLS_SHOWN:,} more" if len(calls) > _CALLS_SHOWN else ""
@@ -186,13 +261,10 @@ def _event(seq: int | None) -> str:
     return f"{'-' if seq is None else f'#{seq}':<4}"
 
 
-def _which_device(explanation: Explanation, style: Style) -> Iterator[str]:
-    block = explanation.case.block
-    names = dict.fromkeys(device.name for device in block.devices)
-    if names:
-        device = f"QEMU's device is {' or '.join(names)}: {block.chosen_by}"
+def _note(explanation: Explanation[Any], style: Style) -> Iterator[str]:
+    if explanation.case.note is not None:
         yield ""
-        yield from fold(words(device, "dim"), style, "  ", _BELOW)
+        yield from fold(words(explanation.case.note, "dim"), style, "  ", _BELOW)
 
 
 def _finding(finding: Finding, case: Case, style: Style) -> Iterator[str]:
@@ -223,7 +295,7 @@ def _to_do(cause: Cause, case: Case, style: Style) -> Iterator[str]:
 
 
 def _how_to_see_an_event(
-    explanations: Sequence[Explanation], path: str, style: Style
+    explanations: Sequence[Explanation[Any]], path: str, style: Style
 ) -> Iterator[str]:
     """Show the command that prints an event, for the first quoted event."""
     for finding in explanations[0].findings if explanations else ():

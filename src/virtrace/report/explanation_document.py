@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-from virtrace.analysis.causes import Case, Finding
-from virtrace.analysis.explain import Explained, Explanation
+from virtrace.analysis.explain.disks import DiskCase
+from virtrace.analysis.explain.model import Case, Explanation, Finding
+from virtrace.analysis.explain.trace import Explained, SeenCalls
 from virtrace.analysis.lineage import Lineage, Origin
 from virtrace.analysis.source_lines import Seen
 from virtrace.report.explanation import answer, fill_text
+from virtrace.report.pieces import plain
 from virtrace.trace.format import Record
 from virtrace.trace.reader import ReadableTrace
 
@@ -24,7 +27,7 @@ def explanation_schema() -> Record:
     return document
 
 
-def explanation_json(trace: ReadableTrace, explanations: Explained) -> str:
+def explanation_json(trace: ReadableTrace, explanations: Explained[Any]) -> str:
     """Return the document as text."""
     cases = [json.dumps(explanation_record(each)) for each in explanations]
     program = json.dumps(trace.header["target"]["program"])
@@ -32,23 +35,33 @@ def explanation_json(trace: ReadableTrace, explanations: Explained) -> str:
         f'{{"format": "{FORMAT}", "version": {VERSION},\n'
         f'"program": {program},\n'
         f'"cases": [\n{",".join(cases)}\n],\n'
+        f'"seen": {json.dumps([_seen_calls(each) for each in explanations.seen])},\n'
         f'"more_cases": {explanations.more}, "more_calls": {explanations.more_calls},\n'
         f'"problems": {json.dumps(trace.problems)}}}'
     )
 
 
-def explanation_record(explanation: Explanation) -> Record:
+def explanation_record(explanation: Explanation[Any]) -> Record:
     """Return one of the document's ``cases``."""
     case = explanation.case
+    return {
+        "explainer": explanation.explainer,
+        "subject": list(case.subject),
+        "calls": explanation.calls,
+        "answer": answer(explanation),
+        "facts": [vars(each) for each in case.facts],
+        "causes": [_finding(each, case) for each in explanation.findings],
+        **(_disk(explanation, case) if isinstance(case, DiskCase) else {}),
+    }
+
+
+def _disk(explanation: Explanation[Any], case: DiskCase) -> Record:
     block = case.block
     return {
         "domain": block.domain,
         "disk": block.disk,
-        "calls": explanation.calls,
-        "answer": answer(explanation),
         "running": block.running,
         "numbers": {each.number: each.answer.value for each in explanation.lineages} or None,
-        "causes": [_finding(each, case) for each in explanation.findings],
         "lineage": [_lineage(each) for each in explanation.lineages],
         "devices": list(dict.fromkeys(device.name for device in block.devices)),
         "device_by": block.chosen_by,
@@ -70,6 +83,10 @@ def _finding(finding: Finding, case: Case) -> Record:
         "versions": cause.versions,
         "links": [{"name": name, "url": url} for name, url in cause.links],
     }
+
+
+def _seen_calls(row: SeenCalls) -> Record:
+    return {**vars(row), "error": None if row.error is None else plain(row.error)}
 
 
 def _lineage(lineage: Lineage) -> Record:

@@ -19,9 +19,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from virtrace.analysis.causes import catalogue
 from virtrace.analysis.chain import chains
-from virtrace.analysis.explain import explain
+from virtrace.analysis.explain.disks import EXPLAINER
+from virtrace.analysis.explain.model import Traced
+from virtrace.analysis.explain.trace import explain_calls
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, Child, Point, Span
 from virtrace.analysis.summary import (
@@ -75,7 +76,7 @@ def prepare_page() -> None:
     for name in (*_SHEETS, _SCRIPT):
         style_sheet(name)
     _template()
-    catalogue()
+    EXPLAINER.causes.load()
 
 
 def page(trace: ReadableTrace, nodes: Sequence[Call | Point | Exchange]) -> str:
@@ -236,7 +237,8 @@ class _Stories:
 
     def of(self, anchor: str, call: Call) -> int | None:
         """Return the index of a call's story; None if there is nothing to explain."""
-        explained = explain([call], self._trace.header["probes"], self._trace.host)
+        traced = Traced(self._trace.header["probes"], self._trace.host)
+        explained = explain_calls(EXPLAINER, [call], traced)
         if not explained:
             return None
         lineages = explained[0].lineages

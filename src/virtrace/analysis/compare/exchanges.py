@@ -9,7 +9,8 @@ from dataclasses import replace
 from virtrace.analysis.compare.align import aligned
 from virtrace.analysis.compare.model import OnlyOnOneSide
 from virtrace.analysis.compare.values import ONLY_A, ONLY_B, ComparedAt, Difference, Values
-from virtrace.analysis.explain import Explanation
+from virtrace.analysis.explain.disks import DiskCase
+from virtrace.analysis.explain.model import Explanation
 from virtrace.analysis.qmp import Exchange
 from virtrace.trace.format import Json, Record, unavailable
 
@@ -21,7 +22,7 @@ def compared_exchanges(
     values: Values,
     a: Sequence[Exchange],
     b: Sequence[Exchange],
-    explained: tuple[Explanation, Explanation] | None,
+    explained: tuple[Explanation[DiskCase], Explanation[DiskCase]] | None,
 ) -> Iterator[OnlyOnOneSide | Difference]:
     nodes = [_nodes(explanation) for explanation in explained] if explained else [{}, {}]
     for of_a, of_b in aligned(a, b, _sent, lambda exchange: exchange.command):
@@ -85,7 +86,7 @@ def _reply(exchange: Exchange) -> Record:
     return {key: value for key, value in document.items() if key in ("return", "error")}
 
 
-def _nodes(explanation: Explanation) -> dict[str, str]:
+def _nodes(explanation: Explanation[DiskCase]) -> dict[str, str]:
     """Return which node of the disk each name stands for: "" (the first), ``parent``, ..."""
     devices = explanation.case.block.devices
     if len({device.name for device in devices}) != 1:

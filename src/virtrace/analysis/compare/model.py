@@ -12,7 +12,8 @@ from virtrace.analysis.compare.values import (
     Difference,
     Values,
 )
-from virtrace.analysis.explain import Explanation
+from virtrace.analysis.explain.disks import DiskCase
+from virtrace.analysis.explain.model import Explanation
 from virtrace.analysis.spans import Call
 from virtrace.trace.format import Json, Record, is_text
 from virtrace.trace.reader import ReadableTrace
@@ -48,7 +49,7 @@ class Pair:
 
     a: Call
     b: Call
-    explained: tuple[Explanation, Explanation] | None
+    explained: tuple[Explanation[DiskCase], Explanation[DiskCase]] | None
     steps: tuple[OnlyOnOneSide, ...]
     differences: tuple[Difference, ...]
     calls: list[tuple[int | None, int | None]] = field(default_factory=list)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
-from virtrace.analysis.devices import step
+from virtrace.analysis.quoted import step
 from virtrace.trace.format import Json, is_pointer, is_unavailable, unavailable
 
 # Kinds of differences. Two traces with only the last three kinds are equal.

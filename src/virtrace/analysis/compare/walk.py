@@ -10,7 +10,9 @@ from virtrace.analysis.compare import exchanges
 from virtrace.analysis.compare.align import aligned
 from virtrace.analysis.compare.model import OnlyOnOneSide, Pair
 from virtrace.analysis.compare.values import ComparedAt, Difference, Values
-from virtrace.analysis.explain import Explanation, explain
+from virtrace.analysis.explain.disks import EXPLAINER, DiskCase
+from virtrace.analysis.explain.model import Explanation, Traced
+from virtrace.analysis.explain.trace import explain_calls
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, Child, Span
 from virtrace.trace.format import Event, Json, unavailable
@@ -85,7 +87,7 @@ class CallComparer:
 
     def pair(self, a: Call, b: Call) -> Pair:
         explained = [
-            explain([call], trace.header["probes"], facts)
+            explain_calls(EXPLAINER, [call], Traced(trace.header["probes"], facts))
             for call, trace, facts in zip((a, b), self._traces, self._facts)
         ]
         both = (explained[0][0], explained[1][0]) if all(explained) else None
@@ -99,7 +101,10 @@ class CallComparer:
         )
 
     def _walk(
-        self, a: _Way, b: _Way, explained: tuple[Explanation, Explanation] | None
+        self,
+        a: _Way,
+        b: _Way,
+        explained: tuple[Explanation[DiskCase], Explanation[DiskCase]] | None,
     ) -> Iterator[OnlyOnOneSide | Difference]:
         for of_a, of_b in aligned(a.visits, b.visits, lambda visit: visit.key):
             if of_a is None or of_b is None:
@@ -126,7 +131,7 @@ class CallComparer:
         place = ComparedAt(a.name, "returned", None, a.exit_seq, b.exit_seq)
         yield from self._captured(place, _returned(a), _returned(b))
 
-    def _host(self, a: Explanation, b: Explanation) -> Iterator[Difference]:
+    def _host(self, a: Explanation[DiskCase], b: Explanation[DiskCase]) -> Iterator[Difference]:
         hosts = a.case.host, b.case.host
         if hosts[0] is not None and hosts[1] is not None:
             facts = [{fact: host.record.get(fact) for fact in _FACTS} for host in hosts if host]

@@ -1,51 +1,41 @@
-"""Why an answer of virDomainGetBlockInfo surprises: conditions here, texts in causes.yaml.
+"""Why the three sizes of a disk surprise: conditions here, texts in disks.yaml.
 
-Each cause in causes.yaml has a function of its name here, which decides whether the cause holds
-for a case, and on what evidence. A new cause needs an entry there and a function here.
+Each cause in disks.yaml has a function of its name here, which decides whether the cause holds for
+a case, and on what evidence. A new cause needs an entry there and a function here.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import yaml
-
-from virtrace.analysis.blockinfo import NUMBERS, BlockInfo
-from virtrace.analysis.checks import Evidence, contradictions, quote
+from virtrace.analysis.blockinfo import NUMBERS, BlockInfo, read_block_info
+from virtrace.analysis.checks import contradictions
 from virtrace.analysis.decision import OFFSET, USAGE, Decision
 from virtrace.analysis.devices import Device
-from virtrace.analysis.host import HostDisk
-from virtrace.analysis.lineage import on_device
+from virtrace.analysis.explain import model
+from virtrace.analysis.explain.model import (
+    Bytes,
+    Catalogue,
+    Condition,
+    EachCall,
+    Explainer,
+    Explanation,
+    Traced,
+)
+from virtrace.analysis.host import HostDisk, find_disk
+from virtrace.analysis.lineage import on_device, trace_back
+from virtrace.analysis.quoted import Evidence, quote
+from virtrace.analysis.spans import Call
+from virtrace.trace.format import Json
+from virtrace.trace.roles import DISK_SIZES
 
 
 @dataclass(frozen=True)
-class Cause:
-    """An entry of causes.yaml; the head of that file describes the parts."""
-
-    name: str
-    says: str
-    means: str
-    do: tuple[tuple[str, str], ...] = ()
-    versions: str | None = None
-    either: tuple[str, ...] = ()
-    excludes: tuple[str, ...] = ()
-    links: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A cause that holds. possible: another finding may be the true one instead."""
-
-    cause: Cause
-    evidence: tuple[Evidence, ...]
-    possible: bool = False
-
-
-@dataclass(frozen=True)
-class Case:
+class DiskCase(model.Case):
     """A call, with the host's facts about its disk."""
 
     block: BlockInfo
@@ -68,93 +58,121 @@ class Case:
     def decision(self) -> Decision | None:
         return self.block.decisions[0] if self.block.decisions else None
 
+    @property
+    def subject(self) -> tuple[str, ...]:
+        return self.block.domain, self.block.disk
 
-Condition = Callable[[Case], "list[Evidence] | None"]
-CONDITIONS: dict[str, Condition] = {}
+    @property
+    def names(self) -> Mapping[str, Json]:
+        return {
+            "domain": self.block.domain,
+            "disk": self.block.disk,
+            "file": self.file,
+            "format": self.device.format if self.device else None,
+            "error": self.block.error.values.get("message") if self.block.error else None,
+        }
+
+    @property
+    def numbers(self) -> Mapping[str, int | None]:
+        decision = self.decision
+        found = {
+            **{name: self.block.number(name) for name in NUMBERS},
+            "usage": decision.usage if decision else None,
+            "offset": decision.offset if decision else None,
+        }
+        return {name: None if number is None else Bytes(number) for name, number in found.items()}
+
+    @property
+    def key(self) -> object:
+        return (
+            self.subject,
+            tuple(self.block.number(name) for name in NUMBERS),
+            str(self.names["error"]),
+            self.decision,
+        )
+
+    @property
+    def note(self) -> str | None:
+        names = dict.fromkeys(device.name for device in self.block.devices)
+        return f"QEMU's device is {' or '.join(names)}: {self.block.chosen_by}" if names else None
 
 
-def _cause(name: str, *, answered: bool = True) -> Callable[[Condition], Condition]:
+_CAUSES: Catalogue[DiskCase] = Catalogue(Path(__file__).with_name("disks.yaml"))
+
+
+def _cause(
+    name: str, *, answered: bool = True
+) -> Callable[[Condition[DiskCase]], Condition[DiskCase]]:
     """Register a condition. answered: whether it is about calls that returned numbers."""
 
-    def add(condition: Condition) -> Condition:
+    def add(condition: Condition[DiskCase]) -> Condition[DiskCase]:
         @functools.wraps(condition)
-        def guarded(case: Case) -> list[Evidence] | None:
+        def guarded(case: DiskCase) -> list[Evidence] | None:
             return condition(case) if case.block.answered is answered else None
 
-        CONDITIONS[name] = guarded
-        return guarded
+        return _CAUSES.condition(name)(guarded)
 
     return add
 
 
-@functools.cache
-def catalogue() -> tuple[Cause, ...]:
-    """Return all causes, best explanation first."""
-    text = Path(__file__).with_name("causes.yaml").read_text(encoding="utf-8")
-    return tuple(
-        Cause(
-            name=name,
-            says=entry["says"],
-            means=entry["means"],
-            do=tuple(entry.get("do", {}).items()),
-            versions=entry.get("versions"),
-            either=tuple(_list(entry.get("either", []))),
-            excludes=tuple(_list(entry.get("excludes", []))),
-            links=tuple(entry.get("links", {}).items()),
-        )
-        for name, entry in yaml.safe_load(text).items()
-    )
+def _reader(traced: Traced) -> EachCall[DiskCase]:
+    def case(call: Call) -> DiskCase | None:
+        if call.root.role != DISK_SIZES:
+            return None
+        block = read_block_info(call, traced.seen)
+        told = find_disk(traced.host, block.domain, block.disk)
+        if told is not None and told.alias is not None:
+            block = read_block_info(call, traced.seen, told.alias)
+        return DiskCase(block, told)
+
+    return EachCall(case)
 
 
-def _list(value: str | list[str]) -> list[str]:
-    return [value] if isinstance(value, str) else value
+EXPLAINER = Explainer(
+    "disk-sizes",
+    frozenset({DISK_SIZES}),
+    _CAUSES,
+    _reader,
+    lambda case: trace_back(case.block, case.host),
+)
 
 
-def find_causes(case: Case) -> tuple[Finding, ...]:
-    """Return the causes that hold, by rank; ``unknown`` if none does."""
-    *causes, unknown = catalogue()
-    evidence = {cause.name: CONDITIONS[cause.name](case) for cause in causes}
-    held = [cause for cause in causes if evidence[cause.name] is not None]
-    excluded = {name for cause in held for name in cause.excludes}
-    held = [cause for cause in held if cause.name not in excluded]
-    names = {cause.name for cause in held}
-    return tuple(
-        Finding(cause, tuple(evidence[cause.name] or ()), not names.isdisjoint(cause.either))
-        for cause in held
-    ) or (Finding(unknown, tuple(_what_is_known(case))),)
+def of_disks(explanations: Iterable[Explanation[Any]]) -> list[Explanation[DiskCase]]:
+    """Return those that are about the sizes of a disk."""
+    return [each for each in explanations if isinstance(each.case, DiskCase)]
 
 
 # Conditions. Each returns its evidence, or None if it does not hold.
 
 
 @_cause("contradiction")
-def _contradiction(case: Case) -> list[Evidence] | None:
+def _contradiction(case: DiskCase) -> list[Evidence] | None:
     return contradictions(case.block) or None
 
 
 @_cause("incomplete", answered=False)
-def _incomplete(case: Case) -> list[Evidence] | None:
+def _incomplete(case: DiskCase) -> list[Evidence] | None:
     if case.block.call.root.returned is not None:
         return None
     return [Evidence(problem) for problem in case.block.call.problems]
 
 
 @_cause("empty-drive", answered=False)
-def _empty_drive(case: Case) -> list[Evidence] | None:
+def _empty_drive(case: DiskCase) -> list[Evidence] | None:
     return _error_that_says(case, "does not currently have a source assigned")
 
 
 @_cause("unknown-disk", answered=False)
-def _unknown_disk(case: Case) -> list[Evidence] | None:
+def _unknown_disk(case: DiskCase) -> list[Evidence] | None:
     return _error_that_says(case, "not assigned to domain")
 
 
 @_cause("error", answered=False)
-def _error(case: Case) -> list[Evidence] | None:
+def _error(case: DiskCase) -> list[Evidence] | None:
     return _error_that_says(case, "")
 
 
-def _error_that_says(case: Case, words: str) -> list[Evidence] | None:
+def _error_that_says(case: DiskCase, words: str) -> list[Evidence] | None:
     """Find the error by its text: one code covers several errors. Needs untranslated messages."""
     if not case.block.call.failed:
         return None
@@ -174,24 +192,24 @@ def _error_that_says(case: Case, words: str) -> list[Evidence] | None:
 
 
 @_cause("stopped-on-device")
-def _stopped_on_device(case: Case) -> list[Evidence] | None:
+def _stopped_on_device(case: DiskCase) -> list[Evidence] | None:
     allocation = case.block.number("allocation")
     equal = case.block.number("capacity") == allocation == case.block.number("physical")
     return _stopped(case) if equal and on_device(case.block, case.host) is not False else None
 
 
 @_cause("stopped-on-file")
-def _stopped_on_file(case: Case) -> list[Evidence] | None:
+def _stopped_on_file(case: DiskCase) -> list[Evidence] | None:
     return _stopped(case) if on_device(case.block, case.host) is not True else None
 
 
 @_cause("stopped-image-on-device")
-def _stopped_image_on_device(case: Case) -> list[Evidence] | None:
+def _stopped_image_on_device(case: DiskCase) -> list[Evidence] | None:
     none = case.block.number("allocation") == 0
     return _stopped(case) if none and on_device(case.block, case.host) is not False else None
 
 
-def _stopped(case: Case) -> list[Evidence] | None:
+def _stopped(case: DiskCase) -> list[Evidence] | None:
     if case.block.running is not False:
         return None
     return [
@@ -202,7 +220,7 @@ def _stopped(case: Case) -> list[Evidence] | None:
 
 
 @_cause("no-actual-size")
-def _no_actual_size(case: Case) -> list[Evidence] | None:
+def _no_actual_size(case: DiskCase) -> list[Evidence] | None:
     device = case.device
     if device is None or device.image is None or device.actual_size is not None:
         return None
@@ -214,7 +232,7 @@ def _no_actual_size(case: Case) -> list[Evidence] | None:
 
 
 @_cause("device-written-at-end")
-def _device_written_at_end(case: Case) -> list[Evidence] | None:
+def _device_written_at_end(case: DiskCase) -> list[Evidence] | None:
     device, capacity = case.device, case.block.number("capacity")
     if not _on_device(device) or capacity is None or not _takes_offset(case, at_least=capacity):
         return None
@@ -222,7 +240,7 @@ def _device_written_at_end(case: Case) -> list[Evidence] | None:
 
 
 @_cause("discarded")
-def _discarded(case: Case) -> list[Evidence] | None:
+def _discarded(case: DiskCase) -> list[Evidence] | None:
     device = case.device
     discards = list(device.discards()) if device else []
     if not discards or not _takes_offset(case, more_than_usage=True):
@@ -241,7 +259,7 @@ def _discarded(case: Case) -> list[Evidence] | None:
 
 
 @_cause("internal-snapshot")
-def _internal_snapshot(case: Case) -> list[Evidence] | None:
+def _internal_snapshot(case: DiskCase) -> list[Evidence] | None:
     image = case.device.image if case.device else None
     snapshots = image.get("snapshots") if image else None
     count = len(list(snapshots.items())) if snapshots else 0
@@ -252,7 +270,7 @@ def _internal_snapshot(case: Case) -> list[Evidence] | None:
 
 
 @_cause("qcow2-on-device")
-def _qcow2_on_device(case: Case) -> list[Evidence] | None:
+def _qcow2_on_device(case: DiskCase) -> list[Evidence] | None:
     device = case.device
     if device is None or device.format != "qcow2" or not _on_device(device):
         return None
@@ -260,7 +278,7 @@ def _qcow2_on_device(case: Case) -> list[Evidence] | None:
 
 
 @_cause("fully-allocated")
-def _fully_allocated(case: Case) -> list[Evidence] | None:
+def _fully_allocated(case: DiskCase) -> list[Evidence] | None:
     decision, capacity = case.decision, case.block.number("capacity")
     if decision is None or not capacity:
         return None
@@ -270,7 +288,7 @@ def _fully_allocated(case: Case) -> list[Evidence] | None:
 
 
 @_cause("nothing-written")
-def _nothing_written(case: Case) -> list[Evidence] | None:
+def _nothing_written(case: DiskCase) -> list[Evidence] | None:
     decision = case.decision
     if decision is None or decision.offset or decision.usage:
         return None
@@ -281,16 +299,16 @@ def _nothing_written(case: Case) -> list[Evidence] | None:
 
 
 @_cause("no-high-water-mark")
-def _no_high_water_mark(case: Case) -> list[Evidence] | None:
+def _no_high_water_mark(case: DiskCase) -> list[Evidence] | None:
     return None if _on_device(case.device) else _without_offset(case)
 
 
 @_cause("no-high-water-mark-on-device")
-def _no_high_water_mark_on_device(case: Case) -> list[Evidence] | None:
+def _no_high_water_mark_on_device(case: DiskCase) -> list[Evidence] | None:
     return _without_offset(case) if _on_device(case.device) else None
 
 
-def _without_offset(case: Case) -> list[Evidence] | None:
+def _without_offset(case: DiskCase) -> list[Evidence] | None:
     decision, device = case.decision, case.device
     if decision is None or decision.offset is not None:
         return None
@@ -308,7 +326,7 @@ def _without_offset(case: Case) -> list[Evidence] | None:
 
 
 @_cause("filter-node")
-def _filter_node(case: Case) -> list[Evidence] | None:
+def _filter_node(case: DiskCase) -> list[Evidence] | None:
     device = case.device
     if device is None or device.node.get("stats") is not None:
         return None
@@ -316,21 +334,21 @@ def _filter_node(case: Case) -> list[Evidence] | None:
 
 
 @_cause("device-high-water-mark")
-def _device_high_water_mark(case: Case) -> list[Evidence] | None:
+def _device_high_water_mark(case: DiskCase) -> list[Evidence] | None:
     if not _on_device(case.device) or not _takes_offset(case):
         return None
     return [*_offset(case), *_host(case)]
 
 
 @_cause("high-water-mark")
-def _high_water_mark(case: Case) -> list[Evidence] | None:
+def _high_water_mark(case: DiskCase) -> list[Evidence] | None:
     if _on_device(case.device) or not _takes_offset(case):
         return None
     return [*_offset(case), *_usage(case), *_host(case)]
 
 
 @_cause("restarted")
-def _restarted(case: Case) -> list[Evidence] | None:
+def _restarted(case: DiskCase) -> list[Evidence] | None:
     decision, device = case.decision, case.device
     if decision is None or decision.offset != 0 or not decision.usage:
         return None
@@ -340,24 +358,23 @@ def _restarted(case: Case) -> list[Evidence] | None:
 
 
 @_cause("external-snapshot")
-def _external_snapshot(case: Case) -> list[Evidence] | None:
+def _external_snapshot(case: DiskCase) -> list[Evidence] | None:
     image = case.device.image if case.device else None
     below = image.get("full-backing-filename") or image.get("backing-filename") if image else None
     return [quote(below, f"the image below it: {below.value}"), *_usage(case)] if below else None
 
 
 @_cause("qcow2")
-def _qcow2(case: Case) -> list[Evidence] | None:
+def _qcow2(case: DiskCase) -> list[Evidence] | None:
     device = case.device
     if device is None or not device.is_qcow2_file:
         return None
     return [*_format(device), *_usage(case), *_host(case)]
 
 
-def _what_is_known(case: Case) -> Iterator[Evidence]:
-    yield from _answers(case, *NUMBERS)
-    yield from _offset(case)
-    yield from _usage(case)
+@_CAUSES.condition("unknown")
+def _unknown(case: DiskCase) -> list[Evidence] | None:
+    return [*_answers(case, *NUMBERS), *_offset(case), *_usage(case)]
 
 
 # Shared parts of conditions
@@ -367,7 +384,7 @@ def _on_device(device: Device | None) -> bool:
     return device is not None and device.is_block_device
 
 
-def _takes_offset(case: Case, *, at_least: int = 0, more_than_usage: bool = False) -> bool:
+def _takes_offset(case: DiskCase, *, at_least: int = 0, more_than_usage: bool = False) -> bool:
     """Whether allocation is the highest offset written."""
     decision = case.decision
     return (
@@ -378,13 +395,13 @@ def _takes_offset(case: Case, *, at_least: int = 0, more_than_usage: bool = Fals
     )
 
 
-def _virtual_size(case: Case) -> Iterator[Evidence]:
+def _virtual_size(case: DiskCase) -> Iterator[Evidence]:
     found = case.device.capacity if case.device else None
     if found is not None:
         yield quote(found, "size that the guest sees")
 
 
-def _usage(case: Case) -> Iterator[Evidence]:
+def _usage(case: DiskCase) -> Iterator[Evidence]:
     """Yield P, as QEMU reported it or, if the trace lacks that, from libvirt's struct."""
     device, stats = case.device, case.block.stats
     found = device.usage if device else stats.number(USAGE) if stats else None
@@ -392,14 +409,14 @@ def _usage(case: Case) -> Iterator[Evidence]:
         yield quote(found, "space used on the host")
 
 
-def _offset(case: Case) -> Iterator[Evidence]:
+def _offset(case: DiskCase) -> Iterator[Evidence]:
     device, stats = case.device, case.block.stats
     found = device.highest_offset if device else stats.number(OFFSET) if stats else None
     if found is not None:
         yield quote(found, "highest offset written since QEMU started")
 
 
-def _answers(case: Case, *names: str) -> Iterator[Evidence]:
+def _answers(case: DiskCase, *names: str) -> Iterator[Evidence]:
     for name in names:
         found = case.block.info.number(name) if case.block.info else None
         if found is not None:
@@ -416,7 +433,7 @@ def _format(device: Device) -> Iterator[Evidence]:
 _ODD_BLOCKS = frozenset({"nfs", "btrfs", "zfs", "bcachefs"})
 
 
-def _host(case: Case) -> Iterator[Evidence]:
+def _host(case: DiskCase) -> Iterator[Evidence]:
     """Yield the facts of the host, if they were recorded."""
     host = case.host
     if host is None:

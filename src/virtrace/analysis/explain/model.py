@@ -1,0 +1,257 @@
+"""What an explanation is made of: the case, its causes, their evidence."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar, Union
+
+import yaml
+
+from virtrace.analysis.blockinfo import seen_by
+from virtrace.analysis.lineage import Lineage
+from virtrace.analysis.qmp import Exchange
+from virtrace.analysis.quoted import Evidence
+from virtrace.analysis.spans import Call, Point
+from virtrace.trace.format import HostRecord, Json, ProbeRecord
+
+Node = Union[Call, Point, Exchange]
+
+
+class Bytes(int):
+    """A number of bytes, for texts."""
+
+
+class Nanoseconds(int):
+    """A duration, for texts."""
+
+
+@dataclass(frozen=True)
+class Cause:
+    """An entry of an explainer's YAML file; the head of disks.yaml describes the parts."""
+
+    name: str
+    says: str
+    means: str
+    do: tuple[tuple[str, str], ...] = ()
+    versions: str | None = None
+    either: tuple[str, ...] = ()
+    excludes: tuple[str, ...] = ()
+    links: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A cause that holds. possible: another finding may be the true one instead."""
+
+    cause: Cause
+    evidence: tuple[Evidence, ...]
+    possible: bool = False
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A value of the answer, with what it means. seq, path: as of Evidence."""
+
+    name: str
+    value: Json
+    meaning: str = ""
+    seq: int | None = None
+    path: str | None = None
+
+
+class Case:
+    """What an answer is about. Each explainer has a class of its own."""
+
+    @property
+    def subject(self) -> tuple[str, ...]:
+        """Names of what it is about, such as domain and disk."""
+        raise NotImplementedError
+
+    @property
+    def names(self) -> Mapping[str, Json]:
+        """Names and texts to fill into the causes' texts; None: unknown."""
+        return {}
+
+    @property
+    def numbers(self) -> Mapping[str, int | None]:
+        """Numbers to fill into the causes' texts, Bytes and Nanoseconds among them."""
+        return {}
+
+    @property
+    def key(self) -> object:
+        """A key that is equal for cases with one explanation, their findings being equal."""
+        return self.subject, tuple(map(str, self.names.values())), tuple(self.numbers.values())
+
+    @property
+    def facts(self) -> Sequence[Fact]:
+        """Values to show below the answer."""
+        return ()
+
+    @property
+    def note(self) -> str | None:
+        """A remark to show below them."""
+        return None
+
+    @property
+    def calls(self) -> Sequence[int | None]:
+        """``call`` of the events that show it, if it is of the whole trace."""
+        return ()
+
+
+C = TypeVar("C", bound=Case)
+C_co = TypeVar("C_co", bound=Case, covariant=True)
+Condition = Callable[[C], "list[Evidence] | None"]
+
+
+class Catalogue(Generic[C]):
+    """The causes of an explainer: texts from a YAML file, best first, and conditions.
+
+    The last one is ``unknown``. Its condition is asked only if no other holds.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.conditions: dict[str, Condition[C]] = {}
+
+    def condition(self, name: str) -> Callable[[Condition[C]], Condition[C]]:
+        """Register a cause's condition, which returns its evidence, or None if it does not hold."""
+
+        def add(condition: Condition[C]) -> Condition[C]:
+            self.conditions[name] = condition
+            return condition
+
+        return add
+
+    @functools.cached_property
+    def causes(self) -> tuple[Cause, ...]:
+        """All causes, best explanation first."""
+        text = self.file.read_text(encoding="utf-8")
+        return tuple(
+            Cause(
+                name=name,
+                says=entry["says"],
+                means=entry["means"],
+                do=tuple(entry.get("do", {}).items()),
+                versions=entry.get("versions"),
+                either=tuple(_list(entry.get("either", []))),
+                excludes=tuple(_list(entry.get("excludes", []))),
+                links=tuple(entry.get("links", {}).items()),
+            )
+            for name, entry in yaml.safe_load(text).items()
+        )
+
+    def load(self) -> None:
+        """Read the texts, where no file can be opened later."""
+        _ = self.causes
+
+    def find(self, case: C) -> tuple[Finding, ...]:
+        """Return the causes that hold, by rank; ``unknown`` if none does."""
+        *causes, unknown = self.causes
+        evidence = {cause.name: self.conditions[cause.name](case) for cause in causes}
+        held = [cause for cause in causes if evidence[cause.name] is not None]
+        excluded = {name for cause in held for name in cause.excludes}
+        held = [cause for cause in held if cause.name not in excluded]
+        names = {cause.name for cause in held}
+        return tuple(
+            Finding(cause, tuple(evidence[cause.name] or ()), not names.isdisjoint(cause.either))
+            for cause in held
+        ) or (Finding(unknown, tuple(self.conditions[unknown.name](case) or ())),)
+
+
+def _list(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What is known of a trace before its events are read."""
+
+    probes: Sequence[ProbeRecord]
+    host: Sequence[HostRecord] = ()
+
+    @functools.cached_property
+    def seen(self) -> frozenset[str]:
+        """Names and roles of the probes that were found."""
+        return seen_by(self.probes)
+
+
+class Reader(Protocol[C_co]):
+    """Finds cases in the nodes of one trace, in the order in which they end."""
+
+    def take(self, node: Node) -> Iterable[C_co]:
+        """Return the cases that a node shows."""
+
+    def finish(self, end_ns: int) -> Iterable[C_co]:
+        """Return those that only the whole trace shows. end_ns: when it ended."""
+
+
+@dataclass(frozen=True)
+class EachCall(Generic[C]):
+    """A reader for cases of one call each. case: None if the call is none of the explainer's."""
+
+    case: Callable[[Call], C | None]
+
+    def take(self, node: Node) -> Iterable[C]:
+        found = self.case(node) if isinstance(node, Call) else None
+        return [] if found is None else [found]
+
+    def finish(self, end_ns: int) -> Iterable[C]:
+        return ()
+
+
+def _without_lineage(_case: Case) -> tuple[Lineage, ...]:
+    return ()
+
+
+@dataclass(frozen=True)
+class Explainer(Generic[C]):
+    """Explains one kind of case.
+
+    name: in ``--json``.
+    traces: roles and functions; it reads a trace if any of their probes was found.
+    causes: texts and conditions.
+    reader: makes a reader of a trace.
+    lineage: where the numbers of a case came from.
+    """
+
+    name: str
+    traces: frozenset[str]
+    causes: Catalogue[C]
+    reader: Callable[[Traced], Reader[C]]
+    lineage: Callable[[C], tuple[Lineage, ...]] = _without_lineage
+
+
+@dataclass
+class Explanation(Generic[C]):
+    """One case, and the calls that showed it.
+
+    explainer: its name.
+    case: of the first such call.
+    findings: by rank, never empty.
+    lineages: empty if there are no numbers whose way is known.
+    calls: ``call`` of their events, in the order in which the calls ended.
+    """
+
+    explainer: str
+    case: C
+    findings: tuple[Finding, ...]
+    lineages: tuple[Lineage, ...] = ()
+    calls: list[int | None] = field(default_factory=list)
+
+    @property
+    def answers(self) -> tuple[Finding, ...]:
+        """The first finding, and those that the trace cannot tell from it."""
+        first, *rest = self.findings
+        return (first, *(each for each in rest if first.possible and each.possible))
+
+    @property
+    def contradicts(self) -> bool:
+        """Whether the answer does not follow from what QEMU reported."""
+        return contradicts(self.findings)
+
+
+def contradicts(findings: tuple[Finding, ...]) -> bool:
+    return findings[0].cause.name == "contradiction"

@@ -1,0 +1,17 @@
+"""All explainers. A new one needs its line here; docs/architecture.md says what else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from virtrace.analysis.explain import disks
+from virtrace.analysis.explain.model import Explainer
+
+# In the order in which their answers are given.
+EXPLAINERS: tuple[Explainer[Any], ...] = (disks.EXPLAINER,)
+
+
+def load_causes() -> None:
+    """Read all texts, before no file can be opened any more."""
+    for explainer in EXPLAINERS:
+        explainer.causes.load()

@@ -1,0 +1,161 @@
+"""Explanations of what a trace has, grouped if they are equal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from virtrace.analysis.explain.model import (
+    C,
+    Explainer,
+    Explanation,
+    Node,
+    Reader,
+    Traced,
+    contradicts,
+)
+from virtrace.analysis.explain.registry import EXPLAINERS
+from virtrace.analysis.qmp import Exchange
+from virtrace.analysis.spans import Call, CallBuilder
+from virtrace.analysis.waiting import ended_ns
+from virtrace.errors import UsageError
+from virtrace.trace.reader import ReadableTrace
+
+# Each case is kept with the call that showed it first; nobody reads more cases than this.
+MOST_CASES = 500
+_MOST_NAMES = 100
+_CALLS_NAMED = 8
+
+
+@dataclass
+class SeenCalls:
+    """All calls of one API, or all events of one name outside of calls.
+
+    failed, unfinished: number of those.
+    error: message of the last error of the last one that failed; None if none was seen.
+    """
+
+    name: str
+    is_call: bool
+    count: int = 0
+    failed: int = 0
+    unfinished: int = 0
+    error: Any = None
+
+    def add(self, node: Node) -> None:
+        self.count += 1
+        if isinstance(node, Call):
+            self.unfinished += node.root.unfinished
+            if node.failed:
+                self.failed += 1
+                errors = node.errors()
+                self.error = errors[-1].values.get("message") if errors else None
+        elif isinstance(node, Exchange):
+            self.failed += node.failed
+            self.unfinished += node.is_awaited
+
+
+class Explained(list[Explanation[C]]):
+    """The cases, up to a limit.
+
+    more: number of further cases.
+    more_calls: number of calls that showed those.
+    contradicts: whether any answer contradicts what QEMU reported, those of further cases included.
+    seen: what the trace has, by name.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.more_calls = 0
+        self.contradicts = False
+        self.seen: list[SeenCalls] = []
+        self._cases: dict[object, Explanation[C]] = {}
+        self._further: set[int] = set()
+
+    @property
+    def more(self) -> int:
+        return len(self._further)
+
+    def add(self, explainer: Explainer[C], case: C, calls: Sequence[int | None]) -> None:
+        findings = explainer.causes.find(case)
+        names = tuple((finding.cause.name, finding.possible) for finding in findings)
+        key = explainer.name, case.key, names
+        if key in self._cases:
+            self._cases[key].calls.extend(calls)
+            return
+        self.contradicts |= contradicts(findings)
+        if len(self) < MOST_CASES:
+            one = Explanation(explainer.name, case, findings, explainer.lineage(case), list(calls))
+            self._cases[key] = one
+            self.append(one)
+        else:
+            self._further.add(hash(key))
+            self.more_calls += len(calls)
+
+
+@dataclass
+class _Seen:
+    """Counts what passes, by name; names come from the trace, so their number is limited."""
+
+    rows: dict[tuple[bool, str], SeenCalls] = field(default_factory=dict)
+
+    def add(self, node: Node) -> None:
+        is_call = isinstance(node, Call)
+        if isinstance(node, Call):
+            name = node.procedure or node.root.name
+        elif isinstance(node, Exchange):
+            name = node.command or node.send.name
+        else:
+            name = node.event.name
+        if len(self.rows) >= _MOST_NAMES and (is_call, name) not in self.rows:
+            name = "others"
+        self.rows.setdefault((is_call, name), SeenCalls(name, is_call)).add(node)
+
+
+def explain_trace(trace: ReadableTrace, path: str, wanted: int | None = None) -> Explained[Any]:
+    """Explain what a trace has, or only the call number ``wanted``.
+
+    path: name of the trace, for errors.
+    Raises: UsageError: there is no such call; it names others.
+    """
+    traced = Traced(trace.header["probes"], trace.host_records())
+    chosen = [each for each in EXPLAINERS if not each.traces.isdisjoint(traced.seen)]
+    readers: list[tuple[Explainer[Any], Reader[Any]]] = [
+        (each, each.reader(traced)) for each in chosen
+    ]
+    found: Explained[Any] = Explained()
+    seen = _Seen()
+    some: list[int | None] = []
+    for node in CallBuilder(trace.most_open).everything(trace):
+        calls = [node.id] if isinstance(node, Call) else []
+        if calls and len(some) <= _CALLS_NAMED:
+            some += calls
+        if wanted is not None and calls != [wanted]:
+            continue
+        seen.add(node)
+        for explainer, reader in readers:
+            for case in reader.take(node):
+                found.add(explainer, case, calls)
+    for explainer, reader in readers:
+        for case in reader.finish(ended_ns(trace)):
+            found.add(explainer, case, case.calls)
+    found.seen = list(seen.rows.values())
+    if wanted is not None and not seen.rows:
+        named = ", ".join(map(str, some[:_CALLS_NAMED]))
+        more = ", ..." if len(some) > _CALLS_NAMED else ""
+        raise UsageError(
+            f"{path} has no call {wanted}",
+            f"one of its calls: {named}{more}" if some else f"virtrace show {path}",
+        )
+    return found
+
+
+def explain_calls(explainer: Explainer[C], calls: Iterable[Call], traced: Traced) -> Explained[C]:
+    """Explain calls by one explainer; skip those that are none of its."""
+    found: Explained[C] = Explained()
+    reader = explainer.reader(traced)
+    for call in calls:
+        for case in reader.take(call):
+            found.add(explainer, case, [call.id])
+    return found
