@@ -11,7 +11,7 @@ from tests.support.paths import DATA
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, CallBuilder
 from virtrace.cli.main import main
-from virtrace.errors import BAD_INPUT, DONE
+from virtrace.errors import ANSWER_IS_NO, BAD_INPUT, DONE
 from virtrace.recipe import catalogue
 from virtrace.trace.reader import read_trace
 
@@ -69,7 +69,7 @@ def test_every_command_takes_it(
         assert main(["show", *options, str(file)]) == DONE
     assert main(["show", str(file), "--html", str(tmp_path / "page.html")]) == DONE
     is_explained = recipe_of(file) == "blockinfo"
-    assert main(["explain", str(file)]) == (DONE if is_explained else BAD_INPUT)
+    assert main(["explain", str(file)]) == (DONE if is_explained else ANSWER_IS_NO)
     compared = BAD_INPUT if recipe_of(file) in WITHOUT_CALLS else DONE
     assert main(["diff", str(file), str(file)]) == compared
     chrome = tmp_path / "chrome.json"
