@@ -31,6 +31,7 @@ from tests.support.hanging import (
     relaunch,
     snapshot,
     thread_of,
+    time_when_asleep,
     wait_for,
 )
 from tests.support.paths import REPOSITORY
@@ -176,7 +177,7 @@ def test_a_pool_on_a_file_system_that_does_not_answer(stage: Stage) -> None:
             calling(lab, ("pool-start", "pool")) as (client,),
         ):
             thread = files.asked()
-            asked = time.time()
+            asked = time_when_asleep(lab)
             with calling(lab, ("pool-info", "pool")) as (other,):
                 document, verdict = wait_for(lab, "file-system", [other])
                 files.abort()
@@ -200,7 +201,10 @@ def test_a_pool_on_a_file_system_that_does_not_answer(stage: Stage) -> None:
 def assert_asleep_since(
     document: dict[str, Any], thread: dict[str, Any], began: float, asked: float
 ) -> None:
-    """A thread went to sleep between two times; how long ago was read during the snapshot."""
+    """A thread went to sleep between two times; how long ago was read during the snapshot.
+
+    asked: when it had asked, and slept
+    """
     taken = datetime.fromisoformat(document["taken"]).timestamp()
     assert taken - thread["asleep_s"] < asked
     assert began < taken + document["seconds"] - thread["asleep_s"]
@@ -362,7 +366,7 @@ def test_a_name_service_that_does_not_answer_is_told(stage: Stage) -> None:
     ):
         began = time.time()
         assert b"\5there\7example\0" in names.asked()
-        at_last = time.time()
+        at_last = time_when_asleep(lab)
         document, verdict = wait_for(lab, "name-lookup")
         names.answer()
     root = root_of(document, verdict, client, "virDomainMigratePerform3Params")

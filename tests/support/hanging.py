@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from tests.support.command import virtrace
@@ -113,6 +114,17 @@ def relaunch(lab: Lab, **variables: str) -> None:
     wait_until(lambda: not lab.is_up, "the daemon ends")
     pid_file = lab.folder / "run" / f"{lab.daemon}.pid"
     lab.system.run(lab.program(), "-d", "-p", str(pid_file), as_daemon=True, **variables)
+
+
+def time_when_asleep(lab: Lab) -> float:
+    """Wait until all threads of a lab's daemon sleep: one may have asked, and not sleep yet."""
+
+    def all_sleep() -> bool:
+        stats = [file.read_text() for file in Path(f"/proc/{lab.pid}/task").glob("*/stat")]
+        return all(stat.rpartition(")")[2].split()[0] == "S" for stat in stats)
+
+    wait_until(all_sleep, "all threads of the daemon sleep")
+    return time.time()
 
 
 def admin(lab: Lab, *words: str) -> str:

@@ -105,7 +105,7 @@ class Outside:
 
     @property
     def has_target(self) -> bool:
-        return not select.select([self._target], [], [], 0)[0]
+        return not has_exited(self._target)
 
     def reason(self) -> str | None:
         """Return why the recording has to end, as the footer has it; None if it goes on."""
@@ -120,6 +120,11 @@ class Outside:
                 report_status(self._command, self._traced.returncode)
             return "done"
         return None
+
+
+def has_exited(process: int) -> bool:
+    """Return whether a process has exited. process: its pidfd."""
+    return bool(select.select([process], [], [], 0)[0])
 
 
 @contextmanager

@@ -113,10 +113,14 @@ class Replayer:
             self.recording.ending.fail(error)
 
     def finish(self, reason: str) -> None:
-        """Write the footer. reason: why the recording ends, if it has not ended by itself."""
+        """Write the footer.
+
+        reason: why the recording ends, if it has not ended by itself. What ended it together with
+        the command says more.
+        """
         for held in self._held.values():
             self._take(held)
-        if self.recording.ending.reason is None:
+        if self.recording.ending.reason in (None, "done"):
             self.recording.ending.reason = reason
         self.recording.finish(self.last_ns, detached=True)
 

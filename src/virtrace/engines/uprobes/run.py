@@ -33,7 +33,7 @@ from virtrace.plan.file import StoredPlan
 from virtrace.plan.model import LineSite, Plan, StaticProbeSite
 from virtrace.plan.resolve import convention_of, require_traceable
 from virtrace.recipe.model import Recipe
-from virtrace.record.ends import GRACE_SECONDS, Outside, ending_signals
+from virtrace.record.ends import GRACE_SECONDS, Outside, ending_signals, has_exited
 from virtrace.record.header import header_record
 from virtrace.record.job import Job
 from virtrace.record.live import TerminalView
@@ -346,6 +346,9 @@ def record(job: Job, process: Process) -> int:
                 with kernel.statistics():
                     reason = run.until_its_end(job, target, signals)
                 run.detach()
+                if reason == "done" and has_exited(target):
+                    # By the command, as its last act.
+                    reason = "target-exit"
                 run.decode_the_rest(job.output.name, signals)
             except Exception as error:
                 replayer.recording.ending.fail(error)
