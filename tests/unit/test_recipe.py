@@ -526,30 +526,46 @@ def test_what_is_no_declaration(text: str) -> None:
         prototype.parse_prototype(text)
 
 
+_NUMBER = "give a number above 0, below 1,000,000,000"
+_WHOLE_NUMBER = "give a whole number above 0, below 1,000,000,000,000,000"
+
+
 class TestSelection:
     def test_what_a_trace_may_cost(self) -> None:
         assert selection.limits({}) == selection.Limits()
         given = {
             "max-stop-ms": "0.5",
             "max-load": "7",
-            "max-events": "9",
+            "max-events": "1000000000",
             "max-bytes": "5000000000",
         }
-        assert selection.limits(given) == selection.Limits(0.5, 7, 9, 5_000_000_000)
+        assert selection.limits(given) == selection.Limits(0.5, 7, 1_000_000_000, 5_000_000_000)
 
     @pytest.mark.parametrize(
-        ("given", "what"),
+        ("given", "what", "remedy"),
         [
-            ({"max-stop-ms": "0"}, "invalid value '0' for max-stop-ms"),
-            ({"max-events": "1.5"}, "invalid value '1.5' for max-events"),
-            ({"max-bytes": "1GB"}, "invalid value '1GB' for max-bytes"),
-            ({"max-load": "101"}, "max-load must be at most 100 (percent)"),
+            ({"max-stop-ms": "0"}, "invalid value '0' for max-stop-ms", _NUMBER),
+            ({"max-stop-ms": "1e9"}, "invalid value '1e9' for max-stop-ms", _NUMBER),
+            ({"max-events": "1.5"}, "invalid value '1.5' for max-events", _WHOLE_NUMBER),
+            (
+                {"max-events": f"{10**15}"},
+                f"invalid value '{10**15}' for max-events",
+                _WHOLE_NUMBER,
+            ),
+            ({"max-bytes": "1GB"}, "invalid value '1GB' for max-bytes", _WHOLE_NUMBER),
+            (
+                {"max-load": "101"},
+                "max-load must be at most 100 (percent)",
+                "give a smaller max-load",
+            ),
         ],
     )
-    def test_costs_that_cannot_be_meant(self, given: dict[str, str], what: str) -> None:
+    def test_costs_that_cannot_be_meant(
+        self, given: dict[str, str], what: str, remedy: str
+    ) -> None:
         with pytest.raises(UsageError) as caught:
             selection.limits(given)
-        assert caught.value.what == what
+        assert (caught.value.what, caught.value.remedy) == (what, remedy)
 
     def test_files_of_a_long_recording(self) -> None:
         assert selection.rotation(None, "") is None

@@ -41,6 +41,8 @@ class Limits:
 
 
 # By the name of the option: the placeholder of its value, and its help.
+# Of events and bytes: more than fits on any disk.
+_MOST_RECORDED = 1e15
 LIMITS = {
     "max-stop-ms": (
         "N",
@@ -70,8 +72,8 @@ def limits(given: Mapping[str, str]) -> Limits:
     return Limits(
         _positive("max-stop-ms", given.get("max-stop-ms"), float) or default.stop_ms,
         load,
-        _positive("max-events", given.get("max-events"), int) or default.events,
-        _positive("max-bytes", given.get("max-bytes"), int, 1e15) or default.bytes,
+        _positive("max-events", given.get("max-events"), int, _MOST_RECORDED) or default.events,
+        _positive("max-bytes", given.get("max-bytes"), int, _MOST_RECORDED) or default.bytes,
     )
 
 
@@ -91,7 +93,7 @@ def rotation(rotate: str | None, keep: str | None) -> Rotation | None:
 
     Raises: UsageError if a value is invalid
     """
-    size = _positive("rotate", rotate, int, 1e15)
+    size = _positive("rotate", rotate, int, _MOST_RECORDED)
     if size is not None:
         return Rotation(size, _positive("keep", keep, int))
     if keep:
@@ -164,5 +166,8 @@ def _positive(what: str, text: str | None, kind: type[Number], below: float = 1e
     except ValueError:
         number = kind(0)
     if not 0 < number < below:
-        raise UsageError(f"invalid value {text!r} for {what}", "give a number above 0")
+        kind_of = "whole number" if kind is int else "number"
+        raise UsageError(
+            f"invalid value {text!r} for {what}", f"give a {kind_of} above 0, below {below:,.0f}"
+        )
     return number
