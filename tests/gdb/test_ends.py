@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +28,7 @@ from tests.gdb.harness import (
     gdb_command,
     start,
 )
-from tests.support.command import VIRTRACE
+from tests.support.command import VIRTRACE, virtrace
 from tests.support.intact import assert_untraced_and_intact
 from tests.support.paths import REPOSITORY
 from tests.support.waiting import PATIENCE, wait_until
@@ -529,3 +531,59 @@ def test_a_probe_that_is_needed_and_missing_is_told_twice_and_by_the_status(
     assert (NOT_FOUND in before, NOT_FOUND in after) == (not is_optional, not is_optional)
     assert disks(check_ended(output, "done")) == ["vda"]
     assert_untraced_and_intact(daemon.pid)
+
+
+@pytest.mark.parametrize("is_optional", [False, True], ids=["needed", "optional"])
+def test_a_compiled_recipe_tells_it_when_it_is_made_and_when_it_is_imported(
+    daemon: Daemon, tmp_path: Path, is_optional: bool
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can set uprobes")
+    recipe, script, records, output = (
+        tmp_path / name for name in ("needed.yaml", "run.py", "records", "t.jsonl")
+    )
+    recipe.write_text(NEEDED + "    optional: true\n" * is_optional)
+    compiling = ("recipe", "compile", str(recipe), "--to", "python", "-o", str(script))
+    compiled = virtrace(*compiling, "-p", str(daemon.pid))
+    with subprocess.Popen(
+        [sys.executable, str(script), str(daemon.pid), str(records)], stdout=subprocess.PIPE
+    ) as running:
+        assert running.stdout is not None
+        assert b"Ctrl-C ends it" in running.stdout.readline()
+        daemon.do("call vm1 vda")
+        running.send_signal(INT)
+        running.communicate(timeout=PATIENCE)
+    imported = virtrace("import", str(records), "-o", str(output))
+    for done in (compiled, imported):
+        assert done.returncode == (DONE if is_optional else NOT_TRACED), done.stderr
+        assert (NOT_FOUND in " ".join(done.stdout.split())) == (not is_optional)
+        assert done.stderr == ""
+    trace = read_trace(output)
+    assert trace.problems == []
+    assert disks(trace) == ["vda"]
+
+
+def test_the_line_for_gdb_tells_it_too(build: Callable[[str], Path], tmp_path: Path) -> None:
+    """The driver of a distribution that builds it without static probes."""
+    folder = tmp_path / "without"
+    shutil.copytree(build("optimized"), folder, symlinks=True)
+    driver = str(folder / "libvirt_driver_qemu.so")
+    subprocess.run(["objcopy", "--remove-section", ".note.stapsdt", driver], check=True)
+    daemon, output = Daemon(folder), tmp_path / "t.jsonl"
+    script = str(SCRIPTS / "trace_blockinfo.py")
+    try:
+        tracing = Tracing(
+            ["gdb", "-nx", "-batch", "-x", script, "-p", str(daemon.pid)], {"OUTPUT": str(output)}
+        )
+        assert tracing.is_on
+        daemon.do("call vm1 vda")
+        tracing.signal(INT)
+        status, printed = tracing.ended()
+        assert status == NOT_TRACED, printed
+        told = "missing not found, and not optional: qmp.send, qmp.reply "
+        before, after = " ".join(printed.split()).split(" to end Ctrl-C ")
+        assert (told in before, told in after) == (True, True)
+        assert disks(check_ended(output, "interrupt")) == ["vda"]
+        assert_untraced_and_intact(daemon.pid)
+    finally:
+        daemon.end()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,10 +23,14 @@ from virtrace.engines.uprobes.layout import END, END_RECORD
 from virtrace.engines.uprobes.program import Program, fingerprint
 from virtrace.engines.uprobes.replay import Replayer
 from virtrace.engines.uprobes.standalone import FORMAT, VERSION
-from virtrace.errors import DONE, INCOMPLETE, IncompleteError, TraceError, typed
+from virtrace.errors import DONE, INCOMPLETE, NOT_TRACED, IncompleteError, TraceError, typed
 from virtrace.plan.file import MAX_BYTES, StoredPlan
+from virtrace.printing import print_lines
 from virtrace.recipe import loader, selection
+from virtrace.record.header import needed_but_missing
 from virtrace.record.job import Job
+from virtrace.report import text
+from virtrace.report.highlight import style_for
 from virtrace.trace.format import Event, Footer, Header, SwitchedOff, Target
 from virtrace.trace.writer import Writer
 
@@ -74,7 +80,8 @@ def run(args: argparse.Namespace) -> int:
     except BaseException:
         writer.discard()
         raise
-    if status in (DONE, INCOMPLETE):
+    # Where a probe is missing there is a trace; where nothing could be read, the file is empty.
+    if status in (DONE, INCOMPLETE, NOT_TRACED) and os.fstat(writer.descriptor).st_size:
         writer.close()
     else:
         writer.discard()
@@ -107,10 +114,14 @@ def _import(args: argparse.Namespace, writer: Writer, files: Sequence[BinaryIO],
     replayer.finish("interrupt" if is_whole else "error")
     if recording.ending.failure is not None:
         raise recording.ending.failure
+    missing = needed_but_missing(recipe, plan.header)
+    print_lines(text.lacking(missing, style_for(sys.stdout)))
     print(f"{args.output}: next: virtrace show {typed(args.output)}")
     if damage is not None:
         raise IncompleteError(f"{args.file}: {damage.what}", damage.remedy)
-    return DONE if is_whole and not recording.lost else INCOMPLETE
+    if not is_whole or recording.lost:
+        return INCOMPLETE
+    return NOT_TRACED if missing else DONE
 
 
 class _NullView:

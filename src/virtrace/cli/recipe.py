@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from virtrace.cli.arguments import add_daemon
-from virtrace.errors import ANSWER_IS_NO, DONE, typed
+from virtrace.errors import ANSWER_IS_NO, DONE, NOT_TRACED, typed
 from virtrace.files import read_regular, write_new
 from virtrace.printing import print_lines
 from virtrace.recipe import catalogue
@@ -138,16 +138,19 @@ def _compile(args: argparse.Namespace) -> int:
     from virtrace.engines.uprobes.compile import script
     from virtrace.engines.uprobes.run import resolve
     from virtrace.record.debug_info import fetch_debug_files
+    from virtrace.record.header import needed_but_missing
 
     recipe = catalogue.find_recipe(args.recipe)
     process = _process(args, recipe.required_modules)
     packs = catalogue.file_of(args.recipe).parent
     resolved = resolve(recipe, process, fetch_debug_files(process, recipe), [packs])
     write_new(args.output, "the script", script(resolved, recipe.name, process))
+    missing = needed_but_missing(recipe, resolved.header)
+    print_lines(text.lacking(missing, style_for(sys.stdout)))
     command = f"python3 {typed(args.output.name)} PID OUTPUT"
     print(f"{args.output}: as root, on the daemon's host: {command}")
     print("then, here or there: virtrace import OUTPUT -o TRACE")
-    return DONE
+    return NOT_TRACED if missing else DONE
 
 
 def _process(args: argparse.Namespace, modules: Collection[str] = ()) -> Program:

@@ -85,8 +85,7 @@ def banner(
     """
     yield from fold(attached(header), style)
     yield from levels(header, style)
-    if missing:
-        yield from labelled("missing", not_found_and_needed(missing), style)
+    yield from lacking(missing, style)
     if command is not None:
         yield copyable("running", command, style)
     else:
@@ -205,6 +204,12 @@ def apart(node: Point | Exchange, style: Style) -> Iterator[str]:
         yield from _reply(reply.values, "    ", style)
 
 
+def lacking(missing: Sequence[str], style: Style) -> Iterator[str]:
+    """Name the probes that were not found and are not optional; nothing if there are none."""
+    if missing:
+        yield from labelled("missing", not_found_and_needed(missing), style)
+
+
 def nothing_called(style: Style) -> Iterator[str]:
     """Say what a trace without a call cannot tell."""
     what = "No call was seen. A call that began before the trace, and hangs, is not in it."
@@ -232,8 +237,7 @@ def summary(
     yield from fold(counts(footer, tally), style)
     if footer is not None:
         yield from labelled("ended", ending(footer), style)
-        if missing:
-            yield from labelled("missing", not_found_and_needed(missing), style)
+        yield from lacking(missing, style)
         yield from labelled("stopped", words(stopped(footer, engine_name)), style)
         hits = footer["hits"]
         hit = [f"{name} {number:,}" for name, number in hits.items() if number]
