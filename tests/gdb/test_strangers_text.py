@@ -281,7 +281,8 @@ def test_what_reads_a_snapshot(folder: Path) -> None:
         snapshot.write_bytes(encoded(document | kept))
         assert is_told(in_process("show", "--json", snapshot)), chosen
         # They show a part of it.
-        for words in (("show", "--full"), ("explain",), ("diff", snapshot)):
+        read = (("show", "--full"), ("explain",), ("diff", snapshot))
+        for words in (*read, ("bundle", "make", "--preview")):
             is_told(in_process(*words, snapshot))
 
 

@@ -34,7 +34,10 @@ ALLOWED = {
     "analysis": {"errors", "markup", "trace"},
     "report": {"errors", "printing", "trace", "analysis", "snapshot"},
     "host": {"errors", "files", "markup", "trace", "image", "analysis"},
-    "bundle": {"errors", "markup", "recipe", "trace", "targets", "analysis", "report", "host"},
+    "bundle": {
+        *("errors", "markup", "recipe", "trace", "targets", "snapshot", "analysis", "report"),
+        "host",
+    },
     "lab": {"errors"},
     "record": {
         *("errors", "printing", "recipe", "trace", "binary", "image", "targets", "engine"),

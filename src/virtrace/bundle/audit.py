@@ -21,7 +21,9 @@ from virtrace.trace.bundle_reader import TRACE
 from virtrace.trace.format import Json
 
 _MANIFEST = "MANIFEST.json"
-_WRITTEN = frozenset({"explain.txt", "explain.json", "page.html", "REPORT.md", _MANIFEST})
+_WRITTEN = frozenset(
+    {"explain.txt", "explain.json", "page.html", "snapshot.txt", "REPORT.md", _MANIFEST}
+)
 _DEEPEST = 20
 
 
@@ -58,12 +60,13 @@ def findings(files: Mapping[str, bytes], keep: Collection[str]) -> Iterator[Susp
 def _known(files: Mapping[str, bytes]) -> frozenset[str]:
     """Return what looks private in every bundle: build-ids of the trace, sums of the manifest."""
     found: set[str] = set()
-    first = next(iter(file_pieces(files, TRACE)), b"") if TRACE in files else b""
     try:
-        header = json.loads(first.partition(b"\n")[0])
-        # The page shows the beginning of build-ids.
-        ids = [str(module["build_id"]) for module in header["target"]["modules"]]
-        found.update(ids, (each[:12] for each in ids))
+        if TRACE in files:
+            first = next(iter(file_pieces(files, TRACE)), b"")
+            header = json.loads(first.partition(b"\n")[0])
+            # The page shows the beginning of build-ids.
+            ids = [str(module["build_id"]) for module in header["target"]["modules"]]
+            found.update(ids, (each[:12] for each in ids))
         listed = json.loads(files[_MANIFEST])["files"]
         found.update(str(entry["sha256"]) for entry in listed)
     except (ValueError, KeyError, TypeError, RecursionError):

@@ -16,18 +16,21 @@ from virtrace.bundle.archive import MANIFEST, manifest
 from virtrace.bundle.files import BundleFiles
 from virtrace.bundle.pseudonyms import KINDS, Pseudonyms
 from virtrace.bundle.redact.passes import VERSIONS, collect_originals, encoded, write_redacted
-from virtrace.bundle.report import REPORT, markdown, overview
+from virtrace.bundle.report import REPORT, markdown, markdown_of_snapshot, overview
 from virtrace.errors import VirtraceError
 from virtrace.host.facts import HostFacts
 from virtrace.report import explanation, explanation_document, html
 from virtrace.report.highlight import Style
+from virtrace.report.snapshot import snapshot_lines
+from virtrace.snapshot.format import SNAPSHOT, Snapshot, read_snapshot
 from virtrace.trace.bundle_reader import TRACE
 from virtrace.trace.reader import ReadableTrace, TraceStream
 
 RECIPE, PAGE = "recipe.yaml", "page.html"
 _EXPLANATION, _EXPLANATION_JSON = "explain.txt", "explain.json"
 _NOTHING_EXPLAINED = "nothing that the trace has can be explained"
-_STYLE = Style(unicode=True)
+_SNAPSHOT_TEXT = "snapshot.txt"
+_STYLE, _FULL = Style(unicode=True), Style(unicode=True, full=True)
 _LEAKS_SHOWN = 5
 # Releasing one of these kinds gives away little more than what was found.
 _NARROW = frozenset(KINDS) - {"text", "secret"}
@@ -46,11 +49,14 @@ class Bundle:
 
 
 def make(
-    trace: ReadableTrace, facts: HostFacts, keep: Iterable[str], progress: Callable[[str], None]
+    trace: ReadableTrace | None,
+    facts: HostFacts,
+    keep: Iterable[str],
+    progress: Callable[[str], None],
 ) -> Bundle:
-    """Make a bundle of a trace and of facts of its host.
+    """Make a bundle of a trace and of facts of its host, which can include a snapshot.
 
-    keep: kinds that are not replaced.
+    trace: None for a bundle of a snapshot alone. keep: kinds that are not replaced.
     Raises: LeakError: the result contains something private. TraceError.
     """
     progress("reading what is private")
@@ -58,7 +64,36 @@ def make(
     progress("replacing it")
     files = BundleFiles()
     absent = write_redacted(trace, facts, names, files)
-    progress("explaining the trace, and drawing its page")
+    kept = sorted(names.keep)
+    snapshot = _snapshot(files)
+    if trace is not None:
+        progress("explaining the trace, and drawing its page")
+        report = _of_trace(files, absent, kept, snapshot)
+    else:
+        assert snapshot is not None
+        report = markdown_of_snapshot(
+            snapshot, json.loads(files[VERSIONS]), [*files, REPORT], absent, kept
+        )
+    files.add(REPORT, encoded(report))
+    files.add(MANIFEST, manifest(files, kept, absent))
+    progress("searching it for what must not leave")
+    _require_tight(files, names)
+    return Bundle(files, names)
+
+
+def _snapshot(files: BundleFiles) -> Snapshot | None:
+    """Read the redacted snapshot, if there is one, and add it as text."""
+    if SNAPSHOT not in files:
+        return None
+    snapshot = read_snapshot(files.open(SNAPSHOT), SNAPSHOT)
+    files.add(_SNAPSHOT_TEXT, encoded("\n".join(snapshot_lines(snapshot, _FULL, None)) + "\n"))
+    return snapshot
+
+
+def _of_trace(
+    files: BundleFiles, absent: dict[str, str], kept: list[str], snapshot: Snapshot | None
+) -> str:
+    """Add what is made of the redacted trace; return the report. absent: is added to."""
     redacted = TraceStream(TRACE, files.open(TRACE))
     explained = _explain(redacted, files, absent)
     seen = overview(CallBuilder().everything(redacted))
@@ -71,13 +106,7 @@ def make(
         RECIPE, encoded(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=100))
     )
     versions = json.loads(files[VERSIONS])
-    kept = sorted(names.keep)
-    report = markdown(redacted, seen, explained, versions, [*files, REPORT], absent, kept)
-    files.add(REPORT, encoded(report))
-    files.add(MANIFEST, manifest(files, kept, absent))
-    progress("searching it for what must not leave")
-    _require_tight(files, names)
-    return Bundle(files, names)
+    return markdown(redacted, seen, explained, versions, [*files, REPORT], absent, kept, snapshot)
 
 
 def _explain(redacted: TraceStream, files: BundleFiles, absent: dict[str, str]) -> Explained[Any]:

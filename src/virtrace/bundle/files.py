@@ -22,19 +22,21 @@ class BundleFiles(Mapping[str, bytes]):
 
     def __init__(self) -> None:
         self._small: dict[str, bytes] = {}
+        self._has_trace = False
         self._trace = TemporaryFile(prefix="virtrace-")  # noqa: SIM115
 
     def add(self, name: str, content: bytes) -> None:
         self._small[name] = content
 
     def add_trace(self, pieces: Iterable[bytes]) -> None:
+        self._has_trace = True
         self._trace.seek(0)
         self._trace.truncate()
         self._trace.writelines(pieces)
 
     def open(self, name: str) -> BinaryIO:
         """Open a file for reading, one at a time. The caller must not close it."""
-        if name != TRACE:
+        if name != TRACE or not self._has_trace:
             return BytesIO(self._small[name])
         self._trace.seek(0)
         return self._trace
@@ -46,10 +48,10 @@ class BundleFiles(Mapping[str, bytes]):
         return self.open(name).read()
 
     def __iter__(self) -> Iterator[str]:
-        return iter([TRACE, *self._small])
+        return iter([*([TRACE] if self._has_trace else []), *self._small])
 
     def __len__(self) -> int:
-        return 1 + len(self._small)
+        return self._has_trace + len(self._small)
 
 
 def opened(files: Mapping[str, bytes], name: str) -> BinaryIO:

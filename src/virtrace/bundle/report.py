@@ -15,6 +15,8 @@ from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, Point
 from virtrace.report import explanation, pieces, units
 from virtrace.report.highlight import Style, safe
+from virtrace.snapshot.format import AT_REST, SNAPSHOT, WELL, Snapshot
+from virtrace.trace.bundle_reader import TRACE
 from virtrace.trace.format import Json, Record, is_unavailable
 from virtrace.trace.reader import ReadableTrace
 from virtrace.trace.roles import ERROR
@@ -23,11 +25,13 @@ REPORT = "REPORT.md"
 _STYLE = Style(unicode=True)
 _MOST = 5
 _ABOUT = {
-    "trace.jsonl": "everything that was traced, one event per line",
+    TRACE: "everything that was traced, one event per line",
     "recipe.yaml": "what was traced",
     "explain.txt": "where each number came from, and the evidence",
     "explain.json": "the same for scripts",
     "page.html": "the trace as a page for a browser",
+    SNAPSHOT: "what each thread of the daemon did, and what it waited for",
+    "snapshot.txt": "the same to read, with the stacks",
     "versions.json": "versions",
     "host/settings.txt": "settings of the daemon that are not the default",
     "host/backtrace.txt": "`thread apply all bt` of the daemon",
@@ -93,18 +97,82 @@ def markdown(
     files: Sequence[str],
     absent: Mapping[str, str],
     kept: Sequence[str],
+    snapshot: Snapshot | None = None,
 ) -> str:
-    """Return the report. trace, seen, explained: redacted. files, absent: as in the manifest."""
+    """Return the report.
+
+    trace, seen, explained, snapshot: redacted. files, absent: as in the manifest.
+    """
     parts = [
         _title(trace, seen, explained),
-        _problem(trace, seen, explained),
+        [*_problem(trace, seen, explained), *_meanwhile(snapshot)],
         ["## Software environment", "", *_environment(trace, versions)],
         ["## Steps to reproduce", "", *_steps(trace, seen, explained)],
         ["## Actual results", "", *_actual(seen, explained, files)],
         ["## Expected results", "", *_expected(seen, explained)],
         ["## Additional information", "", *_files(files, absent, kept)],
     ]
-    return "\n\n".join("\n".join(part) for part in parts) + "\n"
+    return _joined(parts)
+
+
+def markdown_of_snapshot(
+    snapshot: Snapshot,
+    versions: Record,
+    files: Sequence[str],
+    absent: Mapping[str, str],
+    kept: Sequence[str],
+) -> str:
+    """Return the report of a bundle without a trace. The arguments are those of markdown()."""
+    first, *others = snapshot["verdicts"]
+    is_well = first["verdict"] in WELL
+    environment = {
+        "Architecture": versions["machine"],
+        "Kernel": versions["kernel"],
+        "libvirt": versions["libvirt"],
+        "virtrace": versions["virtrace"],
+    }
+    problem = [_text(first["says"]), "", _text(first["means"])]
+    problem += ["", *(f"- {_text(other['says'])}" for other in others[:_MOST])]
+    return _joined(
+        [
+            [f"# {_text(first['says'])}"],
+            ["## Description of problem", "", *problem, *_and_more(len(others), "verdict")],
+            ["## Software environment", "", *_listed(environment)],
+            ["## Steps to reproduce", "", "(Please say here what was done before.)"],
+            ["## Actual results", "", *_at_work(snapshot)],
+            [
+                "## Expected results",
+                "",
+                "(Please say here what should have happened; nothing hung.)"
+                if is_well
+                else "Every call ends.",
+            ],
+            ["## Additional information", "", *_files(files, absent, kept)],
+        ]
+    )
+
+
+def _joined(parts: Iterable[Iterable[str]]) -> str:
+    return "\n\n".join("\n".join(part).strip("\n") for part in parts) + "\n"
+
+
+def _meanwhile(snapshot: Snapshot | None) -> Iterator[str]:
+    if snapshot is not None:
+        yield ""
+        yield f"When the bundle was made: {_text(snapshot['verdicts'][0]['says'])}"
+
+
+def _at_work(snapshot: Snapshot) -> Iterator[str]:
+    """What each thread does that is not at rest."""
+    busy = [thread for thread in snapshot["threads"] if thread["wait"]["kind"] not in AT_REST]
+    for thread in busy[:_MOST]:
+        api = "" if thread["api"] is None else f", {_code(thread['api'])}"
+        yield f"- thread {thread['tid']} ({_text(thread['role'])}{api}) {_text(thread['doing'])}"
+    yield from _and_more(len(busy), "thread")
+    if not busy:
+        yield "Every thread waits for work."
+    yield ""
+    yield "`snapshot.txt` has all of them, with their stacks."
 
 
 def _title(trace: ReadableTrace, seen: Overview, explained: Explained[Any]) -> list[str]:
@@ -153,11 +221,15 @@ def _environment(trace: ReadableTrace, versions: Record) -> Iterator[str]:
         "Engine": pieces.engine(trace.header),
         "virtrace": trace.header["tool"]["virtrace"],
     }
-    for name, value in rows.items():
-        yield f"- {name}: {_known(value)}"
+    yield from _listed(rows)
     for module in trace.header["target"]["modules"]:
         name = module["path"].rpartition("/")[2]
         yield f"- Build-id of {_code(name)}: {_known(module['build_id'])}"
+
+
+def _listed(rows: Mapping[str, Json]) -> Iterator[str]:
+    for name, value in rows.items():
+        yield f"- {name}: {_known(value)}"
 
 
 def _steps(trace: ReadableTrace, seen: Overview, explained: Explained[Any]) -> Iterator[str]:
@@ -336,7 +408,10 @@ def _files(files: Sequence[str], absent: Mapping[str, str], kept: Sequence[str])
             names = [f"`{name}`" for name, reason in sorted(absent.items()) if reason == why]
             yield f"- {', '.join(names)}: {_text(why)}"
     yield ""
-    yield "`virtrace show BUNDLE`, `explain`, `diff`, `export` and `replay` read it as it is."
+    if TRACE in files:
+        yield "`virtrace show BUNDLE`, `explain`, `diff`, `export` and `replay` read it as it is."
+    else:
+        yield "`virtrace show BUNDLE`, `explain` and `diff` read it as it is."
 
 
 def _about_file(name: str) -> str:

@@ -12,11 +12,13 @@ from virtrace.bundle.files import digest
 from virtrace.bundle.redact.passes import VERSIONS
 from virtrace.bundle.report import REPORT
 from virtrace.errors import TraceError
+from virtrace.snapshot.format import SNAPSHOT, read_snapshot
 from virtrace.trace.bundle_reader import TRACE, BundleMember, BundleReader
 from virtrace.trace.format import Json, Record
 from virtrace.trace.reader import TraceStream
 
-_ALWAYS = (REPORT, TRACE, RECIPE, PAGE, VERSIONS)
+_ALWAYS = (REPORT, VERSIONS)
+_OF_TRACE = (TRACE, RECIPE, PAGE)
 _PIECE = 1 << 20
 
 
@@ -81,7 +83,8 @@ def _listed(listed: Mapping[str, Record], files: Mapping[str, str]) -> Iterator[
 def _complete(
     absent: Mapping[str, Record], files: Mapping[str, str], path: str, stream: BinaryIO
 ) -> Iterator[str]:
-    for name in _ALWAYS:
+    of_trace = SNAPSHOT not in files or TRACE in files
+    for name in (*_ALWAYS, *(_OF_TRACE if of_trace else ())):
         if name not in files and not (name == PAGE and name in absent):
             yield f"{name} is missing"
     if TRACE in files:
@@ -89,5 +92,11 @@ def _complete(
             stream.seek(0)
             for _ in TraceStream(path, stream):
                 pass
+        except TraceError as error:
+            yield error.what
+    if SNAPSHOT in files:
+        try:
+            stream.seek(0)
+            read_snapshot(stream, path)
         except TraceError as error:
             yield error.what

@@ -18,7 +18,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 # Texts that can be in a bundle without coming from the trace.
 _OWN_TEXTS = (
     *("analysis/*.py", "analysis/*.yaml", "report/*.py", "report/*.json", "report/page/*"),
-    *("bundle/*", "trace/*.py", "trace/*.json"),
+    *("bundle/*", "trace/*.py", "trace/*.json", "snapshot/*.py", "snapshot/*.yaml"),
 )
 
 

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from virtrace.bundle import archive, verify
 from virtrace.bundle.collect import PAGE, Bundle, make
@@ -22,12 +22,19 @@ from virtrace.cli.progress import steps
 from virtrace.cli.without_rights import run_in_child
 from virtrace.engines.gdb.launch import backtrace
 from virtrace.errors import ANSWER_IS_NO, DONE, UsageError, typed
-from virtrace.files import exists, write_new
-from virtrace.host.daemon import gather
+from virtrace.files import exists, open_input, write_new
+from virtrace.host.daemon import gather, gather_beside
+from virtrace.host.facts import HostFacts
+from virtrace.image.process import inspect
 from virtrace.report.highlight import Style, paint, safe, style_for
 from virtrace.report.lines import copyable, labelled
 from virtrace.report.pieces import words
+from virtrace.snapshot.document import snapshot_of
+from virtrace.snapshot.format import Snapshot, is_snapshot, read_snapshot
+from virtrace.snapshot.take import take
+from virtrace.targets.processes import require_target
 from virtrace.trace.bundle_reader import FOLDER, TRACE
+from virtrace.trace.format import Header, Record
 from virtrace.trace.reader import TraceStream, require_whole
 
 _MAP_FORMAT = "virtrace-bundle-map"
@@ -41,9 +48,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "bundle",
         default_action="make",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Put a trace, its explanation and what maintainers ask for into one file\n"
-        "without private data, or check such a file.",
-        usage="%(prog)s [make] FILE -o OUT [-p PID] [--backtrace] [--keep KIND]...\n"
+        description="Put a trace or a snapshot, its explanation and what maintainers ask for into\n"
+        "one file without private data, or check such a file.",
+        usage="%(prog)s [make] FILE -o OUT [-p PID] [--snapshot] [--backtrace] [--keep KIND]...\n"
         "       %(prog)s [make] FILE --preview [--keep KIND]...\n"
         "       %(prog)s verify BUNDLE",
     )
@@ -58,7 +65,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog=f"kinds, which --keep leaves as they are:\n{kinds}\n\n"
         "Exit status: 0 written; 2 nothing written; 4 written, but the trace is incomplete.",
     )
-    making.add_argument("file", metavar="FILE", help="a trace (.jsonl)")
+    making.add_argument("file", metavar="FILE", help="a trace (.jsonl) or a snapshot")
     output = making.add_mutually_exclusive_group(required=True)
     output.add_argument(
         "-o",
@@ -71,6 +78,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--preview", action="store_true", help="write nothing; show what the bundle would contain"
     )
     making.add_argument("-p", "--pid", type=int, help="the daemon, if not the one that was traced")
+    making.add_argument(
+        "--snapshot",
+        action="store_true",
+        help="with a trace: add a snapshot of the daemon, which is not stopped for it",
+    )
     making.add_argument(
         "--backtrace",
         action="store_true",
@@ -98,19 +110,47 @@ def run(args: argparse.Namespace) -> int:
             raise exists(path, what)
     with ExitStack() as resources:
         step = resources.enter_context(steps(_PATIENCE, sys.stderr))
-        step("reading the trace")
-        trace = resources.enter_context(TraceStream(args.file))
-        if "redacted" in trace.header:
-            raise UsageError(
-                f"{args.file} is from a bundle already", "name the trace that was recorded"
+        step("reading the file")
+        file = resources.enter_context(open_input(args.file))
+        trace = None
+        if is_snapshot(file, args.file):
+            facts = _facts_beside(args, read_snapshot(file, args.file))
+        else:
+            trace = resources.enter_context(TraceStream(args.file, file))
+            _require_original(args.file, trace.header)
+            step("asking the host")
+            facts = gather(
+                trace,
+                args.pid,
+                backtrace if args.backtrace else None,
+                _snapshot if args.snapshot else None,
             )
-        step("asking the host")
-        facts = gather(trace, args.pid, backtrace if args.backtrace else None)
         bundle = make(trace, facts, args.keep, step)
         step("packing it")
         packed = resources.enter_context(TemporaryFile(prefix="virtrace-"))
         archive.pack_into(packed, bundle.files)
         return _keep(args.file, trace, bundle, packed, output, map_file)
+
+
+def _require_original(path: str, content: Header | Snapshot) -> None:
+    if "redacted" in content:
+        raise UsageError(f"{path} is from a bundle already", "name the file that was recorded")
+
+
+def _facts_beside(args: argparse.Namespace, snapshot: Snapshot) -> HostFacts:
+    _require_original(args.file, snapshot)
+    if args.backtrace or args.snapshot:
+        raise UsageError(
+            "--backtrace and --snapshot are for the bundle of a trace",
+            f"leave them out: {args.file} is a snapshot, and has the stacks",
+        )
+    return gather_beside(cast("Record", snapshot), args.pid)
+
+
+def _snapshot(pid: int) -> Record:
+    """Take a snapshot of a daemon. Raises: TargetError."""
+    process = require_target(inspect(pid))
+    return cast("Record", snapshot_of(take(process), process, "process"))
 
 
 def _run_verify(args: argparse.Namespace) -> int:
@@ -119,7 +159,7 @@ def _run_verify(args: argparse.Namespace) -> int:
 
 def _keep(
     path: str,
-    trace: TraceStream,
+    trace: TraceStream | None,
     bundle: Bundle,
     packed: BinaryIO,
     output: Path | None,
@@ -129,8 +169,7 @@ def _keep(
     if output is None or map_file is None:
         for line in _preview(bundle, style_for(sys.stdout)):
             print(line)
-        require_whole(trace, path)
-        return DONE
+        return _whole(trace, path)
     # First the map: without it nobody can find out what a pseudonym stands for.
     write_new(map_file, "the map", [_map(bundle)])
     try:
@@ -141,7 +180,12 @@ def _keep(
         raise
     for line in _written(bundle, output, map_file, output.stat().st_size):
         print(line)
-    require_whole(trace, path)
+    return _whole(trace, path)
+
+
+def _whole(trace: TraceStream | None, path: str) -> int:
+    if trace is not None:
+        require_whole(trace, path)
     return DONE
 
 
@@ -177,7 +221,7 @@ def _preview(bundle: Bundle, style: Style) -> Iterator[str]:
         content.seek(0)
         yield paint(f"==> {name} ({size:,} bytes) <==", "bold", style)
         if name == PAGE:
-            yield "the trace, for a browser"
+            yield "the same, for a browser"
             continue
         for line in content:
             parts = bundle.names.marked(line.decode("utf-8", "surrogatepass").rstrip("\n"))

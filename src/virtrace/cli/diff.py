@@ -59,7 +59,7 @@ def prepared() -> Iterator[IO[bytes]]:
 
 def _diff(args: argparse.Namespace, spill: IO[bytes], files: Sequence[BinaryIO], _: int) -> int:
     paths = args.a, args.b
-    if is_snapshot(files[0]) and is_snapshot(files[1]):
+    if is_snapshot(files[0], args.a) and is_snapshot(files[1], args.b):
         return _diff_snapshots(args, files)
     with reading_trace(args.a, files[0]) as a, reading_trace(args.b, files[1]) as b:
         found = compared(a, b, paths, spill)

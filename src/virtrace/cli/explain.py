@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _explain(args: argparse.Namespace, files: Sequence[BinaryIO], _: int) -> int:
-    if is_snapshot(files[0]):
+    if is_snapshot(files[0], args.file):
         show_snapshot(args.file, files[0], as_json=args.json, full=False)
         return DONE
     with reading_trace(args.file, files[0]) as trace:

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace, files: Sequence[BinaryIO], output: int) -> int:
-    if is_snapshot(files[0]):
+    if is_snapshot(files[0], args.file):
         if args.html or args.summary:
             raise UsageError(
                 f"{args.file} is a snapshot, and --html and --summary are about traces",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import platform
 import pwd
 import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from datetime import datetime
 from functools import partial
 
 from virtrace.errors import TargetError, Unavailable
@@ -17,8 +19,8 @@ from virtrace.host.facts import HostFacts
 from virtrace.host.owner import owner_of
 from virtrace.host.programs import Failed, Programs, fact
 from virtrace.host.virsh import virsh
-from virtrace.image.process import Process, inspect, text_of_process
-from virtrace.trace.format import is_unavailable, unavailable
+from virtrace.image.process import Process, began, inspect, text_of_process
+from virtrace.trace.format import Json, Record, is_unavailable, unavailable
 from virtrace.trace.reader import ReadableTrace
 from virtrace.trace.target import is_of_build
 
@@ -32,15 +34,19 @@ _STARTED = "starting up libvirt version"
 
 
 def gather(
-    trace: ReadableTrace, pid: int | None, backtrace: Callable[[int], str] | None = None
+    trace: ReadableTrace,
+    pid: int | None,
+    backtrace: Callable[[int], str] | None = None,
+    snapshot: Callable[[int], Record] | None = None,
 ) -> HostFacts:
     """Facts of a daemon and of the guests in a trace of it.
 
     pid: of the daemon; None: the one that was traced, if it still runs.
     backtrace: makes the text of a backtrace of all threads, or raises TargetError.
+    snapshot: makes the document of a snapshot, or raises TargetError.
     """
     chosen = trace.header["target"]["pid"] if pid is None else pid
-    private = {"host": _host_names(), "user": _user_names()}
+    private = _private()
     names = list(_domains(trace))
     try:
         _require_same(trace, chosen)
@@ -48,7 +54,16 @@ def gather(
     except Unavailable as reason:
         missing = unavailable(str(reason))
         no_domains = {name: {"xml": missing, "log": missing} for name in names}
-        return HostFacts(missing, no_domains, missing, missing if backtrace else None, private)
+        return HostFacts(
+            missing,
+            no_domains,
+            missing,
+            missing if backtrace else None,
+            missing if snapshot else None,
+            private,
+        )
+    # First: all that follows asks the daemon, and would be found waiting by it.
+    taken = fact(partial(_of_process, chosen, snapshot)) if snapshot else None
     programs = Programs(time.monotonic() + _SECONDS_IN_ALL, owner)
     domains = {
         name: {
@@ -61,9 +76,65 @@ def gather(
         fact(partial(_qemu, chosen, programs)),
         domains,
         fact(partial(_settings, chosen, programs)),
-        fact(partial(_backtrace, chosen, backtrace)) if backtrace else None,
+        fact(partial(_of_process, chosen, backtrace)) if backtrace else None,
+        taken,
         private,
     )
+
+
+def gather_beside(snapshot: Record, pid: int | None) -> HostFacts:
+    """Facts of a daemon of which a snapshot was taken, from files alone: it may not answer.
+
+    snapshot: the document. pid: of the daemon; None: the one in the snapshot, if it still runs.
+    """
+    private = _private()
+    names = [domain["name"] for domain in snapshot["domains"]][:_MOST_DOMAINS]
+    not_asked = unavailable("a daemon that may hang was not asked")
+    try:
+        chosen = _require_of_snapshot(snapshot, pid)
+        owner = owner_of(chosen)
+    except Unavailable as reason:
+        missing = unavailable(str(reason))
+        no_logs = {name: {"log": missing} for name in names}
+        return HostFacts(not_asked, no_logs, missing, None, snapshot, private)
+    programs = Programs(time.monotonic() + _SECONDS_IN_ALL, owner)
+    return HostFacts(
+        not_asked,
+        {name: {"log": fact(partial(_log, name, chosen, programs))} for name in names},
+        fact(partial(_settings, chosen, programs)),
+        None,
+        snapshot,
+        private,
+    )
+
+
+def _require_of_snapshot(snapshot: Record, pid: int | None) -> int:
+    """Return the pid; raise Unavailable unless the process can be that of the snapshot."""
+    daemon = snapshot["daemon"]
+    if pid is None and (snapshot["source"] != "process" or daemon["pid"] is None):
+        raise Unavailable(
+            f"the snapshot is of a {snapshot['source']}; name the daemon with -p PID, "
+            "if it runs again on this host"
+        )
+    chosen: int = daemon["pid"] if pid is None else pid
+    try:
+        is_same = inspect(chosen).exe == daemon["exe"]
+        # Whoever names another pid can mean one that was started anew.
+        if pid is None:
+            taken = datetime.fromisoformat(snapshot["taken"]).timestamp()
+            is_same = (
+                is_same
+                and snapshot["host"]["kernel"] == platform.release()
+                and began(chosen) <= taken
+            )
+    except (TargetError, ValueError) as error:
+        raise Unavailable(
+            f"the daemon of the snapshot does not run here as pid {chosen}; "
+            "make the bundle there, or name the daemon with -p PID"
+        ) from error
+    if not is_same:
+        raise Unavailable(f"pid {chosen} is not the daemon of the snapshot")
+    return chosen
 
 
 def _require_same(trace: ReadableTrace, pid: int) -> None:
@@ -193,11 +264,16 @@ def _folder(pid: int, variable: bytes, below_home: bytes) -> bytes:
     raise Unavailable("the daemon's environment cannot be read, or has no HOME")
 
 
-def _backtrace(pid: int, backtrace: Callable[[int], str]) -> str:
+def _of_process(pid: int, make: Callable[[int], Json]) -> Json:
     try:
-        return backtrace(pid)
+        return make(pid)
     except TargetError as error:
         raise Unavailable(error.what) from error
+
+
+def _private() -> dict[str, list[str]]:
+    """Names of this host, by kind."""
+    return {"host": _host_names(), "user": _user_names()}
 
 
 def _host_names() -> list[str]:

@@ -16,6 +16,7 @@ class HostFacts:
     domains: by name, ``xml`` of the domain and ``log``, the end of its QEMU's log.
     settings: text of the daemon's configuration files, by path.
     backtrace: text, of all threads; None if it was not requested.
+    snapshot: the document of a snapshot of the daemon; None if it was not requested.
     private: names that belong to this host and may be in none of the above, by kind.
     """
 
@@ -23,4 +24,5 @@ class HostFacts:
     domains: Mapping[str, Mapping[str, Json]]
     settings: Json
     backtrace: Json = None
+    snapshot: Json = None
     private: Mapping[str, Iterable[str]] = field(default_factory=dict)

@@ -11,6 +11,7 @@ import errno
 import os
 import pwd
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -307,6 +308,17 @@ def visible_path(path: str, root: str) -> tuple[str, bool]:
     if root != "/" and path.startswith(root + "/"):
         path = path[len(root) :]
     return path, deleted
+
+
+def began(pid: int) -> float:
+    """When a process was started, seconds since 1970. Raises: TargetError if it is gone."""
+    try:
+        # Field 22, ticks since boot.
+        ticks = int(_stat_fields(pid)[19])
+    except OSError as error:
+        raise no_process(pid) from error
+    booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    return booted + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _stat_fields(pid: int) -> list[str]:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+from io import BufferedReader
 from typing import BinaryIO, Literal, Optional, TypedDict, Union
 
 from virtrace.errors import TraceError
+from virtrace.trace.bundle_reader import MAX_VALUES, TRACE, BundleReader, is_bundle
+from virtrace.trace.compression import GZIP
 from virtrace.trace.format import (
-    Address,
+    AddressOrNull,
     Count,
     CountOrNull,
     NumberOrNull,
@@ -25,6 +28,8 @@ from virtrace.trace.schema import ShapeError, check, schema_of
 FORMAT = "virtrace-snapshot"
 VERSION = 1
 BEGINNING = b'{"type":"snapshot"'
+# Its name in a bundle.
+SNAPSHOT = "snapshot.json"
 # Of a file. A daemon with 1,000 threads makes 4 MB.
 LARGEST = 64 << 20
 # Verdicts by which nothing hangs, and waits of threads that have nothing to do.
@@ -273,17 +278,20 @@ class QemuRecord(TypedDict):
 
 
 class CrashRecord(TypedDict):
-    """The signal that ended the process, its si_code, and the address of a fault."""
+    """The signal that ended the process, its si_code, and the address of a fault.
+
+    address: null where it is not known, or was replaced in a bundle.
+    """
 
     signal: Count
     code: int
-    address: Address
+    address: AddressOrNull
 
 
 CrashOrNull = Optional[CrashRecord]
 
 
-class Snapshot(TypedDict):
+class _Snapshot(TypedDict):
     """The document.
 
     source: ``process``, ``core`` or ``text``. seconds: between the two looks; 0 of the others.
@@ -311,6 +319,12 @@ class Snapshot(TypedDict):
     notes: list[str]
 
 
+class Snapshot(_Snapshot, total=False):
+    """The document. redacted: of a bundle, the kinds of names that were kept."""
+
+    redacted: list[str]
+
+
 def encoded(snapshot: Snapshot) -> bytes:
     """Return the file's content."""
     text = json.dumps(snapshot, ensure_ascii=False, separators=(",", ":"))
@@ -331,17 +345,52 @@ def schema() -> dict[str, object]:
     }
 
 
-def is_snapshot(file: BinaryIO) -> bool:
-    """Whether a file begins as a snapshot does; what is read of it stays to be read."""
-    return os.pread(file.fileno(), len(BEGINNING), 0) == BEGINNING
+def is_snapshot(file: BinaryIO, path: str) -> bool:
+    """Whether a file is a snapshot, or a bundle of one alone; it can be read from its beginning.
+
+    path: name in errors. Raises: TraceError if it is a damaged bundle.
+    """
+    beginning = os.pread(file.fileno(), len(BEGINNING), 0)
+    if not beginning.startswith(GZIP):
+        return beginning == BEGINNING
+    try:
+        return is_bundle(file, path) and _is_of_snapshot(file, path)
+    finally:
+        file.seek(0)
+
+
+def _is_of_snapshot(file: BinaryIO, path: str) -> bool:
+    """Whether a bundle has a snapshot and no trace."""
+    names = []
+    for name, _ in BundleReader(file, path).members():
+        # It can be large, and decides.
+        if name == TRACE:
+            return False
+        names.append(name)
+    return SNAPSHOT in names
+
+
+def _content(file: BinaryIO, path: str) -> bytes:
+    beginning = file.read(len(GZIP))
+    if beginning != GZIP:
+        return beginning + file.read(LARGEST)
+    for name, member in BundleReader(file, path).members():
+        if name == SNAPSHOT:
+            return BufferedReader(member).read(LARGEST + 1)
+    return b""
 
 
 def read_snapshot(file: BinaryIO, path: str) -> Snapshot:
-    """Read a snapshot, which may be a stranger's. Raises: TraceError if it is damaged."""
-    data = file.read(LARGEST + 1)
+    """Read a snapshot, or that of a bundle, which may be a stranger's.
+
+    Raises: TraceError if it is damaged.
+    """
+    data = _content(file, path)
     try:
         if len(data) > LARGEST:
             raise ShapeError(f"it is larger than {LARGEST >> 20} MiB")
+        if sum(map(data.count, (b",", b"[", b"{"))) > MAX_VALUES:
+            raise ShapeError(f"it has more than {MAX_VALUES:,} values")
         document: Snapshot = json.loads(data)
         check(document, Snapshot)
     except (ShapeError, ValueError, RecursionError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
 from virtrace.bundle.files import BundleFiles
@@ -13,46 +13,52 @@ from virtrace.bundle.redact.context import Context
 from virtrace.bundle.redact.paths import redact_path
 from virtrace.bundle.redact.prose import redact_prose
 from virtrace.bundle.redact.qemu_log import redact_log
+from virtrace.bundle.redact.records import RecordRedactor
+from virtrace.bundle.redact.snapshot import SnapshotRedactor
 from virtrace.bundle.redact.texts import Texts
 from virtrace.bundle.redact.trace import TraceRedactor
 from virtrace.bundle.redact.xml import redact_domain
 from virtrace.host.facts import HostFacts
 from virtrace.report import pieces
+from virtrace.snapshot.format import SNAPSHOT
 from virtrace.trace.format import Header, Json, Record, is_unavailable
 from virtrace.trace.reader import ReadableTrace
 
 VERSIONS = "versions.json"
 SETTINGS, BACKTRACE = "host/settings.txt", "host/backtrace.txt"
 _CONTEXT = Context()
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
-def collect_originals(trace: ReadableTrace, facts: HostFacts) -> Originals:
-    """Everything private in a trace and in the facts of its host."""
+def collect_originals(trace: ReadableTrace | None, facts: HostFacts) -> Originals:
+    """Everything private in a trace, if there is one, and in the facts of its host."""
     originals = Originals()
     texts = Texts(originals)
-    redactor = TraceRedactor(texts, trace.header)
     for kind, private in facts.private.items():
         for name in private:
             texts.text(name, kind, _CONTEXT)
-    for _ in _records(trace, redactor):
-        pass
-    for _ in _sources(trace, facts, redactor):
+    if trace is not None:
+        redactor = TraceRedactor(texts, trace.header)
+        for _ in _records(trace, redactor):
+            pass
+    for _ in _sources(trace, facts, texts):
         pass
     return originals
 
 
 def write_redacted(
-    trace: ReadableTrace, facts: HostFacts, names: Pseudonyms, files: BundleFiles
+    trace: ReadableTrace | None, facts: HostFacts, names: Pseudonyms, files: BundleFiles
 ) -> dict[str, str]:
     """Add the redacted trace and facts to the files of a bundle.
 
     The result: why a file is absent, by its name.
     """
-    redactor = TraceRedactor(Texts(names), trace.header, names.keep)
-    encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-    files.add_trace(encoded(encode(record) + "\n") for record in _records(trace, redactor))
+    texts = Texts(names)
+    if trace is not None:
+        redactor = TraceRedactor(texts, trace.header, names.keep)
+        files.add_trace(encoded(_encode(record) + "\n") for record in _records(trace, redactor))
     absent: dict[str, str] = {}
-    for name, content in _sources(trace, facts, redactor):
+    for name, content in _sources(trace, facts, texts, names.keep):
         if isinstance(content, bytes):
             files.add(name, content)
         else:
@@ -82,15 +88,26 @@ def _originals(trace: ReadableTrace) -> Iterator[Any]:
 
 
 def _sources(
-    trace: ReadableTrace, facts: HostFacts, redactor: TraceRedactor
+    trace: ReadableTrace | None, facts: HostFacts, texts: Texts, keep: Iterable[str] = ()
 ) -> Iterator[tuple[str, bytes | str]]:
     """Name and content of every other file with facts; as text: why it is absent."""
-    texts = redactor.texts
-    yield VERSIONS, _versions(trace.header, facts, redactor)
+    if trace is not None:
+        yield VERSIONS, _versions(trace.header, facts, TraceRedactor(texts, trace.header))
+    else:
+        yield VERSIONS, _versions_of_snapshot(facts, RecordRedactor(texts))
+    if facts.snapshot is not None:
+        redactor = SnapshotRedactor(texts, keep)
+        yield _fact(
+            SNAPSHOT,
+            facts.snapshot,
+            texts,
+            lambda _, document, __: _encode(redactor.snapshot(document)),
+        )
+    redactors = {"xml": redact_domain, "log": redact_log}
     for number, (domain, of_domain) in enumerate(facts.domains.items(), 1):
         texts.text(domain, "domain", _CONTEXT)
-        for ending, redact in (("xml", redact_domain), ("log", redact_log)):
-            yield _fact(f"host/guest-{number}.{ending}", of_domain[ending], texts, redact)
+        for ending, told in of_domain.items():
+            yield _fact(f"host/guest-{number}.{ending}", told, texts, redactors[ending])
     yield _fact(SETTINGS, facts.settings, texts, _redact_settings)
     if facts.backtrace is not None:
         yield _fact(BACKTRACE, facts.backtrace, texts, _redact_backtrace)
@@ -103,6 +120,17 @@ def _versions(header: Header, facts: HostFacts, redactor: TraceRedactor) -> byte
         "engine": pieces.engine(cast("Header", {**header, "tool": redactor.tool(dict(header))})),
         "python": header["tool"]["python"],
         **redactor.machine(dict(header["host"])),
+    }
+    return encoded(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def _versions_of_snapshot(facts: HostFacts, redactor: RecordRedactor) -> bytes:
+    snapshot = facts.snapshot
+    record = {
+        **redactor.machine({"libvirt": snapshot["daemon"]["program"]["version"]}),
+        "qemu": facts.qemu,
+        **snapshot["tool"],
+        **redactor.machine(snapshot["host"]),
     }
     return encoded(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 

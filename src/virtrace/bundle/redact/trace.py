@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
-from virtrace.bundle import words
-from virtrace.bundle.redact.captures import NAME, POINTER, Captures, redact_name
+from virtrace.bundle.redact.captures import NAME, Captures
 from virtrace.bundle.redact.command_line import redact_command
 from virtrace.bundle.redact.context import Context
 from virtrace.bundle.redact.json import formatted_like
-from virtrace.bundle.redact.paths import redact_path
 from virtrace.bundle.redact.prose import redact_prose
+from virtrace.bundle.redact.records import OF_C, RecordRedactor, Redact
 from virtrace.bundle.redact.texts import Texts
 from virtrace.bundle.redact.xml import redact_domain
 from virtrace.trace.format import Header, Json, Record
@@ -19,17 +18,15 @@ from virtrace.trace.json_text import parsed, texts_of
 from virtrace.trace.roles import QMP_REPLY
 
 _BUILD_ID = re.compile("[0-9a-f]{8,64}")
-_OF_C, _OF_OTHERS = Context(of_c=True), Context()
-
-Redact = Callable[[Json], Json]
+_OF_OTHERS = Context()
 
 
-class TraceRedactor:
+class TraceRedactor(RecordRedactor):
     """Redacts the records of one trace."""
 
     def __init__(self, texts: Texts, header: Header, keep: Iterable[str] = ()) -> None:
         """header: of the trace. keep: the kinds that are not replaced, for the header."""
-        self.texts = texts
+        super().__init__(texts)
         self._captures = Captures.of(header["recipe"])
         self._keep = sorted(keep)
         # The captured value of a point that is JSON text, by the point's name.
@@ -49,30 +46,6 @@ class TraceRedactor:
         if kind == "switched-off":
             return self._fields(record, {"name": self._name, "why": self._prose})
         return self._event(record)
-
-    def _fields(self, record: Record, known: dict[str, Redact]) -> Record:
-        """Redact each field. known: how, for some; null stays."""
-        return {
-            self.texts.key(key, _OF_C): value
-            if key == "type" or value is None
-            else known.get(key, self._plain)(value)
-            for key, value in record.items()
-        }
-
-    def _plain(self, value: Json, context: Context = _OF_C) -> Json:
-        """Numbers, and virtrace's own words."""
-        if isinstance(value, str):
-            return redact_prose(self.texts, value, context)
-        return self.texts.value(value, "", context)
-
-    def _prose(self, text: str) -> str:
-        return redact_prose(self.texts, text, _OF_C)
-
-    def _value(self, value: Json, key: str = "") -> Json:
-        return self.texts.value(value, key, _OF_C)
-
-    def _name(self, name: Json) -> str:
-        return redact_name(self.texts.names, name)
 
     # The header
 
@@ -99,7 +72,7 @@ class TraceRedactor:
             limits = {key: self._plain(selection.get(key)) for key in ("calls", "seconds")}
             redacted["selection"] = {"where": self._filters(selection["where"]), **limits}
         if isinstance(header.get("command"), str):
-            redacted["command"] = self.texts.text(header["command"], "command", _OF_C)
+            redacted["command"] = self.texts.text(header["command"], "command", OF_C)
         return redacted
 
     def _target(self, target: Record) -> Record:
@@ -117,10 +90,6 @@ class TraceRedactor:
             },
         )
 
-    def _named_version(self, record: Json) -> Json:
-        """A program: its name is one of virtrace's own words."""
-        return self._fields(record, {"name": self._name})
-
     def tool(self, header: Record) -> Record:
         """What recorded the trace; the version of the engine can be that of the host's kernel."""
         engine = header["tool"]["engine"]
@@ -128,27 +97,6 @@ class TraceRedactor:
         version: Redact = self._system if is_kernel else self._plain
         known: dict[str, Redact] = {"name": self._system, "version": version}
         return self._fields(header["tool"], {"engine": lambda _: self._fields(engine, known)})
-
-    def _path(self, path: Json) -> str:
-        return redact_path(self.texts.names, path)
-
-    def machine(self, host: Record) -> Record:
-        """The host, also with versions of what runs there."""
-        return self._fields(
-            host, {"machine": self._system, "kernel": self._system, "system": self._system}
-        )
-
-    def _system(self, value: Json, context: Context = _OF_C) -> Json:
-        """The name or version of a system: a host can have one that identifies its owner."""
-        if not isinstance(value, str):
-            return self._plain(value, context)
-        return re.sub(
-            r"[^\W_][\w.~+]*|[^\x00-\x7f]+",
-            lambda match: (
-                match[0] if words.is_system(match[0]) else self.texts.unknown(match[0], context)
-            ),
-            value,
-        )
 
     def _probe(self, probe: Record) -> Record:
         return self._fields(
@@ -161,9 +109,6 @@ class TraceRedactor:
                 "lacks": lambda names: [self._name(name) for name in names],
             },
         )
-
-    def _pointer(self, value: Json) -> Json:
-        return value if POINTER.fullmatch(str(value)) else self._plain(value)
 
     def _hits(self, hits: Json) -> Json:
         return {self._name(name): number for name, number in hits.items()}
@@ -182,11 +127,11 @@ class TraceRedactor:
         if not isinstance(recipe, str):
             return self._value(recipe, key)
         if key == "try":
-            return redact_command(self.texts, recipe, _OF_C)
+            return redact_command(self.texts, recipe, OF_C)
         if key == "about":
             return self._prose(recipe)
         if key == "name" and not NAME.fullmatch(recipe):
-            return self.texts.unknown(recipe, _OF_C)
+            return self.texts.unknown(recipe, OF_C)
         # `job->owner`, `typed(params, nparams)`, `const char *name`.
         return re.sub(
             r"\w[\w.@+-]*|[^\x00-\x7f]+",
@@ -195,7 +140,7 @@ class TraceRedactor:
         )
 
     def _filters(self, filters: Record) -> Record:
-        return self._captures.redact_filters(self.texts, filters, _OF_C)
+        return self._captures.redact_filters(self.texts, filters, OF_C)
 
     # Events
 
@@ -235,17 +180,17 @@ class TraceRedactor:
         return self.texts.value(document, "", _OF_OTHERS)
 
     def _captured_name(self, key: str) -> str:
-        return self._captures.redact_key(self.texts, key, _OF_C)
+        return self._captures.redact_key(self.texts, key, OF_C)
 
     def _captured(self, key: str, value: Json) -> Json:
-        return self._captures.redact_value(self.texts, key, value, _OF_C)
+        return self._captures.redact_value(self.texts, key, value, OF_C)
 
     def _line(self, values: Record) -> Record:
         """A source line of libvirt, which is public, and the values that it changed."""
         redacted: Record = {}
         for key, value in values.items():
             if key == "text" and isinstance(value, str):
-                redacted[key] = redact_prose(self.texts, value, _OF_C, code=True)
+                redacted[key] = redact_prose(self.texts, value, OF_C, code=True)
             elif key == "changed" and isinstance(value, dict):
                 redacted[key] = {
                     self._captured_name(name): self._value(new) for name, new in value.items()
