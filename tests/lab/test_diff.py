@@ -87,8 +87,8 @@ def test_counters_grow_and_a_write_is_a_difference(own_lab: Lab, tmp_path: Path)
     text, document = compared(second, third, status=1)
     usage = own_lab.disk_file("vdb").stat().st_blocks * 512
     assert text[0] == (
-        "vm1 vdb: nothing was written in A since QEMU started, so the high-water mark is not "
-        "used there: allocation 0 against 1.062 MiB, physical 2.000 GiB against "
+        "vm1 vdb: nothing was written in A since QEMU opened the image, so the high-water mark is "
+        "not used there: allocation 0 against 1.062 MiB, physical 2.000 GiB against "
         f"{usage >> 10}.000 KiB."
     )
     assert text[1] == "equal: 3 other calls"

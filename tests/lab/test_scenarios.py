@@ -76,7 +76,7 @@ def mark_decides(capacity: int) -> Outcomes:
 
 
 def mark_is_nought(capacity: int) -> Outcomes:
-    """Raw, not written since QEMU started: the same numbers with a `raw` node and without."""
+    """Raw, not written since QEMU opened it: the same numbers with a `raw` node and without."""
     return {
         (7, 0, 0): Answer(capacity, OCCUPIED, FILE_SIZE, mark=0, actual_size=OCCUPIED),
         (11, 3, 0): Answer(capacity, OCCUPIED, FILE_SIZE, mark=None, actual_size=OCCUPIED),

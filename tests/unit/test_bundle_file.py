@@ -522,7 +522,8 @@ REPORTS = {
     ),
     "discarded-9.0.0": (
         "1. Take a running guest (here `domain-1`) with a raw disk in a file (here `vda`).",
-        "- Allocation: 67108864 (64.000 MiB): end of the farthest write since QEMU started",
+        "- Allocation: 67108864 (64.000 MiB): end of the farthest write since QEMU opened the "
+        "image",
         "- `domain-1` `vda`: Allocation would be ",
     ),
 }

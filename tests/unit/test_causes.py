@@ -29,7 +29,7 @@ def running(disk: Disk, allocation: int, physical: int) -> Any:
     [
         (Disk(usage=8192, offset=GIB), GIB, 8192, ["high-water-mark"]),
         (Disk(usage=GIB, offset=5 * MIB), 5 * MIB, GIB, ["high-water-mark"]),
-        (Disk(usage=8192, offset=8192), 8192, GIB, ["high-water-mark"]),
+        (Disk(usage=8192, offset=8192), 8192, GIB, ["mark-equals-usage"]),
         (Disk(**DEVICE, offset=5 * MIB), 5 * MIB, GIB, ["device-high-water-mark"]),
         (Disk(**DEVICE, offset=GIB), GIB, GIB, ["device-written-at-end"]),
         (Disk(**DEVICE, offset=0), 0, GIB, ["nothing-written"]),
@@ -39,7 +39,27 @@ def running(disk: Disk, allocation: int, physical: int) -> Any:
         (Disk(usage=8192, offset=None), 8192, GIB, ["no-high-water-mark"]),
         (Disk(usage=8192, offset=0), 8192, GIB, ["restarted"]),
         (Disk(usage=GIB, offset=0), GIB, GIB, ["fully-allocated", "restarted"]),
-        (Disk(usage=GIB, offset=GIB), GIB, GIB, ["fully-allocated", "high-water-mark"]),
+        (Disk(usage=GIB, offset=GIB), GIB, GIB, ["fully-allocated", "mark-equals-usage"]),
+        # The file system counts a block more than the size.
+        (
+            Disk(usage=GIB + 4096, offset=0),
+            GIB + 4096,
+            GIB,
+            ["fully-allocated-and-more", "restarted"],
+        ),
+        (Disk(usage=GIB + 4096, offset=GIB), GIB, GIB + 4096, ["allocated-and-written-at-end"]),
+        (
+            Disk(usage=None, offset=5 * MIB, protocol="nbd"),
+            5 * MIB,
+            GIB,
+            ["no-actual-size", "mark-without-usage"],
+        ),
+        (
+            Disk(**{**DEVICE, "format": "qcow2"}, capacity=MIB, offset=2 * MIB),
+            2 * MIB,
+            GIB,
+            ["qcow2-on-device"],
+        ),
         (
             Disk(usage=8192, offset=GIB, stats={"unmap_operations": 3}),
             GIB,
@@ -178,9 +198,24 @@ def test_an_error(message: Any, expected: str) -> None:
         assert message in explanation.findings[0].evidence[0].text
 
 
+def test_qemu_that_ended_in_the_call() -> None:
+    recorder = samples.Recorder()
+    samples.blockinfo(recorder)
+    [at] = [at for at, event in enumerate(recorder.events) if event.name == "qmp.reply"]
+    del recorder.events[at]
+    for event in recorder.events[at:]:
+        event.values["result"] = -1
+    explanation = explained(cases.built(recorder))
+    assert [finding.cause.name for finding in explanation.findings] == ["qemu-gone"]
+    assert answer(explanation) == (
+        "There is no number because QEMU did not answer query-blockstats: it ended, or vm1 was "
+        "destroyed, while libvirt waited."
+    )
+
+
 def test_an_error_that_was_not_seen() -> None:
     one = call(numbers(0, 0, 0), None, result=-1)
-    assert causes(one) == ["error"]
+    assert causes(one) == ["error-not-seen"]
 
 
 def test_a_call_that_did_not_return() -> None:

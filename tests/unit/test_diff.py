@@ -171,9 +171,9 @@ EXPLAIN = DATA / "explain"
         (
             "discarded-9.0.0",
             "restarted-9.0.0",
-            "nothing was written in B since QEMU started, so the high-water mark is not used "
-            "there: allocation 64.000 MiB against 8.000 KiB, physical 4.000 KiB against 64.000 "
-            "MiB.",
+            "nothing was written in B since QEMU opened the image, so the high-water mark is not "
+            "used there: allocation 64.000 MiB against 8.000 KiB, physical 4.000 KiB against "
+            "64.000 MiB.",
         ),
         (
             "copy-on-read-7.0.0",
@@ -449,7 +449,7 @@ def test_a_failure_against_numbers() -> None:
     pair = only(compare(read_trace(DISCARDED), edited(DISCARDED, fail)))
     assert sentence(pair).startswith("numbers in A, none in B: There is no number because")
     text = text_of(compare(read_trace(DISCARDED), edited(DISCARDED, fail)))
-    assert "  cause    discarded in A, error in B" in text
+    assert "  cause    discarded in A, error-not-seen in B" in text
 
 
 def test_calls_are_paired_by_what_they_asked_for() -> None:

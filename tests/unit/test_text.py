@@ -199,6 +199,33 @@ def test_failure_without_an_error_says_so() -> None:
     assert next(lines) == "failed, and no error was seen"
 
 
+def test_failure_by_an_error_of_another_thread_names_it() -> None:
+    """As QEMU's monitor has its own thread, which notices first that QEMU has ended."""
+    recorder = samples.Recorder()
+
+    def apart(message: str) -> None:
+        values = {"code": 1, "message": message}
+        recorder.add("point", "error", tid=99, values=values)
+
+    apart("before")
+    place = {"span": 1, "call": 1}
+    recorder.add("enter", "virDomainCreate", values={"domain": "vm1"}, **place)
+    apart("process exited while connecting to monitor")
+    apart("later")
+    recorder.add("exit", "virDomainCreate", values={"result": -1}, **place)
+    apart("after")
+    calls = [each for each in CallBuilder().everything(recorder.events) if isinstance(each, Call)]
+    [call] = calls
+    assert [event.values["message"] for event in call.meanwhile] == [
+        "process exited while connecting to monitor",
+        "later",
+    ]
+    lines = list(text.call_tree(call, Style(width=200)))
+    assert lines[0] == (
+        "error 1: process exited while connecting to monitor (on another thread meanwhile)"
+    )
+
+
 def test_incomplete_call_says_what_is_missing() -> None:
     events = samples.blockinfo(samples.Recorder())[:-1]
     lines = list(text.call_tree(call_of(events), PLAIN))

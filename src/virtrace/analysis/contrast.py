@@ -34,7 +34,7 @@ def _one_way(one: DiskCase, other: DiskCase, first: str, second: str) -> str | N
         what = "`parent` is missing" if parent_is_missing else "QEMU reported no highest offset"
         return f"{what} in {second}, so the high-water mark is not used there"
     if there.offset == 0:
-        what = f"nothing was written in {second} since QEMU started"
+        what = f"nothing was written in {second} since QEMU opened the image"
         return f"{what}, so the high-water mark is not used there"
     return None
 
@@ -45,7 +45,7 @@ def _other_value(a: DiskCase, b: DiskCase) -> str | None:
     if here is None or there is None or here.allocation != there.allocation:
         return None
     if here.allocation == OFFSET and here.offset != there.offset:
-        return "the farthest write since QEMU started differs"
+        return "the farthest write since QEMU opened the image differs"
     if here.usage != there.usage:
         return "the space used on the host differs"
     return None

@@ -72,7 +72,7 @@ _THE_KERNEL = "libvirt asked the kernel, which the trace does not show"
 _MEANING = {
     CAPACITY: "the size that the guest sees",
     USAGE: "space used on the host",
-    OFFSET: "end of the farthest write since QEMU started",
+    OFFSET: "end of the farthest write since QEMU opened the image",
 }
 _SIZE = {
     None: "size of the file or device",

@@ -7,6 +7,7 @@ position in the file.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Union
@@ -20,6 +21,8 @@ from virtrace.trace.format import ENDED, Event, Json, Record, is_unavailable
 # Depth of nested functions in a tree. No thread of libvirt comes near; walking over a deeper tree
 # would take too long, or too much of Python's stack.
 MOST_NESTED = 50
+# Errors outside of calls that are kept for a call that fails without an error of its own.
+_MOST_MEANWHILE = 16
 _TOO_DEEP = f"more than {MOST_NESTED} functions inside one another: the rest is side by side"
 
 
@@ -102,12 +105,15 @@ class Call:
     id: ``call`` of its events.
     problems: what is missing from the tree, in words; complete once the tree is returned.
     received: the message of the client that asked for it, if there was one.
+    meanwhile: if it failed without an error of its own, the last errors that were raised outside of
+    calls while it ran, as on the thread that receives QEMU's messages.
     """
 
     id: int | None
     root: Span
     problems: list[str] = field(default_factory=list)
     received: Event | None = None
+    meanwhile: list[Event] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
@@ -216,6 +222,7 @@ class CallBuilder:
         # Requests that wait for their reply, by `seq`.
         self._requests: dict[int, Exchange] = {}
         self._apart: list[Point | Exchange] = []
+        self._errors_apart: deque[Event] = deque(maxlen=_MOST_MEANWHILE)
         # Those of them outside of calls.
         self._unanswered: dict[int, Exchange] = {}
         # Calls of clients that no worker has picked up yet.
@@ -355,6 +362,8 @@ class CallBuilder:
                 self._apart.append(Point(self._received[key]))
             self._received[key] = event
         else:
+            if event.role == roles.ERROR:
+                self._errors_apart.append(event)
             self._apart.append(Point(event))
 
     def _home(self, event: Event) -> _Open | None:
@@ -383,6 +392,9 @@ class CallBuilder:
         for exchange in tree.exchanges:
             if self._requests.get(exchange.send.seq) is exchange:
                 del self._requests[exchange.send.seq]
+        if call.failed and not call.errors():
+            since = call.root.t_enter_ns
+            call.meanwhile = [each for each in self._errors_apart if each.t_ns >= since]
         self.tally.calls += 1
         self.tally.failed += call.failed
         self.tally.incomplete += not call.complete

@@ -377,8 +377,7 @@ def _error(node: Call | Point | Exchange) -> str | None:
     if isinstance(node, Call):
         if not node.failed:
             return None
-        last = node.errors()[-1:]
-        said = pieces.plain(last[0].values.get("message")) if last else "no error was seen"
+        said = " ".join(text for text, _ in pieces.failure(node))
         return f"{_code(pieces.question(node, _STYLE))} failed: {_text(said)}"
     if isinstance(node, Point):
         if node.event.role != ERROR:

@@ -50,6 +50,7 @@ def call_record(call: Call) -> Record:
         "problems": call.problems,
         "failed": call.failed,
         "errors": [event.values for event in errors],
+        "meanwhile": [event.values for event in call.meanwhile],
         "received": _moment(call.received) if call.received else None,
         "root": _node(call.root),
     }

@@ -263,8 +263,6 @@ class _Stories:
 def _call(anchor: str, call: Call, texts: _Texts, stories: _Stories) -> Record:
     answer = pieces.answer_of(call)
     fields = [_field(*pair) for struct in answer.values() for pair in pieces.flat(struct)]
-    errors = call.errors()
-    error = pieces.raised(errors[-1]) if errors else pieces.words("no error was seen", "red")
     nodes = [node for node in call.nodes() if node is not call.root]
     story = stories.of(anchor, call)
     return {
@@ -274,7 +272,7 @@ def _call(anchor: str, call: Call, texts: _Texts, stories: _Stories) -> Record:
         "outcome": _joined([*pieces.outcome(call.root, _STYLE), *pieces.queued(call)]),
         "answer": fields if len(fields) <= _FIELDS_IN_LINE else [],
         "fields": fields if len(fields) > _FIELDS_IN_LINE else [],
-        "error": _joined(error) if call.failed else [],
+        "error": _joined(pieces.failure(call)) if call.failed else [],
         "problems": call.problems,
         "story": story,
         "meaning": None if story is None else stories.stored[story],

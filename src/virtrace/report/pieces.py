@@ -424,6 +424,16 @@ def raised(event: Event) -> list[Piece]:
     return words(f"error {plain(code)}: {plain(message)}", "red")
 
 
+def failure(call: Call) -> list[Piece]:
+    """Say with which error a call failed: its last, or the first of other threads meanwhile."""
+    errors = call.errors()
+    if errors:
+        return raised(errors[-1])
+    if not call.meanwhile:
+        return words("failed, and no error was seen", "red")
+    return [*raised(call.meanwhile[0]), *words("(on another thread meanwhile)", "red")]
+
+
 def is_struct(value: Json) -> bool:
     return isinstance(value, dict) and not is_text(value)
 

@@ -33,6 +33,7 @@ from virtrace.report.pieces import (
     counts,
     ending,
     engine,
+    failure,
     flat,
     listed,
     nodes_below,
@@ -43,7 +44,6 @@ from virtrace.report.pieces import (
     plain,
     question,
     queued,
-    raised,
     remedy_of,
     reply_of,
     rows,
@@ -300,16 +300,11 @@ def _answer(call: Call, answer: Record, style: Style) -> Iterator[str]:
     ]
     if call.failed:
         errors = call.errors()
-        if errors:
-            yield from fold(raised(errors[-1]), style)
-            if len(errors) > 1:
-                yield from fold(
-                    words(f"the last of {len(errors)} errors; all are below", "yellow"),
-                    style,
-                    "  ",
-                )
-        else:
-            yield from fold(words("failed, and no error was seen", "red"), style)
+        yield from fold(failure(call), style)
+        if len(errors) > 1:
+            yield from fold(
+                words(f"the last of {len(errors)} errors; all are below", "yellow"), style, "  "
+            )
     fields = [pair for struct in answer.values() for pair in flat(struct)]
     in_line = _in_line(pieces, fields, style, room=style.width)
     if in_line is not None:

@@ -28,6 +28,7 @@ from virtrace.analysis.explain.model import (
 )
 from virtrace.analysis.host import HostDisk, find_disk
 from virtrace.analysis.lineage import on_device, trace_back
+from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.quoted import Evidence, quote
 from virtrace.analysis.spans import Call
 from virtrace.trace.format import Json
@@ -59,6 +60,19 @@ class DiskCase(model.Case):
         return self.block.decisions[0] if self.block.decisions else None
 
     @property
+    def unanswered(self) -> Exchange | None:
+        """The command without a reply, if the call waited for one."""
+        asked = [each for each in self.block.call.nodes() if isinstance(each, Exchange)]
+        return asked[-1] if asked and asked[-1].is_awaited else None
+
+    @property
+    def knows_usage(self) -> bool:
+        """Whether QEMU reported the space used, and it is not the size in place of it."""
+        if self.device is not None:
+            return self.device.actual_size is not None and not self.device.is_block_device
+        return self.decision is not None and self.decision.usage != self.block.number("capacity")
+
+    @property
     def subject(self) -> tuple[str, ...]:
         return self.block.domain, self.block.disk
 
@@ -69,6 +83,7 @@ class DiskCase(model.Case):
             "disk": self.block.disk,
             "file": self.file,
             "format": self.device.format if self.device else None,
+            "command": self.unanswered.command if self.unanswered else None,
             "error": self.block.error.values.get("message") if self.block.error else None,
         }
 
@@ -167,6 +182,19 @@ def _unknown_disk(case: DiskCase) -> list[Evidence] | None:
     return _error_that_says(case, "not assigned to domain")
 
 
+@_cause("qemu-gone", answered=False)
+def _qemu_gone(case: DiskCase) -> list[Evidence] | None:
+    call, asked = case.block.call, case.unanswered
+    if not (call.failed and call.complete) or case.block.error is not None or asked is None:
+        return None
+    return [Evidence(f"no reply came to {asked.command} {asked.id}", seq=asked.send.seq)]
+
+
+@_cause("error-not-seen", answered=False)
+def _error_not_seen(case: DiskCase) -> list[Evidence] | None:
+    return [] if case.block.call.failed and case.block.error is None else None
+
+
 @_cause("error", answered=False)
 def _error(case: DiskCase) -> list[Evidence] | None:
     return _error_that_says(case, "")
@@ -178,7 +206,7 @@ def _error_that_says(case: DiskCase, words: str) -> list[Evidence] | None:
         return None
     error = case.block.error
     if error is None:
-        return None if words else [Evidence("the call failed, and the trace has no error of it")]
+        return None
     message = error.values.get("message")
     if words and not (isinstance(message, str) and words in message):
         return None
@@ -233,8 +261,7 @@ def _no_actual_size(case: DiskCase) -> list[Evidence] | None:
 
 @_cause("device-written-at-end")
 def _device_written_at_end(case: DiskCase) -> list[Evidence] | None:
-    device, capacity = case.device, case.block.number("capacity")
-    if not _on_device(device) or capacity is None or not _takes_offset(case, at_least=capacity):
+    if not _on_device(case.device) or not _all_equal(case) or not _takes_offset(case):
         return None
     return [*_offset(case), *_virtual_size(case), *_host(case)]
 
@@ -243,7 +270,7 @@ def _device_written_at_end(case: DiskCase) -> list[Evidence] | None:
 def _discarded(case: DiskCase) -> list[Evidence] | None:
     device = case.device
     discards = list(device.discards()) if device else []
-    if not discards or not _takes_offset(case, more_than_usage=True):
+    if not discards or not case.knows_usage or not _takes_offset(case, more_than_usage=True):
         return None
     return [
         *(
@@ -263,7 +290,7 @@ def _internal_snapshot(case: DiskCase) -> list[Evidence] | None:
     image = case.device.image if case.device else None
     snapshots = image.get("snapshots") if image else None
     count = len(list(snapshots.items())) if snapshots else 0
-    if snapshots is None or not count:
+    if snapshots is None or not count or not case.knows_usage:
         return None
     names = ", ".join(str(each.text("name")) for each in snapshots.items())
     return [quote(snapshots, f"snapshots inside the image: {names}"), *_usage(case)]
@@ -279,12 +306,33 @@ def _qcow2_on_device(case: DiskCase) -> list[Evidence] | None:
 
 @_cause("fully-allocated")
 def _fully_allocated(case: DiskCase) -> list[Evidence] | None:
+    return _allocated(case) if _all_equal(case) else None
+
+
+@_cause("fully-allocated-and-more")
+def _fully_allocated_and_more(case: DiskCase) -> list[Evidence] | None:
+    return None if _all_equal(case) else _allocated(case)
+
+
+def _allocated(case: DiskCase) -> list[Evidence] | None:
     decision, capacity = case.decision, case.block.number("capacity")
     if decision is None or not capacity:
         return None
     if not capacity <= decision.usage == case.block.number("allocation"):
         return None
     return [*_usage(case), *_virtual_size(case), *_host(case)]
+
+
+@_cause("allocated-and-written-at-end")
+def _allocated_and_written_at_end(case: DiskCase) -> list[Evidence] | None:
+    decision, capacity = case.decision, case.block.number("capacity")
+    if decision is None or not capacity or not case.knows_usage:
+        return None
+    if decision.usage in range(capacity) or decision.usage == decision.offset:
+        return None
+    if not _takes_offset(case, at_least=capacity):
+        return None
+    return [*_offset(case), *_usage(case), *_virtual_size(case), *_host(case)]
 
 
 @_cause("nothing-written")
@@ -317,6 +365,9 @@ def _without_offset(case: DiskCase) -> list[Evidence] | None:
     own = device.own_highest_offset
     if own is None:
         return None
+    if case.block.number("physical") == decision.usage != case.block.number("capacity"):
+        # Libvirt could not read the size itself, and took this.
+        return None
     return [
         quote(device.node, "its entry has no parent, from which libvirt would read the offset"),
         quote(own, "offset of the node itself, which libvirt does not read"),
@@ -328,7 +379,9 @@ def _without_offset(case: DiskCase) -> list[Evidence] | None:
 @_cause("filter-node")
 def _filter_node(case: DiskCase) -> list[Evidence] | None:
     device = case.device
-    if device is None or device.node.get("stats") is not None:
+    if device is None or device.node.get("stats") is not None or not case.knows_usage:
+        return None
+    if case.decision is None or case.decision.allocation != USAGE:
         return None
     return [quote(device.entry, "QEMU's statistics are those of a filter node above the image")]
 
@@ -338,6 +391,19 @@ def _device_high_water_mark(case: DiskCase) -> list[Evidence] | None:
     if not _on_device(case.device) or not _takes_offset(case):
         return None
     return [*_offset(case), *_host(case)]
+
+
+@_cause("mark-equals-usage")
+def _mark_equals_usage(case: DiskCase) -> list[Evidence] | None:
+    decision = case.decision
+    if decision is None or decision.offset != decision.usage or not case.knows_usage:
+        return None
+    return _high_water_mark(case)
+
+
+@_cause("mark-without-usage")
+def _mark_without_usage(case: DiskCase) -> list[Evidence] | None:
+    return None if case.knows_usage else _high_water_mark(case)
 
 
 @_cause("high-water-mark")
@@ -352,7 +418,7 @@ def _restarted(case: DiskCase) -> list[Evidence] | None:
     decision, device = case.decision, case.device
     if decision is None or decision.offset != 0 or not decision.usage:
         return None
-    if device is not None and (device.is_qcow2_file or device.actual_size is None):
+    if not case.knows_usage or (device is not None and device.is_qcow2_file):
         return None
     return [*_offset(case), *_usage(case), *_host(case)]
 
@@ -361,13 +427,15 @@ def _restarted(case: DiskCase) -> list[Evidence] | None:
 def _external_snapshot(case: DiskCase) -> list[Evidence] | None:
     image = case.device.image if case.device else None
     below = image.get("full-backing-filename") or image.get("backing-filename") if image else None
-    return [quote(below, f"the image below it: {below.value}"), *_usage(case)] if below else None
+    if below is None or not case.knows_usage:
+        return None
+    return [quote(below, f"the image below it: {below.value}"), *_usage(case)]
 
 
 @_cause("qcow2")
 def _qcow2(case: DiskCase) -> list[Evidence] | None:
     device = case.device
-    if device is None or not device.is_qcow2_file:
+    if device is None or not device.is_qcow2_file or not case.knows_usage:
         return None
     return [*_format(device), *_usage(case), *_host(case)]
 
@@ -382,6 +450,10 @@ def _unknown(case: DiskCase) -> list[Evidence] | None:
 
 def _on_device(device: Device | None) -> bool:
     return device is not None and device.is_block_device
+
+
+def _all_equal(case: DiskCase) -> bool:
+    return len({case.block.number(name) for name in NUMBERS}) == 1
 
 
 def _takes_offset(case: DiskCase, *, at_least: int = 0, more_than_usage: bool = False) -> bool:
@@ -413,7 +485,7 @@ def _offset(case: DiskCase) -> Iterator[Evidence]:
     device, stats = case.device, case.block.stats
     found = device.highest_offset if device else stats.number(OFFSET) if stats else None
     if found is not None:
-        yield quote(found, "highest offset written since QEMU started")
+        yield quote(found, "highest offset written since QEMU opened the image")
 
 
 def _answers(case: DiskCase, *names: str) -> Iterator[Evidence]:
