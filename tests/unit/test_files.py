@@ -26,6 +26,7 @@ METHODS = {"open", "read_text", "read_bytes", "write_text", "write_bytes"}
 HARMLESS = {
     # Data of the package.
     "analysis/explain/model.py": {"self.file.read_text"},
+    "analysis/values/meaning.py": {"file.read_text", "(_FOLDER / 'arguments.json').read_text"},
     "binary/layouts.py": {"file.read_text"},
     "bundle/redact/captures.py": {"schema_file().read_text"},
     "bundle/words.py": {"file.read_text"},

@@ -9,6 +9,7 @@ from dataclasses import replace
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, Child, Point, Span
 from virtrace.analysis.summary import Movement, Statistics, Summary, histograms
+from virtrace.analysis.values.meaning import meanings
 from virtrace.analysis.waiting import Waiters, Waiting
 from virtrace.trace.format import Event, Record
 from virtrace.trace.reader import ReadableTrace
@@ -125,6 +126,7 @@ def _node(node: Child) -> Record:
             "duration_ns": node.duration_ns,
             "arguments": node.arguments,
             "returned": node.returned,
+            **_words(node.name, node.role, {**node.arguments, **(node.returned or {})}),
             "lost": node.lost,
             "children": [_node(child) for child in node.children],
         }
@@ -138,7 +140,14 @@ def _node(node: Child) -> Record:
             "send": _moment(node.send),
             "reply": _moment(node.reply) if node.reply else None,
         }
-    return {"kind": node.event.type, "name": node.event.name, **_moment(node.event)}
+    event = node.event
+    words = _words(event.name, event.role, event.values)
+    return {"kind": event.type, "name": event.name, **_moment(event), **words}
+
+
+def _words(probe: str, role: str | None, values: Record) -> Record:
+    found = meanings(probe, role, values)
+    return {"words": found} if found else {}
 
 
 def _moment(event: Event) -> Record:

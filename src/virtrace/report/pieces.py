@@ -17,6 +17,7 @@ from typing import Union
 from virtrace.analysis import qmp
 from virtrace.analysis.source_lines import Change, Line, is_line, lines_of
 from virtrace.analysis.spans import Call, Child, Point, Span, Tally
+from virtrace.analysis.values.meaning import meaning
 from virtrace.analysis.waiting import Waiting
 from virtrace.report import units
 from virtrace.report.highlight import Style, cells, shorten
@@ -285,7 +286,7 @@ def _function(span: Span, style: Style) -> list[Piece]:
         (f"{name}={text}", role)
         for name, value in span.arguments.items()
         if not is_struct(value) and not is_backtrace(value)
-        for text, role in [shown(name, value, style)]
+        for text, role in [_with_words(span.name, span.role, name, value, style)]
     ]
     pieces = with_commas(arguments)
     if pieces:
@@ -405,7 +406,7 @@ def _named(event: Event, style: Style) -> list[Piece]:
     inline = [
         (f"{name}={text}", role)
         for name, value in flat(event.values)
-        for text, role in [shown(name, value, style)]
+        for text, role in [_with_words(event.name, event.role, name, value, style)]
     ]
     return [(event.name, "bold"), *inline]
 
@@ -468,6 +469,13 @@ def shown(field: str, value: Json, style: Style) -> Piece:
         return f"{_raw_bytes(value['bytes'])}{rest}", "c"
     text = compact(value)
     return (text if style.full else shorten(text, style.width, style)), "json"
+
+
+def _with_words(probe: str, of: str | None, name: str, value: Json, style: Style) -> Piece:
+    """Return a value of a probe with its words, if libvirt has some: ``flags=1 (start paused)``."""
+    text, role = shown(name, value, style)
+    words = meaning(probe, of, name, value)
+    return (f"{text} ({words})" if words else text), role
 
 
 def _quoted(value: Json, style: Style) -> str:

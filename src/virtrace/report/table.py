@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Iterator
 
 from virtrace.analysis.spans import Call, Span
+from virtrace.analysis.values.meaning import meanings
 from virtrace.trace.format import Json, Record, is_unavailable
 
 _PLACE = ("call", "span", "parent", "function", "tid", "t_enter_ns", "duration_ns")
@@ -50,6 +51,8 @@ def _rows(call: Call) -> Iterator[tuple[Span, Record, Record, list[str]]]:
         lacking: list[str] = []
         for part, values in (("arguments", span.arguments), ("returned", span.returned or {})):
             _flatten(part, values, told, lacking)
+            for name, words in meanings(span.name, span.role, values).items():
+                told[f"{part}.{name}.words"] = words
         yield span, dict(zip(_PLACE, place)), told, lacking
 
 

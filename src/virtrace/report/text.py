@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from virtrace.analysis import qmp
 from virtrace.analysis.qmp import Exchange
-from virtrace.analysis.spans import Call, Point, Tally
+from virtrace.analysis.spans import Call, Point, Span, Tally
+from virtrace.analysis.values.meaning import meaning
 from virtrace.analysis.waiting import Waiting
 from virtrace.errors import typed
 from virtrace.report import units
@@ -310,7 +311,7 @@ def _answer(call: Call, answer: Record, style: Style) -> Iterator[str]:
     if in_line is not None:
         pieces, fields = in_line, []
     yield from fold(pieces, style)
-    yield from _table(fields, style, "  ")
+    yield from _table(fields, style, "  ", root)
     for problem in call.problems:
         yield from fold(words(f"incomplete: {problem}", "yellow"), style, "  ", "    ")
 
@@ -394,8 +395,13 @@ def _reply(values: Record, below: str, style: Style) -> Iterator[str]:
         yield prefix + paint(safe(text, style), "json", style)
 
 
-def _table(fields: list[tuple[str, Json]], style: Style, prefix: str) -> Iterator[str]:
-    """Yield one line a field: name, exact value (numbers to the right), readable value."""
+def _table(
+    fields: list[tuple[str, Json]], style: Style, prefix: str, of: Span | None = None
+) -> Iterator[str]:
+    """Yield one line a field: name, exact value (numbers to the right), readable value.
+
+    of: the function that returned them, if its values can have words.
+    """
     names = column((name for name, _ in fields), style)
     numbers = max((len(compact(value)) for _, value in fields if isinstance(value, int)), default=0)
     for name, value in fields:
@@ -404,7 +410,9 @@ def _table(fields: list[tuple[str, Json]], style: Style, prefix: str) -> Iterato
             pieces = [(f"{compact(value):>{numbers}}", "c")]
             reading = None
             if not isinstance(value, bool):
-                reading = units.humanized(name.rpartition(".")[2], value)
+                field = name.rpartition(".")[2]
+                words_of_it = meaning(of.name, of.role, field, value) if of else None
+                reading = words_of_it or units.humanized(field, value)
             if reading:
                 pieces.append((f"({reading})", "bold"))
         else:

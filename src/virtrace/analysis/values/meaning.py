@@ -1,0 +1,98 @@
+"""What a number of libvirt's API is called.
+
+The tables beside this module are of libvirt 12.8.0: the value, its name in words, and the version
+that has it first. No value has changed its meaning since 7.0.0.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from virtrace.trace import roles
+from virtrace.trace.format import Json, Record
+
+_FOLDER = Path(__file__).parent
+
+
+def _table(name: str) -> dict[str, dict[str, list[str]]]:
+    file = _FOLDER / f"{name}.json"
+    table: dict[str, dict[str, list[str]]] = json.loads(file.read_text(encoding="utf-8"))
+    return table
+
+
+# Read at once: later, a process can be without the right to open files.
+_ENUMS: Mapping[str, Mapping[str, list[str]]] = {
+    **{
+        kind: values
+        for name in ("errors", "states", "jobs", "volumes")
+        for kind, values in _table(name).items()
+    }
+}
+_FLAGS: Mapping[str, Mapping[str, list[str]]] = _table("flags")
+_ARGUMENTS: Mapping[str, list[str]] = json.loads(
+    (_FOLDER / "arguments.json").read_text(encoding="utf-8")
+)
+# By role or name of a probe, and the name of its value.
+_VALUES = {
+    (roles.ERROR, "code"): "virErrorNumber",
+    (roles.ERROR_AGAIN, "code"): "virErrorNumber",
+    (roles.ERROR_PLACE, "code"): "virErrorNumber",
+    (roles.ERROR_PLACE, "domain"): "virErrorDomain",
+    ("virDomainGetInfo", "state"): "virDomainState",
+    ("blockjob.told", "type"): "virDomainBlockJobType",
+    ("blockjob.told", "status"): "virConnectDomainEventBlockJobStatus",
+    ("volume", "type"): "virStorageVolType",
+}
+
+
+def meaning(probe: str, role: str | None, name: str, value: Json) -> str | None:
+    """Return the words for a value; None if it has none.
+
+    probe, role: of the event. name: of the value; of a field of a struct, the field's.
+    """
+    if type(value) is not int:
+        return None
+    if name == "errno":
+        return errno.errorcode.get(value)
+    kinds = _ARGUMENTS.get(f"{probe}.{name}")
+    if kinds is not None:
+        return flags(kinds, value)
+    kind = _VALUES.get((role or "", name)) or _VALUES.get((probe, name))
+    return None if kind is None else one_of(kind, value)
+
+
+def meanings(probe: str, role: str | None, values: Record) -> dict[str, str]:
+    """Return the words for the values of a probe, also in structs, by name: ``info.state``."""
+    found: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            inner = meanings(probe, role, value)
+            found.update({f"{name}.{key}": words for key, words in inner.items()})
+        elif (words := meaning(probe, role, name, value)) is not None:
+            found[name] = words
+    return found
+
+
+def one_of(kind: str, value: int) -> str | None:
+    """Return the word for a value of a public enum; None if the enum does not have it."""
+    found = _ENUMS[kind].get(str(value))
+    return found[0] if found else None
+
+
+def flags(kinds: list[str], value: int) -> str | None:
+    """Return the words for a combination of flags; None if there are none, or one is unknown."""
+    if value <= 0:
+        return None
+    words = []
+    for bit in (1 << position for position in range(value.bit_length())):
+        if value & bit:
+            found = next(
+                (_FLAGS[kind][str(bit)] for kind in kinds if str(bit) in _FLAGS[kind]), None
+            )
+            if found is None:
+                return None
+            words.append(found[0])
+    return ", ".join(words)
