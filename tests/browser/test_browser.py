@@ -12,9 +12,11 @@ from selenium.webdriver import Chrome, Keys
 from selenium.webdriver.common.by import By
 
 from tests.support import pages, samples
+from tests.support.snapshots import deadlock, stopped_qemu
 from virtrace.analysis.chain import chains
 from virtrace.analysis.spans import CallBuilder
 from virtrace.report import diagram
+from virtrace.report.snapshot_page import snapshot_page
 from virtrace.trace.reader import read_trace
 
 # WCAG 2, level AA, for text of ordinary size.
@@ -323,3 +325,40 @@ def test_the_svg_file_alone(chromium: Chrome, scheme: str, tmp_path: Path) -> No
     )
     assert outside == []
     assert log_of(chrome) == []
+
+
+@pytest.fixture(scope="module")
+def hang() -> str:
+    """The page of a snapshot: a stopped QEMU, more waiters than are drawn, and a deadlock."""
+    document: Any = stopped_qemu(30)
+    others = deadlock()["threads"]
+    for thread in others:
+        thread.update(tid=thread["tid"] + 100, own_tid=thread["own_tid"] + 100)
+        thread["wait"]["owner"] += 100
+    document["threads"] += others
+    return snapshot_page(document)
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_of_a_snapshot(show: Show, width: int, scheme: str, hang: str) -> None:
+    chrome = show(hang, width=width, scheme=scheme)
+    assert chrome.find_element(By.CSS_SELECTOR, "#graph svg").is_displayed()
+    chrome.find_element(By.ID, "none").click()
+    assert opened(chrome, ".call > details") == 0
+    open_everything(chrome)
+    assert chrome.execute_script("return performance.getEntriesByType('resource').length") == 0
+    assert log_of(chrome) == []
+    script = "const page = document.documentElement; return page.scrollWidth - page.clientWidth"
+    assert chrome.execute_script(script) == 0
+    found = chrome.execute_script(CONTRASTS, "body *:not(script)")
+    assert len(found) > 100
+    assert [each for each in found if each[0] < CONTRAST] == []
+
+
+def test_the_threads_of_a_snapshot_are_searched(show: Show, hang: str) -> None:
+    chrome = show(hang)
+    field = chrome.find_element(By.ID, "search")
+    field.send_keys("query-blockstats")
+    assert visible(chrome, ".call") == ["thread-11"]
+    assert chrome.find_element(By.ID, "found").text == "1 of 34 threads"

@@ -284,6 +284,12 @@ def test_what_reads_a_snapshot(folder: Path) -> None:
         read = (("show", "--full"), ("explain",), ("diff", snapshot))
         for words in (*read, ("bundle", "make", "--preview")):
             is_told(in_process(*words, snapshot))
+        page = folder / "page.html"
+        in_process("show", "--html", page, snapshot)
+        # Without a time it is no snapshot.
+        if page.exists():
+            is_told(page.read_bytes())
+            page.unlink()
 
 
 # Other files, and what a user types

@@ -225,6 +225,9 @@ def test_the_command_makes_a_bundle_that_all_readers_read(tmp_path: Path) -> Non
     assert shown.stdout.startswith("virDomainSave on domain-1 (thread 11) waits")
     assert virtrace("explain", packed).stdout == shown.stdout
     assert json.loads(virtrace("show", "--json", packed).stdout)["redacted"] == []
+    page = tmp_path / "page.html"
+    assert virtrace("show", "--html", page, packed).returncode == 0
+    assert "domain-1" in page.read_text()
     assert virtrace("diff", packed, packed).stdout.startswith("In 0 s")
     names = json.loads((tmp_path / "b.map.json").read_text())["pseudonyms"]
     assert names["domain"] == {"domain-1": "zebrafink"}

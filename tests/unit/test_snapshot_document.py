@@ -133,6 +133,12 @@ def test_another_version_is_refused() -> None:
         read({**SAMPLE, "version": 2})
 
 
+@pytest.mark.parametrize("fields", [{"taken": "yesterday"}, {"verdicts": []}])
+def test_what_its_readers_need_is_there(fields: dict[str, Any]) -> None:
+    with pytest.raises(TraceError, match="not a whole snapshot"):
+        read({**SAMPLE, **fields})
+
+
 def test_every_key_is_documented() -> None:
     assert set(keys(schema())) <= documented_names("snapshot-format.md")
 

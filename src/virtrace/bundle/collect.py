@@ -22,6 +22,7 @@ from virtrace.host.facts import HostFacts
 from virtrace.report import explanation, explanation_document, html
 from virtrace.report.highlight import Style
 from virtrace.report.snapshot import snapshot_lines
+from virtrace.report.snapshot_page import snapshot_page
 from virtrace.snapshot.format import SNAPSHOT, Snapshot, read_snapshot
 from virtrace.trace.bundle_reader import TRACE
 from virtrace.trace.reader import ReadableTrace, TraceStream
@@ -71,6 +72,7 @@ def make(
         report = _of_trace(files, absent, kept, snapshot)
     else:
         assert snapshot is not None
+        files.add(PAGE, encoded(snapshot_page(snapshot)))
         report = markdown_of_snapshot(
             snapshot, json.loads(files[VERSIONS]), [*files, REPORT], absent, kept
         )

@@ -29,7 +29,7 @@ _ABOUT = {
     "recipe.yaml": "what was traced",
     "explain.txt": "where each number came from, and the evidence",
     "explain.json": "the same for scripts",
-    "page.html": "the trace as a page for a browser",
+    "page.html": "the same as a page for a browser",
     SNAPSHOT: "what each thread of the daemon did, and what it waited for",
     "snapshot.txt": "the same to read, with the stacks",
     "versions.json": "versions",

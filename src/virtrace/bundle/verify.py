@@ -17,8 +17,8 @@ from virtrace.trace.bundle_reader import TRACE, BundleMember, BundleReader
 from virtrace.trace.format import Json, Record
 from virtrace.trace.reader import TraceStream
 
-_ALWAYS = (REPORT, VERSIONS)
-_OF_TRACE = (TRACE, RECIPE, PAGE)
+_ALWAYS = (REPORT, VERSIONS, PAGE)
+_OF_TRACE = (TRACE, RECIPE)
 _PIECE = 1 << 20
 
 

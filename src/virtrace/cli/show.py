@@ -63,20 +63,27 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.html:
         # Imported late: the rest of `show` does without Jinja2.
-        from virtrace.report import html
+        from virtrace.report import html, snapshot_page
 
         html.prepare_page()
+        snapshot_page.prepare_snapshot_page()
     work = partial(_show, args)
     return run_in_child(args, [args.file], work, args.html, "the page")
 
 
 def _show(args: argparse.Namespace, files: Sequence[BinaryIO], output: int) -> int:
     if is_snapshot(files[0], args.file):
-        if args.html or args.summary:
+        if args.summary:
             raise UsageError(
-                f"{args.file} is a snapshot, and --html and --summary are about traces",
+                f"{args.file} is a snapshot, and --summary is about traces",
                 f"virtrace show --full {typed(args.file)}",
             )
+        if args.html:
+            from virtrace.report.snapshot_page import snapshot_page
+
+            shown = snapshot_page(read_snapshot(files[0], args.file))
+            print_lines(_saved(shown, "snapshot", args.html, output))
+            return DONE
         show_snapshot(args.file, files[0], as_json=args.json, full=args.full)
         return DONE
     is_printed = not (args.html or args.summary)
@@ -173,5 +180,10 @@ def _html(trace: TraceStream, path: str, output: Path, descriptor: int) -> Itera
                 f"{path} has more than {html.MOST_EVENTS:,} events, too many for a page",
                 f"virtrace show --summary {typed(path)}, or export --to perfetto",
             )
-    fill(descriptor, output, "the page", [html.page(trace, nodes)])
-    yield f"wrote {output}; like the trace, it can contain secrets, and only you can read it"
+    yield from _saved(html.page(trace, nodes), "trace", output, descriptor)
+
+
+def _saved(page: str, what: str, output: Path, descriptor: int) -> Iterator[str]:
+    """Write a page. what: it is made of."""
+    fill(descriptor, output, "the page", [page])
+    yield f"wrote {output}; like the {what}, it can contain secrets, and only you can read it"

@@ -81,6 +81,16 @@ class Box:
         """The middle of its lower edge."""
         return self.x + self.width / 2, self.y + self.height
 
+    @property
+    def left(self) -> tuple[float, float]:
+        """Of its left edge, beside the first line."""
+        return self.x, self.y + (LINE + _PAD) / 2
+
+    @property
+    def right(self) -> tuple[float, float]:
+        """Of its right edge, beside the first line."""
+        return self.x + self.width, self.y + (LINE + _PAD) / 2
+
 
 @dataclass
 class Drawing:
@@ -120,6 +130,16 @@ class Drawing:
         self._add("path", {"class": f"arrow {kind}".strip(), "d": path})
         (x, y), back = (points[0], _HEAD + 2) if upwards else (points[-1], -_HEAD - 2)
         head = f"M{x:.1f} {y:.1f}l{-_HEAD} {back}h{2 * _HEAD}z"
+        self._add("path", {"class": "head", "d": head})
+
+    def across(self, to: tuple[float, float], start: tuple[float, float]) -> None:
+        """Draw an arrow that leads to the left."""
+        (x, y), (start_x, start_y) = to, start
+        # All that lead to one box come together in front of it.
+        turn = start_x - GAP
+        path = f"M{start_x:.1f} {start_y:.1f}C{turn:.1f} {start_y:.1f} {start_x:.1f} {y:.1f} "
+        self._add("path", {"class": "arrow", "d": f"{path}{turn:.1f} {y:.1f}H{x:.1f}"})
+        head = f"M{x:.1f} {y:.1f}l{_HEAD + 2} {-_HEAD}v{2 * _HEAD}z"
         self._add("path", {"class": "head", "d": head})
 
     def border(self, y: float, text: str) -> None:

@@ -1,22 +1,14 @@
 """A trace as one page for a browser. It loads nothing, and nothing from the trace can run.
 
-The page is complete without its script, which only folds, searches and colours. Jinja2 escapes
-every string for HTML; characters that could hide or reverse text are replaced by escapes before.
+The page is complete without its script, which only folds, searches and colours.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import html
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from itertools import groupby
-from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from virtrace.analysis.chain import chains
@@ -37,9 +29,9 @@ from virtrace.analysis.summary import (
 from virtrace.analysis.waiting import ended_ns, waiting
 from virtrace.report import diagram, explanation, origins, pieces, units
 from virtrace.report import summary as many
-from virtrace.report.drawing import style_sheet
 from virtrace.report.highlight import Style, safe
 from virtrace.report.pieces import Piece
+from virtrace.report.template import joined, prepare, rendered
 from virtrace.report.timeline import timeline
 from virtrace.trace.format import Event, Json, Record
 from virtrace.trace.reader import ReadableTrace
@@ -55,27 +47,12 @@ _DEEPEST = 100
 _FIELDS_IN_LINE = 4
 _CLOSED = Style(unicode=True)
 _LINES_WIDTH = 40
-_SHEETS, _SCRIPT = ("palette.css", "drawing.css", "page.css"), "page.js"
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("page")),
-        autoescape=True,
-        finalize=_safe,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html")
+_TEMPLATE = "page.html"
 
 
 def prepare_page() -> None:
     """Read everything that a page needs except the trace."""
-    for name in (*_SHEETS, _SCRIPT):
-        style_sheet(name)
-    _template()
+    prepare(_TEMPLATE)
     EXPLAINER.causes.load()
 
 
@@ -87,20 +64,15 @@ def page(trace: ReadableTrace, nodes: Sequence[Call | Point | Exchange]) -> str:
     apart = [node for node in nodes if not isinstance(node, Call)]
     texts, stories = _Texts(), _Stories(trace)
     anchored = [(f"call-{number}", call) for number, call in enumerate(calls, 1)]
-    style = "".join(map(style_sheet, _SHEETS))
-    script = style_sheet(_SCRIPT)
     shown = [_call(anchor, call, texts, stories) for anchor, call in anchored]
     meanings = {id(call): told["meaning"] for call, told in zip(calls, shown)}
-    return _template().render(
+    return rendered(
+        _TEMPLATE,
         title=_title(trace, calls),
-        style=Markup(style),
-        style_hash=_hash(style),
-        script=Markup(script),
-        script_hash=_hash(script),
-        headline=_joined(many.headline(summary)),
-        attached=_joined(pieces.attached(trace.header)),
+        headline=joined(many.headline(summary)),
+        attached=joined(pieces.attached(trace.header)),
         problems=trace.problems,
-        waiting=[_joined(pieces.waited_for(one, _STYLE)) for one in found],
+        waiting=[joined(pieces.waited_for(one, _STYLE)) for one in found],
         many=len(calls) > _MANY,
         calls=shown,
         errors=list(_errors(anchored)),
@@ -114,15 +86,6 @@ def page(trace: ReadableTrace, nodes: Sequence[Call | Point | Exchange]) -> str:
         facts=list(_facts(trace)),
         modules=list(_modules(trace)),
     )
-
-
-def _safe(value: Any) -> Any:
-    return value if isinstance(value, Markup) or not isinstance(value, str) else safe(value, _STYLE)
-
-
-def _hash(text: str) -> str:
-    """Return the hash of a text, as a Content-Security-Policy names what it allows."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _title(trace: ReadableTrace, calls: Sequence[Call]) -> str:
@@ -205,7 +168,7 @@ def _conversation(calls: Iterable[Call], apart: Iterable[Point | Exchange]) -> I
         yield {
             "when": f"+{units.seconds(node.t_enter_ns)}",
             "target": _anchor(node),
-            "pieces": _joined(pieces.said(node, _STYLE)[1:]),
+            "pieces": joined(pieces.said(node, _STYLE)[1:]),
         }
 
 
@@ -269,10 +232,10 @@ def _call(anchor: str, call: Call, texts: _Texts, stories: _Stories) -> Record:
         "anchor": anchor,
         "when": f"+{units.seconds(call.root.t_enter_ns)}",
         "question": pieces.question(call, _STYLE),
-        "outcome": _joined([*pieces.outcome(call.root, _STYLE), *pieces.queued(call)]),
+        "outcome": joined([*pieces.outcome(call.root, _STYLE), *pieces.queued(call)]),
         "answer": fields if len(fields) <= _FIELDS_IN_LINE else [],
         "fields": fields if len(fields) > _FIELDS_IN_LINE else [],
-        "error": _joined(pieces.failure(call)) if call.failed else [],
+        "error": joined(pieces.failure(call)) if call.failed else [],
         "problems": call.problems,
         "story": story,
         "meaning": None if story is None else stories.stored[story],
@@ -284,7 +247,7 @@ def _call(anchor: str, call: Call, texts: _Texts, stories: _Stories) -> Record:
 def _apart(node: Point | Exchange, texts: _Texts) -> Record:
     return {
         "anchor": _anchor(node),
-        "pieces": _joined(pieces.said_apart(node, _STYLE)),
+        "pieces": joined(pieces.said_apart(node, _STYLE)),
         "refs": list(texts.of(node)),
     }
 
@@ -315,7 +278,7 @@ def _steps(call: Call, answer: Record, texts: _Texts) -> Iterator[_PageNode]:
         elif isinstance(node, pieces.StructNode):
             note = [("as in the answer above", "dim")] if node.in_answer else []
             fields = [] if node.in_answer else [_field(*pair) for pair in pieces.flat(node.fields)]
-            yield _PageNode(_joined([(node.name, "bold"), *note]), fields=fields)
+            yield _PageNode(joined([(node.name, "bold"), *note]), fields=fields)
         elif isinstance(node, pieces.Frames):
             frames = [
                 {"name": number, "exact": text, "reading": "", "role": role}
@@ -327,7 +290,7 @@ def _steps(call: Call, answer: Record, texts: _Texts) -> Iterator[_PageNode]:
         else:
             below = pieces.nodes_below(node, answer, is_root=node is call.root)
             opens = bool(below) and depth < _DEEPEST
-            line = _joined(pieces.said(node, _STYLE))
+            line = joined(pieces.said(node, _STYLE))
             yield _PageNode(line, _anchor(node), opens=opens, refs=list(texts.of(node)))
             if opens:
                 rest.append((None, depth))
@@ -348,11 +311,11 @@ def _lines(node: pieces.LineGroup) -> _PageNode:
         {
             "number": line.number,
             "text": line.text or "",
-            "changes": [_joined(pieces.change_pieces(change, _STYLE)) for change in line.changes],
+            "changes": [joined(pieces.change_pieces(change, _STYLE)) for change in line.changes],
         }
         for line in node.lines
     ]
-    return _PageNode(_joined(told), f"event-{node.lines[0].event.seq}", lines=lines)
+    return _PageNode(joined(told), f"event-{node.lines[0].event.seq}", lines=lines)
 
 
 def _anchor(node: Child) -> str:
@@ -369,18 +332,6 @@ def _field(name: str, value: Json) -> Record:
     return {"name": name, "exact": text, "reading": "", "role": role}
 
 
-def _joined(line: list[Piece]) -> list[Piece]:
-    """Join the texts of a line with spaces; a function's name is apart from its arguments."""
-    parts: list[Piece] = []
-    for text, role in line:
-        name, paren, rest = text.partition("(") if role == "call" else (text, "", "")
-        parts.append((f" {name}" if parts else name, "bold" if paren else role))
-        if paren:
-            parts.append((paren + rest, "c"))
-    runs = groupby(parts, key=lambda piece: piece[1])
-    return [("".join(text for text, _ in run), role) for role, run in runs]
-
-
 def _errors(anchored: Iterable[tuple[str, Call]]) -> Iterator[Record]:
     for _, call in anchored:
         for node in call.nodes():
@@ -388,7 +339,7 @@ def _errors(anchored: Iterable[tuple[str, Call]]) -> Iterator[Record]:
                 yield {
                     "target": _anchor(node),
                     "when": f"+{units.seconds(node.event.t_ns)}",
-                    "pieces": _joined(
+                    "pieces": joined(
                         [(pieces.question(call, _STYLE), "bold"), *pieces.said(node, _STYLE)]
                     ),
                 }
@@ -451,7 +402,7 @@ def _disk(disk: DiskAnswers, meaning: _Story | None) -> Record:
         "numbers": [
             {
                 "name": number,
-                "pieces": _joined(many.movement(number, moved)),
+                "pieces": joined(many.movement(number, moved)),
                 "path": _path(moved),
             }
             for number, moved in disk.numbers.items()

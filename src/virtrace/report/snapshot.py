@@ -30,27 +30,38 @@ def snapshot_lines(snapshot: Snapshot, style: Style, next_step: str | None) -> I
             yield ""
             yield from fold([("also:", "dim")], style)
         yield from _verdict(verdict, style, is_first=number == 0)
-    order = [tid for one in snapshot["verdicts"] for tid in (one["thread"], *one["behind"])]
-    busy = [thread for thread in snapshot["threads"] if thread["wait"]["kind"] not in AT_REST]
-    # In the order of the verdicts: what keeps others waiting comes before them.
-    busy.sort(key=lambda one: order.index(one["tid"]) if one["tid"] in order else len(order))
+    busy = at_work(snapshot)
     if busy:
         yield ""
         yield from fold([("threads at work:", "dim")], style)
         for thread in busy:
             yield from _thread(thread, style)
     yield ""
-    taken = datetime.fromisoformat(snapshot["taken"]).timestamp()
     for domain in snapshot["domains"]:
-        yield from labelled("domain", _domain(domain, taken), style)
+        yield from labelled("domain", domain_pieces(domain, taken_at(snapshot)), style)
     for server in snapshot["servers"]:
-        yield from labelled("server", _server(server), style)
-    yield from labelled("at rest", _resting(snapshot["threads"]), style)
-    yield from labelled("daemon", _daemon(snapshot), style)
+        yield from labelled("server", server_pieces(server), style)
+    yield from labelled("at rest", resting_pieces(snapshot["threads"]), style)
+    yield from labelled("daemon", daemon_pieces(snapshot), style)
     for note in snapshot["notes"]:
         yield from labelled("note", words(note, "yellow"), style)
     if next_step is not None:
         yield copyable("next", next_step, style)
+
+
+def at_work(snapshot: Snapshot) -> list[ThreadRecord]:
+    """The threads that are not at rest; what keeps others waiting comes before them."""
+    order: dict[int | None, int] = {}
+    for one in snapshot["verdicts"]:
+        for tid in (one["thread"], *one["behind"]):
+            order.setdefault(tid, len(order))
+    busy = [thread for thread in snapshot["threads"] if thread["wait"]["kind"] not in AT_REST]
+    return sorted(busy, key=lambda one: order.get(one["tid"], len(order)))
+
+
+def taken_at(snapshot: Snapshot) -> float:
+    """When the snapshot was taken, seconds since 1970."""
+    return datetime.fromisoformat(snapshot["taken"]).timestamp()
 
 
 def changes_lines(found: Changes, style: Style) -> Iterator[str]:
@@ -107,14 +118,30 @@ def _verdict(verdict: VerdictRecord, style: Style, *, is_first: bool) -> Iterato
         yield from fold(words(step["effect"], "dim"), style, label(""), label(""))
 
 
-def _thread(thread: ThreadRecord, style: Style) -> Iterator[str]:
-    pieces: list[Piece] = [(f"{thread['tid']}", "bold"), (thread["role"], "")]
+def thread_pieces(thread: ThreadRecord) -> list[Piece]:
+    """A thread's role, and the call that it serves."""
+    pieces: list[Piece] = [(thread["role"], "")]
     if thread["api"] is not None:
         pieces.append((thread["api"], "cyan"))
     request = thread["request"]
     if request is not None and request["name"] is not None:
         given = [f"{name}={text}" for name, text in request["arguments"].items()]
         pieces += words(" ".join([f"{request['subject']} {request['name']}", *given]))
+    return pieces
+
+
+def client_text(thread: ThreadRecord) -> str | None:
+    """For whom a thread works; None if that is not known."""
+    client = thread["client"]
+    if client is None:
+        return None
+    told = client["command"] or "a process that is gone"
+    user = "" if client["user"] is None else f", user {client['user']}"
+    return f"for {told} (process {client['pid']}{user})"
+
+
+def _thread(thread: ThreadRecord, style: Style) -> Iterator[str]:
+    pieces = [(f"{thread['tid']}", "bold"), *thread_pieces(thread)]
     yield from fold(pieces, style, "  ", "    ")
     yield from fold(words(thread["doing"]), style, "      ", "      ")
     command = thread["wait"]["command"]
@@ -122,11 +149,9 @@ def _thread(thread: ThreadRecord, style: Style) -> Iterator[str]:
         yield from fold(words(command["text"], "json"), style, "      ", "        ")
         if not command["sent"]:
             yield from fold(words("QEMU has not taken it yet", "yellow"), style, "      ")
-    client = thread["client"]
+    client = client_text(thread)
     if client is not None:
-        told = client["command"] or "a process that is gone"
-        user = "" if client["user"] is None else f", user {client['user']}"
-        yield from fold(words(f"for {told} (process {client['pid']}{user})"), style, "      ")
+        yield from fold(words(client), style, "      ")
     if thread["moved"]:
         yield from fold(words("it ran meanwhile", "dim"), style, "      ")
     if style.full:
@@ -136,7 +161,7 @@ def _thread(thread: ThreadRecord, style: Style) -> Iterator[str]:
             yield from fold(words(thread["frames_end"], "yellow"), style, "      ", "        ")
 
 
-def _domain(domain: DomainRecord, taken: float) -> list[Piece]:
+def domain_pieces(domain: DomainRecord, taken: float) -> list[Piece]:
     pieces: list[Piece] = [(domain["name"], "bold")]
     if domain["qemu"] is not None:
         pieces += words(f"(id {domain['id']}, QEMU {domain['qemu']}):")
@@ -160,7 +185,7 @@ def _job(job: JobRecord, taken: float) -> str:
     return f"{job['kind']} {job['work']}, held by {held}{api} {lasted}"
 
 
-def _server(server: ServerRecord) -> list[Piece]:
+def server_pieces(server: ServerRecord) -> list[Piece]:
     pieces: list[Piece] = [(f"{server['name']}:", "bold")]
     most = server["most_clients"]
     pieces += words(count(server["clients"], "client") + (f" of {most:,}" if most else ""))
@@ -173,7 +198,7 @@ def _server(server: ServerRecord) -> list[Piece]:
     return pieces
 
 
-def _resting(threads: Sequence[ThreadRecord]) -> list[Piece]:
+def resting_pieces(threads: Sequence[ThreadRecord]) -> list[Piece]:
     found: dict[str, int] = {}
     for thread in threads:
         if thread["wait"]["kind"] in AT_REST:
@@ -182,7 +207,7 @@ def _resting(threads: Sequence[ThreadRecord]) -> list[Piece]:
     return listed(parts) if parts else words("no thread")
 
 
-def _daemon(snapshot: Snapshot) -> list[Piece]:
+def daemon_pieces(snapshot: Snapshot) -> list[Piece]:
     daemon = snapshot["daemon"]
     version = daemon["program"]["version"] or "of unknown version"
     if snapshot["source"] == "text":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from datetime import datetime
 from io import BufferedReader
 from typing import BinaryIO, Literal, Optional, TypedDict, Union
 
@@ -393,6 +394,9 @@ def read_snapshot(file: BinaryIO, path: str) -> Snapshot:
             raise ShapeError(f"it has more than {MAX_VALUES:,} values")
         document: Snapshot = json.loads(data)
         check(document, Snapshot)
+        datetime.fromisoformat(document["taken"])
+        if not document["verdicts"]:
+            raise ShapeError("it has no verdict")
     except (ShapeError, ValueError, RecursionError) as error:
         raise TraceError(
             f"{path} is not a whole snapshot: {error}", "take a fresh copy of the file"

@@ -124,7 +124,7 @@
       }
       if (query && matches && found <= 20) call.querySelector("details").open = true;
     }
-    one("found").textContent = query ? found + " of " + calls.length + " calls" : "";
+    one("found").textContent = query ? found + " of " + calls.length + " " + one("found").dataset.of : "";
   }
   one("search").addEventListener("input", search);
   document.addEventListener("keydown", (event) => {
