@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from string import Formatter
 from typing import Any
 
 import pytest
 
-from tests.support.paths import DOCS
+from tests.support import samples
+from tests.support.command import virtrace
+from tests.support.paths import DATA, DOCS
 from virtrace.analysis.explain.model import Explainer
 from virtrace.analysis.explain.registry import EXPLAINERS
+from virtrace.analysis.explain.trace import Explained, explain_trace
+from virtrace.report.explanation import answer
 from virtrace.trace import roles
+from virtrace.trace.reader import Trace
 
 EACH = pytest.mark.parametrize("explainer", EXPLAINERS, ids=lambda each: each.name)
 
@@ -72,3 +79,147 @@ def test_no_name_can_become_an_option() -> None:
                 begin = max(start for start in programs if start < at)
                 takes_it = words[at - 1] in ("-d", "-p")
                 assert "--" in words[begin:at] or takes_it, command
+
+
+OLD = DATA / "version1"
+
+
+def explained(recorder: samples.Recorder, **roles_: str) -> Explained[Any]:
+    """What a trace with these events is answered with. roles_: of its probes, by name."""
+    names = dict.fromkeys(event.name for event in recorder.events)
+    probes = [
+        {**samples.HEADER["probes"][0], "name": name, "role": roles_.get(name.replace(".", "_"))}
+        for name in names
+    ]
+    header: Any = {**samples.HEADER, "probes": probes}
+    return explain_trace(Trace(header, recorder.events), "t")
+
+
+def answers(found: Explained[Any]) -> list[tuple[str, str]]:
+    """The first cause of each case, and the sentence."""
+    return [(each.findings[0].cause.name, answer(each)) for each in found]
+
+
+def cases_of(file: Path) -> list[dict[str, Any]]:
+    """By the command, which reads in a process without rights."""
+    done = virtrace("explain", "--json", file)
+    assert (done.returncode, done.stderr) == (0, "")
+    text = virtrace("explain", file)
+    assert (text.returncode, text.stderr) == (0, "")
+    cases: list[dict[str, Any]] = json.loads(done.stdout)["cases"]
+    for case in cases:
+        assert case["answer"] in " ".join(text.stdout.split())
+    return cases
+
+
+def test_why_guests_of_a_recorded_trace_do_not_start() -> None:
+    no_file, by_qemu, started = cases_of(OLD / "start-failure.jsonl")
+    assert [case["subject"] for case in (no_file, by_qemu, started)] == [["vm2"], ["vm3"], ["vm4"]]
+    assert no_file["answer"].startswith("It does not start because /var/tmp/")
+    assert "gone.raw does not exist: " in no_file["answer"]
+    assert "-no-such-option: invalid option" in by_qemu["answer"]
+    assert started["answer"] == "It started, in 673 ms."
+    steps = {fact["name"]: fact for fact in by_qemu["facts"]}
+    assert steps["runs QEMU and connects to it"]["meaning"] == "qemuProcessLaunch failed"
+
+
+def start(recorder: samples.Recorder, *messages: str, cleanup: str = "", apart: str = "") -> None:
+    """A start that fails with these errors, one in the cleanup, and one of another thread."""
+    call = recorder.new_span()
+    place: dict[str, Any] = {"call": call, "span": call}
+    recorder.add("enter", "virDomainCreate", values={"domain": "vm1"}, **place)
+
+    def error(message: str, **where: Any) -> None:
+        recorder.add("point", "error", values={"code": 1, "message": message}, **where)
+
+    for message in messages:
+        error(message, call=call, parent=call)
+    if apart:
+        error(apart, tid=99)
+    if cleanup:
+        inner = recorder.new_span()
+        recorder.add("enter", "qemuProcessStop", span=inner, parent=call, call=call)
+        error(cleanup, call=call, parent=inner)
+        recorder.add("exit", "qemuProcessStop", span=inner, parent=call, call=call)
+    recorder.add("exit", "virDomainCreate", values={"result": -1}, **place)
+
+
+@pytest.mark.parametrize(
+    ("errors", "expected"),
+    [
+        ({"messages": ["Cannot access '/a b': Permission denied"]}, "no-permission"),
+        ({"messages": ["process exited while connecting to monitor: x: Could not open '/a': "
+                       "Permission denied"]}, "no-permission"),
+        ({"messages": ["process exited while connecting to monitor: x"]}, "qemu-ended"),
+        ({"messages": ['Failed to get "write" lock']}, "locked"),
+        ({"messages": ["cannot set up guest memory 'pc.ram': Cannot allocate memory"]},
+         "no-memory"),
+        ({"messages": ["Could not access KVM kernel module: Permission denied"]}, "no-kvm"),
+        ({"messages": ["network 'default' is not active"]}, "no-network"),
+        ({"messages": ["something new"]}, "error"),
+        ({"messages": []}, "unknown"),
+        # What libvirt got over before, and what its cleanup met, is not why.
+        ({"messages": ["No such file or directory", "something new"]}, "error"),
+        ({"messages": ["something new"], "cleanup": "Permission denied"}, "error"),
+        ({"messages": ["something new"], "apart": "Permission denied"}, "error"),
+        ({"messages": [], "apart": "Failed to lock: Permission denied"}, "no-permission"),
+    ],
+)  # fmt: skip
+def test_why_a_guest_does_not_start(errors: dict[str, Any], expected: str) -> None:
+    recorder = samples.Recorder()
+    start(recorder, *errors.pop("messages"), **errors)
+    [(cause, sentence)] = answers(explained(recorder))
+    assert cause == expected
+    assert "None" not in sentence
+    assert "FILE" not in sentence
+
+
+def test_errors_of_a_recorded_trace() -> None:
+    disk, other, no_file = cases_of(OLD / "errors.jsonl")
+    assert [case["causes"][0]["name"] for case in (disk, other, no_file)] == [
+        *("unknown-disk", "unknown-disk", "missing-file")
+    ]
+    facts = {fact["name"]: (fact["value"], fact["meaning"]) for fact in no_file["facts"]}
+    assert facts["errors"] == (1, "")
+    assert facts["returned"] == (1, "virDomainCreate")
+    assert facts["raised in"][0] == "virStorageSourceReportBrokenChain"
+
+
+def test_errors_are_summed_by_kind() -> None:
+    recorder = samples.Recorder()
+
+    def error(message: str, tid: int, *, api: str | None = None) -> None:
+        recorder.add("point", "error", tid=tid, values={"code": 1, "message": message})
+        if api is not None:
+            recorder.add("point", "api.failed", tid=tid, values={"api": api})
+
+    for number in range(7):
+        error(f"no reply of '/var/disk{number}' in {number} s", 7)
+    # The one right before is what the API failed with; another thread's is not.
+    error("broken", 8)
+    error("other", 9, api="virDomainSuspend")
+    error("broken", 8, api="virDomainResume")
+    found = explained(recorder, error=roles.ERROR, api_failed=roles.API_FAILED)
+    sums = [(each.case.message, each.case.count, each.case.returned) for each in found]
+    assert sums == [
+        ("broken", 2, 1),
+        ("other", 1, 1),
+        ("no reply of '/var/disk0' in 0 s", 7, 0),
+    ]
+    assert [sentence for _, sentence in answers(found)] == [
+        "broken: once, an API failed with it, and once, no API failed with it.",
+        "other: once, an API failed with it.",
+        "no reply of '/var/disk0' in 0 s (for example): 7 times, no API failed with it.",
+    ]
+
+
+def test_any_number_of_kinds_of_errors_is_summed_in_bounded_memory() -> None:
+    recorder = samples.Recorder()
+    for number in range(400):
+        name = "".join(chr(ord("a") + int(digit)) for digit in str(number))
+        values = {"code": 1, "message": f"kind {name}"}
+        recorder.add("point", "error", tid=number, values=values)
+    recorder.add("point", "api.failed", values={"api": "virDomainSuspend"})
+    found = explained(recorder, error=roles.ERROR, api_failed=roles.API_FAILED)
+    assert len(found) == 301
+    assert sum(each.case.count for each in found) == 400

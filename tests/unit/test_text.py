@@ -221,9 +221,7 @@ def test_failure_by_an_error_of_another_thread_names_it() -> None:
         "later",
     ]
     lines = list(text.call_tree(call, Style(width=200)))
-    assert lines[0] == (
-        "error 1: process exited while connecting to monitor (on another thread meanwhile)"
-    )
+    assert lines[0] == ("error 1: later (on another thread meanwhile)")
 
 
 def test_incomplete_call_says_what_is_missing() -> None:

@@ -305,7 +305,7 @@ def _actual(seen: Overview, explained: Explained[Any], files: Sequence[str]) -> 
 
 
 def _case(each: Explanation[Any]) -> Iterator[str]:
-    yield f"{_about(each)}, {_calls(each)}:"
+    yield f"{_about(each)}, {_calls(each)}:" if each.calls else f"{_about(each)}:"
     yield ""
     if isinstance(each.case, DiskCase) and not each.lineages:
         message = each.case.block.error.values.get("message") if each.case.block.error else None

@@ -91,7 +91,8 @@ def _case(explanation: Explanation[Any], style: Style) -> Iterator[str]:
     yield from _answer(explanation, style)
     yield from _numbers(explanation, style)
     yield from _facts(explanation.case.facts, style)
-    yield from fold(_calls(explanation), style, _INDENT, _INDENT)
+    if explanation.calls:
+        yield from fold(_calls(explanation), style, _INDENT, _INDENT)
     for lineage in explanation.lineages:
         yield ""
         yield from _lineage(lineage, style)
@@ -195,6 +196,8 @@ def _facts(facts: Sequence[Fact], style: Style) -> Iterator[str]:
     width = max((cells(safe(fact.name, style)) for fact in facts), default=0)
     for fact in facts:
         text, role = shown(fact.name, fact.value, style)
+        if isinstance(fact.value, (Bytes, Nanoseconds)):
+            text = _rounded(fact.value)
         pad = " " * (width - cells(safe(fact.name, style)))
         value = words(plain(fact.value) if isinstance(fact.value, str) else text, role)
         pieces = [(fact.name + pad, "cyan"), *value, *words(fact.meaning, "dim")]

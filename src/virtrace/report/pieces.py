@@ -426,13 +426,13 @@ def raised(event: Event) -> list[Piece]:
 
 
 def failure(call: Call) -> list[Piece]:
-    """Say with which error a call failed: its last, or the first of other threads meanwhile."""
+    """Say with which error a call failed: its last, or the last of other threads meanwhile."""
     errors = call.errors()
     if errors:
         return raised(errors[-1])
     if not call.meanwhile:
         return words("failed, and no error was seen", "red")
-    return [*raised(call.meanwhile[0]), *words("(on another thread meanwhile)", "red")]
+    return [*raised(call.meanwhile[-1]), *words("(on another thread meanwhile)", "red")]
 
 
 def is_struct(value: Json) -> bool:

@@ -19,6 +19,8 @@ REPLY = "reply"
 ERROR = "error"
 ERROR_PLACE = "error.place"
 ERROR_AGAIN = "error.again"
+# An API that failed, right after its last error on the same thread.
+API_FAILED = "api.failed"
 RPC_CALL = "rpc.call"
 RPC_RECEIVED = "rpc.received"
 RPC_CLIENT = "rpc.client"
@@ -35,7 +37,17 @@ REPLIES = frozenset({QMP_REPLY, REPLY})
 
 OF_SPANS = (DISK_SIZES, LOCK, RPC_CALL)
 OF_POINTS = (
-    *(ERROR, ERROR_AGAIN, ERROR_PLACE, QMP_COMMAND, QMP_EVENT, QMP_REPLY, REPLY, REQUEST),
+    *(
+        API_FAILED,
+        ERROR,
+        ERROR_AGAIN,
+        ERROR_PLACE,
+        QMP_COMMAND,
+        QMP_EVENT,
+        QMP_REPLY,
+        REPLY,
+        REQUEST,
+    ),
     *(RPC_CLIENT, RPC_DOMAIN, RPC_PROCEDURE, RPC_RECEIVED, RPC_REPLY),
 )
 
@@ -43,6 +55,7 @@ _IMPLIED = {
     "qmp.send": QMP_COMMAND,
     "qmp.reply": QMP_REPLY,
     "qmp.event": QMP_EVENT,
+    "api.failed": API_FAILED,
     "error": ERROR,
     "error.raised": ERROR_PLACE,
     "error.system": ERROR_PLACE,

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from virtrace.analysis.explain import disks
+from virtrace.analysis.explain import disks, errors, starts
 from virtrace.analysis.explain.model import Explainer
 
 # In the order in which their answers are given.
-EXPLAINERS: tuple[Explainer[Any], ...] = (disks.EXPLAINER,)
+EXPLAINERS: tuple[Explainer[Any], ...] = (
+    disks.EXPLAINER,
+    starts.EXPLAINER,
+    errors.EXPLAINER,
+)
 
 
 def load_causes() -> None:

@@ -1,0 +1,54 @@
+"""The errors of a call: what was said, where it was raised, and which of them the caller got."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+from virtrace.analysis.quoted import Evidence
+from virtrace.analysis.spans import Call
+from virtrace.analysis.values.meaning import one_of
+from virtrace.trace.format import Event
+
+_PATH = re.compile(r"""['"](/[^'"\n]+)['"]""")
+
+
+def errors_of(call: Call) -> list[Event]:
+    """Return the errors of a call that failed, the one that its caller got last.
+
+    Without errors of its own, those of other threads meanwhile: the thread that receives QEMU's
+    messages notices first that QEMU has ended.
+    """
+    return (call.errors() or call.meanwhile) if call.failed else []
+
+
+def text_of(event: Event) -> str | None:
+    """Return the message of an error; None if it is unavailable."""
+    message = event.values.get("message")
+    return message if isinstance(message, str) else None
+
+
+def said(errors: Iterable[Event]) -> str | None:
+    """Return the message of the last error that has one; else, the word for its code."""
+    codes = None
+    for event in reversed(list(errors)):
+        text = text_of(event)
+        if text is not None:
+            return text
+        code = event.values.get("code")
+        codes = codes or (one_of("virErrorNumber", code) if type(code) is int else None)
+    return codes
+
+
+def path_in(message: str | None) -> str | None:
+    """Return the first quoted path of a file in a message."""
+    found = _PATH.search(message or "")
+    return found[1] if found else None
+
+
+def quoted_errors(call: Call) -> Iterator[Evidence]:
+    """Yield the errors of a call in order of time."""
+    apart = "" if call.errors() else "on another thread meanwhile: "
+    for event in errors_of(call):
+        message = text_of(event) or "an error without a message that could be read"
+        yield Evidence(f"{apart}{message}", seq=event.seq, path=".message")

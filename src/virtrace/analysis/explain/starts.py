@@ -1,0 +1,157 @@
+"""Why a guest does not start: conditions here, texts in starts.yaml."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+from virtrace.analysis.explain import model
+from virtrace.analysis.explain.messages import (
+    errors_of,
+    path_in,
+    quoted_errors,
+    said,
+)
+from virtrace.analysis.explain.model import (
+    Catalogue,
+    EachCall,
+    Explainer,
+    Fact,
+    Nanoseconds,
+)
+from virtrace.analysis.quoted import Evidence
+from virtrace.analysis.spans import Call, Span
+from virtrace.trace.format import Json
+
+_APIS = frozenset({"virDomainCreate", "virDomainCreateWithFlags", "virDomainCreateXML"})
+# The steps of a start, in words.
+_STEPS = {
+    "qemuProcessInit": "checks the definition",
+    "qemuProcessPrepareDomain": "completes the definition",
+    "qemuProcessPrepareHost": "prepares the host: files, networks, devices",
+    "qemuProcessLaunch": "runs QEMU and connects to it",
+    "qemuProcessStop": "removes what was begun",
+}
+
+
+@dataclass(frozen=True)
+class StartCase(model.Case):
+    """One call that starts a guest."""
+
+    call: Call
+
+    @property
+    def subject(self) -> tuple[str, ...]:
+        domain = self.call.root.arguments.get("domain")
+        return (domain if isinstance(domain, str) else "a new guest",)
+
+    @cached_property
+    def error(self) -> str | None:
+        """The message that the client got: errors of the cleanup after it are not told."""
+        errors = self.call.errors()
+        cleanup = [each.t_enter_ns for each in self.steps if each.name == "qemuProcessStop"]
+        before = [each for each in errors if not cleanup or each.t_ns < cleanup[0]]
+        return said(before or errors_of(self.call))
+
+    @cached_property
+    def steps(self) -> list[Span]:
+        return [
+            each for each in self.call.nodes() if isinstance(each, Span) and each.name in _STEPS
+        ]
+
+    @property
+    def failed_step(self) -> Span | None:
+        return next((each for each in self.steps if each.failed), None)
+
+    @property
+    def names(self) -> Mapping[str, Json]:
+        step = self.failed_step
+        domain = self.call.root.arguments.get("domain")
+        return {
+            "domain": domain if isinstance(domain, str) else None,
+            "error": self.error,
+            "file": path_in(self.error),
+            "what": path_in(self.error) or "a file",
+            "step": _STEPS[step.name] if step else "asks for it",
+        }
+
+    @property
+    def numbers(self) -> Mapping[str, int | None]:
+        ns = self.call.root.duration_ns
+        return {"duration": None if ns is None else Nanoseconds(ns)}
+
+    @property
+    def key(self) -> object:
+        """Each call is a case of its own, as each takes another time."""
+        return self.call.id
+
+    @property
+    def facts(self) -> Sequence[Fact]:
+        return [
+            Fact(
+                _STEPS[step.name],
+                "not seen to end" if step.duration_ns is None else Nanoseconds(step.duration_ns),
+                f"{step.name}{' failed' if step.failed else ''}",
+                step.exit_seq,
+            )
+            for step in self.steps
+        ]
+
+
+_CAUSES: Catalogue[StartCase] = Catalogue(Path(__file__).with_name("starts.yaml"))
+EXPLAINER = Explainer(
+    "starts",
+    _APIS,
+    _CAUSES,
+    lambda _: EachCall(lambda call: StartCase(call) if call.root.name in _APIS else None),
+)
+# What the message of libvirt, QEMU or the kernel has, by cause; one text has to be there.
+_MESSAGES = {
+    "already-running": ("domain is already running", "domain is already active"),
+    "locked": ('" lock', "Lockspace"),
+    "no-permission": ("Permission denied", "Operation not permitted"),
+    "missing-file": ("No such file or directory", "missing backing store"),
+    "bad-image": ("Image is not in", "Could not read qcow2 header", "Could not read image header"),
+    "no-memory": ("Cannot allocate memory", "cannot set up guest memory"),
+    "in-use": ("Address already in use", "Device or resource busy", "in use by"),
+    "no-kvm": ("KVM kernel module", "failed to initialize kvm", "KVM is not available"),
+    "no-network": ("' is not active", "Network not found", "Cannot get interface"),
+    "hook": ("Hook script execution failed",),
+    "timeout": ("did not show up", "Timed out"),
+    "not-supported": ("unsupported configuration", "not supported by this QEMU", "invalid option"),
+    "qemu-ended": ("process exited while connecting", "unexpectedly closed the monitor"),
+}
+
+
+def _said(texts: tuple[str, ...], case: StartCase) -> list[Evidence] | None:
+    has = any(text in (case.error or "") for text in texts)
+    return list(quoted_errors(case.call)) if has else None
+
+
+for _name, _texts in _MESSAGES.items():
+    _CAUSES.condition(_name)(partial(_said, _texts))
+
+
+@_CAUSES.condition("incomplete")
+def _incomplete(case: StartCase) -> list[Evidence] | None:
+    if case.call.root.returned is not None:
+        return None
+    return [Evidence(problem) for problem in case.call.problems]
+
+
+@_CAUSES.condition("started")
+def _started(case: StartCase) -> list[Evidence] | None:
+    return None if case.call.failed or case.call.root.returned is None else []
+
+
+@_CAUSES.condition("error")
+def _error(case: StartCase) -> list[Evidence] | None:
+    return list(quoted_errors(case.call)) if case.error is not None else None
+
+
+@_CAUSES.condition("unknown")
+def _unknown(case: StartCase) -> list[Evidence] | None:
+    step = case.failed_step
+    return [Evidence(f"{step.name} failed", seq=step.exit_seq)] if step else []
