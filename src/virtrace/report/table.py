@@ -29,12 +29,13 @@ def values(calls: Iterable[Call]) -> list[str] | None:
 def csv_lines(calls: Iterable[Call], values: list[str]) -> Iterator[str]:
     """Yield the lines of a CSV file; docs/trace-format.md describes the columns."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, [*_PLACE, *values, *_OUTCOME], lineterminator="\n")
-    writer.writeheader()
+    columns = [*_PLACE, *values, *_OUTCOME]
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(columns)
     for call in calls:
         for span, place, told, lacking in _rows(call):
             cells = {**place, **told, **_outcome(call, span, lacking)}
-            writer.writerow({name: _cell(value) for name, value in cells.items()})
+            writer.writerow([_cell(cells.get(name)) for name in columns])
         yield out.getvalue()
         out.seek(0)
         out.truncate()

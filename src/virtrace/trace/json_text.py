@@ -20,7 +20,7 @@ OUTLINE = bytes.maketrans(b"123456789[", b"000000000{")
 BLANK = " \t\r\n"
 # Before the text, which is the last member of its line. In a string `"` is escaped, so that this is
 # a key wherever it is found.
-_KEY = b',"json":'
+JSON_KEY = b',"json":'
 
 
 def parsed(text: Json) -> Json | None:
@@ -31,7 +31,7 @@ def parsed(text: Json) -> Json | None:
         outline = text.encode("utf-8", "surrogatepass").translate(OUTLINE)
         value = (_decode_bounded if LONG_NUMBER in outline else _decode)(text)
         # Half of a surrogate pair, which only an escape can make: known by writing it.
-        if "\\u" in text:
+        if "\\" in text and "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         return None
@@ -70,16 +70,15 @@ def to_line(record: Mapping[str, Any]) -> bytes:
         # Half of a character, or a byte of a name that is no UTF-8, is in a string: an escape.
         return f"{_encode(record)}\n".encode("utf-8", "backslashreplace")
     head = to_line({key: value for key, value in record.items() if key != "json"})
-    return b"%b%b%b}\n" % (head.removesuffix(b"}\n"), _KEY, raw)
+    return b"%b%b%b}\n" % (head.removesuffix(b"}\n"), JSON_KEY, raw)
 
 
 def parts_of_line(line: bytes) -> tuple[bytes, bytes] | None:
     """Part a line into the record without its text, and the text; None if it has no such text."""
-    at = line.find(_KEY)
-    end = line.rstrip()
+    at, end = line.find(JSON_KEY), line.rstrip()
     if at < 0 or not end.endswith(b"}"):
         return None
-    return line[:at] + b"}", end[at + len(_KEY) : -1]
+    return line[:at] + b"}", end[at + len(JSON_KEY) : -1]
 
 
 def _finite(text: str) -> float:

@@ -33,6 +33,7 @@ from virtrace.trace.format import (
 )
 from virtrace.trace.json_text import (
     BLANK,
+    JSON_KEY,
     LONG_NUMBER,
     OUTLINE,
     bounded_integer,
@@ -369,15 +370,20 @@ def _parse(line: bytes) -> Record:
     outline = line.translate(OUTLINE)
     decode = _decode_bounded if LONG_NUMBER in outline else _decode
     try:
-        # As json.loads does, which looks at each line for its encoding first.
-        record = decode(line.decode("utf-8", "surrogatepass"))
+        # As json.loads does, which looks at each line for its encoding and for blanks first.
+        text = line.strip(_BLANK).decode("utf-8", "surrogatepass")
+        record, end = decode(text)
     except ValueError as error:
         raise ShapeError(str(error)) from error
     except RecursionError as error:
         raise ShapeError(_TOO_DEEP) from error
+    if end != len(text):
+        raise ShapeError("there is more after the JSON value")
     if not isinstance(record, dict):
         raise ShapeError("it is not a JSON object")
-    if outline.count(b"{") > MAX_DEPTH and is_deeper(record, MAX_DEPTH):
+    # Most lines are too short for it, and are not counted through.
+    is_suspect = len(line) > 2 * MAX_DEPTH and outline.count(b"{") > MAX_DEPTH
+    if is_suspect and is_deeper(record, MAX_DEPTH):
         raise ShapeError(_TOO_DEEP)
     return record
 
@@ -391,14 +397,18 @@ class _JsonText(NamedTuple):
 
 def _parse_with_text(line: bytes) -> Record:
     """Parse a line of version 2. `json` in it is a _JsonText, unless the line was written anew."""
-    parts = parts_of_line(line)
+    # Most lines have none, and are not taken apart.
+    parts = parts_of_line(line) if JSON_KEY in line else None
     if parts is not None:
-        # Where these are not JSON, `json` is a key of something else, as in a recipe.
-        with suppress(ValueError):
+        try:
             record, text = _parse(parts[0]), parts[1].decode("utf-8", "surrogatepass")
             document = parsed(text)
             if document is not None:
-                return {**record, "json": _JsonText(text, document)}
+                record["json"] = _JsonText(text, document)
+                return record
+        except ValueError:
+            # `json` is a key of something else, as in a recipe.
+            pass
     return _parse(line)
 
 
@@ -459,8 +469,9 @@ def _text_and_document(record: Record) -> tuple[Json, Json]:
     return text + end if isinstance(text, str) else text, document
 
 
-_decode = json.JSONDecoder().decode
-_decode_bounded = json.JSONDecoder(parse_int=bounded_integer).decode
+_BLANK = BLANK.encode()
+_decode = json.JSONDecoder().raw_decode
+_decode_bounded = json.JSONDecoder(parse_int=bounded_integer).raw_decode
 
 
 def _header(line: bytes | None, path: str | Path) -> tuple[Header, int]:
