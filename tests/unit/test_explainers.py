@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from pathlib import Path
@@ -223,3 +224,33 @@ def test_any_number_of_kinds_of_errors_is_summed_in_bounded_memory() -> None:
     found = explained(recorder, error=roles.ERROR, api_failed=roles.API_FAILED)
     assert len(found) == 301
     assert sum(each.case.count for each in found) == 400
+
+
+def test_disks_and_counters_of_recorded_traces() -> None:
+    found = cases_of(OLD / "domstats.jsonl.gz")
+    assert found
+    assert all(case["causes"][0]["name"] not in ("contradiction", "unknown") for case in found)
+    counters = cases_of(OLD / "blockstats.jsonl.gz")
+    assert {case["causes"][0]["name"] for case in counters} == {"counters"}
+
+
+def changed(file: Path, tmp_path: Path, old: str, new: str) -> Path:
+    """A trace in which a text is another one, once."""
+    text = gzip.decompress(file.read_bytes()).decode()
+    at = text.rindex(old)
+    copy = tmp_path / "t.jsonl"
+    copy.write_text(text[:at] + new + text[at + len(old) :])
+    return copy
+
+
+def test_numbers_that_qemu_did_not_say_are_a_contradiction(tmp_path: Path) -> None:
+    file = changed(
+        OLD / "domstats.jsonl.gz", tmp_path, '"block.3.physical":', '"block.3.physical":1'
+    )
+    done = virtrace("explain", file)
+    assert done.returncode == 1
+    assert "physical should be " in done.stdout
+    file = changed(OLD / "blockstats.jsonl.gz", tmp_path, '"rd_bytes":', '"rd_bytes":1')
+    done = virtrace("explain", file)
+    assert done.returncode == 1
+    assert "libvirt returned another" in done.stdout

@@ -196,8 +196,10 @@ def _facts(facts: Sequence[Fact], style: Style) -> Iterator[str]:
     width = max((cells(safe(fact.name, style)) for fact in facts), default=0)
     for fact in facts:
         text, role = shown(fact.name, fact.value, style)
-        if isinstance(fact.value, (Bytes, Nanoseconds)):
-            text = _rounded(fact.value)
+        if isinstance(fact.value, Bytes):
+            text = units.quantity("capacity", fact.value)
+        elif isinstance(fact.value, Nanoseconds):
+            text = units.duration(fact.value)
         pad = " " * (width - cells(safe(fact.name, style)))
         value = words(plain(fact.value) if isinstance(fact.value, str) else text, role)
         pieces = [(fact.name + pad, "cyan"), *value, *words(fact.meaning, "dim")]

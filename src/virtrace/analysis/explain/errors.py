@@ -16,7 +16,7 @@ from virtrace.analysis.quoted import Evidence
 from virtrace.analysis.spans import Point
 from virtrace.analysis.values.meaning import one_of
 from virtrace.trace import roles
-from virtrace.trace.format import Event, Json, Record
+from virtrace.trace.format import Event, Json
 
 # Further kinds are counted together; names in a row beyond these are not kept.
 _MOST_KINDS = 300
@@ -25,13 +25,20 @@ _NAMES_SHOWN = 4
 # What differs between two errors of one kind: names in quotes, numbers, UUIDs, paths.
 _PARTICULAR = re.compile(r"""'[^']*'|"[^"]*"|/[^\s:,']+|\b[0-9a-f-]{32,36}\b|\b\d+\b""")
 _OTHERS = "others"
+# They raise what another process said, whatever it is.
+_FORWARDING = frozenset(
+    {
+        *("qemuMonitorJSONCheckErrorFull", "qemuMonitorJSONCheckError", "qemuAgentCheckError"),
+        *("virNetClientProgramDispatchError", "qemuProcessReportLogError"),
+    }
+)
 # Threads of a daemon come and go, and a stranger's trace can have any number.
 _MOST_THREADS = 10_000
 
 
 @dataclass
 class ErrorCase(model.Case):
-    """All errors of one kind: of one code, and one message but for its names and numbers.
+    """All errors of one kind: of one code, and one place in the source or one message.
 
     code, message: of the first one; None if unavailable.
     varies: whether others have other names or numbers in their message.
@@ -125,6 +132,15 @@ class _Raised:
     case: ErrorCase
 
 
+def _alike(message: str | None, place: Event | None) -> object:
+    """Return what errors of one kind have in common: the place in the source, or the words."""
+    values = place.values if place is not None else {}
+    function, line = values.get("function"), values.get("line")
+    if isinstance(function, str) and type(line) is int and function not in _FORWARDING:
+        return function, line
+    return _PARTICULAR.sub("*", message) if message else None
+
+
 class _Reader:
     def __init__(self) -> None:
         self._kinds: dict[object, ErrorCase] = {}
@@ -142,8 +158,9 @@ class _Reader:
         if event.role == roles.ERROR_PLACE:
             _keep(self._places, tid, event)
         elif event.role == roles.ERROR:
-            case = self._case(event.values, event)
-            case.add(event, self._places.pop(tid, None))
+            place = self._places.pop(tid, None)
+            case = self._case(event, place)
+            case.add(event, place)
             _keep(self._raised, tid, _Raised(event, case))
         elif event.role == roles.ERROR_AGAIN and "message" in event.values:
             self._again(event)
@@ -156,14 +173,14 @@ class _Reader:
         if known is not None and known.event.values.get("code") == event.values.get("code"):
             known.case.message = known.case.message or text_of(event)
             return
-        case = self._case(event.values, event)
+        case = self._case(event, event)
         case.add(event, event)
         _keep(self._raised, event.tid, _Raised(event, case))
 
-    def _case(self, values: Record, event: Event) -> ErrorCase:
-        code, message = values.get("code"), text_of(event)
+    def _case(self, event: Event, place: Event | None) -> ErrorCase:
+        code, message = event.values.get("code"), text_of(event)
         code = code if type(code) is int else None
-        kind: object = (code, _PARTICULAR.sub("*", message) if message else None)
+        kind: object = (code, _alike(message, place))
         if kind not in self._kinds and len(self._kinds) >= _MOST_KINDS:
             kind, code, message = None, None, "errors of further kinds"
         if kind not in self._kinds:

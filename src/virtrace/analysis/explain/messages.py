@@ -10,7 +10,9 @@ from virtrace.analysis.spans import Call
 from virtrace.analysis.values.meaning import one_of
 from virtrace.trace.format import Event
 
-_PATH = re.compile(r"""['"](/[^'"\n]+)['"]""")
+_PATH = re.compile(r"""['"[](/[^'"\]\n]+)['"\]]""")
+# QEMU's own words in a message of libvirt, after its name and the argument that they are about.
+_QEMU = re.compile(r"qemu[\w-]*: (?:-[\w-]+ (?:\{.*\}|\S+): )?(.+)", re.DOTALL)
 
 
 def errors_of(call: Call) -> list[Event]:
@@ -38,6 +40,14 @@ def said(errors: Iterable[Event]) -> str | None:
         code = event.values.get("code")
         codes = codes or (one_of("virErrorNumber", code) if type(code) is int else None)
     return codes
+
+
+def brief(message: str | None) -> str | None:
+    """Return a message in one line, of QEMU's own words only these."""
+    found = _QEMU.search(message or "")
+    if found:
+        message = f"QEMU says: {found[1]}"
+    return " ".join(message.split()).rstrip(".") if message else message
 
 
 def path_in(message: str | None) -> str | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from virtrace.analysis.explain import model
 from virtrace.analysis.explain.messages import (
+    brief,
     errors_of,
     path_in,
     quoted_errors,
@@ -67,14 +68,12 @@ class StartCase(model.Case):
 
     @property
     def names(self) -> Mapping[str, Json]:
-        step = self.failed_step
         domain = self.call.root.arguments.get("domain")
         return {
             "domain": domain if isinstance(domain, str) else None,
-            "error": self.error,
+            "error": brief(self.error),
             "file": path_in(self.error),
             "what": path_in(self.error) or "a file",
-            "step": _STEPS[step.name] if step else "asks for it",
         }
 
     @property
@@ -109,7 +108,7 @@ EXPLAINER = Explainer(
 )
 # What the message of libvirt, QEMU or the kernel has, by cause; one text has to be there.
 _MESSAGES = {
-    "already-running": ("domain is already running", "domain is already active"),
+    "already-running": ("is already running", "is already active"),
     "locked": ('" lock', "Lockspace"),
     "no-permission": ("Permission denied", "Operation not permitted"),
     "missing-file": ("No such file or directory", "missing backing store"),

@@ -1,0 +1,236 @@
+"""What each explainer answers for a scenario on a real daemon, beside what the client was told."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+import pytest
+
+from tests.lab.tracing import as_measured, whole_trace
+from tests.support.command import virtrace
+from virtrace.lab.daemon import Lab
+from virtrace.lab.guest import MIB, disk_xml, file_source
+from virtrace.lab.stage import Stage
+from virtrace.report.explanation_document import explanation_schema
+
+Case = dict[str, Any]
+VALIDATOR = jsonschema_rs.Draft202012Validator(explanation_schema())
+
+
+def explained(
+    lab: Lab, engine: str, recipe: str, output: Path, *virsh: str
+) -> tuple[list[Case], str, str]:
+    """What is said of a trace while virsh ran, and what virsh printed, as output and as errors."""
+    options = ("-p", str(lab.pid), "--engine", engine, "-o", str(output))
+    done = virtrace("record", recipe, *options, "--", *lab.virsh_command("; ".join(virsh)))
+    assert done.returncode == 0, done.stderr
+    whole_trace(output)
+    return cases_of(output), done.stdout, done.stderr
+
+
+def cases_of(output: Path, status: int = 0) -> list[Case]:
+    told = virtrace("explain", "--json", output)
+    assert told.returncode == status, told.stderr
+    document = json.loads(told.stdout)
+    VALIDATOR.validate(document)
+    shown = virtrace("explain", output).stdout
+    assert max(map(len, shown.splitlines()[:-1])) <= 80 or "$ " in shown
+    cases: list[Case] = document["cases"]
+    for case in cases:
+        assert case["answer"] in " ".join(shown.split())
+    return cases
+
+
+def first(case: Case) -> str:
+    name: str = case["causes"][0]["name"]
+    return name
+
+
+def option(*words: str) -> str:
+    """Arguments for QEMU itself."""
+    words_ = "".join(f"<qemu:arg value='{word}'/>" for word in words)
+    return (
+        "\n  <qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>"
+        f"{words_}</qemu:commandline>"
+    )
+
+
+def gone(stage: Stage) -> tuple[str, str]:
+    return disk_xml("file", file_source(stage.images / "gone.raw"), "vda"), ""
+
+
+def unreadable(stage: Stage) -> tuple[str, str]:
+    file = stage.image("vda.raw", MIB)
+    os.chown(file, 0, 0)
+    file.chmod(0)
+    return disk_xml("file", file_source(file), "vda"), ""
+
+
+def of_another_guest(stage: Stage) -> tuple[str, str]:
+    return disk_xml("file", file_source(stage.lab.disk_file("vdb")), "vda"), ""
+
+
+def no_qcow2(stage: Stage) -> tuple[str, str]:
+    file = stage.image("vda.raw", MIB)
+    return disk_xml("file", file_source(file), "vda", "type='qcow2'"), ""
+
+
+def too_large(_: Stage) -> tuple[str, str]:
+    return "", option("-object", "memory-backend-ram,id=much,size=1024T,prealloc=on")
+
+
+def no_such_option(_: Stage) -> tuple[str, str]:
+    return "", option("-no-such-option")
+
+
+def ends(_: Stage) -> tuple[str, str]:
+    return "", option("-version")
+
+
+def plain(_: Stage) -> tuple[str, str]:
+    return "", ""
+
+
+STARTS: dict[str, tuple[Callable[[Stage], tuple[str, str]], str]] = {
+    "missing-file": (gone, "/images/gone.raw does not exist: "),
+    "no-permission": (unreadable, "the host denied access to "),
+    "locked": (of_another_guest, "another process uses the image "),
+    "bad-image": (no_qcow2, "is no image of the format that the definition names: "),
+    "no-memory": (too_large, "the host has not enough memory: "),
+    "not-supported": (no_such_option, "-no-such-option"),
+    "qemu-ended": (ends, "QEMU ended by itself: "),
+    "started": (plain, "It started, in "),
+}
+
+
+@contextmanager
+def staged(lab: Lab) -> Iterator[Stage]:
+    stage = Stage(lab)
+    try:
+        yield stage
+    finally:
+        stage.clear()
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_why_a_guest_does_not_start(stock_lab: Lab, engine: str, tmp_path: Path, name: str) -> None:
+    prepare, words = STARTS[name]
+    if name == "no-permission" and os.geteuid() != 0:
+        pytest.skip("only root can make a file that the daemon may not read")
+    with staged(stock_lab) as stage:
+        stock_lab.define("vm2", stage.folder / "vm2.xml", *prepare(stage))
+        [case], _, told = explained(
+            stock_lab, engine, "start-failure", tmp_path / "t.jsonl", "start vm2"
+        )
+    assert case["subject"] == ["vm2"]
+    assert first(case) == name, case["answer"]
+    assert words in case["answer"]
+    if name != "started":
+        # What the client was told is quoted, and its end is in the answer.
+        message = told.partition("Failed to start domain 'vm2'\nerror: ")[2]
+        message = " ".join(re.split(r"\nvirtrace[: ]", message)[0].split())
+        quotes = [" ".join(each["text"].split()) for each in case["causes"][0]["evidence"]]
+        assert message
+        assert any(quote.endswith(message) for quote in quotes), (message, quotes)
+        assert message[-20:].rstrip(".") in case["answer"]
+        assert [fact for fact in case["facts"] if "failed" in fact["meaning"]]
+
+
+def test_a_port_that_is_taken(stock_lab: Lab, engine: str, tmp_path: Path) -> None:
+    with staged(stock_lab) as stage, socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        serial = f"""
+    <serial type='tcp'><source mode='bind' host='127.0.0.1' service='{port}'/>
+      <protocol type='raw'/><target port='0'/></serial>"""
+        stock_lab.define("vm2", stage.folder / "vm2.xml", serial)
+        [case], _, _ = explained(
+            stock_lab, engine, "start-failure", tmp_path / "t.jsonl", "start vm2"
+        )
+    assert first(case) == "in-use", case["answer"]
+    assert "Address already in use" in case["answer"]
+
+
+def test_a_guest_that_runs_already(stock_lab: Lab, engine: str, tmp_path: Path) -> None:
+    file = tmp_path / "vm1.xml"
+    file.write_text(stock_lab.virsh_checked("dumpxml", "--inactive", "vm1"))
+    # Of `start`, virsh itself refuses it.
+    [case], _, _ = explained(
+        stock_lab, engine, "start-failure", tmp_path / "t.jsonl", f"create {file}"
+    )
+    assert (case["subject"], first(case)) == (["a new guest"], "already-running"), case["answer"]
+
+
+def test_which_errors_matter(stock_lab: Lab, engine: str, tmp_path: Path) -> None:
+    asked = ["domblkinfo vm1 vdz", "domblkinfo vm1 vdy", "domstate none", "domstate vm1"]
+    cases, _, told = explained(stock_lab, engine, "errors", tmp_path / "t.jsonl", *asked)
+    kinds = {first(case): case for case in cases}
+    assert {*kinds} == {"unknown-disk", "no-such-object"}
+    disk, domain = kinds["unknown-disk"], kinds["no-such-object"]
+    assert disk["subject"] == ["error 8 (invalid arg)"]
+    assert domain["subject"] == ["error 42 (no domain)"]
+    facts = {fact["name"]: fact for fact in disk["facts"]}
+    assert (facts["errors"]["value"], facts["returned"]["value"]) == (2, 2)
+    assert facts["returned"]["meaning"] == "virDomainGetBlockInfo 2"
+    assert "twice, an API failed with it: " in disk["answer"]
+    messages = [line.removeprefix("error: ") for line in told.splitlines()]
+    assert any(message in disk["answer"] for message in messages if "vdz" in message)
+
+
+NUMBERS = ("capacity", "allocation", "physical")
+
+
+def test_the_disks_of_statistics(stock_lab: Lab, engine: str, tmp_path: Path) -> None:
+    cases, printed, _ = explained(
+        stock_lab, engine, "domstats", tmp_path / "t.jsonl", "domstats vm1 --block"
+    )
+    raw = as_measured(
+        {(7, 0, 0): ("not-written", "mark"), (11, 3, 0): ("no-mark", "no-mark")},
+        stock_lab.libvirt_version,
+    )
+    assert {tuple(case["subject"]): first(case) for case in cases} == {
+        ("vm1", "vda"): "not-written",
+        ("vm1", "vdb"): "nothing-written",
+        ("vm1", "vdc"): raw[0],
+        ("vm1", "vdd"): raw[1],
+    }
+    lines = dict(line.strip().split("=", 1) for line in printed.splitlines() if "=" in line)
+    for index, case in enumerate(cases):
+        facts = {fact["name"]: fact["value"] for fact in case["facts"]}
+        assert facts == {name: int(lines[f"block.{index}.{name}"]) for name in NUMBERS}
+
+
+def test_the_disks_of_a_guest_that_is_shut_off(stock_lab: Lab, engine: str, tmp_path: Path) -> None:
+    with staged(stock_lab) as stage:
+        file = stage.image("vda.raw", MIB)
+        disk = disk_xml("file", file_source(file), "vda")
+        stock_lab.define("vm2", stage.folder / "vm2.xml", disk)
+        [case], _, _ = explained(
+            stock_lab, engine, "domstats", tmp_path / "t.jsonl", "domstats vm2 --block"
+        )
+    assert (case["subject"], first(case)) == (["vm2", "vda"], "shut-off")
+
+
+def test_the_counters_of_a_disk(stock_lab: Lab, engine: str, tmp_path: Path) -> None:
+    [case, unknown], printed, told = explained(
+        stock_lab,
+        engine,
+        "blockstats",
+        tmp_path / "t.jsonl",
+        *("domblkstat vm1 vda", "domblkstat vm1 vdz"),
+    )
+    assert (case["subject"], first(case)) == (["vm1", "vda"], "counters")
+    lines = [line.split() for line in printed.splitlines() if line.startswith("vda ")]
+    values = {name: int(value) for _, name, value in lines}
+    facts = {fact["name"]: fact["value"] for fact in case["facts"]}
+    assert facts["rd_operations"] == values["rd_req"]
+    assert f"read {values['rd_req']:,} times" in case["answer"]
+    assert first(unknown) == "error"
+    assert unknown["answer"].partition("failed: ")[2].rstrip(".") in told
