@@ -42,6 +42,11 @@ def test_an_idle_daemon_is_healthy(stock_lab: Lab) -> None:
     assert domain["id"] == int(stock_lab.virsh_checked("domid", "vm1"))
     assert domain["qemu"] == qemu_of(stock_lab)
     assert domain["jobs"] == []
+    # GObject's own data of a type have the address of its class, too.
+    assert {name: document["objects"][name] for name in ("virDomainObj", "qemuMonitor")} == {
+        "virDomainObj": 1,
+        "qemuMonitor": 1,
+    }
 
 
 def test_a_stopped_qemu_is_the_answer(stock_lab: Lab) -> None:

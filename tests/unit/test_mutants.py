@@ -26,7 +26,7 @@ from virtrace.analysis.host import HostDisk
 from virtrace.analysis.spans import MOST_NESTED, CallBuilder
 from virtrace.cli.main import main
 from virtrace.engines.uprobes.layout import HIT
-from virtrace.errors import BAD_INPUT, DONE, TargetError, TraceError
+from virtrace.errors import ANSWER_IS_NO, BAD_INPUT, DONE, TargetError, TraceError
 from virtrace.guard.journal import JournalEntries, read_journal
 from virtrace.image.process import inspect
 from virtrace.plan import file as document
@@ -82,7 +82,7 @@ def test_functions_nested_without_end(tmp_path: Path, form: tuple[str, ...]) -> 
     began = time.process_time()
     status, said = printed(*form, *output, str(trace))
     assert time.process_time() - began < SECONDS
-    assert status == (BAD_INPUT if form == ("explain",) else DONE)
+    assert status == (ANSWER_IS_NO if form == ("explain",) else DONE)
     if form[0] == "show":
         assert "functions inside one another: the rest is side by side" in " ".join(said.split())
         assert len(said) < 100 * trace.stat().st_size

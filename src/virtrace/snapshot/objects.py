@@ -53,6 +53,8 @@ class Objects:
     def __init__(self, program: Program, peek: Peek) -> None:
         self._program = program
         self._peek = peek
+        # Where the types themselves keep the addresses of their classes.
+        self._of_types: set[int] = set()
         # By class and by type node; None where it is none.
         self._classes: dict[int, str | None] = {}
         self._names: dict[int, str | None] = {}
@@ -73,7 +75,7 @@ class Objects:
         name = self._classes[kind]
         references = self._peek.number(address + WORD, 4)
         is_alive = references is not None and 0 < references < _MOST_REFERENCES
-        return name if is_alive else None
+        return name if is_alive and address not in self._of_types else None
 
     def census(self, ranges: Iterable[tuple[int, int]]) -> Census:
         """Find the objects of libvirt's own types in memory.
@@ -102,8 +104,10 @@ class Objects:
         # The node's own data leads back to the class.
         at = self._ancestors_at(node)
         data = None if at is None else self._peek.word(node + at + _DATA)
-        if data is None or kind not in self._peek.words(data, _DATA_WORDS):
+        words = () if data is None else self._peek.words(data, _DATA_WORDS)
+        if data is None or kind not in words:
             return None
+        self._of_types.add(data + words.index(kind) * WORD)
         name = self._node_name(node)
         if name is not None:
             self._nodes[name] = node
