@@ -15,6 +15,7 @@ from uuid import UUID
 
 from virtrace.snapshot.model import Domain, Job
 from virtrace.snapshot.peek import WORD, Peek, is_pointer
+from virtrace.trace.jobs import ASYNC_JOBS, JOBS
 
 _API = re.compile(r"[A-Za-z_]\w{2,80}")
 _LONGEST_NAME = 255
@@ -34,28 +35,6 @@ _PIDS = range(64, 184, 4)
 _JOB_POINTERS = (112, 168)
 _JOB, _ASYNC_JOB = 56, 168
 _LONGEST_JOB = 10 * 365 * 86400.0
-# virDomainJob and virDomainAsyncJob (src/hypervisor/domain_job.h), qemuDomainJob (7.0.0).
-_JOBS = (
-    "none",
-    "query",
-    "destroy",
-    "suspend",
-    "modify",
-    "abort",
-    "migration operation",
-    "async",
-    "async nested",
-)
-_ASYNC_JOBS = (
-    "none",
-    "migration out",
-    "migration in",
-    "save",
-    "dump",
-    "snapshot",
-    "start",
-    "backup",
-)
 _MOST_PIDS = 1 << 22
 
 
@@ -124,7 +103,7 @@ def _jobs(peek: Peek, address: int, tids: Collection[int], now: float) -> tuple[
     A struct of zeros is taken for one that holds no job.
     """
     found = []
-    for kind, names, at in (("job", _JOBS, _JOB), ("async job", _ASYNC_JOBS, _ASYNC_JOB)):
+    for kind, names, at in (("job", JOBS, _JOB), ("async job", ASYNC_JOBS, _ASYNC_JOB)):
         number = peek.number(address + at, 4)
         words = peek.words(address + at + WORD, 3)
         if number is None or number >= len(names) or len(words) < 3:
