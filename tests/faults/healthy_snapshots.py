@@ -1,14 +1,17 @@
 """Snapshots of a daemon that eight clients call all the time: none may say that something hangs.
 
     python -m tests.faults.healthy_snapshots --times 1000
+    python -m tests.faults.healthy_snapshots --times 1000 --registers
 
 Prints how many there were of each first verdict, how many threads and calls were seen, and in full
-each verdict that is not that of a healthy daemon.
+each verdict that is not that of a healthy daemon. Afterwards the daemon must be as before: the same
+process with the same descriptors, no byte of its code changed, and no thread stopped or traced.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
 
+from tests.support.intact import assert_untraced_and_intact
 from tests.support.waiting import wait_until
 from virtrace.image.process import inspect
 from virtrace.lab.daemon import Lab
@@ -40,11 +44,15 @@ _SOME = 1 << 12
 
 @dataclass
 class Seen:
-    """What snapshots said. first: how often which verdict; wrong: the others, in full."""
+    """What snapshots said. first: how often which verdict; wrong: the others, in full.
+
+    stops: for how long threads were stopped, s.
+    """
 
     first: Counter[str] = field(default_factory=Counter)
     threads: int = 0
     calls: int = 0
+    stops: list[float] = field(default_factory=list)
     wrong: list[Verdict] = field(default_factory=list)
 
 
@@ -71,15 +79,33 @@ def storm(lab: Lab, folder: Path) -> Iterator[None]:
         assert all(b"error:" not in output.read_bytes() for output in outputs)
 
 
-def snapshots(lab: Lab, times: int) -> Seen:
-    """Take snapshots one after the other."""
+@contextmanager
+def left_unharmed(lab: Lab) -> Iterator[None]:
+    """The daemon is the same before and after."""
+    pid, before = lab.pid, descriptors(lab.pid)
+    yield
+    # Clients have left; the daemon takes note of that in its own time.
+    wait_until(lambda: descriptors(pid) == before, "the daemon has the same descriptors")
+    assert lab.pid == pid
+    assert_untraced_and_intact(pid)
+
+
+def descriptors(pid: int) -> list[str]:
+    """What the descriptors of a process lead to."""
+    files = Path(f"/proc/{pid}/fd")
+    return sorted(os.readlink(files / name) for name in os.listdir(files))
+
+
+def snapshots(lab: Lab, times: int, *, registers: bool = False) -> Seen:
+    """Take snapshots one after the other. registers: stop threads that run, for a moment."""
     process, seen = inspect(lab.pid), Seen()
     for _ in range(times):
-        look = take(process)
+        look = take(process, registers=registers)
         found = verdicts(look, "libvirtd")
         seen.first[found[0].name] += 1
         seen.threads += len(look.threads)
         seen.calls += sum(thread.request is not None for thread in look.threads)
+        seen.stops += [one.stopped for one in look.threads if one.stopped is not None]
         seen.wrong += [verdict for verdict in found if verdict.name not in WELL]
     return seen
 
@@ -87,11 +113,16 @@ def snapshots(lab: Lab, times: int) -> Seen:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--times", type=int, default=1000)
-    times: int = parser.parse_args().times
+    parser.add_argument("--registers", action="store_true")
+    args = parser.parse_args()
+    times: int = args.times
     folder = Path(mkdtemp(prefix="virtrace-test-", dir="/var/tmp"))
-    with Lab(folder) as lab, storm(lab, folder):
-        seen = snapshots(lab, times)
-    print(f"{times} snapshots: {dict(seen.first)}; {seen.threads} threads, {seen.calls} calls seen")
+    with Lab(folder) as lab, left_unharmed(lab), storm(lab, folder):
+        seen = snapshots(lab, times, registers=args.registers)
+    print(
+        f"{times} snapshots: {dict(seen.first)}; {seen.threads} threads, {seen.calls} calls seen, "
+        f"{len(seen.stops)} stops of threads, the longest of {max(seen.stops, default=0):.4f} s"
+    )
     for verdict in seen.wrong:
         print(verdict)
 

@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import quoteattr
 
 import pytest
 
@@ -24,22 +25,29 @@ from tests.lab.conftest import bring_up
 from tests.support.hanging import (
     PATIENCE,
     admin,
+    assert_asleep_since,
     calling,
     held_by_gdb,
     let_go,
     qemu_of,
     relaunch,
+    root_of,
     snapshot,
+    stopped,
     thread_of,
     time_when_asleep,
     wait_for,
 )
+from tests.support.intact import assert_untraced_and_intact
 from tests.support.paths import REPOSITORY
 from tests.support.silent_files import silent_files
 from tests.support.silent_names import silent_name_service
 from tests.support.waiting import wait_until
-from virtrace.image.process import inspect
+from virtrace.image.process import inspect, read_status
+from virtrace.image.stopping import LONGEST_STOP
+from virtrace.lab import processes
 from virtrace.lab.daemon import Lab
+from virtrace.lab.guest import MIB, disk_xml
 from virtrace.lab.stage import GUEST_NAME, TARGET, Stage
 from virtrace.snapshot.host import tracer_of
 from virtrace.snapshot.take import take
@@ -49,18 +57,6 @@ ASK = ("domblkinfo", "vm1", "vda")
 SUPPORT = REPOSITORY / "tests" / "support"
 GDB_REGISTERS = Path(__file__).with_name("gdb_registers_of_all.py")
 F_SETPIPE_SZ = 1031
-
-
-def root_of(
-    document: dict[str, Any], verdict: dict[str, Any], client: subprocess.Popen[bytes], api: str
-) -> dict[str, Any]:
-    """The thread that a verdict is about, which serves this client."""
-    root = thread_of(document, verdict["thread"])
-    assert (root["api"], root["client"]["pid"]) == (api, client.pid)
-    assert isinstance(client.args, list)
-    assert root["client"]["command"] == " ".join(client.args)
-    assert not root["moved"]
-    return root
 
 
 def test_a_debugger_that_holds_qemu_is_named(stage: Stage) -> None:
@@ -198,18 +194,6 @@ def test_a_pool_on_a_file_system_that_does_not_answer(stage: Stage) -> None:
     assert waiting["wait"]["owner"] == root["own_tid"]
 
 
-def assert_asleep_since(
-    document: dict[str, Any], thread: dict[str, Any], began: float, asked: float
-) -> None:
-    """A thread went to sleep between two times; how long ago was read during the snapshot.
-
-    asked: when it had asked, and slept
-    """
-    taken = datetime.fromisoformat(document["taken"]).timestamp()
-    assert taken - thread["asleep_s"] < asked
-    assert began < taken + document["seconds"] - thread["asleep_s"]
-
-
 def define_pool(lab: Lab, point: Path) -> None:
     lab.virsh_checked("pool-define-as", "pool", "dir", "--target", str(point))
 
@@ -285,16 +269,57 @@ def test_a_client_with_too_many_calls_is_told(stock_lab: Lab) -> None:
     # As many workers serve it.
     clients = [thread["client"] for thread in document["threads"]]
     assert sum(each is not None and each["pid"] == client.pid for each in clients) == 5
-    (connection,) = connections_of(document, client.pid)
-    assert connection == {"pid": client.pid, "requests": 5, "most_requests": 5, "full": True}
+    assert_connection(document, client.pid, requests=5, full=True)
+
+
+def test_a_client_that_is_not_read_answers_no_keepalive(own_lab: Lab) -> None:
+    settings = own_lab.folder / "config" / "libvirt" / "libvirtd.conf"
+    settings.write_text("keepalive_interval = 1\nkeepalive_count = 100\n")
+    relaunch(own_lab)
+    own_lab.virsh_checked("uri")
+    began = time.time()
+    command = [sys.executable, str(SUPPORT / "many_calls.py"), own_lab.uri, "7"]
+    with own_lab.stalled(), subprocess.Popen(command) as client:
+        try:
+            end = time.monotonic() + PATIENCE
+            unanswered = 0
+            while unanswered < 2:
+                _, verdict, document = wait_for_verdicts(own_lab, "qemu-stopped", "client-requests")
+                (connection,) = connections_of(document, client.pid)
+                keepalive = connection["keepalive"]
+                unanswered = keepalive["unanswered"]
+                assert time.monotonic() < end
+        finally:
+            os.kill(qemu_of(own_lab), signal.SIGCONT)
+        assert client.wait(PATIENCE) == 0
+    taken = datetime.fromisoformat(document["taken"]).timestamp()
+    assert (keepalive["interval_s"], keepalive["most"]) == (1, 100)
+    # It asks once a second, by a clock of whole seconds.
+    assert began - 1 <= keepalive["heard"] < taken
+    assert unanswered <= taken - keepalive["heard"]
+    left = keepalive["closes"] - taken
+    assert 100 - unanswered - 1 <= left <= 100 - unanswered + 2
+    assert verdict["says"] == (
+        f"The daemon reads no more calls of process {client.pid} ({' '.join(command)}): "
+        f"5 of 5 (max_client_requests) are not answered yet; {unanswered} of 100 keepalive "
+        f"messages have no answer, and it will close the connection in {left:.1f} s."
+    )
 
 
 def test_calls_in_flight_are_counted(stock_lab: Lab) -> None:
     with stock_lab.stalled(), calling(stock_lab, ASK) as (client,):
         document, _ = wait_for(stock_lab, "qemu-stopped")
         os.kill(qemu_of(stock_lab), signal.SIGCONT)
-    (connection,) = connections_of(document, client.pid)
-    assert connection == {"pid": client.pid, "requests": 1, "most_requests": 5, "full": False}
+    assert_connection(document, client.pid, requests=1, full=False)
+
+
+def assert_connection(document: dict[str, Any], pid: int, *, requests: int, full: bool) -> None:
+    """The client has one connection, with what libvirt sets where nobody else does."""
+    (connection,) = connections_of(document, pid)
+    keepalive = connection.pop("keepalive")
+    assert connection == {"pid": pid, "requests": requests, "most_requests": 5, "full": full}
+    assert (keepalive["interval_s"], keepalive["most"]) == (5, 5)
+    assert keepalive["heard"] <= datetime.fromisoformat(document["taken"]).timestamp()
 
 
 def wait_for_verdicts(
@@ -355,6 +380,62 @@ def hook(driver: str, script: str) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def test_a_block_job_that_does_not_end_is_told(stage: Stage) -> None:
+    lab = stage.lab
+    socket_of_copy = stage.serve(stage.image("copy.raw", MIB))
+    (server,) = processes.of_lab(stage.folder, lab.system.uid)
+    host = f"<host transport='unix' socket={quoteattr(str(socket_of_copy))}/>"
+    copy = stage.folder / "copy.xml"
+    copy.write_text(disk_xml("network", f"<source protocol='nbd'>{host}</source>", TARGET))
+    words = (GUEST_NAME, TARGET, "--xml", str(copy), "--transient-job", "--reuse-external")
+    lab.virsh_checked("blockcopy", *words)
+    jobs = {"execute": "query-block-jobs"}
+    wait_until(lambda: lab.qmp(jobs, GUEST_NAME)["return"][0]["ready"], "the copy is complete")
+    began = time.time()
+    with (
+        stopped(server),
+        calling(lab, ("blockjob", GUEST_NAME, TARGET, "--abort")) as (client,),
+    ):
+        document, verdict = wait_for(lab, "qemu-event")
+        os.kill(server, signal.SIGCONT)
+    root = root_of(document, verdict, client, "virDomainBlockJobAbort")
+    assert root["request"]["name"] == root["wait"]["domain"] == GUEST_NAME
+    assert root["request"]["arguments"] == {"disk": TARGET}
+    assert 0 < root["asleep_s"] < time.time() - began
+    assert verdict["says"] == (
+        f"virDomainBlockJobAbort on {GUEST_NAME} (thread {root['tid']}) waits for "
+        f"{root['asleep_s']:.1f} s until the QEMU of {GUEST_NAME} "
+        f"(process {qemu_of(lab, GUEST_NAME)}) tells that work is done."
+    )
+
+
+def test_a_virtlogd_that_does_not_answer_is_told(own_lab: Lab) -> None:
+    (own_lab.folder / "config" / "libvirt" / "qemu.conf").write_text('stdio_handler = "logd"\n')
+    relaunch(own_lab)
+    own_lab.define("vm2", own_lab.folder / "vm2.xml", "")
+    # The daemon starts its virtlogd when it needs it.
+    own_lab.virsh_checked("start", "vm2")
+    own_lab.virsh_checked("destroy", "vm2")
+    virtlogd = int((own_lab.folder / "run" / "libvirt" / "virtlogd.pid").read_text())
+    try:
+        began = time.time()
+        with stopped(virtlogd), calling(own_lab, ("start", "vm2")) as (client,):
+            document, verdict = wait_for(own_lab, "other-daemon")
+            os.kill(virtlogd, signal.SIGCONT)
+        assert client.returncode == 0
+    finally:
+        os.kill(virtlogd, signal.SIGKILL)
+    root = root_of(document, verdict, client, "virDomainCreate")
+    assert root["request"]["name"] == "vm2"
+    (peer,) = root["wait"]["children"]
+    assert (peer["pid"], peer["state"]) == (virtlogd, "T")
+    assert 0 < root["asleep_s"] < time.time() - began
+    assert verdict["says"] == (
+        f"virDomainCreate on vm2 (thread {root['tid']}) waits for {root['asleep_s']:.1f} s for the "
+        f"answer of process {virtlogd} ({peer['command']}, stopped by a signal)."
+    )
 
 
 def test_a_name_service_that_does_not_answer_is_told(stage: Stage) -> None:
@@ -425,6 +506,128 @@ def test_a_migration_that_stalls_is_told_on_both_hosts(
         "vm3 is blocked by a job that no thread holds: migration in, taken by "
         f"remoteDispatchDomainMigratePrepare3Params for {taken - job['since']:.1f} s."
     )
+
+
+@pytest.fixture
+def contained(own_lab: Lab) -> Iterator[tuple[Lab, list[str]]]:
+    """A daemon and its guest in a mount and PID namespace of their own, and what enters that."""
+    lab = own_lab
+    lab.virsh_checked("destroy", "vm1")
+    os.kill(lab.pid, signal.SIGTERM)
+    wait_until(lambda: not lab.is_up, "the daemon ends")
+    namespaces = ("--mount", "--pid")
+    command = ["unshare", *namespaces, "--fork", "--kill-child", "--mount-proc", "sh", "-c"]
+    with subprocess.Popen(
+        [*command, "echo; exec sleep infinity"], stdout=subprocess.PIPE
+    ) as container:
+        try:
+            assert container.stdout is not None
+            container.stdout.readline()
+            first = Path(f"/proc/{container.pid}/task/{container.pid}/children").read_text()
+            enter = ["nsenter", "--target", first.strip(), *namespaces]
+            user = (f"--reuid={lab.system.uid}", f"--regid={lab.system.gid}", "--clear-groups")
+            pid_file = lab.folder / "run" / f"{lab.daemon}.pid"
+            daemon = (lab.program(), "-d", "-p", str(pid_file))
+            lab.system.run(*enter, "setpriv", *user, *daemon)
+            # The lab looks for it by its pid here.
+            (pid,) = (
+                pid for pid in lab.processes if processes.executable(pid).endswith(f"/{lab.daemon}")
+            )
+            pid_file.write_text(str(pid))
+            lab.virsh_checked("start", "vm1")
+            yield lab, enter
+        finally:
+            container.kill()
+
+
+def test_a_daemon_in_a_container_is_read_from_the_host(
+    contained: tuple[Lab, list[str]],
+) -> None:
+    lab, enter = contained
+    (qemu,) = (pid for pid in lab.processes if b"guest=vm1," in processes.command_line(pid))
+    virsh = lab.virsh_command(*ASK)
+    with lab.stalled(), subprocess.Popen([*enter, *virsh], stdout=subprocess.DEVNULL) as entered:
+        try:
+            document, verdict = wait_for(lab, "qemu-stopped")
+            client = int(Path(f"/proc/{entered.pid}/task/{entered.pid}/children").read_text())
+        finally:
+            os.kill(qemu, signal.SIGCONT)
+        assert entered.wait(PATIENCE) == 0
+    assert verdict["says"] == f"vm1 hangs because its QEMU (process {qemu}) is stopped by a signal."
+    assert verdict["do"][0]["command"] == f"kill -CONT {qemu}"
+    root = thread_of(document, verdict["thread"])
+    assert root["api"] == "virDomainGetBlockInfo"
+    assert (root["client"]["pid"], root["client"]["command"]) == (client, " ".join(virsh))
+    status = read_status(root["tid"])
+    assert status is not None
+    assert status["NSpid"].split() == [str(root["tid"]), str(root["own_tid"])]
+    assert root["own_tid"] != root["tid"]
+    (domain,) = document["domains"]
+    (job,) = domain["jobs"]
+    assert (domain["qemu"], job["owner"]) == (qemu, root["own_tid"])
+    assert [each["pid"] for each in connections_of(document, client)] == [client]
+
+
+@pytest.fixture
+def spinning(own_lab: Lab) -> Iterator[tuple[Lab, subprocess.Popen[bytes]]]:
+    """A daemon with a worker that computes and never ends, and its client."""
+    library = own_lab.folder / "spinning.so"
+    source = SUPPORT / "spinning.c"
+    subprocess.run(["gcc", "-O0", "-shared", "-fPIC", source, "-o", library], check=True)
+    relaunch(own_lab, LD_PRELOAD=str(library))
+    with calling(own_lab, ("domtime", "vm1")) as (client,):
+        yield own_lab, client
+        os.kill(own_lab.pid, signal.SIGKILL)
+
+
+def serving(document: dict[str, Any], client: subprocess.Popen[bytes]) -> list[dict[str, Any]]:
+    threads = document["threads"]
+    return [one for one in threads if one["client"] and one["client"]["pid"] == client.pid]
+
+
+def test_a_thread_that_runs_has_its_stack_from_a_moment_of_stop(
+    spinning: tuple[Lab, subprocess.Popen[bytes]],
+) -> None:
+    lab, client = spinning
+    end = time.monotonic() + PATIENCE
+    while not (found := serving(snapshot(lab, "--registers"), client)):
+        assert time.monotonic() < end
+    (thread,) = found
+    assert (thread["api"], thread["state"], thread["role"]) == ("virDomainGetTime", "R", "worker")
+    assert thread["request"]["name"] == "vm1"
+    assert thread["wait"]["kind"] == "computes"
+    assert 0 < thread["stopped_ms"] < LONGEST_STOP * 1000
+    names = [frame.partition("+")[0] for frame in thread["frames"]]
+    assert names[:3] == ["spin", "spin_for_call", "virDomainGetTime"]
+    assert "virNetServerProgramDispatch" in names
+    assert thread["frames_end"] is None
+    # Without a stop, only that it runs.
+    without = snapshot(lab)
+    (same,) = (one for one in without["threads"] if one["tid"] == thread["tid"])
+    assert (same["frames"], same["stopped_ms"], same["wait"]["kind"]) == ([], None, "computes")
+    assert_untraced_and_intact(lab.pid)
+    status = read_status(thread["tid"])
+    assert status is not None
+    assert status["State"].startswith("R")
+
+
+def test_no_thread_is_stopped_where_one_waits_for_silent_files(
+    spinning: tuple[Lab, subprocess.Popen[bytes]],
+) -> None:
+    lab, client = spinning
+    point = lab.folder / "pool"
+    point.mkdir(mode=0o755)
+    define_pool(lab, point)
+    with silent_files(lab.pid, point) as files, calling(lab, ("pool-start", "pool")):
+        waiting = files.asked()
+        document = snapshot(lab, "--registers")
+        files.abort()
+    assert document["notes"] == [
+        f"no thread was stopped for its registers: thread {waiting} waits for the file system "
+        f"{point} (fuse), which may not answer"
+    ]
+    assert {thread["stopped_ms"] for thread in document["threads"]} == {None}
+    assert serving(document, client) == []
 
 
 def test_frames_and_registers_are_those_of_gdb(stock_lab: Lab) -> None:

@@ -7,9 +7,9 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,174 +17,25 @@ import pytest
 from tests.support.command import SECONDS, virtrace
 from tests.support.hanging import (
     PATIENCE,
-    admin,
     calling,
     held_by_gdb,
     qemu_of,
     snapshot,
-    stopped,
     thread_of,
     wait_for,
 )
 from tests.support.paths import REPOSITORY
 from virtrace.lab.daemon import Lab
-from virtrace.lab.stage import GUEST_NAME, TARGET, Stage
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can read the threads")
 ASK = ("domblkinfo", "vm1", "vda")
-
-
-def test_an_idle_daemon_is_healthy(stock_lab: Lab) -> None:
-    document, _ = wait_for(stock_lab, "healthy")
-    assert [domain["name"] for domain in document["domains"]] == ["vm1"]
-    (domain,) = document["domains"]
-    assert domain["uuid"] == stock_lab.virsh_checked("domuuid", "vm1").strip()
-    assert domain["id"] == int(stock_lab.virsh_checked("domid", "vm1"))
-    assert domain["qemu"] == qemu_of(stock_lab)
-    assert domain["jobs"] == []
-    # GObject's own data of a type have the address of its class, too.
-    assert {name: document["objects"][name] for name in ("virDomainObj", "qemuMonitor")} == {
-        "virDomainObj": 1,
-        "qemuMonitor": 1,
-    }
-
-
-def test_a_stopped_qemu_is_the_answer(stock_lab: Lab) -> None:
-    qemu = qemu_of(stock_lab)
-    began = time.time()
-    with stock_lab.stalled(), calling(stock_lab, ASK) as (first,):
-        _, verdict = wait_for(stock_lab, "qemu-stopped")
-        with calling(stock_lab, ASK, ("domstats", "vm1"), ("dommemstat", "vm1")) as others:
-            document, verdict = wait_for(stock_lab, "qemu-stopped", others)
-            os.kill(qemu, signal.SIGCONT)
-    assert len(verdict["behind"]) == 3
-    assert verdict["says"] == (
-        f"vm1 hangs because its QEMU (process {qemu}) is stopped by a signal; "
-        "3 other calls on vm1 wait for that."
-    )
-    assert verdict["do"][0]["command"] == f"kill -CONT {qemu}"
-    root = thread_of(document, verdict["thread"])
-    assert root["api"] == "virDomainGetBlockInfo"
-    assert root["request"]["name"] == "vm1"
-    assert root["request"]["arguments"] == {"disk": "vda"}
-    assert root["client"]["pid"] == first.pid
-    assert root["client"]["command"] == " ".join(stock_lab.virsh_command(*ASK))
-    assert root["wait"]["command"]["name"] == "query-blockstats"
-    assert root["wait"]["command"]["sent"]
-    assert 0 < root["asleep_s"] < time.time() - began
-    (job,) = document["domains"][0]["jobs"]
-    assert (job["kind"], job["work"], job["owner"]) == ("job", "query", root["own_tid"])
-    assert job["api"] == "remoteDispatchDomainGetBlockInfo"
-    assert began <= job["since"] <= time.time()
-    waiting = [thread_of(document, tid) for tid in verdict["behind"]]
-    assert {one["client"]["pid"] for one in waiting} == {other.pid for other in others}
-    assert {one["api"] for one in waiting} == {
-        "virDomainGetBlockInfo",
-        "virConnectGetAllDomainStats",
-        "virDomainMemoryStats",
-    }
-    for one in waiting:
-        assert one["wait"]["kind"] == "job"
-        # libvirt waits for 30 s.
-        assert one["wait"]["until"] - one["wait"]["since"] == 30
-        assert began <= one["wait"]["since"] <= time.time()
-
-
-def test_a_save_into_a_fifo_names_the_fifo(stage: Stage) -> None:
-    lab = stage.lab
-    fifo = stage.images / "save.fifo"
-    os.mkfifo(fifo)
-    fifo.chmod(0o666)
-    with saving(lab, fifo) as let_go:
-        wait_for_call(lab, "virDomainSave")
-        with calling(lab, ("domblkinfo", GUEST_NAME, TARGET)) as (other,):
-            document, verdict = wait_for(lab, "fifo", [other])
-            let_go()
-    assert str(fifo) in verdict["says"]
-    root = thread_of(document, verdict["thread"])
-    assert root["wait"]["system_call"] == "openat"
-    assert root["request"]["arguments"] == {"to": str(fifo)}
-    (domain,) = (one for one in document["domains"] if one["name"] == GUEST_NAME)
-    (job,) = domain["jobs"]
-    assert (job["kind"], job["work"], job["owner"]) == ("async job", "save", root["own_tid"])
-    for behind in (thread_of(document, tid) for tid in verdict["behind"]):
-        assert behind["wait"]["what"] == f"the lock of domain {GUEST_NAME}"
-        assert behind["wait"]["owner"] == root["own_tid"]
-
-
-@contextmanager
-def saving(lab: Lab, fifo: Path) -> Iterator[Callable[[], None]]:
-    """Save the guest into a FIFO meanwhile; yield what lets the save go on.
-
-    libvirt opens the file a second time to mark it as complete. So the reader has it open for
-    writing too, and stays until the call has ended.
-    """
-    readers = []
-
-    def let_go() -> None:
-        with open(os.open(fifo, os.O_RDWR), "rb", buffering=0) as file:
-            readers.append(subprocess.Popen(["cat"], stdin=file, stdout=subprocess.DEVNULL))
-
-    try:
-        with calling(lab, ("save", GUEST_NAME, str(fifo))):
-            try:
-                yield let_go
-            finally:
-                let_go()
-    finally:
-        for reader in readers:
-            reader.kill()
-            reader.wait()
-
-
-def wait_for_call(lab: Lab, api: str) -> None:
-    """Until a worker serves the call and waits."""
-    end = time.monotonic() + PATIENCE
-    while api not in {thread["api"] for thread in snapshot(lab)["threads"]}:
-        assert time.monotonic() < end
-
-
-def test_a_daemon_that_is_stopped_is_the_answer(stock_lab: Lab) -> None:
-    with stopped(stock_lab.pid):
-        _, verdict = wait_for(stock_lab, "stopped")
-    assert verdict["do"][0]["command"] == f"kill -CONT {stock_lab.pid}"
+OBJECT_SIZES = REPOSITORY / "tests" / "support" / "object_sizes.py"
 
 
 def test_a_debugger_that_holds_the_daemon_is_named(stock_lab: Lab) -> None:
     with held_by_gdb(stock_lab.pid) as gdb:
         _, verdict = wait_for(stock_lab, "traced")
     assert verdict["says"].endswith(f"a debugger, process {gdb.pid}.")
-
-
-@pytest.fixture
-def few_workers(stock_lab: Lab) -> Iterator[Lab]:
-    """Four workers in all."""
-    set_workers(stock_lab, 4)
-    yield stock_lab
-    set_workers(stock_lab, 20)
-
-
-def set_workers(lab: Lab, number: int) -> None:
-    admin(lab, "srv-threadpool-set", "libvirtd", "--min-workers", "1", "--max-workers", str(number))
-
-
-def test_workers_that_are_all_taken_are_told(few_workers: Lab) -> None:
-    qemu = qemu_of(few_workers)
-    with few_workers.stalled(), calling(few_workers, *[ASK] * 5):
-        end = time.monotonic() + PATIENCE
-        while len((document := snapshot(few_workers))["verdicts"]) < 2:
-            assert time.monotonic() < end, document["verdicts"]
-        os.kill(qemu, signal.SIGCONT)
-    names = [verdict["verdict"] for verdict in document["verdicts"]]
-    assert names == ["qemu-stopped", "workers"]
-    assert document["verdicts"][1]["says"] == (
-        "Calls wait because no worker of libvirtd is free: 4 of 4 (max_workers) are busy, "
-        "and 1 call waits."
-    )
-    server = next(one for one in document["servers"] if one["name"] == "libvirtd")
-    assert server["clients"] == 5
-    (queued,) = server["pool"]["queued"]
-    assert queued["request"]["procedure"] == 194  # REMOTE_PROC_DOMAIN_GET_BLOCK_INFO
 
 
 def test_a_saved_snapshot_is_private_and_the_same_document(stock_lab: Lab, tmp_path: Path) -> None:
@@ -293,6 +144,18 @@ def test_two_snapshots_tell_what_has_not_moved(stock_lab: Lab, tmp_path: Path) -
     assert counts["clients of libvirtd"] == (1, 2)
     shown = virtrace("diff", before, after)
     assert "1 thread stayed where it was, 0 calls ended, and 1 call began." in shown.stdout
+
+
+def test_sizes_of_objects_are_those_that_glib_says(stock_lab: Lab) -> None:
+    sizes = json.loads(subprocess.check_output([sys.executable, str(OBJECT_SIZES)], text=True))
+    document = snapshot(stock_lab)
+    found = {
+        name: document["object_bytes"][name] // number
+        for name, number in document["objects"].items()
+    }
+    common = found.keys() & sizes.keys()
+    assert common >= {"virDomainObj", "virDomainObjList"}
+    assert {name: found[name] for name in common} == {name: sizes[name] for name in common}
 
 
 def in_gdb(*words: str) -> str:

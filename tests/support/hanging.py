@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from virtrace.lab.daemon import Lab
 PATIENCE = 60.0
 
 
-def snapshot(lab: Lab) -> dict[str, Any]:
+def snapshot(lab: Lab, *options: str) -> dict[str, Any]:
     """Take a snapshot as a user does, and return its document."""
-    done = virtrace("snapshot", "--json", "-p", lab.pid)
+    done = virtrace("snapshot", "--json", "-p", lab.pid, *options)
     assert done.returncode in (DONE, ANSWER_IS_NO), done.stderr
     document: dict[str, Any] = json.loads(done.stdout)
     return document
@@ -55,6 +56,30 @@ def thread_of(document: dict[str, Any], tid: int) -> dict[str, Any]:
     """Return a thread of a snapshot."""
     found: dict[str, Any] = next(one for one in document["threads"] if one["tid"] == tid)
     return found
+
+
+def root_of(
+    document: dict[str, Any], verdict: dict[str, Any], client: subprocess.Popen[bytes], api: str
+) -> dict[str, Any]:
+    """The thread that a verdict is about, which serves this client."""
+    root = thread_of(document, verdict["thread"])
+    assert (root["api"], root["client"]["pid"]) == (api, client.pid)
+    assert isinstance(client.args, list)
+    assert root["client"]["command"] == " ".join(client.args)
+    assert not root["moved"]
+    return root
+
+
+def assert_asleep_since(
+    document: dict[str, Any], thread: dict[str, Any], began: float, asked: float
+) -> None:
+    """A thread went to sleep between two times; how long ago was read during the snapshot.
+
+    asked: when it had asked, and slept
+    """
+    taken = datetime.fromisoformat(document["taken"]).timestamp()
+    assert taken - thread["asleep_s"] < asked
+    assert began < taken + document["seconds"] - thread["asleep_s"]
 
 
 @contextmanager

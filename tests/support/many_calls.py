@@ -12,9 +12,17 @@ import sys
 import threading
 
 
+def run_events(libvirt: ctypes.CDLL) -> None:
+    while libvirt.virEventRunDefaultImpl() == 0:
+        pass
+
+
 def main() -> None:
     uri, calls = sys.argv[1:]
     libvirt = ctypes.CDLL("libvirt.so.0")
+    # With an event loop, a client takes part in keepalive.
+    libvirt.virEventRegisterDefaultImpl()
+    threading.Thread(target=run_events, args=(libvirt,), daemon=True).start()
     for name in ("virConnectOpen", "virDomainLookupByName"):
         getattr(libvirt, name).restype = ctypes.c_void_p
     connection = ctypes.c_void_p(libvirt.virConnectOpen(uri.encode()))

@@ -27,6 +27,7 @@ THREAD: dict[str, Any] = {
     "state": "S",
     "moved": False,
     "asleep_s": 4.7,
+    "stopped_ms": None,
     "api": "virDomainSave",
     "client": {"pid": 5, "user": "root", "command": "virsh save vm1 /x"},
     "request": {
@@ -104,7 +105,18 @@ SAMPLE: dict[str, Any] = {
     "monitors": [{"kind": "qemuMonitor", "domain": "vm1", "command": None}],
     "servers": [],
     "qemus": [],
+    "neighbours": [
+        {
+            "name": "virtlogd",
+            "socket": "/run/libvirt/virtlogd-sock",
+            "pid": 7,
+            "state": "S",
+            "has_socket": True,
+            "waiting": [],
+        }
+    ],
     "objects": {"virDomainObj": 1},
+    "object_bytes": {"virDomainObj": 264},
     "notes": [],
 }
 

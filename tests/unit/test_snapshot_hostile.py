@@ -13,10 +13,10 @@ from virtrace.image.memory import PAGE
 from virtrace.image.model import Program
 from virtrace.snapshot.domains import domain_at
 from virtrace.snapshot.monitors import monitor_at
-from virtrace.snapshot.objects import Objects
+from virtrace.snapshot.objects import Objects, places_of
 from virtrace.snapshot.peek import Peek, is_pointer
 from virtrace.snapshot.requests import request_at
-from virtrace.snapshot.servers import server_at
+from virtrace.snapshot.servers import keepalives_at, server_at
 from virtrace.snapshot.threads import carried_by, name_on_stack
 
 START, PAGES = 0x7F0000000000, 64
@@ -61,7 +61,8 @@ def test_any_memory_is_read_in_bounded_time(seed: int) -> None:
         objects.type_of(address)
         domain_at(peek, address, TIDS, NOW, lambda pid, uuid: None)
         monitor_at(peek, objects, "qemuMonitor", address)
-        server_at(peek, objects, address)
+        server_at(peek, objects, address, lambda pid: pid, {})
+        keepalives_at(peek, [address], NOW, 5000.0)
         request_at(peek, address, "virDomainGetBlockInfo")
         carried_by(peek, objects, 1000, address, ())
         name_on_stack(peek, ())
@@ -83,3 +84,17 @@ def test_text_is_printable_and_ends() -> None:
     assert not is_pointer(None)
     assert not is_pointer(START + 1)
     assert is_pointer(START + 1, 1)
+
+
+def test_all_words_with_one_of_some_values_are_found() -> None:
+    chosen = random.Random(1)
+    values = {START + chosen.randrange(1 << 20) * 16 for _ in range(60)}
+    # Also words that differ in one byte only.
+    like = [value ^ 1 << chosen.randrange(64) for value in values]
+    words = chosen.choices([0, *like, *values, START, (1 << 64) - 1], k=20_000)
+    data = struct.pack(f"<{len(words)}Q", *words)
+    expected = [8 * at for at, word in enumerate(words) if word in values]
+    assert len(expected) > 1000
+    assert [*places_of(data, values)] == expected
+    assert [*places_of(data + data[:7], values)] == expected
+    assert [*places_of(b"", values)] == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from virtrace.snapshot.graph import roots
-from virtrace.snapshot.model import Client, Domain, Job, Look, Request, SeenThread, Wait
+from virtrace.snapshot.model import AGENT_JOB, Client, Domain, Job, Look, Request, SeenThread, Wait
 from virtrace.snapshot.verdicts import verdicts
 
 NOW = 1_800_000_000.0
@@ -82,6 +82,28 @@ def test_a_job_that_no_thread_holds_is_the_root() -> None:
     )
     (verdict,) = verdicts(found, "libvirtd")
     assert (verdict.name, verdict.thread, verdict.behind) == ("ownerless-job", 1, (2,))
+
+
+def test_calls_of_the_agent_wait_for_those_of_the_agent_alone() -> None:
+    begins = ("virDomainObjBeginJob", "virDomainObjBeginAgentJob", "virDomainObjBeginJobInternal")
+    waiting = [
+        thread(tid, Wait("job", domain=DOMAIN, function=function))
+        for tid, function in enumerate(begins, 3)
+    ]
+    found = look(
+        thread(1, Wait("qemu", domain=DOMAIN)),
+        thread(2, Wait("agent", domain=DOMAIN)),
+        *waiting[:2],
+        jobs=(job(1), job(2, AGENT_JOB)),
+    )
+    assert {root.thread.tid: [one.tid for one in root.behind] for root in roots(found)} == {
+        1: [3],
+        2: [4],
+    }
+    # Which job is not known, but there is only one.
+    found = look(thread(2, Wait("agent", domain=DOMAIN)), waiting[2], jobs=(job(2, AGENT_JOB),))
+    (root,) = roots(found)
+    assert [one.tid for one in root.behind] == [5]
 
 
 def test_a_thread_that_moves_does_not_hang() -> None:

@@ -111,6 +111,7 @@ complete -c virtrace -n '_shtab_virtrace_using snapshot' -s p -l pid -xka "(pido
 complete -c virtrace -n '_shtab_virtrace_using snapshot' -l core -xka "(_shtab_glob_compgen_d650b53a)" -d 'a core file of a daemon, for example a crash'
 complete -c virtrace -n '_shtab_virtrace_using snapshot' -l stacks -xka "(_shtab_glob_compgen_d650b53a)" -d 'stacks as text: GDB'"'"'s `thread apply all bt`, or `coredumpctl info`'
 complete -c virtrace -n '_shtab_virtrace_using snapshot' -l root -xka "(__fish_complete_directories)" -d 'folder with the files of the core'"'"'s host (default: /)'
+complete -c virtrace -n '_shtab_virtrace_using snapshot' -l registers -d 'stop each thread that runs for a moment, a millisecond or less, for its stack; none is stopped where one of them waits for a file system that may not answer'
 complete -c virtrace -n '_shtab_virtrace_using snapshot' -s o -l output -xka "(_shtab_glob_compgen_d650b53a)" -d 'save it to this new file'
 complete -c virtrace -n '_shtab_virtrace_using snapshot' -l json -d 'one JSON document, for scripts'
 complete -c virtrace -n '_shtab_virtrace_using snapshot' -l full -d 'with the stack of each thread at work'

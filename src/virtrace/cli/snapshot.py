@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from virtrace.cli.without_rights import run_in_child
-from virtrace.errors import ANSWER_IS_NO, DONE, typed
+from virtrace.errors import ANSWER_IS_NO, DONE, UsageError, typed
 from virtrace.files import fill, write_new
 from virtrace.image.process import inspect
 from virtrace.printing import print_lines
@@ -54,6 +54,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="folder with the files of the core's host (default: /)",
     )
     parser.add_argument(
+        "--registers",
+        action="store_true",
+        help="stop each thread that runs for a moment, a millisecond or less, for its stack; none "
+        "is stopped where one of them waits for a file system that may not answer",
+    )
+    parser.add_argument(
         "-o", "--output", metavar="FILE", type=Path, help="save it to this new file"
     )
     form = parser.add_mutually_exclusive_group()
@@ -63,6 +69,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.registers and (args.core is not None or args.stacks is not None):
+        raise UsageError("--registers is for a daemon that runs", "leave it out")
     if args.stacks is not None:
         # Read once, before no file can be opened any more.
         catalogue()
@@ -75,7 +83,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         pid = choose_daemon() if args.pid is None else args.pid
         process = require_target(inspect(pid))
-        snapshot, again = snapshot_of(take(process), process, "process"), f"-p {pid}"
+        look = take(process, registers=args.registers)
+        snapshot, again = snapshot_of(look, process, "process"), f"-p {pid}"
     if args.output is not None:
         write_new(args.output, "the snapshot", [encoded(snapshot)])
     return _printed(args, snapshot, again)

@@ -13,9 +13,11 @@ from virtrace.report.units import count
 from virtrace.snapshot.changes import Changes
 from virtrace.snapshot.format import (
     AT_REST,
+    STATES,
     WELL,
     DomainRecord,
     JobRecord,
+    NeighbourRecord,
     ServerRecord,
     Snapshot,
     ThreadRecord,
@@ -37,16 +39,23 @@ def snapshot_lines(snapshot: Snapshot, style: Style, next_step: str | None) -> I
         for thread in busy:
             yield from _thread(thread, style)
     yield ""
+    yield from _evidence(snapshot, style)
+    if next_step is not None:
+        yield copyable("next", next_step, style)
+
+
+def _evidence(snapshot: Snapshot, style: Style) -> Iterator[str]:
     for domain in snapshot["domains"]:
         yield from labelled("domain", domain_pieces(domain, taken_at(snapshot)), style)
     for server in snapshot["servers"]:
         yield from labelled("server", server_pieces(server), style)
+    for neighbour in snapshot["neighbours"]:
+        if neighbour["pid"] is not None:
+            yield from labelled("beside", neighbour_pieces(neighbour), style)
     yield from labelled("at rest", resting_pieces(snapshot["threads"]), style)
     yield from labelled("daemon", daemon_pieces(snapshot), style)
     for note in snapshot["notes"]:
         yield from labelled("note", words(note, "yellow"), style)
-    if next_step is not None:
-        yield copyable("next", next_step, style)
 
 
 def at_work(snapshot: Snapshot) -> list[ThreadRecord]:
@@ -198,6 +207,13 @@ def server_pieces(server: ServerRecord) -> list[Piece]:
     return pieces
 
 
+def neighbour_pieces(neighbour: NeighbourRecord) -> list[Piece]:
+    """Return what is said of a daemon that runs beside."""
+    state = STATES.get(neighbour["state"] or "")
+    told = f"{neighbour['name']}: process {neighbour['pid']}, {state or 'running'}"
+    return words(told, "yellow" if state else "")
+
+
 def resting_pieces(threads: Sequence[ThreadRecord]) -> list[Piece]:
     found: dict[str, int] = {}
     for thread in threads:
@@ -214,7 +230,11 @@ def daemon_pieces(snapshot: Snapshot) -> list[Piece]:
         return words("from stacks in a text")
     if snapshot["source"] == "core":
         return words(f"{daemon['exe']} {version}, process {daemon['pid']}, from a core")
+    pauses = [ms for one in snapshot["threads"] if (ms := one["stopped_ms"]) is not None]
+    harm = "it was not stopped for this"
+    if pauses:
+        harm = f"{count(len(pauses), 'thread')} of it stopped for at most {max(pauses):.1f} ms"
     return words(
-        f"{daemon['exe']} {version}, process {daemon['pid']}; it was not stopped for this, and "
-        f"two looks were {snapshot['seconds']:.1f} s apart"
+        f"{daemon['exe']} {version}, process {daemon['pid']}; {harm}, and two looks were "
+        f"{snapshot['seconds']:.1f} s apart"
     )

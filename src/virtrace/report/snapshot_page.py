@@ -12,6 +12,7 @@ from virtrace.report.snapshot import (
     client_text,
     daemon_pieces,
     domain_pieces,
+    neighbour_pieces,
     server_pieces,
     taken_at,
     thread_pieces,
@@ -49,7 +50,8 @@ def snapshot_page(snapshot: Snapshot) -> str:
         state=[joined(line) for line in _state(snapshot)],
         notes=snapshot["notes"],
         objects=sorted(
-            ((name, f"{number:,}") for name, number in snapshot["objects"].items()),
+            (name, f"{number:,}, {snapshot['object_bytes'].get(name, 0):,} bytes")
+            for name, number in snapshot["objects"].items()
         ),
         facts=list(_facts(snapshot)),
     )
@@ -64,7 +66,7 @@ def _thread(thread: ThreadRecord, *, is_first: bool) -> Record:
         "client": client_text(thread),
         "command": None if command is None else command["text"],
         "fields": list(_fields(thread)),
-        "frames": thread["frames"],
+        "frames": "\n".join(thread["frames"]),
         "frames_end": thread["frames_end"],
         "is_first": is_first,
     }
@@ -86,6 +88,9 @@ def _state(snapshot: Snapshot) -> Iterator[list[Piece]]:
         yield [("domain", "dim"), *domain_pieces(domain, taken_at(snapshot))]
     for server in snapshot["servers"]:
         yield [("server", "dim"), *server_pieces(server)]
+    for neighbour in snapshot["neighbours"]:
+        if neighbour["pid"] is not None:
+            yield [("beside", "dim"), *neighbour_pieces(neighbour)]
     for qemu in snapshot["qemus"]:
         traced = "" if qemu["tracer"] is None else f", held by debugger {qemu['tracer']}"
         threads = ", ".join(

@@ -82,6 +82,7 @@ def _numbers(snapshot: Snapshot) -> dict[str, int]:
         "threads": len(snapshot["threads"]),
         "domains": len(snapshot["domains"]),
         **{f"objects {name}": count for name, count in snapshot["objects"].items()},
+        **{f"bytes of {name}": count for name, count in snapshot["object_bytes"].items()},
     }
     for server in snapshot["servers"]:
         numbers[f"clients of {server['name']}"] = server["clients"]

@@ -18,7 +18,9 @@ from virtrace.snapshot.format import (
     DomainRecord,
     JobRecord,
     JobsOrUnavailable,
+    KeepaliveOrUnavailable,
     MonitorRecord,
+    NeighbourRecord,
     QemuRecord,
     RequestRecord,
     ServerRecord,
@@ -30,8 +32,10 @@ from virtrace.snapshot.model import (
     Command,
     Domain,
     Job,
+    Keepalive,
     Look,
     Monitor,
+    Neighbour,
     Qemu,
     Request,
     SeenThread,
@@ -93,7 +97,9 @@ def _document(look: Look, exe: str, program: Program, source: str) -> Snapshot:
         "monitors": [_monitor(look, monitor) for monitor in look.monitors],
         "servers": [_server(server) for server in look.servers],
         "qemus": [_qemu(qemu) for qemu in look.qemus.values()],
+        "neighbours": [_neighbour(look, neighbour) for neighbour in look.neighbours],
         "objects": dict(look.objects),
+        "object_bytes": {name: number * look.sizes[name] for name, number in look.objects.items()},
         "notes": [*look.notes],
     }
 
@@ -120,6 +126,7 @@ def _thread(look: Look, thread: SeenThread) -> ThreadRecord:
         "state": thread.state,
         "moved": thread.moved,
         "asleep_s": None if thread.asleep is None else round(thread.asleep, 3),
+        "stopped_ms": None if thread.stopped is None else round(thread.stopped * 1000, 3),
         "api": thread.api,
         "client": None
         if client is None
@@ -217,6 +224,7 @@ def _server(server: Server) -> ServerRecord:
                 "requests": one.requests,
                 "most_requests": one.most_requests,
                 "full": one.is_full,
+                "keepalive": _keepalive(one.keepalive),
             }
             for one in server.connections
         ],
@@ -234,6 +242,35 @@ def _server(server: Server) -> ServerRecord:
                 for one in pool.queued
             ],
         },
+    }
+
+
+def _keepalive(keepalive: Keepalive | None) -> KeepaliveOrUnavailable:
+    if keepalive is None:
+        return {"unavailable": "no keepalive that runs for this connection was found"}
+    return {
+        "interval_s": keepalive.interval,
+        "most": keepalive.most,
+        "unanswered": keepalive.unanswered,
+        "heard": keepalive.heard,
+        "closes": keepalive.closes,
+    }
+
+
+def _neighbour(look: Look, neighbour: Neighbour) -> NeighbourRecord:
+    waiting = [
+        thread.tid
+        for thread in look.threads
+        if thread.wait.kind == "peer"
+        and any(child.pid == neighbour.pid for child in thread.wait.children)
+    ]
+    return {
+        "name": neighbour.name,
+        "socket": neighbour.socket,
+        "pid": neighbour.pid,
+        "state": neighbour.state,
+        "has_socket": neighbour.has_socket,
+        "waiting": waiting,
     }
 
 

@@ -13,9 +13,8 @@ from collections.abc import Callable, Collection
 from typing import NamedTuple
 from uuid import UUID
 
-from virtrace.snapshot.model import Domain, Job
+from virtrace.snapshot.model import AGENT_JOB, Domain, Job
 from virtrace.snapshot.peek import WORD, Peek, is_pointer
-from virtrace.trace.jobs import ASYNC_JOBS, JOBS
 
 _API = re.compile(r"[A-Za-z_]\w{2,80}")
 _LONGEST_NAME = 255
@@ -33,8 +32,37 @@ _PIDS = range(64, 184, 4)
 # In virDomainObj, the address of the struct with the jobs (of 7.0.0, of the private data). From its
 # beginning, the kind of a job; then its owner, the owner's API and the start, in ms since 1970.
 _JOB_POINTERS = (112, 168)
-_JOB, _ASYNC_JOB = 56, 168
+_JOB, _AGENT_JOB, _ASYNC_JOB = 56, 88, 168
 _LONGEST_JOB = 10 * 365 * 86400.0
+# virDomainJob, virDomainAgentJob and virDomainAsyncJob (src/hypervisor/domain_job.h); of 7.0.0,
+# those of qemuDomainJob.
+_JOBS = (
+    "none",
+    "query",
+    "destroy",
+    "suspend",
+    "modify",
+    "abort",
+    "migration operation",
+    "async",
+    "async nested",
+)
+_AGENT_JOBS = ("none", "query", "modify")
+_ASYNC_JOBS = (
+    "none",
+    "migration out",
+    "migration in",
+    "save",
+    "dump",
+    "snapshot",
+    "start",
+    "backup",
+)
+_KINDS = (
+    ("job", _JOBS, _JOB),
+    (AGENT_JOB, _AGENT_JOBS, _AGENT_JOB),
+    ("async job", _ASYNC_JOBS, _ASYNC_JOB),
+)
 _MOST_PIDS = 1 << 22
 
 
@@ -103,7 +131,7 @@ def _jobs(peek: Peek, address: int, tids: Collection[int], now: float) -> tuple[
     A struct of zeros is taken for one that holds no job.
     """
     found = []
-    for kind, names, at in (("job", JOBS, _JOB), ("async job", ASYNC_JOBS, _ASYNC_JOB)):
+    for kind, names, at in _KINDS:
         number = peek.number(address + at, 4)
         words = peek.words(address + at + WORD, 3)
         if number is None or number >= len(names) or len(words) < 3:

@@ -36,6 +36,8 @@ LARGEST = 64 << 20
 # Verdicts by which nothing hangs, and waits of threads that have nothing to do.
 WELL = ("busy", "healthy")
 AT_REST = ("idle", "loop")
+# States of a process (letters of /proc/PID/stat) in which it answers nobody.
+STATES = {"T": "stopped by a signal", "t": "held by a debugger", "D": "waiting for the kernel"}
 BoolOrNull = Optional[bool]
 
 
@@ -121,7 +123,7 @@ CommandOrNull = Optional[CommandRecord]
 
 
 class ChildRecord(TypedDict):
-    """A process that the daemon started. state: the letter of /proc/PID/stat."""
+    """A process that the daemon waits for. state: the letter of /proc/PID/stat."""
 
     pid: Count
     command: str
@@ -164,7 +166,8 @@ class WaitRecord(TypedDict):
 class ThreadRecord(TypedDict):
     """A thread. own_tid: as the process counts. asleep_s: since it last ran.
 
-    moved: whether it ran between the two looks. doing: the same as `wait`, in words.
+    moved: whether it ran between the two looks. stopped_ms: for how long it was stopped for its
+    registers; null where it was not. doing: the same as `wait`, in words.
     frames: innermost first; frames_end: why there are no more, null if the last is the outermost.
     """
 
@@ -175,6 +178,7 @@ class ThreadRecord(TypedDict):
     state: TextOrNull
     moved: BoolOrNull
     asleep_s: NumberOrNull
+    stopped_ms: NumberOrNull
     api: TextOrNull
     client: ClientOrNull
     request: RequestOrNull
@@ -234,6 +238,24 @@ class PoolRecord(TypedDict):
 PoolOrNull = Optional[PoolRecord]
 
 
+class KeepaliveRecord(TypedDict):
+    """How the server asks whether a client is there.
+
+    most: how many messages without an answer end the connection; unanswered: how many it has sent
+    since it heard of the client. heard: when that was; closes: when it will close the connection
+    if it hears nothing; seconds since 1970.
+    """
+
+    interval_s: Count
+    most: Count
+    unanswered: Count
+    heard: float
+    closes: float
+
+
+KeepaliveOrUnavailable = Union[KeepaliveRecord, UnavailableValue]
+
+
 class ConnectionRecord(TypedDict):
     """A client that has made a call. requests: its calls that are not answered yet.
 
@@ -244,6 +266,7 @@ class ConnectionRecord(TypedDict):
     requests: Count
     most_requests: Count
     full: bool
+    keepalive: KeepaliveOrUnavailable
 
 
 class ServerRecord(TypedDict):
@@ -278,6 +301,21 @@ class QemuRecord(TypedDict):
     threads: list[QemuThreadRecord]
 
 
+class NeighbourRecord(TypedDict):
+    """A daemon that this one uses. socket: where it listens, or would.
+
+    pid, state: null where no such process listens there. has_socket: whether anybody listens.
+    waiting: tids of threads that wait for it.
+    """
+
+    name: str
+    socket: str
+    pid: CountOrNull
+    state: TextOrNull
+    has_socket: bool
+    waiting: list[Count]
+
+
 class CrashRecord(TypedDict):
     """The signal that ended the process, its si_code, and the address of a fault.
 
@@ -298,6 +336,7 @@ class _Snapshot(TypedDict):
     source: ``process``, ``core`` or ``text``. seconds: between the two looks; 0 of the others.
     crash: null of a process, and of a core that gcore made.
     objects: how many are in memory, by their type; some of them may have been freed.
+    object_bytes: how large these are in all, without what they point to.
     """
 
     type: Literal["snapshot"]
@@ -316,7 +355,9 @@ class _Snapshot(TypedDict):
     monitors: list[MonitorRecord]
     servers: list[ServerRecord]
     qemus: list[QemuRecord]
+    neighbours: list[NeighbourRecord]
     objects: dict[str, Count]
+    object_bytes: dict[str, Count]
     notes: list[str]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from virtrace.snapshot.format import AT_REST
-from virtrace.snapshot.model import Job, Look, SeenThread
+from virtrace.snapshot.model import AGENT_JOB, Job, Look, SeenThread
 
 
 class Chain(NamedTuple):
@@ -63,8 +63,14 @@ def holders(look: Look, thread: SeenThread) -> Iterator[tuple[SeenThread | None,
         domain = look.domain(wait.domain)
         for job in (domain.jobs or ()) if domain is not None else ():
             owner = look.thread(job.owner)
-            if owner is not thread:
+            if owner is not thread and _may_be_waited_for(job, wait.function or ""):
                 yield owner, job
+
+
+def _may_be_waited_for(job: Job, function: str) -> bool:
+    """Whether a function that begins a job waits for this one."""
+    is_known = function and not function.endswith("Internal")
+    return not is_known or (job.kind == AGENT_JOB) == ("Agent" in function)
 
 
 def _chain(look: Look, thread: SeenThread, before: tuple[SeenThread, ...]) -> Chain:

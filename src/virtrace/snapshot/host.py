@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from virtrace.image.process import read_status, text_of_process
-from virtrace.snapshot.model import Child, Qemu, QemuThread
+from virtrace.snapshot.model import Child, Neighbour, Qemu, QemuThread
 
 _LONGEST_COMMAND = 1 << 14
 _MOST_CHILDREN = 100
@@ -19,6 +19,11 @@ _MOST_CHILDREN = 100
 _MOUNT_POINT = 4
 _OCTAL = re.compile(r"\\([0-7]{3})")
 _LOCAL = frozenset(("btrfs", "ext2", "ext3", "ext4", "overlay", "ramfs", "tmpfs", "xfs", "zfs"))
+# Daemons of libvirt that others use.
+_NEIGHBOURS = ("virtlogd", "virtlockd")
+# In a line of /proc/PID/net/unix, the fields of a socket with a path; the flag of one that listens.
+_UNIX_FIELDS, _ACCEPTS = 8, 1 << 16
+_STDERR = 2
 _EXEC_START = re.compile(r"^se\.exec_start\s*:\s*([\d.]+)", re.M)
 # In /proc/PID/stat, behind the name: the processor that the thread ran on last.
 _PROCESSOR = 36
@@ -61,6 +66,14 @@ def _pid_namespace(pid: int) -> str | None:
     return None
 
 
+def has_our_clock(pid: int) -> bool:
+    """Whether a process is in our time namespace: another one can have another CLOCK_MONOTONIC."""
+    with suppress(OSError):
+        return os.readlink(f"/proc/{pid}/ns/time") == os.readlink("/proc/self/ns/time")
+    # A kernel without such namespaces.
+    return True
+
+
 def command_of(pid: int) -> str | None:
     """Return the command line of a process, or its name; None if it is gone."""
     line = text_of_process(pid, "cmdline", _LONGEST_COMMAND).replace("\0", " ").strip()
@@ -96,16 +109,72 @@ def children_of(pid: int, tid: int) -> Iterator[Child]:
                 yield Child(child, command_of(child) or "", status["State"][0])
 
 
-def holders_of(pid: int, pipes: Collection[str]) -> Iterator[Child]:
-    """The other processes that have one of the pipes open. pipes: such as ``pipe:[4711]``."""
-    for other in (int(name) for name in os.listdir("/proc") if name.isdigit()):
-        status = read_status(other)
-        if status is None or other == pid or not pipes:
-            continue
-        with suppress(OSError):
-            files = (file_of(other, int(name)) for name in os.listdir(f"/proc/{other}/fd"))
-            if any(file in pipes for file in files):
-                yield Child(other, command_of(other) or "", status["State"][0])
+def holders_of(pid: int, files: Collection[str]) -> Iterator[Child]:
+    """The other processes that have one of the files open. files: such as ``pipe:[4711]``."""
+    for other in _pids() if files else ():
+        status = None if other == pid else read_status(other)
+        if status is not None and any(file in files for file in _files_of(other)):
+            yield Child(other, command_of(other) or "", status["State"][0])
+
+
+def neighbours(pid: int) -> Iterator[Neighbour]:
+    """The daemons that may work for this one: their sockets are beside its own."""
+    listening = dict(_listening(pid))
+    own = {*_files_of(pid)}
+    folders = {os.path.dirname(path) for path, file in listening.items() if file in own}
+    named = {name: [other for other in _pids() if _name_of(other) == name] for name in _NEIGHBOURS}
+    for folder in sorted(folders):
+        for name, pids in named.items():
+            path = f"{folder}/{name}-sock"
+            file = listening.get(path)
+            found = next((one for one in pids if file and file in _files_of(one)), None)
+            status = None if found is None else read_status(found)
+            if status is not None:
+                yield Neighbour(name, path, found, status["State"][0], has_socket=True)
+            else:
+                yield Neighbour(name, path, None, None, has_socket=file is not None)
+
+
+def unread(pids: Collection[int]) -> Collection[int]:
+    """Return those of some processes whose error output is a pipe that no other one has open."""
+    written = {pid: file_of(pid, _STDERR) or "" for pid in pids}
+    pipes = {file for file in written.values() if file.startswith("pipe:")}
+    # Who reads the pipes of all is asked first.
+    for other in sorted(_pids(), key=lambda other: _name_of(other) not in _NEIGHBOURS):
+        if not pipes:
+            break
+        if other not in written:
+            pipes.difference_update(_files_of(other))
+    return [pid for pid, file in written.items() if file in pipes]
+
+
+def _listening(pid: int) -> Iterator[tuple[str, str]]:
+    """The Unix sockets that listen in a process's network namespace: path, and file."""
+    with suppress(OSError):
+        text = Path(f"/proc/{pid}/net/unix").read_text(errors="surrogateescape")
+        for line in text.split("\n")[1:]:
+            fields = line.split(maxsplit=7)
+            if len(fields) == _UNIX_FIELDS and int(fields[3], 16) & _ACCEPTS:
+                yield fields[7], f"socket:[{fields[6]}]"
+
+
+def _pids() -> Iterator[int]:
+    return (int(name) for name in os.listdir("/proc") if name.isdigit())
+
+
+def _name_of(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text(errors="surrogateescape").rstrip("\n")
+    return ""
+
+
+def _files_of(pid: int) -> Iterator[str]:
+    """What the descriptors of a process lead to."""
+    with suppress(OSError):
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            file = file_of(pid, int(name))
+            if file is not None:
+                yield file
 
 
 def file_of(pid: int, descriptor: int) -> str | None:

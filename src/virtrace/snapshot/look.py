@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol
@@ -14,18 +14,34 @@ from virtrace.image.process import user_name
 from virtrace.image.unwind import Unwinder
 from virtrace.snapshot.domains import domain_at
 from virtrace.snapshot.host import Mount
-from virtrace.snapshot.model import Child, Look, NamedFrame, Qemu, SeenThread
+from virtrace.snapshot.model import (
+    Child,
+    Client,
+    Look,
+    NamedFrame,
+    Neighbour,
+    Qemu,
+    SeenThread,
+    Wait,
+)
 from virtrace.snapshot.monitors import monitor_at
 from virtrace.snapshot.objects import Objects
 from virtrace.snapshot.peek import Peek
 from virtrace.snapshot.requests import request_served
-from virtrace.snapshot.servers import server_at
-from virtrace.snapshot.threads import carried_by, client_of, kept_registers, name_on_stack
+from virtrace.snapshot.servers import keepalives_at, server_at
+from virtrace.snapshot.threads import (
+    Identity,
+    carried_by,
+    kept_registers,
+    name_on_stack,
+    pid_of,
+)
 from virtrace.snapshot.waits import Position, Surroundings, wait_of
 from virtrace.targets import target_of
 
 DISPATCH = "virNetServerProgramDispatch"
 _MONITORS = ("qemuMonitor", "qemuAgent")
+_NONE: Mapping[int, float] = {}
 
 
 class Around(Protocol):
@@ -38,6 +54,10 @@ class Around(Protocol):
     def taken(self) -> float:
         """Seconds since 1970."""
 
+    @property
+    def uptime(self) -> float | None:
+        """The same time by CLOCK_MONOTONIC of the program, s."""
+
     def own_tid(self, tid: int) -> int:
         """Return a thread's id as the process itself counts."""
 
@@ -45,7 +65,10 @@ class Around(Protocol):
         """Return for how long a thread has been asleep, s."""
 
     def here(self, own_pid: int) -> int | None:
-        """Return this host's number for a process that the daemon names by its own."""
+        """Return this host's number for a process that the daemon names by its own.
+
+        Of a core, which does not tell this host's, the daemon's own.
+        """
 
     def qemu_of(self, own_pid: int, uuid: str) -> int | None: ...
     def qemu(self, pid: int) -> Qemu | None: ...
@@ -53,21 +76,28 @@ class Around(Protocol):
     def file_of(self, descriptor: int) -> str | None: ...
     def mount_of(self, path: str) -> Mount | None: ...
     def children_of(self, tid: int) -> Sequence[Child]: ...
-    def holders_of(self, pipes: Collection[str]) -> Sequence[Child]: ...
+    def holders_of(self, files: Collection[str]) -> Sequence[Child]: ...
+    def peer_of(self, file: str) -> str | None: ...
+    def neighbours(self) -> Sequence[Neighbour]: ...
+    def unread(self, pids: Collection[int]) -> Collection[int]:
+        """Return those of some processes whose error output is a pipe that no other one has."""
+
     def tracer(self) -> int | None: ...
 
 
-def look_at(image: Image, around: Around) -> Look:
-    """Look at a program: nothing of it is stopped, changed or woken.
+def look_at(image: Image, around: Around, stopped: Mapping[int, float] = _NONE) -> Look:
+    """Look at a program: nothing of it is changed or woken.
 
+    stopped: by thread, for how long the image has stopped it, s; known once its threads were read
     Raises: TargetError if it cannot be read.
     """
-    return _Looking(image, around).look()
+    return _Looking(image, around, stopped).look()
 
 
 class _Looking:
-    def __init__(self, image: Image, around: Around) -> None:
+    def __init__(self, image: Image, around: Around, stopped: Mapping[int, float]) -> None:
         self._image = image
+        self._stopped = stopped
         self._around = around
         self._peek = Peek(image.memory)
         self._objects = Objects(image.program, self._peek)
@@ -94,11 +124,13 @@ class _Looking:
             for kind in _MONITORS
             for address in census.objects.get(kind, ())
         ]
-        servers = [
-            server
+        addresses = census.objects.get("virKeepAlive", ())
+        keepalives = keepalives_at(self._peek, addresses, around.taken, around.uptime)
+        found = (
+            server_at(self._peek, self._objects, address, around.here, keepalives)
             for address in census.objects.get("virNetServer", ())
-            if (server := server_at(self._peek, self._objects, address)) is not None
-        ]
+        )
+        servers = [server for server in found if server is not None]
         surroundings = Surroundings(
             self._peek,
             self._objects,
@@ -109,7 +141,9 @@ class _Looking:
             around.file_of,
             around.children_of,
             around.holders_of,
+            around.peer_of,
             around.mount_of,
+            self._called,
         )
         seen = [
             self._seen(
@@ -126,6 +160,12 @@ class _Looking:
             for domain in domains
             if domain.qemu is not None and (qemu := around.qemu(domain.qemu)) is not None
         }
+        unread = {*around.unread([*qemus])}
+        self._notes += [
+            f"no process reads what the QEMU of {domain.name} writes to its log, as virtlogd does"
+            for domain in domains
+            if domain.qemu in unread
+        ]
         return Look(
             around.pid,
             around.taken,
@@ -136,8 +176,10 @@ class _Looking:
             tuple(servers),
             qemus,
             around.tracer(),
-            {name: len(found) for name, found in sorted(census.objects.items())},
+            {name: len(objects) for name, objects in sorted(census.objects.items())},
             self._notes,
+            sizes={name: self._objects.sizes[name] for name in sorted(census.objects)},
+            neighbours=around.neighbours(),
         )
 
     def _frames(
@@ -184,11 +226,17 @@ class _Looking:
         if served is not None:
             at = frames.index(served)
             request = request_served(self._peek, self._objects, frames[at : at + 2], carried.api)
-            client = client_of(carried.identity, *self._who(carried.identity))
+            client = self._client(carried.identity)
         name = thread.name or name_on_stack(self._peek, frames)
         position = Position(
             thread.tid, thread.waits_in, thread.wait_channel, frames, served is not None
         )
+        stopped = self._stopped.get(thread.tid)
+        if stopped is None:
+            wait = wait_of(position, around)
+        else:
+            # It ran: it was stopped where it waits for nothing.
+            wait = Wait("computes", function=position.function)
         return SeenThread(
             thread.tid,
             own_tid,
@@ -204,7 +252,8 @@ class _Looking:
             carried.api if served is not None else None,
             client,
             request,
-            wait_of(position, around),
+            wait,
+            stopped,
         )
 
     def _with_method(self, frames: tuple[NamedFrame, ...], api: str) -> tuple[NamedFrame, ...]:
@@ -223,12 +272,31 @@ class _Looking:
             named.append(one)
         return tuple(named)
 
-    def _who(self, identity: dict[str, int | str] | None) -> tuple[str | None, str | None]:
-        own_pid = (identity or {}).get("process-id")
-        pid = self._around.here(own_pid) if isinstance(own_pid, int) else None
-        user = (identity or {}).get("unix-user-id")
+    def _called(self, caller: NamedFrame) -> str | None:
+        """Return the exported function that a frame's call leads to."""
+        module, program = caller.frame.module, self._image.program
+        if module is None:
+            return None
+        with suppress(TargetError):
+            for called, slot in module.elf.calls_before([caller.frame.pc - module.base]).values():
+                address = None if slot is None else self._peek.word(module.base + slot)
+                if called is not None:
+                    address = module.base + called
+                target = None if address is None else program.module_at(address)
+                if address is not None and target is not None:
+                    names = {start: name for start, _, name in target.elf.exported_functions()}
+                    return names.get(address - target.base)
+        return None
+
+    def _client(self, identity: Identity | None) -> Client | None:
+        if identity is None:
+            return None
+        pid = pid_of(identity, self._around.here)
         command = None if pid is None else self._around.command_of(pid)
-        return command, user_name(user) if isinstance(user, int) else None
+        named, user = identity.get("user-name"), identity.get("unix-user-id")
+        if named is None and isinstance(user, int):
+            named = user_name(user)
+        return Client(pid, None if named is None else str(named), command)
 
 
 def _role(tid: int, name: str, pid: int | None, *, is_worker: bool) -> str:

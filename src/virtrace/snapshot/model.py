@@ -60,11 +60,15 @@ class Command:
     is_sent: bool
 
 
+# The kind of a job for a guest agent, which keeps only other calls of the agent waiting.
+AGENT_JOB = "agent job"
+
+
 @dataclass(frozen=True)
 class Job:
     """A job that a domain's object says is held.
 
-    kind: ``job`` or ``async job``. work: what for, such as ``query`` or ``save``.
+    kind: ``job``, ``agent job`` or ``async job``. work: what for, such as ``query`` or ``save``.
     owner: the thread, as the process counts; None where the job has none.
     api: the function that took it. since: when.
     """
@@ -131,11 +135,28 @@ class Pool:
 
 
 @dataclass(frozen=True)
+class Keepalive:
+    """How a server asks whether a client is there.
+
+    interval: seconds. most: how many messages without an answer end the connection.
+    unanswered: how many it has sent since it heard of the client. heard: when that was.
+    closes: when it will close the connection if it hears nothing.
+    """
+
+    interval: int
+    most: int
+    unanswered: int
+    heard: float
+    closes: float
+
+
+@dataclass(frozen=True)
 class Connection:
     """A client of a server, which has made a call.
 
     pid: None where it is not known. requests: its calls that are not answered yet.
     most_requests: how many it may have (max_client_requests). is_full: nothing more is read of it.
+    keepalive: None where none was found.
     """
 
     address: int
@@ -143,6 +164,7 @@ class Connection:
     requests: int
     most_requests: int
     is_full: bool
+    keepalive: Keepalive | None
 
 
 @dataclass(frozen=True)
@@ -163,7 +185,11 @@ class Server:
 
 @dataclass(frozen=True)
 class Child:
-    """A process that the daemon started, or one that has outlived it and still holds its output."""
+    """A process that the daemon waits for.
+
+    It started it; or the process has outlived such a one and still holds its output; or it is at
+    the other end of a socket.
+    """
 
     pid: int
     command: str
@@ -174,12 +200,13 @@ class Child:
 class Wait:
     """What a thread waits in. Only what belongs to the kind is set.
 
-    kind: idle, loop, mutex, rwlock, job, qemu, agent, event, child, condition, system call,
+    kind: idle, loop, mutex, rwlock, job, qemu, agent, event, child, peer, condition, system call,
         or computes.
     what: the object, in words. owner: the thread that holds it, as the process counts.
     domain: its address. since, until: when the wait began, and when it gives up.
     command: what is asked. is_late: the wait itself is over, but its lock cannot be had again.
     system_call, file, descriptor: what the kernel is asked for. function: of libvirt that waits.
+    children: the processes that are waited for: started by the daemon, or the peer of a socket.
     mount: where the file's file system is mounted, and its type. is_fifo: whether the file is one.
     """
 
@@ -207,8 +234,8 @@ class SeenThread:
     tid: as this host counts; own_tid: as the process counts.
     state: the letter of /proc/PID/stat. ended: why there are no more frames.
     asleep: seconds; None where it is not known. moved: whether it ran between the two looks.
-    api: the call that it serves, such as virDomainGetBlockInfo. domain: the name of the domain
-    that the call is about.
+    api: the call that it serves, such as virDomainGetBlockInfo. stopped: for how long it was
+    stopped for its registers, s; None where it was not.
     """
 
     tid: int
@@ -226,6 +253,7 @@ class SeenThread:
     client: Client | None
     request: Request | None
     wait: Wait
+    stopped: float | None = None
 
 
 @dataclass(frozen=True)
@@ -248,6 +276,22 @@ class Qemu:
 
 
 @dataclass(frozen=True)
+class Neighbour:
+    """A daemon that this one uses, such as virtlogd.
+
+    socket: where it listens, as this daemon sees it. pid: None where no process of that name does.
+    state: its main thread's, the letter of /proc/PID/stat; None with the pid.
+    has_socket: whether there is such a socket, which may be that of a service manager.
+    """
+
+    name: str
+    socket: str
+    pid: int | None
+    state: str | None
+    has_socket: bool
+
+
+@dataclass(frozen=True)
 class Crash:
     """What ended the process: the signal, its si_code, and the address of a fault.
 
@@ -265,6 +309,7 @@ class Look:
 
     pid: None where a core does not say. tracer: the pid of a debugger that holds the daemon.
     objects: how many there are in memory of each type of libvirt; freed ones may be among them.
+    sizes: of one object of each type, bytes; without what it points to.
     crash: None of a live process, and of a core that gcore made.
     """
 
@@ -280,6 +325,8 @@ class Look:
     objects: Mapping[str, int]
     notes: Sequence[str]
     crash: Crash | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    neighbours: Sequence[Neighbour] = ()
 
     def thread(self, own_tid: int | None) -> SeenThread | None:
         """Return the thread that the process counts so."""

@@ -5,15 +5,20 @@ of its clients in front of their array, and every one of that many must be a cli
 (src/util/virthreadpool.c) has its limits, its counts and the array of its threads in one row;
 virNetServerClient (src/rpc/virnetserverclient.c) has the identity of the client, when it connected,
 how many calls it has in flight, how many it may have, and then the message that is being received.
+virKeepAlive (src/rpc/virkeepalive.c) has its settings, what is left of them, two times and a timer,
+in one row; it and its client have each other's address.
 """
 
 from __future__ import annotations
 
-from virtrace.snapshot.model import Connection, Pool, Queued, Server
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+from virtrace.snapshot.model import Connection, Keepalive, Pool, Queued, Server
 from virtrace.snapshot.objects import Objects
 from virtrace.snapshot.peek import Peek, is_pointer
 from virtrace.snapshot.requests import request_at
-from virtrace.snapshot.threads import IDENTITIES, identity_at
+from virtrace.snapshot.threads import IDENTITIES, identity_at, pid_of
 
 # Words: of the server; where its name, its pool, and the count of its clients may be.
 _SERVER_WORDS, _NAME, _POOL, _CLIENTS = 24, 8, 9, range(9, 21)
@@ -25,13 +30,29 @@ _LOOKED_AT = 50
 _CLIENT_WORDS, _IDENTITIES = 34, range(9, 26)
 _BUFFER, _TYPE_AT, _CALL = slice(1, 4), 44, 0
 _MOST_REQUESTS = 100_000
+# Words of a client in which it may have its keepalive, and of that: where its settings may be, and
+# its client.
+_ALL_CLIENT_WORDS, _KEEPALIVE_WORDS, _SETTINGS = 64, 24, range(6, 14)
+_LONGEST_INTERVAL, _YEAR, _INT = 1 << 20, 366 * 86400, 0xFFFFFFFF
 # Words: of the pool; its list of jobs, and how many wait in it; where its limits may be.
 _POOL_WORDS, _JOBS, _DEPTH, _LIMITS = 34, 4, 7, range(8, 30)
 _MOST_WORKERS, _MOST_QUEUED = 100_000, 1000
 
 
-def server_at(peek: Peek, objects: Objects, address: int) -> Server | None:
-    """Return a server; None if its content does not prove it."""
+Here = Callable[[int], "int | None"]
+
+
+def server_at(
+    peek: Peek,
+    objects: Objects,
+    address: int,
+    here: Here,
+    keepalives: Mapping[int, Keepalive],
+) -> Server | None:
+    """Return a server; None if its content does not prove it.
+
+    here: of look.Around. keepalives: by the addresses of clients
+    """
     words = peek.words(address, _SERVER_WORDS)
     if len(words) < _SERVER_WORDS:
         return None
@@ -44,8 +65,12 @@ def server_at(peek: Peek, objects: Objects, address: int) -> Server | None:
         clients = _clients(peek, objects, array, count)
         if clients is not None:
             most, unauthenticated, most_unauthenticated = words[at + 2 + 1 : at + 2 + 4]
-            found = (_connection(peek, objects, client) for client in clients)
-            connections = tuple(filter(None, found))
+            found = (_connection(peek, objects, client, here) for client in clients)
+            connections = tuple(
+                replace(connection, keepalive=keepalives.get(connection.address))
+                for connection in found
+                if connection is not None
+            )
             return Server(
                 name, clients, connections, most, unauthenticated, most_unauthenticated, pool
             )
@@ -62,7 +87,7 @@ def _clients(peek: Peek, objects: Objects, array: int, count: int) -> tuple[int,
     return clients if kinds == {"virNetServerClient"} else None
 
 
-def _connection(peek: Peek, objects: Objects, address: int) -> Connection | None:
+def _connection(peek: Peek, objects: Objects, address: int, here: Here) -> Connection | None:
     words = peek.words(address, _CLIENT_WORDS)
     for at in _IDENTITIES:
         if len(words) < _CLIENT_WORDS or objects.type_of(words[at]) not in IDENTITIES:
@@ -72,16 +97,62 @@ def _connection(peek: Peek, objects: Objects, address: int) -> Connection | None
             # In between, newer versions note whether they have warned.
             is_read = any(_is_being_received(peek, message) for message in nearby)
             if 0 < most < _MOST_REQUESTS and is_read <= requests <= most:
-                pid = (identity_at(peek, words[at]) or {}).get("process-id")
                 # What is being received is counted, too.
                 return Connection(
                     address,
-                    pid if isinstance(pid, int) else None,
+                    pid_of(identity_at(peek, words[at]) or {}, here),
                     requests - is_read,
                     most,
                     is_full=requests == most and not is_read,
+                    keepalive=None,
                 )
     return None
+
+
+def keepalives_at(
+    peek: Peek, addresses: Iterable[int], now: float, uptime: float | None
+) -> Mapping[int, Keepalive]:
+    """Return what is proven of virKeepAlive objects, by the addresses of their clients.
+
+    now, uptime: of the look, seconds since 1970 and by CLOCK_MONOTONIC of the daemon
+    """
+    # Older versions count from 1970, newer ones by the other clock.
+    clocks = [(now, 0.0)] if uptime is None else [(now, 0.0), (uptime, now - uptime)]
+    found = {}
+    for address in addresses:
+        words = peek.words(address, _KEEPALIVE_WORDS)
+        settings = [
+            one
+            for at in _SETTINGS
+            for clock in clocks
+            if (one := _keepalive(words[at : at + 5], *clock))
+        ]
+        clients = [
+            word
+            for word in words[_SETTINGS.start :]
+            if is_pointer(word) and address in peek.words(word, _ALL_CLIENT_WORDS)
+        ]
+        if len(settings) == len(clients) == 1:
+            found[clients[0]] = settings[0]
+    return found
+
+
+def _keepalive(words: tuple[int, ...], now: float, zero: float) -> Keepalive | None:
+    """The settings in a row: the interval and the count, what is left of that, two times, a timer.
+
+    now: by the clock of the times. zero: of that clock, seconds since 1970
+    """
+    if len(words) < 5:
+        return None
+    interval, most = words[0] & _INT, words[0] >> 32
+    left, heard, began, timer = words[1] & _INT, words[2], words[3], words[4] & _INT
+    # Without a timer, which is -1 then, the client is asked nothing.
+    is_one = 0 < interval < _LONGEST_INTERVAL and left <= most and timer <= _INT >> 1
+    # What is heard begins an interval, and so does what is sent.
+    if not is_one or not max(0, now - _YEAR) < heard <= began <= now + 1:
+        return None
+    closes = began + interval * (left + 1)
+    return Keepalive(interval, most, most - left, zero + heard, zero + closes)
 
 
 def _is_being_received(peek: Peek, address: int) -> bool:

@@ -76,8 +76,10 @@ def look_at_text(text: str, name: str, taken: float) -> Look:
         {},
         lambda descriptor: None,
         lambda tid: (),
-        lambda pipes: (),
+        lambda files: (),
+        lambda file: None,
         lambda path: None,
+        lambda frame: None,
     )
     first = min(stack.tid for stack in stacks)
     threads = tuple(_seen(stack, first, around) for stack in stacks)

@@ -6,38 +6,82 @@ import os
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import partial
 
+from virtrace.binary.x86_64 import ABI
 from virtrace.errors import TargetError
 from virtrace.image.core import CoreImage
 from virtrace.image.live import LiveImage
+from virtrace.image.model import Thread
 from virtrace.image.process import Process, read_status
-from virtrace.snapshot import host
+from virtrace.image.stopping import StoppingImage
+from virtrace.snapshot import host, sockets
 from virtrace.snapshot.host import Clocks, Mount, Pids
 from virtrace.snapshot.look import look_at
-from virtrace.snapshot.model import Child, Crash, Look, Qemu
+from virtrace.snapshot.model import Child, Crash, Look, Neighbour, Qemu
+from virtrace.snapshot.peek import Peek
+from virtrace.snapshot.waits import file_of_call
 from virtrace.targets import target_of
 
 # Signals that end a process with a core (signal(7)); gcore notes the one by which it stopped it.
 _DUMPING = frozenset((3, 4, 5, 6, 7, 8, 11, 24, 25, 31))
-# Between the two looks, at least.
-SECONDS = 1.0
+# States in which a thread does not stop, or is stopped.
+_UNSTOPPABLE = ("D", "T", "t")
+# Between the two looks, at least; and where the kernel does not tell how long threads have slept.
+SECONDS, WITHOUT_AGES = 0.5, 1.0
 
 
-def take(process: Process, seconds: float = SECONDS) -> Look:
+def take(process: Process, *, registers: bool = False) -> Look:
     """Look at a daemon, and again after some time at which of its threads have run meanwhile.
 
+    registers: stop each thread that runs for a moment, for its registers and its stack
     Raises: TargetError if it cannot be read, or ends.
     """
     before, began = _switches(process.pid), time.monotonic()
-    with LiveImage(process) as image:
-        look = look_at(image, _Host(process.pid))
-    time.sleep(max(0.0, seconds - (time.monotonic() - began)))
+    if registers:
+        look = _look_with_stops(process)
+    else:
+        with LiveImage(process) as image:
+            look = look_at(image, _Host(process.pid))
+    has_ages = all(thread.asleep is not None for thread in look.threads)
+    seconds = SECONDS if has_ages else WITHOUT_AGES
+    time.sleep(max(0.0, began + seconds - time.monotonic()))
     after = _switches(process.pid)
     threads = tuple(
         replace(thread, moved=before.get(thread.tid) != after.get(thread.tid))
         for thread in look.threads
     )
     return replace(look, threads=threads, seconds=time.monotonic() - began)
+
+
+def _look_with_stops(process: Process) -> Look:
+    image = StoppingImage(process, _refuse)
+    with image:
+        look = look_at(image, _Host(process.pid), image.pauses)
+    if not image.refusal:
+        return look
+    note = f"no thread was stopped for its registers: {image.refusal}"
+    return replace(look, notes=[*look.notes, note])
+
+
+def _refuse(image: LiveImage, threads: Sequence[Thread]) -> str:
+    """Why no thread of a daemon must be stopped; "" where they may be."""
+    pid, machine = image.program.pid, os.uname().machine
+    if machine != ABI.machine:
+        return f"registers of {machine} are not understood, only of {ABI.machine}"
+    peek = Peek(image.memory)
+    for thread in threads:
+        if thread.state in _UNSTOPPABLE:
+            return f"thread {thread.tid} is in state {thread.state}"
+        if thread.waits_in is not None:
+            _, file = file_of_call(thread.waits_in, peek, partial(host.file_of, pid))
+            mount = None if file is None else host.mount_of(pid, file)
+            if mount is not None and not host.is_local(mount.type):
+                return (
+                    f"thread {thread.tid} waits for the file system {mount.point} ({mount.type}), "
+                    "which may not answer"
+                )
+    return ""
 
 
 def take_stopped(process: Process) -> Look:
@@ -92,6 +136,7 @@ class _Host:
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.taken = time.time()
+        self.uptime = time.monotonic() if host.has_our_clock(pid) else None
         self._clocks = Clocks()
         self._pids = Pids(pid)
 
@@ -124,8 +169,17 @@ class _Host:
     def children_of(self, tid: int) -> Sequence[Child]:
         return [*host.children_of(self.pid, tid)]
 
-    def holders_of(self, pipes: Collection[str]) -> Sequence[Child]:
-        return [*host.holders_of(self.pid, pipes)]
+    def holders_of(self, files: Collection[str]) -> Sequence[Child]:
+        return [*host.holders_of(self.pid, files)]
+
+    def peer_of(self, file: str) -> str | None:
+        return sockets.peer_of(file)
+
+    def neighbours(self) -> Sequence[Neighbour]:
+        return [*host.neighbours(self.pid)]
+
+    def unread(self, pids: Collection[int]) -> Collection[int]:
+        return host.unread(pids)
 
     def tracer(self) -> int | None:
         return host.tracer_of(self.pid)
@@ -137,6 +191,7 @@ class _Nothing:
     def __init__(self, pid: int | None, taken: float) -> None:
         self.pid = pid
         self.taken = taken
+        self.uptime: float | None = None
 
     def own_tid(self, tid: int) -> int:
         return tid
@@ -145,7 +200,7 @@ class _Nothing:
         return None
 
     def here(self, own_pid: int) -> int | None:
-        return None
+        return own_pid
 
     def qemu_of(self, own_pid: int, uuid: str) -> int | None:
         return None
@@ -165,7 +220,16 @@ class _Nothing:
     def children_of(self, tid: int) -> Sequence[Child]:
         return ()
 
-    def holders_of(self, pipes: Collection[str]) -> Sequence[Child]:
+    def holders_of(self, files: Collection[str]) -> Sequence[Child]:
+        return ()
+
+    def peer_of(self, file: str) -> str | None:
+        return None
+
+    def neighbours(self) -> Sequence[Neighbour]:
+        return ()
+
+    def unread(self, pids: Collection[int]) -> Collection[int]:
         return ()
 
     def tracer(self) -> int | None:

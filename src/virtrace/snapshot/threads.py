@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from virtrace.image.unwind import Frame
-from virtrace.snapshot.model import Client, NamedFrame
+from virtrace.snapshot.model import NamedFrame
 from virtrace.snapshot.objects import Objects
 from virtrace.snapshot.peek import WORD, Peek, is_pointer
 
@@ -34,6 +34,9 @@ _OUTERMOST, _LARGEST_FRAME = 4, 400
 _THREAD_NAME = re.compile(r"[a-z][a-z-]{2,29}[a-z0-9]")
 
 
+Identity = dict[str, "int | str"]
+
+
 class Carried(NamedTuple):
     """What thread-specific data says.
 
@@ -42,7 +45,7 @@ class Carried(NamedTuple):
     """
 
     api: str | None
-    identity: dict[str, int | str] | None
+    identity: Identity | None
 
 
 def kept_registers(frame: Frame) -> Iterator[int]:
@@ -93,17 +96,10 @@ def name_on_stack(peek: Peek, frames: Sequence[NamedFrame]) -> str | None:
     return None
 
 
-def client_of(
-    identity: dict[str, int | str] | None, command: str | None, user: str | None
-) -> Client | None:
-    """Return the client with an identity. command: of its process, while that lives."""
-    if identity is None:
-        return None
-    pid = identity.get("process-id")
-    named = identity.get("user-name")
-    return Client(
-        pid if isinstance(pid, int) else None, str(named) if named is not None else user, command
-    )
+def pid_of(identity: Identity, here: Callable[[int], int | None]) -> int | None:
+    """Return the pid of a client. here: of look.Around."""
+    own_pid = identity.get("process-id")
+    return here(own_pid) if isinstance(own_pid, int) else None
 
 
 def _block(
@@ -123,14 +119,14 @@ def _block(
     return None
 
 
-def identity_at(peek: Peek, address: int) -> dict[str, int | str] | None:
+def identity_at(peek: Peek, address: int) -> Identity | None:
     """Return the values of a virIdentity by name; None if its content does not prove it."""
     count = peek.number(address + _PARAMETER_COUNT, 4, signed=True)
     parameters = peek.word(address + _PARAMETERS)
     if count is None or not 0 < count <= _MOST_PARAMETERS or not is_pointer(parameters):
         return None
     assert parameters is not None
-    found: dict[str, int | str] = {}
+    found: Identity = {}
     for number in range(count):
         raw = peek.data(parameters + number * _PARAMETER, _PARAMETER)
         if raw is None:

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import yaml
 
-from virtrace.snapshot.format import AT_REST, WELL
+from virtrace.snapshot.format import AT_REST, STATES, WELL
 from virtrace.snapshot.graph import Root, by_domain, domain_name, roots
 from virtrace.snapshot.host import is_local
-from virtrace.snapshot.model import Look, Qemu, SeenThread
+from virtrace.snapshot.model import Keepalive, Look, Qemu, SeenThread
 
 # A call that has waited for a shorter time does not hang, s.
 LONG = 1.0
@@ -337,6 +337,23 @@ def _child(looked: _Looked) -> Iterator[_Case]:
     yield from _children(looked, of_hook=False)
 
 
+@_verdict
+def _other_daemon(looked: _Looked) -> Iterator[_Case]:
+    for root, fields in _waiting(looked, "peer"):
+        children = root.thread.wait.children
+        peer = children[0] if children else None
+        yield _Case(
+            {
+                **fields,
+                "peer": "another daemon"
+                if peer is None
+                else f"process {peer.pid} ({peer.command}, {STATES.get(peer.state, 'running')})",
+                "pid": "PID" if peer is None else peer.pid,
+            },
+            root,
+        )
+
+
 def _waiting(looked: _Looked, kind: str) -> Iterator[tuple[Root, dict[str, object]]]:
     for root in looked.hanging:
         if root.thread.wait.kind == kind:
@@ -422,9 +439,20 @@ def _client_requests(looked: _Looked) -> Iterator[_Case]:
                         "client": _client(looked.look, connection.pid),
                         "requests": connection.requests,
                         "most": connection.most_requests,
+                        "silence": _silence(looked.look, connection.keepalive),
                         "more": 2 * connection.most_requests,
                     }
                 )
+
+
+def _silence(look: Look, keepalive: Keepalive | None) -> str:
+    """Return what becomes of a connection that the daemon does not read."""
+    if keepalive is None or keepalive.unanswered == 0:
+        return ""
+    return (
+        f"; {keepalive.unanswered} of {keepalive.most} keepalive messages have no answer, and it "
+        f"will close the connection in {duration(max(0.0, keepalive.closes - look.taken))}"
+    )
 
 
 def _client(look: Look, pid: int | None) -> str:
@@ -508,9 +536,13 @@ def doing(look: Look, thread: SeenThread) -> str:
         child = wait.children[0] if wait.children else None
         name = "a child process" if child is None else f"process {child.pid} ({child.command})"
         return f"waits{since} for {name}{named}"
+    if wait.kind == "peer":
+        peer = wait.children[0] if wait.children else None
+        name = "another daemon" if peer is None else f"process {peer.pid} ({peer.command})"
+        return f"waits{since} for the answer of {name}{named}"
     if wait.kind == "system call":
         call = wait.what or f"the kernel, in {call_in_words(thread)}"
         return f"waits{since} for {call}{named}"
     if wait.kind == "computes":
-        return "is on a processor"
+        return f"is on a processor{named}"
     return f"waits{since} on a condition{named}"

@@ -31,6 +31,8 @@ _EVENT = re.compile(r"virDomainObjWait\w*|qemuDomainWait\w*|qemuBlockJob\w*")
 _CHILDREN = ("virHookCall", "virCommandRun", "virCommandWait", "virProcessWait")
 _LOOKUPS = ("getaddrinfo", "getnameinfo", "gethostbyname_r", "gethostbyname2_r")
 _LOOKUP = "a name lookup (DNS)"
+# A call to another daemon (src/rpc/virnetclientprogram.c, virnetclient.c).
+_CALLS = ("virNetClientProgramCall", "virNetClientSendWithReply")
 _DISPATCHES = "g_main_context_dispatch"
 # Frames in which a text shows the wait itself: the C library's inner functions are among them.
 _INNERMOST = 6
@@ -61,7 +63,8 @@ class Surroundings:
 
     now: seconds since 1970. tids: of the process's threads, as it counts.
     file_of: the file behind a descriptor. children: by thread, as this host counts.
-    holders: other processes that have one of some pipes open. mount_of: of a path.
+    holders: other processes that have one of some files open. peer_of: of the file of a socket.
+    mount_of: of a path. called: the function that a frame's call leads to, if it is exported.
     """
 
     peek: Peek
@@ -73,7 +76,9 @@ class Surroundings:
     file_of: Callable[[int], str | None]
     children: Callable[[int], Sequence[Child]]
     holders: Callable[[Collection[str]], Sequence[Child]]
+    peer_of: Callable[[str], str | None]
     mount_of: Callable[[str], Mount | None]
+    called: Callable[[NamedFrame], str | None]
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,11 @@ def wait_of(position: Position, around: Surroundings) -> Wait:
         wait = _lock(position, around) or _condition(position, around)
         if wait is not None:
             return wait
+    if position.index(*_CALLS) is not None and call is not None and call.number in POLLS:
+        polled = _polled("socket:", call, around)
+        peers = {peer for file in polled if (peer := around.peer_of(file)) is not None}
+        children = tuple(around.holders(peers))
+        return Wait("peer", function=position.function, children=children)
     if _is_loop(position):
         return Wait("loop")
     at = position.index(*_CHILDREN)
@@ -120,7 +130,7 @@ def wait_of(position: Position, around: Surroundings) -> Wait:
         children = tuple(around.children(position.tid))
         if all(child.state == "Z" for child in children):
             # They have ended: what is waited for is the end of their output, which others hold.
-            children = tuple(around.holders(_polled_pipes(call, around))) or children
+            children = tuple(around.holders(_polled("pipe:", call, around))) or children
         if children or at is not None:
             return Wait("child", function=function, children=children)
     return _system_call(position, around)
@@ -134,6 +144,8 @@ def wait_by_names(position: Position, around: Surroundings) -> Wait:
     for kind, functions in (("mutex", _MUTEX), ("rwlock", _RWLOCK)):
         if position.matching(functions, _INNERMOST) is not None:
             return Wait(kind, what="a lock")
+    if position.index(*_CALLS) is not None:
+        return Wait("peer", function=position.function)
     at = position.index(*_LOOP)
     if at is not None and not position.is_worker and _DISPATCHES not in position.names[:at]:
         return Wait("loop")
@@ -211,7 +223,10 @@ def _condition(position: Position, around: Surroundings) -> Wait | None:
     if begins is not None:
         until = _deadline(position.frames[max(0, at - 1) : at + 1], around)
         since = None if until is None else until - _JOB_SECONDS
-        return Wait("job", domain=domain, until=until, since=since, function=begins)
+        # Who was called may have jumped to the function that waits: it says what kind of job.
+        caller = position.frames[at + 2 + inside.index(begins) : at + 3 + inside.index(begins)]
+        called = (around.called(caller[0]) if caller else None) or begins
+        return Wait("job", domain=domain, until=until, since=since, function=called)
     event = next((name for name in inside[:3] if _EVENT.fullmatch(name)), None)
     if event is not None:
         return Wait("event", domain=_held(position.frames, "virDomainObj", around), function=event)
@@ -259,14 +274,14 @@ def _is_loop(position: Position) -> bool:
     return position.call.number in (*POLLS, RESTART) and not is_dispatching
 
 
-def _polled_pipes(call: SystemCall | None, around: Surroundings) -> Collection[str]:
-    """The pipes that a thread reads from once something comes."""
+def _polled(kind: str, call: SystemCall | None, around: Surroundings) -> Collection[str]:
+    """The files that a thread reads from once something comes. kind: ``pipe:`` or ``socket:``."""
     if call is None or call.number not in (POLL, PPOLL):
         return ()
     address, count = call.arguments[:2]
     polled = around.peek.data(address, min(count, _MOST_POLLED) * _POLLED.size) or b""
     files = (around.file_of(descriptor) for descriptor, _ in _POLLED.iter_unpack(polled))
-    return {file for file in files if file is not None and file.startswith("pipe:")}
+    return {file for file in files if file is not None and file.startswith(kind)}
 
 
 def _system_call(position: Position, around: Surroundings) -> Wait:
@@ -279,12 +294,7 @@ def _system_call(position: Position, around: Surroundings) -> Wait:
     known = KNOWN.get(call.number)
     if known is None:
         return Wait("system call", system_call=f"system call {call.number}", function=function)
-    descriptor = file = None
-    if known.descriptor is not None:
-        descriptor = call.arguments[known.descriptor] & 0xFFFFFFFF
-        file = around.file_of(descriptor)
-    elif known.path is not None:
-        file = around.peek.text(call.arguments[known.path], 4096)
+    descriptor, file = file_of_call(call, around.peek, around.file_of)
     return Wait(
         "system call",
         mount=None if file is None else around.mount_of(file),
@@ -294,3 +304,19 @@ def _system_call(position: Position, around: Surroundings) -> Wait:
         file=file,
         function=function,
     )
+
+
+def file_of_call(
+    call: SystemCall, peek: Peek, file_of: Callable[[int], str | None]
+) -> tuple[int | None, str | None]:
+    """Return the descriptor and the file that a system call is about, as far as it is known.
+
+    file_of: the file behind a descriptor
+    """
+    known = KNOWN.get(call.number)
+    if known is not None and known.descriptor is not None:
+        descriptor = call.arguments[known.descriptor] & 0xFFFFFFFF
+        return descriptor, file_of(descriptor)
+    if known is not None and known.path is not None:
+        return None, peek.text(call.arguments[known.path], 4096)
+    return None, None

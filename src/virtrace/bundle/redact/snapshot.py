@@ -90,9 +90,9 @@ class SnapshotRedactor(RecordRedactor):
                     {"name": self._own_name, "connections": self._records({}), "pool": self._pool}
                 ),
                 "qemus": self._records({"threads": self._records(self._of_qemu)}),
-                "objects": lambda objects: {
-                    self.texts.key(name, OF_C): number for name, number in objects.items()
-                },
+                "neighbours": self._records({"name": self._own_name, "socket": self._file}),
+                "objects": self._by_type,
+                "object_bytes": self._by_type,
                 "notes": lambda notes: [self._told(note) for note in notes],
             },
         )
@@ -127,6 +127,9 @@ class SnapshotRedactor(RecordRedactor):
 
     def _code(self, name: Json) -> str:
         return self.texts.text(name, "api", OF_C)
+
+    def _by_type(self, numbers: Json) -> Record:
+        return {self.texts.key(name, OF_C): number for name, number in numbers.items()}
 
     def _file(self, path: Json) -> str:
         if _NAMELESS.fullmatch(path):
