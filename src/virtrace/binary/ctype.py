@@ -172,15 +172,25 @@ def matcher(ctype: Struct) -> Callable[[bytes], list[Struct]]:
         (layout, [_holds(layout, check) for check in layout.checks])
         for layout in (ctype, *ctype.alternatives)
     ]
-    return lambda raw: [layout for layout, checks in layouts if all(held(raw) for held in checks)]
+
+    def fitting(raw: bytes) -> list[Struct]:
+        found = []
+        for layout, checks in layouts:
+            for held in checks:
+                if not held(raw):
+                    break
+            else:
+                found.append(layout)
+        return found
+
+    return fitting
 
 
 def _holds(layout: Struct, check: RangeCheck) -> Callable[[bytes], bool]:
     field = layout.member(check.field)
     assert field is not None
-    value = decoder(field.type, field.offset)
-    return lambda raw: check.low <= _number(value(raw)) <= check.high
-
-
-def _number(value: Any) -> int:
-    return int(value, 16) if isinstance(value, str) else int(value)
+    # A pointer as the number that it is, not as the text that a trace has.
+    is_pointer = isinstance(field.type, Pointer)
+    value = decoder(Integer(field.type.size) if is_pointer else field.type, field.offset)
+    low, high = check.low, check.high
+    return lambda raw: low <= value(raw) <= high

@@ -109,10 +109,17 @@ class Answers:
 
 def _key(event: RawEvent, by: tuple[str, ...]) -> tuple[str, ...] | None:
     """Return what request and reply agree in; None if a value of it is not known."""
-    values = [_member(event, path) for path in by]
-    if any(value is None or is_unavailable(value) for value in values):
-        return None
-    return tuple(json.dumps(value, sort_keys=True) for value in values)
+    key = []
+    for path in by:
+        value = _member(event, path)
+        if isinstance(value, str):
+            # As all of libvirt's are. The quote tells it from the text of another value.
+            key.append(f'"{value}')
+        elif value is None or is_unavailable(value):
+            return None
+        else:
+            key.append(json.dumps(value, sort_keys=True))
+    return tuple(key)
 
 
 def _member(event: RawEvent, path: str) -> Json:

@@ -23,6 +23,11 @@ _Fields = Sequence[tuple[str, Sequence[_Keys]]]
 
 def settle(values: Record, exchanges: Sequence[Exchange]) -> Record:
     """Return the values with every unconfirmed struct decoded, or unavailable."""
+    for value in values.values():
+        if isinstance(value, Unconfirmed):
+            break
+    else:
+        return values
     return {
         name: _settler(value.struct).settle(value.raw, exchanges)
         if isinstance(value, Unconfirmed)

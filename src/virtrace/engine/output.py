@@ -139,13 +139,21 @@ class Output:
         return written
 
     def _numbered(self, placed: Placed, seq: int) -> Event:
-        self._complete(placed.event)
+        event = placed.event
+        self._complete(event)
         return Event(
-            seq=seq,
-            answers=placed.answers.seq if placed.answers is not None else None,
-            role=self._roles.get(placed.event.name),
-            has_json=placed.json_name is not None,
-            **vars(placed.event),
+            event.type,
+            seq,
+            event.t_ns,
+            event.tid,
+            event.name,
+            event.span,
+            event.parent,
+            event.call,
+            event.values,
+            placed.answers.seq if placed.answers is not None else None,
+            self._roles.get(event.name),
+            placed.json_name is not None,
         )
 
     def rotate(self, footer: Footer) -> None:

@@ -130,11 +130,11 @@ class Tracer:
         parent = None
         if spans:
             # Frames at or below the new one are gone, whatever became of their return.
-            self._abandon(spans, stop, lambda gone: gone.return_sp < return_sp)
+            self._abandon(spans, stop, return_sp)
             # Those of the same frame called it as their last act (a tail call); but no function
             # calls itself so: that one is gone too, by longjmp or with its thread.
             if any(span.site is site and span.return_sp == return_sp for span in spans):
-                self._abandon(spans, stop, lambda gone: gone.return_sp == return_sp)
+                self._abandon(spans, stop, return_sp + 1)
             parent = next((opened for opened in reversed(spans) if opened.call is not None), None)
         if isinstance(site, ReturnPointSite):
             inside = parent is not None and parent.recorded
@@ -196,7 +196,7 @@ class Tracer:
     def leave(self, pc: int, stop: Stop) -> None:
         """A thread came to ``pc``, where functions that are traced return to."""
         spans = self._stacks.get(stop.stack, [])
-        self._abandon(spans, stop, lambda gone: gone.return_sp < stop.sp)
+        self._abandon(spans, stop, stop.sp)
         # A tail call returns for its caller too: both end here, the inner one first.
         while spans and spans[-1].return_pc == pc and spans[-1].return_sp == stop.sp:
             closed = spans.pop()
@@ -299,8 +299,9 @@ class Tracer:
     def _wanted(self, values: Record) -> bool:
         return all(as_argument(values.get(key)) == wanted for key, wanted in self._where.items())
 
-    def _abandon(self, spans: list[_Open], stop: Stop, gone: Callable[[_Open], bool]) -> None:
-        while spans and gone(spans[-1]):
+    def _abandon(self, spans: list[_Open], stop: Stop, end: int) -> None:
+        """Drop the frames that end below an address."""
+        while spans and spans[-1].return_sp < end:
             self._lost(stop.t_ns, spans.pop(), "its return was not seen")
 
     def _lost(self, t_ns: int, opened: _Open, why: str) -> None:

@@ -77,7 +77,9 @@ class RecordMemory(Recorded):
 
     def __init__(self, data: bytes, layout: Layout, parts: Sequence[_Part]) -> None:
         self._records = [(data, layout)]
-        self._parts = []
+        self._parts: list[_Part] = []
+        # Texts of typed parameters, by address: the text, or why it is not known.
+        self._texts: dict[int, bytes | str] = {}
         for part in parts:
             if part.kind == BLOCKS:
                 if part.number >= len(layout.parts):
@@ -88,11 +90,8 @@ class RecordMemory(Recorded):
                 self._records.append((bytes(CONTENT) + part.content, own))
             else:
                 self._parts.append(part)
-        # Texts of typed parameters, by address: the text, or why it is not known.
-        self._texts: dict[int, bytes | str] = {}
-        for part in self._parts:
-            if part.kind == PARAMETERS:
-                self._texts.update(_texts_of(part))
+                if part.kind == PARAMETERS:
+                    self._texts.update(_texts_of(part))
 
     def read(self, address: int, size: int) -> bytes:
         data, layout = self._records[0]
@@ -265,8 +264,10 @@ class HitThread:
         return {name: self.register(name) for name in ABI.argument_registers}
 
     def register(self, name: str) -> int:
-        names = self._layout.values
-        value = self._hit.values[names.index(name)] if name in names else None
+        try:
+            value = self._hit.values[self._layout.values.index(name)]
+        except ValueError:
+            value = None
         if value is None:
             raise Unavailable(f"{name} is not recorded")
         return value
@@ -296,6 +297,7 @@ class _Unfinished:
     """A record whose parts have not all come yet."""
 
     data: bytes
+    header: tuple[int, ...]
     missing: int
     parts: list[_Part] = field(default_factory=list)
 
@@ -336,7 +338,8 @@ class Hits:
     def _take_hit(self, data: bytes) -> None:
         if len(data) < VALUES:
             raise DamagedRecordError("it is too short")
-        _, program, tid, _, _, parts, *_ = HIT_HEADER.unpack_from(data)
+        header = HIT_HEADER.unpack_from(data)
+        _, program, tid, _, _, parts, *_ = header
         if program >= len(self._layouts) or len(data) != self._layouts[program].size:
             raise DamagedRecordError("its program writes no such record")
         if parts > _MOST_PARTS or len(self._unfinished) > _MOST_THREADS:
@@ -344,9 +347,9 @@ class Hits:
         if tid in self._unfinished:
             raise DamagedRecordError("parts of the one before are missing")
         if parts:
-            self._unfinished[tid] = _Unfinished(data, parts)
+            self._unfinished[tid] = _Unfinished(data, header, parts)
         else:
-            self._finish(data, ())
+            self._finish(data, header, ())
 
     def _take_part(self, data: bytes) -> None:
         if len(data) < CONTENT:
@@ -364,13 +367,14 @@ class Hits:
         unfinished.missing -= 1
         if not unfinished.missing:
             del self._unfinished[tid]
-            self._finish(unfinished.data, unfinished.parts)
+            self._finish(unfinished.data, unfinished.header, unfinished.parts)
 
-    def _finish(self, data: bytes, parts: Sequence[_Part]) -> None:
-        _, program, tid, nth, t_ns, _, own_tid, known, sp, ip = HIT_HEADER.unpack_from(data)
+    def _finish(self, data: bytes, header: tuple[int, ...], parts: Sequence[_Part]) -> None:
+        _, program, tid, nth, t_ns, _, own_tid, known, sp, ip = header
         layout = self._layouts[program]
-        found = self._values[program].unpack_from(data, VALUES)
-        values = [value if known >> index & 1 else None for index, value in enumerate(found)]
+        values: Sequence[int | None] = self._values[program].unpack_from(data, VALUES)
+        if known != (1 << len(values)) - 1:
+            values = [value if known >> index & 1 else None for index, value in enumerate(values)]
         gap = nth - self._nth.pop(tid, 0) - 1
         self._nth[tid] = nth
         if len(self._nth) > _MOST_THREADS:

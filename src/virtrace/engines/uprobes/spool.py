@@ -12,7 +12,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from virtrace.engines.uprobes.frames import SIZE, records_of
 from virtrace.errors import TraceError
@@ -49,7 +49,7 @@ class Spool(Generic[M]):
         """Append frames. Raises: TraceError if there is no room."""
         if not self._segments or self._segments[-1].end + len(data) > _SEGMENT:
             is_in_memory = len(self._segments) < _IN_MEMORY
-            self._segments.append(_Segment(None if is_in_memory else self._folder))
+            self._segments.append(_Memory() if is_in_memory else _File(self._folder))
         self.stored += self._segments[-1].write(data)
         self.size += len(data)
 
@@ -77,28 +77,57 @@ class Spool(Generic[M]):
             segment.close()
 
 
-class _Segment:
-    """A file, compressed unless it lies in memory; end: where it is written next, bytes."""
+class _Segment(Protocol):
+    """A part of what waits. end: bytes written to it."""
 
-    def __init__(self, folder: Path | None) -> None:
-        """folder: where it is made; None: in memory. Raises: TraceError if there is no room."""
+    end: int
+
+    def write(self, data: bytes) -> int:
+        """Write data; return how many bytes that takes. Raises: TraceError if there is no room."""
+
+    def read(self) -> tuple[bytes, int]:
+        """Return what was written next, empty at the end, and how many bytes that took."""
+
+    def close(self) -> None: ...
+
+
+class _Memory:
+    """A segment in memory."""
+
+    def __init__(self) -> None:
+        self.end = 0
+        self._waiting: deque[bytes] = deque()
+
+    def write(self, data: bytes) -> int:
+        self._waiting.append(data)
+        self.end += len(data)
+        return len(data)
+
+    def read(self) -> tuple[bytes, int]:
+        data = self._waiting.popleft() if self._waiting else b""
+        return data, len(data)
+
+    def close(self) -> None:
+        self._waiting.clear()
+
+
+class _File:
+    """A segment in a file without a name, compressed."""
+
+    def __init__(self, folder: Path) -> None:
+        """folder: where it is made. Raises: TraceError if there is no room."""
         self.end = 0
         self._read = 0
         self._folder = folder
         try:
-            if folder is None:
-                self._descriptor = os.memfd_create("virtrace-records")
-            else:
-                with tempfile.TemporaryFile(dir=folder) as file:
-                    self._descriptor = os.dup(file.fileno())
+            with tempfile.TemporaryFile(dir=folder) as file:
+                self._descriptor = os.dup(file.fileno())
         except OSError as error:
             raise _no_room(folder, error) from error
 
     def write(self, data: bytes) -> int:
-        """Append data; return how many bytes that takes."""
-        if self._folder is not None:
-            packed = zlib.compress(data, _LEVEL)
-            data = SIZE.pack(len(packed)) + packed
+        packed = zlib.compress(data, _LEVEL)
+        data = SIZE.pack(len(packed)) + packed
         written = 0
         while written < len(data):
             try:
@@ -109,11 +138,6 @@ class _Segment:
         return len(data)
 
     def read(self) -> tuple[bytes, int]:
-        """Return what was written next, empty at the end, and how many bytes that took."""
-        if self._folder is None:
-            data = os.pread(self._descriptor, self.end - self._read, self._read)
-            self._read += len(data)
-            return data, len(data)
         header = os.pread(self._descriptor, SIZE.size, self._read)
         if not header:
             return b"", 0
@@ -126,8 +150,8 @@ class _Segment:
         os.close(self._descriptor)
 
 
-def _no_room(folder: Path | None, error: OSError) -> TraceError:
+def _no_room(folder: Path, error: OSError) -> TraceError:
     return TraceError(
-        f"cannot keep what was recorded in {folder or 'memory'}: {error.strerror}",
+        f"cannot keep what was recorded in {folder}: {error.strerror}",
         "make room there, or give another place for the trace (-o)",
     )
