@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ from virtrace.analysis.spans import CallBuilder
 from virtrace.report import explanation, explanation_document
 from virtrace.report.highlight import Style, cells
 from virtrace.trace.format import unavailable
+from virtrace.trace.json_text import to_line, without_quotes
 from virtrace.trace.reader import Trace, read_trace
 
 TRACES = {file.stem: file for file in sorted((DATA / "explain").glob("*.jsonl"))}
@@ -487,6 +489,27 @@ def test_one_call() -> None:
     done = run("--call", "2", DATA / "sample-blockinfo.jsonl")
     assert done.returncode == 2
     assert done.stderr.splitlines()[1] == "try: one of its calls: 1, 8, 15, 22"
+
+
+def test_the_command_that_shows_an_event_shows_its_value(tmp_path: Path) -> None:
+    if shutil.which("jq") is None:
+        pytest.skip("needs jq")
+    old = DATA / "sample-blockinfo.jsonl"
+    trace = read_trace(old)
+    records = [event.to_record() for event in trace.events]
+    as_texts = samples.write(tmp_path / "texts.jsonl", [trace.header, *records])
+    beside = tmp_path / "beside.jsonl"
+    for index, record in enumerate(records):
+        if record["name"].startswith("qmp."):
+            records[index] = without_quotes(record, "text")
+    beside.write_bytes(b"".join(map(to_line, [trace.header, *records])))
+    assert b',"json":{' in beside.read_bytes()
+    for file in (old, as_texts, beside):
+        done = run("--call", "22", file)
+        [value] = re.findall(r"#\d+ highest offset [^#]*: (\d+) \(", " ".join(done.stdout.split()))
+        command = done.stdout.splitlines()[-1].partition("jq ")
+        shown = subprocess.run("".join(command[1:]), shell=True, stdout=subprocess.PIPE, check=True)
+        assert shown.stdout.decode() == f"{value}\n"
 
 
 def test_a_contradiction_is_a_no(tmp_path: Path) -> None:

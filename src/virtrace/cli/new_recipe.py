@@ -383,7 +383,7 @@ def _head(api: str, process: Program, driver: Module | None) -> Iterator[str]:
     for module in filter(None, (process.module(LIBVIRT.module), driver)):
         how = "with debug info" if process.debug_info(module) else "without debug info"
         yield f"{module.name}, build-id {(module.build_id or 'none')[:12]}, {how}."
-    yield "Remove what does not help: each span stops the daemon twice for each of its calls."
+    yield "Remove what does not help: each span is hit twice in each of its calls."
 
 
 def _points(driver: Module | None) -> Iterator[Item]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from string import Formatter
@@ -306,7 +307,7 @@ def _how_to_see_an_event(
     for finding in explanations[0].findings if explanations else ():
         for evidence in finding.evidence:
             if evidence.seq is not None:
-                chosen = f"select(.seq == {evidence.seq}).values{evidence.path or ''}"
+                chosen = f"select(.seq == {evidence.seq}){_in_the_record(evidence.path or '')}"
                 command = f"jq {shlex.quote(chosen)} {typed(path)}"
                 for ending, unpack in _UNPACK.items():
                     if path.endswith(ending):
@@ -314,3 +315,16 @@ def _how_to_see_an_event(
                         break
                 yield copyable(f"#{evidence.seq}", command, style)
                 return
+
+
+def _in_the_record(path: str) -> str:
+    """Return the jq path from a record of the file to what has this path in the event's values.
+
+    A reader parses a text that is JSON into ``values.json``. Where the record has it depends on the
+    file: beside the values, as a text in them (a bundle), or parsed in them (version 1).
+    """
+    inside = re.fullmatch(r"\.json\b(.*)", path)
+    if inside is None:
+        return f".values{path}"
+    document = ".json // .values.json // (.values.text | fromjson)"
+    return f" | {document} | .{inside[1].removeprefix('.')}"
