@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +16,9 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
+from tests.lab.test_catalogue import recording, until
 from tests.lab.tracing import as_measured, whole_trace
-from tests.support.command import virtrace
+from tests.support.command import SECONDS, virtrace
 from virtrace.lab.daemon import Lab
 from virtrace.lab.guest import MIB, disk_xml, file_source
 from virtrace.lab.stage import Stage
@@ -36,9 +39,9 @@ def explained(
     return cases_of(output), done.stdout, done.stderr
 
 
-def cases_of(output: Path, status: int = 0) -> list[Case]:
+def cases_of(output: Path) -> list[Case]:
     told = virtrace("explain", "--json", output)
-    assert told.returncode == status, told.stderr
+    assert told.returncode == 0, told.stderr
     document = json.loads(told.stdout)
     VALIDATOR.validate(document)
     shown = virtrace("explain", output).stdout
@@ -234,3 +237,78 @@ def test_the_counters_of_a_disk(stock_lab: Lab, engine: str, tmp_path: Path) -> 
     assert f"read {values['rd_req']:,} times" in case["answer"]
     assert first(unknown) == "error"
     assert unknown["answer"].partition("failed: ")[2].rstrip(".") in told
+
+
+def test_nobody_waits_for_a_job(stock_lab: Lab, engine: str, tmp_path: Path) -> None:
+    [case], _, _ = explained(
+        stock_lab, engine, "job-lock", tmp_path / "t.jsonl", "domblkinfo vm1 vda"
+    )
+    assert first(case) == "no-wait", case["answer"]
+
+
+@pytest.mark.parametrize("answers", [False, True])
+def test_who_waits_for_a_job(stock_lab: Lab, engine: str, tmp_path: Path, answers: bool) -> None:
+    """For a call that QEMU does not answer while this is recorded, or that it answers at last."""
+    output = tmp_path / "t.jsonl"
+    asked = "domblkinfo vm1 vda"
+    with recording(stock_lab, engine, "job-lock", output, asked) as running:
+        until(output, '"name":"qmp.send","span"')
+        command = stock_lab.virsh_command("domblkstat", "vm1", "vda")
+        waits = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        until(output, '"owner_api":"remoteDispatchDomainGetBlockInfo"')
+        if not answers:
+            running.send_signal(signal.SIGINT)
+            until(output, '"type":"footer"')
+    assert running.wait(SECONDS) == (0 if answers else 130)
+    assert waits.wait(SECONDS) == 0
+    [case] = cases_of(output)
+    assert case["subject"] == ["vm1"]
+    # With an answer, the trace may end before the one that waited has returned.
+    assert first(case) == ("qemu-slow" if answers else "qemu-silent"), case["answer"]
+    assert "1 call (DomainBlockStatsFlags) " in case["answer"]
+    assert "for DomainGetBlockInfo, which wait" in case["answer"]
+    assert case["answer"].endswith("for QEMU to answer query-blockstats.")
+
+
+def test_what_qemu_does_not_answer(stock_lab: Lab, engine: str, tmp_path: Path) -> None:
+    output = tmp_path / "t.jsonl"
+    asked = "domblkinfo vm1 vda"
+    with recording(stock_lab, engine, "monitor-stall", output, asked) as running:
+        until(output, '"name":"qmp.send","span"')
+        running.send_signal(signal.SIGINT)
+        until(output, '"type":"footer"')
+    assert running.wait(SECONDS) == 130
+    [case] = cases_of(output)
+    assert (case["subject"], first(case)) == (["vm1"], "silent")
+    assert case["answer"].startswith("QEMU had not answered query-blockstats when the trace ended")
+    assert case["answer"].endswith("DomainGetBlockInfo waits for that.")
+
+
+def test_what_qemu_answers(stock_lab: Lab, engine: str, tmp_path: Path) -> None:
+    output = tmp_path / "t.jsonl"
+    [case], _, _ = explained(stock_lab, engine, "monitor-stall", output, "domblkinfo vm1 vda")
+    assert first(case) == "well"
+    command = 'qemu-monitor-command vm1 \'{"execute":"no-such-command"}\''
+    [case], printed, _ = explained(stock_lab, engine, "qmp", tmp_path / "q.jsonl", command)
+    assert first(case) == "refused"
+    assert "QEMU refused no-such-command, once: CommandNotFound: " in case["answer"]
+    assert case["answer"].rpartition("CommandNotFound: ")[2].rstrip(".") in printed
+
+
+def test_what_becomes_of_calls(stock_lab: Lab, engine: str, tmp_path: Path) -> None:
+    asked = ("domblkinfo vm1 vda", "domstate no-such-domain")
+    cases, _, told = explained(stock_lab, engine, "rpc", tmp_path / "t.jsonl", *asked)
+    failed, well = [case for case in cases if first(case) != "delayed"]
+    assert (failed["subject"], first(failed)) == (["DomainLookupByName"], "failed")
+    assert "no-such-domain" in failed["answer"]
+    assert "no-such-domain" in told
+    assert first(well) == "well"
+    output = tmp_path / "open.jsonl"
+    with recording(stock_lab, engine, "rpc", output, asked[0]) as running:
+        until(output, "remoteDispatchDomainGetBlockInfo")
+        running.send_signal(signal.SIGINT)
+        until(output, '"type":"footer"')
+    assert running.wait(SECONDS) == 130
+    open_, *_ = [case for case in cases_of(output) if first(case) != "delayed"]
+    assert first(open_) == "running"
+    assert open_["answer"].startswith("1 call of DomainGetBlockInfo had not returned")

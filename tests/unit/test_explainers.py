@@ -87,10 +87,11 @@ OLD = DATA / "version1"
 
 def explained(recorder: samples.Recorder, **roles_: str) -> Explained[Any]:
     """What a trace with these events is answered with. roles_: of its probes, by name."""
-    names = dict.fromkeys(event.name for event in recorder.events)
+    kinds = {each.name: "point" if each.type == "point" else "span" for each in recorder.events}
+    like = samples.HEADER["probes"][0]
     probes = [
-        {**samples.HEADER["probes"][0], "name": name, "role": roles_.get(name.replace(".", "_"))}
-        for name in names
+        {**like, "name": name, "kind": kind, "role": roles_.get(name.replace(".", "_"))}
+        for name, kind in kinds.items()
     ]
     header: Any = {**samples.HEADER, "probes": probes}
     return explain_trace(Trace(header, recorder.events), "t")
@@ -254,3 +255,83 @@ def test_numbers_that_qemu_did_not_say_are_a_contradiction(tmp_path: Path) -> No
     done = virtrace("explain", file)
     assert done.returncode == 1
     assert "libvirt returned another" in done.stdout
+
+
+def test_who_waits_in_recorded_traces() -> None:
+    [case] = cases_of(OLD / "job-lock.jsonl")
+    assert case["answer"] == (
+        "1 call (DomainBlockStatsFlags) still waits, up to 44.9 ms, for DomainGetBlockInfo, which "
+        "waits for QEMU to answer query-blockstats."
+    )
+    [case] = cases_of(OLD / "monitor-stall.jsonl")
+    assert (case["subject"], case["causes"][0]["name"]) == (["vm1"], "silent")
+    [case] = cases_of(OLD / "qmp.jsonl")
+    assert case["causes"][0]["name"] == "well"
+    failed, well = cases_of(OLD / "rpc.jsonl")
+    assert (failed["causes"][0]["name"], well["causes"][0]["name"]) == ("failed", "well")
+
+
+def job(recorder: samples.Recorder, tid: int, result: int | None, **owner: Any) -> None:
+    """A call that asks for a job. result: None if it does not return."""
+    span = recorder.new_span()
+    place: dict[str, Any] = {"span": span, "call": span, "tid": tid, "role": roles.LOCK}
+    values = {"obj": "0x1", "job": 1, "owner": 0, **owner}
+    recorder.add("enter", "virDomainObjBeginJobInternal", values=values, **place)
+    if result is not None:
+        recorder.add("exit", "virDomainObjBeginJobInternal", values={"result": result}, **place)
+
+
+@pytest.mark.parametrize(
+    ("result", "owner", "cause", "words"),
+    [
+        (0, {}, "no-wait", "1 jobs were begun"),
+        (0, {"owner": 7, "owner_api": "remoteDispatchDomainSave"}, "holder-unknown",
+         "1 call (virDomainObjBeginJobInternal) waited, up to "),
+        (-1, {"owner": 7, "owner_api": "remoteDispatchDomainSave"}, "holder-unknown",
+         "gave up waiting, up to "),
+        (None, {"owner": 7, "owner_api": "x"}, "holder-unknown", "still waits, up to "),
+        (-1, {"async_owner": 0, "async_owner_api": "remoteDispatchDomainMigratePrepare3Params"},
+         "holder-without-thread", "for DomainMigratePrepare3Params, which has left the guest"),
+        # An owner of its own thread is no other.
+        (0, {"owner": 9, "owner_api": "x"}, "no-wait", ""),
+    ],
+)  # fmt: skip
+def test_whom_a_call_waits_for(
+    result: int | None, owner: dict[str, Any], cause: str, words: str
+) -> None:
+    recorder = samples.Recorder()
+    job(recorder, 9, result, **owner)
+    [(name, sentence)] = answers(explained(recorder, virDomainObjBeginJobInternal=roles.LOCK))
+    assert (name, words in sentence) == (cause, True), sentence
+
+
+def test_a_reply_that_came_late_or_was_an_error() -> None:
+    recorder = samples.Recorder()
+    for number, seconds, error in ((1, 0, False), (2, 3, False), (3, 0, True)):
+        sent, received = samples.qmp("query-status", number, {})
+        if error:
+            document = {"id": received["json"]["id"], "error": {"class": "X", "desc": "no"}}
+            received = {**received, "json": document, "text": json.dumps(document)}
+        recorder.add("point", "qmp.send", values=sent)
+        recorder.add("point", "qmp.reply", values=received)
+        reply = recorder.events[-1]
+        recorder.events[-1] = reply._replace(t_ns=reply.t_ns + seconds * 10**9)
+    found = explained(recorder, qmp_send=roles.QMP_COMMAND, qmp_reply=roles.QMP_REPLY)
+    late, refused = answers(found)
+    assert late[0] == "late"
+    assert late[1].startswith(
+        "QEMU answered query-status late, once; libvirt itself waited up to 3"
+    )
+    assert refused == ("refused", "QEMU refused query-status, once: X: no.")
+
+
+def test_calls_that_no_thread_took_up() -> None:
+    recorder = samples.Recorder()
+    for serial in range(3):
+        values = {"client": "0x1", "program": 1, "procedure": 5, "serial": serial, "type": 0}
+        recorder.add("point", "rpc.received", values=values)
+    values = {"client": "0x2", "program": 1, "procedure": 5, "serial": 1}
+    recorder.add("enter", "dispatch", span=1, call=1, tid=3, values=values)
+    found = explained(recorder, dispatch=roles.RPC_CALL, rpc_received=roles.RPC_RECEIVED)
+    assert [name for name, _ in answers(found)] == ["unserved", "running", "well"]
+    assert answers(found)[0][1].startswith("3 calls of clients waited up to ")

@@ -19,7 +19,10 @@ FILES = sorted((DATA / "version1").glob("*.jsonl*"))
 # Every command has its reply, except where QEMU was stopped.
 UNANSWERED = {"monitor-stall": 1, "job-lock": 1}
 # What happens outside of calls is not compared.
-EXPLAINED = {"blockinfo", "blockstats", "domstats", "errors", "start-failure"}
+EXPLAINED = {
+    *("blockinfo", "blockstats", "domstats", "errors", "job-lock", "monitor-stall", "qmp", "rpc"),
+    "start-failure",
+}
 WITHOUT_CALLS = ("errors", "qmp")
 
 

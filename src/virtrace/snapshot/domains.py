@@ -15,6 +15,7 @@ from uuid import UUID
 
 from virtrace.snapshot.model import AGENT_JOB, Domain, Job
 from virtrace.snapshot.peek import WORD, Peek, is_pointer
+from virtrace.trace.jobs import AGENT_JOBS, ASYNC_JOBS, JOBS
 
 _API = re.compile(r"[A-Za-z_]\w{2,80}")
 _LONGEST_NAME = 255
@@ -34,34 +35,10 @@ _PIDS = range(64, 184, 4)
 _JOB_POINTERS = (112, 168)
 _JOB, _AGENT_JOB, _ASYNC_JOB = 56, 88, 168
 _LONGEST_JOB = 10 * 365 * 86400.0
-# virDomainJob, virDomainAgentJob and virDomainAsyncJob (src/hypervisor/domain_job.h); of 7.0.0,
-# those of qemuDomainJob.
-_JOBS = (
-    "none",
-    "query",
-    "destroy",
-    "suspend",
-    "modify",
-    "abort",
-    "migration operation",
-    "async",
-    "async nested",
-)
-_AGENT_JOBS = ("none", "query", "modify")
-_ASYNC_JOBS = (
-    "none",
-    "migration out",
-    "migration in",
-    "save",
-    "dump",
-    "snapshot",
-    "start",
-    "backup",
-)
 _KINDS = (
-    ("job", _JOBS, _JOB),
-    (AGENT_JOB, _AGENT_JOBS, _AGENT_JOB),
-    ("async job", _ASYNC_JOBS, _ASYNC_JOB),
+    ("job", JOBS, _JOB),
+    (AGENT_JOB, AGENT_JOBS, _AGENT_JOB),
+    ("async job", ASYNC_JOBS, _ASYNC_JOB),
 )
 _MOST_PIDS = 1 << 22
 

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from virtrace.analysis.explain import counters, disks, errors, starts, statistics
+from virtrace.analysis.explain import (
+    clients,
+    counters,
+    disks,
+    errors,
+    jobs,
+    monitors,
+    starts,
+    statistics,
+)
 from virtrace.analysis.explain.model import Explainer
 
 # In the order in which their answers are given.
 EXPLAINERS: tuple[Explainer[Any], ...] = (
     disks.EXPLAINER,
     starts.EXPLAINER,
+    jobs.EXPLAINER,
+    clients.EXPLAINER,
+    monitors.EXPLAINER,
     statistics.EXPLAINER,
     counters.EXPLAINER,
     errors.EXPLAINER,
