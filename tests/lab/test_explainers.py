@@ -312,3 +312,97 @@ def test_what_becomes_of_calls(stock_lab: Lab, engine: str, tmp_path: Path) -> N
     open_, *_ = [case for case in cases_of(output) if first(case) != "delayed"]
     assert first(open_) == "running"
     assert open_["answer"].startswith("1 call of DomainGetBlockInfo had not returned")
+
+
+def test_what_becomes_of_block_jobs(stock_lab: Lab, engine: str, tmp_path: Path) -> None:
+    with staged(stock_lab) as stage:
+        snapshot = "snapshot-create-as vm2 --disk-only --no-metadata --diskspec vda,file="
+        copies = [stage.images / f"copy{number}.qcow2" for number in range(3)]
+        copy = "blockcopy vm2 vda {} --transient-job --wait"
+        asked = (
+            f"{snapshot}{stage.images / 'first.qcow2'}",
+            "blockcommit vm2 vda --active --pivot --wait",
+            copy.format(copies[0]) + " --pivot",
+            f"{snapshot}{stage.images / 'second.qcow2'}",
+            "blockpull vm2 vda --wait",
+            copy.format(copies[1]),
+            *["blockjob vm2 vda --abort"] * 2,
+            copy.format(copies[2]),
+        )
+        image = stage.image("vda.qcow2", MIB, "qcow2")
+        stage.start(disk_xml("file", file_source(image), "vda", "type='qcow2'"))
+        cases, _, told = explained(stock_lab, engine, "blockjob", tmp_path / "t.jsonl", *asked)
+    assert {tuple(case["subject"]) for case in cases} == {("vm2", "vda")}
+    assert [first(case) for case in cases] == [
+        *("pivoted", "pivoted", "done", "aborted", "ready", "nothing-to-end")
+    ]
+    assert cases[-1]["answer"].partition("ended: ")[2].rstrip(".") in told
+    assert cases[2]["answer"] == "The pull is done."
+
+
+def test_a_commit_that_is_not_permitted(stock_lab: Lab, engine: str, tmp_path: Path) -> None:
+    """A base that QEMU can read alone, as a profile of AppArmor would have it."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can make a file that the daemon may not write")
+    with staged(stock_lab) as stage:
+        base = stage.image("vda.qcow2", MIB, "qcow2")
+        stage.start(disk_xml("file", file_source(base), "vda", "type='qcow2'"))
+        top = stage.images / "top.qcow2"
+        stage.virsh(
+            *("snapshot-create-as", "vm2", "--disk-only", "--no-metadata"),
+            *("--diskspec", f"vda,file={top}"),
+        )
+        os.chown(base, 0, 0)
+        base.chmod(0o444)
+        [case], _, told = explained(
+            stock_lab,
+            engine,
+            "blockjob",
+            tmp_path / "t.jsonl",
+            "blockcommit vm2 vda --active --pivot --wait",
+        )
+    assert first(case) == "no-permission", case["answer"]
+    assert f"may not open {base}" in case["answer"]
+    assert "Permission denied" in told
+
+
+def test_what_a_refresh_finds(stock_lab: Lab, engine: str, tmp_path: Path) -> None:
+    """Files, one whose backing image is gone, and what is passed over; then no folder."""
+    with staged(stock_lab) as stage:
+        pool, gone = stage.images / "pool", stage.images / "gone"
+        try:
+            pool.mkdir()
+            os.chown(pool, stock_lab.system.uid, stock_lab.system.gid)
+            stock_lab.virsh_checked("pool-create-as", "pool", "dir", "--target", str(pool))
+            (pool / "a.raw").write_bytes(bytes(512))
+            (pool / "dangling.raw").symlink_to("none")
+            os.mkfifo(pool / "fifo")
+            unreadable = pool / "unreadable.raw"
+            unreadable.write_bytes(bytes(512))
+            unreadable.chmod(0)
+            [found], _, _ = explained(
+                stock_lab, engine, "pool-refresh", tmp_path / "a.jsonl", "pool-refresh pool"
+            )
+            base = stage.image("base.qcow2", MIB, "qcow2")
+            stage.qemu_img(
+                *("create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(base)),
+                str(pool / "top.qcow2"),
+            )
+            base.unlink()
+            [over], _, _ = explained(
+                stock_lab, engine, "pool-refresh", tmp_path / "b.jsonl", "pool-refresh pool"
+            )
+            pool.rename(gone)
+            [missing], _, told = explained(
+                stock_lab, engine, "pool-refresh", tmp_path / "c.jsonl", "pool-refresh pool"
+            )
+        finally:
+            stock_lab.virsh("pool-destroy", "pool")
+    assert first(found) == "refreshed"
+    # The folder's file alone; of a daemon of root, nothing is unreadable.
+    assert found["answer"].startswith("The refresh found 1 volume in ")
+    assert first(over) in ("got-over", "refreshed"), over["answer"]
+    assert over["answer"].startswith("The refresh found 2 volumes in ")
+    assert first(missing) == "missing"
+    assert missing["answer"].startswith(f"The refresh failed because {pool} does not exist: ")
+    assert missing["answer"].partition("exist: ")[2].rstrip(".") in told

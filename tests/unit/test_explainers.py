@@ -335,3 +335,48 @@ def test_calls_that_no_thread_took_up() -> None:
     found = explained(recorder, dispatch=roles.RPC_CALL, rpc_received=roles.RPC_RECEIVED)
     assert [name for name, _ in answers(found)] == ["unserved", "running", "well"]
     assert answers(found)[0][1].startswith("3 calls of clients waited up to ")
+
+
+def test_block_jobs_and_a_refresh_of_recorded_traces() -> None:
+    jobs = cases_of(OLD / "blockjob.jsonl.gz")
+    assert [case["causes"][0]["name"] for case in jobs] == [
+        *("pivoted", "pivoted", "done", "aborted", "nothing-to-end")
+    ]
+    [pool] = cases_of(OLD / "pool-refresh.jsonl")
+    assert pool["answer"] == "The refresh found 3 volumes in 26.1 ms."
+    assert pool["facts"][0]["meaning"] == "(2 file, 1 dir)"
+
+
+def test_a_block_job_that_fails_or_has_not_ended() -> None:
+    recorder = samples.Recorder()
+
+    def event(name: str, **data: Any) -> None:
+        values = {"mon": samples.MON, "json": {"event": name, "data": data}, "text": "{}"}
+        recorder.add("point", "qmp.event", tid=99, values=values)
+
+    def commit(number: int) -> None:
+        span = recorder.new_span()
+        place: dict[str, Any] = {"span": span, "call": span}
+        values = {"domain": "vm1", "disk": "vda", "flags": 4}
+        recorder.add("enter", "virDomainBlockCommit", values=values, **place)
+        sent, received = samples.qmp("block-commit", number, {}, **{"job-id": "job"})
+        recorder.add("point", "qmp.send", values=sent, parent=span, call=span)
+        event("JOB_STATUS_CHANGE", id="job", status="created")
+        recorder.add("point", "qmp.reply", values=received, parent=span, call=span)
+        recorder.add("exit", "virDomainBlockCommit", values={"result": 0}, **place)
+        event("JOB_STATUS_CHANGE", id="job", status="running")
+
+    commit(1)
+    event("BLOCK_JOB_COMPLETED", device="job", error="No space left on device")
+    commit(2)
+    event("JOB_STATUS_CHANGE", id="job", status="ready")
+    commit(3)
+    assert answers(explained(recorder)) == [
+        ("failed", "The commit began, and failed: No space left on device."),
+        (
+            "ready",
+            "The commit has copied everything and waits; it goes on copying what the guest writes "
+            "until it is pivoted to or aborted.",
+        ),
+        ("running", "The commit still ran when the trace ended."),
+    ]

@@ -21,7 +21,7 @@ UNANSWERED = {"monitor-stall": 1, "job-lock": 1}
 # What happens outside of calls is not compared.
 EXPLAINED = {
     *("blockinfo", "blockstats", "domstats", "errors", "job-lock", "monitor-stall", "qmp", "rpc"),
-    "start-failure",
+    *("start-failure", "blockjob", "pool-refresh"),
 }
 WITHOUT_CALLS = ("errors", "qmp")
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from virtrace.analysis.explain import (
+    blockjobs,
     clients,
     counters,
     disks,
     errors,
     jobs,
     monitors,
+    pools,
     starts,
     statistics,
 )
@@ -20,6 +22,8 @@ from virtrace.analysis.explain.model import Explainer
 EXPLAINERS: tuple[Explainer[Any], ...] = (
     disks.EXPLAINER,
     starts.EXPLAINER,
+    blockjobs.EXPLAINER,
+    pools.EXPLAINER,
     jobs.EXPLAINER,
     clients.EXPLAINER,
     monitors.EXPLAINER,
