@@ -14,13 +14,14 @@ import os
 import resource
 import select
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, BinaryIO
 
 from virtrace import detached
 from virtrace.errors import TargetError, TraceError, UsageError, VirtraceError
@@ -52,11 +53,13 @@ class Bounds:
     memory: bytes of address space, beyond what it begins with.
     processor_seconds: processor time, for all questions.
     seconds: wall-clock time, for each question.
+    file_size: bytes up to which it may write to an open file.
     """
 
     memory: int = 256 << 20
     processor_seconds: int = 10
     seconds: int = 20
+    file_size: int = 0
 
     def __str__(self) -> str:
         return f"{self.memory >> 20} MiB of memory and {self.processor_seconds} s of processor time"
@@ -198,6 +201,27 @@ def status_of(about: str, work: Callable[[], int], bounds: Bounds) -> int:
     return status
 
 
+def started(command: Sequence[str], file: BinaryIO, bounds: Bounds) -> subprocess.Popen[bytes]:
+    """Start a program that reads a stranger's file, without rights, and return it.
+
+    It can open what everybody may read; its standard output is a pipe. It ends with this process.
+    Raises: OSError.
+    """
+    libc = ctypes.CDLL(None)
+
+    def confine() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        _give_up_rights(libc, replace(bounds, file_size=0), bounds.memory, for_program=True)
+
+    return subprocess.Popen(
+        command,
+        stdin=file,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=confine,
+    )
+
+
 def _takes_too_much(about: str, bounds: str) -> TargetError:
     return TargetError(
         f"{about} cannot be read within {bounds}",
@@ -262,21 +286,28 @@ def _serve(
 
 
 def _give_up_rights(
-    libc: ctypes.CDLL, bounds: Bounds, address_space: int, *, may_write: bool = False
+    libc: ctypes.CDLL,
+    bounds: Bounds,
+    address_space: int,
+    *,
+    may_write: bool = False,
+    for_program: bool = False,
 ) -> None:
     """Drop all rights for good. A process that is not root keeps its user.
 
     address_space: the limit, bytes. may_write: keep the right to write to open files.
+    for_program: keep what running a program takes: files that everybody may read, and threads.
     """
     limits = {
         resource.RLIMIT_AS: address_space,
         resource.RLIMIT_CPU: bounds.processor_seconds,
         resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_FSIZE: resource.RLIM_INFINITY if may_write else 0,
-        resource.RLIMIT_NPROC: 0,
-        # No further descriptor: neither a file nor a socket can be opened.
-        resource.RLIMIT_NOFILE: 0,
+        resource.RLIMIT_FSIZE: resource.RLIM_INFINITY if may_write else bounds.file_size,
     }
+    if not for_program:
+        limits[resource.RLIMIT_NPROC] = 0
+        # No further descriptor: neither a file nor a socket can be opened.
+        limits[resource.RLIMIT_NOFILE] = 0
     for limit, value in limits.items():
         resource.setrlimit(limit, (value, value))
     if os.geteuid() == 0:

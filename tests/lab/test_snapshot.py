@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from tests.support.hanging import (
     wait_for,
 )
 from tests.support.paths import REPOSITORY
+from virtrace.image.core import CoreImage
 from virtrace.lab.daemon import Lab
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can read the threads")
@@ -106,6 +108,65 @@ def test_a_core_tells_what_crashed_and_for_whom(
     }
 
 
+@pytest.mark.parametrize("how", ["zstd", "lz4", "xz", "gzip"])
+def test_a_compressed_core_says_the_same(
+    how: str, crash: tuple[Path, int, int], tmp_path: Path
+) -> None:
+    core = crash[0]
+    packed = tmp_path / "packed"
+    with packed.open("wb") as output:
+        # The fastest: a core has hundreds of megabytes.
+        subprocess.run([how, "-1", "-c", str(core)], check=True, stdout=output)
+    # The time of a core is that of its file.
+    status = core.stat()
+    os.utime(packed, ns=(status.st_atime_ns, status.st_mtime_ns))
+    plain, unpacked = (
+        json.loads(virtrace("snapshot", "--json", "--core", file).stdout) for file in (core, packed)
+    )
+    assert unpacked == plain
+
+
+def test_what_is_lost_without_the_files_of_the_core_is_told(
+    crash: tuple[Path, int, int], tmp_path: Path
+) -> None:
+    core, tid, _ = crash
+    done = virtrace("snapshot", "--json", "--core", core, "--root", tmp_path)
+    assert done.returncode == 1, done.stderr
+    document = json.loads(done.stdout)
+    assert document["verdicts"][0]["verdict"] == "crashed"
+    assert document["threads"][0]["tid"] == tid
+    (lost,) = (note for note in document["notes"] if "--root" in note)
+    assert "are not here as the core had them: /" in lost
+    assert re.search(r"libvirtd \(build-id [0-9a-f]{40}\)", lost)
+
+
+def test_a_file_is_found_by_its_build_id(crash: tuple[Path, int, int], tmp_path: Path) -> None:
+    """Where the packages of Fedora link it; all others are at their own paths."""
+    core = crash[0]
+    root, links = tmp_path / "root", tmp_path / "root/usr/lib/.build-id"
+    whole = json.loads(virtrace("snapshot", "--json", "--core", core).stdout)
+    for module in CoreImage(core).program.modules:
+        file = root / module.path.lstrip("/")
+        if "libvirt" in module.name and module.build_id is not None:
+            file = links / module.build_id[:2] / module.build_id[2:]
+        if module.file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.symlink_to(module.file)
+    found = json.loads(virtrace("snapshot", "--json", "--core", core, "--root", root).stdout)
+    assert found["threads"] == whole["threads"]
+    assert found["notes"] == whole["notes"]
+
+
+def test_a_signal_that_somebody_sent_has_no_address(crash: tuple[Path, int, int]) -> None:
+    """It is no fault: siginfo has a pid and a user where the address of a fault is."""
+    document = json.loads(virtrace("snapshot", "--json", "--core", crash[0]).stdout)
+    assert document["crash"]["code"] <= 0
+    assert document["crash"]["address"] is None
+    # GDB or this test.
+    assert document["crash"]["sender"] > 0
+    assert " at address " not in document["verdicts"][0]["says"]
+
+
 def test_a_file_that_is_no_core_of_a_daemon_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "core"
     file.write_bytes(b"\x7fELF" + bytes(1000))
@@ -180,4 +241,5 @@ def test_inside_gdb_it_says_the_same_of_a_core(crash: tuple[Path, int, int]) -> 
     core, tid, _ = crash
     said = in_gdb("-c", str(core))
     assert "The daemon crashed with SIGSEGV" in said
-    assert f"(thread {tid})" in said
+    # It is folded at the width of a terminal.
+    assert f"(thread {tid})" in " ".join(said.split())

@@ -46,6 +46,7 @@ def full(name: str = "vm1") -> dict[str, Any]:
     """A snapshot with something at every place; the guest is called so."""
     thread = copy.deepcopy(THREAD)
     thread["name"] = f"vm-{name}"[:15]
+    thread["frames"].append("method of virDomainSave+0x10a (libvirt_driver_qemu.so)")
     thread["client"]["command"] = f"virsh save {name} /x"
     thread["request"].update(name=name, arguments={"to": f"/data/{name}.save"})
     thread["doing"] = f"waits for 4.7 s for process 77 (/etc/hooks/qemu {name}), in virHookCall"
@@ -123,6 +124,7 @@ def test_what_is_no_name_stays() -> None:
     assert found["verdicts"][0]["do"][0]["command"] == "virsh domjobinfo -- domain-1"
     (thread,) = found["threads"]
     assert thread["name"] == "vm-domain-1"
+    assert thread["frames"] == document["threads"][0]["frames"]
     assert thread["wait"]["what"] == "the lock of domain domain-1"
     assert thread["client"]["command"] == "virsh save domain-1 /path-1"
     assert json.loads(thread["wait"]["command"]["text"])["execute"] == "block_resize"

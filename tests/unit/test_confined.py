@@ -9,12 +9,13 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import pytest
 
 from tests.support.waiting import wait_until
-from virtrace.confined import Bounds, Child, Tell, run
+from virtrace.confined import Bounds, Child, Tell, run, started
 from virtrace.errors import TargetError
 from virtrace.image.process import read_status
 
@@ -159,3 +160,26 @@ def test_progress_is_told() -> None:
 
     assert run("the file", lambda: work, SMALL, told.append) == "all"
     assert told == ["half"]
+
+
+def test_a_program_has_no_rights(tmp_path: Path) -> None:
+    """It reads what it is given, and writes to its standard output alone."""
+    tmp_path.chmod(0o777)
+    script = (
+        f"id -u; cat; echo x >{tmp_path}/made || echo no file; "
+        "cat /etc/shadow || echo no shadow; ulimit -v; grep NoNewPrivs /proc/self/status"
+    )
+    with TemporaryFile() as file:
+        file.write(b"given\n")
+        file.seek(0)
+        program = started(["/bin/sh", "-c", script], file, Bounds(memory=64 << 20))
+        printed, _ = program.communicate(timeout=20)
+    lines = printed.decode().splitlines()
+    if os.geteuid() == 0:
+        assert lines[0] not in ("0", str(os.getuid()))
+        assert "no shadow" in lines
+    assert lines[1] == "given"
+    # Where it may make a file, that stays empty.
+    assert not (tmp_path / "made").exists() or (tmp_path / "made").stat().st_size == 0
+    assert str((64 << 20) >> 10) in lines
+    assert lines[-1].split()[-1] == "1"

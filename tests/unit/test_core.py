@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import resource
 import struct
+import subprocess
+import sys
+import zlib
 from pathlib import Path
 from typing import cast
 
@@ -81,12 +85,97 @@ def test_what_is_no_core_is_refused(content: bytes | None, tmp_path: Path) -> No
         CoreImage(file)
 
 
-def test_a_compressed_core_says_how_to_unpack_it(tmp_path: Path) -> None:
-    file = tmp_path / "core.zst"
-    file.write_bytes(zstandard.compress(b"\x7fELF" + bytes(1000)))
-    with pytest.raises(TargetError, match="is compressed") as refused:
+def packed(file: Path, how: str) -> Path:
+    """The same file, compressed by one of the programs."""
+    made = file.with_name(f"{file.name}.{how}")
+    made.write_bytes(subprocess.run([how, "-c", file], check=True, capture_output=True).stdout)
+    return made
+
+
+@pytest.mark.parametrize("how", ["gzip", "xz", "zstd", "lz4"])
+def test_a_compressed_core_is_read_as_the_plain_one(how: str, tmp_path: Path) -> None:
+    # Zeros in between, which take no space.
+    stack = os.urandom(70_000) + bytes(3 << 20) + os.urandom(5000)
+    file = written(tmp_path, 3, stack)
+    plain, image = CoreImage(file), CoreImage(packed(file, how))
+    assert image.threads() == plain.threads()
+    assert image.memory.read(STACK, len(stack)) == stack
+
+
+def test_without_the_module_a_program_unpacks_zstandard(tmp_path: Path) -> None:
+    file = packed(written(tmp_path, 3), "zstd")
+    code = (
+        "import sys; sys.modules['zstandard'] = None\n"
+        "from virtrace.image.core import CoreImage; from pathlib import Path\n"
+        f"print(len(CoreImage(Path({str(file)!r})).threads()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("3\n", "")
+
+
+def test_without_the_program_the_remedy_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = packed(written(tmp_path, 1), "lz4")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(TargetError, match="the program lz4 is not here") as refused:
         CoreImage(file)
-    assert "zstd -dc" in refused.value.remedy
+    assert "lz4 -dc FILE >core" in refused.value.remedy
+
+
+@pytest.mark.parametrize("how", ["gzip", "xz", "zstd", "lz4"])
+@pytest.mark.parametrize("damage", ["cut", "changed"])
+def test_a_damaged_compressed_core_is_refused(how: str, damage: str, tmp_path: Path) -> None:
+    file = packed(written(tmp_path, 3, os.urandom(300_000)), how)
+    content = bytearray(file.read_bytes())
+    if damage == "cut":
+        del content[len(content) // 2 :]
+    else:
+        content[9:200] = bytes(191)
+    file.write_bytes(content)
+    with pytest.raises(TargetError, match="is damaged or cut short"):
+        CoreImage(file)
+
+
+def test_a_core_that_expands_without_end_is_refused(tmp_path: Path) -> None:
+    """1 GiB of zeros over and over, 9 times; what was written of it is gone."""
+    file = tmp_path / "core.zst"
+    packer = zstandard.ZstdCompressor().compressobj()
+    frame = b"".join(packer.compress(bytes(1 << 24)) for _ in range(64)) + packer.flush()
+    file.write_bytes(frame * 9)
+    assert file.stat().st_size < 2 << 20
+    before = os.statvfs("/var/tmp").f_bavail
+    taken = taken_by(lambda: refusal(file))
+    assert "expands to more than 8 GiB" in str(taken.result)
+    assert taken.size < BYTES
+    # Other tests write there too.
+    assert before - os.statvfs("/var/tmp").f_bavail < (1 << 30) // os.statvfs("/var/tmp").f_frsize
+
+
+def test_a_core_that_asks_for_much_memory_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "core.xz"
+    packer = lzma.LZMACompressor(filters=[{"id": lzma.FILTER_LZMA2, "preset": 0}])
+    file.write_bytes(packer.compress(b"\x7fELF" + bytes(1000)) + packer.flush())
+    assert "is not an intact core file" in refusal(file)
+    # The size of the dictionary is one byte of the block's header, which has a checksum.
+    content = bytearray(file.read_bytes())
+    at = content.index(b"\x21\x01", 12) + 2
+    content[at] = 40 - 4
+    size = (content[12] + 1) * 4
+    content[12 + size - 4 : 12 + size] = zlib.crc32(content[12 : 12 + size - 4]).to_bytes(
+        4, "little"
+    )
+    file.write_bytes(content)
+    assert "cannot be read within" in refusal(file)
+
+
+def refusal(file: Path) -> str:
+    try:
+        CoreImage(file)
+    except TargetError as error:
+        # Not with its traceback, which would keep the child.
+        return error.what
+    return "accepted"
 
 
 def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:

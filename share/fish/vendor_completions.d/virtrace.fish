@@ -108,7 +108,7 @@ complete -c virtrace -n '_shtab_virtrace_using show; and test $_shtab_virtrace_n
 complete -c virtrace -n '_shtab_virtrace_using; and test $_shtab_virtrace_npos -eq 0' -a snapshot -d 'Say why a daemon hangs, and who waits for whom. The daemon is not stopped: everything is read from /proc, as root.'
 complete -c virtrace -n '_shtab_virtrace_using snapshot' -s h -l help -d 'show this help message and exit'
 complete -c virtrace -n '_shtab_virtrace_using snapshot' -s p -l pid -xka "(pidof libvirtd virtqemud)" -d 'the daemon; default: the only one that runs'
-complete -c virtrace -n '_shtab_virtrace_using snapshot' -l core -xka "(_shtab_glob_compgen_d650b53a)" -d 'a core file of a daemon, for example a crash'
+complete -c virtrace -n '_shtab_virtrace_using snapshot' -l core -x -d 'a core file of a daemon, which can be compressed (.zst, .lz4, .xz, .gz); or of coredumpctl: a PID, or `latest`'
 complete -c virtrace -n '_shtab_virtrace_using snapshot' -l stacks -xka "(_shtab_glob_compgen_d650b53a)" -d 'stacks as text: GDB'"'"'s `thread apply all bt`, or `coredumpctl info`'
 complete -c virtrace -n '_shtab_virtrace_using snapshot' -l root -xka "(__fish_complete_directories)" -d 'folder with the files of the core'"'"'s host (default: /)'
 complete -c virtrace -n '_shtab_virtrace_using snapshot' -l registers -d 'stop each thread that runs for a moment, a millisecond or less, for its stack; none is stopped where one of them waits for a file system that may not answer'

@@ -23,7 +23,6 @@ from virtrace.binary.headers import (
     parsing,
     program_headers,
 )
-from virtrace.errors import TargetError
 
 # Bytes; a core is as large as the memory of its process.
 LARGEST = 1 << 40
@@ -40,9 +39,6 @@ _SEGMENT_SIZE = 56
 _IDENT = b"\x7fELF\x02\x01\x01"  # 64 bits, little-endian, version 1
 _ET_CORE, _PN_XNUM = 4, 0xFFFF
 _NT_PRSTATUS, _NT_PRPSINFO, _NT_AUXV, _NT_FILE, _NT_SIGINFO = 1, 3, 6, 0x46494C45, 0x53494749
-
-# What a compressed file begins with, and what unpacks it: systemd-coredump compresses cores.
-_PACKERS = {b"\x28\xb5": "zstd", b"\x04\x22": "lz4", b"\xfd7": "xz", b"\x1f\x8b": "gzip"}
 
 # si_signo, si_errno, si_code, and of struct siginfo the address of a fault.
 _SIGINFO = struct.Struct("<iii4xQ")
@@ -141,12 +137,6 @@ class CoreFile:
         return data
 
     def _read_all(self) -> None:
-        packed = _PACKERS.get(self._read_at(0, 2))
-        if packed is not None:
-            raise TargetError(
-                f"{self.name} is compressed, and a core has to be read at any place",
-                f"unpack it: `coredumpctl dump PID -o core`, or `{packed} -dc FILE >core`",
-            )
         head = self._whole(0, HEADER_SIZE)
         if not head.startswith(_IDENT):
             raise Broken("its header is not that of a core")

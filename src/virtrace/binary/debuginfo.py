@@ -21,17 +21,23 @@ def has_servers() -> bool:
     return bool(named) and shutil.which("debuginfod-find") is not None
 
 
-def fetch(build_id: str, name: str, source: str | None = None) -> Path | None:
+def fetch(
+    build_id: str, name: str, source: str | None = None, *, is_executable: bool = False
+) -> Path | None:
     """Fetch a debug file into debuginfod's cache; None if no server is set or has it.
 
     name: of the file that it belongs to, for messages
     source: path of a source file in the debug info, to fetch that file instead
+    is_executable: fetch the executable or shared library itself instead
     """
     if not has_servers():
         return None
-    what = "the debug info" if source is None else os.path.basename(source)
-    print(f"virtrace: asking debuginfod for {what} of {name}", file=sys.stderr)
-    wanted = ["debuginfo", build_id] if source is None else ["source", build_id, source]
+    wanted, what = ["debuginfo", build_id], f"the debug info of {name}"
+    if source is not None:
+        wanted, what = ["source", build_id, source], f"{os.path.basename(source)} of {name}"
+    elif is_executable:
+        wanted, what = ["executable", build_id], name
+    print(f"virtrace: asking debuginfod for {what}", file=sys.stderr)
     try:
         answer = subprocess.run(
             ["debuginfod-find", *wanted],

@@ -16,6 +16,9 @@ from virtrace.errors import TargetError
 # Bytes of the file header, of the larger class.
 HEADER_SIZE = 64
 PT_LOAD, PT_NOTE = 1, 4
+_NT_GNU_BUILD_ID = 3
+# Of a file; a core can have more.
+_MOST_SEGMENTS = 256
 
 _MAGIC, _CLASS_32, _CLASS_64, _LITTLE, _BIG = b"\x7fELF", 1, 2, 1, 2
 
@@ -88,6 +91,24 @@ def notes(data: bytes, order: str) -> Iterator[tuple[bytes, int, bytes]]:
             raise Broken("a note in it has no end")
         yield data[name_at : name_at + name_size].rstrip(b"\0"), kind, content
         at = content_at + _align4(size)
+
+
+def build_id_in(head: bytes) -> str | None:
+    """Return the build-id of a file by its first bytes, lower-case hexadecimal; None if not there.
+
+    head: of the file, or of its first mapping. Raises: Broken, struct.error.
+    """
+    header = file_header(head)
+    if header.segments > _MOST_SEGMENTS:
+        raise Broken("it has more segments than any file")
+    size = header.segments * header.segment_size
+    table = head[header.segments_at : header.segments_at + size]
+    for kind, _, offset, _, length, _ in program_headers(table, header):
+        if kind == PT_NOTE:
+            for owner, note, content in notes(head[offset : offset + length], header.order):
+                if (owner, note) == (b"GNU", _NT_GNU_BUILD_ID):
+                    return content.hex()
+    return None
 
 
 def _align4(size: int) -> int:

@@ -13,6 +13,7 @@ from typing import BinaryIO
 from virtrace.cli.without_rights import run_in_child
 from virtrace.errors import ANSWER_IS_NO, DONE, UsageError, typed
 from virtrace.files import fill, write_new
+from virtrace.host.coredumps import is_named, stored_core
 from virtrace.image.process import inspect
 from virtrace.printing import print_lines
 from virtrace.report.highlight import style_for
@@ -21,8 +22,11 @@ from virtrace.snapshot.document import snapshot_of, snapshot_of_core, snapshot_o
 from virtrace.snapshot.format import WELL, Snapshot, encoded
 from virtrace.snapshot.take import take
 from virtrace.snapshot.verdicts import catalogue
+from virtrace.targets import known_targets
 from virtrace.targets.processes import choose_daemon, require_target
 
+# The kernel cuts names of processes (TASK_COMM_LEN).
+_COMM = 15
 # Bytes of stacks.
 _MOST_TEXT = 64 << 20
 
@@ -39,7 +43,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "-p", "--pid", metavar="PID", type=int, help="the daemon; default: the only one that runs"
     )
     source.add_argument(
-        "--core", metavar="FILE", type=Path, help="a core file of a daemon, for example a crash"
+        "--core",
+        metavar="CORE",
+        help="a core file of a daemon, which can be compressed (.zst, .lz4, .xz, .gz); or of "
+        "coredumpctl: a PID, or `latest`",
     )
     source.add_argument(
         "--stacks",
@@ -79,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
             args, [args.stacks], work, args.output, "the snapshot", kind="the stacks"
         )
     if args.core is not None:
-        snapshot, again = snapshot_of_core(args.core, args.root), f"--core {typed(args.core)}"
+        snapshot, again = _of_core(args.core, args.root), f"--core {typed(args.core)}"
     else:
         pid = choose_daemon() if args.pid is None else args.pid
         process = require_target(inspect(pid))
@@ -88,6 +95,16 @@ def run(args: argparse.Namespace) -> int:
     if args.output is not None:
         write_new(args.output, "the snapshot", [encoded(snapshot)])
     return _printed(args, snapshot, again)
+
+
+def _of_core(core: str, root: Path) -> Snapshot:
+    """core: as of --core."""
+    file = Path(core)
+    if is_named(core) and not file.exists():
+        names = [name[:_COMM] for target in known_targets() for name in target.daemons]
+        file = stored_core(core, names)
+        print(f"virtrace: the core is {file}", file=sys.stderr)
+    return snapshot_of_core(file, root)
 
 
 def _of_stacks(args: argparse.Namespace, files: Sequence[BinaryIO], output: int) -> int:

@@ -5,30 +5,46 @@ The file may be a stranger's: a child without rights reads it (virtrace.confined
 
 from __future__ import annotations
 
+import os
 import struct
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from virtrace.binary import x86_64
 from virtrace.binary.core import LARGEST, MOST_READ, CoreFile, MappedFile, Signal
+from virtrace.binary.debuginfo import fetch
 from virtrace.binary.elf import MACHINES
-from virtrace.binary.headers import unreadable
+from virtrace.binary.headers import Broken, build_id_in, unreadable
 from virtrace.binary.reader import Files
 from virtrace.confined import Answer, Bounds, Child, Json, Tell
 from virtrace.errors import TargetError, Unavailable
 from virtrace.files import open_regular
+from virtrace.image import packed_core
 from virtrace.image.memory import PAGE, STACK_SIZES, StackCopier, stack_ranges
 from virtrace.image.model import Module, Program, Registers, SystemCall, Thread
+from virtrace.image.packed_core import format_of, unpacking
 from virtrace.image.process import visible_path
 
 _BOUNDS = Bounds(processor_seconds=60)
 _REGISTERS = struct.Struct(f"<{len(x86_64.ABI.user_registers)}Q")
 _PF_W = 2  # of <elf.h>: the segment is writable
+_ELF = b"\x7fELF"
+# More than any daemon has; and for how long servers are asked for them.
+_MOST_MODULES, _SECONDS_TO_ASK = 1000, 300.0
 _WORD = struct.Struct("<Q")
 # Of struct user_regs_struct.
 _FS_BASE = 21 * _WORD.size
 _AT_ENTRY = 9  # of <elf.h>: where the program begins
+
+
+class Missing(NamedTuple):
+    """A file that was not found. build_id: None if the core does not contain it."""
+
+    path: str
+    build_id: str | None
 
 
 class CoreImage:
@@ -36,22 +52,38 @@ class CoreImage:
 
     pid: the process id; None if the core does not contain it.
     signal: the signal that ended the process; None if the core does not contain it.
+    missing: executable files and libraries of the process that were not found.
     """
 
     def __init__(self, path: Path, root: Path = Path("/")) -> None:
         """Open it.
 
-        root: the folder that contains the program's files, at their own paths. A file is used only
-            if its build-id is the one in the core's memory.
+        root: the folder that contains the program's files, at their own paths or by their build-ids
+            (usr/lib/.build-id). A file is used only if its build-id is the one in the core's
+            memory. If the user has named debuginfod servers, they are asked for what is not there.
         Raises: TargetError if the file cannot be read, or is not a core.
         """
         try:
-            self._child = Child(str(path), lambda: _answering(path), _BOUNDS)
+            with open_regular(path, LARGEST) as file:
+                packed = format_of(file)
+            bounds = _BOUNDS if packed is None else packed_core.BOUNDS
+            self._child = Child(str(path), lambda: _answering(path), bounds)
         except OSError as error:
             raise unreadable(path, error) from error
         self._facts: Mapping[str, Any] = self._child.ask("facts")
-        self.program = self._program(root)
+        self.program = self._program(root, {})
         self.memory = CoreMemory(self._child, self.program)
+        self.missing = self._missing()
+        until = time.monotonic() + _SECONDS_TO_ASK
+        found = {
+            one.path: place
+            for one in self.missing
+            if (place := _file_of_build(one, root, ask=time.monotonic() < until)) is not None
+        }
+        if found:
+            self.program = self._program(root, found)
+            self.memory = CoreMemory(self._child, self.program)
+            self.missing = self._missing()
 
     @property
     def pid(self) -> int | None:
@@ -106,7 +138,18 @@ class CoreImage:
         number = int(self._facts["machine_number"])
         return MACHINES.get(number, f"machine {number}")
 
-    def _program(self, root: Path) -> Program:
+    def _missing(self) -> tuple[Missing, ...]:
+        """The files that are not those of the core."""
+        found = []
+        for module in self.program.modules[:_MOST_MODULES]:
+            if not self.memory.is_same(module):
+                head = bytes.fromhex(self._child.ask("read", module.start, PAGE))
+                if head.startswith(_ELF) or ".so" in module.name:
+                    found.append(Missing(module.path, _build_id(head)))
+        return tuple(found)
+
+    def _program(self, root: Path, found: Mapping[str, Path]) -> Program:
+        """found: files that are elsewhere, by their own paths."""
         mapped = [
             MappedFile(int(start), int(end), int(offset), str(path))
             for start, end, offset, path in self._facts["files"]
@@ -115,7 +158,7 @@ class CoreImage:
         for part in sorted(mapped):
             parts.setdefault(part.path, []).append(part)
         names = {path: visible_path(path, "/") for path in parts}
-        places = [(root / name.lstrip("/"), name) for name, _ in names.values()]
+        places = [(found.get(name, root / name.lstrip("/")), name) for name, _ in names.values()]
         files = Files(places)
         modules = tuple(
             Module(
@@ -158,36 +201,66 @@ class CoreMemory:
                 break
         return bytes(data)
 
+    def is_same(self, module: Module) -> bool:
+        """Whether the file of a module is the one that the process had mapped."""
+        if module not in self._is_same:
+            # What proves it has to be in the core itself.
+            self._is_same[module] = False
+            with suppress(TargetError):
+                at, content = module.elf.fingerprint
+                there = self.read_available(module.base + at, len(content))
+                self._is_same[module] = there == content
+        return self._is_same[module]
+
     def _of_file(self, address: int, size: int) -> bytes:
         """Return what a file has for an address that the core leaves out."""
         module = self._program.module_at(address)
         if module is None:
             return b""
+        if not self.is_same(module):
+            return b""
         try:
-            if module not in self._is_same:
-                self._is_same[module] = False
-                at, content = module.elf.fingerprint
-                there = self.read_available(module.base + at, len(content))
-                self._is_same[module] = there == content
-            if not self._is_same[module]:
-                return b""
             end = min(address + size, (address // PAGE + 1) * PAGE)
             return module.elf.content(address - module.base, end - address) or b""
         except TargetError:
             return b""
 
 
+def _build_id(head: bytes) -> str | None:
+    """head: the first bytes of a mapped file; they may be a stranger's."""
+    try:
+        return build_id_in(head)
+    except (Broken, struct.error, IndexError):
+        return None
+
+
+def _file_of_build(file: Missing, root: Path, *, ask: bool) -> Path | None:
+    """Return a file by its build-id: where Fedora's packages link it, or from debuginfod.
+
+    ask: whether debuginfod's servers may be asked
+    """
+    build_id = file.build_id
+    if build_id is None:
+        return None
+    linked = root / "usr/lib/.build-id" / build_id[:2] / build_id[2:]
+    if linked.exists():
+        return linked
+    return fetch(build_id, os.path.basename(file.path), is_executable=True) if ask else None
+
+
 def _answering(path: Path) -> Answer:
     """Open a core file; runs in the child, before it drops its rights."""
     try:
         file = open_regular(path, LARGEST)
+        packed = format_of(file)
+        unpack = None if packed is None else unpacking(str(path), file, packed)
     except OSError as error:
         raise unreadable(path, error) from error
     opened: list[CoreFile] = []
 
     def answer(question: str, arguments: list[Json], tell: Tell) -> Json:
         if question == "facts":
-            opened.append(CoreFile(str(path), file))
+            opened.append(CoreFile(str(path), file if unpack is None else unpack()))
             return _facts(opened[0])
         address, size = arguments
         return opened[0].read(address, size).hex()

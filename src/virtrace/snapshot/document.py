@@ -89,7 +89,8 @@ def _document(look: Look, exe: str, program: Program, source: str) -> Snapshot:
         else {
             "signal": look.crash.signal,
             "code": look.crash.code,
-            "address": f"{look.crash.address:#x}",
+            "address": None if look.crash.address is None else f"{look.crash.address:#x}",
+            "sender": look.crash.sender,
         },
         "verdicts": [_verdict(verdict) for verdict in found],
         "threads": [_thread(look, thread) for thread in look.threads],

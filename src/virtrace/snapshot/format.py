@@ -319,12 +319,13 @@ class NeighbourRecord(TypedDict):
 class CrashRecord(TypedDict):
     """The signal that ended the process, its si_code, and the address of a fault.
 
-    address: null where it is not known, or was replaced in a bundle.
+    address: null where it is not known, or was replaced in a bundle. sender: pid of who sent it.
     """
 
     signal: Count
     code: int
     address: AddressOrNull
+    sender: CountOrNull
 
 
 CrashOrNull = Optional[CrashRecord]

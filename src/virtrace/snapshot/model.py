@@ -293,14 +293,16 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Crash:
-    """What ended the process: the signal, its si_code, and the address of a fault.
+    """What ended the process: the signal and its si_code. The first thread got it.
 
-    The first thread got the signal.
+    address: of a fault; None where the signal is none, or the processor does not tell.
+    sender: the pid of the process that sent the signal, as the process counts; None of a fault.
     """
 
     signal: int
     code: int
-    address: int
+    address: int | None
+    sender: int | None = None
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
+from virtrace.binary.core import Signal
 from virtrace.binary.x86_64 import ABI
 from virtrace.errors import TargetError
 from virtrace.image.core import CoreImage
@@ -25,6 +26,11 @@ from virtrace.targets import target_of
 
 # Signals that end a process with a core (signal(7)); gcore notes the one by which it stopped it.
 _DUMPING = frozenset((3, 4, 5, 6, 7, 8, 11, 24, 25, 31))
+# Those whose address is that of a fault, unless the kernel itself sent the signal.
+_FAULTS = frozenset((4, 7, 8, 11))
+_SI_KERNEL = 0x80
+# Of files that were not found.
+_MOST_NAMED = 4
 # States in which a thread does not stop, or is stopped.
 _UNSTOPPABLE = ("D", "T", "t")
 # Between the two looks, at least; and where the kernel does not tell how long threads have slept.
@@ -104,10 +110,37 @@ def take_from_core(image: CoreImage, taken: float) -> Look:
     """
     target_of(image.program)
     look = look_at(image, _Nothing(image.pid, taken))
+    look = replace(look, notes=[*look.notes, *_lost(image)])
     signal = image.signal
     if signal is None or signal.number not in _DUMPING or not look.threads:
         return look
-    return replace(look, crash=Crash(signal.number, signal.code, signal.address))
+    return replace(look, crash=_crash(signal))
+
+
+def _crash(signal: Signal) -> Crash:
+    """What siginfo says (sigaction(2)): which of its fields are set depends on the code."""
+    if signal.code <= 0:
+        # kill, tgkill, sigqueue: pid and user of the sender.
+        return Crash(signal.number, signal.code, None, signal.address & 0xFFFFFFFF)
+    has_address = signal.number in _FAULTS and signal.code != _SI_KERNEL
+    return Crash(signal.number, signal.code, signal.address if has_address else None)
+
+
+def _lost(image: CoreImage) -> Iterator[str]:
+    """Say what is lost with the files that were not found."""
+    if not image.missing:
+        return
+    named = [
+        f"{one.path} (build-id {one.build_id or 'not known'})"
+        for one in image.missing[:_MOST_NAMED]
+    ]
+    more = len(image.missing) - len(named)
+    yield (
+        f"{len(image.missing)} of {len(image.program.modules)} mapped files are not here as the "
+        f"core had them: {', '.join(named)}{f', and {more} more' if more else ''}. Their functions "
+        "have no names, stacks end in them, and what libvirt keeps in memory may not be found. "
+        "Copy them from the core's host, and name the folder with --root; or set DEBUGINFOD_URLS"
+    )
 
 
 def _switches(pid: int) -> dict[int, str]:

@@ -18,12 +18,15 @@ import yaml
 from virtrace.snapshot.format import AT_REST, STATES, WELL
 from virtrace.snapshot.graph import Root, by_domain, domain_name, roots
 from virtrace.snapshot.host import is_local
-from virtrace.snapshot.model import Keepalive, Look, Qemu, SeenThread
+from virtrace.snapshot.model import Crash, Keepalive, Look, Qemu, SeenThread
 
 # A call that has waited for a shorter time does not hang, s.
 LONG = 1.0
-# Signals whose address is that of a fault.
-_FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
+# What the code of a signal says of the address (sigaction(2)): SEGV_MAPERR, SEGV_ACCERR.
+_OF_ADDRESS: Mapping[tuple[int, int], str] = {
+    (signal.SIGSEGV, 1): ", which is not mapped,",
+    (signal.SIGSEGV, 2): ", which does not allow the access,",
+}
 
 
 @dataclass(frozen=True)
@@ -174,11 +177,21 @@ def _crashed(looked: _Looked) -> Iterator[_Case]:
     frames = [frame.text for frame in thread.frames if frame.function is not None]
     fields = {
         "signal": _signal_name(crash.signal),
-        "address": f" at address {crash.address:#x}" if crash.signal in _FAULTS else "",
+        "address": _reason(looked.look.pid, crash),
         "place": frames[0] if frames else "a function without a name",
         "who": who(looked.look, thread),
     }
     yield _Case(fields, Root(thread, ()))
+
+
+def _reason(pid: int | None, crash: Crash) -> str:
+    """Return what the signal says of its reason: the address of a fault, or who sent it."""
+    if crash.address is not None:
+        return f" at address {crash.address:#x}{_OF_ADDRESS.get((crash.signal, crash.code), '')}"
+    # A process that gives up sends the signal to itself.
+    if crash.sender is not None and crash.sender != pid:
+        return f", sent by process {crash.sender},"
+    return ""
 
 
 def _signal_name(number: int) -> str:

@@ -27,6 +27,8 @@ _OF_QEMU = re.compile(
     r"|mon_iothread|SPICE Worker|migration|live_migration|multifdsend_[0-9]+|multifdrecv_[0-9]+"
     r"|qemu-kvm|log|gmain|gdbus|pool-spawner)[\w-]{0,10}"
 )
+# In front of an API's name: the function of a driver that it calls (snapshot/look.py).
+_METHOD = "method of "
 # Files that have no name, and files of the kernel about a process.
 _NAMELESS = re.compile(r"(?:pipe|socket|anon_inode):\[?\w+\]?")
 _OF_PROCESS = r"/proc/[0-9]+(?:/task/[0-9]+)?/stack(?![\w/])"
@@ -206,8 +208,9 @@ class SnapshotRedactor(RecordRedactor):
         }
 
     def _frame(self, frame: Json) -> str:
-        if FRAME.fullmatch(frame):
-            return redact_prose(self.texts, frame, OF_C, code=True)
+        driver, method, function = frame.rpartition(_METHOD)
+        if FRAME.fullmatch(function) and not driver:
+            return f"{method}{redact_prose(self.texts, function, OF_C, code=True)}"
         return self.texts.unknown(frame, _OTHERS)
 
     # Requests and commands
