@@ -152,7 +152,7 @@ def test_what_cannot_be_read(path: str, arguments: dict[str, int], why: str) -> 
 @pytest.mark.parametrize(
     ("path", "why"),
     [
-        ("absent", "the function has no argument 'absent' here"),
+        ("absent", "there is no argument or variable 'absent' here"),
         ("node->absent", "node->absent: no member 'absent' there"),
         ("number->x", "number->x: goes through something that is not a pointer"),
         ("*number", "*number: goes through something that is not a pointer"),

@@ -383,13 +383,13 @@ class TestFilters:
 
 
 def test_values_that_are_unavailable_say_why() -> None:
-    missing: Captures = {"x": Unavailable("the function has no argument 'x' here"), **N}
+    missing: Captures = {"x": Unavailable("there is no argument or variable 'x' here"), **N}
     site = SpanSite("root", *PLACE, missing, RESULT, root=True)
     traced = Traced()
     traced.enter(site, CALLER, 1000, n=None)
     traced.leave(CALLER, 1000, result=3)
     assert traced.of("enter", "root").values == {
-        "x": {"unavailable": "the function has no argument 'x' here"},
+        "x": {"unavailable": "there is no argument or variable 'x' here"},
         "n": {"unavailable": "optimized out"},
     }
     assert traced.of("exit", "root").values == {

@@ -388,11 +388,11 @@ def _snapshot(argument: str) -> int:
 
 
 def _explain(file: str) -> int:
-    """Say where the numbers of a trace came from.
+    """Explain a trace: what it means, and why.
 
     Usage: virtrace explain [FILE]
 
-    And why they surprise. Without FILE of the last trace that this GDB wrote.
+    Without FILE: the last trace that this GDB wrote.
     """
     # Not above: a trace would wait for them, and for the table of causes, in vain.
     from virtrace.analysis.explain.trace import explain_trace

@@ -95,7 +95,7 @@ def ways(path: Path, types: Mapping[str, CType]) -> tuple[Way, ...]:
     """
     for name in path.arguments:
         if name not in types:
-            raise Unavailable(f"the function has no argument {name!r} here")
+            raise Unavailable(f"there is no argument or variable {name!r} here")
     visitor = _Ways(path.text, types)
     found = [follow(chain, visitor) for chain in path.chains]
     if isinstance(path.form, (TypedParams, Records)):
