@@ -260,4 +260,5 @@ def test_workers_that_are_all_taken_are_told(few_workers: Lab) -> None:
     server = next(one for one in document["servers"] if one["name"] == "libvirtd")
     assert server["clients"] == 5
     (queued,) = server["pool"]["queued"]
-    assert queued["request"]["procedure"] == 194  # REMOTE_PROC_DOMAIN_GET_BLOCK_INFO
+    # REMOTE_PROGRAM: the client's call, or one of those with which virsh begins.
+    assert (queued["request"]["program"], queued["priority"]) == (0x20008086, False)

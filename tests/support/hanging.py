@@ -102,6 +102,17 @@ def calling(lab: Lab, *commands: Sequence[str]) -> Iterator[list[subprocess.Pope
 
 
 @contextmanager
+def waiting(lab: Lab, *commands: Sequence[str]) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Run virsh commands meanwhile, whose domain's QEMU is stopped: the first one asks it."""
+    first, *others = commands
+    with calling(lab, first) as (asking,):
+        wait_for(lab, "qemu-stopped")
+        with calling(lab, *others) as behind:
+            wait_for(lab, "qemu-stopped", behind)
+            yield [asking, *behind]
+
+
+@contextmanager
 def stopped(pid: int) -> Iterator[None]:
     """Stop a process by a signal meanwhile."""
     os.kill(pid, signal.SIGSTOP)

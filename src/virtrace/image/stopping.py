@@ -122,9 +122,8 @@ def _received(told: int) -> bytes:
 def _stop_all(tids: Sequence[int], stacks: StackCopier, tell: int) -> None:
     """What the process that traces does."""
     for tid in tids:
-        began = time.monotonic()
         try:
-            interrupted = stop_thread(tid)
+            interrupted, began = stop_thread(tid)
         except ProcessLookupError:
             continue
         data = ctypes.create_string_buffer(_SIZE)
@@ -138,22 +137,26 @@ def _stop_all(tids: Sequence[int], stacks: StackCopier, tell: int) -> None:
             pipe.write(json.dumps(fields).encode() + b"\n" + stack.data)
 
 
-def stop_thread(tid: int) -> int:
-    """Stop a thread, and return the signal that it was about to get, 0 for none.
+def stop_thread(tid: int) -> tuple[int, float]:
+    """Stop a thread.
 
+    Return the signal that it was about to get, 0 for none, and a time by CLOCK_MONOTONIC at which
+    it had not stopped yet.
     Raises: ProcessLookupError if it has ended; TimeoutError if it does not stop at once: it stays
     traced until this process ends.
     """
     _ptrace(_SEIZE, tid)
+    not_yet = time.monotonic()
     _ptrace(_INTERRUPT, tid)
-    until = time.monotonic() + LONGEST_STOP
-    while time.monotonic() < until:
+    until = not_yet + LONGEST_STOP
+    while (now := time.monotonic()) < until:
         found, status = os.waitpid(tid, _WALL | os.WNOHANG)
         if found == tid:
             if not os.WIFSTOPPED(status):
                 raise ProcessLookupError
             # A stop by PTRACE_INTERRUPT is an event; any other one is for a signal.
-            return 0 if status >> 16 else os.WSTOPSIG(status)
+            return 0 if status >> 16 else os.WSTOPSIG(status), not_yet
+        not_yet = now
         time.sleep(_BETWEEN_LOOKS)
     raise TimeoutError
 

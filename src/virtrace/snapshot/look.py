@@ -102,6 +102,8 @@ class _Looking:
         self._peek = Peek(image.memory)
         self._objects = Objects(image.program, self._peek)
         self._notes: list[str] = []
+        # By return address: the exported function that was called.
+        self._calls: dict[int, str | None] = {}
 
     def look(self) -> Look:
         around = self._around
@@ -274,14 +276,20 @@ class _Looking:
 
     def _called(self, caller: NamedFrame) -> str | None:
         """Return the exported function that a frame's call leads to."""
+        if caller.frame.pc not in self._calls:
+            self._calls[caller.frame.pc] = self._target_of_call(caller)
+        return self._calls[caller.frame.pc]
+
+    def _target_of_call(self, caller: NamedFrame) -> str | None:
         module, program = caller.frame.module, self._image.program
         if module is None:
             return None
         with suppress(TargetError):
             for called, slot in module.elf.calls_before([caller.frame.pc - module.base]).values():
-                address = None if slot is None else self._peek.word(module.base + slot)
-                if called is not None:
-                    address = module.base + called
+                # Through a slot, what is called first is a stub.
+                address = None if called is None else module.base + called
+                if slot is not None:
+                    address = self._peek.word(module.base + slot)
                 target = None if address is None else program.module_at(address)
                 if address is not None and target is not None:
                     names = {start: name for start, _, name in target.elf.exported_functions()}

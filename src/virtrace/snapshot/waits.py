@@ -218,15 +218,12 @@ def _condition(position: Position, around: Surroundings) -> Wait | None:
         return _asked("qemu", "qemuMonitor", near, around)
     if any(name.startswith("qemuAgent") for name in inside[:4]):
         return _asked("agent", "qemuAgent", near, around)
-    begins = next((name for name in inside[:4] if _BEGIN_JOB.fullmatch(name)), None)
+    begins = _begins_job(position.frames[at + 1 : at + 6], around)
     domain = _held(near, "virDomainObj", around)
     if begins is not None:
         until = _deadline(position.frames[max(0, at - 1) : at + 1], around)
         since = None if until is None else until - _JOB_SECONDS
-        # Who was called may have jumped to the function that waits: it says what kind of job.
-        caller = position.frames[at + 2 + inside.index(begins) : at + 3 + inside.index(begins)]
-        called = (around.called(caller[0]) if caller else None) or begins
-        return Wait("job", domain=domain, until=until, since=since, function=called)
+        return Wait("job", domain=domain, until=until, since=since, function=begins)
     event = next((name for name in inside[:3] if _EVENT.fullmatch(name)), None)
     if event is not None:
         return Wait("event", domain=_held(position.frames, "virDomainObj", around), function=event)
@@ -234,6 +231,17 @@ def _condition(position: Position, around: Surroundings) -> Wait | None:
         return Wait("idle")
     function = next((name for name in inside if name), None)
     return Wait("condition", domain=domain, function=function)
+
+
+def _begins_job(frames: Sequence[NamedFrame], around: Surroundings) -> str | None:
+    """The outermost of the functions that begin a job, which says what kind of job."""
+    found = None
+    for named, caller in zip(frames, frames[1:]):
+        # What the caller calls may have no frame: it jumps to the function that waits.
+        for name in (named.function, around.called(caller)):
+            if name is not None and _BEGIN_JOB.fullmatch(name):
+                found = name
+    return found
 
 
 def _asked(kind: str, type_name: str, near: Sequence[NamedFrame], around: Surroundings) -> Wait:
