@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from virtrace.files import text_inside
@@ -89,6 +90,8 @@ def how_to_trust(path: str) -> str:
     )
 
 
+# Each file is read by a child, which takes as long as to resolve a function.
+@cache
 def _distribution(root: Path) -> dict[str, str]:
     for name in ("etc/os-release", "usr/lib/os-release"):
         pairs = (line.partition("=") for line in text_inside(root, name, _MAX_RELEASE).splitlines())

@@ -72,14 +72,18 @@ def _modules(recipe: Recipe, program: Program, plan: Plan) -> Iterator[LoadedMod
         lacking = any(
             probe.lacks or (probe.level == "missing" and probe.name in static) for probe in probes
         )
-        remedy = target_of(program).how_to_get_debug_info(name, program.root)
-        if not module.elf.is_trusted:
-            remedy = how_to_trust(module.path)
+        remedy = None
+        if lacking and not known:
+            remedy = (
+                target_of(program).how_to_get_debug_info(name, program.root)
+                if module.elf.is_trusted
+                else how_to_trust(module.path)
+            )
         yield {
             "path": module.path,
             "build_id": module.build_id,
             "base": f"{module.base:#x}",
-            "remedy": remedy if lacking and not known else None,
+            "remedy": remedy,
         }
 
 

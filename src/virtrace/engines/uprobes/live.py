@@ -19,12 +19,9 @@ from virtrace.engines.uprobes.hits import DamagedRecordError, Hit, Hits
 from virtrace.engines.uprobes.layout import HIT, HIT_HEADER, TID, WORD
 from virtrace.engines.uprobes.program import Program
 from virtrace.errors import TargetError, Unavailable
-from virtrace.image.live import LiveImage
 from virtrace.image.memory import MemoryCopy
 from virtrace.image.model import Registers, Thread
-from virtrace.image.names import FrameNames
 from virtrace.image.process import Process, read_status
-from virtrace.image.unwind import Unwinder
 from virtrace.plan.model import Plan
 from virtrace.trace.format import Json, unavailable
 
@@ -57,6 +54,11 @@ class LiveBacktraces:
         self._opened = ExitStack()
         if not self._wanting:
             return
+        # Most recipes want none, and need not wait for these.
+        from virtrace.image.live import LiveImage
+        from virtrace.image.names import FrameNames
+        from virtrace.image.unwind import Unwinder
+
         self._image = self._opened.enter_context(LiveImage(process))
         self._unwinder = Unwinder(self._image)
         known = {
