@@ -114,6 +114,7 @@ class Pictured:
     ranges: Sequence[tuple[int, int]]
     pid: int | None = None
     signal: None = None
+    missing: tuple[()] = ()
 
     def threads(self) -> Sequence[Thread]:
         return self.all_threads

@@ -427,6 +427,8 @@ def test_a_virtlogd_that_does_not_answer_is_told(own_lab: Lab) -> None:
         assert client.returncode == 0
     finally:
         os.kill(virtlogd, signal.SIGKILL)
+    wait_until(lambda: read_status(virtlogd) is None, "virtlogd has ended")
+    gone = snapshot(own_lab)
     root = root_of(document, verdict, client, "virDomainCreate")
     assert root["request"]["name"] == "vm2"
     (peer,) = root["wait"]["children"]
@@ -436,6 +438,26 @@ def test_a_virtlogd_that_does_not_answer_is_told(own_lab: Lab) -> None:
         f"virDomainCreate on vm2 (thread {root['tid']}) waits for {root['asleep_s']:.1f} s for the "
         f"answer of process {virtlogd} ({peer['command']}, stopped by a signal)."
     )
+    socket_of_it = str(own_lab.folder / "run" / "libvirt" / "virtlogd-sock")
+    assert neighbours(document, "virtlogd") == [
+        {
+            "name": "virtlogd",
+            "socket": socket_of_it,
+            "pid": virtlogd,
+            "state": "T",
+            "has_socket": True,
+            "waiting": [root["tid"]],
+        }
+    ]
+    (it,) = neighbours(gone, "virtlogd")
+    assert (it["pid"], it["has_socket"], it["waiting"]) == (None, False, [])
+    assert gone["notes"] == [
+        "no process reads what the QEMU of vm2 writes to its log, as virtlogd does"
+    ]
+
+
+def neighbours(document: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    return [each for each in document["neighbours"] if each["name"] == name]
 
 
 def test_a_name_service_that_does_not_answer_is_told(stage: Stage) -> None:

@@ -21,6 +21,8 @@ _OCTAL = re.compile(r"\\([0-7]{3})")
 _LOCAL = frozenset(("btrfs", "ext2", "ext3", "ext4", "overlay", "ramfs", "tmpfs", "xfs", "zfs"))
 # Daemons of libvirt that others use.
 _NEIGHBOURS = ("virtlogd", "virtlockd")
+# Of the names of sockets for clients: libvirt-sock, virtlogd-sock.
+_SOCKET_ENDING = "-sock"
 # In a line of /proc/PID/net/unix, the fields of a socket with a path; the flag of one that listens.
 _UNIX_FIELDS, _ACCEPTS = 8, 1 << 16
 _STDERR = 2
@@ -121,11 +123,15 @@ def neighbours(pid: int) -> Iterator[Neighbour]:
     """The daemons that may work for this one: their sockets are beside its own."""
     listening = dict(_listening(pid))
     own = {*_files_of(pid)}
-    folders = {os.path.dirname(path) for path, file in listening.items() if file in own}
+    folders = {
+        os.path.dirname(path)
+        for path, file in listening.items()
+        if file in own and path.endswith(_SOCKET_ENDING)
+    }
     named = {name: [other for other in _pids() if _name_of(other) == name] for name in _NEIGHBOURS}
     for folder in sorted(folders):
         for name, pids in named.items():
-            path = f"{folder}/{name}-sock"
+            path = f"{folder}/{name}{_SOCKET_ENDING}"
             file = listening.get(path)
             found = next((one for one in pids if file and file in _files_of(one)), None)
             status = None if found is None else read_status(found)
