@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,13 @@ from tests.support.waiting import wait_until
 from virtrace.binary.reader import read_by_child
 from virtrace.errors import NOT_TRACED, TargetError
 from virtrace.image.model import Module, Program
-from virtrace.image.process import container_name, inspect, user_name, yama_refusal
+from virtrace.image.process import (
+    container_name,
+    inspect,
+    texts_of_processes,
+    user_name,
+    yama_refusal,
+)
 from virtrace.targets import LIBVIRT
 from virtrace.targets.processes import (
     check_traceable,
@@ -422,3 +429,17 @@ def test_yama(scope: int, may_trace_all: bool, part: str | None) -> None:
         assert error is not None
         assert str(scope) in error.what
         assert part in error.remedy
+
+
+def test_what_does_not_answer_does_not_hide_the_others(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("text")
+    with ExitStack() as ends:
+        pids = []
+        # Who reads the second one's input from a pipe waits for as long as nobody writes to that.
+        for source in (file.open(), subprocess.PIPE, file.open()):
+            process = ends.enter_context(subprocess.Popen(["sleep", "1000"], stdin=source))
+            ends.callback(process.kill)
+            pids.append(process.pid)
+        found = texts_of_processes([*pids, 1 << 22], "fd/0", 100)
+    assert found == {pids[0]: "text", pids[2]: "text"}

@@ -110,6 +110,7 @@ class Binary:
         self._files = files
         self._number = number
         self._around: dict[int, int | None] = {}
+        self._rows: dict[int, Row | None] = {}
 
     def _ask(self, question: str, *arguments: Any) -> Any:
         return self._files.ask(self._number, question, *arguments)
@@ -266,6 +267,11 @@ class Binary:
 
     def unwind_row(self, address: int) -> Row | None:
         """How a function's caller is found at an address of the function; None if not known."""
+        if address not in self._rows:
+            self._rows[address] = self._row(address)
+        return self._rows[address]
+
+    def _row(self, address: int) -> Row | None:
         found = self._ask("unwind_row", address)
         if found is None:
             return None

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import json
 import os
 import pwd
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from virtrace import confined
 from virtrace.binary.reader import Files
@@ -31,6 +34,8 @@ DELETED = " (deleted)"
 _LARGEST_MAPS = 8 << 20
 _LONGEST_COMMAND = 1 << 12
 
+# Processes that do not answer, before the others behind them are given up, too.
+_MOST_GIVEN_UP = 3
 _CHILD = Bounds(memory=64 << 20, processor_seconds=2, seconds=10)
 
 # By machine: the number of the system call get_robust_list.
@@ -218,20 +223,55 @@ def read_status(pid: int) -> dict[str, str] | None:
 def text_of_process(pid: int, name: str, limit: int) -> str:
     """Read the beginning of ``/proc/PID/environ`` or ``cmdline``; empty if it cannot be read.
 
-    The kernel reads it from the memory of the process, which may be a file in a file system that
-    never answers: a child reads it, and is given up after a while.
-
     limit: bytes.
     """
+    return texts_of_processes([pid], name, limit).get(pid, "")
 
-    def begin() -> Callable[[Tell], str]:
-        file = open(f"/proc/{pid}/{name}", "rb")  # noqa: SIM115 - the work reads it
-        return lambda _: file.read(limit).decode(errors="surrogateescape")
 
-    try:
-        return str(confined.run(f"/proc/{pid}/{name}", begin, _CHILD))
-    except (TargetError, OSError):
-        return ""
+def texts_of_processes(pids: Collection[int], name: str, limit: int) -> dict[int, str]:
+    """Read the same of several processes at once; those that cannot be read are left out.
+
+    The kernel reads it from the memory of the process, which may be a file in a file system that
+    never answers: a child reads it, and is given up after a while.
+    """
+    found: dict[int, str] = {}
+    waiting = sorted({*pids})
+    for _ in range(_MOST_GIVEN_UP):
+        if not waiting:
+            break
+        told: list[int] = []
+
+        def tell(line: str, told: list[int] = told) -> None:
+            pid, text = json.loads(line)
+            told.append(pid)
+            if text is not None:
+                found[pid] = text
+
+        with suppress(TargetError, OSError):
+            confined.run(f"{name} in /proc", partial(_begin, waiting, name, limit), _CHILD, tell)
+        # The first one of which nothing was told is what the child waited for.
+        waiting = waiting[len(told) + 1 :]
+    return found
+
+
+def _begin(pids: Sequence[int], name: str, limit: int) -> Callable[[Tell], None]:
+    """What the child does: it opens all files, and then reads them."""
+    files: list[tuple[int, BinaryIO | None]] = []
+    for pid in pids:
+        try:
+            files.append((pid, open(f"/proc/{pid}/{name}", "rb")))  # noqa: SIM115 - read below
+        except OSError:
+            files.append((pid, None))
+
+    def work(tell: Tell) -> None:
+        for pid, file in files:
+            text = None
+            with suppress(OSError):
+                if file is not None:
+                    text = file.read(limit).decode(errors="surrogateescape")
+            tell(json.dumps([pid, text]))
+
+    return work
 
 
 def describe_process(pid: int) -> str:

@@ -9,7 +9,7 @@ years.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 from uuid import UUID
 
@@ -72,14 +72,17 @@ def domain_at(
     held = [each for at in candidates if (each := _jobs(peek, at, tids, now)) is not None]
     # Zeros look alike; a job that is held proves the place.
     jobs = next(filter(None, held), ()) if held else None
-    qemu = None
+    qemus = (qemu_of(pid, definition.uuid) for pid in pids_at(peek, address))
+    qemu = next((pid for pid in qemus if pid is not None), None)
+    return Domain(address, *definition, qemu=qemu, jobs=jobs)
+
+
+def pids_at(peek: Peek, address: int) -> Iterator[int]:
+    """What may be the pid of the QEMU in a virDomainObj, as the process counts."""
     for at in _PIDS:
         pid = peek.number(address + at, 4, signed=True)
         if pid is not None and 1 < pid < _MOST_PIDS:
-            qemu = qemu_of(pid, definition.uuid)
-            if qemu is not None:
-                break
-    return Domain(address, *definition, qemu=qemu, jobs=jobs)
+            yield pid
 
 
 def _definition(peek: Peek, address: int) -> _Definition | None:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from virtrace.image.process import read_status, text_of_process
+from virtrace.image.process import read_status, texts_of_processes
 from virtrace.snapshot.model import Child, Neighbour, Qemu, QemuThread
 
 _LONGEST_COMMAND = 1 << 14
@@ -76,19 +76,41 @@ def has_our_clock(pid: int) -> bool:
     return True
 
 
+class Commands:
+    """The command lines of processes, each read once."""
+
+    def __init__(self) -> None:
+        self._lines: dict[int, str] = {}
+
+    def read(self, pids: Collection[int]) -> None:
+        """Read those of several processes at once, which takes as long as that of one."""
+        missing = [pid for pid in pids if pid not in self._lines and os.path.exists(f"/proc/{pid}")]
+        self._lines |= dict.fromkeys(missing, "")
+        self._lines |= texts_of_processes(missing, "cmdline", _LONGEST_COMMAND)
+
+    def of(self, pid: int) -> str | None:
+        """Return the command line of a process, or its name; None if it is gone."""
+        self.read([pid])
+        return _in_words(pid, self._lines.get(pid, ""))
+
+    def is_qemu_of(self, pid: int, uuid: str) -> bool:
+        """Whether a process is the QEMU of a domain: libvirt gives it the UUID."""
+        self.read([pid])
+        line = self._lines.get(pid, "")
+        return f"\0{uuid}\0" in line or f"uuid={uuid}" in line
+
+
 def command_of(pid: int) -> str | None:
     """Return the command line of a process, or its name; None if it is gone."""
-    line = text_of_process(pid, "cmdline", _LONGEST_COMMAND).replace("\0", " ").strip()
-    if line:
-        return line
+    return Commands().of(pid)
+
+
+def _in_words(pid: int, line: str) -> str | None:
+    words = line.replace("\0", " ").strip()
+    if words:
+        return words
     status = read_status(pid)
     return None if status is None else status.get("Name")
-
-
-def is_qemu_of(pid: int, uuid: str) -> bool:
-    """Whether a process is the QEMU of a domain: libvirt gives it the UUID."""
-    line = text_of_process(pid, "cmdline", _LONGEST_COMMAND)
-    return f"\0{uuid}\0" in line or f"uuid={uuid}" in line
 
 
 def qemu(pid: int) -> Qemu | None:

@@ -12,7 +12,7 @@ from virtrace.image.model import Image, Thread
 from virtrace.image.names import FrameNames
 from virtrace.image.process import user_name
 from virtrace.image.unwind import Unwinder
-from virtrace.snapshot.domains import domain_at
+from virtrace.snapshot.domains import domain_at, pids_at
 from virtrace.snapshot.host import Mount
 from virtrace.snapshot.model import (
     Child,
@@ -71,6 +71,9 @@ class Around(Protocol):
         """
 
     def qemu_of(self, own_pid: int, uuid: str) -> int | None: ...
+    def read_commands(self, pids: Collection[int]) -> None:
+        """Read at once, of processes of this host, what is asked for one by one later."""
+
     def qemu(self, pid: int) -> Qemu | None: ...
     def command_of(self, pid: int) -> str | None: ...
     def file_of(self, descriptor: int) -> str | None: ...
@@ -116,9 +119,12 @@ class _Looking:
         if not census.objects:
             self._notes.append("no object of libvirt was found in memory")
         tids = set(own_tids.values())
+        objects = census.objects.get("virDomainObj", ())
+        own_pids = {pid for address in objects for pid in pids_at(self._peek, address)}
+        around.read_commands([pid for one in own_pids if (pid := around.here(one)) is not None])
         domains = [
             domain
-            for address in census.objects.get("virDomainObj", ())
+            for address in objects
             if (domain := domain_at(self._peek, address, tids, around.taken, around.qemu_of))
         ]
         monitors = [
@@ -133,6 +139,8 @@ class _Looking:
             for address in census.objects.get("virNetServer", ())
         )
         servers = [server for server in found if server is not None]
+        connections = [one for server in servers for one in server.connections if one.requests]
+        around.read_commands([one.pid for one in connections if one.pid is not None])
         surroundings = Surroundings(
             self._peek,
             self._objects,

@@ -17,7 +17,7 @@ from virtrace.image.model import Thread
 from virtrace.image.process import Process, read_status
 from virtrace.image.stopping import StoppingImage
 from virtrace.snapshot import host, sockets
-from virtrace.snapshot.host import Clocks, Mount, Pids
+from virtrace.snapshot.host import Clocks, Commands, Mount, Pids
 from virtrace.snapshot.look import look_at
 from virtrace.snapshot.model import Child, Crash, Look, Neighbour, Qemu
 from virtrace.snapshot.peek import Peek
@@ -172,6 +172,7 @@ class _Host:
         self.uptime = time.monotonic() if host.has_our_clock(pid) else None
         self._clocks = Clocks()
         self._pids = Pids(pid)
+        self._commands = Commands()
 
     def own_tid(self, tid: int) -> int:
         status = read_status(tid)
@@ -185,13 +186,16 @@ class _Host:
 
     def qemu_of(self, own_pid: int, uuid: str) -> int | None:
         pid = self._pids.here(own_pid)
-        return pid if pid is not None and host.is_qemu_of(pid, uuid) else None
+        return pid if pid is not None and self._commands.is_qemu_of(pid, uuid) else None
+
+    def read_commands(self, pids: Collection[int]) -> None:
+        self._commands.read(pids)
 
     def qemu(self, pid: int) -> Qemu | None:
         return host.qemu(pid)
 
     def command_of(self, pid: int) -> str | None:
-        return host.command_of(pid)
+        return self._commands.of(pid)
 
     def file_of(self, descriptor: int) -> str | None:
         return host.file_of(self.pid, descriptor)
@@ -237,6 +241,9 @@ class _Nothing:
 
     def qemu_of(self, own_pid: int, uuid: str) -> int | None:
         return None
+
+    def read_commands(self, pids: Collection[int]) -> None:
+        pass
 
     def qemu(self, pid: int) -> Qemu | None:
         return None
