@@ -37,6 +37,7 @@ TRACES = (
     "explain/stopped-device-with-host-facts-9.0.0",
     "explain/error-9.0.0",
     "diff/last-sector-7.0.0",
+    "version1/start-failure",
 )
 # Of at most 15 bytes: the kernel keeps no more of a program's name.
 COMM = "FORGED\x1b[2J\u202e"

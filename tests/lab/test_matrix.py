@@ -46,6 +46,7 @@ TESTS = (
     "tests/lab/test_stripped.py",
     "tests/lab/test_scenarios.py",
     "tests/lab/test_catalogue.py",
+    "tests/lab/test_explainers.py",
     "tests/lab/test_new_recipe.py",
     "tests/lab/test_lab.py",
 )

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from string import Formatter
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.cases import Disk, call, explained, numbers
+from tests.support import samples
+from tests.support.cases import Disk, built, call, explained, numbers
 from virtrace.analysis.decision import STAT, decide
+from virtrace.analysis.explain import statistics
 from virtrace.analysis.explain.disks import EXPLAINER
+from virtrace.analysis.explain.model import Traced
+from virtrace.analysis.explain.trace import explain_calls
+from virtrace.analysis.spans import Call
 from virtrace.report.explanation import explanation_lines, fill_text
 from virtrace.report.highlight import Style
 
@@ -108,7 +113,7 @@ def test_every_cause_has_its_claim() -> None:
     assert {*CLAIMS, *NOT_OF_A_RUNNING_DISK} == {each.name for each in EXPLAINER.causes.causes}
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(disks())
 def test_what_is_said_of_a_running_guest_is_true(it: Truth) -> None:
     info = numbers(it.capacity, it.allocation, it.physical)
@@ -183,3 +188,60 @@ def test_the_picture_that_began_it() -> None:
         "--human shows 2.000 GiB for capacity and allocation and physical, which are up to 4,096 "
         "bytes apart"
     ) in lines
+
+
+# The disks in a guest's statistics: what each sentence claims.
+OF_STATISTICS: dict[str, Callable[[Truth], bool]] = {
+    "no-actual-size": lambda it: it.usage is None and it.physical == it.capacity,
+    "nothing-written": lambda it: it.usage == 0 and it.allocation == 0 and it.physical == it.size,
+    "device-unwritten": lambda it: it.on_device and it.allocation == 0 and it.physical == it.size,
+    "no-mark": lambda it: it.offset is None and it.allocation == 0 and it.physical == it.usage,
+    "not-written": lambda it: it.offset == 0 and it.allocation == 0 and it.physical == it.usage,
+    "mark-equals-usage": lambda it: it.allocation == it.physical == it.usage == it.offset,
+    "mark-on-device": lambda it: it.on_device and it.physical == it.size,
+    "mark": lambda it: it.allocation == it.offset and it.physical == it.usage,
+}
+NOT_OF_RUNNING_STATISTICS = {"contradiction", "shut-off", "unknown"}
+
+
+def test_every_cause_of_statistics_has_its_claim() -> None:
+    names = {each.name for each in statistics.EXPLAINER.causes.causes}
+    assert {*OF_STATISTICS, *NOT_OF_RUNNING_STATISTICS} == names
+
+
+@settings(max_examples=300, deadline=None)
+@given(disks())
+def test_what_is_said_of_statistics_is_true(it: Truth) -> None:
+    usage = it.capacity if it.usage is None else it.usage
+    it = replace(it, allocation=it.offset or 0, physical=usage or it.size)
+    values = {
+        "block.count": 1,
+        "block.0.name": "vda",
+        "block.0.path": it.disk.file,
+        "block.0.capacity": it.capacity,
+        "block.0.allocation": it.allocation,
+        "block.0.physical": it.physical,
+    }
+    [one] = explain_calls(statistics.EXPLAINER, [statistics_call(it, values)], Traced([]))
+    if it.usage == 0 and it.offset and not it.on_device:
+        # What no file can be: written, and without a block.
+        return
+    for finding in one.findings:
+        assert OF_STATISTICS[finding.cause.name](it), (finding.cause.name, it)
+        assert_no_two_values_read_the_same(finding.cause.says, one.case)
+
+
+def statistics_call(it: Truth, values: dict[str, Any]) -> Call:
+    recorder = samples.Recorder()
+    recorder.add("enter", "virDomainListGetStats", span=1, call=1)
+    place = {"call": 1, "parent": 1}
+    for sent, received in (
+        samples.qmp("query-blockstats", 1, [it.disk.entry()]),
+        samples.qmp("query-blockstats", 2, [], **{"query-nodes": True}),
+        samples.qmp("query-named-block-nodes", 3, it.disk.nodes(), flat=True),
+    ):
+        recorder.add("point", "qmp.send", values=sent, **place)
+        recorder.add("point", "qmp.reply", values=received, **place)
+    returned = {"result": 1, "records": {"vm1": values}}
+    recorder.add("exit", "virDomainListGetStats", values=returned, span=1, call=1)
+    return built(recorder)

@@ -311,7 +311,7 @@ def _case(each: Explanation[Any]) -> Iterator[str]:
         message = each.case.block.error.values.get("message") if each.case.block.error else None
         yield f"- libvirt's error: {_text(pieces.plain(message))}" if message else "- no numbers"
     for fact in each.case.facts:
-        told = " ".join(filter(None, [pieces.plain(fact.value), fact.meaning]))
+        told = " ".join(filter(None, [explanation.fact_text(fact), fact.meaning]))
         yield f"- {_text(fact.name)}: {_text(told)}"
     for lineage in each.lineages:
         value = lineage.answer.value

@@ -24,7 +24,7 @@ from virtrace.errors import typed
 from virtrace.report import units
 from virtrace.report.highlight import Style, cells, paint, safe
 from virtrace.report.lines import ROOM, copyable, fold
-from virtrace.report.pieces import Piece, plain, shown, with_commas, words
+from virtrace.report.pieces import Piece, plain, with_commas, words
 from virtrace.trace.bundle_reader import FOLDER, TRACE
 
 _CALLS_SHOWN = 8
@@ -193,16 +193,18 @@ def _read_the_same(lineages: Sequence[Lineage]) -> Iterator[str]:
             yield f"--human shows {reading} for {names}, which are up to {apart:,} bytes apart"
 
 
+def fact_text(fact: Fact) -> str:
+    """Return the value of a fact, readable."""
+    if isinstance(fact.value, Bytes):
+        return units.quantity("capacity", fact.value)
+    return units.duration(fact.value) if isinstance(fact.value, Nanoseconds) else plain(fact.value)
+
+
 def _facts(facts: Sequence[Fact], style: Style) -> Iterator[str]:
     width = max((cells(safe(fact.name, style)) for fact in facts), default=0)
     for fact in facts:
-        text, role = shown(fact.name, fact.value, style)
-        if isinstance(fact.value, Bytes):
-            text = units.quantity("capacity", fact.value)
-        elif isinstance(fact.value, Nanoseconds):
-            text = units.duration(fact.value)
         pad = " " * (width - cells(safe(fact.name, style)))
-        value = words(plain(fact.value) if isinstance(fact.value, str) else text, role)
+        value = words(fact_text(fact), "c")
         pieces = [(fact.name + pad, "cyan"), *value, *words(fact.meaning, "dim")]
         yield from fold([each for each in pieces if each[0]], style, "  ", _BELOW)
 

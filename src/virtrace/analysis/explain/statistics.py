@@ -206,16 +206,24 @@ def _nothing_written(case: DiskStatistics) -> list[Evidence] | None:
     return list(case.values()) if unused and not case.mark else None
 
 
+@_CAUSES.condition("device-unwritten")
+def _device_unwritten(case: DiskStatistics) -> list[Evidence] | None:
+    on_device = case.device is not None and case.device.is_block_device
+    return list(case.values()) if on_device and not case.mark else None
+
+
 @_CAUSES.condition("no-mark")
 def _no_mark(case: DiskStatistics) -> list[Evidence] | None:
-    if case.device is None or case.mark is not None or case.number("allocation") != 0:
+    if not case.usage or case.mark is not None or case.number("allocation") != 0:
         return None
     return list(case.values())
 
 
 @_CAUSES.condition("not-written")
 def _not_written(case: DiskStatistics) -> list[Evidence] | None:
-    return list(case.values()) if case.mark == 0 and case.number("allocation") == 0 else None
+    if not case.usage or case.mark != 0 or case.number("allocation") != 0:
+        return None
+    return list(case.values())
 
 
 @_CAUSES.condition("mark-equals-usage")
@@ -231,7 +239,7 @@ def _mark_on_device(case: DiskStatistics) -> list[Evidence] | None:
 
 @_CAUSES.condition("mark")
 def _mark(case: DiskStatistics) -> list[Evidence] | None:
-    return list(case.values()) if case.mark and case.usage is not None else None
+    return list(case.values()) if case.mark and case.usage else None
 
 
 @_CAUSES.condition("unknown")
