@@ -88,6 +88,29 @@ def test_a_folder_that_is_no_target(folder: Path, text: str, why: str) -> None:
     assert caught.value.what.startswith(f"{folder}/target.yaml does not describe a target: ")
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("size: 8", "it lacks 'layouts'"),
+        ("layouts: []", "not enough values"),
+        ("layouts: [{size: 8}]", "it lacks 'fields'"),
+        ("layouts: [{size: 8, fields: {a: {offset: 0}}}]", "it lacks 'type'"),
+        ("layouts: [{size: 8, fields: {a: {offset: -1, type: int}}}]", "-1"),
+        ("layouts: [{size: 8, fields: {a: {offset: 0, type: order}}}]", "recursion"),
+        ("[", "expected the node content"),
+        ("", "NoneType"),
+    ],
+)
+def test_a_file_that_is_no_struct(folder: Path, text: str, why: str) -> None:
+    file = folder / "layouts" / "order.yaml"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(text)
+    with pytest.raises(TargetError) as caught:
+        load_target(folder).type_named("order")
+    assert caught.value.what.startswith(f"{file} does not describe a struct: ")
+    assert why in caught.value.what
+
+
 def test_a_program_of_no_target() -> None:
     with pytest.raises(TargetError, match=r"is /bin/true, not a libvirt daemon"):
         target_of(program_of_files(Path("/bin/true"), [Path("/bin/true")]))

@@ -23,7 +23,10 @@ from virtrace.binary.ctype import (
     RangeCheck,
     Struct,
 )
+from virtrace.errors import TargetError
 
+# What reading a file that describes something else raises.
+_MALFORMED = (ValueError, TypeError, LookupError, AttributeError)
 # The LP64 data model, that of 64-bit Linux.
 _SCALARS: dict[str, CType] = {
     "bool": Boolean(),
@@ -94,8 +97,21 @@ def struct_in(folder: Path, name: str) -> CType:
 
 @cache
 def struct_in_file(file: Path) -> CType:
-    """A struct with its alternative layouts, or the type behind a typedef."""
-    document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    """A struct with its alternative layouts, or the type behind a typedef.
+
+    Raises: TargetError if the file does not describe one
+    """
+    try:
+        return _struct_in(file, yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (*_MALFORMED, OSError, yaml.YAMLError, RecursionError) as error:
+        why = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise TargetError(
+            f"{file} does not describe a struct: {why}",
+            "docs/architecture.md says what it has to contain",
+        ) from error
+
+
+def _struct_in(file: Path, document: Any) -> CType:
     structs = partial(struct_in, file.parent)
     if "typedef" in document:
         return type_named(document["typedef"], structs)
