@@ -511,6 +511,50 @@ def test_job_lock(lab: Lab, engine: str, tmp_path: Path) -> None:
     assert f"└─ owner_backtrace on entry{below}" in words
 
 
+def test_slow(lab: Lab, engine: str, tmp_path: Path) -> None:
+    """One client waits for QEMU, another for the job of the first, both as long as is measured."""
+    output = tmp_path / "t.jsonl"
+    asked = ("domblkinfo vm1 vda", "event vm1 lifecycle")
+    with recording(lab, engine, "slow", output, *asked) as running:
+        until(output, '"name":"qmp.send","span"')
+        began = time.monotonic_ns()
+        command = lab.virsh_command("domblkstat", "vm1", "vda")
+        waits = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        until(output, '"owner_api":"remoteDispatchDomainGetBlockInfo"')
+        both_wait = time.monotonic_ns()
+        wait_until(lambda: time.monotonic_ns() - both_wait > 200_000_000, "a wait to measure")
+        least_ns = time.monotonic_ns() - both_wait
+    assert waits.wait(SECONDS) == 0
+    most_ns = time.monotonic_ns() - began
+    # What the first client waits for; it ends the trace.
+    for state in ("suspend", "resume"):
+        lab.virsh_checked(state, "vm1")
+    assert running.wait(SECONDS) == 0
+    trace = whole_trace(output)
+    assert only_optional_is_missing(trace, "slow")
+    told = virtrace("show", "--summary", "--json", str(output)).stdout
+    spent = json.loads(told)["time"]
+    assert spent["unknown"] is None
+    apis = {row["name"]: row for row in spent["apis"]}
+    asks, waited = apis["remoteDispatchDomainGetBlockInfo"], apis[LATE]
+    assert (asks["lock_ns"] < least_ns < asks["qemu_ns"], asks["count"]) == (True, 1)
+    assert waited["qemu_ns"] < least_ns < waited["lock_ns"] < most_ns
+    for row in (*spent["all"], *spent["apis"], *spent["domains"], *spent["clients"]):
+        assert row["worker_ns"] > 0
+        assert row["rest_ns"] > 0
+    [domain] = [row for row in spent["domains"] if row["name"] == "vm1"]
+    assert domain["lock_ns"] >= waited["lock_ns"]
+    [client] = [row for row in spent["clients"] if row["name"] == f"process {waits.pid}"]
+    assert client["lock_ns"] == waited["lock_ns"]
+    flame = tmp_path / "folded"
+    assert main(["export", str(output), "--to", "folded", "-o", str(flame)]) == 0
+    stacks = dict(line.rsplit(" ", 1) for line in flame.read_text().splitlines())
+    [taken] = [ns for stack, ns in stacks.items() if re.fullmatch(f"{LATE};.*BeginJob.*", stack)]
+    assert int(taken) == waited["lock_ns"]
+
+
+LATE = "remoteDispatchDomainBlockStatsFlags"
+
 # The wire protocol's numbers of REMOTE_PROC_*, which never change.
 PROCEDURES = {
     "remoteDispatchConnectOpen": 1,

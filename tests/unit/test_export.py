@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import pandas
 import pytest
 from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as protos
@@ -22,7 +23,7 @@ from virtrace import report
 from virtrace.cli.main import main
 from virtrace.trace.format import unavailable
 
-FORMS = ["perfetto", "chrome", "csv", "mermaid", "svg"]
+FORMS = ["perfetto", "chrome", "csv", "folded", "speedscope", "mermaid", "svg"]
 
 
 def export(file: Path, form: str, status: int = 0) -> Path:
@@ -213,3 +214,95 @@ def test_no_cell_is_a_formula(tmp_path: Path) -> None:
     table = pandas.read_csv(export(samples.write(tmp_path / "t", lines), "csv"), dtype=str)
     assert set(table["arguments.domain"].dropna()) == {"'=HYPERLINK(1)"}
     assert set(table["arguments.disk"].dropna()) == {"'+1"}
+
+
+# Flame graphs
+
+# What https://www.speedscope.app/file-format-schema.json asks of a file with sampled profiles.
+INDEX = {"type": "integer", "minimum": 0}
+SPEEDSCOPE = {
+    "type": "object",
+    "required": ["$schema", "shared", "profiles"],
+    "properties": {
+        "$schema": {"const": "https://www.speedscope.app/file-format-schema.json"},
+        "exporter": {"type": "string"},
+        "shared": {
+            "type": "object",
+            "required": ["frames"],
+            "properties": {
+                "frames": {
+                    "type": "array",
+                    "items": {
+                        "type": "object",
+                        "required": ["name"],
+                        "properties": {"name": {"type": "string"}},
+                    },
+                }
+            },
+        },
+        "profiles": {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "type": "object",
+                "required": [
+                    *("type", "name", "unit", "startValue", "endValue", "samples", "weights"),
+                ],
+                "properties": {
+                    "type": {"const": "sampled"},
+                    "name": {"type": "string"},
+                    "unit": {"enum": ["none", "nanoseconds", "bytes"]},
+                    "startValue": {"type": "number"},
+                    "endValue": {"type": "number"},
+                    "samples": {"type": "array", "items": {"type": "array", "items": INDEX}},
+                    "weights": {"type": "array", "items": {"type": "number", "minimum": 0}},
+                },
+            },
+        },
+    },
+}
+
+
+def folded(file: Path) -> dict[tuple[str, ...], int]:
+    lines = export(file, "folded").read_text().splitlines()
+    told = dict(line.rsplit(" ", 1) for line in lines)
+    assert len(told) == len(lines)
+    return {tuple(stack.split(";")): int(ns) for stack, ns in told.items()}
+
+
+def whole(file: Path) -> int:
+    """Time of all calls, from the lines of the file and nothing else."""
+    events = [json.loads(line) for line in file.read_text().splitlines()]
+    roots = {event["span"] for event in events if event.get("parent", 0) is None}
+    sign = {"enter": -1, "exit": 1}
+    return sum(
+        sign[event["type"]] * event["t_ns"] for event in events if event.get("span") in roots
+    )
+
+
+def test_a_flame_graph_has_all_time_of_the_calls(tmp_path: Path) -> None:
+    file = tmp_path / "t.jsonl"
+    file.write_bytes(pages.SAMPLE.read_bytes())
+    stacks = folded(file)
+    assert sum(stacks.values()) == whole(file)
+    document = json.loads(export(file, "speedscope").read_text())
+    jsonschema_rs.Draft202012Validator(SPEEDSCOPE).validate(document)
+    names = [frame["name"] for frame in document["shared"]["frames"]]
+    [profile] = document["profiles"]
+    told = [tuple(names[index] for index in sample) for sample in profile["samples"]]
+    assert dict(zip(told, profile["weights"])) == stacks
+    assert len(profile["samples"]) == len(profile["weights"])
+    assert profile["endValue"] - profile["startValue"] == sum(profile["weights"])
+    assert any(stack[-1] == "QMP query-blockstats" for stack in stacks)
+
+
+def test_hostile_names_in_a_flame_graph(tmp_path: Path) -> None:
+    lines = samples.records()
+    for line in lines:
+        if line.get("name") == "virDomainGetBlockInfo":
+            line["name"] = "a;b 7\n\x1b[2Jc"
+    [probe] = [p for p in lines[0]["probes"] if p["name"] == "virDomainGetBlockInfo"]
+    probe["name"] = "a;b 7\n\x1b[2Jc"
+    text = export(samples.write(tmp_path / "t", lines), "folded").read_text()
+    assert "\x1b" not in text
+    assert all(line.startswith("a,b 7") for line in text.splitlines())

@@ -79,7 +79,7 @@ def test_bash_completes(completed: Callable[[str], list[str]]) -> None:
     recipes = sorted([*catalogue.shipped(), "mine.yaml"])
     assert completed("virtrace record ") == ["record", *recipes]
     assert completed("virtrace explain ") == ["explain", "old.jsonl"]
-    assert completed("virtrace export --to s") == ["export", "--to", "svg"]
+    assert completed("virtrace export --to sv") == ["export", "--to", "svg"]
 
 
 def test_the_man_page_is_rendered_without_a_warning() -> None:

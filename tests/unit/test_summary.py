@@ -11,6 +11,7 @@ import pytest
 from tests.support import samples
 from tests.support.paths import DATA
 from virtrace.analysis.spans import CallBuilder
+from virtrace.analysis.spent import TimeSpent
 from virtrace.analysis.summary import Statistics, Summary, histograms, summarize
 from virtrace.report import summary as many
 from virtrace.report.highlight import Style, cells
@@ -22,6 +23,10 @@ SAMPLE = DATA / "sample-blockinfo.jsonl"
 
 def of(events: list[Event]) -> Summary:
     return summarize(CallBuilder().calls(events))
+
+
+def lines_of(summary: Summary, style: Style) -> list[str]:
+    return [*many.summary_lines(summary, TimeSpent(read_trace(SAMPLE)), style)]
 
 
 def statistics(durations: list[int]) -> Statistics:
@@ -131,7 +136,7 @@ def test_errors_and_what_did_not_end() -> None:
     assert summary.functions["qemuDomainGetBlockInfo"].errors == 1
     assert summary.functions["qemuDomainBlocksStatsGather"].unfinished == 1
     assert summary.commands["query-blockstats"].unfinished == 1
-    text = "\n".join(many.summary_lines(summary, Style(width=160)))
+    text = "\n".join(lines_of(summary, Style(width=160)))
     assert text.startswith("3 calls, 1 failed, 1 incomplete, median")
     assert "1 of them not seen to end; the times are of the others" in text
 
@@ -167,7 +172,7 @@ def test_how_the_numbers_of_a_disk_moved() -> None:
     assert [move.call.id for move in moved.moves] == [1, 11, 16, 21]
     assert vda.numbers["capacity"].values == [samples.GIB2]
     assert vdb.numbers["allocation"].values == [1]
-    lines = list(many.summary_lines(summary, Style(width=160, unicode=True)))
+    lines = lines_of(summary, Style(width=160, unicode=True))
     assert "vm1 vda, 7 calls, 1 failed" in lines
     assert (
         "  allocation 4096 (4.000 KiB) -> 8192 (8.000 KiB) +4,096, 3 changes, lowest 0, "
@@ -184,14 +189,14 @@ def test_it_fits_the_terminal(width: int, unicode: bool) -> None:
     samples.blockinfo(recorder, domain="vm\u4e16\u754c" * 20)
     samples.blockinfo(recorder, error="no", number=13)
     summary = of([*recorder.events, *read_trace(SAMPLE).events])
-    lines = list(many.summary_lines(summary, Style(width=width, unicode=unicode)))
+    lines = lines_of(summary, Style(width=width, unicode=unicode))
     assert max(map(cells, lines)) <= width
     if not unicode:
         assert all(line.isascii() for line in lines)
 
 
 def test_latencies_of_a_real_trace_in_a_wide_terminal() -> None:
-    lines = list(many.summary_lines(of(read_trace(SAMPLE).events), Style(width=120, unicode=True)))
+    lines = lines_of(of(read_trace(SAMPLE).events), Style(width=120, unicode=True))
     assert lines[0] == (
         "4 calls, none failed, median 13.1 ms, slowest 74.1 ms (the call at +0.017 s)"
     )
@@ -201,4 +206,4 @@ def test_latencies_of_a_real_trace_in_a_wide_terminal() -> None:
 
 
 def test_no_calls() -> None:
-    assert next(many.summary_lines(of([]), Style())) == "no calls"
+    assert lines_of(of([]), Style())[0] == "no calls"

@@ -21,7 +21,7 @@ end
 
 
 function _virtrace_recipes
-  string split ' ' 'blockinfo blockjob blockstats dominfo domstats errors job-lock migration monitor-stall pool-refresh qmp rpc start-failure'
+  string split ' ' 'blockinfo blockjob blockstats dominfo domstats errors job-lock migration monitor-stall pool-refresh qmp rpc slow start-failure'
   __fish_complete_suffix .yaml
 end
 
@@ -97,12 +97,12 @@ complete -c virtrace -n '_shtab_virtrace_using record' -l max-events -x -d 'end 
 complete -c virtrace -n '_shtab_virtrace_using record' -l max-bytes -x -d 'end when the trace has N bytes (default 1000000000)'
 complete -c virtrace -n '_shtab_virtrace_using record' -l rotate -x -d 'begin a new file every N bytes: FILE.000001.jsonl, FILE.000002.jsonl, and so on'
 complete -c virtrace -n '_shtab_virtrace_using record' -l keep -x -d 'keep only the last N of these files'
-complete -c virtrace -n '_shtab_virtrace_using record; and test $_shtab_virtrace_npos -eq 0' -ka "(_virtrace_recipes)" -d 'blockinfo, blockjob, blockstats, dominfo, domstats, errors, job-lock, migration, monitor-stall, pool-refresh, qmp, rpc, start-failure, or a recipe'"'"'s file'
+complete -c virtrace -n '_shtab_virtrace_using record; and test $_shtab_virtrace_npos -eq 0' -ka "(_virtrace_recipes)" -d 'blockinfo, blockjob, blockstats, dominfo, domstats, errors, job-lock, migration, monitor-stall, pool-refresh, qmp, rpc, slow, start-failure, or a recipe'"'"'s file'
 complete -c virtrace -n '_shtab_virtrace_using; and test $_shtab_virtrace_npos -eq 0' -a show -d 'Show every traced call: its answer, then everything that happened in it. Of a snapshot: the answer, and who waits for whom.'
 complete -c virtrace -n '_shtab_virtrace_using show' -s h -l help -d 'show this help message and exit'
 complete -c virtrace -n '_shtab_virtrace_using show' -l json -d 'one JSON document, for scripts'
 complete -c virtrace -n '_shtab_virtrace_using show' -l full -d 'complete QMP replies'
-complete -c virtrace -n '_shtab_virtrace_using show' -l summary -d 'statistics over all calls: disks, counts, latencies'
+complete -c virtrace -n '_shtab_virtrace_using show' -l summary -d 'statistics over all calls: disks, counts, where the time went'
 complete -c virtrace -n '_shtab_virtrace_using show' -l html -xka "(__fish_complete_path (commandline -ct))" -d 'write one page for a browser to this new file'
 complete -c virtrace -n '_shtab_virtrace_using show; and test $_shtab_virtrace_npos -eq 0' -ka "(_shtab_glob_compgen_d650b53a)" -d 'a trace (.jsonl), a bundle or a snapshot'
 complete -c virtrace -n '_shtab_virtrace_using; and test $_shtab_virtrace_npos -eq 0' -a snapshot -d 'Say why a daemon hangs, and who waits for whom. The daemon is not stopped: everything is read from /proc, as root.'
@@ -126,9 +126,9 @@ complete -c virtrace -n '_shtab_virtrace_using diff' -l json -d 'one JSON docume
 complete -c virtrace -n '_shtab_virtrace_using diff' -l full -d 'every difference, without folding'
 complete -c virtrace -n '_shtab_virtrace_using diff; and test $_shtab_virtrace_npos -eq 0' -ka "(_shtab_glob_compgen_d650b53a)" -d 'a trace (.jsonl), a bundle or a snapshot'
 complete -c virtrace -n '_shtab_virtrace_using diff; and test $_shtab_virtrace_npos -eq 1' -ka "(_shtab_glob_compgen_d650b53a)" -d 'what to compare it with'
-complete -c virtrace -n '_shtab_virtrace_using; and test $_shtab_virtrace_npos -eq 0' -a export -d 'Write a trace in the format of another tool. perfetto, chrome: a timeline of the threads, for ui.perfetto.dev and other trace viewers; csv: each call of each function, for pandas or a spreadsheet; mermaid, svg: the call chain as a picture.'
+complete -c virtrace -n '_shtab_virtrace_using; and test $_shtab_virtrace_npos -eq 0' -a export -d 'Write a trace in the format of another tool. perfetto, chrome: a timeline of the threads, for ui.perfetto.dev and other trace viewers; csv: each call of each function, for pandas or a spreadsheet; folded, speedscope: where the time went, as a flame graph; mermaid, svg: the call chain as a picture.'
 complete -c virtrace -n '_shtab_virtrace_using export' -s h -l help -d 'show this help message and exit'
-complete -c virtrace -n '_shtab_virtrace_using export' -l to -xka "perfetto chrome csv mermaid svg" -d 'the format'
+complete -c virtrace -n '_shtab_virtrace_using export' -l to -xka "perfetto chrome csv folded speedscope mermaid svg" -d 'perfetto, chrome, csv, folded, speedscope, mermaid, svg'
 complete -c virtrace -n '_shtab_virtrace_using export' -s o -l output -xka "(__fish_complete_path (commandline -ct))" -d 'the output, a new file'
 complete -c virtrace -n '_shtab_virtrace_using export; and test $_shtab_virtrace_npos -eq 0' -ka "(_shtab_glob_compgen_d650b53a)" -d 'a trace (.jsonl) or a bundle'
 complete -c virtrace -n '_shtab_virtrace_using; and test $_shtab_virtrace_npos -eq 0' -a import -d 'Make a trace of what a script of `virtrace recipe compile` has written.'

@@ -23,12 +23,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description=(
             "Write a trace in the format of another tool. perfetto, chrome: a timeline of the "
             "threads, for ui.perfetto.dev and other trace viewers; csv: each call of each "
-            "function, for pandas or a spreadsheet; mermaid, svg: the call chain as a picture."
+            "function, for pandas or a spreadsheet; folded, speedscope: where the time went, as a "
+            "flame graph; mermaid, svg: the call chain as a picture."
         ),
         epilog="Exit status: 0 written, 2 nothing written, 4 written, but the trace is incomplete.",
     )
     parser.add_argument("file", metavar="FILE", help="a trace (.jsonl) or a bundle")
-    parser.add_argument("--to", choices=FORMATS, required=True, help="the format")
+    parser.add_argument(
+        "--to", choices=FORMATS, metavar="FORMAT", required=True, help=", ".join(FORMATS)
+    )
     parser.add_argument(
         "-o", "--output", metavar="OUT", type=Path, required=True, help="the output, a new file"
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from virtrace.analysis.spans import Call, CallBuilder
+from virtrace.analysis.spent import TimeSpent
 from virtrace.analysis.summary import summarize
 from virtrace.analysis.waiting import Waiters
 from virtrace.cli.progress import reading_trace
@@ -44,7 +45,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--full", action="store_true", help="complete QMP replies")
     form.add_argument(
-        "--summary", action="store_true", help="statistics over all calls: disks, counts, latencies"
+        "--summary",
+        action="store_true",
+        help="statistics over all calls: disks, counts, where the time went",
     )
     form.add_argument(
         "--html",
@@ -154,16 +157,18 @@ def _text(trace: TraceStream, path: str, *, full: bool) -> Iterator[str]:
 
 def _summary(trace: TraceStream, path: str, *, as_json: bool) -> Iterator[str]:
     pending = Waiters()
-    summary = summarize(pending.watch(CallBuilder(trace.most_open).everything(trace)))
+    time = TimeSpent(trace)
+    nodes = pending.watch(CallBuilder(trace.most_open).everything(trace))
+    summary = summarize(time.watch(nodes))
     if as_json:
-        yield from json.dumps(document.summary_record(summary, trace.problems), indent=2).split(
-            "\n"
-        )
+        yield from json.dumps(
+            document.summary_record(summary, time, trace.problems), indent=2
+        ).split("\n")
         return
     style = style_for(sys.stdout)
     yield from text.switched_off(trace.switched_off, style)
     yield from text.still_waiting(pending.found(trace), style)
-    yield from many.summary_lines(summary, style)
+    yield from many.summary_lines(summary, time, style)
     if summary.disks:
         yield copyable("why", f"virtrace explain {typed(path)}", style)
     yield copyable("next", f"virtrace show {typed(path)}", style)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, Child, Point, Span
+from virtrace.analysis.spent import REST, Spent, TimeSpent
 from virtrace.analysis.summary import Movement, Statistics, Summary, histograms
 from virtrace.analysis.values.meaning import meanings
 from virtrace.analysis.waiting import Waiters, Waiting
@@ -65,7 +66,7 @@ def _waiting(one: Waiting) -> Record:
     }
 
 
-def summary_record(summary: Summary, problems: list[str]) -> Record:
+def summary_record(summary: Summary, time: TimeSpent, problems: list[str]) -> Record:
     """Return the document of `show --summary --json`; see docs/trace-format.md."""
     return {
         "format": SUMMARY_FORMAT,
@@ -74,6 +75,7 @@ def summary_record(summary: Summary, problems: list[str]) -> Record:
         "incomplete": summary.incomplete,
         "functions": [_statistics(row) for row in summary.functions.values()],
         "commands": [_statistics(row) for row in summary.commands.values()],
+        "time": _time(time),
         "disks": [
             {
                 "domain": disk.domain,
@@ -85,6 +87,33 @@ def summary_record(summary: Summary, problems: list[str]) -> Record:
             for disk in summary.disks.values()
         ],
         "problems": problems,
+    }
+
+
+def _time(time: TimeSpent) -> Record:
+    return {
+        "unknown": time.unknown,
+        "left_out": time.left_out,
+        **{
+            name: [_spent(row, time) for row in rows]
+            for name, rows in (
+                ("all", [time.calls]),
+                ("apis", time.apis.values()),
+                ("domains", time.domains.values()),
+                ("clients", time.clients.values()),
+            )
+        },
+    }
+
+
+def _spent(row: Spent, time: TimeSpent) -> Record:
+    known = frozenset() if time.unknown else time.told | {REST}
+    return {
+        "name": row.name,
+        "count": row.count,
+        "errors": row.errors,
+        **{f"{kind}_ns": ns if kind in known else None for kind, ns in row.ns.items()},
+        **{f"{name}_ns": ns for name, ns in row.times().items()},
     }
 
 

@@ -9,7 +9,7 @@ from typing import Union
 from virtrace.analysis.chain import chains
 from virtrace.analysis.spans import Call, CallBuilder
 from virtrace.errors import TraceError, UsageError
-from virtrace.report import chrome, diagram, drawing, table
+from virtrace.report import chrome, diagram, drawing, flame, table
 from virtrace.report.moments import Moment, moments
 from virtrace.trace.reader import TraceStream
 
@@ -77,6 +77,17 @@ def _csv(trace: TraceStream) -> Pieces:
         yield from table.csv_lines(_calls(trace), values)
 
 
+def _folded(trace: TraceStream) -> Pieces:
+    yield from (f"{line}\n" for line in flame.folded_lines(_calls(trace)))
+
+
+def _speedscope(trace: TraceStream) -> Pieces:
+    exporter = f"virtrace@{trace.header['tool']['virtrace']}"
+    document = flame.speedscope(_calls(trace), exporter)
+    if document is not None:
+        yield document + "\n"
+
+
 @dataclass(frozen=True)
 class ExportFormat:
     """A format.
@@ -95,6 +106,8 @@ FORMATS = {
     "perfetto": ExportFormat("the Perfetto trace", _perfetto, _prepare_perfetto),
     "chrome": ExportFormat("the Chrome trace", _chrome),
     "csv": ExportFormat("the table", _csv),
+    "folded": ExportFormat("the stacks", _folded),
+    "speedscope": ExportFormat("the flame graph", _speedscope),
     "mermaid": ExportFormat("the picture", _mermaid),
     "svg": ExportFormat("the picture", _svg, _prepare_svg),
 }

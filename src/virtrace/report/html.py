@@ -17,6 +17,7 @@ from virtrace.analysis.explain.model import Traced
 from virtrace.analysis.explain.trace import explain_calls
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, Child, Point, Span
+from virtrace.analysis.spent import TimeSpent
 from virtrace.analysis.summary import (
     Bucket,
     DiskAnswers,
@@ -60,7 +61,8 @@ def page(trace: ReadableTrace, nodes: Sequence[Call | Point | Exchange]) -> str:
     """Return the whole document. nodes: calls, and what is outside of them."""
     summary = summarize(nodes)
     found = waiting(nodes, ended_ns(trace), trace.switched_off)
-    calls = [node for node in nodes if isinstance(node, Call)]
+    time = TimeSpent(trace)
+    calls = [node for node in time.watch(nodes) if isinstance(node, Call)]
     apart = [node for node in nodes if not isinstance(node, Call)]
     texts, stories = _Texts(), _Stories(trace)
     anchored = [(f"call-{number}", call) for number, call in enumerate(calls, 1)]
@@ -79,6 +81,8 @@ def page(trace: ReadableTrace, nodes: Sequence[Call | Point | Exchange]) -> str:
         timeline_of_all=timeline(anchored, None) if calls else None,
         chain=Markup(diagram.chain_svg(chains(calls), alone=False)) if calls else None,
         **_summary(summary, anchored, meanings),
+        times=list(_times(time)),
+        times_means=many.time_means(time),
         apart=[_apart(node, texts) for node in apart],
         exchanges=list(_conversation(calls, apart)),
         stored=texts.stored,
@@ -361,6 +365,12 @@ def _summary(
         "commands": _rows(commands, anchors),
         "commands_axis": many.span(histograms(commands)),
     }
+
+
+def _times(time: TimeSpent) -> Iterator[Record]:
+    for heads, rows, more in many.time_tables(time):
+        told = [(row[0], list(zip(heads[1:], row[1:]))) for row in rows]
+        yield {"heads": heads, "rows": told, "more": more}
 
 
 def _rows(rows: list[Statistics], anchors: dict[int, str]) -> list[Record]:
