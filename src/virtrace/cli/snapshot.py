@@ -20,9 +20,10 @@ from virtrace.report.highlight import style_for
 from virtrace.report.snapshot import snapshot_lines
 from virtrace.snapshot.document import snapshot_of, snapshot_of_core, snapshot_of_text
 from virtrace.snapshot.format import WELL, Snapshot, encoded
+from virtrace.snapshot.modules_here import ModulesHere
 from virtrace.snapshot.take import take
 from virtrace.snapshot.verdicts import catalogue
-from virtrace.targets import known_targets
+from virtrace.targets import LIBVIRT, known_targets
 from virtrace.targets.processes import choose_daemon, require_target
 
 # The kernel cuts names of processes (TASK_COMM_LEN).
@@ -51,14 +52,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     source.add_argument(
         "--stacks",
         metavar="FILE",
-        help="stacks as text: GDB's `thread apply all bt`, or `coredumpctl info`",
+        help="a text from a report: GDB's `thread apply all bt`, `coredumpctl info`, the kernel's "
+        "lines on a crash (dmesg), or a daemon's log with calls that did not get a job",
     )
     parser.add_argument(
         "--root",
         metavar="FOLDER",
         type=Path,
         default=Path("/"),
-        help="folder with the files of the core's host (default: /)",
+        help="folder with the files of the host of the core, or of a crash in a text (default: /)",
     )
     parser.add_argument(
         "--registers",
@@ -81,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     if args.stacks is not None:
         # Read once, before no file can be opened any more.
         catalogue()
-        work = partial(_of_stacks, args)
+        work = partial(_of_stacks, args, ModulesHere(LIBVIRT, args.root))
         return run_in_child(
             args, [args.stacks], work, args.output, "the snapshot", kind="the stacks"
         )
@@ -107,9 +109,11 @@ def _of_core(core: str, root: Path) -> Snapshot:
     return snapshot_of_core(file, root)
 
 
-def _of_stacks(args: argparse.Namespace, files: Sequence[BinaryIO], output: int) -> int:
+def _of_stacks(
+    args: argparse.Namespace, modules: ModulesHere, files: Sequence[BinaryIO], output: int
+) -> int:
     data = files[0].read(_MOST_TEXT)
-    snapshot = snapshot_of_text(data.decode("utf-8", "replace"), args.stacks)
+    snapshot = snapshot_of_text(data.decode("utf-8", "replace"), args.stacks, modules)
     if args.output is not None:
         fill(output, args.output, "the snapshot", [encoded(snapshot)])
     return _printed(args, snapshot, f"--stacks {typed(args.stacks)}")

@@ -174,6 +174,8 @@ def domain_pieces(domain: DomainRecord, taken: float) -> list[Piece]:
     pieces: list[Piece] = [(domain["name"], "bold")]
     if domain["qemu"] is not None:
         pieces += words(f"(id {domain['id']}, QEMU {domain['qemu']}):")
+    elif domain["id"] is None:
+        pieces[0] = (f"{domain['name']}:", "bold")
     elif domain["id"] >= 0:
         pieces += words(f"(id {domain['id']}):")
     else:
@@ -227,7 +229,7 @@ def daemon_pieces(snapshot: Snapshot) -> list[Piece]:
     daemon = snapshot["daemon"]
     version = daemon["program"]["version"] or "of unknown version"
     if snapshot["source"] == "text":
-        return words("from stacks in a text")
+        return words("from a text")
     if snapshot["source"] == "core":
         return words(f"{daemon['exe']} {version}, process {daemon['pid']}, from a core")
     pauses = [ms for one in snapshot["threads"] if (ms := one["stopped_ms"]) is not None]

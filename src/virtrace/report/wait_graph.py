@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from virtrace.report.drawing import MARGIN, Box, Drawing, wrapped
 from virtrace.report.units import count
-from virtrace.snapshot.format import AT_REST, WELL, Snapshot, ThreadRecord
+from virtrace.snapshot.format import AT_REST, STATES, WELL, Snapshot, ThreadRecord
 
 # What a node is, and what tells it from the others of its kind.
 _Key = tuple[str, object, object]
@@ -17,13 +18,6 @@ _TEXT_WIDTH, _TEXT_LINES = 30, 3
 _BESIDE, _BELOW = 44, 12
 # Of what waits for one thing, and in a chain.
 _MOST_BESIDE, _DEEPEST = 12, 12
-# The letters of /proc/PID/stat.
-_STATES = {
-    "T": "stopped by a signal",
-    "t": "held by a debugger",
-    "D": "in uninterruptible sleep",
-    "Z": "ended",
-}
 # Of the whole picture.
 _MOST_BOXES = 150
 
@@ -127,12 +121,13 @@ class _Graph:
 
     def roots(self) -> list[_Node]:
         """Return what waits for nothing that is known, the cause of the answer first."""
-        rest = [each for each in self._snapshot["threads"] if each["wait"]["kind"] not in AT_REST]
+        busy = (each for each in self._snapshot["threads"] if each["wait"]["kind"] not in AT_REST)
+        rest = deque(busy)
         while rest:
-            thread = rest.pop(0)
+            thread = rest.popleft()
             if self._key(thread) not in self._nodes:
                 owner = self._add(thread)
-                rest += [] if owner is None else [owner]
+                rest.extend([] if owner is None else [owner])
         self._break_cycles()
         for key, holder in self._waits_for.items():
             self._nodes[holder].behind.append(self._nodes[key])
@@ -171,7 +166,7 @@ class _Graph:
             self._qemu(monitor, wait["domain"], bad)
         elif kind == "event":
             self._qemu(key, wait["domain"], bad)
-        elif kind == "child":
+        elif kind in ("child", "peer"):
             for child in wait["children"][:1]:
                 lines = [f"process {child['pid']} ({child['state']})", child["command"]]
                 self._below(key, "process", child["pid"], lines, f"host {bad}")
@@ -230,7 +225,7 @@ class _Graph:
             lines.append(f"process {pid}")
         if qemu is not None:
             states = [thread["state"] for thread in qemu["threads"][:1]]
-            lines += [_STATES.get(state, f"state {state}") for state in states]
+            lines += [STATES.get(state, f"state {state}") for state in states]
             lines += [] if qemu["tracer"] is None else [f"held by debugger {qemu['tracer']}"]
         self._below(key, "qemu", name, lines, f"host {bad}")
 

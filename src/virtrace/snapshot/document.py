@@ -28,6 +28,7 @@ from virtrace.snapshot.format import (
     ThreadRecord,
     VerdictRecord,
 )
+from virtrace.snapshot.logs import stored_crash
 from virtrace.snapshot.model import (
     Command,
     Domain,
@@ -41,6 +42,7 @@ from virtrace.snapshot.model import (
     SeenThread,
     Server,
 )
+from virtrace.snapshot.modules_here import ModulesHere
 from virtrace.snapshot.stacks import look_at_text
 from virtrace.snapshot.take import take_from_core
 from virtrace.snapshot.verdicts import Verdict, doing, verdicts
@@ -55,10 +57,15 @@ def snapshot_of_core(core: Path, root: Path) -> Snapshot:
     return snapshot_of(look, image.program, "core")
 
 
-def snapshot_of_text(text: str, name: str) -> Snapshot:
-    """Return the snapshot of stacks in a text. name: of the file. Raises: TraceError."""
-    look = look_at_text(text, name, time.time())
-    return _document(look, "", {"name": "libvirt", "version": None}, "text")
+def snapshot_of_text(text: str, name: str, modules: ModulesHere | None = None) -> Snapshot:
+    """Return the snapshot of stacks and logs in a text.
+
+    name: of the file. modules: by which a place is named; None: by none. Raises: TraceError.
+    """
+    look = look_at_text(text, name, time.time(), modules)
+    crash = stored_crash(text)
+    exe = "" if crash is None else crash.exe
+    return _document(look, exe, {"name": "libvirt", "version": None}, "text")
 
 
 def snapshot_of(look: Look, program: Image, source: str) -> Snapshot:
@@ -91,6 +98,7 @@ def _document(look: Look, exe: str, program: Program, source: str) -> Snapshot:
             "code": look.crash.code,
             "address": None if look.crash.address is None else f"{look.crash.address:#x}",
             "sender": look.crash.sender,
+            "access": look.crash.access,
         },
         "verdicts": [_verdict(verdict) for verdict in found],
         "threads": [_thread(look, thread) for thread in look.threads],

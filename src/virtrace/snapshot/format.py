@@ -38,7 +38,10 @@ WELL = ("busy", "healthy")
 AT_REST = ("idle", "loop")
 # States of a process (letters of /proc/PID/stat) in which it answers nobody.
 STATES = {"T": "stopped by a signal", "t": "held by a debugger", "D": "waiting for the kernel"}
+# The wait of a thread of which only a job, or a crash, is known.
+NOT_KNOWN = "not known"
 BoolOrNull = Optional[bool]
+CodeOrNull = Optional[int]
 
 
 class ToolRecord(TypedDict):
@@ -205,8 +208,8 @@ class DomainRecord(TypedDict):
     """A domain. id: -1 while it does not run. qemu: pid of its QEMU."""
 
     name: str
-    uuid: str
-    id: int
+    uuid: TextOrNull
+    id: CodeOrNull
     qemu: CountOrNull
     jobs: JobsOrUnavailable
 
@@ -323,9 +326,10 @@ class CrashRecord(TypedDict):
     """
 
     signal: Count
-    code: int
+    code: CodeOrNull
     address: AddressOrNull
     sender: CountOrNull
+    access: TextOrNull
 
 
 CrashOrNull = Optional[CrashRecord]

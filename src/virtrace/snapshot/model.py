@@ -84,15 +84,16 @@ class Job:
 class Domain:
     """A domain of the daemon.
 
-    address: of its virDomainObj. uuid: as text. id: -1 while it does not run.
+    address: of its virDomainObj. uuid: as text. id: -1 while it does not run. Both are None in
+    what is read from a log.
     qemu: the pid of its QEMU, on this host; None where it has none, or it is not known.
     jobs: None where it is not known whether it has any.
     """
 
     address: int
     name: str
-    uuid: str
-    id: int
+    uuid: str | None
+    id: int | None
     qemu: int | None
     jobs: tuple[Job, ...] | None
 
@@ -201,7 +202,7 @@ class Wait:
     """What a thread waits in. Only what belongs to the kind is set.
 
     kind: idle, loop, mutex, rwlock, job, qemu, agent, event, child, peer, condition, system call,
-        or computes.
+        computes, or not known.
     what: the object, in words. owner: the thread that holds it, as the process counts.
     domain: its address. since, until: when the wait began, and when it gives up.
     command: what is asked. is_late: the wait itself is over, but its lock cannot be had again.
@@ -297,12 +298,16 @@ class Crash:
 
     address: of a fault; None where the signal is none, or the processor does not tell.
     sender: the pid of the process that sent the signal, as the process counts; None of a fault.
+    access: ``reading``, ``writing`` or ``executing``; is_protected: whether the page was there, and
+    did not allow that. Both, and no code, from a kernel's log.
     """
 
     signal: int
-    code: int
+    code: int | None
     address: int | None
     sender: int | None = None
+    access: str | None = None
+    is_protected: bool = False
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,20 @@ from pathlib import Path
 
 import yaml
 
-from virtrace.snapshot.format import AT_REST, STATES, WELL
+from virtrace.snapshot.format import AT_REST, NOT_KNOWN, STATES, WELL
 from virtrace.snapshot.graph import Root, by_domain, domain_name, roots
 from virtrace.snapshot.host import is_local
 from virtrace.snapshot.model import Crash, Keepalive, Look, Qemu, SeenThread
 
 # A call that has waited for a shorter time does not hang, s.
 LONG = 1.0
+# What is said of a thread by the kind of its wait alone.
+_SAID = {**dict.fromkeys(AT_REST, "waits for work"), NOT_KNOWN: "does what a log does not tell"}
+_SOME_DOMAIN = "a domain"
+# Below it an address is NULL, or a member of what NULL points to.
+_NULL_PAGE = 4096
 # What the code of a signal says of the address (sigaction(2)): SEGV_MAPERR, SEGV_ACCERR.
-_OF_ADDRESS: Mapping[tuple[int, int], str] = {
+_OF_ADDRESS: Mapping[tuple[int, int | None], str] = {
     (signal.SIGSEGV, 1): ", which is not mapped,",
     (signal.SIGSEGV, 2): ", which does not allow the access,",
 }
@@ -106,7 +111,11 @@ def catalogue() -> Mapping[str, Mapping[str, object]]:
 def _filled(name: str, entry: Mapping[str, object], case: _Case, look: Look) -> Verdict:
     do = entry.get("do", {})
     assert isinstance(do, dict)
-    says = str(entry["says"]).format(**case.fields)
+    template = str(entry["says"])
+    says = template.format(**case.fields)
+    # A name keeps its first letter.
+    is_ours = template.startswith("{who}") or case.fields.get("domain") == _SOME_DOMAIN
+    is_ours = is_ours and says.startswith(("a ", "the "))
     # Names come from strangers, and the commands are for copying.
     typed = {
         name: shlex.quote(value) if isinstance(value, str) else value
@@ -117,7 +126,7 @@ def _filled(name: str, entry: Mapping[str, object], case: _Case, look: Look) -> 
         says = f"{says[:-1]}; {_behind(look, root.behind)}."
     return Verdict(
         name,
-        says[:1].upper() + says[1:] if says.startswith(("a ", "the ")) else says,
+        says[:1].upper() + says[1:] if is_ours else says,
         str(entry["means"]).format(**case.fields),
         tuple((str(key).format(**typed), str(value)) for key, value in do.items()),
         None if root is None else root.thread.tid,
@@ -174,7 +183,8 @@ def _crashed(looked: _Looked) -> Iterator[_Case]:
     if crash is None:
         return
     thread = looked.look.threads[0]
-    frames = [frame.text for frame in thread.frames if frame.function is not None]
+    named = [frame.text for frame in thread.frames if frame.function is not None]
+    frames = named or [frame.text for frame in thread.frames]
     fields = {
         "signal": _signal_name(crash.signal),
         "address": _reason(looked.look.pid, crash),
@@ -186,6 +196,11 @@ def _crashed(looked: _Looked) -> Iterator[_Case]:
 
 def _reason(pid: int | None, crash: Crash) -> str:
     """Return what the signal says of its reason: the address of a fault, or who sent it."""
+    if crash.address is not None and crash.access is not None:
+        null = ", a NULL pointer" if crash.address < _NULL_PAGE else ""
+        null += " and an offset" if null and crash.address else ""
+        page = "did not allow that" if crash.is_protected else "had no memory"
+        return f" {crash.access} address {crash.address:#x}{null}, where the process {page},"
     if crash.address is not None:
         return f" at address {crash.address:#x}{_OF_ADDRESS.get((crash.signal, crash.code), '')}"
     # A process that gives up sends the signal to itself.
@@ -303,7 +318,7 @@ def _asked(looked: _Looked, root: Root) -> dict[str, object]:
     wait = root.thread.wait
     name = None if wait.command is None else wait.command.name
     return {
-        "domain": domain_name(looked.look, root.thread) or "a domain",
+        "domain": domain_name(looked.look, root.thread) or _SOME_DOMAIN,
         "command": name or "a command",
         "age": age(_since(looked.look, root.thread)),
     }
@@ -315,13 +330,35 @@ def _ownerless_job(looked: _Looked) -> Iterator[_Case]:
         if root.job is not None:
             yield _Case(
                 {
-                    "domain": domain_name(looked.look, root.thread) or "a domain",
+                    "domain": domain_name(looked.look, root.thread) or _SOME_DOMAIN,
                     "work": root.job.work,
                     "api": root.job.api or "a call that is over",
                     "age": age(looked.look.taken - root.job.since),
                 },
                 root,
             )
+
+
+@_verdict
+def _held_job(looked: _Looked) -> Iterator[_Case]:
+    look = looked.look
+    # Of a log: there a domain has no number.
+    for domain in (one for one in look.domains if one.id is None):
+        waiting = [one for one in look.threads if one.wait.domain == domain.address]
+        for job in domain.jobs or ():
+            holder = look.thread(job.owner)
+            if holder is None and waiting:
+                # That is ownerless-job.
+                continue
+            told = ", ".join(who(look, thread) for thread in waiting)
+            fields = {
+                "domain": domain.name,
+                "who": "a job that no thread held" if holder is None else who(look, holder),
+                "work": f"{job.kind} {job.work}",
+                "age": age(look.taken - job.since),
+                "gave_up": told or "calls that the log does not name",
+            }
+            yield _Case(fields, None if holder is None else Root(holder, ()))
 
 
 def _children(looked: _Looked, *, of_hook: bool) -> Iterator[_Case]:
@@ -526,8 +563,8 @@ def call_in_words(thread: SeenThread) -> str:
 def doing(look: Look, thread: SeenThread) -> str:
     """Return what a thread waits for, as a clause: ``it waits for the lock of domain vm1``."""
     wait, since = thread.wait, age(_since(look, thread))
-    if wait.kind in AT_REST:
-        return "waits for work"
+    if wait.kind in _SAID:
+        return _SAID[wait.kind]
     named = "" if wait.function is None else f", in {wait.function}"
     if wait.kind == "qemu" or wait.kind == "agent":
         asked = wait.command.name if wait.command and wait.command.name else "a command"
