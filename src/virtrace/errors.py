@@ -19,7 +19,11 @@ INTERRUPTED = 130
 
 
 def typed(file: str | os.PathLike[str]) -> str:
-    """Quote a file name for a command that the user will type: one word, and no option."""
+    """Quote a file name for a command that the user will type: one word, and no option.
+
+    >>> print(typed("my trace.jsonl"), typed("-rf"))
+    'my trace.jsonl' ./-rf
+    """
     name = os.fspath(file)
     return shlex.quote(f"./{name}" if name.startswith("-") else name)
 

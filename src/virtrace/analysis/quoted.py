@@ -30,6 +30,10 @@ class Quoted(NamedTuple):
     where: the function or QMP command that returned it.
     seq: its event.
     keys: path in the event's ``values``.
+
+    >>> reply = Quoted({"return": [{"node-name": "n1"}]}, "query-block", 18, ("json",))
+    >>> reply.get("return", 0, "node-name").path
+    '.json.return[0]["node-name"]'
     """
 
     value: Json

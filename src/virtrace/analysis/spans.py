@@ -211,6 +211,15 @@ class CallBuilder:
     """Builds call trees from events in the order of the file, and returns each as it ends.
 
     It keeps only what is open or was not fetched yet, so it can run as long as the trace.
+
+    >>> from virtrace.trace.reader import read_trace
+    >>> trace = read_trace("tests/data/sample-blockinfo.jsonl")
+    >>> for call in CallBuilder().calls(trace.events):
+    ...     print(call.id, call.failed, call.root.name, call.root.arguments["disk"])
+    1 False virDomainGetBlockInfo vda
+    8 False virDomainGetBlockInfo vdb
+    15 False virDomainGetBlockInfo vdc
+    22 False virDomainGetBlockInfo vdd
     """
 
     def __init__(self, most_open: int | None = None) -> None:

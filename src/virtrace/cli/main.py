@@ -25,7 +25,7 @@ COMMANDS = {
     "record": "trace a daemon with a recipe",
     "show": "show a trace as call trees",
     "snapshot": "say why a daemon hangs now, without stopping it",
-    "explain": "explain where each number came from, and why it surprises",
+    "explain": "explain what a trace means, and where its numbers came from",
     "diff": "compare two traces: what differs, and why",
     "export": "convert a trace for other tools: timelines, a table, pictures",
     "import": "make a trace from the output of a compiled recipe",

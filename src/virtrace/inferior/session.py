@@ -135,7 +135,7 @@ class GdbTrace:
             self._ending.fail(self._recorder.failure)
         return self._recording.status()
 
-    # --- Called by probes, while their thread stands.
+    # --- Called by probes, while their thread is stopped.
 
     def wants_return_at(self, pc: int, switch: Switch) -> bool:
         return self._breakpoints.want_return(pc, switch)
@@ -201,12 +201,12 @@ class GdbTrace:
             gdb.execute("interrupt")
 
     def _on_stop(self, event: gdb.Event) -> None:
-        """All threads stand."""
+        """All threads are stopped."""
         self._last_stop = event
         if self._waiting is not None:
             self._guarded(self._waiting.resolve)
 
-    # --- Called while all threads stand.
+    # --- Called while all threads are stopped.
 
     def _loop(self) -> None:
         resume = "continue"

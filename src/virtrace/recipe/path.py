@@ -170,7 +170,13 @@ def start(chain: Chain) -> Argument | Returned:
 
 
 def parse_path(text: str) -> Path:
-    """Parse a capture path. Raises ValueError, with the allowed forms, for any other text."""
+    """Parse a capture path. Raises ValueError, with the allowed forms, for any other text.
+
+    >>> parse_path("domain->name").form
+    Member(base=Argument(name='domain'), name='name')
+    >>> parse_path("*info").arguments
+    ('info',)
+    """
     text = text.strip()
     if len(text) > _LONGEST:
         raise ValueError(f"{shortened(text)} is not a capture: it is longer than {_LONGEST}")

@@ -261,7 +261,12 @@ class TraceStream:
 
 
 def read_trace(path: str | Path) -> Trace:
-    """Read a whole trace. Raises: TraceError, as TraceStream does."""
+    """Read a whole trace. Raises: TraceError, as TraceStream does.
+
+    >>> trace = read_trace("tests/data/sample-blockinfo.jsonl")
+    >>> len(trace.events), trace.footer["reason"], trace.problems
+    (80, 'done', [])
+    """
     with TraceStream(path) as stream:
         events = list(stream)
         return Trace(

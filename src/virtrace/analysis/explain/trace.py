@@ -118,6 +118,15 @@ def explain_trace(trace: ReadableTrace, path: str, wanted: int | None = None) ->
 
     path: name of the trace, for errors.
     Raises: UsageError: there is no such call; it names others.
+
+    >>> from virtrace.trace.reader import read_trace
+    >>> trace = read_trace("tests/data/sample-blockinfo.jsonl")
+    >>> for explanation in explain_trace(trace, "sample"):
+    ...     print(*explanation.case.subject, [each.cause.name for each in explanation.findings])
+    vm1 vda ['external-snapshot', 'qcow2']
+    vm1 vdb ['nothing-written']
+    vm1 vdc ['fully-allocated', 'restarted']
+    vm1 vdd ['high-water-mark']
     """
     traced = Traced(trace.header["probes"], trace.host_records())
     chosen = [each for each in EXPLAINERS if not each.traces.isdisjoint(traced.seen)]
