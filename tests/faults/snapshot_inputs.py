@@ -46,6 +46,8 @@ SECONDS, BYTES = 10.0, 200 << 20
 _BATCH = 20
 _CALLS = (("domblkinfo", "vm1", "vda"), ("dommemstat", "vm1"), ("domstats", "vm1"))
 _LARGE = 1 << 16
+# Characters of a text that one change makes.
+_LARGEST_PART = 1 << 20
 _WORD = 8
 
 
@@ -189,9 +191,9 @@ def mutated_text(text: str, seed: int) -> str:
         if way < 0.2:
             lines[at] = lines[chosen.randrange(len(lines))]
         elif way < 0.3:
-            lines[at : at + 1] = [lines[at]] * chosen.choice((2, 100, 3000))
+            lines[at : at + 1] = [lines[at]] * min(chosen.choice((2, 100, 3000)), _most(lines[at]))
         elif way < 0.4:
-            lines[at] *= chosen.choice((2, 50, 5000))
+            lines[at] *= min(chosen.choice((2, 50, 5000)), _most(lines[at]))
         elif way < 0.5:
             del lines[at : at + chosen.choice((1, 20))]
             lines = lines or [""]
@@ -200,6 +202,11 @@ def mutated_text(text: str, seed: int) -> str:
             odd = chosen.choice(("\0", "(", ")", "#9999999999", '"', "\u202e", "9" * 5000, "in ??"))
             lines[at] = line[:place] + odd + line[place + chosen.choice((0, 1, 10)) :]
     return "\n".join(lines)
+
+
+def _most(line: str) -> int:
+    """How often a line may be repeated: a text is not read beyond 64 MiB."""
+    return max(1, _LARGEST_PART // (len(line) + 1))
 
 
 # --- Cores

@@ -32,14 +32,14 @@ from virtrace.targets.libvirt import LIBVIRT
 
 # What begins a thread: GDB's line has its name, too.
 _THREADS = (
-    re.compile(r'^Thread \d+ \(.*?LWP (?P<tid>\d+)\)(?: "(?P<name>[^"]*)")?'),
-    re.compile(r"^\s*Stack trace of thread (?P<tid>\d+):"),
-    re.compile(r"^TID (?P<tid>\d+):"),
+    re.compile(r'^Thread \d+ \(.*?LWP (?P<tid>\d{1,10})\)(?: "(?P<name>[^"]*)")?'),
+    re.compile(r"^\s*Stack trace of thread (?P<tid>\d{1,10}):"),
+    re.compile(r"^TID (?P<tid>\d{1,10}):"),
 )
 _FRAME = re.compile(
     r"^\s*#\d+\s+(?:(?P<pc>0x[0-9a-f]+)\s+)?(?:in )?(?P<function>[^\s(]+)(?P<rest>.*)$"
 )
-_LIBRARY = re.compile(r" from \S*?([^/\s]+)$|^ \(([^)\s]+) \+ 0x")
+_LIBRARY = re.compile(r" \(([^)\s]+) \+ 0x")
 # How the text writes that a function has no name.
 _NAMELESS = ("??", "n/a", "-")
 # What glibc puts in front of the names of its functions.
@@ -50,7 +50,7 @@ _API = re.compile(
 _DISPATCH = "virNetServerProgramDispatch"
 _WORKERS = ("rpc-", "prio-rpc-", "admin-")
 _UNKNOWN = Registers({}, "a text does not have them")
-_MOST_THREADS, _MOST_FRAMES = 10_000, 1000
+_MOST_THREADS, _MOST_FRAMES, _LONGEST_FUNCTION = 10_000, 1000, 512
 # How certain the place of a crash in a kernel's log is.
 _SAME_SIZE = (
     "the kernel's log does not say which build crashed: the function is that of the file of this "
@@ -306,13 +306,23 @@ def _stacks(text: str) -> Iterator[_Stack]:
 
 def _named(found: re.Match[str]) -> NamedFrame:
     pc = int(found["pc"], 16) if found["pc"] else 0
-    function = None if found["function"] in _NAMELESS else found["function"]
-    library = _LIBRARY.search(found["rest"])
-    where = "" if library is None else f" ({library[1] or library[2]})"
+    name = found["function"][:_LONGEST_FUNCTION]
+    function = None if name in _NAMELESS else name
+    library = _library(found["rest"])
+    where = "" if library is None else f" ({library})"
     text = f"{function or found['pc'] or 'a function without a name'}{where}"
     if function is not None and (plain := _INTERNAL.match(function)) and where == "":
         function = plain["name"]
     return NamedFrame(Frame(pc, None, None, None, _UNKNOWN, "text"), function, text)
+
+
+def _library(rest: str) -> str | None:
+    """The name of the library that a line names behind the function."""
+    _, named, path = rest.rpartition(" from ")
+    if named and not re.search(r"\s", path):
+        return path.rpartition("/")[2] or None
+    found = _LIBRARY.match(rest)
+    return None if found is None else found[1]
 
 
 def _seen(stack: _Stack, first: int, around: Surroundings) -> SeenThread:
