@@ -98,8 +98,10 @@ def descriptors(pid: int) -> list[str]:
 
 def snapshots(lab: Lab, times: int, *, registers: bool = False) -> Seen:
     """Take snapshots one after the other. registers: stop threads that run, for a moment."""
-    process, seen = inspect(lab.pid), Seen()
+    seen = Seen()
     for _ in range(times):
+        # As each command does: who reads the files may use a bounded time for them.
+        process = inspect(lab.pid)
         look = take(process, registers=registers)
         found = verdicts(look, "libvirtd")
         seen.first[found[0].name] += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from virtrace.snapshot.format import NOT_KNOWN
 from virtrace.snapshot.graph import roots
 from virtrace.snapshot.model import AGENT_JOB, Client, Domain, Job, Look, Request, SeenThread, Wait
 from virtrace.snapshot.verdicts import verdicts
@@ -111,6 +112,17 @@ def test_a_thread_that_moves_does_not_hang() -> None:
     assert names(look(waits)) == ["busy"]
     assert names(look(replace(waits, moved=False, asleep=0.2))) == ["busy"]
     assert names(look(replace(waits, moved=False))) == ["qemu-asked"]
+
+
+def test_threads_whose_stacks_end_may_wait_for_work() -> None:
+    ends = replace(thread(1, Wait(NOT_KNOWN)), ended="it is too short")
+    main = replace(ends, tid=2, own_tid=2, role="main thread")
+    (verdict,) = verdicts(look(ends, main), "libvirtd")
+    assert verdict.name == "not-known"
+    assert verdict.says == "What 2 threads wait for is not known: it is too short."
+    behind = thread(3, Wait("mutex", what="a lock", owner=1))
+    verdict, _ = verdicts(look(ends, behind), "libvirtd")
+    assert (verdict.name, verdict.thread, verdict.behind) == ("not-known", 1, (3,))
 
 
 def test_a_daemon_at_rest_is_healthy() -> None:

@@ -239,7 +239,12 @@ class _Looking:
             client = self._client(carried.identity)
         name = thread.name or name_on_stack(self._peek, frames)
         position = Position(
-            thread.tid, thread.waits_in, thread.wait_channel, frames, served is not None
+            thread.tid,
+            thread.waits_in,
+            thread.wait_channel,
+            frames,
+            is_worker=served is not None,
+            is_whole=ended is None,
         )
         stopped = self._stopped.get(thread.tid)
         if stopped is None:

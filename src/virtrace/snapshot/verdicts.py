@@ -23,7 +23,7 @@ from virtrace.snapshot.model import Crash, Keepalive, Look, Qemu, SeenThread
 # A call that has waited for a shorter time does not hang, s.
 LONG = 1.0
 # What is said of a thread by the kind of its wait alone.
-_SAID = {**dict.fromkeys(AT_REST, "waits for work"), NOT_KNOWN: "does what a log does not tell"}
+_SAID = {**dict.fromkeys(AT_REST, "waits for work"), NOT_KNOWN: "does what is not known"}
 _SOME_DOMAIN = "a domain"
 # Below it an address is NULL, or a member of what NULL points to.
 _NULL_PAGE = 4096
@@ -97,6 +97,9 @@ def verdicts(look: Look, daemon: str) -> list[Verdict]:
 def _hangs(root: Root) -> bool:
     if root.cycle:
         return not any(thread.moved for thread in root.cycle)
+    if root.thread.wait.kind == NOT_KNOWN and not root.behind:
+        # It may wait for work.
+        return False
     return not root.thread.moved and (root.thread.asleep is None or root.thread.asleep >= LONG)
 
 
@@ -244,7 +247,8 @@ def _deadlock(looked: _Looked) -> Iterator[_Case]:
 def _event_loop(looked: _Looked) -> Iterator[_Case]:
     for root in looked.hanging:
         mains = (root.thread, *root.behind)
-        if any(thread.role == "main thread" for thread in mains):
+        is_known = root.thread.wait.kind != NOT_KNOWN
+        if is_known and any(thread.role == "main thread" for thread in mains):
             yield _Case({"doing": doing(looked.look, root.thread)}, root)
 
 
@@ -532,6 +536,22 @@ def _starting(looked: _Looked) -> Iterator[_Case]:
     for thread in looked.look.threads:
         if thread.role == "start-up":
             yield _Case({"age": age(_since(looked.look, thread))})
+
+
+@_verdict
+def _not_known(looked: _Looked) -> Iterator[_Case]:
+    threads = [
+        thread
+        for thread in looked.look.threads
+        if thread.wait.kind == NOT_KNOWN and thread.ended is not None
+    ]
+    if threads:
+        fields = {
+            "threads": _count(len(threads), "thread"),
+            "reason": threads[0].ended,
+        }
+        yield from (_Case(fields, root) for root in looked.hanging if root.thread in threads)
+        yield _Case(fields)
 
 
 @_verdict

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from virtrace.image.model import SystemCall
+from virtrace.snapshot.format import NOT_KNOWN
 from virtrace.snapshot.host import Mount
 from virtrace.snapshot.model import Child, Domain, Monitor, NamedFrame, Wait
 from virtrace.snapshot.objects import Objects
@@ -83,13 +84,18 @@ class Surroundings:
 
 @dataclass(frozen=True)
 class Position:
-    """Where a thread stands. channel: the kernel's function. is_worker: it serves a call."""
+    """Where a thread stands.
+
+    channel: the kernel's function. is_worker: it serves a call. is_whole: the frames lead to its
+    first function.
+    """
 
     tid: int
     call: SystemCall | None
     channel: str | None
     frames: Sequence[NamedFrame]
     is_worker: bool
+    is_whole: bool = True
 
     @property
     def names(self) -> list[str]:
@@ -300,6 +306,10 @@ def _system_call(position: Position, around: Surroundings) -> Wait:
     if call is None:
         return Wait("computes", function=function)
     known = KNOWN.get(call.number)
+    if not (position.is_whole or position.is_worker) and call.number in (FUTEX, RESTART, *POLLS):
+        # Threads rest in these, and what this one was called for is not known.
+        name = None if known is None else known.name
+        return Wait(NOT_KNOWN, system_call=name)
     if known is None:
         return Wait("system call", system_call=f"system call {call.number}", function=function)
     descriptor, file = file_of_call(call, around.peek, around.file_of)
