@@ -8,6 +8,8 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
@@ -137,6 +139,16 @@ class Daemon:
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             pipe.close()
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[Daemon]:
+    """A program of a test's own."""
+    daemon = Daemon(folder)
+    try:
+        yield daemon
+    finally:
+        daemon.end()
 
 
 class Tracing:

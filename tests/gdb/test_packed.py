@@ -7,14 +7,13 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.gdb.harness import NAME, SCRIPTS, Daemon, trace
+from tests.gdb.harness import NAME, SCRIPTS, Daemon, running, trace
 from tests.gdb.test_values import MANY, VALUES
 from tests.support.command import VIRTRACE
 from tests.support.intact import assert_untraced_and_intact
@@ -35,15 +34,6 @@ def make_pack(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=PATIENCE * 3,
     )
-
-
-@contextmanager
-def running(folder: Path) -> Iterator[Daemon]:
-    daemon = Daemon(folder)
-    try:
-        yield daemon
-    finally:
-        daemon.end()
 
 
 def events_of(found: Trace) -> list[tuple[str, str, Any]]:

@@ -7,14 +7,13 @@ import re
 import select
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.gdb.harness import Daemon, events, trace
+from tests.gdb.harness import Daemon, events, running, trace
 from tests.gdb.test_lines import CALLS, METHOD, lines_of, walked_by_gdb
 from tests.support.command import VIRTRACE, virtrace
 from tests.support.waiting import PATIENCE
@@ -47,15 +46,6 @@ def by_uprobes(daemon: Daemon, output: Path, *commands: str, recipe: str = "bloc
     return found
 
 
-@contextmanager
-def closing_daemon(folder: Path) -> Iterator[Daemon]:
-    daemon = Daemon(folder)
-    try:
-        yield daemon
-    finally:
-        daemon.end()
-
-
 @pytest.mark.parametrize("variant", ["optimized", "plain", "cloned", "inlined", "stripped"])
 def test_it_tells_what_gdb_tells(
     build: Callable[[str], Path], tmp_path: Path, variant: str
@@ -65,9 +55,9 @@ def test_it_tells_what_gdb_tells(
     recipe.write_text(re.sub(r"\n +lines: .*", "", shipped))
     ours, theirs = tmp_path / "uprobes.jsonl", tmp_path / "gdb.jsonl"
     # Of two programs: each counts its own calls.
-    with closing_daemon(build(variant)) as daemon:
+    with running(build(variant)) as daemon:
         trace(daemon, theirs, *CALLS, recipe=str(recipe))
-    with closing_daemon(build(variant)) as daemon:
+    with running(build(variant)) as daemon:
         by_uprobes(daemon, ours, *CALLS, recipe=str(recipe))
     compared = virtrace("diff", str(ours), str(theirs))
     assert compared.returncode == 0, compared.stdout
@@ -78,7 +68,7 @@ def test_the_lines_that_next_walks_through(
     build: Callable[[str], Path], tmp_path: Path, variant: str
 ) -> None:
     """But for those that the kernel sets no probe at, which the header names."""
-    with closing_daemon(build(variant)) as daemon:
+    with running(build(variant)) as daemon:
         found = by_uprobes(daemon, tmp_path / "t.jsonl", *CALLS)
         walked = walked_by_gdb(daemon, tmp_path / "lines")
     [method] = [probe for probe in found.header["probes"] if probe["name"] == METHOD]
@@ -89,7 +79,7 @@ def test_the_lines_that_next_walks_through(
     if variant == "plain":
         expected = [[lines_of(found)[0][0], *lines] for lines in expected]
     assert lines_of(found) == expected
-    with closing_daemon(build(variant)) as daemon:
+    with running(build(variant)) as daemon:
         gdb, _ = trace(daemon, tmp_path / "gdb.jsonl", *CALLS)
     assert changes(found) == changes(gdb)
 

@@ -9,7 +9,7 @@ from virtrace.binary import x86_64
 from virtrace.errors import ANSWER_IS_NO, DONE, TargetError
 from virtrace.guard import journal, restore
 from virtrace.guard.journal import PatchedBytes
-from virtrace.image.memory import ProcessMemory
+from virtrace.image.memory import ProcessMemory, open_memory
 from virtrace.image.model import Module
 from virtrace.image.process import Process, describe_process, inspect, read_status
 
@@ -36,12 +36,7 @@ def run(args: argparse.Namespace) -> int:
             "whose breakpoints may be wanted",
             "end that tracer first (in GDB: `detach`, `quit`), which removes them",
         )
-    try:
-        memory = ProcessMemory(args.pid, writable=True)
-    except OSError as error:
-        raise TargetError(
-            f"the memory of process {args.pid} cannot be opened: {error.strerror}", "run as root"
-        ) from error
+    memory = open_memory(args.pid, writable=True)
     try:
         return _rescue(process, memory, args.yes)
     finally:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from virtrace.binary import abi
 from virtrace.errors import TargetError
-from virtrace.image.memory import NO_STACK, MemoryCopy, ProcessMemory, StackCopier
+from virtrace.image.memory import NO_STACK, MemoryCopy, StackCopier, open_memory
 from virtrace.image.model import Registers, SystemCall, Thread
 from virtrace.image.process import Process, heaps, stacks_of
 
@@ -31,15 +31,9 @@ class LiveImage:
     """
 
     def __init__(self, process: Process) -> None:
-        """Raises: TargetError if the memory of the process cannot be read."""
+        """Raises: TargetError if the memory of the process cannot be opened."""
         self.program = process
-        try:
-            self.memory = ProcessMemory(process.pid)
-        except OSError as error:
-            raise TargetError(
-                f"the memory of process {process.pid} cannot be read: {error.strerror}",
-                "run as root (sudo)",
-            ) from error
+        self.memory = open_memory(process.pid)
 
     def close(self) -> None:
         self.memory.close()

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from virtrace.errors import Unavailable
+from virtrace.errors import TargetError, Unavailable
 
 PAGE = 4096
 # Bytes. libvirt itself refuses a QMP reply longer than 10 MiB (QEMU_MONITOR_MAX_RESPONSE).
@@ -67,6 +67,17 @@ class ProcessMemory:
 
     def close(self) -> None:
         os.close(self.descriptor)
+
+
+def open_memory(pid: int, *, writable: bool = False) -> ProcessMemory:
+    """Open the memory of a process. Raises: TargetError."""
+    try:
+        return ProcessMemory(pid, writable=writable)
+    except OSError as error:
+        raise TargetError(
+            f"the memory of process {pid} cannot be opened: {error.strerror}",
+            "run as root (sudo); `virtrace doctor` says what is missing",
+        ) from error
 
 
 @dataclass(frozen=True)

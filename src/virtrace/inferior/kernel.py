@@ -12,8 +12,7 @@ import struct
 from collections.abc import Mapping
 
 from virtrace.binary.abi import Abi
-from virtrace.errors import TargetError
-from virtrace.image.memory import ProcessMemory
+from virtrace.image.memory import open_memory
 
 _GETREGS = 12  # PTRACE_GETREGS of <sys/ptrace.h>, where Abi.user_registers is known
 # Size of the buffer for registers, in bytes; more than any processor needs.
@@ -34,13 +33,7 @@ class Kernel:
         self._ptrace.argtypes = ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p
         self._ptrace.restype = ctypes.c_long
         self._buffer = ctypes.create_string_buffer(_REGISTERS_SIZE)
-        try:
-            self.memory = ProcessMemory(pid)
-        except OSError as error:
-            raise TargetError(
-                f"the memory of process {pid} cannot be read: {error.strerror}",
-                "run `virtrace doctor`",
-            ) from error
+        self.memory = open_memory(pid)
 
     def close(self) -> None:
         self.memory.close()

@@ -22,6 +22,8 @@ from virtrace.report.pieces import Piece
 
 _STYLE = Style(unicode=True, full=True)
 _SHEETS, _SCRIPT = ("palette.css", "drawing.css", "page.css"), "page.js"
+# What every page begins with: a policy that lets it load nothing, its title and its style.
+_HEAD = "head.html"
 
 
 @cache
@@ -41,20 +43,21 @@ def prepare(name: str) -> None:
     """Read a template and all that its pages contain besides. name: of its file."""
     for each in (*_SHEETS, _SCRIPT):
         style_sheet(each)
+    _template(_HEAD)
     _template(name)
 
 
-def rendered(name: str, **fields: Any) -> str:
+def rendered(name: str, title: str, **fields: Any) -> str:
     """Return a page. name: of the template's file; fields: for the template."""
     style = "".join(map(style_sheet, _SHEETS))
     script = style_sheet(_SCRIPT)
-    return _template(name).render(
+    head = _template(_HEAD).render(
+        title=title,
         style=Markup(style),
         style_hash=_hash(style),
-        script=Markup(script),
         script_hash=_hash(script),
-        **fields,
     )
+    return _template(name).render(head=Markup(head), title=title, script=Markup(script), **fields)
 
 
 def _safe(value: Any) -> Any:

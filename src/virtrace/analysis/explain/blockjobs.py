@@ -8,7 +8,14 @@ from pathlib import Path
 
 from virtrace.analysis import qmp
 from virtrace.analysis.explain import model
-from virtrace.analysis.explain.messages import brief, errors_of, path_in, quoted_errors, said
+from virtrace.analysis.explain.messages import (
+    brief,
+    errors_of,
+    no_return,
+    path_in,
+    quoted_errors,
+    said,
+)
 from virtrace.analysis.explain.model import Catalogue, Explainer, Fact, Node
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.quoted import Evidence
@@ -207,9 +214,7 @@ EXPLAINER = Explainer("block-jobs", frozenset({*_BEGIN, _END}), _CAUSES, lambda 
 
 @_CAUSES.condition("incomplete")
 def _incomplete(case: BlockJobCase) -> list[Evidence] | None:
-    if case.call.root.returned is not None:
-        return None
-    return [Evidence(problem) for problem in case.call.problems]
+    return no_return(case.call)
 
 
 @_CAUSES.condition("no-permission")

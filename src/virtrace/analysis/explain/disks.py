@@ -17,6 +17,7 @@ from virtrace.analysis.checks import contradictions
 from virtrace.analysis.decision import OFFSET, USAGE, Decision
 from virtrace.analysis.devices import Device
 from virtrace.analysis.explain import model
+from virtrace.analysis.explain.messages import no_return
 from virtrace.analysis.explain.model import (
     Bytes,
     Catalogue,
@@ -167,9 +168,7 @@ def _contradiction(case: DiskCase) -> list[Evidence] | None:
 
 @_cause("incomplete", answered=False)
 def _incomplete(case: DiskCase) -> list[Evidence] | None:
-    if case.block.call.root.returned is not None:
-        return None
-    return [Evidence(problem) for problem in case.block.call.problems]
+    return no_return(case.block.call)
 
 
 @_cause("empty-drive", answered=False)

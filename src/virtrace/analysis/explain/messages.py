@@ -1,4 +1,4 @@
-"""The errors of a call: what was said, where it was raised, and which of them the caller got."""
+"""How a call ended: the errors, which of them the caller got, and whether its return was seen."""
 
 from __future__ import annotations
 
@@ -54,6 +54,13 @@ def path_in(message: str | None) -> str | None:
     """Return the first quoted path of a file in a message."""
     found = _PATH.search(message or "")
     return found[1] if found else None
+
+
+def no_return(call: Call) -> list[Evidence] | None:
+    """Return what the trace lacks of a call whose return was not seen; None if it was seen."""
+    if call.root.returned is not None:
+        return None
+    return [Evidence(problem) for problem in call.problems]
 
 
 def quoted_errors(call: Call) -> Iterator[Evidence]:

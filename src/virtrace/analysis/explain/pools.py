@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from virtrace.analysis.explain import model
-from virtrace.analysis.explain.messages import errors_of, path_in, quoted_errors, said, text_of
+from virtrace.analysis.explain.messages import (
+    errors_of,
+    no_return,
+    path_in,
+    quoted_errors,
+    said,
+    text_of,
+)
 from virtrace.analysis.explain.model import Catalogue, EachCall, Explainer, Fact, Nanoseconds
 from virtrace.analysis.quoted import Evidence
 from virtrace.analysis.spans import Call, Point
@@ -92,9 +99,7 @@ EXPLAINER = Explainer(
 
 @_CAUSES.condition("incomplete")
 def _incomplete(case: PoolCase) -> list[Evidence] | None:
-    if case.call.root.returned is not None:
-        return None
-    return [Evidence(problem) for problem in case.call.problems]
+    return no_return(case.call)
 
 
 def _has(case: PoolCase, *texts: str) -> list[Evidence] | None:

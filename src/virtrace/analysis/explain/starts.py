@@ -11,6 +11,7 @@ from virtrace.analysis.explain import model
 from virtrace.analysis.explain.messages import (
     brief,
     errors_of,
+    no_return,
     path_in,
     quoted_errors,
     said,
@@ -135,9 +136,7 @@ for _name, _texts in _MESSAGES.items():
 
 @_CAUSES.condition("incomplete")
 def _incomplete(case: StartCase) -> list[Evidence] | None:
-    if case.call.root.returned is not None:
-        return None
-    return [Evidence(problem) for problem in case.call.problems]
+    return no_return(case.call)
 
 
 @_CAUSES.condition("started")
