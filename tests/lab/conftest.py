@@ -12,11 +12,11 @@ import pytest
 
 from tests.support.intact import assert_untraced_and_intact
 from tests.support.own_files import copied
+from tests.support.stages import second_guest
 from virtrace.errors import LabError
 from virtrace.lab import debug_build
 from virtrace.lab.daemon import Lab
-from virtrace.lab.guest import MIB, disk_xml, file_source
-from virtrace.lab.stage import TARGET, Stage
+from virtrace.lab.stage import Stage
 
 
 def bring_up(
@@ -120,13 +120,8 @@ def other_host() -> Iterator[Lab]:
 @pytest.fixture
 def stage(stock_lab: Lab) -> Iterator[Stage]:
     """A second guest, vm2, for what may end it."""
-    stage = Stage(stock_lab)
-    try:
-        file = stage.image("vda.raw", MIB)
-        stage.start(disk_xml("file", file_source(file), TARGET))
+    with second_guest(stock_lab) as stage:
         yield stage
-    finally:
-        stage.clear()
 
 
 @pytest.fixture(autouse=True)

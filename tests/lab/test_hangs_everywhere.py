@@ -28,8 +28,8 @@ from tests.support.hanging import (
 )
 from tests.support.intact import assert_untraced_and_intact
 from tests.support.silent_agent import silent_agent
+from tests.support.stages import second_guest
 from virtrace.lab.daemon import Lab
-from virtrace.lab.guest import MIB, disk_xml, file_source
 from virtrace.lab.stage import GUEST_NAME, TARGET, Stage
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can read the threads")
@@ -71,13 +71,8 @@ def any_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 @pytest.fixture
 def any_stage(any_lab: Lab) -> Iterator[Stage]:
     """A second guest, vm2, for what may end it."""
-    stage = Stage(any_lab)
-    try:
-        file = stage.image("vda.raw", MIB)
-        stage.start(disk_xml("file", file_source(file), TARGET))
+    with second_guest(any_lab) as stage:
         yield stage
-    finally:
-        stage.clear()
 
 
 def test_an_idle_daemon_is_healthy(any_lab: Lab) -> None:
