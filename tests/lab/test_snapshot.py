@@ -235,6 +235,8 @@ def test_inside_gdb_it_says_the_same_of_a_process(stock_lab: Lab) -> None:
         os.kill(qemu_of(stock_lab), signal.SIGCONT)
     assert " ".join(verdict["says"].split()) in " ".join(said.split())
     assert "qemuMonitorSend" in said
+    held = f"process {stock_lab.pid}; it was looked at once, stopped by a debugger"
+    assert held in " ".join(said.split())
 
 
 def test_inside_gdb_it_says_the_same_of_a_core(crash: tuple[Path, int, int]) -> None:

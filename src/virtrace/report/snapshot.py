@@ -232,6 +232,10 @@ def daemon_pieces(snapshot: Snapshot) -> list[Piece]:
         return words("from a text")
     if snapshot["source"] == "core":
         return words(f"{daemon['exe']} {version}, process {daemon['pid']}, from a core")
+    if not snapshot["seconds"]:
+        # Only a debugger looks once.
+        held = "it was looked at once, stopped by a debugger"
+        return words(f"{daemon['exe']} {version}, process {daemon['pid']}; {held}")
     pauses = [ms for one in snapshot["threads"] if (ms := one["stopped_ms"]) is not None]
     harm = "it was not stopped for this"
     if pauses:
