@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 from pathlib import Path
@@ -149,6 +150,29 @@ def test_another_version_is_refused() -> None:
 def test_what_its_readers_need_is_there(fields: dict[str, Any]) -> None:
     with pytest.raises(TraceError, match="not a whole snapshot"):
         read({**SAMPLE, **fields})
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("threads", 0, "client"), {}),
+        (("threads", 0, "request"), {"program": 1}),
+        (("threads", 0, "wait", "command"), {"text": 1}),
+        (("threads", 0, "wait", "mount"), {"point": "/"}),
+        (("crash",), {"signal": 11}),
+        (("domains", 0, "jobs"), [{}]),
+        (("domains", 0, "jobs"), {}),
+    ],
+)
+def test_what_can_be_null_is_checked_where_it_is_not(place: tuple[Any, ...], value: Any) -> None:
+    broken = copy.deepcopy(SAMPLE)
+    inner: Any = broken
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    assert not VALIDATOR.is_valid(broken)
+    with pytest.raises(TraceError, match="not a whole snapshot"):
+        read(broken)
 
 
 def test_every_key_is_documented() -> None:

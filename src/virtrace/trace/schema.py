@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from virtrace.trace import format as format_
@@ -53,18 +53,22 @@ class ShapeError(ValueError):
     """A record that is not what its type says; the message says where and why."""
 
 
+# Of a TypedDict, by key: whether it is required, and its type.
+_Parts = dict[str, tuple[bool, Any]]
+
+
 def check(value: Json, hint: Any, key: str = "") -> None:
     """Raise ShapeError unless a JSON value has the types that a hint names.
 
     hint: a TypedDict, list, dict, union or plain type. Only JSON types are compared: patterns and
     bounds are the schema's, which may be stricter.
     """
-    kinds, parts, elements = _compiled(hint)
+    kinds, records, elements = _compiled(hint)
     # Not isinstance: true is no integer in JSON.
     if type(value) not in kinds:
         raise ShapeError(f"{key!r} is not {' or '.join(_IN_WORDS[kind] for kind in kinds)}")
-    if parts is not None:
-        for name, (is_required, inner) in parts.items():
+    if records and type(value) is dict:
+        for name, (is_required, inner) in _meant(value, records).items():
             where = f"{key}.{name}" if key else name
             if name in value:
                 check(value[name], inner, where)
@@ -78,34 +82,47 @@ def check(value: Json, hint: Any, key: str = "") -> None:
             check(element, elements, f"{key}.{name}")
 
 
+def _meant(value: Record, records: Sequence[_Parts]) -> _Parts:
+    """The one of several records that an object has all keys of, or else the first."""
+    for parts in records:
+        if all(name in value for name, (is_required, _) in parts.items() if is_required):
+            return parts
+    return records[0]
+
+
 @functools.cache
-def _compiled(hint: Any) -> tuple[tuple[type, ...], dict[str, tuple[bool, Any]] | None, Any]:
-    """JSON types; of a TypedDict its keys; the hint of the elements of a list or dict."""
+def _compiled(hint: Any) -> tuple[tuple[type, ...], tuple[_Parts, ...], Any]:
+    """JSON types; of each TypedDict its keys; the hint of the elements of a list or dict."""
     origin = get_origin(hint)
     if origin is Annotated:
         return _compiled(get_args(hint)[0])
     if origin is Literal:
-        return (type(get_args(hint)[0]),), None, None
+        return (type(get_args(hint)[0]),), (), None
     if origin is Union:
         kinds: dict[type, None] = {}
+        records: list[_Parts] = []
+        elements = None
         for member in get_args(hint):
-            kinds.update(dict.fromkeys(_compiled(member)[0]))
-        return tuple(kinds), None, None
+            own, parts, inner = _compiled(member)
+            kinds.update(dict.fromkeys(own))
+            records += parts
+            elements = inner or elements
+        return tuple(kinds), tuple(records), elements
     if _is_typed_dict(hint):
         hints = _hints(hint)
-        parts = {
+        keys = {
             name: (name in hint.__required_keys__, inner)
             for name, inner in hints.items()
             # Which type of record it is was looked at before.
             if name != "type" or get_origin(inner) is not Literal
         }
-        return (dict,), parts, None
+        return (dict,), (keys,), None
     if origin is list:
-        return (list,), None, get_args(hint)[0]
+        return (list,), (), get_args(hint)[0]
     if origin is dict:
         value = get_args(hint)[1]
-        return (dict,), None, None if value is Any else value
-    return (hint,), None, None
+        return (dict,), (), None if value is Any else value
+    return (hint,), (), None
 
 
 def _hints(hint: Any) -> dict[str, Any]:
