@@ -219,6 +219,25 @@ def test_dominfo(lab: Lab, engine: str, tmp_path: Path, state: str) -> None:
     assert f"{info['cpuTime'] / 1e9:.1f}s" == said["CPU time"]
 
 
+def test_memory(lab: Lab, engine: str, tmp_path: Path) -> None:
+    """Beside what virsh prints of both."""
+    asked = ("dommemstat vm1", "dominfo vm1")
+    trace, printed, _ = traced(lab, engine, "memory", tmp_path / "t.jsonl", *asked)
+    assert only_optional_is_missing(trace, "memory")
+    found = {call.root.name: call for call in calls(trace)}
+    assert found["virDomainGetInfo"].root.returned is not None
+    info = found["virDomainGetInfo"].root.returned["info"]
+    said = printed_fields(printed)
+    assert info["maxMem"] == int(said["Max memory"].split()[0])
+    assert info["memory"] == int(said["Used memory"].split()[0])
+    stats = found["virDomainMemoryStats"]
+    assert stats.root.arguments["domain"] == "vm1"
+    assert stats.root.returned is not None
+    # The guest has no balloon, which could tell more.
+    shown = re.findall(r"^(?:actual|rss|last_update|unused|available) \d+$", printed, re.M)
+    assert (stats.root.returned["result"], exchanges(stats)) == (len(shown), [])
+
+
 def printed_counters(text: str) -> dict[str, int]:
     return {name: int(value) for name, value in re.findall(r"^\w+ (\w+) (\d+)$", text, re.M)}
 

@@ -135,8 +135,10 @@ def test_why_a_guest_does_not_start(stock_lab: Lab, engine: str, tmp_path: Path,
         )
     assert case["subject"] == ["vm2"]
     assert first(case) == name, case["answer"]
-    assert words in case["answer"]
-    if name != "started":
+    # In 7.0.0, no probe sees the whole message of an error of the system.
+    whole = name != "missing-file" or stock_lab.libvirt_version >= (9, 0)
+    assert (words if whole else "a file does not exist: ") in case["answer"]
+    if name != "started" and whole:
         # What the client was told is quoted, and its end is in the answer.
         message = told.partition("Failed to start domain 'vm2'\nerror: ")[2]
         message = " ".join(re.split(r"\nvirtrace[: ]", message)[0].split())
@@ -406,3 +408,47 @@ def test_what_a_refresh_finds(stock_lab: Lab, engine: str, tmp_path: Path) -> No
     assert first(missing) == "missing"
     assert missing["answer"].startswith(f"The refresh failed because {pool} does not exist: ")
     assert missing["answer"].partition("exist: ")[2].rstrip(".") in told
+
+
+MEMORY = """
+<domain type='qemu'>
+  <name>vm2</name>
+  <memory unit='MiB'>64</memory>
+  <currentMemory unit='MiB'>48</currentMemory>
+  <os><type arch='x86_64' machine='pc'>hvm</type></os>
+  <devices>
+    <emulator>{emulator}</emulator>
+    <controller type='usb' model='none'/>
+    <memballoon model='virtio'><stats period='2'/></memballoon>
+  </devices>
+</domain>
+"""
+
+
+def test_what_memory_numbers_are(stock_lab: Lab, engine: str, tmp_path: Path) -> None:
+    """A guest without a driver, which never got the 48 MiB that it should have."""
+    with staged(stock_lab) as stage:
+        file = stage.folder / "vm2.xml"
+        file.write_text(MEMORY.format(emulator=stock_lab.system.emulator))
+        stock_lab.virsh_checked("define", str(file))
+        stock_lab.virsh_checked("start", "vm2")
+        asked = ("dommemstat vm2", "dommemstat vm1", "dominfo vm2")
+        cases, printed, _ = explained(stock_lab, engine, "memory", tmp_path / "t.jsonl", *asked)
+        statistics, told, _ = explained(
+            stock_lab, engine, "domstats", tmp_path / "s.jsonl", "domstats --balloon"
+        )
+    assert [(case["subject"], first(case)) for case in cases] == [
+        (["vm2"], "nothing-reported"),
+        (["vm1"], "no-balloon"),
+        (["vm2"], "all-given"),
+    ]
+    assert "actual 65536\n" in printed
+    for case in (cases[0], cases[2]):
+        assert case["facts"][0]["value"] == 65536 * 1024
+        assert "64.000 MiB" in case["answer"]
+    # 16 MiB of guest, and QEMU itself.
+    found = {case["subject"][0]: case for case in statistics if case["explainer"] == "memory"}
+    assert first(found["vm1"]) == "rss-above-maximum"
+    [rss] = [fact["value"] for fact in found["vm1"]["facts"] if fact["name"] == "rss"]
+    assert f"balloon.rss={rss // 1024}\n" in told
+    assert first(found["vm2"]) == "nothing-reported"

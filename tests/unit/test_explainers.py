@@ -380,3 +380,47 @@ def test_a_block_job_that_fails_or_has_not_ended() -> None:
         ),
         ("running", "The commit still ran when the trace ended."),
     ]
+
+
+def memory(recorder: samples.Recorder, **reported: int) -> None:
+    """A call for a guest's memory, with what QEMU has of it."""
+    span = recorder.new_span()
+    place: dict[str, Any] = {"span": span, "call": span}
+    recorder.add("enter", "virDomainMemoryStats", values={"domain": "vm1"}, **place)
+    stats = {name.replace("_", "-"): value for name, value in reported.items()}
+    for sent, received in (
+        samples.qmp("query-balloon", 1, {"actual": 64 << 20}),
+        samples.qmp("qom-get", 2, {"stats": stats, "last-update": stats.pop("last-update")}),
+    ):
+        recorder.add("point", "qmp.send", values=sent, parent=span, call=span)
+        recorder.add("point", "qmp.reply", values=received, parent=span, call=span)
+    recorder.add("exit", "virDomainMemoryStats", values={"result": 3}, **place)
+
+
+def test_memory_that_a_guest_reports() -> None:
+    recorder = samples.Recorder()
+    total, free = 60 << 20, 10 << 20
+    memory(recorder, last_update=5, stat_total_memory=total, stat_free_memory=free)
+    memory(recorder, last_update=5, stat_total_memory=total, stat_free_memory=(1 << 64) - 1)
+    memory(recorder, last_update=0, stat_total_memory=(1 << 64) - 1)
+    assert answers(explained(recorder)) == [
+        (
+            "reported",
+            "Of the 60.000 MiB that the guest sees, 10.000 MiB are unused, as its own driver "
+            "reported.",
+        ),
+        ("given", "The 64.000 MiB are what the guest was given, not what it uses."),
+        (
+            "nothing-reported",
+            "What the guest uses is not known, because it never reported it; the 64.000 MiB are "
+            "what it was given.",
+        ),
+    ]
+
+
+def test_counts_are_not_shown_as_bytes() -> None:
+    """4096 operations, or KiB, are no 4.000 KiB."""
+    for name in ("blockstats.jsonl.gz", "dominfo.jsonl"):
+        for case in cases_of(OLD / name):
+            for evidence in case["causes"][0]["evidence"]:
+                assert evidence["value"] is None

@@ -21,11 +21,11 @@ UNANSWERED = {"monitor-stall": 1, "job-lock": 1}
 # What happens outside of calls is not compared.
 EXPLAINED = {
     *("blockinfo", "blockstats", "domstats", "errors", "job-lock", "monitor-stall", "qmp", "rpc"),
-    *("start-failure", "blockjob", "pool-refresh"),
+    *("start-failure", "blockjob", "pool-refresh", "dominfo"),
 }
 WITHOUT_CALLS = ("errors", "qmp")
 # Recipes that came later.
-LATER = {"slow"}
+LATER = {"memory", "slow"}
 
 
 def recipe_of(file: Path) -> str:

@@ -87,6 +87,12 @@ class Evidence:
     path: str | None = None
 
 
+def state(reading: Quoted, text: str) -> Evidence:
+    """Quote a value that is no number of bytes."""
+    return Evidence(f"{text}: {reading.value} ({reading.where})", None, reading.seq, reading.path)
+
+
 def quote(reading: Quoted, text: str) -> Evidence:
+    """Quote a value; of a number, it is one of bytes."""
     value = reading.value if type(reading.value) is int else None
     return Evidence(f"{text} ({reading.where})", value, reading.seq, reading.path)

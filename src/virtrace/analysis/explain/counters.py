@@ -18,7 +18,7 @@ from virtrace.analysis.explain.model import (
     Nanoseconds,
     Traced,
 )
-from virtrace.analysis.quoted import Evidence, Quoted, quote
+from virtrace.analysis.quoted import Evidence, Quoted, state
 from virtrace.analysis.spans import Call
 from virtrace.trace.format import Json
 
@@ -108,7 +108,7 @@ def _contradiction(case: CountersCase) -> list[Evidence] | None:
     evidence = []
     for ours, theirs in case.compared():
         if ours.value != theirs.value:
-            evidence += [quote(ours, "libvirt returned another"), quote(theirs, "than QEMU")]
+            evidence += [state(ours, "libvirt returned another"), state(theirs, "than QEMU")]
     return evidence or None
 
 
@@ -119,7 +119,7 @@ def _error(case: CountersCase) -> list[Evidence] | None:
 
 @_CAUSES.condition("counters")
 def _counters(case: CountersCase) -> list[Evidence] | None:
-    same = [quote(theirs, f"QEMU's {theirs.keys[-1]}") for _, theirs in case.compared()]
+    same = [state(theirs, f"QEMU's {theirs.keys[-1]}") for _, theirs in case.compared()]
     return same or None
 
 

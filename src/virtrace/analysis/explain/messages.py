@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Iterable, Iterator
 
 from virtrace.analysis.quoted import Evidence
-from virtrace.analysis.spans import Call
+from virtrace.analysis.spans import Call, Point
 from virtrace.analysis.values.meaning import one_of
 from virtrace.trace.format import Event
 
@@ -48,6 +50,20 @@ def brief(message: str | None) -> str | None:
     if found:
         message = f"QEMU says: {found[1]}"
     return " ".join(message.split()).rstrip(".") if message else message
+
+
+def told(call: Call, errors: Iterable[Event]) -> str | None:
+    """Return what was said, or where no message could be read, what the system's error was.
+
+    Libvirt 7.0.0 makes the message of an error of the system where no probe sees it.
+    """
+    errors = list(errors)
+    if not any(text_of(each) for each in errors):
+        for node in reversed(list(call.nodes())):
+            number = node.event.values.get("errno") if isinstance(node, Point) else None
+            if type(number) is int and number in errno.errorcode:
+                return f"system error: {os.strerror(number)}"
+    return said(errors)
 
 
 def path_in(message: str | None) -> str | None:

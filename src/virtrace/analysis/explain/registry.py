@@ -11,6 +11,7 @@ from virtrace.analysis.explain import (
     disks,
     errors,
     jobs,
+    memory,
     monitors,
     pools,
     starts,
@@ -29,6 +30,7 @@ EXPLAINERS: tuple[Explainer[Any], ...] = (
     monitors.EXPLAINER,
     statistics.EXPLAINER,
     counters.EXPLAINER,
+    memory.EXPLAINER,
     errors.EXPLAINER,
 )
 

@@ -14,7 +14,7 @@ from virtrace.analysis.explain.messages import (
     no_return,
     path_in,
     quoted_errors,
-    said,
+    told,
 )
 from virtrace.analysis.explain.model import (
     Catalogue,
@@ -55,7 +55,7 @@ class StartCase(model.Case):
         errors = self.call.errors()
         cleanup = [each.t_enter_ns for each in self.steps if each.name == "qemuProcessStop"]
         before = [each for each in errors if not cleanup or each.t_ns < cleanup[0]]
-        return said(before or errors_of(self.call))
+        return told(self.call, before or errors_of(self.call))
 
     @cached_property
     def steps(self) -> list[Span]:
