@@ -278,11 +278,21 @@ def _print(snapshot: Snapshot) -> None:
         pass
 
 
+class TooSlowError(BaseException):
+    """One input takes far too long. Nothing that reads it handles that."""
+
+
+def _give_up(*_: object) -> None:
+    raise TooSlowError
+
+
 def several(inputs: Inputs, seeds: Sequence[int]) -> Mapping[str, Any]:
     """Do some mutants; what each took, and how many of each kind were read."""
     longest, read, failures = 0.0, dict.fromkeys(("text", "memory", "core"), 0), []
+    signal.signal(signal.SIGVTALRM, _give_up)
     for seed in seeds:
         began = time.process_time()
+        signal.setitimer(signal.ITIMER_VIRTUAL, 2 * SECONDS)
         try:
             read[inputs.kind_of(seed)] += inputs.done(seed)
         except BaseException as error:

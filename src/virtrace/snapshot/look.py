@@ -25,7 +25,7 @@ from virtrace.snapshot.model import (
     Wait,
 )
 from virtrace.snapshot.monitors import monitor_at
-from virtrace.snapshot.objects import Objects
+from virtrace.snapshot.objects import MOST_SEARCHED, Objects
 from virtrace.snapshot.peek import Peek
 from virtrace.snapshot.requests import request_served
 from virtrace.snapshot.servers import keepalives_at, server_at
@@ -116,6 +116,10 @@ class _Looking:
         own_tids = {thread.tid: around.own_tid(thread.tid) for thread in threads}
         self._know_types(frames)
         census = self._objects.census(self._image.heaps())
+        if census.searched > MOST_SEARCHED:
+            self._notes.append(
+                f"only {MOST_SEARCHED >> 30} GiB of memory were searched: objects may be missing"
+            )
         if not census.objects:
             self._notes.append("no object of libvirt was found in memory")
         tids = set(own_tids.values())

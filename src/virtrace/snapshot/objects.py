@@ -37,6 +37,7 @@ _COMMON_ANCESTOR = "virObject"
 # Bytes of memory that are searched at a time; and the bytes of a word that are compared first,
 # those in which addresses differ most.
 _PIECE = 1 << 22
+MOST_SEARCHED = 2 << 30
 _COMPARED = (1, 2, 3, 4)
 
 
@@ -96,6 +97,11 @@ class Objects:
             for at in range(start, end, _PIECE):
                 data = self._peek.available(at, min(_PIECE, end - at))
                 searched += len(data)
+                if searched > MOST_SEARCHED:
+                    return Census(found, searched)
+                if not data:
+                    # A damaged core says that it has more memory than there is.
+                    break
                 for place in places_of(data, classes):
                     name = self.type_of(at + place)
                     if name is not None:
