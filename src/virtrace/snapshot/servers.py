@@ -34,6 +34,8 @@ _MOST_REQUESTS = 100_000
 # its client.
 _ALL_CLIENT_WORDS, _KEEPALIVE_WORDS, _SETTINGS = 64, 24, range(6, 14)
 _LONGEST_INTERVAL, _YEAR, _INT = 1 << 20, 366 * 86400, 0xFFFFFFFF
+# For how long a look may have lasted when this is read, s.
+_LATER = 60
 # Words: of the pool; its list of jobs, and how many wait in it; where its limits may be.
 _POOL_WORDS, _JOBS, _DEPTH, _LIMITS = 34, 4, 7, range(8, 30)
 _MOST_WORKERS, _MOST_QUEUED = 100_000, 1000
@@ -149,7 +151,7 @@ def _keepalive(words: tuple[int, ...], now: float, zero: float) -> Keepalive | N
     # Without a timer, which is -1 then, the client is asked nothing.
     is_one = 0 < interval < _LONGEST_INTERVAL and left <= most and timer <= _INT >> 1
     # What is heard begins an interval, and so does what is sent.
-    if not is_one or not max(0, now - _YEAR) < heard <= began <= now + 1:
+    if not is_one or not max(0, now - _YEAR) < heard <= began <= now + _LATER:
         return None
     closes = began + interval * (left + 1)
     return Keepalive(interval, most, most - left, zero + heard, zero + closes)
