@@ -140,6 +140,7 @@ def _files(job: Job) -> set[Path]:
 
 def _add_host_facts(output: Path, pid: int) -> None:
     from virtrace.host.disks import collect
+    from virtrace.report import units
     from virtrace.trace.reader import TraceStream
 
     def made(file: BinaryIO) -> list[HostRecord]:
@@ -150,4 +151,5 @@ def _add_host_facts(output: Path, pid: int) -> None:
     insert_before_footer(output, made)
     # Where it goes nowhere, the live view has said so.
     with suppress(OutputError):
-        print(f"  host     facts of {len(records)} disks are in the trace", flush=True)
+        disks = units.count(len(records), "disk")
+        print(f"  host     the trace has the facts of {disks}", flush=True)
