@@ -219,6 +219,18 @@ def test_calls_that_gave_up() -> None:
     ]
 
 
+def test_stacks_and_the_log_of_one_daemon() -> None:
+    """The stack says what the holder waits for, the log of which domain the job is."""
+    log = JOBS.replace("32588", "27").replace("32591", "26")
+    found = snapshot_of_text(f"{log}\n{GDB}", "report.txt")
+    assert found["verdicts"][0]["verdict"] == "qemu-asked"
+    kinds = {thread["tid"]: thread["wait"]["kind"] for thread in found["threads"]}
+    assert kinds == {27: "qemu", 26: "idle", 25: "loop", 32590: "job"}
+    jobs = found["domains"][0]["jobs"]
+    assert isinstance(jobs, list)
+    assert [job["owner"] for job in jobs] == [27]
+
+
 def test_a_job_without_a_thread_in_a_log_without_times() -> None:
     found = snapshot_of_text(OLD_JOB, "messages")
     (domain,) = found["domains"]

@@ -113,9 +113,9 @@ class _Graph:
         self._by_own_tid = {thread["own_tid"]: thread for thread in snapshot["threads"]}
         self._domains = {domain["name"]: domain for domain in snapshot["domains"]}
         self._qemus = {qemu["pid"]: qemu for qemu in snapshot["qemus"]}
-        first = snapshot["verdicts"][0] if snapshot["verdicts"] else None
+        first = snapshot["verdicts"][0]
         # The tid of the thread that the answer is about.
-        self._guilty = first["thread"] if first and first["verdict"] not in WELL else None
+        self._guilty = None if first["verdict"] in WELL else first["thread"]
         self._nodes: dict[_Key, _Node] = {}
         self._waits_for: dict[_Key, _Key] = {}
 
@@ -136,7 +136,7 @@ class _Graph:
         return [self._nodes[key] for key in found]
 
     def _is_guilty(self, key: _Key) -> bool:
-        """Whether what is at the root of the answer is this, or waits for nothing but this."""
+        """Whether this is the cause of the answer, or a deadlock."""
         return self._nodes[key].box.kind.endswith("bad")
 
     @staticmethod

@@ -106,11 +106,10 @@ def look_at_text(text: str, name: str, taken: float, modules: ModulesHere | None
         # The first thread is the one that got the signal.
         threads = {crashed.tid: threads.pop(crashed.tid, crashed), **threads}
     for thread in jobs.threads():
-        threads[thread.tid] = (
-            replace(thread, frames=threads[thread.tid].frames)
-            if (thread.tid in threads)
-            else thread
-        )
+        # A stack says more, but not of which domain the job is.
+        seen = threads.setdefault(thread.tid, thread)
+        if seen.wait.kind == thread.wait.kind == "job":
+            threads[thread.tid] = replace(seen, wait=thread.wait)
     notes = [*_notes(stacks, place, gave_up)]
     stored = stored_crash(text)
     return Look(
