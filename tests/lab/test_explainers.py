@@ -18,7 +18,7 @@ import pytest
 
 from tests.lab.test_catalogue import recording, until
 from tests.lab.tracing import as_measured, whole_trace
-from tests.support.command import SECONDS, virtrace
+from tests.support.command import SECONDS, VIRTRACE, virtrace
 from virtrace.lab.daemon import Lab
 from virtrace.lab.guest import MIB, disk_xml, file_source
 from virtrace.lab.stage import Stage
@@ -452,3 +452,30 @@ def test_what_memory_numbers_are(stock_lab: Lab, engine: str, tmp_path: Path) ->
     [rss] = [fact["value"] for fact in found["vm1"]["facts"] if fact["name"] == "rss"]
     assert f"balloon.rss={rss // 1024}\n" in told
     assert first(found["vm2"]) == "nothing-reported"
+
+
+def test_qemu_that_ends_in_the_call(stock_lab: Lab, engine: str, tmp_path: Path) -> None:
+    """Killed while libvirt waits for its answer: the error is raised on another thread."""
+    output = tmp_path / "t.jsonl"
+    with staged(stock_lab) as stage:
+        image = stage.image("vda.raw", MIB)
+        stage.start(disk_xml("file", file_source(image), "vda"))
+        [qemu] = [
+            pid
+            for pid in stock_lab.processes
+            if b"guest=vm2," in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+        os.kill(qemu, signal.SIGSTOP)
+        line = [*VIRTRACE, "record", "blockinfo", "-p", str(stock_lab.pid), "--engine", engine]
+        command = stock_lab.virsh_command("domblkinfo", "vm2", "vda")
+        running = subprocess.Popen(
+            [*line, "-o", str(output), "--", *command], stdout=subprocess.DEVNULL
+        )
+        try:
+            until(output, '"name":"qmp.send","span"')
+        finally:
+            os.kill(qemu, signal.SIGKILL)
+        assert running.wait(SECONDS) == 0
+    [case] = cases_of(output)
+    assert (case["subject"], first(case)) == (["vm2", "vda"], "qemu-gone"), case["answer"]
+    assert "QEMU did not answer query-blockstats" in case["answer"]
