@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -299,3 +300,12 @@ def test_any_text_is_read_or_refused(seed: int) -> None:
             snapshot_of_text("".join(text), "x")
         except TraceError:
             continue
+
+
+def test_long_lines_and_numbers_are_read_in_bounded_time() -> None:
+    longest = "#4  0x00007fe8 in ?? () from /lib/libvirt.so.0 " * 20_000
+    no_id = f"Thread 4 (LWP {'9' * 5000}):\n#0  0x1 in poll ()\n"
+    began = time.process_time()
+    found = snapshot_of_text(f"{no_id}{GDB}{longest}\n#5  0x1 in {'_' * 500_000}- ()\n", "text")
+    assert time.process_time() - began < 5
+    assert {thread["tid"] for thread in found["threads"]} == {25, 26, 27}
