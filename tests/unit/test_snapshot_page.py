@@ -209,3 +209,10 @@ def test_the_command_writes_a_private_page(tmp_path: Path) -> None:
     assert stat.S_IMODE(page.stat().st_mode) == 0o600
     assert Page(page.read_text()).texts["h1"] == ["virDomainSave on vm1 waits."]
     assert "{&#34;execute&#34;:&#34;query-blockstats&#34;}" in page.read_text()
+
+
+def test_each_frame_has_its_line() -> None:
+    document: Any = snapshot(
+        thread(11, "computes") | {"frames": ["poll+0x4f (libc.so.6)", "a\nb+0x1"]}
+    )
+    assert "<pre>poll+0x4f (libc.so.6)\na\\nb+0x1\n</pre>" in snapshot_page(document)

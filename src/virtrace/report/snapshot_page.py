@@ -66,7 +66,7 @@ def _thread(thread: ThreadRecord, *, is_first: bool) -> Record:
         "client": client_text(thread),
         "command": None if command is None else command["text"],
         "fields": list(_fields(thread)),
-        "frames": "\n".join(thread["frames"]),
+        "frames": thread["frames"],
         "frames_end": thread["frames_end"],
         "is_first": is_first,
     }
