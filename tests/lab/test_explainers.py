@@ -19,6 +19,7 @@ import pytest
 from tests.lab.test_catalogue import recording, until
 from tests.lab.tracing import as_measured, whole_trace
 from tests.support.command import SECONDS, VIRTRACE, virtrace
+from virtrace.lab import processes
 from virtrace.lab.daemon import Lab
 from virtrace.lab.guest import MIB, disk_xml, file_source
 from virtrace.lab.stage import Stage
@@ -479,3 +480,70 @@ def test_qemu_that_ends_in_the_call(stock_lab: Lab, engine: str, tmp_path: Path)
     [case] = cases_of(output)
     assert (case["subject"], first(case)) == (["vm2", "vda"], "qemu-gone"), case["answer"]
     assert "QEMU did not answer query-blockstats" in case["answer"]
+
+
+OFF = "until virsh domstate vm2 | grep -q 'shut off'; do {}; done"
+COMMAND = "virsh qemu-monitor-command vm2 "
+# What the guest's system does, by QEMU's own hand: ACPI's register for the power, and the port of
+# the panic device.
+POWER_OFF = f"{COMMAND} --hmp 'o/w 0x604 0x2000'"
+PANIC = f"{COMMAND} --hmp 'o/b 0x505 1'"
+QUIT = f'{COMMAND} \'{{"execute": "quit"}}\''
+WHO = {
+    "by-call": ("virsh destroy vm2", "It was ended by DomainDestroy, which process "),
+    "during-call": (
+        "virsh suspend vm2; virsh resume vm2",
+        "It was paused while DomainSuspend ran, which process ",
+    ),
+    "by-signal": ("kill -TERM $QEMU; " + OFF.format(":"), "by a signal: SIGTERM, "),
+    "without-a-word": ("kill -KILL $QEMU; " + OFF.format(":"), "QEMU ended without a word"),
+    "after-command": (f"{QUIT}; " + OFF.format(":"), " by DomainMonitorCommand."),
+    # Until the firmware has set the register up, nothing happens.
+    "by-guest": (OFF.format(POWER_OFF), "no client had asked it to in the trace."),
+    "guest-was-asked": (
+        "virsh shutdown vm2; " + OFF.format(POWER_OFF),
+        "The system in the guest shut itself down, ",
+    ),
+    "panic": (f"{PANIC}; " + OFF.format(":"), "the system in the guest reported a panic."),
+}
+
+
+@pytest.mark.parametrize("name", WHO)
+def test_who_ended_a_guest(stock_lab: Lab, engine: str, tmp_path: Path, name: str) -> None:
+    command, words = WHO[name]
+    output = tmp_path / "t.jsonl"
+    with staged(stock_lab) as stage:
+        more = "<features><acpi/></features><on_crash>destroy</on_crash>"
+        stock_lab.define("vm2", stage.folder / "vm2.xml", "<panic model='isa'/>", more)
+        stock_lab.virsh_checked("start", "vm2")
+        [qemu] = [
+            pid for pid in stock_lab.processes if b"guest=vm2," in processes.command_line(pid)
+        ]
+        done = virtrace(
+            *("record", "guest-end", "-p", str(stock_lab.pid), "--engine", engine),
+            *("-o", str(output), "--", "sh", "-c", command),
+            env={**os.environ, "QEMU": str(qemu), "LIBVIRT_DEFAULT_URI": stock_lab.uri},
+        )
+        assert done.returncode == 0, done.stderr
+    whole_trace(output)
+    [case] = cases_of(output)
+    if name == "after-command" and first(case) == "by-qmp":
+        # QEMU says SHUTDOWN before it ends, and libvirt may or may not still read it.
+        name, words = "by-qmp", "QEMU received the QMP command quit."
+    assert (case["subject"], first(case)) == (["vm2"], name), case["answer"]
+    assert words in case["answer"]
+    steps = [fact["name"] for fact in case["facts"]]
+    assert ("QEMU: SHUTDOWN (guest-shutdown)" in steps) == (name in ("by-guest", "guest-was-asked"))
+    assert ("QEMU: SHUTDOWN (host-qmp-quit)" in steps) == (name == "by-qmp")
+    assert ("QEMU: GUEST_PANICKED" in steps) == (name == "panic")
+    assert ("went on" in steps) == (name == "during-call")
+    if name in ("by-call", "during-call", "guest-was-asked"):
+        [call] = case["calls"]
+        shown = virtrace("show", "--json", output).stdout
+        [made] = [each for each in json.loads(shown)["calls"] if each["call"] == call]
+        procedure = {
+            "by-call": "remoteDispatchDomainDestroy",
+            "during-call": "remoteDispatchDomainSuspend",
+            "guest-was-asked": "remoteDispatchDomainShutdown",
+        }[name]
+        assert procedure in json.dumps(made)

@@ -424,3 +424,92 @@ def test_counts_are_not_shown_as_bytes() -> None:
         for case in cases_of(OLD / name):
             for evidence in case["causes"][0]["evidence"]:
                 assert evidence["value"] is None
+
+
+class Guest:
+    """A monitor's thread, on which QEMU speaks and libvirt says what became of the guest."""
+
+    def __init__(self) -> None:
+        self.recorder = samples.Recorder()
+
+    def qemu(self, event: str, **data: Any) -> None:
+        document = {"event": event, "data": data}
+        values = {"mon": "0x1", "text": json.dumps(document), "json": document}
+        self.recorder.add("point", "qmp.event", tid=5, values=values)
+
+    def libvirt(self, type_: int, detail: int, tid: int = 5, **place: Any) -> None:
+        values = {"domain": "vm1", "type": type_, "detail": detail}
+        self.recorder.add("point", "guest.lifecycle", tid=tid, values=values, **place)
+
+    def call(self, procedure: str, domain: str = "vm1") -> None:
+        span = self.recorder.new_span()
+        inside = {"call": span, "parent": span, "tid": 7}
+        self.recorder.add("enter", "dispatch", span=span, call=span, tid=7)
+        name = {"name": f"remoteDispatch{procedure}"}
+        self.recorder.add("point", "rpc.procedure", values=name, **inside)
+        self.recorder.add("point", "rpc.domain", values={"name": domain}, **inside)
+        self.recorder.add("exit", "dispatch", span=span, call=span, tid=7)
+
+    def answers(self) -> list[tuple[str, str]]:
+        read = {"qmp_event": roles.QMP_EVENT, "guest_lifecycle": roles.GUEST_LIFECYCLE}
+        return answers(explained(self.recorder, **read))
+
+
+def test_why_a_guest_was_paused_by_an_error() -> None:
+    guest = Guest()
+    guest.qemu("BLOCK_IO_ERROR", device="drive-virtio-disk0", reason="No space left on device")
+    guest.libvirt(3, 2)
+    guest.libvirt(4, 0)
+    guest.qemu("WATCHDOG", action="pause")
+    guest.libvirt(3, 3)
+    assert guest.answers() == [
+        (
+            "io-error",
+            "It was paused because of an I/O error of drive-virtio-disk0: No space left on device.",
+        ),
+        (
+            "watchdog",
+            "It was paused by its watchdog: the system in the guest had stopped to answer.",
+        ),
+    ]
+
+
+def test_the_reason_is_of_the_first_shutdown_and_of_its_own_guest() -> None:
+    guest = Guest()
+    guest.call("DomainShutdown", domain="another")
+    guest.call("DomainGetState")
+    guest.qemu("SHUTDOWN", guest=True, reason="guest-shutdown")
+    guest.libvirt(6, 1)
+    guest.qemu("SHUTDOWN", guest=False, reason="host-signal")
+    guest.libvirt(5, 0, tid=9)
+    # The next life of the same guest has nothing of the first.
+    guest.libvirt(2, 0)
+    guest.libvirt(5, 5, tid=9)
+    guest.libvirt(2, 0)
+    guest.qemu("SHUTDOWN", guest=False, reason="host-qmp-quit")
+    guest.libvirt(6, 2)
+    guest.libvirt(5, 0, tid=9)
+    guest.libvirt(2, 0)
+    guest.libvirt(5, 0, tid=9)
+    assert [name for name, _ in guest.answers()] == [
+        *("by-guest", "without-a-word", "by-qmp", "unknown")
+    ]
+
+
+def test_who_paused_a_guest_is_known_only_if_a_call_did() -> None:
+    guest = Guest()
+    guest.call("DomainSuspend")
+    guest.qemu("STOP")
+    guest.libvirt(3, 0)
+    assert [name for name, _ in guest.answers()] == ["paused-by-qemu"]
+
+
+def test_hostile_events_of_a_guest() -> None:
+    guest = Guest()
+    for number in range(2000):
+        guest.recorder.add("point", "qmp.event", values={"mon": f"0x{number}", "json": 7}, tid=5)
+        values: dict[str, Any] = {"domain": f"vm{number}", "type": 5, "detail": "x"}
+        guest.recorder.add("point", "guest.lifecycle", values=values, tid=5)
+    for values in ({}, {"domain": 7, "type": 5}, {"domain": "vm1", "type": [], "detail": {}}):
+        guest.recorder.add("point", "guest.lifecycle", values=values, tid=5)
+    assert {name for name, _ in guest.answers()} == {"unknown"}

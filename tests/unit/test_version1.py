@@ -25,7 +25,7 @@ EXPLAINED = {
 }
 WITHOUT_CALLS = ("errors", "qmp")
 # Recipes that came later.
-LATER = {"memory", "slow"}
+LATER = {"guest-end", "memory", "slow"}
 
 
 def recipe_of(file: Path) -> str:

@@ -27,6 +27,8 @@ RPC_CLIENT = "rpc.client"
 RPC_PROCEDURE = "rpc.procedure"
 RPC_DOMAIN = "rpc.domain"
 RPC_REPLY = "rpc.reply"
+# What libvirt tells its clients of the life of a guest.
+GUEST_LIFECYCLE = "guest.lifecycle"
 # A function that takes a lock, with its owner at the entry.
 LOCK = "lock"
 # A call that returns the three sizes of a disk.
@@ -42,6 +44,7 @@ OF_POINTS = (
         ERROR,
         ERROR_AGAIN,
         ERROR_PLACE,
+        GUEST_LIFECYCLE,
         QMP_COMMAND,
         QMP_EVENT,
         QMP_REPLY,
@@ -59,6 +62,7 @@ _IMPLIED = {
     "error": ERROR,
     "error.raised": ERROR_PLACE,
     "error.system": ERROR_PLACE,
+    "guest.lifecycle": GUEST_LIFECYCLE,
     "rpc.received": RPC_RECEIVED,
     "rpc.client": RPC_CLIENT,
     "rpc.procedure": RPC_PROCEDURE,

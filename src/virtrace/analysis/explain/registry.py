@@ -9,6 +9,7 @@ from virtrace.analysis.explain import (
     clients,
     counters,
     disks,
+    ends,
     errors,
     jobs,
     memory,
@@ -31,6 +32,7 @@ EXPLAINERS: tuple[Explainer[Any], ...] = (
     statistics.EXPLAINER,
     counters.EXPLAINER,
     memory.EXPLAINER,
+    ends.EXPLAINER,
     errors.EXPLAINER,
 )
 
