@@ -97,7 +97,7 @@ def open_input(path: str | Path, what: str = "the trace") -> BinaryIO:
         return open_regular(path)
     except NotRegularError as error:
         raise TraceError(
-            f"{path} is not a regular file", f"name the file that {what} was written to"
+            f"{path} is not a regular file", f"name the file that contains {what}"
         ) from error
     except (OSError, ValueError) as error:
         missing = isinstance(error, FileNotFoundError)
