@@ -388,7 +388,7 @@ def _snapshot(argument: str) -> int:
 
 
 def _explain(file: str) -> int:
-    """Explain a trace: what it means, and why.
+    """Say what a trace means and why.
 
     Usage: virtrace explain [FILE]
 
