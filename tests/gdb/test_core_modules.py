@@ -63,6 +63,7 @@ def test_by_build_id(core: tuple[Path, Path, Path, str]) -> None:
     assert own.build_id == build_id
 
 
+@pytest.mark.host
 def test_from_a_server(
     core: tuple[Path, Path, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

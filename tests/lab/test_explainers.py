@@ -485,8 +485,9 @@ def test_qemu_that_ends_in_the_call(stock_lab: Lab, engine: str, tmp_path: Path)
 OFF = "until virsh domstate vm2 | grep -q 'shut off'; do {}; done"
 COMMAND = "virsh qemu-monitor-command vm2 "
 # What the guest's system does, by QEMU's own hand: ACPI's register for the power, and the port of
-# the panic device.
-POWER_OFF = f"{COMMAND} --hmp 'o/w 0x604 0x2000'"
+# the panic device. The register takes words from the monitor of 5.2 and 7.2, and bytes from that of
+# 11.1.
+POWER_OFF = f"{COMMAND} --hmp 'o/w 0x604 0x2000'; {COMMAND} --hmp 'o/b 0x605 0x20'"
 PANIC = f"{COMMAND} --hmp 'o/b 0x505 1'"
 QUIT = f'{COMMAND} \'{{"execute": "quit"}}\''
 WHO = {

@@ -126,7 +126,13 @@ def test_records_are_inserted_before_the_footer(ending: str, tmp_path: Path) -> 
     before = read_trace(file)
     host = {
         **{"type": "host", "collected": "", "domain": "vm1", "disk": "vda", "path": None},
-        **{"xml": "", "stat": {}, "file_system": "", "image_info": {}, "lvm": {}},
+        **{
+            "xml": "",
+            "stat": {"unavailable": "no path"},
+            "file_system": "",
+            "image_info": {},
+            "lvm": {},
+        },
     }
     insert_before_footer(file, lambda _: [host])
     insert_before_footer(file, lambda _: [host])

@@ -79,7 +79,7 @@ def test_memory_of_nobody() -> None:
     if pid == 0:
         os._exit(0)
     os.waitpid(pid, 0)
-    with pytest.raises(TargetError, match="cannot be read"):
+    with pytest.raises(TargetError, match="cannot be opened"):
         Kernel(pid, ABI)
 
 
