@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from virtrace.snapshot.format import NOT_KNOWN
 from virtrace.snapshot.graph import roots
 from virtrace.snapshot.model import AGENT_JOB, Client, Domain, Job, Look, Request, SeenThread, Wait
@@ -123,6 +125,20 @@ def test_threads_whose_stacks_end_may_wait_for_work() -> None:
     behind = thread(3, Wait("mutex", what="a lock", owner=1))
     verdict, _ = verdicts(look(ends, behind), "libvirtd")
     assert (verdict.name, verdict.thread, verdict.behind) == ("not-known", 1, (3,))
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "says"),
+    [
+        ("vm1", 1, "1 call is being served, not for long."),
+        ("vm1", 2, "2 calls are being served, none of them for long."),
+        (None, 2, "2 threads are at work, none of them for long."),
+    ],
+)
+def test_a_busy_daemon_is_healthy(name: str | None, number: int, says: str) -> None:
+    at_work = [thread(tid, Wait("computes"), name=name, moved=True) for tid in range(1, number + 1)]
+    (verdict,) = verdicts(look(*at_work), "libvirtd")
+    assert (verdict.name, verdict.says) == ("busy", f"The daemon is healthy and busy: {says}")
 
 
 def test_a_daemon_at_rest_is_healthy() -> None:

@@ -558,10 +558,10 @@ def _not_known(looked: _Looked) -> Iterator[_Case]:
 def _busy(looked: _Looked) -> Iterator[_Case]:
     served = sum(thread.request is not None for thread in looked.look.threads)
     working = sum(thread.wait.kind not in AT_REST for thread in looked.look.threads)
-    if served:
-        yield _Case({"busy": f"{_count(served, 'call')} {'is' if served == 1 else 'are'} being"})
-    elif working:
-        yield _Case({"busy": f"{_count(working, 'thread')} at work, and no call is being"})
+    if number := served or working:
+        who, what = ("call", "being served") if served else ("thread", "at work")
+        busy = f"{_count(number, who)} {'is' if number == 1 else 'are'} {what}"
+        yield _Case({"busy": f"{busy}, {'not' if number == 1 else 'none of them'} for long"})
 
 
 @_verdict
