@@ -128,7 +128,6 @@ class Catalogue(Generic[C]):
     @functools.cached_property
     def causes(self) -> tuple[Cause, ...]:
         """All causes, best explanation first."""
-        text = self.file.read_text(encoding="utf-8")
         return tuple(
             Cause(
                 name=name,
@@ -140,12 +139,16 @@ class Catalogue(Generic[C]):
                 excludes=tuple(_list(entry.get("excludes", []))),
                 links=tuple(entry.get("links", {}).items()),
             )
-            for name, entry in yaml.safe_load(text).items()
+            for name, entry in yaml.safe_load(self._text).items()
         )
 
+    @functools.cached_property
+    def _text(self) -> str:
+        return self.file.read_text(encoding="utf-8")
+
     def load(self) -> None:
-        """Read the texts, where no file can be opened later."""
-        _ = self.causes
+        """Read the file, where none can be opened later. It is parsed when a case needs it."""
+        _ = self._text
 
     def find(self, case: C) -> tuple[Finding, ...]:
         """Return the causes that hold, by rank; ``unknown`` if none does."""
