@@ -93,6 +93,21 @@ def changes(found: Trace) -> list[tuple[int | None, str, Any]]:
     ]
 
 
+@pytest.mark.parametrize("calls", range(1, 9))
+def test_what_comes_after_the_last_call_is_left_out(
+    daemon: Daemon, tmp_path: Path, calls: int
+) -> None:
+    """Wherever the last call ends in what is decoded at once: records of others follow."""
+    command = f"cd /proc/{daemon.pid}/fd; (echo pad 5000; yes call vm1 vda | head -n 40) >0"
+    output = tmp_path / "t.jsonl"
+    line = ("record", "blockinfo", "-p", str(daemon.pid), "--engine", "uprobes", "-o", output)
+    done = virtrace(*line, "--calls", str(calls), "--", "sh", "-c", command)
+    assert done.returncode == 0, done.stderr
+    found = read_trace(output)
+    assert found.problems == []
+    assert len(events(found, "virDomainGetBlockInfo")) == 2 * calls
+
+
 @pytest.mark.parametrize("size", [0, 255, 256, 1300, 5000, 100_000, 10 << 20])
 def test_a_reply_of_any_size_is_whole(daemon: Daemon, tmp_path: Path, size: int) -> None:
     found = by_uprobes(

@@ -257,8 +257,8 @@ class _Run:
         self._allowed = max(self._allowed - (time.monotonic() - now), 0.0)
 
     def _decode(self, until: float) -> bool:
-        """Decode until then; return whether anything still waits."""
-        while time.monotonic() < until:
+        """Decode until then, or the end of the recording; return whether anything still waits."""
+        while time.monotonic() < until and not self._replayer.is_over:
             # Not one by one: to look at the clock takes a part of what an event takes.
             some = [*islice(self._items, _AT_ONCE)]
             if not some:
