@@ -8,8 +8,7 @@ import re
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import pytest
 from tests.lab.test_catalogue import recording, until
 from tests.lab.tracing import as_measured, whole_trace
 from tests.support.command import SECONDS, VIRTRACE, virtrace
+from tests.support.stages import staged
 from virtrace.lab import processes
 from virtrace.lab.daemon import Lab
 from virtrace.lab.guest import MIB, disk_xml, file_source
@@ -113,15 +113,6 @@ STARTS: dict[str, tuple[Callable[[Stage], tuple[str, str]], str]] = {
     "qemu-ended": (ends, "QEMU ended by itself: "),
     "started": (plain, "It started, in "),
 }
-
-
-@contextmanager
-def staged(lab: Lab) -> Iterator[Stage]:
-    stage = Stage(lab)
-    try:
-        yield stage
-    finally:
-        stage.clear()
 
 
 @pytest.mark.parametrize("name", STARTS)

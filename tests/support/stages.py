@@ -11,12 +11,19 @@ from virtrace.lab.stage import TARGET, Stage
 
 
 @contextmanager
-def second_guest(lab: Lab) -> Iterator[Stage]:
-    """Run vm2, with one disk."""
+def staged(lab: Lab) -> Iterator[Stage]:
+    """A place for vm2, cleared afterwards."""
     stage = Stage(lab)
     try:
-        file = stage.image("vda.raw", MIB)
-        stage.start(disk_xml("file", file_source(file), TARGET))
         yield stage
     finally:
         stage.clear()
+
+
+@contextmanager
+def second_guest(lab: Lab) -> Iterator[Stage]:
+    """Run vm2, with one disk."""
+    with staged(lab) as stage:
+        file = stage.image("vda.raw", MIB)
+        stage.start(disk_xml("file", file_source(file), TARGET))
+        yield stage

@@ -101,6 +101,22 @@ class Case:
         return ()
 
 
+@dataclass(frozen=True)
+class CallCase(Case):
+    """One call, which is a case of its own, as each takes another time."""
+
+    call: Call
+
+    @property
+    def numbers(self) -> Mapping[str, int | None]:
+        ns = self.call.root.duration_ns
+        return {"duration": None if ns is None else Nanoseconds(ns)}
+
+    @property
+    def key(self) -> object:
+        return self.call.id
+
+
 C = TypeVar("C", bound=Case)
 C_co = TypeVar("C_co", bound=Case, covariant=True)
 Condition = Callable[[C], "list[Evidence] | None"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from virtrace.analysis.explain import model
 from virtrace.analysis.explain.messages import (
     errors_of,
     no_return,
@@ -15,9 +15,9 @@ from virtrace.analysis.explain.messages import (
     said,
     text_of,
 )
-from virtrace.analysis.explain.model import Catalogue, EachCall, Explainer, Fact, Nanoseconds
+from virtrace.analysis.explain.model import CallCase, Catalogue, EachCall, Explainer, Fact
 from virtrace.analysis.quoted import Evidence
-from virtrace.analysis.spans import Call, Point
+from virtrace.analysis.spans import Point
 from virtrace.analysis.values.meaning import one_of
 from virtrace.trace import roles
 from virtrace.trace.format import Event, Json
@@ -28,10 +28,8 @@ _MOST_QUOTED = 20
 
 
 @dataclass(frozen=True)
-class PoolCase(model.Case):
+class PoolCase(CallCase):
     """One refresh."""
-
-    call: Call
 
     def points(self, name: str) -> list[Event]:
         return [
@@ -62,15 +60,6 @@ class PoolCase(model.Case):
         }
 
     @property
-    def numbers(self) -> Mapping[str, int | None]:
-        ns = self.call.root.duration_ns
-        return {"duration": None if ns is None else Nanoseconds(ns)}
-
-    @property
-    def key(self) -> object:
-        return self.call.id
-
-    @property
     def facts(self) -> Sequence[Fact]:
         kinds: dict[str, int] = {}
         for event in self.points(_VOLUME):
@@ -95,6 +84,14 @@ EXPLAINER = Explainer(
     _CAUSES,
     lambda _: EachCall(lambda call: PoolCase(call) if call.root.name == _API else None),
 )
+# What the message has, by cause.
+_MESSAGES = {
+    "missing": "No such file or directory",
+    "no-permission": "Permission denied",
+    "busy": "has asynchronous jobs running",
+    "inactive": "is not active",
+    "error": "",
+}
 
 
 @_CAUSES.condition("incomplete")
@@ -102,35 +99,14 @@ def _incomplete(case: PoolCase) -> list[Evidence] | None:
     return no_return(case.call)
 
 
-def _has(case: PoolCase, *texts: str) -> list[Evidence] | None:
-    if not case.call.failed or not any(text in (case.error or "") for text in texts):
+def _failed_with(text: str, case: PoolCase) -> list[Evidence] | None:
+    if not case.call.failed or text not in (case.error or ""):
         return None
     return list(quoted_errors(case.call))
 
 
-@_CAUSES.condition("missing")
-def _missing(case: PoolCase) -> list[Evidence] | None:
-    return _has(case, "No such file or directory")
-
-
-@_CAUSES.condition("no-permission")
-def _no_permission(case: PoolCase) -> list[Evidence] | None:
-    return _has(case, "Permission denied")
-
-
-@_CAUSES.condition("busy")
-def _busy(case: PoolCase) -> list[Evidence] | None:
-    return _has(case, "has asynchronous jobs running")
-
-
-@_CAUSES.condition("inactive")
-def _inactive(case: PoolCase) -> list[Evidence] | None:
-    return _has(case, "is not active")
-
-
-@_CAUSES.condition("error")
-def _error(case: PoolCase) -> list[Evidence] | None:
-    return _has(case, "")
+for _name, _text in _MESSAGES.items():
+    _CAUSES.condition(_name)(partial(_failed_with, _text))
 
 
 @_CAUSES.condition("got-over")

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
-from virtrace.analysis.explain import model
 from virtrace.analysis.explain.messages import (
     brief,
     errors_of,
@@ -17,6 +16,7 @@ from virtrace.analysis.explain.messages import (
     told,
 )
 from virtrace.analysis.explain.model import (
+    CallCase,
     Catalogue,
     EachCall,
     Explainer,
@@ -24,7 +24,7 @@ from virtrace.analysis.explain.model import (
     Nanoseconds,
 )
 from virtrace.analysis.quoted import Evidence
-from virtrace.analysis.spans import Call, Span
+from virtrace.analysis.spans import Span
 from virtrace.trace.format import Json
 
 _APIS = frozenset({"virDomainCreate", "virDomainCreateWithFlags", "virDomainCreateXML"})
@@ -39,10 +39,8 @@ _STEPS = {
 
 
 @dataclass(frozen=True)
-class StartCase(model.Case):
+class StartCase(CallCase):
     """One call that starts a guest."""
-
-    call: Call
 
     @property
     def subject(self) -> tuple[str, ...]:
@@ -76,16 +74,6 @@ class StartCase(model.Case):
             "file": path_in(self.error),
             "what": path_in(self.error) or "a file",
         }
-
-    @property
-    def numbers(self) -> Mapping[str, int | None]:
-        ns = self.call.root.duration_ns
-        return {"duration": None if ns is None else Nanoseconds(ns)}
-
-    @property
-    def key(self) -> object:
-        """Each call is a case of its own, as each takes another time."""
-        return self.call.id
 
     @property
     def facts(self) -> Sequence[Fact]:
