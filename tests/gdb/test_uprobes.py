@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import select
+import shlex
 import signal
 import subprocess
 from collections.abc import Callable
@@ -98,10 +99,13 @@ def test_what_comes_after_the_last_call_is_left_out(
     daemon: Daemon, tmp_path: Path, calls: int
 ) -> None:
     """Wherever the last call ends in what is decoded at once: records of others follow."""
-    command = f"cd /proc/{daemon.pid}/fd; (echo pad 5000; yes call vm1 vda | head -n 40) >0"
+    asked = ["pad 5000", *["call vm1 vda"] * 40, "pad 0"]
+    command = f"printf '%s\\n' {shlex.join(asked)} >/proc/{daemon.pid}/fd/0"
     output = tmp_path / "t.jsonl"
     line = ("record", "blockinfo", "-p", str(daemon.pid), "--engine", "uprobes", "-o", output)
     done = virtrace(*line, "--calls", str(calls), "--", "sh", "-c", command)
+    for _ in asked:
+        daemon.answer()
     assert done.returncode == 0, done.stderr
     found = read_trace(output)
     assert found.problems == []
