@@ -11,7 +11,7 @@ from typing import BinaryIO
 from virtrace.analysis.explain.registry import load_causes
 from virtrace.analysis.explain.trace import explain_trace
 from virtrace.cli.progress import reading_trace
-from virtrace.cli.show import show_snapshot
+from virtrace.cli.snapshot_file import show_snapshot
 from virtrace.cli.without_rights import run_in_child
 from virtrace.errors import ANSWER_IS_NO, DONE
 from virtrace.printing import print_lines

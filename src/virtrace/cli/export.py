@@ -13,7 +13,7 @@ from virtrace.cli.progress import reading_trace
 from virtrace.cli.without_rights import run_in_child
 from virtrace.errors import DONE, TraceError
 from virtrace.files import fill
-from virtrace.report.formats import FORMATS, ExportFormat
+from virtrace.report.formats import FORMATS, Make
 from virtrace.trace.reader import require_whole
 
 
@@ -40,23 +40,22 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     chosen = FORMATS[args.to]
-    chosen.prepare()
-    work = partial(_export, args, chosen)
+    work = partial(_export, args, chosen.what, chosen.prepare())
     return run_in_child(args, [args.file], work, args.output, chosen.what)
 
 
 def _export(
-    args: argparse.Namespace, chosen: ExportFormat, files: Sequence[BinaryIO], output: int
+    args: argparse.Namespace, what: str, make: Make, files: Sequence[BinaryIO], output: int
 ) -> int:
     with reading_trace(args.file, files[0]) as trace:
-        made = chosen.make(trace)
+        made = make(trace)
         first = next(made, None)
         if first is None:
             raise TraceError(
                 f"{args.file} has no calls to export",
                 "record again, and make a call while the trace runs",
             )
-        fill(output, args.output, chosen.what, chain([first], made))
+        fill(output, args.output, what, chain([first], made))
         print(f"wrote {args.output}")
         require_whole(trace, args.file)
     return DONE

@@ -16,6 +16,7 @@ from virtrace.analysis.spent import TimeSpent
 from virtrace.analysis.summary import summarize
 from virtrace.analysis.waiting import Waiters
 from virtrace.cli.progress import reading_trace
+from virtrace.cli.snapshot_file import show_snapshot
 from virtrace.cli.without_rights import run_in_child
 from virtrace.errors import DONE, UsageError, typed
 from virtrace.files import fill
@@ -24,7 +25,6 @@ from virtrace.report import document, text
 from virtrace.report import summary as many
 from virtrace.report.highlight import style_for
 from virtrace.report.lines import copyable
-from virtrace.report.snapshot import snapshot_lines
 from virtrace.snapshot.format import is_snapshot, read_snapshot
 from virtrace.trace.reader import TraceStream, require_whole
 
@@ -94,16 +94,6 @@ def _show(args: argparse.Namespace, files: Sequence[BinaryIO], output: int) -> i
         print_lines(_lines(trace, args, output))
         require_whole(trace, args.file)
     return DONE
-
-
-def show_snapshot(path: str, file: BinaryIO, *, as_json: bool, full: bool) -> None:
-    """Print a snapshot from its file."""
-    snapshot = read_snapshot(file, path)
-    if as_json:
-        print_lines(json.dumps(snapshot, ensure_ascii=False, indent=2).split("\n"))
-    else:
-        step = None if full else f"virtrace show --full {typed(path)}"
-        print_lines(snapshot_lines(snapshot, style_for(sys.stdout, full=full), step))
 
 
 def _lines(trace: TraceStream, args: argparse.Namespace, output: int) -> Iterator[str]:

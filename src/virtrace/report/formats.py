@@ -6,86 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Union
 
-from virtrace.analysis.chain import chains
 from virtrace.analysis.spans import Call, CallBuilder
 from virtrace.errors import TraceError, UsageError
-from virtrace.report import chrome, diagram, drawing, flame, table
-from virtrace.report.moments import Moment, moments
 from virtrace.trace.reader import TraceStream
 
 # A document in pieces; none if the trace contains nothing that the format can show.
 Pieces = Iterator[Union[str, bytes]]
-
-
-def _calls(trace: TraceStream) -> Iterator[Call]:
-    return CallBuilder(trace.most_open).calls(trace)
-
-
-def _prepare_svg() -> None:
-    for name in drawing.SHEETS:
-        drawing.style_sheet(name)
-
-
-def _svg(trace: TraceStream) -> Pieces:
-    links = chains(_calls(trace))
-    if links:
-        yield diagram.chain_svg(links, alone=True) + "\n"
-
-
-def _mermaid(trace: TraceStream) -> Pieces:
-    links = chains(_calls(trace))
-    yield from (f"{line}\n" for line in diagram.mermaid(links)) if links else ()
-
-
-def _moments(trace: TraceStream) -> Iterator[Moment]:
-    return moments(CallBuilder(trace.most_open).everything(trace))
-
-
-def _chrome(trace: TraceStream) -> Pieces:
-    if any(True for _ in trace):
-        yield from (f"{line}\n" for line in chrome.chrome_lines(trace.header, _moments(trace)))
-
-
-def _prepare_perfetto() -> None:
-    try:
-        import virtrace.report.perfetto  # noqa: F401
-    except ImportError as error:
-        raise UsageError(
-            f"the package perfetto is not usable here: {error}",
-            "pip install perfetto; or --to chrome, which Perfetto's UI opens as well",
-        ) from error
-
-
-def _perfetto(trace: TraceStream) -> Pieces:
-    # Importing it takes longer than importing all other formats.
-    from virtrace.report import perfetto
-
-    if not any(True for _ in trace):
-        return
-    try:
-        yield from perfetto.perfetto_pieces(trace.header, _moments(trace))
-    except (ValueError, OverflowError) as error:
-        raise TraceError(
-            f"a number or date of this trace cannot be written for Perfetto: {error}",
-            "take a fresh copy of the trace: virtrace writes no such values",
-        ) from error
-
-
-def _csv(trace: TraceStream) -> Pieces:
-    values = table.values(_calls(trace))
-    if values is not None:
-        yield from table.csv_lines(_calls(trace), values)
-
-
-def _folded(trace: TraceStream) -> Pieces:
-    yield from (f"{line}\n" for line in flame.folded_lines(_calls(trace)))
-
-
-def _speedscope(trace: TraceStream) -> Pieces:
-    exporter = f"virtrace@{trace.header['tool']['virtrace']}"
-    document = flame.speedscope(_calls(trace), exporter)
-    if document is not None:
-        yield document + "\n"
+Make = Callable[[TraceStream], Pieces]
 
 
 @dataclass(frozen=True)
@@ -93,21 +20,117 @@ class ExportFormat:
     """A format.
 
     what: noun for the document, in messages.
-    make: writes a trace in the format.
-    prepare: imports and reads whatever `make` needs, before rights are dropped.
+    prepare: imports and reads whatever the format needs, before rights are dropped; returns what
+        makes the document.
     """
 
     what: str
-    make: Callable[[TraceStream], Pieces]
-    prepare: Callable[[], None] = lambda: None
+    prepare: Callable[[], Make]
+
+
+def _calls(trace: TraceStream) -> Iterator[Call]:
+    return CallBuilder(trace.most_open).calls(trace)
+
+
+def _perfetto() -> Make:
+    try:
+        from virtrace.report.perfetto import perfetto_pieces
+    except ImportError as error:
+        raise UsageError(
+            f"the package perfetto is not usable here: {error}",
+            "pip install perfetto; or --to chrome, which Perfetto's UI opens as well",
+        ) from error
+    from virtrace.report.moments import moments
+
+    def make(trace: TraceStream) -> Pieces:
+        if not any(True for _ in trace):
+            return
+        nodes = CallBuilder(trace.most_open).everything(trace)
+        try:
+            yield from perfetto_pieces(trace.header, moments(nodes))
+        except (ValueError, OverflowError) as error:
+            raise TraceError(
+                f"a number or date of this trace cannot be written for Perfetto: {error}",
+                "take a fresh copy of the trace: virtrace writes no such values",
+            ) from error
+
+    return make
+
+
+def _chrome() -> Make:
+    from virtrace.report.chrome import chrome_lines
+    from virtrace.report.moments import moments
+
+    def make(trace: TraceStream) -> Pieces:
+        if any(True for _ in trace):
+            nodes = CallBuilder(trace.most_open).everything(trace)
+            yield from (f"{line}\n" for line in chrome_lines(trace.header, moments(nodes)))
+
+    return make
+
+
+def _csv() -> Make:
+    from virtrace.report.table import csv_lines, values
+
+    def make(trace: TraceStream) -> Pieces:
+        columns = values(_calls(trace))
+        if columns is not None:
+            yield from csv_lines(_calls(trace), columns)
+
+    return make
+
+
+def _folded() -> Make:
+    from virtrace.report.flame import folded_lines
+
+    return lambda trace: (f"{line}\n" for line in folded_lines(_calls(trace)))
+
+
+def _speedscope() -> Make:
+    from virtrace.report.flame import speedscope
+
+    def make(trace: TraceStream) -> Pieces:
+        exporter = f"virtrace@{trace.header['tool']['virtrace']}"
+        document = speedscope(_calls(trace), exporter)
+        if document is not None:
+            yield document + "\n"
+
+    return make
+
+
+def _mermaid() -> Make:
+    from virtrace.analysis.chain import chains
+    from virtrace.report.diagram import mermaid
+
+    def make(trace: TraceStream) -> Pieces:
+        links = chains(_calls(trace))
+        yield from (f"{line}\n" for line in mermaid(links)) if links else ()
+
+    return make
+
+
+def _svg() -> Make:
+    from virtrace.analysis.chain import chains
+    from virtrace.report import drawing
+    from virtrace.report.diagram import chain_svg
+
+    for name in drawing.SHEETS:
+        drawing.style_sheet(name)
+
+    def make(trace: TraceStream) -> Pieces:
+        links = chains(_calls(trace))
+        if links:
+            yield chain_svg(links, alone=True) + "\n"
+
+    return make
 
 
 FORMATS = {
-    "perfetto": ExportFormat("the Perfetto trace", _perfetto, _prepare_perfetto),
+    "perfetto": ExportFormat("the Perfetto trace", _perfetto),
     "chrome": ExportFormat("the Chrome trace", _chrome),
     "csv": ExportFormat("the table", _csv),
     "folded": ExportFormat("the stacks", _folded),
     "speedscope": ExportFormat("the flame graph", _speedscope),
     "mermaid": ExportFormat("the picture", _mermaid),
-    "svg": ExportFormat("the picture", _svg, _prepare_svg),
+    "svg": ExportFormat("the picture", _svg),
 }

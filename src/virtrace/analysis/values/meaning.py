@@ -7,6 +7,7 @@ that has it first. No value has changed its meaning since 7.0.0.
 from __future__ import annotations
 
 import errno
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from virtrace.trace import roles
 from virtrace.trace.format import Json, Record
 
 _FOLDER = Path(__file__).parent
+_ERRNO = "errno"
 
 
 def _table(name: str) -> dict[str, dict[str, list[str]]]:
@@ -55,13 +57,22 @@ def meaning(probe: str, role: str | None, name: str, value: Json) -> str | None:
     """
     if type(value) is not int:
         return None
-    if name == "errno":
+    kind = _kind(probe, role, name)
+    if kind is None:
+        return None
+    if kind == _ERRNO:
         return errno.errorcode.get(value)
-    kinds = _ARGUMENTS.get(f"{probe}.{name}")
-    if kinds is not None:
-        return flags(kinds, value)
-    kind = _VALUES.get((role or "", name)) or _VALUES.get((probe, name))
-    return None if kind is None else one_of(kind, value)
+    return one_of(kind, value) if isinstance(kind, str) else flags(kind, value)
+
+
+# Bounded, as strangers choose the names.
+@functools.lru_cache(4096)
+def _kind(probe: str, role: str | None, name: str) -> str | list[str] | None:
+    """Return the enum of a value, or the kinds of flags that it can have."""
+    if name == _ERRNO:
+        return _ERRNO
+    found = _ARGUMENTS.get(f"{probe}.{name}")
+    return found or _VALUES.get((role or "", name)) or _VALUES.get((probe, name))
 
 
 def meanings(probe: str, role: str | None, values: Record) -> dict[str, str]:
