@@ -25,7 +25,7 @@ EXPLAINED = {
 }
 WITHOUT_CALLS = ("errors", "qmp")
 # Recipes that came later.
-LATER = {"guest-end", "memory", "slow"}
+LATER = {"guest-end", "hotplug", "memory", "slow"}
 
 
 def recipe_of(file: Path) -> str:

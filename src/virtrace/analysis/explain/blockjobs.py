@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from virtrace.analysis import qmp
 from virtrace.analysis.explain import model
+from virtrace.analysis.explain.commands import refusal
 from virtrace.analysis.explain.messages import (
     brief,
     errors_of,
     no_return,
     path_in,
-    quoted_errors,
     said,
 )
 from virtrace.analysis.explain.model import Catalogue, Explainer, Fact, Node
@@ -220,28 +219,17 @@ def _incomplete(case: BlockJobCase) -> list[Evidence] | None:
 @_CAUSES.condition("no-permission")
 def _no_permission(case: BlockJobCase) -> list[Evidence] | None:
     denied = "Permission denied" in str(case.names["error"])
-    return _refusal(case) if denied else None
+    return refusal(case.call) if denied else None
 
 
 @_CAUSES.condition("nothing-to-end")
 def _nothing_to_end(case: BlockJobCase) -> list[Evidence] | None:
-    return _refusal(case) if case.kind == "abort" else None
+    return refusal(case.call) if case.kind == "abort" else None
 
 
 @_CAUSES.condition("refused")
 def _refused(case: BlockJobCase) -> list[Evidence] | None:
-    return _refusal(case)
-
-
-def _refusal(case: BlockJobCase) -> list[Evidence] | None:
-    if not case.call.failed:
-        return None
-    said_by_qemu = [
-        Evidence(f"QEMU refused {node.command}: {qmp.error_of(node.reply)}", None, node.reply.seq)
-        for node in case.call.nodes()
-        if isinstance(node, Exchange) and node.failed and node.reply is not None
-    ]
-    return [*said_by_qemu, *quoted_errors(case.call)]
+    return refusal(case.call)
 
 
 @_CAUSES.condition("failed")
