@@ -5,6 +5,7 @@ Lines have no newline. Only what is meant for copying may be wider.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
@@ -71,7 +72,11 @@ def _fitting(text: str, start: int, room: int) -> int:
 
 def room_beside(prefix: str, style: Style) -> int:
     """Return the number of columns that remain after a prefix."""
-    return max(style.width - cells(prefix), ROOM)
+    return max(style.width - _cells_of_prefix(prefix), ROOM)
+
+
+# There are few prefixes, and each begins many lines of a tree.
+_cells_of_prefix = functools.lru_cache(256)(cells)
 
 
 def _painted(prefix: str, line: list[Piece], style: Style) -> str:
