@@ -62,6 +62,8 @@ FIGURES = {
     "beside_p99": "its p99",
     "attach": "gap at attach",
     "detach": "gap at detach",
+    "ready": "s until ready",
+    "gone": "s to end",
     "daemon_cpu": "daemon's CPU",
     "tracing_cpu": "tracer's CPU meanwhile",
     "tracer_cpu": "tracer's CPU in all",
@@ -178,7 +180,9 @@ class Bench:
         before = self.traced.calls(self.calls)
         started: list[Running] = []
         ground = Ground(self.lab, self.folder, self.chain, self._call)
-        found = {"attach": self._gap(lambda: started.append(_start(contestant, ground, output)))}
+        found = self._gap(
+            "attach", "ready", lambda: started.append(_start(contestant, ground, output))
+        )
         running = started[0]
         if contestant.attach_only:
             return found
@@ -186,7 +190,7 @@ class Bench:
             found |= self._cost(contestant, running)
         finally:
             _settle(running.output)
-            found["detach"] = self._gap(running.end)
+            found |= self._gap("detach", "gone", running.end)
         if contestant.facts and running.output:
             facts = contestant.facts(running.output, self._offset)
             made = self.traced.made - self._made
@@ -230,12 +234,17 @@ class Bench:
             "beside_p99_ms": p99(beside),
         }
 
-    def _gap(self, work: Callable[[], None]) -> float:
-        """The longest call of a client that calls all the time meanwhile."""
+    def _gap(self, gap: str, took: str, work: Callable[[], None]) -> dict[str, float]:
+        """How long it took, in s, and the longest call of a client that calls all the time, in ms.
+
+        gap, took: what these two are called.
+        """
         with self.other.calling() as durations:
+            began = time.monotonic()
             work()
+            seconds = time.monotonic() - began
             time.sleep(SETTLE_SECONDS)
-        return max(durations)
+        return {gap: max(durations), took: seconds}
 
 
 def _start(contestant: Contestant, ground: Ground, output: Path) -> Running:
@@ -274,7 +283,8 @@ def ratios(found: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, floa
             row[key] = own[f"{key}_ms"] / nothing[f"{key}_ms"]
         for key in "daemon_cpu", "tracing_cpu", "tracer_cpu":
             row[key] = own[f"{key}_ms"] / nothing["daemon_cpu_ms"]
-        row["bytes"] = own["bytes"]
+        for key in "bytes", "ready", "gone":
+            row[key] = own[key]
         if "captured" in own:
             row["captured"] = own["captured"]
     return result

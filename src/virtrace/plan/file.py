@@ -57,7 +57,7 @@ from virtrace.recipe.model import CalledBy, DriverMethod
 from virtrace.recipe.path import CALLER, parse_path
 from virtrace.recipe.prototype import Parameter
 from virtrace.trace.format import Header, Record
-from virtrace.trace.reader import read_header
+from virtrace.trace.parsing import read_header
 from virtrace.trace.schema import ShapeError
 
 FORMAT = "virtrace-plan"
