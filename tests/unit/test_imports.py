@@ -26,7 +26,7 @@ ALLOWED = {
     "recipe": {"errors", "files", "trace"},
     "binary": {"errors", "confined", "files", "recipe"},
     "image": {"errors", "confined", "files", "binary"},
-    "targets": {"errors", "files", "recipe", "trace", "binary", "image"},
+    "targets": {"errors", "files", "markup", "recipe", "trace", "binary", "image"},
     "snapshot": {"errors", "trace", "binary", "image", "targets"},
     "guard": {"detached", "errors", "files", "binary", "image"},
     "plan": {"errors", "recipe", "trace", "binary", "image", "targets"},

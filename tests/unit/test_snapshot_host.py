@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from virtrace.image.pids import Pids
 from virtrace.snapshot import host
 
 
@@ -26,12 +27,12 @@ def contained() -> Iterator[int]:
 
 
 def test_a_pid_of_a_container_is_found_here(contained: int) -> None:
-    assert host.Pids(contained).here(1) == contained
-    assert host.Pids(contained).here(2) is None
+    assert Pids(contained).here(1) == contained
+    assert Pids(contained).here(2) is None
 
 
 def test_a_pid_of_this_namespace_is_itself() -> None:
-    assert host.Pids(os.getppid()).here(1) == 1
+    assert Pids(os.getppid()).here(1) == 1
 
 
 def test_the_longest_mount_point_above_a_path_is_its_mount() -> None:

@@ -61,6 +61,13 @@ class Array:
 
 
 @dataclass(frozen=True)
+class Text:
+    """Characters in a field of their own, up to a NUL. size: of the field, in bytes."""
+
+    size: int
+
+
+@dataclass(frozen=True)
 class Opaque:
     """A type known by name only, or of a kind that a trace does not decode."""
 
@@ -115,7 +122,7 @@ class Struct:
         return next((field for field in self.fields if field.name == name), None)
 
 
-CType = Union[Integer, Boolean, Pointer, Code, Array, Opaque, Struct]
+CType = Union[Integer, Boolean, Pointer, Code, Array, Text, Opaque, Struct]
 
 
 def integer(raw: bytes, signed: bool = False) -> int:
@@ -148,6 +155,8 @@ def decoder(ctype: CType, offset: int = 0) -> Decode:
         return lambda raw: any(raw[offset:end])
     if isinstance(ctype, Pointer):
         return lambda raw: f"{integer(raw[offset:end]):#x}"
+    if isinstance(ctype, Text):
+        return lambda raw: raw[offset:end].partition(b"\0")[0].decode(errors="backslashreplace")
     if isinstance(ctype, Array):
         step = ctype.element.size
         elements = [decoder(ctype.element, offset + i * step) for i in range(ctype.count)]

@@ -389,7 +389,7 @@ class Instructions:
         if is_entry and address != start and address not in self._entries:
             return "no function begins there"
         at = address - start
-        if abi.convention_of_file(self._elf).is_known and not _begins(code, at):
+        if abi.convention_of_file(self._elf).is_known and not x86_64.begins(code, at):
             return "no instruction begins there"
         if read is not None and not _is_same(code, read(start, end - start)):
             return "the process has other code there than the file"
@@ -404,15 +404,6 @@ class Instructions:
         return found
 
 
-def _begins(code: bytes, at: int) -> bool:
-    """Whether an instruction begins at ``at``. Decodes the function up to and including it."""
-    before = x86_64.instructions().fullmatch(code, 0, at)
-    if before is None or before[1]:
-        return False
-    behind = x86_64.instructions().match(code, at)
-    return behind is not None and behind.start(1) > at
-
-
 def _is_same(code: bytes, there: bytes) -> bool:
     """Whether code in memory is that of a file, except for breakpoints and uprobes."""
     if len(there) != len(code):
@@ -425,7 +416,7 @@ def _is_same(code: bytes, there: bytes) -> bool:
         at = next((i for i in range(at, len(code)) if code[i] != there[i]), len(code))
         if at == len(code):
             return True
-        if there[at : at + 1] == x86_64.ABI.breakpoint and _begins(code, at):
+        if there[at : at + 1] == x86_64.ABI.breakpoint and x86_64.begins(code, at):
             at += 1
         elif code.startswith(x86_64.NOP5, at) and there[at] == x86_64.CALL:
             # A uprobe of Linux 6.18 or later.

@@ -80,6 +80,33 @@ LOADS_OF_ADDRESSES = ((re.compile(rb"\x8d" + _AT_PC + rb"(?=.{4})", re.DOTALL), 
 _STUB = re.compile(rb"(?:\xf3\x0f\x1e\xfa)?\xf2?\xff\x25(.{4})", re.DOTALL)
 
 
+# push of a register, nop, call, jmp, jcc: what the kernel does itself at a uprobe, without a step
+# of the thread (can_emulate of arch/x86/kernel/uprobes.c).
+EMULATED = re.compile(
+    rb"\x41?[\x50-\x57]|\x90|[\xe8\xe9\xeb]|[\x70-\x7f]|\x0f[\x80-\x8f]", re.DOTALL
+)
+# endbr64; cmp $BYTE,OFFSET(%REGISTER), which change no register and no memory.
+_CHANGES_FLAGS = re.compile(rb"(?:\xf3\x0f\x1e\xfa|\x48\x83[\xb8-\xbb\xbd-\xbf].{5})*", re.DOTALL)
+_NEAR_JUMP = re.compile(rb"(?:\xe9|\x0f[\x80-\x8f])(?=(.{4}))", re.DOTALL)
+
+
+def cheap_entry(code: bytes) -> int:
+    """Offset in a function at which a uprobe costs little, and all is as at its entry.
+
+    0 if instructions change more than flags before the first that the kernel emulates, or if the
+    function may jump back to there.
+    """
+    passed = _CHANGES_FLAGS.match(code)
+    at = passed.end() if passed else 0
+    near = (
+        jump.start()
+        for jump in _NEAR_JUMP.finditer(code)
+        if 0 < jump.end() + I32.unpack(jump[1])[0] + 4 <= at
+    )
+    jumps_back = any(begins(code, site) for site in (*near, *short_jumps(code, 1, at + 1)))
+    return at if EMULATED.match(code, at) and not jumps_back else 0
+
+
 def is_load(code: bytes, at: int) -> bool:
     """Whether a match of CALLS reads the address in the slot instead of jumping there."""
     return code[at] == _MOV or code[at : at + 2] == _PUSH
@@ -212,6 +239,15 @@ def instructions() -> re.Pattern[bytes]:
         not_66 + rb"\x66" + prefixes + no_rex_w + _either(sized, move) + b"..",
     )
     return re.compile(instruction + b"*(" + prefixes + rb"[\x40-\x4f]?)", re.DOTALL)
+
+
+def begins(code: bytes, at: int) -> bool:
+    """Whether an instruction begins at ``at``. Decodes the function up to and including it."""
+    before = instructions().fullmatch(code, 0, at)
+    if before is None or before[1]:
+        return False
+    behind = instructions().match(code, at)
+    return behind is not None and behind.start(1) > at
 
 
 def _modrm(*registers: int) -> bytes:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from virtrace.cli.arguments import add_daemon
-from virtrace.errors import ANSWER_IS_NO, DONE, NOT_TRACED, typed
+from virtrace.errors import ANSWER_IS_NO, DONE, NOT_TRACED, UsageError, typed
 from virtrace.files import read_regular, write_new
 from virtrace.printing import print_lines
 from virtrace.recipe import catalogue
@@ -141,6 +141,11 @@ def _compile(args: argparse.Namespace) -> int:
     from virtrace.record.header import needed_but_missing
 
     recipe = catalogue.find_recipe(args.recipe)
+    if recipe.is_for_kernel:
+        raise UsageError(
+            f"{recipe.name} has a condition or a stack, which a compiled script does not record",
+            f"virtrace record {recipe.name}",
+        )
     process = _process(args, recipe.required_modules)
     packs = catalogue.file_of(args.recipe).parent
     resolved = resolve(recipe, process, fetch_debug_files(process, recipe), [packs])

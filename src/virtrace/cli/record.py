@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, BinaryIO
 from virtrace import engines
 from virtrace.cli.arguments import add_daemon
 from virtrace.engines import AUTO, ENGINES
-from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, NOT_TRACED
+from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, NOT_TRACED, UsageError
 from virtrace.printing import OutputError
 from virtrace.recipe import catalogue, selection
+from virtrace.recipe.model import OF_QEMU, Recipe
 from virtrace.recipe.selection import Limits
 from virtrace.trace.format import HostRecord
 from virtrace.trace.rotation import last_file, parts
@@ -21,6 +22,10 @@ from virtrace.trace.writer import default_path, insert_before_footer
 
 if TYPE_CHECKING:
     from virtrace.record.job import Job
+    from virtrace.targets.qemu.guests import Guest
+
+# The module of a daemon that has guests.
+_OF_GUESTS = "libvirt_driver_qemu.so"
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -28,15 +33,18 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "record",
         description="Trace a libvirt daemon with a recipe, until Ctrl-C, a limit, or the end of "
         "COMMAND, which is started when all probes are set.",
-        usage="%(prog)s RECIPE [-p PID | --process NAME] [-o FILE] [--where KEY=VALUE]... "
-        "[--calls N] [--seconds S] [--max-stop-ms N] [--max-load PERCENT] [--max-events N] "
-        "[--max-bytes N] [--rotate N [--keep N]] [--source FOLDER] [--host-facts] "
+        usage="%(prog)s RECIPE [-p PID | --process NAME] [--domain NAME] [-o FILE] "
+        "[--where KEY=VALUE]... [--calls N] [--seconds S] [--max-stop-ms N] [--max-load PERCENT] "
+        "[--max-events N] [--max-bytes N] [--rotate N [--keep N]] [--source FOLDER] [--host-facts] "
         f"[--engine {'|'.join((AUTO, *ENGINES))}] [-- COMMAND...]",
     )
     parser.add_argument(
         "recipe", metavar="RECIPE", help=f"{', '.join(catalogue.shipped())}, or a recipe's file"
     )
     add_daemon(parser, "default: the only one that runs")
+    parser.add_argument(
+        "--domain", metavar="NAME", help="for a recipe of QEMU: the guest of the daemon to trace"
+    )
     parser.add_argument(
         "-o",
         "--output",
@@ -105,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     recipe = catalogue.find_recipe(args.recipe)
     selected = selection.parse_selection(recipe, args.where, args.calls, args.seconds)
     limits, rotation = limits_of(args), selection.rotation(args.rotate, args.keep)
-    pid = chosen_pid(args, recipe.required_modules)
+    pid, guest = _chosen(args, recipe)
     job = Job(
         recipe,
         pid,
@@ -116,6 +124,7 @@ def run(args: argparse.Namespace) -> int:
         command=args.traced,
         sources=[Path(args.source).absolute()] if args.source else [],
         packs=[catalogue.file_of(args.recipe).parent],
+        guest=guest,
     )
     given = {name: option(args, name) for name in ("source", *selection.LIMITS)}
     old = _files(job)
@@ -125,6 +134,24 @@ def run(args: argparse.Namespace) -> int:
     if args.host_facts and written:
         _add_host_facts(last_file(job.output, job.rotation), job.pid)
     return status
+
+
+def _chosen(args: argparse.Namespace, recipe: Recipe) -> tuple[int, Guest | None]:
+    """The process to trace; and the guest, if `--domain` names it by its guest."""
+    from virtrace.targets.qemu.guests import qemu_of
+
+    if recipe.of == OF_QEMU and args.domain is not None:
+        return qemu_of(chosen_pid(args, [_OF_GUESTS]), args.domain)
+    if args.domain is not None:
+        raise UsageError(
+            f"--domain has no meaning here: {recipe.name} traces a daemon of libvirt",
+            "--where domain=NAME records only calls about this domain, if the recipe captures it",
+        )
+    if recipe.of == OF_QEMU and args.pid is None:
+        raise UsageError(
+            f"{recipe.name} traces the QEMU of a guest", "--domain NAME names the guest"
+        )
+    return chosen_pid(args, recipe.required_modules), None
 
 
 def option(args: argparse.Namespace, name: str) -> str | None:

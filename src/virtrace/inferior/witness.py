@@ -21,7 +21,7 @@ from virtrace.plan.arguments import NO_SUCH_ARGUMENT, Thread
 from virtrace.plan.capture import Arguments
 from virtrace.plan.infer import Inferred
 from virtrace.plan.model import Plan, StaticProbeSite
-from virtrace.plan.resolve import resolve
+from virtrace.plan.resolve import require_for_gdb, resolve
 from virtrace.plan.witness import KnownBody, KnownFunction, Packs, Statement
 from virtrace.recipe.model import Recipe, Span
 
@@ -203,6 +203,7 @@ def resolved(
 
     Raises TargetError if GDB would set a static probe at other places than the plan's.
     """
+    require_for_gdb(recipe)
     plan = resolve(recipe, program, [GdbDebugInfo(program), packs], inferred)
     _require_same_static_probes(program, plan)
     return plan

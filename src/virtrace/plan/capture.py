@@ -35,6 +35,7 @@ from virtrace.recipe.path import (
     Format,
     Path,
     Records,
+    Stack,
     TypedParams,
 )
 from virtrace.targets.libvirt.forms import domain_stats, typed_parameters
@@ -42,6 +43,7 @@ from virtrace.trace.format import Json, text_value
 
 # Bytes of the registers that arguments and results come in.
 REGISTER = 8
+_NO_TYPE = Opaque("no value")
 _CONVERSION = re.compile(rb"%(?:%|(?:\d+\$)?[-+ #0'*.\dhlLqjzt]*[A-Za-z])")
 
 
@@ -64,6 +66,11 @@ class PendingBacktrace:
     reread: Callable[[], Json]
 
 
+@dataclass(frozen=True)
+class PendingStack:
+    """The frames of the thread that is here, which the engine has a copy of the stack for."""
+
+
 class Capture:
     """A capture over known types: ``run`` gives its plain value, or raises Unavailable.
 
@@ -78,13 +85,15 @@ class Capture:
         self.types = types
         self.arguments = path.arguments
         self.ways = ways(path, types)
-        self.ctype = self.ways[0].ctype if self.ways else types[CALLER]
+        self.ctype = self.ways[0].ctype if self.ways else types.get(CALLER, _NO_TYPE)
         for way in self.ways:
             _require_readable(path.text, way)
         self._steps = _steps(self.ways[0]) if self.ways else []
         self._end = self._ending()
 
     def run(self, memory: Memory, arguments: Arguments) -> Json:
+        if isinstance(self.path.form, Stack):
+            return PendingStack()
         value = arguments(self.arguments[0])
         for step in self._steps:
             value = step(memory, value)
@@ -92,6 +101,8 @@ class Capture:
 
     def _ending(self) -> End:
         form, ctype = self.path.form, self.ctype
+        if isinstance(form, Stack):
+            return lambda _, __, value: value
         if isinstance(form, Caller):
             assert isinstance(ctype, Code)
             return lambda _, __, value: ctype.name(value)

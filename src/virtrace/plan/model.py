@@ -83,12 +83,33 @@ class SpanSite(FunctionSite):
         return frozenset(starts(self.exit) - {RETURN})
 
 
+@dataclass(frozen=True)
+class InStruct:
+    """A member of the struct that an argument points to. offset, size: in bytes."""
+
+    argument: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Recorded where `value`, a number, has risen, each `per`, a text, by itself."""
+
+    value: InStruct
+    per: InStruct
+
+
 @dataclass(frozen=True, eq=False)
 class PointSite(FunctionSite):
-    """The entry of a function. anywhere: recorded outside of recorded calls too."""
+    """The entry of a function.
+
+    anywhere: recorded outside of recorded calls too. when: what has to hold there.
+    """
 
     capture: Captures
     anywhere: bool = False
+    when: Condition | None = None
 
 
 @dataclass(frozen=True, eq=False)

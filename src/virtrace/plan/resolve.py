@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 
-from virtrace.binary import abi
+from virtrace.binary import abi, x86_64
 from virtrace.binary.abi import Abi
-from virtrace.binary.ctype import Array, Code, CType, Opaque, Struct
-from virtrace.errors import TargetError, Unavailable
+from virtrace.binary.ctype import Array, Code, CType, Integer, Opaque, Struct, Text
+from virtrace.errors import EngineError, TargetError, Unavailable
 from virtrace.image.model import Module, Program
 from virtrace.image.process import Process
 from virtrace.plan.arguments import (
@@ -31,7 +32,9 @@ from virtrace.plan.model import (
     LINES,
     AnySite,
     Captures,
+    Condition,
     ExportedFunctions,
+    InStruct,
     LineSite,
     Plan,
     PointSite,
@@ -42,11 +45,14 @@ from virtrace.plan.model import (
     all_captures,
 )
 from virtrace.plan.proof import is_provable
+from virtrace.plan.walk import ToMember, ToTarget, ways
 from virtrace.plan.witness import KnownBody, Statement, Witness
-from virtrace.recipe.model import CalledBy, DriverMethod, Point, Recipe, Span
+from virtrace.recipe.model import CalledBy, DriverMethod, Point, Recipe, Rises, Span
 from virtrace.recipe.path import CALLER, RETURN, Path
 from virtrace.recipe.prototype import Prototype
 from virtrace.targets import target_of
+
+_WORD = 8
 
 
 @dataclass(frozen=True)
@@ -134,13 +140,22 @@ def require_traceable(recipe: Recipe, plan: Plan) -> None:
         )
 
 
+def require_for_gdb(recipe: Recipe) -> None:
+    """Raise EngineError where a recipe asks for what only probes of the kernel give."""
+    if recipe.is_for_kernel:
+        raise EngineError(
+            f"{recipe.name} has a condition or a stack, which only probes of the kernel record",
+            "--engine uprobes",
+        )
+
+
 def _proven(process: Program, probe: ResolvedProbe) -> ResolvedProbe:
     """The probe without the sites where a breakpoint could break the process."""
     module = process.module(probe.module)
     if module is None or not probe.sites:
         return probe
     places = {
-        module.base + address: _must_be_entry(site)
+        module.base + address: must_be_entry(site)
         for site in probe.sites
         for address in site.addresses
     }
@@ -156,7 +171,28 @@ def _proven(process: Program, probe: ResolvedProbe) -> ResolvedProbe:
     return replace(probe, level="missing", sites=(), offset=None, why=why, lacks=())
 
 
-def _must_be_entry(site: AnySite) -> bool:
+def _in_struct(path: Path, types: Mapping[str, CType], fits: Callable[[CType], bool]) -> InStruct:
+    """Where a member is of which a condition can be. Raises: Unavailable."""
+    way = ways(path, types)[0]
+    first, *members = way.moves
+    offsets = [move.field.offset for move in members if isinstance(move, ToMember)]
+    if first != ToTarget(0) or len(offsets) != len(members) or not fits(way.ctype):
+        raise Unavailable(
+            f"{path.text}: no number of {_WORD} bytes, or text, in what an argument points to"
+        )
+    return InStruct(way.start, sum(offsets), way.ctype.size)
+
+
+def _cheap_entry(module: Module, entry: int) -> int:
+    """Where in an exported function a uprobe costs little, and all is as at the entry."""
+    for start, end, _ in module.elf.exported_functions():
+        if start == entry:
+            return entry + x86_64.cheap_entry(module.elf.content(start, end - start) or b"")
+    return entry
+
+
+def must_be_entry(site: AnySite) -> bool:
+    """Whether a function has to begin where the site is."""
     return not isinstance(site, (StaticProbeSite, LineSite)) and site.at_entry
 
 
@@ -189,7 +225,7 @@ class _Resolver:
         self._abi = convention
         self._witnesses = witnesses
         self._caller: Mapping[str, CType] = {CALLER: Code(exported.caller)}
-        self._named = target_of(process).type_named
+        self._named = partial(target_of(process).type_named, program=process)
 
     def knows(self, span: Span) -> bool:
         """Whether debug info or a pack has a function of that name, be it only inlined."""
@@ -254,8 +290,15 @@ class _Resolver:
         if point.usdt is not None:
             return self._static_probe(point, point.usdt)
         function = point.prototype.name
-        found = self._function(function, point.module, point.prototype)
         module = self._process.module(point.module)
+        if point.standing is not None:
+            why = None if module else f"{point.module} is not loaded in this process"
+            return _probe(
+                point, "point", function, _Found("missing" if why else "symbol", why=why), []
+            )
+        found = self._function(function, point.module, point.prototype)
+        if point.when is not None:
+            return self._conditional(point, point.when, found)
         kind = ReturnPointSite if point.at_return else PointSite
         sites = [
             kind(
@@ -271,6 +314,35 @@ class _Resolver:
             for body in found.bodies
             if module is not None
         ]
+        return _probe(point, "point", function, found, sites)
+
+    def _conditional(self, point: Point, when: Rises, found: _Found) -> ResolvedProbe:
+        """A point with a condition, at the first instruction that costs little."""
+        function, module = point.prototype.name, self._process.module(point.module)
+        sites = []
+        try:
+            for body in found.bodies if module is not None else ():
+                assert module is not None
+                condition = Condition(
+                    _in_struct(when.value, body.types, lambda ctype: ctype == Integer(_WORD)),
+                    _in_struct(when.per, body.types, lambda ctype: isinstance(ctype, Text)),
+                )
+                address = _cheap_entry(module, body.entry)
+                sites.append(
+                    PointSite(
+                        point.name,
+                        point.module,
+                        module.path,
+                        body.entry,
+                        address,
+                        body.arguments,
+                        self._captures(point.capture, body.types),
+                        _is_anywhere(point),
+                        condition,
+                    )
+                )
+        except Unavailable as why:
+            return _probe(point, "point", function, _Found("missing", why=str(why)), [])
         return _probe(point, "point", function, found, sites)
 
     def _function(self, name: str, module_name: str, prototype: Prototype | None) -> _Found:

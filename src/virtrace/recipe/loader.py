@@ -16,7 +16,17 @@ from virtrace.errors import RecipeError, UsageError
 from virtrace.files import NotRegularError, TooLargeError, read_regular
 from virtrace.recipe import path, prototype, selection
 from virtrace.recipe.folder import fragments, fragments_folder
-from virtrace.recipe.model import Answer, CalledBy, DriverMethod, Point, Recipe, Span
+from virtrace.recipe.model import (
+    OF,
+    OF_LIBVIRT,
+    Answer,
+    CalledBy,
+    DriverMethod,
+    Point,
+    Recipe,
+    Rises,
+    Span,
+)
 from virtrace.recipe.selection import Selection
 from virtrace.trace import roles
 
@@ -28,6 +38,8 @@ MAX_TEXT = 2000
 MAX_PROBES = 100
 # Of one probe, and of an answer's `by`.
 MAX_VALUES = 50
+# What a point with `standing:` can be: each node of the block layer of a QEMU.
+STANDING = "block-nodes"
 # Of one probe; one of them is a breakpoint, but each is looked for.
 MAX_ALTERNATIVES = 10
 
@@ -303,6 +315,11 @@ def _recipe(root: _Node) -> Recipe:
         raw=raw,
         used=len(used),
     )
+    if len({probe.of for probe in recipe.probes}) > 1:
+        root.fail(
+            "its probes are in processes of libvirt and of QEMU",
+            "write a recipe for each of the two",
+        )
     names = set()
     named = [*((node, some[0].name) for node, some in all_spans)]
     named += [(node, some[0].name) for node, some in all_points]
@@ -443,7 +460,7 @@ def _alternatives(
 
 def _spans(node: _Node) -> Iterator[Span]:
     own = {"function", "prototype", "module", "find", "enter", "exit", "lines"}
-    for where, keys in _alternatives(node, own, {"name", "root", "optional", "role"}):
+    for where, keys in _alternatives(node, own, {"name", "root", "optional", "role", "of"}):
         where.require({"module"}, keys)
         yield _span(where, keys)
 
@@ -480,7 +497,15 @@ def _span(node: _Node, keys: Mapping[str, _Node]) -> Span:
         exit=exit_,
         # Debug info has the local variables; nothing else that is known here does.
         lines=_watched(keys["lines"]) if "lines" in keys else None,
+        of=_of(keys),
     )
+
+
+def _of(keys: Mapping[str, _Node]) -> str:
+    of = keys["of"].text() if "of" in keys else OF_LIBVIRT
+    if of not in OF:
+        keys["of"].fail(f"found {path.shortened(of)}", f"use one of: {', '.join(OF)}")
+    return of
 
 
 def _role(node: _Node, known: Sequence[str]) -> str:
@@ -516,10 +541,25 @@ def _find(node: _Node) -> DriverMethod | CalledBy:
 
 def _points(node: _Node) -> Iterator[Point]:
     own = {"module", "prototype", "usdt", "arguments", "at", "capture"}
-    shared = {"name", "json", "answers", "anywhere", "optional", "role"}
+    shared = {"name", "json", "answers", "anywhere", "optional", "role", "of", "when", "standing"}
     for where, keys in _alternatives(node, own, shared):
         where.require({"name", "module"}, keys)
         yield _point(where, keys)
+
+
+def _when(node: _Node, known: Collection[str]) -> Rises:
+    keys = node.mapping({"rises", "per"})
+    paths = {
+        name: value.parsed(path.parse_path, "such as: bs->node_name")
+        for name, value in keys.items()
+    }
+    for name, parsed in paths.items():
+        if not isinstance(parsed.form, path.Member) or not {*parsed.arguments} <= {*known}:
+            keys[name].fail(
+                f"{path.shortened(parsed.text)} is not a member of what an argument leads to",
+                "such as: bs->node_name",
+            )
+    return Rises(paths["rises"], paths["per"])
 
 
 def _answer(node: _Node) -> Answer:
@@ -530,9 +570,8 @@ def _answer(node: _Node) -> Answer:
     return Answer(keys["point"].text(), by)
 
 
-def _point(node: _Node, keys: Mapping[str, _Node]) -> Point:
-    at_return = False
-    usdt = None
+def _place(node: _Node, keys: Mapping[str, _Node]) -> tuple[prototype.Prototype, dict[str, Any]]:
+    """Where a point is: its declaration, and the fields of Point that say how it is found."""
     if "usdt" in keys:
         if "arguments" not in keys or "prototype" in keys or "at" in keys:
             node.fail(
@@ -541,21 +580,31 @@ def _point(node: _Node, keys: Mapping[str, _Node]) -> Point:
             )
         usdt = keys["usdt"].name(_PROBE_NAME)
         parameters = keys["arguments"].parsed(prototype.parse_parameters, _DECLARATION)
-        declared = prototype.Prototype(usdt, "void", parameters)
-    elif "prototype" in keys:
+        return prototype.Prototype(usdt, "void", parameters), {"usdt": usdt}
+    if "prototype" in keys:
         if "arguments" in keys:
             keys["arguments"].fail("a function's arguments are in its `prototype:`", "remove this")
         declared = keys["prototype"].parsed(prototype.parse_prototype, _DECLARATION)
-        if "at" in keys:
-            at = keys["at"].text()
-            if at not in ("entry", "return"):
-                keys["at"].fail(f"found {at!r}", "write entry or return")
-            at_return = at == "return"
-    else:
-        node.fail("a point is a static probe or a function", "write `usdt:` or `prototype:`")
+        at = keys["at"].text() if "at" in keys else "entry"
+        if at not in ("entry", "return"):
+            keys["at"].fail(f"found {at!r}", "write entry or return")
+        return declared, {"at_return": at == "return"}
+    if "standing" in keys:
+        standing = keys["standing"].text()
+        if standing != STANDING or "capture" in keys:
+            keys["standing"].fail(
+                f"found {path.shortened(standing)}, or a capture",
+                f"write {STANDING}, which has the values node and mark",
+            )
+        return prototype.Prototype(standing, "void", ()), {"standing": standing}
+    node.fail("a point is a static probe or a function", "write `usdt:` or `prototype:`")
+
+
+def _point(node: _Node, keys: Mapping[str, _Node]) -> Point:
+    declared, place = _place(node, keys)
     known = {parameter.name for parameter in declared.parameters}
-    if usdt is None:
-        known |= {path.CALLER, path.RETURN} if at_return else {path.CALLER}
+    if "usdt" not in place:
+        known |= {path.CALLER, path.RETURN} if place.get("at_return") else {path.CALLER}
     captures = _captures(keys.get("capture"), known)
     answers = _answer(keys["answers"]) if "answers" in keys else None
     json = keys["json"].text() if "json" in keys else None
@@ -568,12 +617,13 @@ def _point(node: _Node, keys: Mapping[str, _Node]) -> Point:
         name=keys["name"].name(_FILE_NAME),
         module=keys["module"].name(_FILE_NAME),
         prototype=declared,
-        usdt=usdt,
-        at_return=at_return,
         anywhere="anywhere" in keys and keys["anywhere"].flag(),
         optional="optional" in keys and keys["optional"].flag(),
         role=_role(keys["role"], roles.OF_POINTS) if "role" in keys else None,
         capture=captures,
         json=json,
         answers=answers,
+        of=_of(keys),
+        when=_when(keys["when"], known) if "when" in keys else None,
+        **place,
     )

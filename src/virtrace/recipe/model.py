@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from virtrace.recipe.path import Backtrace, Path
+from virtrace.recipe.path import Backtrace, Path, Stack
 from virtrace.recipe.prototype import Prototype
 
 
@@ -26,6 +26,22 @@ class CalledBy:
     calls: str
 
 
+# Whose process a probe is in. Those of a guest's QEMU are traced by the guest's name.
+OF_LIBVIRT, OF_QEMU = OF = ("libvirt", "qemu")
+
+
+@dataclass(frozen=True)
+class Rises:
+    """Recorded where ``value`` is higher than it was before, each ``per`` by itself.
+
+    Of many rises the first and the last are recorded, those that are steep, and each that comes
+    from another place.
+    """
+
+    value: Path
+    per: Path
+
+
 @dataclass(frozen=True, eq=False)
 class Span:
     """A function, from its entry to its return.
@@ -38,6 +54,7 @@ class Span:
     role: what its events mean to readers of the trace (trace/roles.py).
     lines: the captures to watch from source line to source line; None where lines are not
     wanted. They may start from local variables too.
+    of: whose process it is in, one of OF.
     """
 
     name: str
@@ -51,6 +68,7 @@ class Span:
     enter: Mapping[str, Path] = field(default_factory=dict)
     exit: Mapping[str, Path] = field(default_factory=dict)
     lines: Mapping[str, Path] | None = None
+    of: str = OF_LIBVIRT
 
     @property
     def captures(self) -> Mapping[str, Path]:
@@ -78,6 +96,9 @@ class Point:
     anywhere: recorded outside of recorded calls too. optional: many versions do not have it.
     role: what its events mean to readers of the trace (trace/roles.py).
     json: the captured text that is JSON; the value ``json`` holds it parsed.
+    of: as of Span. when: what has to hold for it to be recorded.
+    standing: no place in the code: what of this name the target finds in memory when the recording
+    begins, and when it ends.
     """
 
     name: str
@@ -91,6 +112,9 @@ class Point:
     capture: Mapping[str, Path] = field(default_factory=dict)
     json: str | None = None
     answers: Answer | None = None
+    of: str = OF_LIBVIRT
+    when: Rises | None = None
+    standing: str | None = None
 
     @property
     def captures(self) -> Mapping[str, Path]:
@@ -130,6 +154,11 @@ class Recipe:
         return " ".join(re.split(r"[.:;](?:\s|$)", self.about, maxsplit=1)[0].split())
 
     @property
+    def of(self) -> str:
+        """Whose process all probes are in."""
+        return self.probes[0].of if self.probes else OF_LIBVIRT
+
+    @property
     def roots(self) -> tuple[Span, ...]:
         """The spans that begin calls. Without any, only events recorded anywhere are recorded."""
         return tuple(span for span in self.spans if span.root)
@@ -157,6 +186,13 @@ class Recipe:
     def has_backtraces(self) -> bool:
         paths = (path for probe in self.probes for path in probe.captures.values())
         return any(isinstance(path.form, Backtrace) for path in paths)
+
+    @property
+    def is_for_kernel(self) -> bool:
+        """Whether it asks for what only probes of the kernel give."""
+        paths = (path for probe in self.probes for path in probe.captures.values())
+        conditional = any(point.when or point.standing for point in self.points)
+        return conditional or any(isinstance(path.form, Stack) for path in paths)
 
     @property
     def filters(self) -> tuple[str, ...]:

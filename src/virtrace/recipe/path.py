@@ -6,6 +6,7 @@
     format(return, info)  a C format string with one %s, and the string that fills it in
     typed(params, nparams)  an array of virTypedParameter, and its length
     records(retStats, return)  an array of pointers to virDomainStatsRecord, and its length
+    stack()               the frames of the thread that is here
     caller()              the name of the exported function that called this one
     backtrace(job->owner)  the frames of the thread with this id
 
@@ -20,6 +21,7 @@ from typing import Protocol, TypeVar, Union
 
 RETURN = "return"
 CALLER = "caller()"
+STACK = "stack()"
 
 _MEMBERS = r"(?:(?:->|\.)[A-Za-z_]\w*){,15}"
 _CHAIN = re.compile(
@@ -83,6 +85,11 @@ class Caller:
 
 
 @dataclass(frozen=True)
+class Stack:
+    """`stack()`: the frames of the thread that is here, on whatever stack it is."""
+
+
+@dataclass(frozen=True)
 class Format:
     """`format(template, filler)`: a message whose one `%s` is filled in."""
 
@@ -113,7 +120,7 @@ class Backtrace:
     thread: Chain
 
 
-Form = Union[Chain, Caller, Format, TypedParams, Records, Backtrace]
+Form = Union[Chain, Caller, Stack, Format, TypedParams, Records, Backtrace]
 
 T = TypeVar("T")
 
@@ -149,7 +156,7 @@ class Path:
     def chains(self) -> tuple[Chain, ...]:
         """All walks of the form, its main one first."""
         form = self.form
-        if isinstance(form, Caller):
+        if isinstance(form, (Caller, Stack)):
             return ()
         if isinstance(form, Format):
             return form.template, form.filler
@@ -160,6 +167,8 @@ class Path:
     @property
     def arguments(self) -> tuple[str, ...]:
         """The values of the function that it starts from: arguments, RETURN, CALLER."""
+        if isinstance(self.form, Stack):
+            return ()
         return tuple(start(chain).name for chain in self.chains) or (CALLER,)
 
 
@@ -185,7 +194,7 @@ def parse_path(text: str) -> Path:
         raise ValueError(
             f"{shortened(text)} is not a capture: write a C path such as disk, domain->name, "
             "*info, return, format(return, info), typed(params, nparams), "
-            "records(retStats, return), caller() or backtrace(job->owner)"
+            "records(retStats, return), caller(), stack() or backtrace(job->owner)"
         )
     return Path(text, form)
 
@@ -193,6 +202,8 @@ def parse_path(text: str) -> Path:
 def _parsed(text: str) -> Form | None:
     if text == CALLER:
         return Caller()
+    if text == STACK:
+        return Stack()
     if match := _OF_TWO.fullmatch(text):
         first = _chain(match["name"], match["members"])
         second = _chain(match["other"], match["others"])

@@ -12,10 +12,11 @@ from typing import Protocol
 
 from virtrace.errors import EngineError, TargetError, UsageError, VirtraceError
 from virtrace.image.process import Process
-from virtrace.printing import print_lines
+from virtrace.printing import complain, print_lines
 from virtrace.record.check import Check
 from virtrace.record.debug_info import fetch_debug_files
 from virtrace.record.job import Job
+from virtrace.targets import target_of
 from virtrace.targets.processes import check_traceable, require_modules
 
 
@@ -25,11 +26,13 @@ class Engine(Protocol):
     name: in `--engine` and in a trace's header
     title: the tool's own name
     refuses: options of `virtrace record` that it cannot honour, and why
+    stops: whether it stops threads of the process at each hit
     """
 
     name: str
     title: str
     refuses: Mapping[str, str]
+    stops: bool
 
     def problem(self) -> TargetError | None:
         """Return why it cannot work on this host, as far as a quick look tells."""
@@ -67,7 +70,8 @@ def record(
     job = replace(job, debug_files=debug_files)
     why: VirtraceError | None = None
     for engine, refusal in zip(engines, refusals):
-        problem = refusal or engine.problem()
+        problem = refusal or _halting(engine, process, is_chosen=len(engines) == 1)
+        problem = problem or engine.problem()
         if problem is None:
             if len(engines) > 1:
                 because = "" if why is None else f": {why.what}"
@@ -89,6 +93,18 @@ def _refusal(engine: Engine, given: Mapping[str, object]) -> VirtraceError | Non
         if given.get(name):
             return UsageError(f"--{name} has no meaning here: {why}", "leave it out")
     return None
+
+
+def _halting(engine: Engine, process: Process, *, is_chosen: bool) -> TargetError | None:
+    """Why an engine that stops threads is not used here, unless it was chosen by name."""
+    target = target_of(process)
+    if not engine.stops or target.halts is None:
+        return None
+    what = f"{engine.title} stops {target.halts} at each hit"
+    if is_chosen:
+        complain(TargetError(what, "--engine uprobes stops nothing"))
+        return None
+    return TargetError(what, f"--engine {engine.name} traces all the same")
 
 
 def _require_usable(job: Job) -> None:

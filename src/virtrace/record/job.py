@@ -13,6 +13,7 @@ from typing import TypedDict
 from virtrace.recipe import loader
 from virtrace.recipe.model import Recipe
 from virtrace.recipe.selection import Limits, Rotation, Selection
+from virtrace.targets.qemu.guests import Guest
 from virtrace.trace.format import Limits as TraceLimits
 from virtrace.trace.format import Selection as TraceSelection
 
@@ -43,6 +44,7 @@ class Job:
     source_files: sources in places of their own, by the name that debug info has for them
     debug_files: separate debug files in places of their own, by build-id
     packs: folders to search for symbol packs before the user's cache
+    guest: whose QEMU the process is, if it was named so
     """
 
     recipe: Recipe
@@ -56,6 +58,7 @@ class Job:
     source_files: Mapping[str, Path] = field(default_factory=dict)
     debug_files: Mapping[str, Path] = field(default_factory=dict)
     packs: Sequence[Path] = ()
+    guest: Guest | None = None
 
     @property
     def command_line(self) -> str | None:

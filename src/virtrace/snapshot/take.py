@@ -11,13 +11,15 @@ from functools import partial
 from virtrace.binary.core import Signal
 from virtrace.binary.x86_64 import ABI
 from virtrace.errors import TargetError
+from virtrace.image import sockets
 from virtrace.image.core import CoreImage
 from virtrace.image.live import LiveImage
 from virtrace.image.model import Thread
+from virtrace.image.pids import Pids
 from virtrace.image.process import Process, read_status
 from virtrace.image.stopping import StoppingImage
-from virtrace.snapshot import host, sockets
-from virtrace.snapshot.host import Clocks, Commands, Mount, Pids
+from virtrace.snapshot import host
+from virtrace.snapshot.host import Clocks, Commands, Mount
 from virtrace.snapshot.look import look_at
 from virtrace.snapshot.model import Child, Crash, Look, Neighbour, Qemu
 from virtrace.snapshot.peek import Peek

@@ -15,9 +15,10 @@ from virtrace.errors import TargetError
 from virtrace.image.model import Program
 from virtrace.image.process import Process
 from virtrace.targets.libvirt import LIBVIRT
+from virtrace.targets.qemu import QEMU
 from virtrace.targets.target import Target, load_target
 
-__all__ = ["LIBVIRT", "Target", "either", "known_targets", "target_of"]
+__all__ = ["LIBVIRT", "QEMU", "Target", "either", "known_targets", "target_of"]
 
 
 def known_targets() -> tuple[Target, ...]:
@@ -27,7 +28,7 @@ def known_targets() -> tuple[Target, ...]:
         TargetError: a folder of $VIRTRACE_TARGETS is not a target
     """
     folders = os.environ.get("VIRTRACE_TARGETS", "").split(os.pathsep)
-    return (LIBVIRT, *(load_target(Path(folder)) for folder in folders if folder))
+    return (LIBVIRT, QEMU, *(load_target(Path(folder)) for folder in folders if folder))
 
 
 def target_of(program: Program) -> Target:

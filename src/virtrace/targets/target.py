@@ -5,26 +5,65 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import yaml
 
 from virtrace.binary import debuginfo
-from virtrace.errors import TargetError
+from virtrace.errors import TargetError, Unavailable
 from virtrace.image.model import Program
 from virtrace.image.process import Process
 from virtrace.trace.format import Program as ProgramRecord
+from virtrace.trace.format import Record
 
 if TYPE_CHECKING:
     from virtrace.binary.ctype import CType
+    from virtrace.targets.qemu.guests import Guest
 
 Timeouts = Callable[[Process, Mapping[str, str]], Mapping[str, float]]
 
 
 def _no_timeouts(_process: Process, _environment: Mapping[str, str]) -> Mapping[str, float]:
     return {}
+
+
+class Standing(NamedTuple):
+    """What something was when it was looked at.
+
+    key, value: as a `rises` of a recipe compares them. values: all that is known of it.
+    """
+
+    key: str
+    value: int
+    values: Record
+
+
+class Knowledge(Protocol):
+    """What only code finds out of a program."""
+
+    def struct(self, program: Program, name: str) -> CType:
+        """A struct whose layout the program's own code shows; Opaque for any other."""
+
+    def functions(self, program: Program) -> Mapping[int, str]:
+        """Names of static functions of its main module, by their addresses in the file."""
+
+    def standing(self, process: Process, guest: Guest | None) -> Sequence[Standing]:
+        """What a point with `standing:` records. guest: if known. Raises: Unavailable."""
+
+
+class _NoKnowledge:
+    def struct(self, program: Program, name: str) -> CType:
+        from virtrace.binary.ctype import Opaque
+
+        return Opaque(name)
+
+    def functions(self, program: Program) -> Mapping[int, str]:
+        return {}
+
+    def standing(self, process: Process, guest: Guest | None) -> Sequence[Standing]:
+        raise Unavailable("nothing of this program is known without its debug info")
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +80,11 @@ class Target:
     drivers: glob of further modules, relative to the folder of the main module
     packages: by module, the package in Debian and with RPM; `default` for all others
     coroutines: whether its threads leave one stack for another
+    halts: what stands still while a thread of it is stopped; GDB traces it only if chosen by name
     sources: glob of source folders in /usr/src and /usr/src/debug
     timeouts: from a process and its environment, who gives up on a call that is held too long,
         and after how many seconds
+    knowledge: what only code finds out
     """
 
     name: str
@@ -57,8 +98,10 @@ class Target:
     drivers: str | None = None
     packages: Mapping[str, Sequence[str]] = field(default_factory=dict)
     coroutines: bool = False
+    halts: str | None = None
     sources: str | None = None
     timeouts: Timeouts = _no_timeouts
+    knowledge: Knowledge = field(default_factory=_NoKnowledge)
 
     def version_of(self, program: Program) -> str | None:
         """The version, such as ``9.0.0``; None where the main module's name does not show it."""
@@ -84,12 +127,22 @@ class Target:
             )
         return self.access_check.replace("{api}", api)
 
-    def type_named(self, name: str) -> CType:
-        """The type that C spells ``name``; Opaque for a struct without a layout."""
+    def type_named(self, name: str, program: Program | None = None) -> CType:
+        """The type that C spells ``name``; Opaque for a struct without a layout.
+
+        program: whose own code may show the layout
+        """
         # Not every command that looks for a process needs types.
         from virtrace.binary import layouts
+        from virtrace.binary.ctype import Opaque
 
-        return layouts.type_named(name, partial(layouts.struct_in, self.folder / "layouts"))
+        def struct(name: str) -> CType:
+            found = layouts.struct_in(self.folder / "layouts", name)
+            if isinstance(found, Opaque) and program is not None:
+                return self.knowledge.struct(program, name)
+            return found
+
+        return layouts.type_named(name, struct)
 
     def how_to_get_debug_info(self, module: str, root: Path) -> str:
         """The command that installs it, on the distribution whose files are below root."""

@@ -29,6 +29,10 @@ RPC_DOMAIN = "rpc.domain"
 RPC_REPLY = "rpc.reply"
 # What libvirt tells its clients of the life of a guest.
 GUEST_LIFECYCLE = "guest.lifecycle"
+# How far a node of QEMU's block layer was written when the recording began, and when it ended; and
+# a write that raised it.
+MARK_STANDING = "mark.standing"
+MARK_RAISED = "mark.raised"
 # A function that takes a lock, with its owner at the entry.
 LOCK = "lock"
 # A call that returns the three sizes of a disk.
@@ -45,6 +49,8 @@ OF_POINTS = (
         ERROR_AGAIN,
         ERROR_PLACE,
         GUEST_LIFECYCLE,
+        MARK_RAISED,
+        MARK_STANDING,
         QMP_COMMAND,
         QMP_EVENT,
         QMP_REPLY,
@@ -63,6 +69,8 @@ _IMPLIED = {
     "error.raised": ERROR_PLACE,
     "error.system": ERROR_PLACE,
     "guest.lifecycle": GUEST_LIFECYCLE,
+    "mark.raised": MARK_RAISED,
+    "mark.standing": MARK_STANDING,
     "rpc.received": RPC_RECEIVED,
     "rpc.client": RPC_CLIENT,
     "rpc.procedure": RPC_PROCEDURE,

@@ -13,6 +13,7 @@ from virtrace.analysis.explain import (
     errors,
     hotplugs,
     jobs,
+    marks,
     memory,
     monitors,
     pools,
@@ -35,6 +36,7 @@ EXPLAINERS: tuple[Explainer[Any], ...] = (
     counters.EXPLAINER,
     memory.EXPLAINER,
     ends.EXPLAINER,
+    marks.EXPLAINER,
     errors.EXPLAINER,
 )
 

@@ -15,6 +15,7 @@ from virtrace.engines.gdb.checks import checks
 from virtrace.engines.gdb.launch import command
 from virtrace.errors import IncompleteError, TargetError
 from virtrace.image.process import Process
+from virtrace.plan.resolve import require_for_gdb
 from virtrace.record.check import Check
 from virtrace.record.command import end_with_us, report_status, start
 from virtrace.record.debug_info import fetch_sources
@@ -28,6 +29,7 @@ class GdbEngine:
     name = "gdb"
     title = "GDB"
     refuses: Mapping[str, str] = MappingProxyType({})
+    stops = True
 
     def problem(self) -> TargetError | None:
         if shutil.which("gdb") is None:
@@ -38,6 +40,7 @@ class GdbEngine:
         return checks()
 
     def run(self, job: Job, process: Process) -> int:
+        require_for_gdb(job.recipe)
         job = replace(job, source_files=fetch_sources(process, job))
         document = os.memfd_create("virtrace-job")
         ready, ready_for_gdb = os.pipe()

@@ -17,7 +17,8 @@ from virtrace.engines.uprobes.program import ROUNDS, Options, Program, programs
 from virtrace.engines.uprobes.trial import Abilities
 from virtrace.errors import EngineError
 from virtrace.image.process import Process
-from virtrace.plan.model import AnySite, LineSite, Plan
+from virtrace.plan.model import AnySite, LineSite, Plan, PointSite
+from virtrace.targets.target import Standing
 
 # Threads at a time that let go: the kernel waits in each for all processors.
 _CLOSERS = 32
@@ -54,7 +55,8 @@ class Probes:
         self._links: list[int] = []
         self.refused: list[LineSite] = []
         try:
-            self._maps = Maps(process.pid, ring_bytes)
+            conditions = any(program.layout.risen is not None for program in programs)
+            self._maps = Maps(process.pid, ring_bytes, conditions=conditions)
         except OSError as error:
             raise _refused("maps cannot be created", error) from error
         self.ring = self._maps.ring
@@ -105,6 +107,13 @@ class Probes:
                     continue
                 self.detach()
                 raise _refused(f"{site.probe} cannot be probed", error) from error
+
+    def stood(self, standing: Sequence[Standing]) -> None:
+        """Note what the values of conditions were; what programs have met is newer, and stays."""
+        for number, site in enumerate(self._sites):
+            if isinstance(site, PointSite) and site.when is not None:
+                for one in standing:
+                    self._maps.stood(number, one.key, one.value)
 
     def detach(self) -> None:
         """Detach all programs; returns when no thread runs one any more."""

@@ -19,6 +19,7 @@ class UprobesEngine:
     name = NAME
     title = "the kernel's probes"
     refuses = REFUSED
+    stops = False
 
     def problem(self) -> TargetError | None:
         return problem()

@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from virtrace.engines.uprobes import layout as record
-from virtrace.engines.uprobes.assembler import FP, R0, R1, R2, R3, R4, R6, R7, Symbol
+from virtrace.engines.uprobes.assembler import (
+    FP,
+    R0,
+    R1,
+    R2,
+    R3,
+    R4,
+    R6,
+    R7,
+    Assembler,
+    Symbol,
+)
 from virtrace.engines.uprobes.layout import WORD
 from virtrace.engines.uprobes.reads import (
     KEY_SLOT,
@@ -28,7 +39,8 @@ class Envelope:
     def __init__(self, reads: Reads) -> None:
         self._reads = reads
 
-    def begin(self, program: int) -> None:
+    def begin(self, program: int, condition: Assembler | None = None) -> None:
+        """condition: decides whether the event is recorded."""
         code, reads = self._reads.code, self._reads
         code.do(R6, "=", R1)
         # The process counts its threads in a namespace of its own.
@@ -48,6 +60,8 @@ class Envelope:
         code.do(R0, "<<=", 32)
         code.do(R0, ">>=", 32)
         code.store(FP, TID_SLOT, R0)
+        if condition is not None:
+            code.insert(condition)
         self._count()
         reads.reserve(self._reads.layout.size)
         code.jump_if(R0, "==", 0, "lost")

@@ -10,6 +10,7 @@ import errno
 import struct
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -162,6 +163,14 @@ class RecordMemory(Recorded):
                 found += part.content
                 is_cut = part.status >= 0
         return found, is_cut
+
+    def piece_from(self, address: int) -> tuple[bytes, bool]:
+        """Return what blocks have in one piece from an address on; there may be more."""
+        found = b""
+        with suppress(Unavailable):
+            while True:
+                found += self._from(address + len(found))
+        return found, True
 
     def string(self, address: int) -> bytes:
         for data, layout in self._records:

@@ -6,6 +6,7 @@ Sources: <linux/bpf.h>, <linux/perf_event.h>, Documentation/bpf/ringbuf.rst of t
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import platform
@@ -20,8 +21,10 @@ HASH, ARRAY, RINGBUF, LRU_HASH = 1, 2, 27, 9  # BPF_MAP_TYPE_...
 
 # By machine: numbers of the system calls bpf and perf_event_open.
 _CALLS = {"x86_64": (321, 298)}
-_MAP_CREATE, _MAP_LOOKUP, _PROG_LOAD, _INFO_BY_FD, _LINK_CREATE, _ENABLE_STATS = 0, 1, 5, 15, 28, 32
+_MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _PROG_LOAD = 0, 1, 2, 5
+_INFO_BY_FD, _LINK_CREATE, _ENABLE_STATS = 15, 28, 32
 _PROG_TYPE_KPROBE = 2
+_NOEXIST = 1
 _TRACE_UPROBE_MULTI = 48
 _F_SLEEPABLE = 1 << 4
 _F_UPROBE_MULTI_RETURN = 1
@@ -76,6 +79,17 @@ def look_up(descriptor: int, key: bytes, size: int) -> bytes:
         struct.pack("<IIQQQ", descriptor, 0, ctypes.addressof(keys), ctypes.addressof(value), 0),
     )
     return value.raw
+
+
+def add_missing(descriptor: int, key: bytes, value: bytes) -> None:
+    """Add a value to a map that does not have the key. Raises: KernelError."""
+    keys, values = (ctypes.create_string_buffer(each, len(each)) for each in (key, value))
+    addresses = ctypes.addressof(keys), ctypes.addressof(values)
+    try:
+        _bpf(_MAP_UPDATE, struct.pack("<IIQQQ", descriptor, 0, *addresses, _NOEXIST))
+    except KernelError as error:
+        if error.errno != errno.EEXIST:
+            raise
 
 
 def load(code: bytes, name: str, *, sleepable: bool, multi: bool) -> int:

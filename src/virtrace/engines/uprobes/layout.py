@@ -56,6 +56,10 @@ ADDRESS, LENGTH, CONTENT = 16, 24, PART_HEADER.size
 WORD = 8
 # The key of what is kept from one program to another, and words that are kept at a time.
 KEPT_KEY, MOST_KEPT = 2 * WORD, 8
+# Of a condition: the longest text that it can be `per`; its key, with the number of the site; what
+# is kept for each: the highest value, and how often it has risen.
+LONGEST_PER = 32
+CONDITION_KEY, CONDITION = WORD + LONGEST_PER, 2 * WORD
 # struct virTypedParameter of libvirt-common.h: its size, where its type and its value
 # are, the type of a text; how many a part has room for, and for how much of a text of each.
 PARAMETER, PARAMETER_TYPE, PARAMETER_VALUE, PARAMETER_IS_TEXT = 96, 80, 88, 7
@@ -78,6 +82,8 @@ class Layout:
     parts: of the parts that have a layout of their own.
     backtraces: where the ids of threads are whose backtraces are wanted, and of the block that each
         was read to, None where it was in no memory.
+    risen: where a condition notes what the value was, and how often it has risen; None without one.
+    has_stack: whether blocks have a copy of the thread's stack.
     return_address: of the block with the word at the stack pointer, where backtraces are wanted.
     size: of the record, bytes.
     """
@@ -89,6 +95,8 @@ class Layout:
     parts: list[Layout] = field(default_factory=list)
     backtraces: list[tuple[int, int | None]] = field(default_factory=list)
     return_address: int | None = None
+    risen: int | None = None
+    has_stack: bool = False
 
     def room(self, size: int) -> int:
         """Add so many bytes and return where they are."""

@@ -1,4 +1,4 @@
-"""Backtraces that an event asks for, taken while the daemon runs on.
+"""Backtraces that an event asks for, taken while the daemon runs on, and stacks that it has.
 
 Of a thread that sleeps they come from /proc, of the thread that hit the probe from the copy of its
 stack that the program made. Whatever is not proven to belong together is unavailable.
@@ -23,6 +23,7 @@ from virtrace.image.memory import MemoryCopy
 from virtrace.image.model import Registers, Thread
 from virtrace.image.process import Process, read_status
 from virtrace.plan.model import Plan
+from virtrace.targets import target_of
 from virtrace.trace.format import Json, unavailable
 
 _WORD = struct.Struct("<Q")
@@ -52,7 +53,7 @@ class LiveBacktraces:
         self._programs = programs
         self._wanting = {at for at, program in enumerate(programs) if program.layout.backtraces}
         self._opened = ExitStack()
-        if not self._wanting:
+        if not self._wanting and not any(program.layout.has_stack for program in programs):
             return
         # Most recipes want none, and need not wait for these.
         from virtrace.image.live import LiveImage
@@ -68,6 +69,11 @@ class LiveBacktraces:
             and probe.offset is not None
             and (module := process.module(probe.module)) is not None
         }
+        target = target_of(process)
+        main = process.module(target.module)
+        if main is not None:
+            functions = target.knowledge.functions(process)
+            known |= {main.base + address: name for address, name in functions.items()}
         self._names = FrameNames(process, known)
         # The tables are read now, not when a thread is to be looked at.
         for module in process.modules:
@@ -81,6 +87,13 @@ class LiveBacktraces:
 
     def close(self) -> None:
         self._opened.close()
+
+    def stack_of(self, hit: Hit) -> Json:
+        """Return the frames of the thread that hit the probe, from the copy of its stack."""
+        try:
+            return [*self._frames(self._own_thread(hit, *hit.memory.piece_from(hit.sp)))]
+        except Unavailable as why:
+            return unavailable(str(why))
 
     def look(self, records: Sequence[memoryview]) -> Iterator[Taken]:
         """Take the backtraces that the events of these records ask for."""
@@ -136,13 +149,16 @@ class LiveBacktraces:
         address: where the process keeps the thread's id; None if it is not in memory
         """
         if wanted == hit.own_tid:
-            thread = self._own_thread(hit)
+            thread = self._own_thread(hit, *hit.memory.bytes_from(hit.sp))
         else:
             thread = self._sleeping_thread(wanted)
             if address is not None:
                 now = self._image.memory.read(address, 4)
                 if int.from_bytes(now, "little") != wanted:
                     raise Unavailable(f"thread {wanted} had gone on before it could be looked at")
+        yield from self._frames(thread)
+
+    def _frames(self, thread: Thread) -> Iterator[Json]:
         stack = thread.stack
         restored = replace(stack, data=self._with_return_addresses(stack))
         backtrace = self._unwinder.backtrace(replace(thread, stack=restored))
@@ -153,7 +169,8 @@ class LiveBacktraces:
         if backtrace.ended is not None:
             yield unavailable(backtrace.ended)
 
-    def _own_thread(self, hit: Hit) -> Thread:
+    def _own_thread(self, hit: Hit, data: bytes, is_cut: bool) -> Thread:
+        """data, is_cut: a copy of its stack, and whether there is more of it."""
         layout = self._programs[hit.program].layout
         known = {
             name: value
@@ -161,7 +178,6 @@ class LiveBacktraces:
             if name is not None and value is not None
         }
         known[ABI.program_counter], known[ABI.stack_pointer] = hit.ip, hit.sp
-        data, is_cut = hit.memory.bytes_from(hit.sp)
         registers = Registers(known, "the program did not record it")
         stack = MemoryCopy(hit.sp, data, is_cut)
         return Thread(hit.own_tid, None, None, registers, None, None, stack)

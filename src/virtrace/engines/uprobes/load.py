@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
+from virtrace.binary.x86_64 import EMULATED
 from virtrace.engine.budget import Budget, Switch
 from virtrace.engines.uprobes.attach import Probes
 from virtrace.engines.uprobes.trial import Abilities
@@ -17,8 +17,6 @@ from virtrace.plan.model import AnySite
 from virtrace.record.job import Job
 
 _LOOK_SECONDS = 0.2
-# push of a register, nop, call, jmp, jcc (can_emulate of arch/x86/kernel/uprobes.c).
-_EMULATED = re.compile(rb"\x41?[\x50-\x57]|\x90|[\xe8\xe9\xeb]|[\x70-\x7f]|\x0f[\x80-\x8f]", re.S)
 
 
 class Load:
@@ -73,7 +71,7 @@ def _hit_costs(process: Process, sites: Sequence[AnySite], abilities: Abilities)
             with suppress(Unavailable, TargetError):
                 if module is not None:
                     code = memory.read(module.base + site.addresses[0], 2)
-                    if _EMULATED.match(code):
+                    if EMULATED.match(code):
                         cost = abilities.emulated_ns
             yield cost
     finally:

@@ -12,11 +12,18 @@ from virtrace.engines.uprobes.kernel import (
     ARRAY,
     LRU_HASH,
     RingBuffer,
+    add_missing,
     create_map,
     lift_memory_limit,
     look_up,
 )
-from virtrace.engines.uprobes.layout import KEPT_KEY, MOST_KEPT, WORD
+from virtrace.engines.uprobes.layout import (
+    CONDITION,
+    CONDITION_KEY,
+    KEPT_KEY,
+    MOST_KEPT,
+    WORD,
+)
 
 # Two replies of QEMU of the largest size that libvirt takes fit in it.
 RING_BYTES = 1 << 25
@@ -27,13 +34,23 @@ _ENTRIES = 1 << 14
 class Maps:
     """ring: what the programs write to. symbols: what they are linked with."""
 
-    def __init__(self, pid: int, ring_bytes: int = RING_BYTES) -> None:
-        """pid: of the process that is recorded, as this one counts. Raises: OSError."""
+    def __init__(self, pid: int, ring_bytes: int = RING_BYTES, *, conditions: bool = False) -> None:
+        """pid: of the process that is recorded, as this one counts.
+
+        conditions: whether programs have some.
+
+        Raises: OSError.
+        """
         lift_memory_limit()
         self.ring = RingBuffer(ring_bytes)
         self._lost = create_map(ARRAY, 4, WORD, 1, "virtrace_lost")
         self._threads = create_map(LRU_HASH, WORD, WORD, _ENTRIES, "virtrace_threads")
         self._kept = create_map(LRU_HASH, KEPT_KEY, WORD * MOST_KEPT, _ENTRIES, "virtrace_kept")
+        self._risen = (
+            create_map(LRU_HASH, CONDITION_KEY, CONDITION, _ENTRIES, "virtrace_risen")
+            if conditions
+            else None
+        )
         namespace = os.stat(f"/proc/{pid}/ns/pid")
         self.symbols: Mapping[str, int] = {
             "ring": self.ring.descriptor,
@@ -44,10 +61,20 @@ class Maps:
             "namespace_inode": namespace.st_ino,
             "pid": _own_pid(pid),
         }
+        if self._risen is not None:
+            self.symbols = {**self.symbols, "risen": self._risen}
 
     def close(self) -> None:
         for descriptor in (self.ring.descriptor, self._lost, self._threads, self._kept):
             os.close(descriptor)
+        if self._risen is not None:
+            os.close(self._risen)
+
+    def stood(self, site: int, key: str, value: int) -> None:
+        """Note what a value was, unless a program has met it already. key: as of its `per`."""
+        assert self._risen is not None
+        packed = struct.pack(f"<Q{CONDITION_KEY - WORD}s", site, key.encode())
+        add_missing(self._risen, packed, struct.pack("<QQ", value, 0))
 
     def lost(self) -> int:
         """Return how many events found no room in the ring."""

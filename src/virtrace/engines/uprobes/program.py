@@ -21,6 +21,7 @@ from virtrace.binary.x86_64 import ABI
 from virtrace.engines.uprobes import layout as record
 from virtrace.engines.uprobes.assembler import R1, R2, R7, Code
 from virtrace.engines.uprobes.captures import CaptureReads
+from virtrace.engines.uprobes.conditions import Rises
 from virtrace.engines.uprobes.envelope import Envelope
 from virtrace.engines.uprobes.kept import FOR_CALLED, FOR_LINES, FOR_RETURN, Kept
 from virtrace.engines.uprobes.layout import MOST_KEPT, WORD, Layout
@@ -41,7 +42,7 @@ from virtrace.plan.model import (
     possible,
     starts,
 )
-from virtrace.recipe.path import CALLER, RETURN, Backtrace
+from virtrace.recipe.path import CALLER, RETURN, Backtrace, Stack
 
 _RESULT = "rax"
 # A constant as an argument of a static probe, in the assembler's words.
@@ -147,9 +148,18 @@ class _Maker:
         else:
             assert isinstance(site, (SpanSite, PointSite, ReturnPointSite))
             self._entry(site)
-        body, self._reads.code = self._reads.code, whole
+        body, self._reads.code = self._reads.code, whole.fragment()
+        condition = None
+        if isinstance(site, PointSite) and site.when is not None:
+            known = places(site)
+            registers = {
+                name: place.name for name, place in known.items() if isinstance(place, InRegister)
+            }
+            Rises(self._reads).decide(self._number, site.when, registers)
+            condition = self._reads.code
+        self._reads.code = whole
         envelope = Envelope(self._reads)
-        envelope.begin(program)
+        envelope.begin(program, condition)
         whole.insert(body)
         envelope.end()
         semaphore = None
@@ -178,7 +188,10 @@ class _Maker:
 
     def _entry(self, site: SpanSite | PointSite | ReturnPointSite) -> None:
         captures = [*possible(_at_entry(site))]
-        self._registers(ABI.user_registers if _has_backtrace(captures) else ABI.argument_registers)
+        wants_all = _has_backtrace(captures) or _has_stack(captures)
+        self._registers(ABI.user_registers if wants_all else ABI.argument_registers)
+        if isinstance(site, PointSite) and site.when is not None:
+            Rises(self._reads).note()
         if CALLER in starts(all_captures(site)) or self._plan_has_backtraces:
             block = self._reads.block(InContext("rsp"), WORD)
             self._layout.return_address = block.offset - 2 * WORD
@@ -190,6 +203,8 @@ class _Maker:
         arguments = self._arguments(places(site), Plus(InContext("rsp"), WORD))
         for capture in captures:
             self._captures.read(capture, arguments)
+        if _has_stack(captures):
+            self._captures.stack()
         self._kept.keep(
             [arguments.get(name, Number(0)) for name in _kept(site)], self._number, FOR_RETURN
         )
@@ -308,6 +323,10 @@ def _returns(site: AnySite) -> bool:
 
 def _has_backtrace(captures: Sequence[Capture]) -> bool:
     return any(isinstance(capture.path.form, Backtrace) for capture in captures)
+
+
+def _has_stack(captures: Sequence[Capture]) -> bool:
+    return any(isinstance(capture.path.form, Stack) for capture in captures)
 
 
 def _at_entry(site: SpanSite | PointSite | ReturnPointSite) -> Captures:

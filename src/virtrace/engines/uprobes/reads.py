@@ -24,6 +24,8 @@ from virtrace.engines.uprobes.assembler import (
 )
 from virtrace.engines.uprobes.layout import (
     BLOCKS,
+    CONDITION,
+    CONDITION_KEY,
     CONTENT,
     NOT_REACHED,
     NTH,
@@ -50,6 +52,9 @@ PAGE = 1 << 12
 TID_SLOT, OWN_TID_SLOT, NTH_SLOT, KEY_SLOT = -8, -16, -24, -40
 LENGTH_SLOT, _ROUND_SLOT, SCRATCH_SLOT = -48, -56, -64
 KEPT_SLOT = -64 - 8 * WORD
+# Of a condition: its key (number of the site, text), and what is kept for it.
+CONDITION_KEY_SLOT = KEPT_SLOT - CONDITION_KEY
+CONDITION_SLOT = CONDITION_KEY_SLOT - CONDITION
 
 # struct pt_regs (arch/x86/include/asm/ptrace.h) begins as what a tracer is given.
 PT_REGS = {name: WORD * index for index, name in enumerate(ABI.user_registers)}
@@ -86,7 +91,15 @@ class Plus:
     offset: int
 
 
-Value = Union[Loaded, InContext, Number, Plus]
+@dataclass(frozen=True)
+class Aligned:
+    """Another value, rounded down. to: a power of two."""
+
+    value: Value
+    to: int
+
+
+Value = Union[Loaded, InContext, Number, Plus, Aligned]
 
 
 class Reads:
@@ -119,6 +132,9 @@ class Reads:
             code.load(register, R6, PT_REGS[value.name])
         elif isinstance(value, Number):
             code.do(register, "=", value.value)
+        elif isinstance(value, Aligned):
+            self.into(register, value.value)
+            code.do(register, "&=", -value.to)
         else:
             self.into(register, value.value)
             if value.offset:

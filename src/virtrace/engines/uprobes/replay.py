@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from types import MappingProxyType
 
@@ -12,12 +12,14 @@ from virtrace.engine.tracer import RawEvent
 from virtrace.engines.uprobes.hits import Hit, Hits, HitThread
 from virtrace.engines.uprobes.live import Taken
 from virtrace.engines.uprobes.program import Program
+from virtrace.engines.uprobes.rises import Rises, values_of
 from virtrace.errors import TraceError
-from virtrace.plan.capture import PendingBacktrace
+from virtrace.plan.capture import PendingBacktrace, PendingStack
 from virtrace.plan.file import StoredPlan
 from virtrace.plan.model import LineSite, PointSite, SpanSite, StaticProbeSite
 from virtrace.record.job import Job
 from virtrace.record.recording import Recording
+from virtrace.targets.target import Standing
 from virtrace.trace.format import (
     Footer,
     Header,
@@ -40,6 +42,10 @@ _LOST = "the kernel's buffer was full, and events of this thread were lost"
 _NO_BACKTRACE = "the thread could not be looked at when this was recorded"
 
 
+def _no_stack(_: Hit) -> Json:
+    return unavailable(_NO_BACKTRACE)
+
+
 class Replayer:
     """Gives what the programs recorded to a recording.
 
@@ -54,11 +60,16 @@ class Replayer:
         output: Output,
         *,
         own_tids: bool,
+        stack_of: Callable[[Hit], Json] = _no_stack,
     ) -> None:
-        """own_tids: as of ``Hits``."""
+        """own_tids: as of ``Hits``. stack_of: the frames of the thread of an event."""
+        layouts = [program.layout for program in programs]
         self._batches = _Batches(
-            output, has_backtraces=any(program.layout.backtraces for program in programs)
+            output,
+            stack_of,
+            completes=any(one.backtraces or one.has_stack or one.risen for one in layouts),
         )
+        self._rises = Rises()
         self.recording = Recording(job.recipe, job.selection, self._batches)
         output.listen(self.recording.ending.request)
         self.hits = Hits(programs, self._hit, self._lost, own_tids=own_tids)
@@ -97,6 +108,23 @@ class Replayer:
         }
         self.recording.begin(header)
 
+    def note_standing(self, standing: Sequence[Standing], t_ns: int) -> None:
+        """Record what stands in memory. t_ns: CLOCK_BOOTTIME."""
+        # These are events of no hit.
+        self._batches.current = None
+        for point in self._job.recipe.points:
+            for one in standing if point.standing else ():
+                self.recording.hit(point.name)
+                self._batches.take(
+                    [
+                        RawEvent(
+                            *("point", self.since(t_ns), self._job.pid, point.name),
+                            *(None, None, None),
+                            dict(one.values),
+                        )
+                    ]
+                )
+
     @property
     def is_over(self) -> bool:
         return self.recording.ending.reason is not None
@@ -120,9 +148,15 @@ class Replayer:
         """
         for held in self._held.values():
             self._take(held)
+        self.record_held()
         if self.recording.ending.reason in (None, "done"):
             self.recording.ending.reason = reason
         self.recording.finish(self.last_ns, detached=True)
+
+    def record_held(self) -> None:
+        """Record the last rise of each thing that has not been recorded yet."""
+        for hit in self._rises.rest():
+            self._meet(hit)
 
     def since(self, t_ns: int) -> int:
         """Return the time since the start, in ns, and note it as the last that is known."""
@@ -163,9 +197,20 @@ class Replayer:
     def _take(self, hit: Hit) -> None:
         program = self._programs[hit.program]
         site = self._sites[program.site]
-        if not program.at_return:
+        if isinstance(site, PointSite) and site.when is not None:
             self.recording.hit(site.probe)
-        self._batches.current = hit
+            thread = HitThread(hit, program.layout, site, self.since(hit.t_ns))
+            if not self._rises.is_kept(site, site.when, hit, thread):
+                return
+        self._meet(hit)
+
+    def _meet(self, hit: Hit) -> None:
+        program = self._programs[hit.program]
+        site = self._sites[program.site]
+        has_condition = isinstance(site, PointSite) and site.when is not None
+        if not program.at_return and not has_condition:
+            self.recording.hit(site.probe)
+        self._batches.current, self._batches.risen = hit, program.layout.risen
         thread = HitThread(hit, program.layout, site, self.since(hit.t_ns))
         tracer = self.recording.tracer
         if isinstance(site, (PointSite, StaticProbeSite)):
@@ -201,24 +246,28 @@ class _Batches:
     """A sink that puts backtraces into events, and hands on several at a time.
 
     taken: by thread and number of the event. current: the event that is being recorded
+    risen: where its record has what its condition noted
     """
 
-    def __init__(self, output: Output, *, has_backtraces: bool) -> None:
+    def __init__(self, output: Output, stack_of: Callable[[Hit], Json], *, completes: bool) -> None:
+        """completes: whether there is anything to put into events."""
         self._output = output
-        self._has_backtraces = has_backtraces
+        self._stack_of = stack_of
+        self._completes = completes
         self._waiting: list[RawEvent | SwitchedOff] = []
         self.rotates = output.rotates
         self.taken: dict[tuple[int, int], Mapping[int, Json]] = {}
         self.current: Hit | None = None
+        self.risen: int | None = None
 
     def begin(self, header: Header) -> None:
         self._output.begin(header)
 
     def take(self, items: Sequence[RawEvent | SwitchedOff]) -> None:
-        if self._has_backtraces:
+        if self._completes and self.current is not None:
             for item in items:
                 if isinstance(item, RawEvent):
-                    self._put_backtraces(item.values)
+                    self._complete(item.values, self.current)
         self._waiting += items
         if len(self._waiting) >= min(_BATCH, self._output.remaining):
             self.flush()
@@ -228,15 +277,15 @@ class _Batches:
         if waiting:
             self._output.take(waiting)
 
-    def _put_backtraces(self, values: Record) -> None:
+    def _complete(self, values: Record, hit: Hit) -> None:
+        taken = self.taken.get((hit.own_tid, hit.nth), {})
         for name, value in values.items():
             if isinstance(value, PendingBacktrace):
-                values[name] = self._of_current(value.tid)
-
-    def _of_current(self, thread: int) -> Json:
-        hit = self.current
-        taken = self.taken.get((hit.own_tid, hit.nth), {}) if hit else {}
-        return taken.get(thread, unavailable(_NO_BACKTRACE))
+                values[name] = taken.get(value.tid, unavailable(_NO_BACKTRACE))
+            elif isinstance(value, PendingStack):
+                values[name] = self._stack_of(hit)
+        if self.risen is not None:
+            values.update(values_of(hit, self.risen))
 
     def rotate(self, footer: Footer) -> None:
         self.flush()

@@ -7,7 +7,7 @@ import select
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,12 +27,12 @@ from virtrace.engines.uprobes.maps import shares_pids
 from virtrace.engines.uprobes.replay import NAME, Replayer
 from virtrace.engines.uprobes.spool import Spool
 from virtrace.engines.uprobes.trial import abilities, returns_pass_seccomp
-from virtrace.errors import EngineError, TraceError
+from virtrace.errors import EngineError, TargetError, TraceError, Unavailable
 from virtrace.image.model import Program as Image
 from virtrace.image.process import Process, read_status
 from virtrace.plan.file import StoredPlan
-from virtrace.plan.model import LineSite, Plan, StaticProbeSite
-from virtrace.plan.resolve import convention_of, require_traceable
+from virtrace.plan.model import Plan, ReturnPointSite, SpanSite
+from virtrace.plan.resolve import convention_of, must_be_entry, require_traceable
 from virtrace.recipe.model import Recipe
 from virtrace.record.ends import GRACE_SECONDS, Outside, ending_signals, has_exited
 from virtrace.record.header import header_record
@@ -41,6 +41,7 @@ from virtrace.record.live import TerminalView
 from virtrace.record.progress import Progress
 from virtrace.record.resolution import resolve_without_gdb
 from virtrace.targets import target_of
+from virtrace.targets.target import Standing
 from virtrace.trace.format import Engine
 from virtrace.trace.rotation import new_writer
 
@@ -68,7 +69,6 @@ def resolve(
     debug_files, packs: as in ``Job``
     Raises: EngineError where nothing of it can be traced.
     """
-    _require_one_stack(image)
     convention = convention_of(image)
     if not convention.is_known:
         raise EngineError(
@@ -76,12 +76,13 @@ def resolve(
             BY_GDB,
         )
     plan = resolve_without_gdb(recipe, image, debug_files, packs)
+    _require_one_stack(image, plan)
     require_traceable(recipe, plan)
     engine: Engine = {"name": NAME, "version": os.uname().release}
     return StoredPlan(plan, header_record(recipe, image, plan, engine, time.monotonic_ns()))
 
 
-def _require_one_stack(image: Image) -> None:
+def _require_one_stack(image: Image, plan: Plan) -> None:
     """Raises: EngineError if a return probe of the kernel could break the process.
 
     Where a thread enters a function on another stack, at a higher address, the kernel forgets the
@@ -89,7 +90,8 @@ def _require_one_stack(image: Image) -> None:
     same, and the process gets a SIGILL (cleanup_return_instances, kernel/events/uprobes.c).
     """
     target = target_of(image)
-    if target.coroutines:
+    returning = (SpanSite, ReturnPointSite)
+    if target.coroutines and any(isinstance(site, returning) for site in plan.sites):
         raise EngineError(
             f"the kernel's return probes could end {image.exe}: threads of {target.name} leave "
             "one stack for another",
@@ -104,8 +106,7 @@ def require_proven(process: Process, plan: Plan) -> None:
         module = process.module(site.module)
         if module is not None:
             for address in site.addresses:
-                begins = not isinstance(site, (StaticProbeSite, LineSite))
-                places[module.base + address] = begins
+                places[module.base + address] = must_be_entry(site)
     for address, doubt in process.doubts(places).items():
         raise EngineError(
             f"a uprobe at {address:#x} could break {process.exe}: {doubt}",
@@ -315,16 +316,41 @@ def _require_safe_returns(process: Process) -> None:
         )
 
 
+class _Standing:
+    """Reads what points with `standing:` ask for."""
+
+    def __init__(self, job: Job, process: Process) -> None:
+        """Raises: TargetError if it cannot be known, and with it nothing of the recipe."""
+        self._job = job
+        self._process = process
+        self.read()
+
+    def read(self) -> Sequence[Standing]:
+        """Raises: TargetError."""
+        if not any(point.standing for point in self._job.recipe.points):
+            return ()
+        knowledge = target_of(self._process).knowledge
+        try:
+            return knowledge.standing(self._process, self._job.guest)
+        except Unavailable as why:
+            raise TargetError(
+                f"process {self._process.pid} cannot be traced: {why}",
+                "report it, with the output of `virtrace recipe check`",
+            ) from why
+
+
 def record(job: Job, process: Process) -> int:
     """Record the job and return the exit status."""
     plan = resolve(job.recipe, process, job.debug_files, job.packs)
     require_proven(process, plan.plan)
-    _require_safe_returns(process)
+    standing = _Standing(job, process)
     able = abilities()
     signals: list[int] = []
     with ExitStack() as opened:
         made, probes = load_programs(plan.plan, process, able)
         opened.callback(probes.close)
+        if any(program.at_return for program in made):
+            _require_safe_returns(process)
         load = Load(probes, plan.plan.sites, process, job, able)
         live = LiveBacktraces(process, plan.plan, made)
         opened.callback(live.close)
@@ -335,12 +361,15 @@ def record(job: Job, process: Process) -> int:
         view = TerminalView(sys.stdout.fileno(), writer, job)
         output = Output(Answers(job.recipe.points), job.limits, writer, view)
         own_tids = shares_pids(process.pid)
-        replayer = Replayer(job, plan, made, output, own_tids=own_tids)
+        replayer = Replayer(job, plan, made, output, own_tids=own_tids, stack_of=live.stack_of)
         spool: Spool[_Mark] = Spool(job.output.absolute().parent)
         opened.callback(spool.close)
         run = _Run(probes, replayer, spool, load, live)
         try:
             probes.attach()
+            # Behind this moment a rise is one that a program has met.
+            stood = standing.read()
+            probes.stood(stood)
         except BaseException:
             writer.discard()
             raise
@@ -348,6 +377,7 @@ def record(job: Job, process: Process) -> int:
             reason = "error"
             try:
                 replayer.begin(_now_ns(), time.time(), probes.refused)
+                replayer.note_standing(stood, _now_ns())
                 with kernel.statistics():
                     reason = run.until_its_end(job, target, signals)
                 run.detach()
@@ -355,6 +385,9 @@ def record(job: Job, process: Process) -> int:
                     # By the command, as its last act.
                     reason = "target-exit"
                 run.decode_the_rest(job.output.name, signals)
+                replayer.record_held()
+                with suppress(TargetError):
+                    replayer.note_standing(standing.read(), _now_ns())
             except Exception as error:
                 replayer.recording.ending.fail(error)
             replayer.recording.lost = max(replayer.recording.lost, probes.lost())

@@ -1,0 +1,80 @@
+"""Instructions that decide whether an event is recorded at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from virtrace.engines.uprobes.assembler import FP, R0, R1, R2, R3, R7, R8, R9, Symbol
+from virtrace.engines.uprobes.layout import LONGEST_PER, WORD
+from virtrace.engines.uprobes.reads import (
+    CONDITION_KEY_SLOT,
+    CONDITION_SLOT,
+    COPY_FROM_USER,
+    READ_USER,
+    InContext,
+    Plus,
+    Reads,
+)
+from virtrace.plan.model import Condition, InStruct
+
+RISEN = Symbol("risen", is_map=True)
+
+
+class Rises:
+    """Writes the instructions of a condition, which run before the record is made.
+
+    After them R8 has what the value was before, and R9 how often it has risen.
+    """
+
+    def __init__(self, reads: Reads) -> None:
+        self._reads = reads
+
+    def decide(self, site: int, when: Condition, registers: Mapping[str, str]) -> None:
+        """Go on where the value has risen; else go to ``out``.
+
+        site: its index in the plan. registers: of the arguments, by name
+        """
+        code, reads = self._reads.code, self._reads
+        for at in range(0, LONGEST_PER, WORD):
+            code.store(FP, CONDITION_KEY_SLOT + WORD + at, 0)
+        code.store(FP, CONDITION_KEY_SLOT, site)
+        self._read(CONDITION_KEY_SLOT + WORD, when.per, registers)
+        self._read(CONDITION_SLOT, when.value, registers)
+        reads.look_up(RISEN, CONDITION_KEY_SLOT)
+        code.jump_if(R0, "!=", 0, "met")
+        code.do(R8, "=", 0)
+        code.do(R9, "=", 1)
+        code.store(FP, CONDITION_SLOT + WORD, 1)
+        reads.update(RISEN, CONDITION_KEY_SLOT, CONDITION_SLOT)
+        code.jump("risen")
+        code.label("met")
+        code.load(R8, R0, 0)
+        code.load(R1, FP, CONDITION_SLOT)
+        code.jump_if(R1, "==", R8, "out")
+        code.store(R0, 0, R1)
+        code.load(R9, R0, WORD)
+        code.do(R9, "+=", 1)
+        code.store(R0, WORD, R9)
+        # A lower value is that of a new thing with the name of an old one: it began at 0.
+        code.jump_if(R1, ">", R8, "risen")
+        code.do(R8, "=", 0)
+        code.label("risen")
+
+    def note(self) -> None:
+        """Record what R8 and R9 have."""
+        code, at = self._reads.code, self._reads.layout.room(2 * WORD)
+        self._reads.layout.risen = at
+        code.store(R7, at, R8)
+        code.store(R7, at + WORD, R9)
+
+    def _read(self, slot: int, place: InStruct, registers: Mapping[str, str]) -> None:
+        """Read memory into the frame; an event whose condition is not known counts as lost."""
+        code, reads, done = self._reads.code, self._reads, self._reads.code.new_label("read")
+        for helper in (READ_USER, COPY_FROM_USER) if reads.retries else (READ_USER,):
+            reads.into(R3, Plus(InContext(registers[place.argument]), place.offset))
+            reads.frame_address(R1, slot)
+            code.do(R2, "=", min(place.size, LONGEST_PER))
+            code.call(helper)
+            code.jump_if(R0, "==", 0, done)
+        code.jump("lost")
+        code.label(done)

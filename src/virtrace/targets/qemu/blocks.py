@@ -1,0 +1,207 @@
+"""QEMU's block nodes, without debug info: where they are, and how far each was written.
+
+The offsets come from QEMU's own code. Functions that it exports (for its modules) read a field and
+return it; the one that raises the high-water mark does so in one known way. What the code does not
+show in exactly that way is unavailable.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from virtrace.binary.ctype import CType, Field, Integer, Opaque, Struct, Text
+from virtrace.errors import TargetError, Unavailable
+from virtrace.image.memory import Memory, ProcessMemory
+from virtrace.image.model import Module, Program
+from virtrace.image.process import Process
+from virtrace.targets.qemu.guests import Guest, disks_of, node_names
+from virtrace.targets.target import Standing
+
+NODE = "BlockDriverState"
+_MODULE = "qemu-system-x86_64"
+_WORD = 8
+# char node_name[32].
+_NAME = 32
+_MOST_NODES = 10_000
+_ATTEMPTS = 5
+# Bytes of the function that raises the mark.
+_WINDOW = 1 << 12
+# endbr64, lea OFFSET(%rdi),%rax, xor %edi,%edi, ret
+_RETURNS_FIELD = re.compile(
+    rb"(?:\xf3\x0f\x1e\xfa)?\x48\x8d\x87(?P<offset>.{4})(?:\x31\xff)?\xc3", re.S
+)
+# mov HEAD(%rip),%rax; mov OFFSET(%rbx or %rdi),%rax
+_LOADS_HEAD = re.compile(rb"\x48\x8b\x05(?P<offset>.{4})", re.S)
+_LOADS_NEXT = re.compile(rb"\x48\x8b[\x83\x87](?P<offset>.{4})", re.S)
+# stat64_max(): mov OFFSET(BASE),%rax; lea OFFSET(BASE),REGISTER; cmp; jae; nop; lock cmpxchg
+_RAISES = re.compile(
+    rb"[\x48\x49]\x8b[\x80-\x87]\x24?(?P<offset>.{4})"
+    rb"[\x48\x49\x4c\x4d]\x8d[\x80-\xbf]\x24?(?P=offset)"
+    rb".{3}(?:\x73.|\x0f\x83.{4}).{0,8}?\xf0[\x48-\x4f]\x0f\xb1",
+    re.S,
+)
+# lea TARGET(%rip),REGISTER
+_LOADS_ADDRESS = re.compile(rb"[\x48\x4c]\x8d[\x05\x0d\x15\x1d\x25\x2d\x35\x3d](?P<at>.{4})", re.S)
+_DISPLACEMENT = struct.Struct("<i")
+# Exported functions that have a coroutine do the work, and load the address of the static function
+# in which it begins.
+_STARTERS = {
+    **{name: f"coroutine of {name}" for name in ("blk_aio_pwritev", "blk_pwrite", "job_start")},
+    "qemu_coroutine_new": "start of the coroutine",
+}
+
+
+@dataclass(frozen=True)
+class NodeLayout:
+    """head: of the list of all nodes, an address of the file. The others: offsets in a node."""
+
+    head: int
+    next: int
+    name: int
+    mark: int
+
+
+class BlockLayer:
+    """What is known of a QEMU's block layer (Knowledge of targets.target)."""
+
+    def struct(self, program: Program, name: str) -> CType:
+        module = program.module(_MODULE)
+        if name != NODE or module is None:
+            return Opaque(name)
+        try:
+            layout = node_layout(module)
+        except Unavailable:
+            return Opaque(name)
+        fields = (
+            Field("node_name", layout.name, Text(_NAME)),
+            Field("wr_highest_offset", layout.mark, Integer(_WORD)),
+        )
+        return Struct(NODE, max(field.offset for field in fields) + _NAME, fields)
+
+    def functions(self, program: Program) -> Mapping[int, str]:
+        module = program.module(_MODULE)
+        return {} if module is None else entries(module)
+
+    def standing(self, process: Process, guest: Guest | None) -> Sequence[Standing]:
+        nodes = read_nodes(process)
+        disks = {} if guest is None else disks_of(guest)
+        return [
+            Standing(name, mark, {"node": name, "mark": mark, **disks.get(name, {})})
+            for name, mark in nodes.items()
+        ]
+
+
+@cache
+def node_layout(module: Module) -> NodeLayout:
+    """Read it from the code. Raises: Unavailable."""
+    try:
+        return _layout(module)
+    except TargetError as error:
+        raise Unavailable(f"QEMU's block nodes are not understood: {error.what}") from error
+
+
+def _layout(module: Module) -> NodeLayout:
+    at, code = _function(module, "bdrv_next_node")
+    heads = {at + found.end() + _number(found["offset"]) for found in _LOADS_HEAD.finditer(code)}
+    nexts = {_number(found["offset"]) for found in _LOADS_NEXT.finditer(code)}
+    named = _RETURNS_FIELD.match(_function(module, "bdrv_get_node_name")[1])
+    names = set() if named is None else {_number(named["offset"])}
+    at, _ = _function(module, "bdrv_co_pwritev_part")
+    writers = module.elf.called_by(at, "bdrv_set_dirty")
+    code = (module.elf.content(writers[0], _WINDOW) or b"") if len(writers) == 1 else b""
+    marks = {_number(found["offset"]) for found in _RAISES.finditer(code)}
+    return NodeLayout(
+        _only(heads, "the list of nodes"),
+        _only(nexts, "the next node"),
+        _only(names, "a node's name"),
+        _only(marks, "a node's high-water mark"),
+    )
+
+
+@cache
+def entries(module: Module) -> Mapping[int, str]:
+    """Names of the static functions in which coroutines begin, by their addresses in the file."""
+    found = {}
+    for starter, name in _STARTERS.items():
+        try:
+            at, code = _function(module, starter)
+            targets = {
+                at + load.end() + _number(load["at"]) for load in _LOADS_ADDRESS.finditer(code)
+            }
+            functions = [one for one in targets if module.elf.function_around(one) == one]
+        except (TargetError, Unavailable):
+            continue
+        if len(functions) == 1:
+            found[functions[0]] = name
+    return found
+
+
+def read_nodes(process: Process) -> Mapping[str, int]:
+    """The high-water mark of each node, by its name, from the memory of a running QEMU.
+
+    Each node that the command line defines and that can be there must be among them.
+    Raises: Unavailable.
+    """
+    module = process.module(_MODULE)
+    if module is None:
+        raise Unavailable(f"process {process.pid} has no {_MODULE} loaded")
+    layout = node_layout(module)
+    try:
+        memory = ProcessMemory(process.pid)
+    except OSError as error:
+        raise Unavailable(f"its memory cannot be read: {error.strerror}") from error
+    try:
+        found: Mapping[str, int] = {}
+        for _ in range(_ATTEMPTS):
+            before, found = found, dict(_nodes(memory, module.base + layout.head, layout))
+            # A list that changes while it is read can lead to a node that is gone.
+            if found and [*before] == [*found]:
+                break
+        else:
+            raise Unavailable("its list of nodes changes all the time, or is empty")
+    finally:
+        memory.close()
+    if node_names(process.pid).isdisjoint(found):
+        raise Unavailable("no node that its command line names was found in its memory")
+    return found
+
+
+def _nodes(memory: Memory, head: int, layout: NodeLayout) -> Iterator[tuple[str, int]]:
+    node = _word(memory, head)
+    for _ in range(_MOST_NODES):
+        if node == 0:
+            return
+        name = memory.read(node + layout.name, _NAME).partition(b"\0")[0]
+        if not (name and name.isascii() and name.decode("ascii").isprintable()):
+            raise Unavailable(f"what should be a node's name is {name!r}")
+        yield name.decode("ascii"), _word(memory, node + layout.mark)
+        node = _word(memory, node + layout.next)
+    raise Unavailable(f"it has more than {_MOST_NODES:,} nodes, or its list of nodes changes")
+
+
+def _word(memory: Memory, address: int) -> int:
+    return int.from_bytes(memory.read(address, _WORD), "little")
+
+
+def _function(module: Module, name: str) -> tuple[int, bytes]:
+    """The address and the code of an exported function. Raises: Unavailable, TargetError."""
+    for start, end, exported in module.elf.exported_functions():
+        if exported == name:
+            code = module.elf.content(start, end - start)
+            if code:
+                return start, code
+    raise Unavailable(f"this build of QEMU does not export {name}")
+
+
+def _only(found: set[int], what: str) -> int:
+    if len(found) != 1:
+        raise Unavailable(f"the code of this build does not show where {what} is")
+    return found.pop()
+
+
+def _number(raw: bytes) -> int:
+    return int(_DISPLACEMENT.unpack(raw)[0])
