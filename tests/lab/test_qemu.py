@@ -18,10 +18,11 @@ from tests.support.command import VIRTRACE, virtrace
 from tests.support.hanging import qemu_of
 from tests.support.intact import assert_untraced_and_intact
 from tests.support.stages import staged
+from tests.support.waiting import wait_until
 from virtrace.analysis.explain.marks import MarkCase
 from virtrace.analysis.explain.model import Explanation
 from virtrace.analysis.explain.trace import explain_trace
-from virtrace.errors import DONE, NOT_TRACED, BAD_INPUT
+from virtrace.errors import BAD_INPUT, DONE, NOT_TRACED
 from virtrace.image.process import inspect
 from virtrace.lab.daemon import Lab
 from virtrace.lab.guest import GIB, MIB, SECTOR, backend, disk_xml, file_source
@@ -162,8 +163,10 @@ def test_a_guests_write_at_the_end_of_its_disk(stage: Stage, tmp_path: Path) -> 
     assert found == node
     assert causes(explanation) == ["by-guest"]
     assert explanation.case.subject == (GUEST_NAME, TARGET, node)
-    printed = stage.lab.virsh_checked("domblkinfo", GUEST_NAME, TARGET)
-    assert f"Allocation:     {GIB}" in printed
+    if len(marks_by_qmp(stage.lab, GUEST_NAME)) == 2:
+        # Newer libvirt gives a raw disk one node, and reports no mark then.
+        printed = stage.lab.virsh_checked("domblkinfo", GUEST_NAME, TARGET)
+        assert f"Allocation:     {GIB}" in printed
     with image.open("rb") as file:
         sector = file.read(SECTOR)
         file.seek(GIB - BACKUP)
@@ -235,8 +238,6 @@ def test_a_write_that_raises_nothing_is_not_recorded(lab: Lab, tmp_path: Path) -
 
 def test_many_writes_are_counted(lab: Lab, tmp_path: Path) -> None:
     begin, count = 16 * MIB, 60
-    commands = " ".join(f'"write -P 1 {begin + 4096 * number} 4096"' for number in range(count))
-    assert commands
     virsh = shlex.join(lab.virsh_command())
     each = f'qemu-io -d {backend(1)} \\"write -P 1 $(({begin} + 4096 * $i)) 4096\\"'
     line = (
@@ -300,8 +301,17 @@ def test_a_killed_tracer_leaves_the_guest_as_it_was(lab: Lab, tmp_path: Path) ->
         assert tracing.stdout is not None
         next(line for line in tracing.stdout if "running" in line)
         tracing.send_signal(signal.SIGKILL)
-    assert_untraced_and_intact(qemu)
+    # The kernel removes the probe when it has time.
+    wait_until(lambda: is_intact(qemu), "the probe is removed")
     lab.virsh_checked(*write(lab, 1, "write -P 3 0 4096")[len(lab.virsh_command()) :])
+
+
+def is_intact(pid: int) -> bool:
+    try:
+        assert_untraced_and_intact(pid)
+    except AssertionError:
+        return False
+    return True
 
 
 RETURNING = """\

@@ -21,7 +21,7 @@ end
 
 
 function _virtrace_recipes
-  string split ' ' 'blockinfo blockjob blockstats dominfo domstats errors guest-end hotplug job-lock memory migration monitor-stall pool-refresh qmp rpc slow start-failure'
+  string split ' ' 'blockinfo blockjob blockstats dominfo domstats errors guest-end high-water hotplug job-lock memory migration monitor-stall pool-refresh qmp rpc slow start-failure'
   __fish_complete_suffix .yaml
 end
 
@@ -73,7 +73,7 @@ function _shtab_virtrace_using
 end
 
 set -g _shtab_virtrace_commands record show snapshot explain diff export import bundle 'bundle make' 'bundle verify' replay recipe 'recipe list' 'recipe show' 'recipe check' 'recipe new' 'recipe compile' doctor pack 'pack make' 'pack show' rescue lab 'lab up' 'lab down' 'lab status' 'lab run'
-set -g _shtab_virtrace_opts_with_value --against --call --calls --core --dir --engine --for --html --keep --max-bytes --max-events --max-load --max-stop-ms --output --pid --process --recipe --release --root --rotate --seconds --source --stacks --to --where -o -p
+set -g _shtab_virtrace_opts_with_value --against --call --calls --core --dir --domain --engine --for --html --keep --max-bytes --max-events --max-load --max-stop-ms --output --pid --process --recipe --release --root --rotate --seconds --source --stacks --to --where -o -p
 
 complete -c virtrace -e
 complete -c virtrace -f
@@ -84,6 +84,7 @@ complete -c virtrace -n '_shtab_virtrace_using; and test $_shtab_virtrace_npos -
 complete -c virtrace -n '_shtab_virtrace_using record' -s h -l help -d 'show this help message and exit'
 complete -c virtrace -n '_shtab_virtrace_using record' -s p -l pid -xka "(pidof libvirtd virtqemud)" -d 'the daemon; default: the only one that runs'
 complete -c virtrace -n '_shtab_virtrace_using record' -l process -x -d 'the daemon of this name'
+complete -c virtrace -n '_shtab_virtrace_using record' -l domain -x -d 'for a recipe of QEMU: the guest of the daemon to trace'
 complete -c virtrace -n '_shtab_virtrace_using record' -s o -l output -xka "(_shtab_glob_compgen_d650b53a)" -d 'the trace, a new file; compressed if its name ends in .gz or .zst'
 complete -c virtrace -n '_shtab_virtrace_using record' -l where -x -d 'record only calls with this value'
 complete -c virtrace -n '_shtab_virtrace_using record' -l calls -x -d 'end after N calls'
@@ -97,7 +98,7 @@ complete -c virtrace -n '_shtab_virtrace_using record' -l max-events -x -d 'end 
 complete -c virtrace -n '_shtab_virtrace_using record' -l max-bytes -x -d 'end when the trace has N bytes (default 1000000000)'
 complete -c virtrace -n '_shtab_virtrace_using record' -l rotate -x -d 'begin a new file every N bytes: FILE.000001.jsonl, FILE.000002.jsonl, and so on'
 complete -c virtrace -n '_shtab_virtrace_using record' -l keep -x -d 'keep only the last N of these files'
-complete -c virtrace -n '_shtab_virtrace_using record; and test $_shtab_virtrace_npos -eq 0' -ka "(_virtrace_recipes)" -d 'blockinfo, blockjob, blockstats, dominfo, domstats, errors, guest-end, hotplug, job-lock, memory, migration, monitor-stall, pool-refresh, qmp, rpc, slow, start-failure, or a recipe'"'"'s file'
+complete -c virtrace -n '_shtab_virtrace_using record; and test $_shtab_virtrace_npos -eq 0' -ka "(_virtrace_recipes)" -d 'blockinfo, blockjob, blockstats, dominfo, domstats, errors, guest-end, high-water, hotplug, job-lock, memory, migration, monitor-stall, pool-refresh, qmp, rpc, slow, start-failure, or a recipe'"'"'s file'
 complete -c virtrace -n '_shtab_virtrace_using; and test $_shtab_virtrace_npos -eq 0' -a show -d 'Show every traced call: its answer, then everything that happened in it. Of a snapshot: the answer, and who waits for whom.'
 complete -c virtrace -n '_shtab_virtrace_using show' -s h -l help -d 'show this help message and exit'
 complete -c virtrace -n '_shtab_virtrace_using show' -l json -d 'one JSON document, for scripts'

@@ -30,7 +30,7 @@ _ALL_STATES, _LISTENING = 0xFFFFFFFF, 1 << 10
 _SOCKET = re.compile(r"socket:\[(\d+)\]")
 _LARGEST_ANSWER = 1 << 16
 _SECONDS = 1.0
-_OWN, _CLONE_NEWNET = "/proc/thread-self/ns/net", 0x40000000
+_CLONE_NEWNET = 0x40000000
 
 
 def peer_of(file: str, pid: int | None = None) -> str | None:
@@ -67,10 +67,10 @@ def _asking(pid: int | None) -> Iterator[socket.socket]:
 @contextmanager
 def _inside(pid: int | None) -> Iterator[None]:
     """Have this thread in the network namespace of a process meanwhile. Raises: OSError."""
-    if pid is None or os.readlink(f"/proc/{pid}/ns/net") == os.readlink(_OWN):
+    if pid is None or os.readlink(f"/proc/{pid}/ns/net") == os.readlink("/proc/thread-self/ns/net"):
         yield
         return
-    own = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
+    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         other = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
