@@ -361,6 +361,7 @@ def test_files_and_arguments(folder: Path, recipe: Path, pack: Path, program: Pa
         ("record", recipe, "-p", os.getpid(), "--where", TEXT),
         ("record", folder / "none.yaml", "-p", os.getpid()),
         ("record", "blockinfo", "--process", TEXT),
+        ("record", "high-water", "-p", os.getpid(), "--domain", TEXT),
         ("record", "blockinfo", "-p", os.getpid(), "--", TEXT),
         ("replay", recipe, "-p", os.getpid(), "--where", TEXT),
         ("replay", folder / "none", "-p", os.getpid()),

@@ -9,7 +9,7 @@ import pytest
 from tests.support.toolchain import build, need
 from virtrace.binary.elf import ElfFile
 from virtrace.binary.functions import Functions
-from virtrace.binary.x86_64 import instructions
+from virtrace.binary.x86_64 import cheap_entry, instructions
 from virtrace.errors import TargetError
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="builds x86-64 code")
@@ -377,3 +377,25 @@ def test_every_method_of_the_installed_driver_is_found() -> None:
     assert len(apis) == 217
     assert all(len(found) == 1 for found in methods)
     assert len({found[0] for found in methods}) == len(apis), "one method for two"
+
+
+@pytest.mark.parametrize(
+    ("code", "at"),
+    [
+        # cmpq $0,0x4218(%rdi); je; ret: the beginning of bdrv_set_dirty.
+        ("4883bf1842000000 7401 90 c3", 8),
+        ("f30f1efa 4883bf1842000000 7401 90 c3", 12),
+        ("f30f1efa 55 c3", 4),
+        ("55 c3", 0),
+        # sub $8,%rsp moves the stack pointer; lea changes a register.
+        ("f30f1efa 4883ec08 55 c3", 0),
+        ("488d8718420000 c3", 0),
+        # A jump back behind the entry: near, and short.
+        ("f30f1efa 55 e9faffffff c3", 0),
+        ("f30f1efa 55 ebfd", 0),
+        # A displacement that only looks like a jump.
+        ("f30f1efa 55 b8ebfb9090 c3", 4),
+    ],
+)
+def test_where_a_probe_costs_little(code: str, at: int) -> None:
+    assert cheap_entry(bytes.fromhex(code)) == at

@@ -124,6 +124,7 @@ def test_blockinfo_is_found_with_its_roots_and_filters() -> None:
 
 
 # A change of GOOD, where it is refused, and what is said of it.
+END = "    at: return\n    capture: {code: code, message: 'format(return, detail)'}\n"
 BROKEN = [
     ("virtrace: 1", "virtrace: 2", "1:11", "version 2", "reads version 1"),
     ("virtrace: 1", "virtrac: 1", "1:1", "unknown key 'virtrac'", "'virtrace'?"),
@@ -147,6 +148,13 @@ BROKEN = [
     ("text: text}\n    json: text\n  - name: qmp.reply",
      "api: caller()}\n  - name: qmp.reply", "21:30", "'caller()' is not an arg", "mon, text"),
     ("enter: {domain: d", "enter: {'a b': d", "10:13", "found 'a b'", "a name as C has them"),
+    ("    root: true", "    root: true\n    of: xen", "10:9", "found 'xen'", "libvirt, qemu"),
+    ("    root: true", "    root: true\n    of: qemu", "1:1", "of libvirt and of QEMU", "a recipe"),
+    (END, "    when: {rises: code, per: code->a}\n", "33:19", "'code' is not a member", "such as"),
+    (END, "    when: {rises: a->a, per: code->a}\n", "33:19", "'a->a' is not a member", "such as"),
+    (END, "    when: {rises: code->a}\n", "33:11", "the key 'per' is missing", "add `per"),
+    ("    at: return\n", "    at: return\n    when: {rises: code->a, per: code->a}\n", "34:11",
+     "a condition is about the entry", "remove it"),
     ("name: states", "name: a\nname: b", "3:1", "'name' is given twice", "remove one"),
     (": flags}\n    exit", ": flag}\n    exit", "10:42", "'flag' is not an arg", "domain,"),
     ("domain: domain->name", "domain: domain->name()", "10:21", "is not a capture", "such as"),

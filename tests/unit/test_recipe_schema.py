@@ -37,6 +37,9 @@ BEYOND_A_SCHEMA = (
     "not a value of",
     "by which it answers",
     "is not a filter",
+    "of libvirt and of QEMU",
+    "'a->a' is not a member",
+    "a condition is about the entry",
     "found 'yes'",  # which YAML itself takes for true
 )
 TOGETHER = ("'module' is missing", "is not captured", "names its function once")

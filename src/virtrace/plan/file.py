@@ -24,6 +24,7 @@ from virtrace.binary.ctype import (
     Opaque,
     Pointer,
     Struct,
+    Text,
 )
 from virtrace.binary.layouts import range_check
 from virtrace.binary.pack import (
@@ -70,7 +71,7 @@ _MAX_LINE = (1 << 31) - 1
 _PLACES = (InRegister, AtEntry, OnStack, Constant, Nowhere)
 # Sources of arguments at a function, for one processor.
 _SOURCES = (ByConvention, ByPlaces, ByProof)
-_PLAIN_TYPES: tuple[type[Any], ...] = (Integer, Boolean, Opaque, Array)
+_PLAIN_TYPES: tuple[type[Any], ...] = (Integer, Boolean, Opaque, Array, Text)
 _SITES = (SpanSite, PointSite, ReturnPointSite, StaticProbeSite, LineSite)
 
 # Names the class of an object.
@@ -249,6 +250,7 @@ class _Reader:
             Nowhere: {"why": text},
             Integer: {"size": _size(1, 8), "signed": flag},
             Boolean: {"size": _size(1, 8)},
+            Text: {"size": _size(0, MAX_STRUCT)},
             Opaque: {"name": text, "size": _size(0, 1 << 32)},
             Array: {"element": self._type, "count": _size(0, MAX_STRUCT)},
         }

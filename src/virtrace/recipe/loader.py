@@ -602,6 +602,8 @@ def _place(node: _Node, keys: Mapping[str, _Node]) -> tuple[prototype.Prototype,
 
 def _point(node: _Node, keys: Mapping[str, _Node]) -> Point:
     declared, place = _place(node, keys)
+    if "when" in keys and place != {"at_return": False}:
+        keys["when"].fail("a condition is about the entry of a function", "remove it")
     known = {parameter.name for parameter in declared.parameters}
     if "usdt" not in place:
         known |= {path.CALLER, path.RETURN} if place.get("at_return") else {path.CALLER}
