@@ -13,6 +13,7 @@ from tests.gdb.harness import NAME, build_variant, calls, events
 from tests.gdb.test_threads import check_tree
 from tests.support import initramfs
 from tests.support.kernels import Ended, boot, ensure_kernel
+from tests.support.recipes import FOR_LIBVIRT
 from virtrace.binary.x86_64 import ABI
 from virtrace.plan.file import StoredPlan, write
 from virtrace.recipe import catalogue
@@ -40,7 +41,7 @@ def write_plans(folder: Path) -> None:
     """Write the plans of all shipped recipes, on the libvirt that is installed."""
     folder.mkdir()
     program = installed(DRIVERS / DRIVER)
-    for name in catalogue.shipped():
+    for name in FOR_LIBVIRT:
         recipe = catalogue.find_recipe(name)
         plan = resolve_without_gdb(recipe, program, {}, [])
         header = header_record(recipe, program, plan, NO_ENGINE, 0)
@@ -124,7 +125,7 @@ class OnKernel:
         assert found["release"].startswith(f"{self.version}.")
         kinds = {(one["sleepable"], one["multi"]) for one in found["plans"]}
         assert kinds == {(self.sleepable, self.multi), (False, False)}
-        assert len(found["plans"]) == len(catalogue.shipped()) * len(kinds)
+        assert len(found["plans"]) == len(FOR_LIBVIRT) * len(kinds)
         refused = [one for one in found["plans"] if one["refused"]]
         assert refused == [], "\n".join(line for one in refused for line in one["refused"])
 

@@ -20,6 +20,7 @@ from virtrace.plan.model import AnySite, LineSite, all_captures
 from virtrace.plan.walk import pruned
 from virtrace.plan.witness import Packs
 from virtrace.recipe import catalogue
+from virtrace.recipe.model import OF_LIBVIRT
 from virtrace.targets.processes import installed
 from virtrace.trace.format import Record
 
@@ -57,6 +58,7 @@ def site_record(site: AnySite, base: int) -> Record:
 
 program = installed(Path(os.environ["VIRTRACE_TEST_DRIVER"]))
 recipes = [catalogue.find_recipe(name) for name in catalogue.shipped()]
+recipes = [recipe for recipe in recipes if recipe.of == OF_LIBVIRT]
 modules = {name for recipe in recipes for name in recipe.modules}
 bases = {name: module.base for name in modules if (module := program.module(name))}
 answer = {}

@@ -21,6 +21,7 @@ from tests.lab.tracing import DISKS, as_measured, exchanges, span, whole_trace
 from tests.support.block_stats import COUNTERS
 from tests.support.command import SECONDS, VIRTRACE, virtrace
 from tests.support.intact import assert_untraced_and_intact
+from tests.support.recipes import FOR_LIBVIRT
 from tests.support.waiting import wait_until
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, CallBuilder, Point, Span
@@ -812,7 +813,7 @@ def test_pool_refresh(stock_lab: Lab, engine: str, tmp_path: Path) -> None:
     assert f"error: {message}\n" in told
 
 
-@pytest.mark.parametrize("name", catalogue.shipped())
+@pytest.mark.parametrize("name", FOR_LIBVIRT)
 def test_check_says_what_a_trace_would_find(
     lab: Lab, engine: str, tmp_path: Path, name: str
 ) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.command import SECONDS
 from tests.support.paths import REPOSITORY
+from tests.support.recipes import FOR_LIBVIRT
 from virtrace.binary import abi, pack
 from virtrace.binary.pack import AtEntry, Constant, InRegister, OnStack, Place
 from virtrace.errors import Unavailable
@@ -63,7 +64,7 @@ def gdbs(driver: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 def ours(driver: Path) -> Mapping[str, Plan]:
     """By recipe, each from the debug info that is read for it alone."""
     program = installed(driver)
-    return {name: resolved(catalogue.find_recipe(name), program) for name in catalogue.shipped()}
+    return {name: resolved(catalogue.find_recipe(name), program) for name in FOR_LIBVIRT}
 
 
 def resolved(recipe: Recipe, program: Program) -> Plan:
@@ -160,7 +161,7 @@ def compared_places(site: AnySite, theirs: Any) -> Iterable[str]:
             yield start
 
 
-@pytest.mark.parametrize("name", catalogue.shipped())
+@pytest.mark.parametrize("name", FOR_LIBVIRT)
 def test_both_resolve_the_same(name: str, gdbs: Any, ours: Mapping[str, Plan]) -> None:
     theirs = gdbs[name]
     assert len(ours[name].probes) == len(theirs)

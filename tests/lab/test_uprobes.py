@@ -34,6 +34,7 @@ from tests.support.command import SECONDS, VIRTRACE, virtrace
 from tests.support.gdb_check import checked_by_gdb
 from tests.support.intact import assert_untraced_and_intact
 from tests.support.paths import DOCS
+from tests.support.recipes import FOR_LIBVIRT
 from tests.support.waiting import wait_until
 from virtrace.analysis.spans import CallBuilder
 from virtrace.engines.uprobes.run import resolve
@@ -458,7 +459,7 @@ PAGE = DOCS / "uprobes.md"
 def table_of(lab: Lab) -> list[str]:
     """What each recipe has on a stripped libvirt 9.0.0, and what it lacks by this engine alone."""
     rows = ["| recipe | probes found | left out by this engine |", "|---|---|---|"]
-    for name in catalogue.shipped():
+    for name in FOR_LIBVIRT:
         process = check_traceable(lab.pid)
         mine = resolve(catalogue.find_recipe(name), process, {}, ()).header["probes"]
         theirs = checked_by_gdb(name, lab.pid)["probes"]
@@ -477,7 +478,7 @@ def test_the_page_has_what_each_recipe_can(lab: Lab) -> None:
     assert "\n".join(table_of(lab)) in PAGE.read_text()
 
 
-@pytest.mark.parametrize("name", catalogue.shipped())
+@pytest.mark.parametrize("name", FOR_LIBVIRT)
 def test_every_recipe_is_taken(lab: Lab, tmp_path: Path, name: str) -> None:
     output = tmp_path / "trace.jsonl"
     options = ("-p", str(lab.pid), "--engine", "uprobes", "-o", str(output))

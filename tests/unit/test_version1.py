@@ -25,7 +25,7 @@ EXPLAINED = {
 }
 WITHOUT_CALLS = ("errors", "qmp")
 # Recipes that came later.
-LATER = {"guest-end", "hotplug", "memory", "slow"}
+LATER = {"guest-end", "high-water", "hotplug", "memory", "slow"}
 
 
 def recipe_of(file: Path) -> str:
