@@ -14,6 +14,7 @@ from virtrace.engines.uprobes.reads import (
     InContext,
     Plus,
     Reads,
+    Value,
 )
 from virtrace.plan.model import Condition, InStruct
 
@@ -51,30 +52,43 @@ class Rises:
         code.load(R8, R0, 0)
         code.load(R1, FP, CONDITION_SLOT)
         code.jump_if(R1, "==", R8, "out")
+        code.jump_if(R1, ">", R8, "keep")
+        # Another thread may have met a later value. If it is lower still, it is that of a new thing
+        # with the name of an old one, which began at 0.
+        code.do(R9, "=", R0)
+        self._read(CONDITION_SLOT, when.value, registers)
+        code.do(R0, "=", R9)
+        code.load(R1, FP, CONDITION_SLOT)
+        code.jump_if(R1, ">=", R8, "out")
+        code.do(R8, "=", 0)
+        code.label("keep")
         code.store(R0, 0, R1)
         code.load(R9, R0, WORD)
         code.do(R9, "+=", 1)
         code.store(R0, WORD, R9)
-        # A lower value is that of a new thing with the name of an old one: it began at 0.
-        code.jump_if(R1, ">", R8, "risen")
-        code.do(R8, "=", 0)
         code.label("risen")
 
-    def note(self) -> None:
-        """Record what R8 and R9 have."""
+    def note(self, when: Condition, registers: Mapping[str, str]) -> None:
+        """Record what R8 and R9 have, and what the condition is about. registers: as of decide."""
         code, at = self._reads.code, self._reads.layout.room(2 * WORD)
         self._reads.layout.risen = at
         code.store(R7, at, R8)
         code.store(R7, at + WORD, R9)
+        for place in (when.per, when.value):
+            self._reads.block(_address(place, registers), place.size)
 
     def _read(self, slot: int, place: InStruct, registers: Mapping[str, str]) -> None:
         """Read memory into the frame; an event whose condition is not known counts as lost."""
         code, reads, done = self._reads.code, self._reads, self._reads.code.new_label("read")
         for helper in (READ_USER, COPY_FROM_USER) if reads.retries else (READ_USER,):
-            reads.into(R3, Plus(InContext(registers[place.argument]), place.offset))
+            reads.into(R3, _address(place, registers))
             reads.frame_address(R1, slot)
             code.do(R2, "=", min(place.size, LONGEST_PER))
             code.call(helper)
             code.jump_if(R0, "==", 0, done)
         code.jump("lost")
         code.label(done)
+
+
+def _address(place: InStruct, registers: Mapping[str, str]) -> Value:
+    return Plus(InContext(registers[place.argument]), place.offset)

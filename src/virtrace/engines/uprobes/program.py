@@ -151,11 +151,7 @@ class _Maker:
         body, self._reads.code = self._reads.code, whole.fragment()
         condition = None
         if isinstance(site, PointSite) and site.when is not None:
-            known = places(site)
-            registers = {
-                name: place.name for name, place in known.items() if isinstance(place, InRegister)
-            }
-            Rises(self._reads).decide(self._number, site.when, registers)
+            Rises(self._reads).decide(self._number, site.when, _registers(site))
             condition = self._reads.code
         self._reads.code = whole
         envelope = Envelope(self._reads)
@@ -191,7 +187,7 @@ class _Maker:
         wants_all = _has_backtrace(captures) or _has_stack(captures)
         self._registers(ABI.user_registers if wants_all else ABI.argument_registers)
         if isinstance(site, PointSite) and site.when is not None:
-            Rises(self._reads).note()
+            Rises(self._reads).note(site.when, _registers(site))
         if CALLER in starts(all_captures(site)) or self._plan_has_backtraces:
             block = self._reads.block(InContext("rsp"), WORD)
             self._layout.return_address = block.offset - 2 * WORD
@@ -315,6 +311,12 @@ class _Maker:
             elif isinstance(place, AtEntry) and entered and place.name in entered:
                 found[name] = entered[place.name]
         return found
+
+
+def _registers(site: PointSite) -> Mapping[str, str]:
+    """The registers of the arguments, by their names."""
+    known = places(site).items()
+    return {name: place.name for name, place in known if isinstance(place, InRegister)}
 
 
 def _returns(site: AnySite) -> bool:

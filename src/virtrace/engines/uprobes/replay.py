@@ -113,7 +113,7 @@ class Replayer:
         # These are events of no hit.
         self._batches.current = None
         for point in self._job.recipe.points:
-            for one in standing if point.standing else ():
+            for one in standing if point.standing and self._batches.has_room else ():
                 self.recording.hit(point.name)
                 self._batches.take(
                     [
@@ -155,7 +155,7 @@ class Replayer:
 
     def record_held(self) -> None:
         """Record the last rise of each thing that has not been recorded yet."""
-        for hit in self._rises.rest():
+        for hit in self._rises.rest() if self._batches.has_room else ():
             self._meet(hit)
 
     def since(self, t_ns: int) -> int:
@@ -200,7 +200,8 @@ class Replayer:
         if isinstance(site, PointSite) and site.when is not None:
             self.recording.hit(site.probe)
             thread = HitThread(hit, program.layout, site, self.since(hit.t_ns))
-            if not self._rises.is_kept(site, site.when, hit, thread):
+            assert program.layout.risen is not None
+            if not self._rises.is_kept(site, site.when, hit, thread, program.layout.risen):
                 return
         self._meet(hit)
 
@@ -259,6 +260,11 @@ class _Batches:
         self.taken: dict[tuple[int, int], Mapping[int, Json]] = {}
         self.current: Hit | None = None
         self.risen: int | None = None
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the trace may have more events."""
+        return self._output.remaining > 0
 
     def begin(self, header: Header) -> None:
         self._output.begin(header)

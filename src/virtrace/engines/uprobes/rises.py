@@ -8,6 +8,7 @@ from operator import attrgetter
 
 from virtrace.engines.uprobes.hits import Hit, HitThread
 from virtrace.engines.uprobes.layout import WORD
+from virtrace.errors import Unavailable
 from virtrace.plan.model import Condition, PointSite
 from virtrace.trace.format import Record
 
@@ -20,8 +21,9 @@ _PAGE = 1 << 12
 
 @dataclass
 class _Risen:
-    """recorded: the value that was recorded last. origins: where such rises came from."""
+    """highest: of all. recorded: of those that were recorded, the last. origins: of these."""
 
+    highest: int
     recorded: int
     origins: set[int] = field(default_factory=set)
 
@@ -33,21 +35,34 @@ class Rises:
         self._risen: dict[tuple[str, bytes], _Risen] = {}
         self._held: dict[tuple[str, bytes], Hit] = {}
 
-    def is_kept(self, site: PointSite, when: Condition, hit: Hit, thread: HitThread) -> bool:
-        """Return whether a rise is recorded now; else it is held until a later one comes."""
+    def is_kept(
+        self, site: PointSite, when: Condition, hit: Hit, thread: HitThread, noted: int
+    ) -> bool:
+        """Return whether a rise is recorded now; else it is held until a later one comes.
+
+        noted: where the record has what the condition noted. Where two threads meet one thing at
+        once, a program can take a value for a rise that another one has met: that is none.
+        """
         read = site.arguments.reader(thread, None, None)
-        name, number = (
-            hit.memory.read(read(place.argument) + place.offset, place.size)
-            for place in (when.per, when.value)
-        )
+        try:
+            name, number = (
+                hit.memory.read(read(place.argument) + place.offset, place.size)
+                for place in (when.per, when.value)
+            )
+        except Unavailable:
+            return True
         key, value = (site.probe, name.partition(b"\0")[0]), int.from_bytes(number, "little")
         origin, risen = hit.sp % _PAGE, self._risen.get(key)
-        if risen is None:
-            risen = self._risen[key] = _Risen(value)
+        is_new = not values_of(hit, noted)["was"]
+        if risen is None or is_new:
+            risen = self._risen[key] = _Risen(value, value)
+        elif value <= risen.highest:
+            return False
         elif origin in risen.origins and value - risen.recorded <= risen.recorded // _STEEP:
+            risen.highest = value
             self._held[key] = hit
             return False
-        risen.recorded = value
+        risen.highest = risen.recorded = value
         risen.origins.add(origin)
         self._held.pop(key, None)
         return True
