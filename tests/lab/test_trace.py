@@ -357,7 +357,7 @@ def test_nothing_that_is_no_libvirt_daemon(tmp_path: Path) -> None:
         try:
             done = virtrace("record", "blockinfo", "-p", str(sleep.pid), "-o", str(output))
             assert done.returncode == 3
-            assert "not a libvirt daemon" in done.stderr
+            assert "not a libvirt or QEMU daemon" in done.stderr
             done = subprocess.run(
                 ["gdb", "-nx", "-batch", "-x", str(SCRIPT), "-p", str(sleep.pid)],
                 capture_output=True,
@@ -365,7 +365,7 @@ def test_nothing_that_is_no_libvirt_daemon(tmp_path: Path) -> None:
                 timeout=SECONDS,
             )
             assert done.returncode == 3
-            assert "not a libvirt daemon" in done.stderr
+            assert "not a libvirt or QEMU daemon" in done.stderr
             assert_untraced_and_intact(sleep.pid)
         finally:
             sleep.kill()

@@ -159,7 +159,7 @@ def test_a_stopped_daemon_is_the_answer(tmp_path: Path, report: Report) -> None:
 def test_a_pid_that_is_not_libvirt(report: Report) -> None:
     status, lines = report("-p", str(os.getpid()))
     assert status == NOT_TRACED
-    assert "not a libvirt daemon" in lines[0]
+    assert "not a libvirt or QEMU daemon" in lines[0]
 
 
 def test_real_gdb() -> None:

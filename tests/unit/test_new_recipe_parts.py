@@ -129,7 +129,7 @@ def test_files_of_a_build(library: Path, tmp_path: Path) -> None:
 def test_what_is_no_part_of_libvirt(library: Path, tmp_path: Path) -> None:
     laid_out(library, tmp_path / "alone/libvirt_driver_qemu.so", tmp_path / "other.so")
     for name, what in (
-        ("other.so", "is not part of libvirt by its name"),
+        ("other.so", "is not part of libvirt or QEMU by its name"),
         ("libvirtd", "No such file"),
         ("alone/libvirt_driver_qemu.so", "there is no libvirt.so.0 beside"),
     ):

@@ -174,7 +174,7 @@ def test_zombie(daemon: Path, start: Start) -> None:
 
 def test_not_libvirt(start: Start, other: Path) -> None:
     running = start(other)
-    assert f"is {other}, not a libvirt daemon" in refusal(running.pid).what
+    assert f"is {other}, not a libvirt or QEMU daemon" in refusal(running.pid).what
 
 
 def test_thread_of_a_daemon(start: Start, daemon: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from virtrace.binary.ctype import Integer, Opaque, Pointer, Struct
 from virtrace.errors import NOT_TRACED, TargetError
 from virtrace.image.files import program_of_files
-from virtrace.targets import LIBVIRT, known_targets, target_of
+from virtrace.targets import LIBVIRT, QEMU, known_targets, target_of
 from virtrace.targets.target import load_target
 
 DESCRIPTION = """
@@ -36,10 +36,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_folder_adds_a_target(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert known_targets() == (LIBVIRT,)
+    assert known_targets() == (LIBVIRT, QEMU)
     monkeypatch.setenv("VIRTRACE_TARGETS", f"{folder}:")
-    libvirt, emulator = known_targets()
-    assert libvirt is LIBVIRT
+    *shipped, emulator = known_targets()
+    assert shipped == [LIBVIRT, QEMU]
     program = program_of_files(Path("/bin/emulator-x86"), [Path("/bin/emulator-x86.9.2")])
     assert target_of(program) is emulator
     assert emulator.to_record(program) == {"name": "emulator", "version": "9.2"}
@@ -112,5 +112,5 @@ def test_a_file_that_is_no_struct(folder: Path, text: str, why: str) -> None:
 
 
 def test_a_program_of_no_target() -> None:
-    with pytest.raises(TargetError, match=r"is /bin/true, not a libvirt daemon"):
+    with pytest.raises(TargetError, match=r"is /bin/true, not a libvirt or QEMU daemon"):
         target_of(program_of_files(Path("/bin/true"), [Path("/bin/true")]))
