@@ -9,7 +9,6 @@ import importlib.util
 import io
 import json
 import os
-import pty
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ import pytest
 
 from tests.gdb.harness import NAME, SCRIPTS, Daemon, start
 from tests.support import compiled, hostile
-from tests.support.command import VIRTRACE
+from tests.support.command import VIRTRACE, at_a_terminal
 from tests.support.hostile import TEXT, is_told
 from tests.support.paths import DATA
 from tests.support.waiting import PATIENCE
@@ -121,26 +120,6 @@ def in_process(*words: object) -> bytes:
         out.flush()
     assert isinstance(out.buffer, io.BytesIO)
     return out.buffer.getvalue()
-
-
-def at_a_terminal(*words: object, **variables: str) -> bytes:
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [*VIRTRACE, *map(str, words)],
-        stdin=subprocess.DEVNULL,
-        stdout=theirs,
-        stderr=theirs,
-        env={**os.environ, "TERM": "xterm", "LC_ALL": "C.UTF-8", "NO_COLOR": "", **variables},
-    )
-    os.close(theirs)
-    printed = b""
-    # A terminal that is closed at its other end gives EIO.
-    with contextlib.suppress(OSError):
-        while data := os.read(ours, 1 << 16):
-            printed += data
-    os.close(ours)
-    process.wait(PATIENCE)
-    return printed.replace(b"\r\n", b"\n")
 
 
 # Files of strangers

@@ -14,6 +14,7 @@ import pytest
 
 from tests.lab.conftest import bring_up
 from tests.support.command import virtrace
+from tests.support.faulting import FAULTS, LIBRARY, PROGRAM, assert_known, build_faulting
 from tests.support.hanging import PATIENCE, calling, qemu_of, wait_for
 from tests.support.waiting import wait_until
 from virtrace.lab.daemon import Lab
@@ -75,6 +76,21 @@ def test_a_crash_in_the_log_of_the_kernel(tmp_path: Path) -> None:
     (thread,) = document["threads"]
     assert (thread["tid"], thread["name"], thread["role"]) == (tid, "rpc-libvirtd", "worker")
     assert document["crash"]["signal"] == signal.SIGSEGV
+
+
+def test_each_kind_of_fault_in_the_log_of_the_kernel(tmp_path: Path) -> None:
+    """Of a program of the tests under the name of a daemon."""
+    program = build_faulting(tmp_path)
+    pids = []
+    for fault in FAULTS:
+        with subprocess.Popen([program, tmp_path / "usr/lib" / LIBRARY, fault.function]) as process:
+            pids.append(process.pid)
+        assert process.returncode == -fault.signal
+    log = subprocess.run(["dmesg"], capture_output=True, text=True, errors="replace")
+    if log.returncode or f"{PROGRAM}[{pids[0]}]" not in log.stdout:
+        pytest.skip("this kernel's log cannot be read, or has no crashes")
+    for fault, pid in zip(FAULTS, pids):
+        assert_known(fault, pid, log.stdout, tmp_path)
 
 
 def test_calls_that_gave_up_in_the_log_of_the_daemon(stock_lab: Lab, tmp_path: Path) -> None:

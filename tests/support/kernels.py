@@ -8,16 +8,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.downloads import ensure_downloaded
 from tests.support.toolchain import need
-from virtrace.errors import LabError
-from virtrace.lab.roots import (
-    apt_sources,
-    cache_folder,
-    keep_in_cache,
-    key_of,
-    require_tools,
-    run_mmdebstrap,
-)
 
 # It has no drivers of hardware, and everything that a tracer needs.
 PACKAGE = "linux-image-cloud-amd64"
@@ -46,34 +38,7 @@ def ensure_kernel(suite: str) -> Path:
     Raises:
         LabError: it could not be downloaded; the log is then in the cache
     """
-    finished = cache_folder() / "kernels" / f"{suite}-{key_of([_DOWNLOAD])}"
-    kernel = finished / "vmlinuz"
-    if kernel.exists():
-        return kernel
-    require_tools(f"the kernel of Debian's {suite} cannot be downloaded")
-
-    def fill(work: Path) -> None:
-        log = finished.parent / f"{finished.name}.log"
-        status = run_mmdebstrap(
-            [
-                *("--variant=custom", "--format=null", f"--extract-hook={_DOWNLOAD}"),
-                f"--extract-hook=sync-out /boot {work}",
-                # As for roots: a snapshot of an archive is as good.
-                '--aptopt=Acquire::Check-Valid-Until "false"',
-                *(suite, "-", *apt_sources(suite)),
-            ],
-            log,
-        )
-        if status != 0:
-            raise LabError(
-                f"the kernel of Debian's {suite} could not be downloaded "
-                f"(mmdebstrap ended with {status})",
-                f"read the end of {log}",
-            )
-        log.unlink()
-
-    keep_in_cache(finished, fill, print)
-    return kernel
+    return ensure_downloaded("kernels", suite, _DOWNLOAD, "/boot") / "vmlinuz"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Mutants of every kind of file that virtrace reads, each given to commands that read it.
 
-    python -m tests.support.mutants COUNT FOLDER [SEED]
+    python -m tests.support.mutants COUNT FOLDER [SEED] [--kind KIND]
 
 Two processes do the work, within limits of time and memory. Prints one JSON object, see `Report`;
 an input that a command fails over is kept in FOLDER/failed, under its number.
@@ -8,6 +8,7 @@ an input that a command fails over is kept in FOLDER/failed, under its number.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import ctypes
 import gc
@@ -40,6 +41,7 @@ from tests.support.paths import DATA
 from virtrace.cli.main import main
 from virtrace.image.process import inspect
 from virtrace.recipe import catalogue
+from virtrace.snapshot.format import BEGINNING, SNAPSHOT
 from virtrace.trace.bundle_reader import FOLDER as TOP
 from virtrace.trace.bundle_reader import MAX_BYTES
 
@@ -63,6 +65,7 @@ TRACES = [
     *(DATA / "explain" / f"{name}.jsonl" for name in NAMES),
     *sorted(READERS.glob("*.jsonl")),
 ]
+SNAPSHOTS = sorted(READERS.glob("*.snapshot"))
 
 Words = list[str]
 
@@ -181,13 +184,10 @@ class Bundles(Traces):
     share = 4
 
     def __init__(self, scratch: Path) -> None:
-        self._whole: list[dict[str, bytes]] = []
-        for number, trace in enumerate((TRACES[0], TRACES[1], TRACES[4], READERS / "rpc.jsonl")):
-            made = scratch / f"{number}.tar.gz"
-            attempt(["bundle", str(trace), "-o", str(made)])
-            with tarfile.open(made) as bundle:
-                files = {one.name: bundle.extractfile(one) for one in bundle if one.isfile()}
-                self._whole.append({name: file.read() for name, file in files.items() if file})
+        traces = (TRACES[0], TRACES[1], TRACES[4], READERS / "rpc.jsonl")
+        self._whole = [
+            _bundled(trace, scratch / f"{number}.tar.gz") for number, trace in enumerate(traces)
+        ]
 
     def mutant(self, rng: Random) -> bytes:
         kind = rng.choice((0, 1, 1, 1, 2, 2, 3, 4, 5))
@@ -210,6 +210,14 @@ class Bundles(Traces):
 
     def commands(self, file: str, work: Path) -> list[Words]:
         return [*super().commands(file, work), *[["bundle", "verify", file]] * 5]
+
+
+def _bundled(file: Path, made: Path) -> dict[str, bytes]:
+    """The files of a bundle of a trace or a snapshot. made: where virtrace writes it."""
+    attempt(["bundle", str(file), "-o", str(made)])
+    with tarfile.open(made) as bundle:
+        files = {one.name: bundle.extractfile(one) for one in bundle if one.isfile()}
+        return {name: file.read() for name, file in files.items() if file}
 
 
 def _tar(files: Mapping[str, bytes]) -> bytes:
@@ -260,6 +268,40 @@ def _tricked(plain: bytes, rng: Random) -> bytes:
     if rng.random() < 0.5:
         return extra + plain
     return plain.rstrip(b"\0")[:-512] + extra + plain[-1024:]
+
+
+# --- Snapshots
+
+
+class Snapshots(Kind):
+    """As they were written, or in a bundle."""
+
+    share = 3
+
+    def __init__(self, scratch: Path) -> None:
+        self._bundle = _bundled(SNAPSHOTS[0], scratch / "snapshot.tar.gz")
+
+    def mutant(self, rng: Random) -> bytes:
+        data = rng.choice(SNAPSHOTS).read_bytes()
+        if rng.random() < 0.8:
+            changed = mutations.structure(json.loads(data), rng)
+            # As virtrace writes it, or nothing takes it for a snapshot.
+            data = changed.replace(b'{"type": "snapshot"', BEGINNING, 1)
+        else:
+            data = mutations.raw(data, rng)
+        if rng.random() < 0.3:
+            return gzip.compress(_tar({**self._bundle, TOP + SNAPSHOT: data}), 1)
+        return data
+
+    def commands(self, file: str, work: Path) -> list[Words]:
+        base = str(SNAPSHOTS[0])
+        return [
+            ["show", file], ["show", "--full", file], ["show", "--json", file],
+            ["show", "--html", str(work / "page.html"), file],
+            ["explain", file], ["explain", "--json", file],
+            ["diff", file, base], ["diff", "--json", base, file], ["diff", file, file],
+            ["bundle", file, "-o", str(work / "b.tar.gz")], ["bundle", "verify", file],
+        ]  # fmt: skip
 
 
 # --- Recipes, packs, journals
@@ -385,10 +427,18 @@ def _plan(said: Any, records: list[bytes], rng: Random) -> Any:
         return {**said, "plan": changed.decode()}
 
 
-KINDS = (Traces, Bundles, Recipes, Packs, Journals, Records)
+KINDS = (Traces, Bundles, Snapshots, Recipes, Packs, Journals, Records)
 
 
 # --- The run
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What mutants are drawn from."""
+
+    seed: int = 1
+    kinds: tuple[type[Kind], ...] = KINDS
 
 
 @dataclass
@@ -480,7 +530,7 @@ def _peak_mib() -> int:
     return int(kib) >> 10
 
 
-def work_through(seed: int, numbers: list[int], scratch: Path, keep: Path, to: Connection) -> None:
+def work_through(draw: Draw, numbers: list[int], scratch: Path, keep: Path, to: Connection) -> None:
     """In a process of its own. Sends what it is at, and then what came of it; None at its end."""
     os.environ["XDG_CACHE_HOME"] = str(scratch / "cache")
     os.environ.pop("VIRTRACE_DEBUG", None)
@@ -490,10 +540,10 @@ def work_through(seed: int, numbers: list[int], scratch: Path, keep: Path, to: C
     resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
     work = scratch / "work"
     work.mkdir(parents=True)
-    kinds = [kind(scratch) for kind in KINDS]
+    kinds = [kind(scratch) for kind in draw.kinds]
     gc.freeze()
     for number in numbers:
-        rng = Random(f"{seed}-{number}")
+        rng = Random(f"{draw.seed}-{number}")
         [kind] = rng.choices(kinds, [each.share for each in kinds])
         name = type(kind).__name__
         to.send(f"{number} ({name}): to make it")
@@ -547,7 +597,7 @@ class _Worker:
         return said is not None
 
 
-def run(count: int, folder: Path, seed: int = 1) -> Report:
+def run(count: int, folder: Path, draw: Draw) -> Report:
     report, keep = Report(), folder / "failed"
     keep.mkdir(parents=True)
     chunks = [[*range(start, min(start + CHUNK, count))] for start in range(0, count, CHUNK)]
@@ -556,7 +606,7 @@ def run(count: int, folder: Path, seed: int = 1) -> Report:
     while chunks or workers:
         while chunks and len(workers) < WORKERS:
             begun += 1
-            workers.append(_begin(seed, chunks.pop(0), folder / str(begun), keep))
+            workers.append(_begin(draw, chunks.pop(0), folder / str(begun), keep))
         ready = wait([worker.out for worker in workers], timeout=1)
         for worker in [*workers]:
             if worker.out in ready:
@@ -576,18 +626,35 @@ def run(count: int, folder: Path, seed: int = 1) -> Report:
     return report
 
 
-def _begin(seed: int, numbers: list[int], scratch: Path, keep: Path) -> _Worker:
+def _begin(draw: Draw, numbers: list[int], scratch: Path, keep: Path) -> _Worker:
     out, to = multiprocessing.Pipe(duplex=False)
     # Not a fork: that would begin with all the memory of this process.
     process = multiprocessing.get_context("spawn").Process(
-        target=work_through, args=(seed, numbers, scratch, keep, to)
+        target=work_through, args=(draw, numbers, scratch, keep, to)
     )
     process.start()
     to.close()
     return _Worker(process, out, scratch, numbers, time.monotonic())
 
 
-if __name__ == "__main__":
-    found = run(int(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:]))
+def _command_line() -> int:
+    """The exit status: 1 where a command failed over a mutant."""
+    names = {kind.__name__.lower(): kind for kind in KINDS}
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {__spec__.name}",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("count", metavar="COUNT", type=int, help="how many mutants")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="for inputs that failed")
+    parser.add_argument("seed", metavar="SEED", type=int, nargs="?", default=Draw.seed)
+    parser.add_argument("--kind", choices=names, help="only mutants of this kind")
+    args = parser.parse_args()
+    kinds = KINDS if args.kind is None else (names[args.kind],)
+    found = run(args.count, args.folder, Draw(args.seed, kinds))
     print(json.dumps(vars(found), indent=2))
-    sys.exit(1 if found.failures else 0)
+    return 1 if found.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(_command_line())

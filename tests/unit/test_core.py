@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import lzma
 import os
+import re
 import resource
 import struct
 import subprocess
@@ -15,8 +17,10 @@ from typing import cast
 import pytest
 import zstandard
 
+from tests.support.command import at_a_terminal, virtrace
 from tests.support.taken import taken_by
 from virtrace.errors import TargetError, Unavailable
+from virtrace.image import packed_core
 from virtrace.image.core import CoreImage
 from virtrace.image.packed_core import format_of, unpacking
 from virtrace.image.unwind import Unwinder
@@ -138,6 +142,32 @@ def test_a_damaged_compressed_core_is_refused(how: str, damage: str, tmp_path: P
         CoreImage(file)
 
 
+@pytest.mark.parametrize("how", ["gzip", "xz", "zstd", "lz4"])
+def test_unpacking_reports_how_far_it_is(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed_core, "_PAUSE", 0.0)
+    lines: list[str] = []
+    CoreImage(packed(written(tmp_path, 1, os.urandom(3 << 20)), how), progress=lines.append)
+    shares = [int(line.removesuffix(" % unpacked")) for line in lines]
+    assert shares == sorted(shares)
+    assert any(0 < each < 100 for each in shares)
+    assert shares[-1] == 100
+
+
+def test_unpacking_shows_that_on_a_terminal(tmp_path: Path) -> None:
+    file = tmp_path / "core.gz"
+    # Also of several members in a row.
+    file.write_bytes(gzip.compress(bytes(64 << 20), 1) * 8)
+    *shown, rest = at_a_terminal("snapshot", "--core", file).decode().split("\r\x1b[K")
+    assert any(re.fullmatch(r"core\.gz: \d+ % unpacked", line) for line in shown)
+    # The line is gone before the answer.
+    assert rest.startswith("virtrace: ")
+    assert "unpacked" not in rest
+    # Not where nobody looks.
+    assert "% unpacked" not in virtrace("snapshot", "--core", file).stderr
+
+
 def test_a_core_that_expands_without_end_is_refused(tmp_path: Path) -> None:
     """1 GiB of zeros over and over, 9 times."""
     file = tmp_path / "core.zst"
@@ -156,7 +186,7 @@ def test_zeros_take_no_space(tmp_path: Path) -> None:
     with file.open("rb") as packed_file:
         found = format_of(packed_file)
         assert found == "zstd"
-        with unpacking("core.zst", packed_file, found)() as plain:
+        with unpacking("core.zst", packed_file, found)(print) as plain:
             status = os.fstat(plain.fileno())
             assert status.st_size == (64 << 20) + 7
             assert status.st_blocks * 512 < 1 << 20

@@ -54,6 +54,14 @@ def test_a_share_of_the_mutants(tmp_path: Path) -> None:
     assert not Path("/tmp/virtrace-escaped").exists()
 
 
+def test_the_command_says_what_it_takes() -> None:
+    command = [sys.executable, "-m", mutants.__name__, "--help"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"usage: python -m {mutants.__name__} ")
+    assert all(kind.__name__.lower() in done.stdout for kind in mutants.KINDS)
+
+
 def printed(*words: str) -> tuple[int, str]:
     """The exit status, and both outputs."""
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):

@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.support.command import virtrace
+from tests.support.faulting import FAULTS, LIBRARY, PROGRAM
+from tests.support.paths import DATA
 from virtrace.binary.reader import read_by_child
 from virtrace.errors import TraceError
 from virtrace.snapshot.document import snapshot_of_text
+from virtrace.snapshot.logs import kernel_crashes
 from virtrace.snapshot.modules_here import ModulesHere
 from virtrace.targets.libvirt import LIBVIRT
 
@@ -131,14 +134,15 @@ OLD_JOB = (
         (
             SEGFAULT,
             "SIGSEGV writing address 0xca, a NULL pointer and an offset, where the process had no "
-            "memory, in libvirt.so.0.9000.0+0x10a8de, in the worker (thread 32588).",
+            "memory that allows that, in libvirt.so.0.9000.0+0x10a8de, in the worker (thread "
+            "32588).",
             ("rpc-libvirtd", "worker"),
         ),
         (
             OLD_SEGFAULT,
-            "SIGSEGV reading address 0x0, a NULL pointer, where the process had no memory, in "
-            "libvirt.so.0.4005.0, 0x7b8de behind the start of its code, in the thread (thread "
-            "1234).",
+            "SIGSEGV reading address 0x0, a NULL pointer, where the process had no memory that "
+            "allows that, in libvirt.so.0.4005.0, 0x7b8de behind the start of its mapping, in "
+            "the thread (thread 1234).",
             ("libvirtd", "thread"),
         ),
         (
@@ -155,7 +159,7 @@ OLD_JOB = (
         (
             "[1.0] virtqemud[5]: segfault at 18 ip 0000000000000018 sp 00007f7070dfe9b0 error 14",
             "SIGSEGV executing address 0x18, a NULL pointer and an offset, where the process had "
-            "no memory, in 0x18, in the thread (thread 5).",
+            "no memory that allows that, in 0x18, in the thread (thread 5).",
             ("virtqemud", "thread"),
         ),
     ],
@@ -166,6 +170,26 @@ def test_a_crash_in_the_log_of_the_kernel(line: str, says: str, thread: tuple[st
     assert found["verdicts"][0]["says"] == f"The daemon crashed with {says}"
     (one,) = found["threads"]
     assert (one["name"], one["role"]) == thread
+
+
+@pytest.mark.parametrize("release", ["5.10", "6.1", "6.12", "6.18"])
+def test_the_log_of_a_real_kernel(release: str) -> None:
+    """What tests/support/faulting.py does, in its order; tests/kernels has the same live."""
+    log = (DATA / "kernel-logs" / f"linux-{release}.log").read_text()
+    crashes = [*kernel_crashes(log)]
+    assert [(one.signal, one.access) for one in crashes] == [
+        (fault.signal, fault.access) for fault in FAULTS
+    ]
+    assert crashes[0].address == FAULTS[0].address
+    has_offsets = release in ("6.12", "6.18")
+    for one in crashes:
+        assert one.name == PROGRAM
+        assert one.mapping is not None
+        assert one.mapping.module == LIBRARY
+        assert (one.mapping.offset is not None) == has_offsets
+        inside = one.ip - one.mapping.start
+        assert 0 < inside < one.mapping.size
+        assert one.mapping.offset in (None, 0x1000 + inside, 0x3000 + inside)
 
 
 def test_a_crash_of_another_program_is_none() -> None:
@@ -196,6 +220,11 @@ def test_a_name_is_only_given_where_the_code_has_the_same_size() -> None:
         other = snapshot_of_text(f"{begin}+{size + 4096:x}]", "x", modules)
         assert not re.match("vir", other["threads"][0]["frames"][0])
         assert "no file of this name here has code of that size" in other["notes"][0]
+        # It jumped into a mapping that is as large, and is no code.
+        data = begin.replace("error 4", "error 15")
+        lost = snapshot_of_text(f"{data}+{size:x}]", "x", modules)
+        assert not re.match("vir", lost["threads"][0]["frames"][0])
+        assert "cannot be executed" in lost["notes"][0]
 
 
 def test_calls_that_gave_up() -> None:

@@ -8,7 +8,17 @@ import pytest
 
 from virtrace.snapshot.format import NOT_KNOWN
 from virtrace.snapshot.graph import roots
-from virtrace.snapshot.model import AGENT_JOB, Client, Domain, Job, Look, Request, SeenThread, Wait
+from virtrace.snapshot.model import (
+    AGENT_JOB,
+    Client,
+    Crash,
+    Domain,
+    Job,
+    Look,
+    Request,
+    SeenThread,
+    Wait,
+)
 from virtrace.snapshot.verdicts import verdicts
 
 NOW = 1_800_000_000.0
@@ -114,6 +124,39 @@ def test_a_thread_that_moves_does_not_hang() -> None:
     assert names(look(waits)) == ["busy"]
     assert names(look(replace(waits, moved=False, asleep=0.2))) == ["busy"]
     assert names(look(replace(waits, moved=False))) == ["qemu-asked"]
+
+
+def test_what_a_crash_interrupts_does_not_hang() -> None:
+    """A core does not say for how long a thread has slept."""
+    crashed = replace(thread(1, Wait("computes")), asleep=None, moved=None)
+    stats = replace(thread(2, Wait("system call", system_call="stat")), asleep=None, moved=None)
+    found = replace(look(crashed, stats), crash=Crash(11, 1, 0x4000))
+    assert names(found) == ["crashed"]
+    # What others wait for, or what has lasted, as far as libvirt itself noted when it began.
+    behind = thread(3, Wait("mutex", what="a lock", owner=2))
+    assert names(replace(found, threads=(crashed, stats, behind))) == ["crashed", "kernel"]
+    old = replace(stats, wait=replace(stats.wait, since=NOW - 20))
+    assert names(replace(found, threads=(crashed, old))) == ["crashed", "kernel"]
+    new = replace(stats, wait=replace(stats.wait, since=NOW - 0.1))
+    assert names(replace(found, threads=(crashed, new))) == ["crashed"]
+    # Somebody takes a core of what hangs.
+    assert names(look(stats)) == ["kernel"]
+
+
+@pytest.mark.parametrize(
+    ("crash", "says"),
+    [
+        (Crash(11, 1, 0x10), "SIGSEGV at address 0x10, a NULL pointer and an offset, which is not"),
+        (Crash(11, 2, 0x4000), "SIGSEGV at address 0x4000, which does not allow the access, in "),
+        (Crash(7, 2, 0x4000), "SIGBUS at address 0x4000 in "),
+        (Crash(7, 2, 0), "SIGBUS at address 0x0, a NULL pointer, in "),
+        (Crash(11, 128, None), "SIGSEGV in "),
+        (Crash(11, 0, None, 7), "SIGSEGV, sent by process 7, in "),
+    ],
+)
+def test_what_a_signal_says_of_its_reason(crash: Crash, says: str) -> None:
+    (verdict,) = verdicts(replace(look(thread(1, Wait("computes"))), crash=crash), "libvirtd")
+    assert verdict.says.startswith(f"The daemon crashed with {says}")
 
 
 def test_threads_whose_stacks_end_may_wait_for_work() -> None:

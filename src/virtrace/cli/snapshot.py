@@ -16,6 +16,7 @@ from virtrace.files import fill, write_new
 from virtrace.host.coredumps import is_named, stored_core
 from virtrace.image.process import inspect
 from virtrace.printing import print_lines
+from virtrace.record.progress import Progress
 from virtrace.report.highlight import style_for
 from virtrace.report.snapshot import snapshot_lines
 from virtrace.snapshot.document import snapshot_of, snapshot_of_core, snapshot_of_text
@@ -106,7 +107,8 @@ def _of_core(core: str, root: Path) -> Snapshot:
         names = [name[:_COMM] for target in known_targets() for name in target.daemons]
         file = stored_core(core, names)
         print(f"virtrace: the core is {file}", file=sys.stderr)
-    return snapshot_of_core(file, root)
+    with Progress(file.name) as progress:
+        return snapshot_of_core(file, root, progress.show)
 
 
 def _of_stacks(

@@ -55,12 +55,13 @@ class CoreImage:
     missing: executable files and libraries of the process that were not found.
     """
 
-    def __init__(self, path: Path, root: Path = Path("/")) -> None:
+    def __init__(self, path: Path, root: Path = Path("/"), progress: Tell | None = None) -> None:
         """Open it.
 
         root: the folder that contains the program's files, at their own paths or by their build-ids
             (usr/lib/.build-id). A file is used only if its build-id is the one in the core's
             memory. If the user has named debuginfod servers, they are asked for what is not there.
+        progress: called with a line now and then while a compressed core is unpacked
         Raises: TargetError if the file cannot be read, or is not a core.
         """
         try:
@@ -70,7 +71,7 @@ class CoreImage:
             self._child = Child(str(path), lambda: _answering(path), bounds)
         except OSError as error:
             raise unreadable(path, error) from error
-        self._facts: Mapping[str, Any] = self._child.ask("facts")
+        self._facts: Mapping[str, Any] = self._child.ask("facts", progress=progress)
         self.program = self._program(root, {})
         self.memory = CoreMemory(self._child, self.program)
         self.missing = self._missing()
@@ -260,7 +261,7 @@ def _answering(path: Path) -> Answer:
 
     def answer(question: str, arguments: list[Json], tell: Tell) -> Json:
         if question == "facts":
-            opened.append(CoreFile(str(path), file if unpack is None else unpack()))
+            opened.append(CoreFile(str(path), file if unpack is None else unpack(tell)))
             return _facts(opened[0])
         address, size = arguments
         return opened[0].read(address, size).hex()

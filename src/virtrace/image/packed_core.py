@@ -1,4 +1,4 @@
-"""Unpack a compressed core, as systemd-coredump and abrt store them, into a file without a name.
+"""Unpack a compressed core, as systemd-coredump stores them, into a file without a name.
 
 A core has to be read at any place. The file may be a stranger's: a child without rights unpacks
 it, within bounds of memory, time and disk. What Python lacks a module for, a program unpacks, which
@@ -12,13 +12,14 @@ import lzma
 import os
 import shutil
 import subprocess
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 
-from virtrace.confined import Bounds, started
+from virtrace.confined import Bounds, Tell, started
 from virtrace.errors import TargetError
 
 # How a compressed file begins.
@@ -38,6 +39,8 @@ _PIECE, _BLOCK = 1 << 20, 1 << 16
 _FED = 1 << 11
 # Memory that a Zstandard file may require.
 _MAX_WINDOW = 128 << 20
+# Seconds between two reports of progress.
+_PAUSE = 0.1
 BOUNDS = Bounds(memory=512 << 20, processor_seconds=300, seconds=300, file_size=LARGEST)
 # Of the programs; /tmp can be memory.
 _FOLDER = "/var/tmp"
@@ -53,10 +56,10 @@ def format_of(file: BinaryIO) -> str | None:
     return next((name for magic, name in _FORMATS.items() if beginning.startswith(magic)), None)
 
 
-def unpacking(name: str, file: BinaryIO, packed: str) -> Callable[[], BinaryIO]:
+def unpacking(name: str, file: BinaryIO, packed: str) -> Callable[[Tell], BinaryIO]:
     """Open what unpacks a file, with our rights; return what unpacks it without any.
 
-    name: of the file, for messages. packed: as of format_of.
+    name: of the file, for messages. packed: as of format_of. It reports how far it has come.
     Raises: TargetError if nothing here unpacks it. The same, and OSError, when it is unpacked.
     """
     output = TemporaryFile(prefix="virtrace-", dir=_folder())  # noqa: SIM115
@@ -76,9 +79,10 @@ def unpacking(name: str, file: BinaryIO, packed: str) -> Callable[[], BinaryIO]:
         program = _program(name, file, packed)
         pieces = _read(program.stdout)
 
-    def unpack() -> BinaryIO:
+    def unpack(tell: Tell) -> BinaryIO:
         try:
-            _copy(name, _checked(name, pieces, errors), output, room)
+            checked = _checked(name, pieces, errors)
+            _copy(name, _telling(checked, file, tell), output, room)
         except OSError as error:
             raise TargetError(
                 f"{name} cannot be unpacked in {_folder()}: {error.strerror}",
@@ -140,6 +144,18 @@ def _checked(
         raise TargetError(
             f"{name} is damaged or cut short: {error}", "take a fresh copy of the file"
         ) from error
+
+
+def _telling(pieces: Iterator[bytes], file: BinaryIO, tell: Tell) -> Iterator[bytes]:
+    """Yield the pieces, and report now and then how much of the file they took."""
+    size, due = os.fstat(file.fileno()).st_size, time.monotonic() + _PAUSE
+    for piece in pieces:
+        yield piece
+        if time.monotonic() >= due:
+            due = time.monotonic() + _PAUSE
+            # A program that unpacks it shares the position.
+            position = os.lseek(file.fileno(), 0, os.SEEK_CUR)
+            tell(f"{100 * position // max(size, 1)} % unpacked")
 
 
 def _copy(name: str, pieces: Iterator[bytes], output: BinaryIO, room: int) -> None:

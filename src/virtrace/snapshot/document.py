@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from virtrace import __version__
+from virtrace.confined import Tell
 from virtrace.image.core import CoreImage
 from virtrace.image.model import Program as Image
 from virtrace.snapshot.format import (
@@ -50,9 +51,9 @@ from virtrace.targets import target_of
 from virtrace.trace.format import Program
 
 
-def snapshot_of_core(core: Path, root: Path) -> Snapshot:
-    """Return the snapshot of a core. root: as of ``CoreImage``. Raises: TargetError."""
-    image = CoreImage(core, root)
+def snapshot_of_core(core: Path, root: Path, progress: Tell | None = None) -> Snapshot:
+    """Return the snapshot of a core. root, progress: as of ``CoreImage``. Raises: TargetError."""
+    image = CoreImage(core, root, progress)
     look = take_from_core(image, core.stat().st_mtime)
     return snapshot_of(look, image.program, "core")
 

@@ -24,7 +24,7 @@ _SEGFAULT = re.compile(
     rf"error (?P<error>{_HEX}){_MAPPING}"
 )
 _TRAP = re.compile(
-    rf"traps:{_THREAD} (?P<what>[a-z][a-z ]{{2,30}}?) ip:(?P<ip>{_HEX}) sp:{_HEX} "
+    rf"traps:{_THREAD} (?P<what>[a-z][a-z0-9 ]{{2,30}}?) ip:(?P<ip>{_HEX}) sp:{_HEX} "
     rf"error:(?P<error>{_HEX}){_MAPPING}"
 )
 # What the processor reports, and the signal that the kernel sends for it.

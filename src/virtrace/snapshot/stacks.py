@@ -61,6 +61,7 @@ _NOT_HERE = (
     "no file of this name here has code of that size; --root FOLDER names a folder with the files "
     "of the host of the crash"
 )
+_NO_CODE = "that part of the file cannot be executed: the thread had lost its way"
 # Of a log.
 _MOST_LINES = 10_000
 # The kernel cuts names of processes.
@@ -178,12 +179,15 @@ def _place(crash: KernelCrash, modules: ModulesHere | None) -> tuple[NamedFrame,
     mapping, function = crash.mapping, None
     text, note = f"{crash.ip:#x}", "the kernel's log does not say in which file the crash was"
     if mapping is not None:
-        place = None if modules is None else modules.place(mapping, crash.ip)
+        is_code = crash.access != "executing"
+        place = modules.place(mapping, crash.ip) if modules is not None and is_code else None
         offset = mapping.offset if place is None else place.offset
         text = f"{mapping.module}+{offset or 0:#x}"
         if offset is None:
-            text = f"{mapping.module}, {crash.ip - mapping.start:#x} behind the start of its code"
-        note = _NOT_HERE
+            text = (
+                f"{mapping.module}, {crash.ip - mapping.start:#x} behind the start of its mapping"
+            )
+        note = _NOT_HERE if is_code else _NO_CODE
         if place is not None:
             function = place.function
             note = _UNNAMED if function is None else _SAME_SIZE

@@ -77,7 +77,7 @@ def _verdict(condition: _Condition) -> _Condition:
 
 def verdicts(look: Look, daemon: str) -> list[Verdict]:
     """All verdicts that hold, the answer first. daemon: the name of the process."""
-    looked = _Looked(look, daemon, [root for root in roots(look) if _hangs(root)])
+    looked = _Looked(look, daemon, [root for root in roots(look) if _hangs(look, root)])
     found: list[Verdict] = []
     explained: set[int] = set()
     for name, entry in catalogue().items():
@@ -94,12 +94,16 @@ def verdicts(look: Look, daemon: str) -> list[Verdict]:
     return found
 
 
-def _hangs(root: Root) -> bool:
+def _hangs(look: Look, root: Root) -> bool:
     if root.cycle:
         return not any(thread.moved for thread in root.cycle)
     if root.thread.wait.kind == NOT_KNOWN and not root.behind:
         # It may wait for work.
         return False
+    if look.crash is not None:
+        # A crash comes at any moment: a wait may have begun just then.
+        since = _since(look, root.thread)
+        return bool(root.behind) if since is None else since >= LONG
     return not root.thread.moved and (root.thread.asleep is None or root.thread.asleep >= LONG)
 
 
@@ -199,13 +203,15 @@ def _crashed(looked: _Looked) -> Iterator[_Case]:
 
 def _reason(pid: int | None, crash: Crash) -> str:
     """Return what the signal says of its reason: the address of a fault, or who sent it."""
-    if crash.address is not None and crash.access is not None:
+    if crash.address is not None:
         null = ", a NULL pointer" if crash.address < _NULL_PAGE else ""
         null += " and an offset" if null and crash.address else ""
-        page = "did not allow that" if crash.is_protected else "had no memory"
-        return f" {crash.access} address {crash.address:#x}{null}, where the process {page},"
-    if crash.address is not None:
-        return f" at address {crash.address:#x}{_OF_ADDRESS.get((crash.signal, crash.code), '')}"
+        address = f"address {crash.address:#x}{null}"
+        if crash.access is not None:
+            # A page that was never used can be missing where there is memory.
+            page = "did not allow that" if crash.is_protected else "had no memory that allows that"
+            return f" {crash.access} {address}, where the process {page},"
+        return f" at {address}{_OF_ADDRESS.get((crash.signal, crash.code), null and ',')}"
     # A process that gives up sends the signal to itself.
     if crash.sender is not None and crash.sender != pid:
         return f", sent by process {crash.sender},"
