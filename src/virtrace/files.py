@@ -30,6 +30,8 @@ _AT_FDCWD, _RENAME_NOREPLACE = -100, 1
 _MEMORY, _PROCESSOR_SECONDS = 64 << 20, 2
 # The file system of a stranger may never answer.
 _SMALL_FILE_SECONDS = 10
+# Small files that are read at once.
+_MOST_FILES = 400
 
 
 class NotRegularError(OSError):
@@ -235,10 +237,51 @@ def text_inside(root: Path, path: str, limit: int) -> str:
     return data.decode(errors="replace")
 
 
+def texts_inside(root: Path, folder: str, endings: tuple[str, ...], limit: int) -> dict[str, str]:
+    """Read the small files in a folder in the root of a process, by their names.
+
+    root: the process's ``/``, as seen from here.
+    folder: as the process sees it. endings: of names; other files are left out, as is what cannot
+        be read.
+    limit: the largest accepted size of a file in bytes.
+    """
+
+    def begin() -> Callable[[Tell], dict[str, str]]:
+        found: dict[str, str] = {}
+        with suppress(OSError):
+            descriptors = _enter(str(root))
+            place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            named = [name for name in os.listdir(place) if name.endswith(endings)]
+            for name in named[:_MOST_FILES]:
+                with suppress(OSError):
+                    file = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place)
+                    with _reopened(file, name, limit, str(file), descriptors) as opened:
+                        found[name] = opened.read(limit).decode(errors="replace")
+        return lambda _: found
+
+    try:
+        bounds = Bounds(_MEMORY, _PROCESSOR_SECONDS, _SMALL_FILE_SECONDS)
+        texts: dict[str, str] = run(folder, begin, bounds)
+    except (TargetError, OSError):
+        return {}
+    return texts
+
+
 def _open_inside(
     root: str, folder: bytes, names: Sequence[bytes], limit: int | None, owner: Owner | None
 ) -> BinaryIO:
     """Open it in a process that may change its root for good."""
+    descriptors = _enter(root)
+    with (owner or Owner(0, 0, ())).acting():
+        place = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        for name in names[:-1]:
+            place = os.open(name, os.O_PATH | _FOLDER, dir_fd=place)
+        place = os.open(names[-1], os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place)
+        return _reopened(place, os.fsdecode(names[-1]), limit, str(place), descriptors)
+
+
+def _enter(root: str) -> int:
+    """Make a folder the root of this process; return a descriptor of its own descriptors."""
     # The other root need not have /proc.
     descriptors = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     if root != "/":
@@ -249,12 +292,7 @@ def _open_inside(
             # Without the right to do so, the user's own root may be the same one.
             if not os.path.samestat(os.stat(root), os.stat("/")):
                 raise
-    with (owner or Owner(0, 0, ())).acting():
-        place = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        for name in names[:-1]:
-            place = os.open(name, os.O_PATH | _FOLDER, dir_fd=place)
-        place = os.open(names[-1], os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place)
-        return _reopened(place, os.fsdecode(names[-1]), limit, str(place), descriptors)
+    return descriptors
 
 
 def _tail(file: BinaryIO, limit: int) -> bytes:

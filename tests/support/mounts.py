@@ -15,15 +15,17 @@ def mounted(pid: int, point: Path, *options: str, pass_fds: Sequence[int] = ()) 
 
     options: of mount(8), without the place
     """
-    namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY)
-    enter = ["nsenter", f"--mount=/proc/self/fd/{namespace}"]
+    # What mount(8) finds in /proc is of the PID namespace.
+    namespaces = [os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY) for kind in ("mnt", "pid")]
+    enter = ["nsenter", *map("--{}=/proc/self/fd/{}".format, ("mount", "pid"), namespaces)]
     try:
         command = [*enter, "mount", *options, str(point)]
-        subprocess.run(command, check=True, pass_fds=[namespace, *pass_fds])
+        subprocess.run(command, check=True, pass_fds=[*namespaces, *pass_fds])
         try:
             yield
         finally:
             command = [*enter, "umount", "--lazy", str(point)]
-            subprocess.run(command, check=True, pass_fds=[namespace])
+            subprocess.run(command, check=True, pass_fds=namespaces)
     finally:
-        os.close(namespace)
+        for namespace in namespaces:
+            os.close(namespace)

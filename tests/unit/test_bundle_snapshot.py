@@ -102,6 +102,7 @@ def full(name: str = "vm1") -> dict[str, Any]:
             ],
         }
     ]
+    document["networks"] = [{"name": "lan7", "dnsmasq": 12, "state": "S"}]
     document["verdicts"] = [
         {
             "verdict": "hook",
@@ -225,6 +226,7 @@ def test_no_secret_is_in_a_bundle_that_was_full_of_them(tmp_path: Path) -> None:
             "servers",
             "qemus",
             "neighbours",
+            "networks",
             "verdicts",
             "notes",
         ):

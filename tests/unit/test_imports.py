@@ -27,7 +27,7 @@ ALLOWED = {
     "binary": {"errors", "confined", "files", "recipe"},
     "image": {"errors", "confined", "files", "binary"},
     "targets": {"errors", "files", "markup", "recipe", "trace", "binary", "image"},
-    "snapshot": {"errors", "trace", "binary", "image", "targets"},
+    "snapshot": {"errors", "files", "markup", "trace", "binary", "image", "targets"},
     "guard": {"detached", "errors", "files", "binary", "image"},
     "plan": {"errors", "recipe", "trace", "binary", "image", "targets"},
     "engine": {"errors", "recipe", "trace", "binary", "image", "plan"},

@@ -15,6 +15,7 @@ from virtrace.snapshot.model import (
     Domain,
     Job,
     Look,
+    Network,
     Request,
     SeenThread,
     Wait,
@@ -124,6 +125,19 @@ def test_a_thread_that_moves_does_not_hang() -> None:
     assert names(look(waits)) == ["busy"]
     assert names(look(replace(waits, moved=False, asleep=0.2))) == ["busy"]
     assert names(look(replace(waits, moved=False))) == ["qemu-asked"]
+
+
+def test_a_dnsmasq_that_serves_nobody() -> None:
+    well = Network("lan", 7, "S")
+    assert names(replace(look(), networks=(well,))) == ["healthy"]
+    stopped, gone = Network("a", 8, "T"), Network("b", None, None)
+    found = verdicts(replace(look(), networks=(well, stopped, gone)), "virtnetworkd")
+    assert [(one.name, one.thread) for one in found] == [
+        ("dnsmasq-stopped", None),
+        ("dnsmasq-gone", None),
+    ]
+    assert "network a get no addresses and names; its dnsmasq (process 8) is" in found[0].says
+    assert found[1].do[0][0] == "systemctl reload virtnetworkd"
 
 
 def test_what_a_crash_interrupts_does_not_hang() -> None:

@@ -18,6 +18,7 @@ from virtrace.snapshot.format import (
     DomainRecord,
     JobRecord,
     NeighbourRecord,
+    NetworkRecord,
     ServerRecord,
     Snapshot,
     ThreadRecord,
@@ -52,6 +53,8 @@ def _evidence(snapshot: Snapshot, style: Style) -> Iterator[str]:
     for neighbour in snapshot["neighbours"]:
         if neighbour["pid"] is not None:
             yield from labelled("beside", neighbour_pieces(neighbour), style)
+    for network in snapshot.get("networks", ()):
+        yield from labelled("network", network_pieces(network), style)
     yield from labelled("at rest", resting_pieces(snapshot["threads"]), style)
     yield from labelled("daemon", daemon_pieces(snapshot), style)
     for note in snapshot["notes"]:
@@ -211,9 +214,20 @@ def server_pieces(server: ServerRecord) -> list[Piece]:
 
 def neighbour_pieces(neighbour: NeighbourRecord) -> list[Piece]:
     """Return what is said of a daemon that runs beside."""
-    state = STATES.get(neighbour["state"] or "")
-    told = f"{neighbour['name']}: process {neighbour['pid']}, {state or 'running'}"
-    return words(told, "yellow" if state else "")
+    return _process_pieces(neighbour["name"], neighbour["pid"], neighbour["state"])
+
+
+def network_pieces(network: NetworkRecord) -> list[Piece]:
+    """Return what is said of a network."""
+    about = f"{network['name']}: dnsmasq"
+    if network["dnsmasq"] is None:
+        return words(f"{about} does not run", "yellow")
+    return _process_pieces(about, network["dnsmasq"], network["state"])
+
+
+def _process_pieces(about: str, pid: int | None, letter: str | None) -> list[Piece]:
+    state = STATES.get(letter or "")
+    return words(f"{about}: process {pid}, {state or 'running'}", "yellow" if state else "")
 
 
 def resting_pieces(threads: Sequence[ThreadRecord]) -> list[Piece]:

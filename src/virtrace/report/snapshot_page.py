@@ -13,6 +13,7 @@ from virtrace.report.snapshot import (
     daemon_pieces,
     domain_pieces,
     neighbour_pieces,
+    network_pieces,
     server_pieces,
     taken_at,
     thread_pieces,
@@ -91,6 +92,8 @@ def _state(snapshot: Snapshot) -> Iterator[list[Piece]]:
     for neighbour in snapshot["neighbours"]:
         if neighbour["pid"] is not None:
             yield [("beside", "dim"), *neighbour_pieces(neighbour)]
+    for network in snapshot.get("networks", ()):
+        yield [("network", "dim"), *network_pieces(network)]
     for qemu in snapshot["qemus"]:
         traced = "" if qemu["tracer"] is None else f", held by debugger {qemu['tracer']}"
         threads = ", ".join(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
 from virtrace import __version__
-from virtrace.confined import Tell
 from virtrace.image.core import CoreImage
 from virtrace.image.model import Program as Image
 from virtrace.snapshot.format import (
@@ -22,6 +22,7 @@ from virtrace.snapshot.format import (
     KeepaliveOrUnavailable,
     MonitorRecord,
     NeighbourRecord,
+    NetworkRecord,
     QemuRecord,
     RequestRecord,
     ServerRecord,
@@ -38,6 +39,7 @@ from virtrace.snapshot.model import (
     Look,
     Monitor,
     Neighbour,
+    Network,
     Qemu,
     Request,
     SeenThread,
@@ -51,7 +53,9 @@ from virtrace.targets import target_of
 from virtrace.trace.format import Program
 
 
-def snapshot_of_core(core: Path, root: Path, progress: Tell | None = None) -> Snapshot:
+def snapshot_of_core(
+    core: Path, root: Path, progress: Callable[[str], None] | None = None
+) -> Snapshot:
     """Return the snapshot of a core. root, progress: as of ``CoreImage``. Raises: TargetError."""
     image = CoreImage(core, root, progress)
     look = take_from_core(image, core.stat().st_mtime)
@@ -108,6 +112,7 @@ def _document(look: Look, exe: str, program: Program, source: str) -> Snapshot:
         "servers": [_server(server) for server in look.servers],
         "qemus": [_qemu(qemu) for qemu in look.qemus.values()],
         "neighbours": [_neighbour(look, neighbour) for neighbour in look.neighbours],
+        "networks": [_network(network) for network in look.networks],
         "objects": dict(look.objects),
         "object_bytes": {name: number * look.sizes[name] for name, number in look.objects.items()},
         "notes": [*look.notes],
@@ -282,6 +287,10 @@ def _neighbour(look: Look, neighbour: Neighbour) -> NeighbourRecord:
         "has_socket": neighbour.has_socket,
         "waiting": waiting,
     }
+
+
+def _network(network: Network) -> NetworkRecord:
+    return {"name": network.name, "dnsmasq": network.dnsmasq, "state": network.state}
 
 
 def _qemu(qemu: Qemu) -> QemuRecord:

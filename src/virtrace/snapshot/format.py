@@ -319,6 +319,14 @@ class NeighbourRecord(TypedDict):
     waiting: list[Count]
 
 
+class NetworkRecord(TypedDict):
+    """An active network whose guests dnsmasq serves. dnsmasq: its pid; null where none runs."""
+
+    name: str
+    dnsmasq: CountOrNull
+    state: TextOrNull
+
+
 class CrashRecord(TypedDict):
     """The signal that ended the process, its si_code, and the address of a fault.
 
@@ -367,8 +375,12 @@ class _Snapshot(TypedDict):
 
 
 class Snapshot(_Snapshot, total=False):
-    """The document. redacted: of a bundle, the kinds of names that were kept."""
+    """The document. redacted: of a bundle, the kinds of names that were kept.
 
+    networks: not in the first snapshots of this version.
+    """
+
+    networks: list[NetworkRecord]
     redacted: list[str]
 
 

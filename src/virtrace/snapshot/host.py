@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -69,6 +69,13 @@ class Commands:
         line = self._lines.get(pid, "")
         return f"\0{uuid}\0" in line or f"uuid={uuid}" in line
 
+    def is_dnsmasq_of(self, pid: int, network: str) -> bool:
+        """Whether a process is the dnsmasq of a network: libvirt gives it a file of that name."""
+        self.read([pid])
+        program, _, arguments = self._lines.get(pid, "").partition("\0")
+        is_dnsmasq = os.path.basename(program) == "dnsmasq"
+        return is_dnsmasq and f"/{network}.conf\0" in arguments
+
 
 def command_of(pid: int) -> str | None:
     """Return the command line of a process, or its name; None if it is gone."""
@@ -114,14 +121,8 @@ def holders_of(pid: int, files: Collection[str]) -> Iterator[Child]:
 def neighbours(pid: int) -> Iterator[Neighbour]:
     """The daemons that may work for this one: their sockets are beside its own."""
     listening = dict(_listening(pid))
-    own = {*_files_of(pid)}
-    folders = {
-        os.path.dirname(path)
-        for path, file in listening.items()
-        if file in own and path.endswith(_SOCKET_ENDING)
-    }
     named = {name: [other for other in _pids() if _name_of(other) == name] for name in _NEIGHBOURS}
-    for folder in sorted(folders):
+    for folder in _own_folders(pid, listening):
         for name, pids in named.items():
             path = f"{folder}/{name}{_SOCKET_ENDING}"
             file = listening.get(path)
@@ -131,6 +132,22 @@ def neighbours(pid: int) -> Iterator[Neighbour]:
                 yield Neighbour(name, path, found, status["State"][0], has_socket=True)
             else:
                 yield Neighbour(name, path, None, None, has_socket=file is not None)
+
+
+def own_folders(pid: int) -> Sequence[str]:
+    """Where the sockets of a daemon are, as it sees them."""
+    return _own_folders(pid, dict(_listening(pid)))
+
+
+def _own_folders(pid: int, listening: Mapping[str, str]) -> Sequence[str]:
+    own = {*_files_of(pid)}
+    return sorted(
+        {
+            os.path.dirname(path)
+            for path, file in listening.items()
+            if file in own and path.endswith(_SOCKET_ENDING)
+        }
+    )
 
 
 def unread(pids: Collection[int]) -> Collection[int]:

@@ -20,6 +20,7 @@ from virtrace.snapshot.model import (
     Look,
     NamedFrame,
     Neighbour,
+    Network,
     Qemu,
     SeenThread,
     Wait,
@@ -82,6 +83,7 @@ class Around(Protocol):
     def holders_of(self, files: Collection[str]) -> Sequence[Child]: ...
     def peer_of(self, file: str) -> str | None: ...
     def neighbours(self) -> Sequence[Neighbour]: ...
+    def networks(self) -> Sequence[Network]: ...
     def unread(self, pids: Collection[int]) -> Collection[int]:
         """Return those of some processes whose error output is a pipe that no other one has."""
 
@@ -194,6 +196,7 @@ class _Looking:
             self._notes,
             sizes={name: self._objects.sizes[name] for name in sorted(census.objects)},
             neighbours=around.neighbours(),
+            networks=around.networks() if census.objects.get("virNetworkObj") else (),
         )
 
     def _frames(

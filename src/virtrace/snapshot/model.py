@@ -293,6 +293,18 @@ class Neighbour:
 
 
 @dataclass(frozen=True)
+class Network:
+    """An active network whose guests a dnsmasq serves.
+
+    dnsmasq: its pid; None where it does not run. state: its letter of /proc/PID/stat.
+    """
+
+    name: str
+    dnsmasq: int | None
+    state: str | None
+
+
+@dataclass(frozen=True)
 class Crash:
     """What ended the process: the signal and its si_code. The first thread got it.
 
@@ -334,6 +346,7 @@ class Look:
     crash: Crash | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
     neighbours: Sequence[Neighbour] = ()
+    networks: Sequence[Network] = ()
 
     def thread(self, own_tid: int | None) -> SeenThread | None:
         """Return the thread that the process counts so."""

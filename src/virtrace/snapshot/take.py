@@ -21,7 +21,8 @@ from virtrace.image.stopping import StoppingImage
 from virtrace.snapshot import host
 from virtrace.snapshot.host import Clocks, Commands, Mount
 from virtrace.snapshot.look import look_at
-from virtrace.snapshot.model import Child, Crash, Look, Neighbour, Qemu
+from virtrace.snapshot.model import Child, Crash, Look, Neighbour, Network, Qemu
+from virtrace.snapshot.networks import networks
 from virtrace.snapshot.peek import Peek
 from virtrace.snapshot.waits import file_of_call
 from virtrace.targets import target_of
@@ -217,6 +218,9 @@ class _Host:
     def neighbours(self) -> Sequence[Neighbour]:
         return [*host.neighbours(self.pid)]
 
+    def networks(self) -> Sequence[Network]:
+        return [*networks(self.pid, self._pids.here, self._commands)]
+
     def unread(self, pids: Collection[int]) -> Collection[int]:
         return host.unread(pids)
 
@@ -269,6 +273,9 @@ class _Nothing:
         return None
 
     def neighbours(self) -> Sequence[Neighbour]:
+        return ()
+
+    def networks(self) -> Sequence[Network]:
         return ()
 
     def unread(self, pids: Collection[int]) -> Collection[int]:

@@ -545,6 +545,21 @@ def _starting(looked: _Looked) -> Iterator[_Case]:
 
 
 @_verdict
+def _dnsmasq_stopped(looked: _Looked) -> Iterator[_Case]:
+    for network in looked.look.networks:
+        state = STATES.get(network.state or "")
+        if state is not None:
+            yield _Case({"network": network.name, "pid": network.dnsmasq, "state": state})
+
+
+@_verdict
+def _dnsmasq_gone(looked: _Looked) -> Iterator[_Case]:
+    for network in looked.look.networks:
+        if network.dnsmasq is None:
+            yield _Case({"network": network.name, "daemon": looked.daemon})
+
+
+@_verdict
 def _not_known(looked: _Looked) -> Iterator[_Case]:
     threads = [
         thread

@@ -93,6 +93,7 @@ class SnapshotRedactor(RecordRedactor):
                 ),
                 "qemus": self._records({"threads": self._records(self._of_qemu)}),
                 "neighbours": self._records({"name": self._own_name, "socket": self._file}),
+                "networks": self._records({"name": self._quotable("text")}),
                 "objects": self._by_type,
                 "object_bytes": self._by_type,
                 "notes": lambda notes: [self._told(note) for note in notes],
