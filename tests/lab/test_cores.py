@@ -18,17 +18,17 @@ from tests.lab.conftest import bring_up
 from tests.support import backtraces
 from tests.support.command import virtrace
 from tests.support.hanging import PATIENCE, qemu_of, relaunch, thread_of, waiting
-from tests.support.kernel_cores import cores_of, kept_in
+from tests.support.kernel_cores import CAN_SET, cores_of, kept_in
 from tests.support.systemd_cores import storing
-from tests.support.toolchain import build
 from tests.support.waiting import wait_until
 from virtrace.image.core import CoreImage
 from virtrace.lab.daemon import Lab
+from virtrace.lab.roots import root_folder
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root says where cores go")
+pytestmark = pytest.mark.skipif(not CAN_SET, reason="only root of the host says where cores go")
 ASK, WAIT = ("domblkinfo", "vm1", "vda"), ("suspend", "vm1")
-# Preloaded into a daemon: it takes the answers of QEMU out of their JSON, and what it gets is no
-# pointer once a file is there that holds another number.
+# Preloaded into a daemon, which takes QEMU's answers out of their JSON by this function: once a
+# file is there, the daemon gets the number in it in place of the pointer.
 WRONG_POINTER = """
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -41,7 +41,7 @@ void *virJSONValueObjectStealArray(void *object, const char *key)
     void *found = real(object, key);
     FILE *file = fopen(getenv("WRONG_POINTER"), "r");
     if (file)
-        fscanf(file, "%p", &found);
+        fread(&found, sizeof(found), 1, file);
     return found;
 }
 """
@@ -76,7 +76,10 @@ def lab() -> Iterator[Lab]:
 @contextmanager
 def serving(lab: Lab) -> Iterator[tuple[Crashed, Path]]:
     """A call that waits for QEMU, and one that waits for its job. The file is what it reads."""
-    library = build(WRONG_POINTER, lab.folder / "wrong-pointer.so", "-shared")
+    source, library = (lab.folder / "cache" / f"wrong-pointer.{each}" for each in ("c", "so"))
+    source.write_text(WRONG_POINTER)
+    flags = ("-O1", "-fPIC", "-shared", "-o", str(library), str(source), "-ldl")
+    lab.system.run("gcc", *flags, as_daemon=True)
     file = lab.folder / "wrong-pointer"
     file.unlink(missing_ok=True)
     if not lab.is_up:
@@ -90,22 +93,27 @@ def serving(lab: Lab) -> Iterator[tuple[Crashed, Path]]:
 
 def read_wrongly(lab: Lab, file: Path, pointer: int) -> None:
     """Let the daemon go on, with a number in place of a pointer."""
-    file.write_text(f"{pointer:#x}")
+    file.write_bytes(pointer.to_bytes(8, "little"))
     os.kill(qemu_of(lab), signal.SIGCONT)
+
+
+def crash_by_reading(lab: Lab, core: Path, pointer: int = UNMAPPED) -> Crashed:
+    """Let a daemon read there; return when its core is whole."""
+    with serving(lab) as (crashed, file), cores_of(lab, kept_in(core)):
+        read_wrongly(lab, file, pointer)
+        wait_until(core.exists, "the core is whole")
+    return crashed
 
 
 @pytest.fixture(scope="module")
 def kernel_core(lab: Lab) -> tuple[Path, Crashed]:
     """The core of a daemon that read where nothing is mapped."""
     core = lab.folder / "core"
-    with serving(lab) as (crashed, file), cores_of(lab, kept_in(core)):
-        read_wrongly(lab, file, UNMAPPED)
-        wait_until(core.exists, "the core is whole")
-    return core, crashed
+    return core, crash_by_reading(lab, core)
 
 
-def of_core(core: Path) -> dict[str, Any]:
-    done = virtrace("snapshot", "--json", "--core", core)
+def of_core(core: Path, root: Path = Path("/")) -> dict[str, Any]:
+    done = virtrace("snapshot", "--json", "--core", core, "--root", root)
     assert done.returncode == 1, done.stderr
     document: dict[str, Any] = json.loads(done.stdout)
     return document
@@ -139,14 +147,13 @@ def assert_served(document: dict[str, Any], tid: int, crashed: Crashed) -> None:
     assert (other["wait"]["kind"], other["wait"]["domain"]) == ("job", "vm1")
 
 
-def test_what_crashed_and_for_whom(kernel_core: tuple[Path, Crashed]) -> None:
-    core, crashed = kernel_core
-    document = of_core(core)
+def assert_crashed(document: dict[str, Any], crashed: Crashed) -> None:
+    """Everything of a daemon that read where nothing is mapped."""
     first = document["verdicts"][0]
     tid = document["threads"][0]["tid"]
     assert re.fullmatch(
         r"The daemon crashed with SIGSEGV at address 0x4141414141f0, which is not mapped, in "
-        r"virJSONValueArraySize\+0x[0-9a-f]+ \(libvirt\.so\.0\.9000\.0\), in "
+        r"virJSONValueArraySize\+0x[0-9a-f]+ \(libvirt\.so\.0\.\d+\.0\), in "
         rf"virDomainGetBlockInfo on vm1 \(thread {tid}\)\.",
         first["says"],
     )
@@ -156,6 +163,22 @@ def test_what_crashed_and_for_whom(kernel_core: tuple[Path, Crashed]) -> None:
     assert [frame.partition("+")[0] + "+" for frame in named] == STACK
     # Nothing hangs but what waits for the job of that thread: a crash comes at any moment.
     assert {verdict["verdict"] for verdict in document["verdicts"]} == {"crashed"}
+
+
+def assert_gdb_agrees(core: Path, root: Path) -> None:
+    """On all frames and registers."""
+    program = root / "usr/sbin/libvirtd"
+    theirs = backtraces.of_gdb("-iex", f"set sysroot {root}", program, core)
+    ours = backtraces.of_image(CoreImage(core, root))
+    found, frames, registers = backtraces.differences(ours, theirs)
+    assert found == []
+    assert frames > 100
+    assert registers > 500
+
+
+def test_what_crashed_and_for_whom(kernel_core: tuple[Path, Crashed]) -> None:
+    core, crashed = kernel_core
+    assert_crashed(of_core(core), crashed)
 
 
 def test_gdb_says_the_same_of_that_core(kernel_core: tuple[Path, Crashed]) -> None:
@@ -169,11 +192,7 @@ def test_gdb_says_the_same_of_that_core(kernel_core: tuple[Path, Crashed]) -> No
     assert gdb_says(core, "$_inferior_thread_count", "$pc")[1].startswith(
         f"(void (*)()) {image.threads()[0].registers['rip']:#x}"
     )
-    theirs = backtraces.of_gdb("/usr/sbin/libvirtd", core)
-    found, frames, registers = backtraces.differences(backtraces.of_image(image), theirs)
-    assert found == []
-    assert frames > 100
-    assert registers > 500
+    assert_gdb_agrees(core, Path("/"))
 
 
 def test_files_are_of_the_host_by_their_build_ids(kernel_core: tuple[Path, Crashed]) -> None:
@@ -214,9 +233,7 @@ def test_another_address(
     lab: Lab, pointer: int, code: int, address: str | None, reason: str, tmp_path: Path
 ) -> None:
     core = tmp_path / "core"
-    with serving(lab) as (crashed, file), cores_of(lab, kept_in(core)):
-        read_wrongly(lab, file, pointer)
-        wait_until(core.exists, "the core is whole")
+    crashed = crash_by_reading(lab, core, pointer)
     document = of_core(core)
     crash = document["crash"]
     assert (crash["signal"], crash["code"], crash["address"]) == (signal.SIGSEGV, code, address)
@@ -240,6 +257,16 @@ def test_a_signal_that_somebody_sent(lab: Lab, tmp_path: Path) -> None:
     (serves,) = (one for one in document["threads"] if one["api"] == "virDomainGetBlockInfo")
     assert serves["wait"]["command"]["name"] == "query-blockstats"
     assert_served(document, serves["tid"], crashed)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("release", ["bullseye", "trixie", "sid"])
+def test_what_crashed_on_another_release(release: str, folder: Path) -> None:
+    with Lab(folder, release=release) as lab:
+        core, root = folder / "core", root_folder(release)
+        crashed = crash_by_reading(lab, core)
+        assert_crashed(of_core(core, root), crashed)
+        assert_gdb_agrees(core, root)
 
 
 @pytest.mark.matrix

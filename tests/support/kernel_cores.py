@@ -1,9 +1,10 @@
 """Cores that the real kernel writes of one process.
 
 Where cores go is a setting of the whole machine (core_pattern(5)). It is changed only inside of
-`cores_of`, which one process of the machine at a time is in. A process that holds the lock restores
-it, once this one has left or has ended, in whatever way: also by SIGKILL. Meanwhile a script gets
-the cores of all processes that crash; it drops those of others, which by default get none.
+`cores_of`, which one process of the machine at a time is in: it locks the setting's own file. A
+process that holds the lock, too, restores it, once this one has left or has ended, in whatever way:
+also by SIGKILL. Meanwhile a script gets the cores of all processes that crash; it drops those of
+others, which by default get none.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from virtrace.lab.daemon import Lab
 
 _PATTERN = Path("/proc/sys/kernel/core_pattern")
-_LOCK = Path("/run/lock/virtrace-tests-core-pattern")
+CAN_SET = os.access(_PATTERN, os.W_OK)
 # What the kernel passes: the pid on this host.
 _PID = "%P"
 # Waits for the end of its standard input.
@@ -39,7 +40,7 @@ def cores_of(lab: Lab, command: str, arguments: Sequence[str] = ()) -> Iterator[
     # Its limit is 0 by default, by which no core is kept.
     limit = ("prlimit", f"--pid={lab.pid}", "--core=unlimited")
     lab.system.run(*limit, as_daemon=True)
-    lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    lock = os.open(_PATTERN, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         restore = ["sh", "-c", _RESTORE, str(_PATTERN), _PATTERN.read_text().rstrip("\n")]

@@ -108,7 +108,8 @@ def _block(
     candidates = [value for named in frames for value in kept_registers(named.frame)]
     if stack_end is not None:
         last = stack_end // _BLOCK_ALIGNMENT * _BLOCK_ALIGNMENT
-        candidates += range(last - _BLOCK_ALIGNMENT, stack_end - _SEARCHED, -_BLOCK_ALIGNMENT)
+        # Of a core, the stack is known to end where the block begins.
+        candidates += range(last, stack_end - _SEARCHED, -_BLOCK_ALIGNMENT)
     for address in candidates:
         if not is_pointer(address, _BLOCK_ALIGNMENT):
             continue
