@@ -30,7 +30,7 @@ test-matrix: ## the slow tests: libvirt with debug info, and other releases of e
 	@echo "test-matrix: pytest, the slow tests"
 	@$(PYTEST) -m matrix
 
-test-kernels: ## the kernel engine in virtual machines with the kernels of Debian releases, cached
+test-kernels: ## the kernel engine, and logs of crashes, in virtual machines with the kernels of Debian releases, cached
 	@tools/setup.sh matrix
 	@echo "test-kernels: pytest, the tests on other kernels"
 	@$(PYTEST) -m kernels

@@ -22,7 +22,7 @@ extras=
 case $purpose in
     demo) ;;
     test) extras='[bench,dev]'
-        packages+=(gcc libc6-dev bpftrace chromium chromium-driver dnsmasq-base man-db) ;;
+        packages+=(gcc libc6-dev bpftrace chromium chromium-driver dnsmasq-base iproute2 man-db) ;;
     matrix) extras='[bench,dev]'; packages+=(gcc libc6-dev bpftrace mmdebstrap debuginfod) ;;
     *) echo "usage: tools/setup.sh demo|test|matrix" >&2; exit 2 ;;
 esac
