@@ -330,6 +330,21 @@ points:
 """
 
 
+ENTRIES = """\
+virtrace: 1
+name: entries
+about: Entries of a function of QEMU.
+try: none
+points:
+  - name: statistics
+    of: qemu
+    module: qemu-system-x86_64
+    prototype: void *qmp_query_blockstats(bool has_query_nodes, bool query_nodes)
+    anywhere: true
+    capture: {given: has_query_nodes}
+"""
+
+
 def test_no_return_probe_is_set_in_qemu(lab: Lab, tmp_path: Path) -> None:
     recipe = tmp_path / "returns.yaml"
     recipe.write_text(RETURNING)
@@ -339,6 +354,24 @@ def test_no_return_probe_is_set_in_qemu(lab: Lab, tmp_path: Path) -> None:
     assert "GDB stops the guest's processors" in done.stderr
     assert not (tmp_path / "t.jsonl").exists()
     assert_untraced_and_intact(qemu_of(lab))
+
+
+def test_gdb_traces_qemu_only_if_chosen(lab: Lab, tmp_path: Path) -> None:
+    recipe, output = tmp_path / "entries.yaml", tmp_path / "t.jsonl"
+    recipe.write_text(ENTRIES)
+    target = (recipe, "-p", lab.pid, "--domain", "vm1", "-o")
+    command = ("--", *lab.virsh_command("domblkinfo", "vm1", "vdb"))
+    done = virtrace("record", *target, tmp_path / "kernel.jsonl", *command)
+    assert done.returncode == DONE, done.stderr
+    assert done.stderr == ""
+    done = virtrace("record", *target, output, "--engine", "gdb", *command)
+    assert done.returncode == DONE, done.stderr
+    assert "GDB stops the guest's processors, its disks and its monitor" in done.stderr
+    by_gdb, by_kernel = (read_trace(file) for file in (output, tmp_path / "kernel.jsonl"))
+    assert [event.values for event in by_gdb.events] == [event.values for event in by_kernel.events]
+    assert by_gdb.events
+    assert by_gdb.header["tool"]["engine"]["name"] == "gdb"
+    assert lab.qmp({"execute": "query-status"})["return"]["status"] == "running"
 
 
 def test_gdb_does_not_decide_conditions(lab: Lab, tmp_path: Path) -> None:
@@ -354,6 +387,7 @@ def test_gdb_does_not_decide_conditions(lab: Lab, tmp_path: Path) -> None:
     [
         (("high-water", "--domain", "nobody"), NOT_TRACED, "runs no guest nobody"),
         (("high-water", "--domain", "../vm1"), NOT_TRACED, "runs no guest ../vm1"),
+        (("high-water",), NOT_TRACED, "try: trace the QEMU of a guest: --domain NAME"),
         (("blockinfo", "--domain", "vm1"), BAD_INPUT, "--domain has no meaning here"),
     ],
 )

@@ -32,7 +32,7 @@ from virtrace.image.process import (
     yama_refusal,
     yama_scope,
 )
-from virtrace.targets import either, known_targets, target_of
+from virtrace.targets import QEMU, either, known_targets, target_of
 
 
 @dataclass(frozen=True)
@@ -254,6 +254,8 @@ def _who_loads(modules: Collection[str]) -> str:
         for name, loaded in target.daemons.items()
         if {*modules} <= {target.module, *loaded}
     ]
+    if QEMU.module in modules:
+        return f"the {QEMU.name} of a guest: --domain NAME"
     return either(able) if able else "a daemon that loads them"
 
 
