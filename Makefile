@@ -8,7 +8,7 @@ PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscop
 # What the tests start, hundreds of times, is compiled once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test test-matrix test-kernels bench lint share clean
+.PHONY: help setup demo test test-matrix test-kernels bench lint share pyz clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,11 @@ lint: ## ruff and mypy
 share: ## make the man page and the shells' completions again, after a change of the options
 	@tools/setup.sh test
 	@$(BIN)/python tools/share.py
+
+pyz: ## build dist/virtrace.pyz: virtrace in one file, for hosts where nothing may be installed
+	@tools/setup.sh test
+	@mkdir -p dist
+	@$(BIN)/python tools/pyz.py dist/virtrace.pyz
 
 clean: ## remove .venv, out/ and all caches in this checkout
 	rm -rf .venv out dist .mypy_cache .pytest_cache .ruff_cache

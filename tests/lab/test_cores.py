@@ -23,7 +23,7 @@ from tests.support.systemd_cores import storing
 from tests.support.waiting import wait_until
 from virtrace.image.core import CoreImage
 from virtrace.lab.daemon import Lab
-from virtrace.lab.roots import root_folder
+from virtrace.lab.roots import ensure_root
 
 pytestmark = pytest.mark.skipif(not CAN_SET, reason="only root of the host says where cores go")
 ASK, WAIT = ("domblkinfo", "vm1", "vda"), ("suspend", "vm1")
@@ -263,7 +263,7 @@ def test_a_signal_that_somebody_sent(lab: Lab, tmp_path: Path) -> None:
 @pytest.mark.parametrize("release", ["bullseye", "trixie", "sid"])
 def test_what_crashed_on_another_release(release: str, folder: Path) -> None:
     with Lab(folder, release=release) as lab:
-        core, root = folder / "core", root_folder(release)
+        core, root = folder / "core", ensure_root(release, print)
         crashed = crash_by_reading(lab, core)
         assert_crashed(of_core(core, root), crashed)
         assert_gdb_agrees(core, root)

@@ -24,17 +24,6 @@ OPENERS = {"open", "io.open", "os.open", "os.fdopen", "FileIO", "io.FileIO"}
 METHODS = {"open", "read_text", "read_bytes", "write_text", "write_bytes"}
 # What is opened, in the source, by something else than the name of a kernel's or a package's file.
 HARMLESS = {
-    # Data of the package.
-    "analysis/explain/model.py": {"self.file.read_text"},
-    "analysis/values/meaning.py": {"file.read_text", "(_FOLDER / 'arguments.json').read_text"},
-    "binary/layouts.py": {"file.read_text"},
-    "bundle/redact/captures.py": {"schema_file().read_text"},
-    "bundle/words.py": {"file.read_text"},
-    "engines/uprobes/compile.py": {"(files(_PACKAGE) / f'{module}.py').read_text"},
-    "report/difference_document.py": {"file.read_text"},
-    "report/explanation_document.py": {"file.read_text"},
-    "snapshot/verdicts.py": {"file.read_text"},
-    "targets/target.py": {"file.read_text"},
     # Pipes.
     "confined.py": {"open(questions)"},
     "engines/gdb/engine.py": {"open(ready)"},

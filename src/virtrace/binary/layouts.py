@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from virtrace import resources
 from virtrace.binary import given
 from virtrace.binary.ctype import (
     Array,
@@ -90,7 +91,7 @@ def struct_in(folder: Path, name: str) -> CType:
     """Return the type that ``NAME.yaml`` in the folder describes; Opaque if there is none."""
     file = folder / f"{name}.yaml"
     # A name comes from a recipe: it must not lead out of the folder.
-    if not name.isidentifier() or not file.is_file():
+    if not name.isidentifier() or not resources.has(file):
         return Opaque(name)
     return struct_in_file(file)
 
@@ -102,7 +103,7 @@ def struct_in_file(file: Path) -> CType:
     Raises: TargetError if the file does not describe one
     """
     try:
-        return _struct_in(file, yaml.safe_load(file.read_text(encoding="utf-8")))
+        return _struct_in(file, yaml.safe_load(resources.text(file)))
     except (*_MALFORMED, OSError, yaml.YAMLError, RecursionError) as error:
         why = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise TargetError(

@@ -7,14 +7,14 @@ import functools
 import re
 from pathlib import Path
 
+from virtrace import resources
 from virtrace.bundle.grams import Grams
-from virtrace.recipe.folder import shipped_folder
+from virtrace.recipe.folder import fragments_folder, shipped_folder
 
 _RELEASE = re.compile(
     r"[0-9]{1,6}(?:[.+~][0-9]{1,5})*(?:\.(?:fc|el|an|oe|lp|amzn|cm)[0-9_]+(?:\.[a-z0-9_]{1,8})?)?"
     r"|(?:fc|el|deb|bpo|arch|rc|ubuntu|lp|amzn|oe|an|v)[0-9]{1,4}[0-9_u.]{0,6}|[0-9.]+\+(?:bpo|deb|rpt)[0-9u+-]*"
 )
-_PACKAGE = Path(__file__).resolve().parents[1]
 # Texts that can be in a bundle without coming from the trace.
 _OWN_TEXTS = (
     *("analysis/*.py", "analysis/*.yaml", "report/*.py", "report/*.json", "report/page/*"),
@@ -24,7 +24,7 @@ _OWN_TEXTS = (
 
 @functools.cache
 def _lists() -> dict[str, frozenset[str]]:
-    text = Path(__file__).with_name("words.txt").read_text(encoding="utf-8")
+    text = resources.text(Path(__file__).with_name("words.txt"))
     lists = (part.split() for part in text.split("\n\n# ")[1:])
     return {name: frozenset(words) for name, *words in lists}
 
@@ -63,19 +63,16 @@ def _corpus_grams() -> Grams:
 @functools.cache
 def corpus() -> str:
     """Return all texts that a bundle can contain on its own, in lower case."""
-    own = (file for name in _OWN_TEXTS for file in sorted(_PACKAGE.glob(name)))
-    files = [*own, *sorted(shipped_folder().rglob("*.yaml"))]
-    texts = (
-        _said(file) if file.suffix == ".py" else file.read_text(encoding="utf-8")
-        for file in files
-        if file.is_file()
-    )
+    patterns = [*((resources.PACKAGE, name) for name in _OWN_TEXTS)]
+    patterns += [(shipped_folder(), "*.yaml"), (fragments_folder(), "*.yaml")]
+    files = (file for place in patterns for file in resources.matching(*place))
+    texts = (_said(file) if file.suffix == ".py" else resources.text(file) for file in files)
     return "\n".join(texts).lower()
 
 
 def _said(file: Path) -> str:
     """Return the strings in a source file, without docstrings: these are never shown."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+    tree = ast.parse(resources.text(file))
     statements = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     return "\n".join(
         node.value

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from virtrace.cli.arguments import add_daemon
 from virtrace.errors import ANSWER_IS_NO, DONE, NOT_TRACED, UsageError, typed
-from virtrace.files import read_regular, write_new
+from virtrace.files import write_new
 from virtrace.printing import print_lines
 from virtrace.recipe import catalogue
-from virtrace.recipe.loader import MAX_BYTES, dumps
+from virtrace.recipe.loader import dumps, read
 from virtrace.report import text, units
 from virtrace.report.highlight import Style, style_for
 from virtrace.report.lines import fold
@@ -90,7 +90,7 @@ def _list(_: argparse.Namespace) -> int:
 
 def _show(args: argparse.Namespace) -> int:
     recipe = catalogue.find_recipe(args.recipe)
-    text = read_regular(catalogue.file_of(args.recipe), MAX_BYTES).decode()
+    text = read(catalogue.file_of(args.recipe)).decode()
     print_lines(text.removesuffix("\n").split("\n"))
     if recipe.used:
         points = dumps({"points": recipe.raw["points"][: recipe.used]}).decode()

@@ -61,17 +61,15 @@ def key_of(contents: Sequence[str]) -> str:
     return hashlib.sha256(" ".join(contents).encode()).hexdigest()[:8]
 
 
-def root_folder(suite: str) -> Path:
-    """The root of a release with its packages. The folder exists only when it is complete."""
-    return cache_folder() / "roots" / f"{suite}-{key_of(packages(suite))}"
-
-
-def ensure_root(suite: str, progress: Callable[[str], None]) -> Path:
+def ensure_root(
+    suite: str, progress: Callable[[str], None], contents: Sequence[str] | None = None
+) -> Path:
     """The root of a Debian release, made now if it is not in the cache: a minute and 1 GB.
 
     A root of sid remains the sid of the day on which it was made.
 
     suite: code name of the release
+    contents: packages, instead of libvirt, QEMU and GDB
 
     Raises:
         LabError: the user is not root, a tool is missing, or making it failed; the log is then in
@@ -82,7 +80,9 @@ def ensure_root(suite: str, progress: Callable[[str], None]) -> Path:
             f"only root can make and enter a root file system of Debian's {suite}",
             "run this as root",
         )
-    finished = root_folder(suite)
+    contents = packages(suite) if contents is None else contents
+    # The folder exists only when it is complete.
+    finished = cache_folder() / "roots" / f"{suite}-{key_of(contents)}"
     if finished.is_dir():
         return finished
     require_tools(f"a root of Debian's {suite} cannot be made")
@@ -95,7 +95,7 @@ def ensure_root(suite: str, progress: Callable[[str], None]) -> Path:
         )
 
     def fill(work: Path) -> None:
-        progress(f"making a root of Debian's {suite} with libvirt, QEMU and GDB")
+        progress(f"making a root of Debian's {suite}")
         # Only root may pass: the set-user-ID programs of the roots get no updates.
         finished.parent.chmod(0o700)
         log = finished.parent / f"{finished.name}.log"
@@ -103,7 +103,7 @@ def ensure_root(suite: str, progress: Callable[[str], None]) -> Path:
         # is valid. An old sid is as good here, and the signature is checked all the same.
         status = run_mmdebstrap(
             [
-                *("--variant=minbase", f"--include={','.join(packages(suite))}"),
+                *("--variant=minbase", f"--include={','.join(contents)}"),
                 '--aptopt=Acquire::Check-Valid-Until "false"',
                 *(suite, str(work), *sources),
             ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
+from virtrace import resources
 from virtrace.errors import RecipeError
 from virtrace.recipe.folder import shipped_folder
 from virtrace.recipe.loader import load_recipe
@@ -12,7 +13,7 @@ from virtrace.recipe.model import Recipe
 
 
 def shipped() -> list[str]:
-    return sorted(file.stem for file in shipped_folder().glob("*.yaml"))
+    return [file.stem for file in resources.matching(shipped_folder(), "*.yaml")]
 
 
 def find_recipe(name: str) -> Recipe:

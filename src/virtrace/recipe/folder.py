@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+from virtrace import resources
+
 
 def shipped_folder() -> Path:
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "recipes"
+    installed = resources.PACKAGE / "recipes"
     # In a checkout the recipes are at the top, where a reader looks for them.
-    return installed if installed.is_dir() else package.parents[1] / "recipes"
+    is_there = resources.IS_ONE_FILE or installed.is_dir()
+    return installed if is_there else resources.PACKAGE.parents[1] / "recipes"
 
 
 def fragments_folder() -> Path:
@@ -21,7 +23,7 @@ def fragments_folder() -> Path:
 @functools.cache
 def fragments() -> tuple[str, ...]:
     """Return the names that a recipe can `use`."""
-    return tuple(sorted(file.stem for file in fragments_folder().glob("*.yaml")))
+    return tuple(sorted(file.stem for file in resources.matching(fragments_folder(), "*.yaml")))
 
 
 def schema_file() -> Path:

@@ -12,10 +12,11 @@ from typing import Any, NoReturn, TypeVar
 
 import yaml
 
+from virtrace import resources
 from virtrace.errors import RecipeError, UsageError
 from virtrace.files import NotRegularError, TooLargeError, read_regular
 from virtrace.recipe import path, prototype, selection
-from virtrace.recipe.folder import fragments, fragments_folder
+from virtrace.recipe.folder import fragments, fragments_folder, shipped_folder
 from virtrace.recipe.model import (
     OF,
     OF_LIBVIRT,
@@ -65,9 +66,16 @@ T = TypeVar("T")
 
 def load_recipe(file: FilePath) -> Recipe:
     """Read a recipe file. Raises RecipeError: it cannot be read, or is not a valid recipe."""
+    return loads(read(file), str(file))
+
+
+def read(file: FilePath) -> bytes:
+    """Return the YAML of a recipe. Raises: RecipeError."""
     try:
+        if file.parent == shipped_folder():
+            return resources.text(file).encode()
         # Recipes come with bug reports and are read as root.
-        data = read_regular(file, MAX_BYTES)
+        return read_regular(file, MAX_BYTES)
     except NotRegularError as error:
         raise RecipeError(f"{file} is not a regular file", "name a recipe's YAML file") from error
     except TooLargeError as error:
@@ -76,7 +84,6 @@ def load_recipe(file: FilePath) -> Recipe:
         raise RecipeError(
             f"cannot read the recipe {file}: {error.strerror}", "check its name and permissions"
         ) from error
-    return loads(data, str(file))
 
 
 def loads(data: bytes, file: str) -> Recipe:
@@ -365,7 +372,7 @@ def _fragment(name: str, *, anywhere: bool) -> Iterator[_Node]:
 def _fragment_root(name: str) -> _Node:
     # Many recipes use the same few.
     file = fragments_folder() / f"{name}.yaml"
-    return _Node(_composed(read_regular(file, MAX_BYTES), str(file)), str(file))
+    return _Node(_composed(resources.text(file).encode(), str(file)), str(file))
 
 
 def _selecting(recipe: Recipe, keys: Mapping[str, _Node]) -> Recipe:

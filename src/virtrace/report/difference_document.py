@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from virtrace import resources
 from virtrace.analysis.compare.model import Comparison, Pair, texts
 from virtrace.analysis.compare.values import Difference
 from virtrace.analysis.explain.disks import DiskCase
@@ -21,7 +22,7 @@ VERSION = 2
 def difference_schema() -> Record:
     """Return the JSON Schema (2020-12) of the document."""
     file = Path(__file__).with_name("difference.schema.json")
-    document: Record = json.loads(file.read_text(encoding="utf-8"))
+    document: Record = json.loads(resources.text(file))
     return document
 
 

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from xml.etree import ElementTree
 
+from virtrace import resources
 from virtrace.report.highlight import Style, cells, cut, safe, shorten
 
 CHARACTER = 7.8
@@ -27,7 +28,7 @@ _WORD_ENDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[-_.: ])|(?=/)")
 @cache
 def style_sheet(name: str) -> str:
     """Return a style sheet by its file name."""
-    return Path(__file__).with_name("page").joinpath(name).read_text(encoding="utf-8")
+    return resources.text(Path(__file__).with_name("page") / name)
 
 
 def wrapped(text: str, width: int, most: int = 3) -> list[str]:

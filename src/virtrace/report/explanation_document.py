@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from virtrace import resources
 from virtrace.analysis.explain.disks import DiskCase
 from virtrace.analysis.explain.model import Case, Explanation, Finding
 from virtrace.analysis.explain.trace import Explained, SeenCalls
@@ -23,7 +24,7 @@ VERSION = 2
 def explanation_schema() -> Record:
     """Return the JSON Schema (2020-12) of the document."""
     file = Path(__file__).with_name("explanation.schema.json")
-    document: Record = json.loads(file.read_text(encoding="utf-8"))
+    document: Record = json.loads(resources.text(file))
     return document
 
 

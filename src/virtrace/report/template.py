@@ -13,13 +13,15 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from virtrace import resources
 from virtrace.report.drawing import style_sheet
 from virtrace.report.highlight import Style, safe
 from virtrace.report.pieces import Piece
 
+_FOLDER = Path(__file__).with_name("page")
 _STYLE = Style(unicode=True, full=True)
 _SHEETS, _SCRIPT = ("palette.css", "drawing.css", "page.css"), "page.js"
 # What every page begins with: a policy that lets it load nothing, its title and its style.
@@ -29,7 +31,7 @@ _HEAD = "head.html"
 @cache
 def _template(name: str) -> Template:
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("page")),
+        loader=FunctionLoader(lambda name: resources.text(_FOLDER / name)),
         autoescape=True,
         finalize=_safe,
         undefined=StrictUndefined,

@@ -76,7 +76,7 @@ class StepRecord(TypedDict):
 class VerdictRecord(TypedDict):
     """What the snapshot means; the first one is the answer.
 
-    verdict: a name from docs/snapshot.md. thread: tid of the root; behind: tids of those that wait
+    verdict: a name from docs/hang.md. thread: tid of the root; behind: tids of those that wait
     for it.
     """
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import yaml
 
+from virtrace import resources
 from virtrace.binary import debuginfo
 from virtrace.errors import TargetError, Unavailable
 from virtrace.image.model import Program
@@ -162,7 +163,7 @@ def load_target(folder: Path) -> Target:
     """Raises TargetError if the folder does not hold a target."""
     file = folder / "target.yaml"
     try:
-        document: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+        document: Any = yaml.safe_load(resources.text(file))
         target = Target(folder=folder, **document)
         re.compile(target.version or "")
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, re.error) as error:

@@ -36,8 +36,13 @@ class Inflated(io.RawIOBase):
         self.cut = False
         self._path = path
         self._room = max(SMALL, MAX_RATIO * os.fstat(file.fileno()).st_size)
-        self._errors: tuple[type[Exception], ...] = (OSError, zlib.error, *_zstd_errors())
-        self._inner: Any = gzip.GzipFile(fileobj=file) if magic == GZIP else _zstd_reader(file)
+        self._errors: tuple[type[Exception], ...] = (OSError, zlib.error)
+        # A process without rights can look for no package: only what needs this one does.
+        if magic == GZIP:
+            self._inner: Any = gzip.GzipFile(fileobj=file)
+        else:
+            self._inner, failed = _zstd_reader(file)
+            self._errors = (*self._errors, failed)
 
     def readable(self) -> bool:
         return True
@@ -130,17 +135,11 @@ def last_part(file: BinaryIO) -> tuple[int, bytes]:
     return start, content
 
 
-def _zstd_reader(file: BinaryIO) -> Any:
-    decompressor = _zstandard("read this file").ZstdDecompressor(max_window_size=_MAX_WINDOW)
-    return decompressor.stream_reader(file, read_across_frames=True)
-
-
-def _zstd_errors() -> tuple[type[Exception], ...]:
-    try:
-        import zstandard
-    except ImportError:
-        return ()
-    return (zstandard.ZstdError,)
+def _zstd_reader(file: BinaryIO) -> tuple[Any, type[Exception]]:
+    """Return a reader of what is compressed, and the error that it raises if that is damaged."""
+    zstandard = _zstandard("read this file")
+    decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
+    return decompressor.stream_reader(file, read_across_frames=True), zstandard.ZstdError
 
 
 def _zstandard(what: str) -> Any:

@@ -10,6 +10,7 @@ from typing import Generic, Protocol, TypeVar, Union
 
 import yaml
 
+from virtrace import resources
 from virtrace.analysis.blockinfo import seen_by
 from virtrace.analysis.lineage import Lineage
 from virtrace.analysis.qmp import Exchange
@@ -160,7 +161,7 @@ class Catalogue(Generic[C]):
 
     @functools.cached_property
     def _text(self) -> str:
-        return self.file.read_text(encoding="utf-8")
+        return resources.text(self.file)
 
     def load(self) -> None:
         """Read the file, where none can be opened later. It is parsed when a case needs it."""

@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from virtrace import resources
 from virtrace.trace import roles
 from virtrace.trace.format import Json, Record
 
@@ -21,7 +22,7 @@ _ERRNO = "errno"
 
 def _table(name: str) -> dict[str, dict[str, list[str]]]:
     file = _FOLDER / f"{name}.json"
-    table: dict[str, dict[str, list[str]]] = json.loads(file.read_text(encoding="utf-8"))
+    table: dict[str, dict[str, list[str]]] = json.loads(resources.text(file))
     return table
 
 
@@ -34,9 +35,7 @@ _ENUMS: Mapping[str, Mapping[str, list[str]]] = {
     }
 }
 _FLAGS: Mapping[str, Mapping[str, list[str]]] = _table("flags")
-_ARGUMENTS: Mapping[str, list[str]] = json.loads(
-    (_FOLDER / "arguments.json").read_text(encoding="utf-8")
-)
+_ARGUMENTS: Mapping[str, list[str]] = json.loads(resources.text(_FOLDER / "arguments.json"))
 # By role or name of a probe, and the name of its value.
 _VALUES = {
     (roles.ERROR, "code"): "virErrorNumber",

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from virtrace import resources
 from virtrace.bundle import words
 from virtrace.bundle.redact.context import Context, Names
 from virtrace.bundle.redact.harmless import is_code, is_common_file
@@ -112,7 +113,7 @@ def _public() -> frozenset[str]:
 
 def _keys_of_recipes() -> Iterator[str]:
     """Yield the keys that the recipe format has, some more than once."""
-    rest: list[Json] = [json.loads(schema_file().read_text("utf-8"))]
+    rest: list[Json] = [json.loads(resources.text(schema_file()))]
     while rest:
         node = rest.pop()
         if isinstance(node, dict):

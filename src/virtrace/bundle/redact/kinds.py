@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from virtrace import resources
 from virtrace.bundle.pseudonyms import KINDS
 
 # How a text is read whose place does not say what it names.
@@ -39,9 +40,7 @@ def _inverted(lists: Mapping[str, list[str]]) -> dict[str, str]:
     return {name: kind for kind, names in lists.items() for name in names}
 
 
-_KNOWN: dict[str, Any] = yaml.safe_load(
-    Path(__file__).with_name("known.yaml").read_text(encoding="utf-8")
-)
+_KNOWN: dict[str, Any] = yaml.safe_load(resources.text(Path(__file__).with_name("known.yaml")))
 KEYS = _inverted(_KNOWN["keys"])
 LISTS: dict[str, str] = _KNOWN["lists"]
 ELEMENTS: dict[str, str] = _KNOWN["elements"]

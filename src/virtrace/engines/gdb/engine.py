@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 
+from virtrace import resources
 from virtrace.engines.gdb.checks import checks
 from virtrace.engines.gdb.launch import command
 from virtrace.errors import IncompleteError, TargetError
@@ -34,6 +35,11 @@ class GdbEngine:
     def problem(self) -> TargetError | None:
         if shutil.which("gdb") is None:
             return TargetError("gdb is not installed", "apt-get install gdb, or dnf install gdb")
+        if resources.IS_ONE_FILE:
+            return TargetError(
+                "this virtrace is one file, and GDB needs its scripts in a folder",
+                "use --engine uprobes, or install virtrace as docs/install.md says",
+            )
         return None
 
     def checks(self) -> Iterator[Check]:

@@ -7,8 +7,9 @@ import base64
 import json
 import zlib
 from collections.abc import Iterator, Sequence
-from importlib.resources import files
+from pathlib import Path
 
+from virtrace import resources
 from virtrace.binary.x86_64 import ABI
 from virtrace.engines.uprobes.program import PLAIN, Program, fingerprint, programs
 from virtrace.errors import TargetError
@@ -20,7 +21,6 @@ from virtrace.trace.format import Json, Record
 
 # In the order in which they import each other.
 _MODULES = ("layout", "linking", "kernel", "frames", "maps", "standalone")
-_PACKAGE = "virtrace.engines.uprobes"
 
 _HEAD = '''\
 #!/usr/bin/env python3
@@ -70,7 +70,7 @@ def script(plan: StoredPlan, name: str, image: Image) -> Iterator[str]:
     lines = "".join(f"{compiled[at : at + _LINE]}\n" for at in range(0, len(compiled), _LINE))
     yield _HEAD.format(name=name)
     for module in _MODULES:
-        yield _without_our_imports((files(_PACKAGE) / f"{module}.py").read_text())
+        yield _without_our_imports(resources.text(Path(__file__).with_name(f"{module}.py")))
     yield _TAIL.format(compiled=lines)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
+from virtrace import resources
 from virtrace.recipe import prototype
 from virtrace.recipe.prototype import Prototype
 
@@ -15,6 +16,6 @@ from virtrace.recipe.prototype import Prototype
 @cache
 def functions() -> dict[str, Prototype]:
     """The functions of the public API, by name."""
-    text = Path(__file__).with_name("public-api.txt").read_text(encoding="ascii")
+    text = resources.text(Path(__file__).with_name("public-api.txt"))
     prototypes = map(prototype.parse_prototype, text.splitlines())
     return {declared.name: declared for declared in prototypes}
