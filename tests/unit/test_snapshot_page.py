@@ -167,6 +167,10 @@ def everything() -> dict[str, Any]:
     document = stopped_qemu()
     document["threads"] += [thread(30, "child", children=[
         {"pid": 7, "command": "/etc/hook", "state": "S"}])]  # fmt: skip
+    document["networks"] = [
+        {"name": "lan", "dnsmasq": 8, "state": "T"},
+        {"name": "dmz", "dnsmasq": None, "state": None},
+    ]
     document["notes"] = ["something was not found"]
     document["verdicts"] *= 2
     return document
@@ -191,6 +195,9 @@ def test_the_page_has_the_answer_first_and_every_thread() -> None:
     links = {attributes["href"] for tag, attributes in page.elements if tag == "a"}
     assert {link.removeprefix("#") for link in links} <= set(ids)
     assert "open64+0x55 (libc.so.6)" in page.text
+    words = re.sub("<[^>]+>", "", page.text)
+    assert "network lan: dnsmasq: process 8, stopped by a signal\n" in words
+    assert "network dmz: dnsmasq does not run\n" in words
 
 
 def test_hostile_text_is_escaped() -> None:

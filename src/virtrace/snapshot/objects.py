@@ -11,8 +11,10 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import NamedTuple
 
+from virtrace.errors import TargetError
 from virtrace.image.model import Program
 from virtrace.snapshot.peek import WORD, Peek, is_pointer
 
@@ -163,7 +165,10 @@ class Objects:
     def _quark_tables(self) -> Iterator[int]:
         """Where GLib may keep the address of its table of names: what one function of it loads."""
         module = next((one for one in self._program.modules if "libglib-2.0" in one.name), None)
-        function = None if module is None else module.elf.exported_function("g_quark_to_string")
+        function = None
+        # Of a core, the file may not be here.
+        with suppress(TargetError):
+            function = None if module is None else module.elf.exported_function("g_quark_to_string")
         if module is None or function is None:
             return
         code = self._peek.available(module.base + function, _CODE_BYTES)
