@@ -12,6 +12,7 @@ from virtrace.analysis.explain.model import Explanation, Traced
 from virtrace.analysis.explain.trace import Explained, explain_calls
 from virtrace.analysis.spans import Call, CallBuilder
 from virtrace.trace.format import HostRecord, ProbeRecord, unavailable
+from virtrace.trace.reader import HostSaid
 
 API = "virDomainGetBlockInfo"
 DRIVER = "qemuDomainGetBlockInfo"
@@ -130,7 +131,7 @@ def built(recorder: samples.Recorder) -> Call:
 def explain(
     calls: Iterable[Call], probes: Sequence[ProbeRecord], host: Sequence[HostRecord] = ()
 ) -> Explained[DiskCase]:
-    return explain_calls(EXPLAINER, calls, Traced(probes, host))
+    return explain_calls(EXPLAINER, calls, Traced(probes, HostSaid([*host], [])))
 
 
 def explained(one: Call, host: Any = None) -> Explanation[DiskCase]:

@@ -76,7 +76,11 @@ class Span:
         result = (self.returned or {}).get("result")
         if type(result) is int:
             return result < 0
-        return result == "0x0" and bool(self.errors())
+        return self.returns_null and bool(self.errors())
+
+    @property
+    def returns_null(self) -> bool:
+        return (self.returned or {}).get("result") == "0x0"
 
     def nodes(self) -> Iterator[Child]:
         """Yield it and every node below, parents first, children in order of time."""
@@ -126,8 +130,13 @@ class Call:
 
     @property
     def failed(self) -> bool:
-        """Whether the API failed, or the reply to the client was an error."""
-        return self.root.failed or self._own(roles.RPC_REPLY, "status") == rpc.ERROR
+        """Whether the API failed, or the reply to the client was an error.
+
+        NULL is a failure if an error was raised, be it on another thread.
+        """
+        returned_nothing = self.root.returns_null and bool(self.meanwhile)
+        is_error = self._own(roles.RPC_REPLY, "status") == rpc.ERROR
+        return self.root.failed or returned_nothing or is_error
 
     @property
     def procedure(self) -> str | None:
@@ -401,7 +410,7 @@ class CallBuilder:
         for exchange in tree.exchanges:
             if self._requests.get(exchange.send.seq) is exchange:
                 del self._requests[exchange.send.seq]
-        if call.failed and not call.errors():
+        if (call.failed or call.root.returns_null) and not call.errors():
             since = call.root.t_enter_ns
             call.meanwhile = [each for each in self._errors_apart if each.t_ns >= since]
         self.tally.calls += 1

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from virtrace import engines
 from virtrace.cli.arguments import add_daemon
@@ -16,7 +17,7 @@ from virtrace.printing import OutputError
 from virtrace.recipe import catalogue, selection
 from virtrace.recipe.model import OF_QEMU, Recipe
 from virtrace.recipe.selection import Limits
-from virtrace.trace.format import HostRecord
+from virtrace.trace.format import FailureRecord, HostRecord
 from virtrace.trace.rotation import last_file, parts
 from virtrace.trace.writer import default_path, insert_before_footer
 
@@ -68,7 +69,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--host-facts",
         action="store_true",
-        help="after the trace, add what the host says about each disk in it",
+        help="add what the host says: as a call fails, who denied it; after the trace, about "
+        "each disk in it",
     )
     parser.add_argument(
         "--engine",
@@ -107,6 +109,7 @@ def chosen_pid(args: argparse.Namespace, modules: Collection[str] = ()) -> int:
 
 def run(args: argparse.Namespace) -> int:
     # Not for `--help`: they look at processes and files.
+    from virtrace.host.failures import FailureWatch
     from virtrace.record.engine import record
     from virtrace.record.job import Job
 
@@ -127,12 +130,19 @@ def run(args: argparse.Namespace) -> int:
         guest=guest,
     )
     given = {name: option(args, name) for name in ("source", *selection.LIMITS)}
+    if not args.host_facts:
+        return record(job, engines.chosen(args.engine), given)
     old = _files(job)
-    status = record(job, engines.chosen(args.engine), given)
+    watch = FailureWatch(job.pid)
+    try:
+        job = replace(job, failures=watch.told)
+        status = record(job, engines.chosen(args.engine), given)
+    finally:
+        failures = watch.records()
     # A target that could not be traced in full has a trace, too; one that refused has none.
     written = status in (DONE, INCOMPLETE, INTERRUPTED, NOT_TRACED) and _files(job) - old
-    if args.host_facts and written:
-        _add_host_facts(last_file(job.output, job.rotation), job.pid)
+    if written:
+        _add_host_facts(job, failures)
     return status
 
 
@@ -165,18 +175,25 @@ def _files(job: Job) -> set[Path]:
     return {*(parts(job.output) if job.rotation else filter(Path.exists, [job.output]))}
 
 
-def _add_host_facts(output: Path, pid: int) -> None:
+def _add_host_facts(job: Job, failures: Sequence[FailureRecord]) -> None:
+    """Add what the host said as calls failed, and, to the last file, what it says of the disks."""
     from virtrace.host.disks import collect
     from virtrace.report import units
     from virtrace.trace.reader import TraceStream
 
-    def made(file: BinaryIO) -> list[HostRecord]:
-        records.extend(collect(TraceStream(output, file), pid))
-        return records
+    output = last_file(job.output, job.rotation)
+    # A call can be in any of the files.
+    for file in _files(job) - {output} if failures else ():
+        insert_before_footer(file, lambda _: failures)
+
+    def made(file: BinaryIO) -> list[Mapping[str, Any]]:
+        records.extend(collect(TraceStream(output, file), job.pid))
+        return [*records, *failures]
 
     records: list[HostRecord] = []
     insert_before_footer(output, made)
     # Where it goes nowhere, the live view has said so.
     with suppress(OutputError):
         disks = units.count(len(records), "disk")
-        print(f"  host     the trace has the facts of {disks}", flush=True)
+        failed = f", and of {units.count(len(failures), 'failed call')}" if failures else ""
+        print(f"  host     the trace has the facts of {disks}{failed}", flush=True)

@@ -8,29 +8,24 @@ import pwd
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
 
 from virtrace.errors import TargetError, Unavailable
-from virtrace.files import read_inside, root_of
 from virtrace.host.facts import HostFacts
+from virtrace.host.own_files import qemu_log, settings
 from virtrace.host.owner import owner_of
 from virtrace.host.programs import Failed, Programs, fact
 from virtrace.host.virsh import virsh
-from virtrace.image.process import Process, began, inspect, text_of_process
+from virtrace.image.process import Process, began, inspect
 from virtrace.trace.format import Json, Record, is_unavailable, unavailable
 from virtrace.trace.reader import ReadableTrace
 from virtrace.trace.target import is_of_build
 
 _SECONDS_IN_ALL = 30.0
-_LOG_BYTES = 64 << 10
-_SETTINGS_BYTES = 1 << 20
-_ENVIRONMENT_BYTES = 1 << 20
 _MOST_DOMAINS = 8
-_USER_LOGS = (b"libvirt", b"qemu", b"log")
-_STARTED = "starting up libvirt version"
 
 
 def gather(
@@ -68,14 +63,14 @@ def gather(
     domains = {
         name: {
             "xml": fact(partial(_xml, name, chosen, programs)),
-            "log": fact(partial(_log, name, chosen, programs)),
+            "log": fact(partial(qemu_log, name, chosen, programs)),
         }
         for name in names
     }
     return HostFacts(
         fact(partial(_qemu, chosen, programs)),
         domains,
-        fact(partial(_settings, chosen, programs)),
+        fact(partial(settings, chosen, programs)),
         fact(partial(_of_process, chosen, backtrace)) if backtrace else None,
         taken,
         private,
@@ -100,8 +95,8 @@ def gather_beside(snapshot: Record, pid: int | None) -> HostFacts:
     programs = Programs(time.monotonic() + _SECONDS_IN_ALL, owner)
     return HostFacts(
         not_asked,
-        {name: {"log": fact(partial(_log, name, chosen, programs))} for name in names},
-        fact(partial(_settings, chosen, programs)),
+        {name: {"log": fact(partial(qemu_log, name, chosen, programs))} for name in names},
+        fact(partial(settings, chosen, programs)),
         None,
         snapshot,
         private,
@@ -191,77 +186,6 @@ def _virsh(pid: int, programs: Programs, command: str, *arguments: str) -> str:
         # Its message may contain names of the host.
         raise Unavailable(f"virsh {command} failed") from error
     return output.decode(errors="replace")
-
-
-def _log(domain: str, pid: int, programs: Programs) -> str:
-    file = domain.encode(errors="surrogatepass") + b".log"
-    if b"/" in file or b"\0" in file:
-        raise Unavailable("the guest's name cannot be the name of a log")
-    folder, names = b"/var/log/libvirt/qemu", [file]
-    if owner_of(pid).uid:
-        folder, names = _folder(pid, b"XDG_CACHE_HOME", b".cache"), [*_USER_LOGS, file]
-    data = _file("the log", pid, folder, names, _LOG_BYTES, programs)
-    if data is None:
-        raise Unavailable("there is no log")
-    text = data.decode(errors="replace")
-    # From the last start of QEMU, or else from the first whole line.
-    start = text.rfind(_STARTED)
-    first = text.rfind("\n", 0, max(start, 0)) + 1
-    return text[first:] if start >= 0 else text.partition("\n")[2] or text
-
-
-def _settings(pid: int, programs: Programs) -> dict[str, str]:
-    """Text of each configuration file, by path; empty if it does not exist: all is the default."""
-    folder, below = b"/etc/libvirt", list[bytes]()
-    if owner_of(pid).uid:
-        folder, below = _folder(pid, b"XDG_CONFIG_HOME", b".config"), [b"libvirt"]
-    found = {}
-    for name in (os.path.basename(os.readlink(f"/proc/{pid}/exe")), "qemu"):
-        names = [*below, f"{name}.conf".encode()]
-        text = _file("the configuration", pid, folder, names, _SETTINGS_BYTES, programs) or b""
-        if len(text) == _SETTINGS_BYTES:
-            raise Unavailable("the configuration is too large")
-        path = b"/".join((folder, *names)).decode(errors="replace")
-        found[path] = text.decode(errors="replace")
-    return found
-
-
-def _file(
-    what: str, pid: int, folder: bytes, names: Sequence[bytes], limit: int, programs: Programs
-) -> bytes | None:
-    """The last `limit` bytes of a file, read as the daemon's user; None if it does not exist."""
-    try:
-        return read_inside(
-            root_of(pid),
-            folder,
-            names,
-            limit,
-            owner=owner_of(pid),
-            deadline=programs.deadline,
-            only_end=True,
-        )
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise Unavailable(f"cannot read {what}: {error.strerror}") from error
-
-
-def _folder(pid: int, variable: bytes, below_home: bytes) -> bytes:
-    """The folder that a daemon of a user's session uses.
-
-    variable: names it; below_home: the default.
-    """
-    raw = text_of_process(pid, "environ", _ENVIRONMENT_BYTES).encode(errors="surrogateescape")
-    environment = {
-        name: value for name, _, value in (pair.partition(b"=") for pair in raw.split(b"\0"))
-    }
-    for folder in (
-        environment.get(variable, b""),
-        os.path.join(environment.get(b"HOME", b""), below_home),
-    ):
-        if folder.startswith(b"/"):
-            return folder
-    raise Unavailable("the daemon's environment cannot be read, or has no HOME")
 
 
 def _of_process(pid: int, make: Callable[[int], Json]) -> Json:

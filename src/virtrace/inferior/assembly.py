@@ -96,7 +96,7 @@ def _recorder(
 
     output = Output(Answers(job.recipe.points), job.limits, writer, view, add_source)
     try:
-        return Recorder(WritingProcess(output, view))
+        return Recorder(WritingProcess(output, view, job.descriptors))
     except OSError as error:
         raise TargetError(
             f"the process that writes the trace cannot be started: {error.strerror}",

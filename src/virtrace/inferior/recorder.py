@@ -182,9 +182,10 @@ class Recorder:
 class WritingProcess:
     """The work of the writing process; made in GDB, run after the fork."""
 
-    def __init__(self, output: Output, view: Terminal) -> None:
+    def __init__(self, output: Output, view: Terminal, descriptors: Iterable[int] = ()) -> None:
+        """descriptors: what stays open besides those of output and view."""
         self.rotates = output.rotates
-        self.descriptors = output.descriptor, view.terminal
+        self.descriptors = (output.descriptor, view.terminal, *descriptors)
         self._output = output
         self._view = view
         self._chunks: SimpleQueue[bytes] = SimpleQueue()

@@ -45,6 +45,7 @@ class Job:
     debug_files: separate debug files in places of their own, by build-id
     packs: folders to search for symbol packs before the user's cache
     guest: whose QEMU the process is, if it was named so
+    failures: descriptor to which each call that has failed is written; None: to none
     """
 
     recipe: Recipe
@@ -59,11 +60,17 @@ class Job:
     debug_files: Mapping[str, Path] = field(default_factory=dict)
     packs: Sequence[Path] = ()
     guest: Guest | None = None
+    failures: int | None = None
 
     @property
     def command_line(self) -> str | None:
         """The command as one would type it; None without one."""
         return shlex.join(self.command) if self.command else None
+
+    @property
+    def descriptors(self) -> Sequence[int]:
+        """Open files that whoever records needs."""
+        return [] if self.failures is None else [self.failures]
 
     def header_fields(self, refused: Container[str] = ()) -> AskedFor:
         """Return what a trace's header has of the job.
@@ -101,6 +108,7 @@ class Job:
             "source_files": {name: _from_path(file) for name, file in self.source_files.items()},
             "debug_files": {name: _from_path(file) for name, file in self.debug_files.items()},
             "packs": [_from_path(folder) for folder in self.packs],
+            "failures": self.failures,
         }
         return json.dumps(document).encode()
 
@@ -123,6 +131,7 @@ class Job:
             source_files={name: _to_path(file) for name, file in fields["source_files"].items()},
             debug_files={name: _to_path(file) for name, file in fields["debug_files"].items()},
             packs=[*map(_to_path, fields["packs"])],
+            failures=fields["failures"],
         )
 
 

@@ -15,6 +15,7 @@ from virtrace.analysis.spans import Call, CallBuilder, Point
 from virtrace.analysis.waiting import waiting
 from virtrace.errors import TraceError, typed
 from virtrace.printing import complain, line
+from virtrace.record.failures import tell_failed
 from virtrace.record.header import needed_but_missing
 from virtrace.record.job import Job
 from virtrace.report import text
@@ -46,6 +47,7 @@ class TerminalView:
         self._trace = trace
         self._recipe = job.recipe
         self._command = job.command_line
+        self._failures = job.failures
         # Probes that the recipe needs, and that were not found.
         self._missing: Sequence[str] = ()
         self._is_explained = False
@@ -79,6 +81,8 @@ class TerminalView:
         if call is not None:
             if call.root.unfinished:
                 self._cut_off.append(call)
+            if call.failed and self._failures is not None:
+                tell_failed(call, self._failures)
             self._show(partial(text.call_tree, call, self._style))
         self._show_apart()
 

@@ -204,7 +204,7 @@ class _Stories:
 
     def of(self, anchor: str, call: Call) -> int | None:
         """Return the index of a call's story; None if there is nothing to explain."""
-        traced = Traced(self._trace.header["probes"], self._trace.host)
+        traced = Traced(self._trace.header["probes"], self._trace.said_by_host())
         explained = explain_calls(EXPLAINER, [call], traced)
         if not explained:
             return None

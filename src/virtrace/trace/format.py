@@ -261,6 +261,129 @@ class HostRecord(TypedDict):
     lvm: Record
 
 
+class AclEntry(TypedDict):
+    """Rights of a user or group beyond the mode, or the mask of all such rights.
+
+    id: of it; None: the owning group, or the mask.
+    """
+
+    kind: Annotated[str, ("enum", ("user", "group", "mask"))]
+    id: CountOrNull
+    rights: str
+
+
+class _PathStep(TypedDict):
+    path: str
+
+
+class PathStep(_PathStep, total=False):
+    """A folder, link or file on the way to a file, or why there is nothing more.
+
+    mode: permission bits, octal. acl: empty if there is none. target: of a link.
+    problem: why it could not be looked at.
+    """
+
+    type: Annotated[
+        str, ("enum", ("folder", "file", "link", "block device", "character device", "other"))
+    ]
+    uid: Count
+    gid: Count
+    mode: Annotated[str, ("pattern", "^[0-7]{4}$")]
+    acl: list[AclEntry]
+    label: str
+    target: str
+    problem: str
+
+
+class Holder(TypedDict):
+    """A process that has a file open, or listens. domain: if it is the QEMU of one.
+
+    locks: kinds of its locks on the file, as /proc/PID/fdinfo names them.
+    """
+
+    pid: Count
+    command: str
+    domain: TextOrNull
+    locks: list[str]
+
+
+HoldersOrUnavailable = Union[list[Holder], UnavailableValue]
+
+
+class PathFacts(TypedDict):
+    """A file that the call is about. why: how it is known.
+
+    file_system: type of what is mounted there.
+    holders: the processes that have it open; empty if nobody asked, as no error is about that.
+    """
+
+    path: str
+    why: str
+    steps: list[PathStep]
+    file_system: TextOrNull
+    holders: HoldersOrUnavailable
+
+
+class UserFacts(TypedDict):
+    """The user that opens the files.
+
+    known_by: how it is known which. overrides: whether it may pass owner and mode.
+    is_given: whether libvirt makes this user the owner of disks as long as the guest runs.
+    """
+
+    uid: Count
+    gid: Count
+    groups: list[Count]
+    name: TextOrNull
+    known_by: str
+    overrides: bool
+    is_given: bool
+
+
+class AddressFacts(TypedDict):
+    """A port or socket that the error is about, and who listens there."""
+
+    address: str
+    holders: HoldersOrUnavailable
+
+
+class FailedCall(TypedDict):
+    """A call that has failed, for whoever asks the host about it; not in a trace.
+
+    seconds: since it began. messages: of its errors, in order.
+    """
+
+    call: CountOrNull
+    name: str
+    domain: TextOrNull
+    seconds: float
+    messages: list[str]
+
+
+UserOrUnavailable = Union[UserFacts, UnavailableValue]
+LinesOrUnavailable = Union[list[str], UnavailableValue]
+
+
+class FailureRecord(TypedDict):
+    """What the host said as a call failed.
+
+    call: of its events. log: the end of QEMU's log, from this start on.
+    kernel: what the kernel denied meanwhile. memory: KiB, by the names of /proc/meminfo.
+    """
+
+    type: Literal["failure"]
+    collected: Time
+    call: CountOrNull
+    name: str
+    domain: TextOrNull
+    user: UserOrUnavailable
+    paths: list[PathFacts]
+    addresses: list[AddressFacts]
+    log: TextOrUnavailable
+    kernel: LinesOrUnavailable
+    memory: Record
+
+
 class SwitchedOff(TypedDict):
     """A probe that exceeded its budget; it has no events after t_ns."""
 

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Protocol, cast
+from typing import BinaryIO, NamedTuple, Protocol, cast
 
 from virtrace.errors import IncompleteError, TraceError
 from virtrace.files import open_input
 from virtrace.trace.format import (
     Event,
+    FailureRecord,
     Footer,
     Header,
     HostRecord,
@@ -32,12 +33,23 @@ _MOST_OPEN = 200_000
 _OFTEN = 1024
 
 
+class HostSaid(NamedTuple):
+    """What the host said about the disks, and as calls failed."""
+
+    disks: list[HostRecord]
+    failures: list[FailureRecord]
+
+
+NOTHING_SAID = HostSaid([], [])
+
+
 class ReadableTrace(Protocol):
     """A trace, in memory or streamed. When streamed, all but the header is valid after iteration.
 
     footer: None if the run was cut short.
     problems: what is missing, in words; empty if the trace is complete.
     host: what the host said about the disks.
+    failures: what it said as calls failed.
     switched_off: probes that were switched off.
     last_ns: time of the latest event, ns.
     count: number of events.
@@ -46,8 +58,8 @@ class ReadableTrace(Protocol):
     """
 
     def __iter__(self) -> Iterator[Event]: ...
-    def host_records(self) -> list[HostRecord]:
-        """Return `host`, also before the events were read."""
+    def said_by_host(self) -> HostSaid:
+        """Return `host` and `failures`, also before the events were read."""
 
     @property
     def header(self) -> Header: ...
@@ -57,6 +69,8 @@ class ReadableTrace(Protocol):
     def problems(self) -> list[str]: ...
     @property
     def host(self) -> list[HostRecord]: ...
+    @property
+    def failures(self) -> list[FailureRecord]: ...
     @property
     def switched_off(self) -> list[SwitchedOff]: ...
     @property
@@ -77,14 +91,15 @@ class Trace:
     problems: list[str] = field(default_factory=list)
     host: list[HostRecord] = field(default_factory=list)
     switched_off: list[SwitchedOff] = field(default_factory=list)
+    failures: list[FailureRecord] = field(default_factory=list)
 
     most_open = None
 
     def __iter__(self) -> Iterator[Event]:
         return iter(self.events)
 
-    def host_records(self) -> list[HostRecord]:
-        return self.host
+    def said_by_host(self) -> HostSaid:
+        return HostSaid(self.host, self.failures)
 
     @property
     def last_ns(self) -> int:
@@ -110,6 +125,7 @@ class TraceStream:
         self.footer: Footer | None = None
         self.problems: list[str] = []
         self.host: list[HostRecord] = []
+        self.failures: list[FailureRecord] = []
         self.switched_off: list[SwitchedOff] = []
         self.last_ns = 0
         self.count = 0
@@ -155,7 +171,7 @@ class TraceStream:
         Raises: TraceError if the file is damaged inside.
         """
         self.footer = None
-        self.problems, self.host, self.switched_off = [], [], []
+        self.problems, self.host, self.failures, self.switched_off = [], [], [], []
         self.last_ns = self.count = self.length = 0
         lines = self._lines()
         next(lines)
@@ -195,15 +211,18 @@ class TraceStream:
         self.told(True)
         self.problems += _missing(self.count, self.header, self.footer)
 
-    def host_records(self) -> list[HostRecord]:
-        found = []
+    def said_by_host(self) -> HostSaid:
+        found = HostSaid([], [])
         for _, line in self._lines():
-            if b'"host"' in line:
+            if b'"host"' in line or b'"failure"' in line:
                 with suppress(ShapeError):
                     record = parse(line)
                     if record.get("type") == "host":
                         check(record, HostRecord)
-                        found.append(cast("HostRecord", record))
+                        found.disks.append(cast("HostRecord", record))
+                    elif record.get("type") == "failure":
+                        check(record, FailureRecord)
+                        found.failures.append(cast("FailureRecord", record))
         return found
 
     def _take(self, record: Record) -> None:
@@ -214,6 +233,9 @@ class TraceStream:
         elif kind == "host":
             check(record, HostRecord)
             self.host.append(cast("HostRecord", record))
+        elif kind == "failure":
+            check(record, FailureRecord)
+            self.failures.append(cast("FailureRecord", record))
         elif kind == "switched-off":
             check(record, SwitchedOff)
             self.switched_off.append(cast("SwitchedOff", record))
@@ -249,6 +271,7 @@ def read_trace(path: str | Path) -> Trace:
             stream.problems,
             stream.host,
             stream.switched_off,
+            stream.failures,
         )
 
 

@@ -18,6 +18,7 @@ from virtrace.trace.format import (
     VERSION,
     Count,
     EventRecord,
+    FailureRecord,
     Footer,
     Header,
     HostRecord,
@@ -146,6 +147,7 @@ def schema(version: int = VERSION) -> Record:
         "spanEvent": ["enter", "exit", "lost"],
         "event": ["point", "line"],
         "host": ["host"],
+        "failure": ["failure"],
         "footer": ["footer"],
         "switchedOff": ["switched-off"],
     }
@@ -170,6 +172,7 @@ def schema(version: int = VERSION) -> Record:
             "event": _event(version),
             "spanEvent": {"$ref": "#/$defs/event", "properties": {"span": schema_of(Count)}},
             "host": schema_of(HostRecord),
+            "failure": schema_of(FailureRecord),
             "footer": schema_of(Footer),
             "switchedOff": schema_of(SwitchedOff),
             "value": _VALUE,

@@ -80,7 +80,7 @@ class CallComparer:
     ) -> None:
         """seen: names of the probes that are traced in both."""
         self._traces = a, b
-        self._facts = a.host_records(), b.host_records()
+        self._facts = a.said_by_host(), b.said_by_host()
         self._seen = seen
         self._values = values
         self.notes: list[str] = []

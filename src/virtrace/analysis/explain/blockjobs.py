@@ -15,12 +15,13 @@ from virtrace.analysis.explain.messages import (
     path_in,
     said,
 )
-from virtrace.analysis.explain.model import Catalogue, Explainer, Fact, Node
+from virtrace.analysis.explain.model import Catalogue, Explainer, Fact, Node, Traced
+from virtrace.analysis.explain.refusals import Refusal
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.quoted import Evidence
 from virtrace.analysis.spans import Call, Point
 from virtrace.trace import roles
-from virtrace.trace.format import Event, Json
+from virtrace.trace.format import Event, FailureRecord, Json
 
 # The functions that begin a job, and what it does.
 _BEGIN = {
@@ -60,11 +61,13 @@ class BlockJobCase(model.Case):
     """One job, or one call that could not begin or end one.
 
     job: what QEMU said of it; None if the trace has nothing. ended_by: the call that ended it.
+    said: by the host, as the call failed.
     """
 
     call: Call
     job: _Job | None = None
     ended_by: Call | None = None
+    said: FailureRecord | None = None
 
     @property
     def kind(self) -> str:
@@ -82,16 +85,28 @@ class BlockJobCase(model.Case):
     @property
     def names(self) -> Mapping[str, Json]:
         domain, disk = _disk(self.call)
-        error = brief(said(errors_of(self.call)) or (self.job.error if self.job else None))
-        file = path_in(error)
+        error, file = self.error, path_in(self.error)
         return {
             "domain": domain,
             "disk": disk,
             "kind": self.kind,
-            "error": error,
+            "error": error or "with no error that the trace has",
             "file": file,
             "what": file or "an image",
+            "denied": self.refusal.denied or f"QEMU may not open {file or 'an image'}",
         }
+
+    @property
+    def error(self) -> str | None:
+        return brief(said(errors_of(self.call)) or (self.job.error if self.job else None))
+
+    @property
+    def refusal(self) -> Refusal:
+        return Refusal(self.said, self.error)
+
+    @property
+    def note(self) -> str | None:
+        return self.refusal.note if self.call.failed else None
 
     @property
     def key(self) -> object:
@@ -104,6 +119,7 @@ class BlockJobCase(model.Case):
         return [
             *([Fact("QEMU's job", " -> ".join(dict.fromkeys(statuses)))] if statuses else []),
             *([Fact("ended by", by, "to pivot" if self.pivots else "to abort")] if by else []),
+            *self.refusal.facts,
         ]
 
     @property
@@ -120,7 +136,8 @@ def _disk(call: Call) -> tuple[str, str]:
 class _Reader:
     """Events of a job can come before the call that began it has returned."""
 
-    def __init__(self) -> None:
+    def __init__(self, traced: Traced) -> None:
+        self._traced = traced
         self._jobs: dict[tuple[str, str], list[_Job]] = {}
         self._made = 0
         self._begun: list[tuple[Call, tuple[str, str] | None]] = []
@@ -173,14 +190,17 @@ class _Reader:
         return next((job for job in made if job.began_ns >= call.root.t_enter_ns), None)
 
     def finish(self, end_ns: int) -> Iterator[BlockJobCase]:
-        cases = [BlockJobCase(call, self._job(call, key)) for call, key in self._begun]
+        said = self._traced.failure
+        cases = [
+            BlockJobCase(call, self._job(call, key), said=said(call)) for call, key in self._begun
+        ]
         for call in self._ends:
             # The last one that it can be about.
             about = None if call.failed else next(filter(_ended(call), reversed(cases)), None)
             if about is not None:
                 about.ended_by = call
         yield from cases
-        yield from (BlockJobCase(call) for call in self._ends if call.failed)
+        yield from (BlockJobCase(call, said=said(call)) for call in self._ends if call.failed)
 
 
 def _ended(call: Call) -> Callable[[BlockJobCase], bool]:
@@ -208,7 +228,7 @@ def _begun_by(call: Call) -> tuple[str, str] | None:
 
 
 _CAUSES: Catalogue[BlockJobCase] = Catalogue(Path(__file__).with_name("blockjobs.yaml"))
-EXPLAINER = Explainer("block-jobs", frozenset({*_BEGIN, _END}), _CAUSES, lambda _: _Reader())
+EXPLAINER = Explainer("block-jobs", frozenset({*_BEGIN, _END}), _CAUSES, _Reader)
 
 
 @_CAUSES.condition("incomplete")
@@ -218,8 +238,8 @@ def _incomplete(case: BlockJobCase) -> list[Evidence] | None:
 
 @_CAUSES.condition("no-permission")
 def _no_permission(case: BlockJobCase) -> list[Evidence] | None:
-    denied = "Permission denied" in str(case.names["error"])
-    return refusal(case.call) if denied else None
+    denied = "Permission denied" in (case.error or "")
+    return _refused(case) if denied else None
 
 
 @_CAUSES.condition("nothing-to-end")
@@ -229,7 +249,8 @@ def _nothing_to_end(case: BlockJobCase) -> list[Evidence] | None:
 
 @_CAUSES.condition("refused")
 def _refused(case: BlockJobCase) -> list[Evidence] | None:
-    return refusal(case.call)
+    said = refusal(case.call)
+    return None if said is None else [*said, *case.refusal.evidence]
 
 
 @_CAUSES.condition("failed")

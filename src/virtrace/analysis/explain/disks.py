@@ -136,7 +136,7 @@ def _reader(traced: Traced) -> EachCall[DiskCase]:
         if call.root.role != DISK_SIZES:
             return None
         block = read_block_info(call, traced.seen)
-        told = find_disk(traced.host, block.domain, block.disk)
+        told = find_disk(traced.host.disks, block.domain, block.disk)
         if told is not None and told.alias is not None:
             block = read_block_info(call, traced.seen, told.alias)
         return DiskCase(block, told)

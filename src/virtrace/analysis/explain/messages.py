@@ -15,6 +15,7 @@ from virtrace.trace.format import Event
 _PATH = re.compile(r"""['"[](/[^'"\]\n]+)['"\]]""")
 # QEMU's own words in a message of libvirt, after its name and the argument that they are about.
 _QEMU = re.compile(r"qemu[\w-]*: (?:-[\w-]+ (?:\{.*\}|\S+): )?(.+)", re.DOTALL)
+_NOT_READ = "an error of which neither message nor code could be read"
 
 
 def errors_of(call: Call) -> list[Event]:
@@ -33,15 +34,18 @@ def text_of(event: Event) -> str | None:
 
 
 def said(errors: Iterable[Event]) -> str | None:
-    """Return the message of the last error that has one; else, the word for its code."""
-    codes = None
-    for event in reversed(list(errors)):
+    """Return the message of the last error that has one; else, the word for its code.
+
+    None: there is no error.
+    """
+    codes, errors = None, list(errors)
+    for event in reversed(errors):
         text = text_of(event)
         if text is not None:
             return text
         code = event.values.get("code")
         codes = codes or (one_of("virErrorNumber", code) if type(code) is int else None)
-    return codes
+    return codes or (_NOT_READ if errors else None)
 
 
 def brief(message: str | None) -> str | None:

@@ -16,7 +16,8 @@ from virtrace.analysis.lineage import Lineage
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.quoted import Evidence
 from virtrace.analysis.spans import Call, Point
-from virtrace.trace.format import HostRecord, Json, ProbeRecord
+from virtrace.trace.format import FailureRecord, Json, ProbeRecord
+from virtrace.trace.reader import NOTHING_SAID, HostSaid
 
 Node = Union[Call, Point, Exchange]
 
@@ -190,12 +191,16 @@ class Traced:
     """What is known of a trace before its events are read."""
 
     probes: Sequence[ProbeRecord]
-    host: Sequence[HostRecord] = ()
+    host: HostSaid = NOTHING_SAID
 
     @functools.cached_property
     def seen(self) -> frozenset[str]:
         """Names and roles of the probes that were found."""
         return seen_by(self.probes)
+
+    def failure(self, call: Call) -> FailureRecord | None:
+        """Return what the host said as a call failed."""
+        return next((each for each in self.host.failures if each["call"] == call.id), None)
 
 
 class Reader(Protocol[C_co]):
@@ -235,6 +240,7 @@ class Explainer(Generic[C]):
     causes: texts and conditions.
     reader: makes a reader of a trace.
     lineage: where the numbers of a case came from.
+    is_fallback: its answers are given only if there are no others.
     """
 
     name: str
@@ -242,6 +248,7 @@ class Explainer(Generic[C]):
     causes: Catalogue[C]
     reader: Callable[[Traced], Reader[C]]
     lineage: Callable[[C], tuple[Lineage, ...]] = _without_lineage
+    is_fallback: bool = False
 
 
 @dataclass

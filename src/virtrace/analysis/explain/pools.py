@@ -16,11 +16,12 @@ from virtrace.analysis.explain.messages import (
     text_of,
 )
 from virtrace.analysis.explain.model import CallCase, Catalogue, EachCall, Explainer, Fact
+from virtrace.analysis.explain.refusals import Refusal
 from virtrace.analysis.quoted import Evidence
 from virtrace.analysis.spans import Point
 from virtrace.analysis.values.meaning import one_of
 from virtrace.trace import roles
-from virtrace.trace.format import Event, Json
+from virtrace.trace.format import Event, FailureRecord, Json
 
 _API = "virStoragePoolRefresh"
 _VOLUME = "volume"
@@ -29,7 +30,9 @@ _MOST_QUOTED = 20
 
 @dataclass(frozen=True)
 class PoolCase(CallCase):
-    """One refresh."""
+    """One refresh. host: what it said as the refresh failed."""
+
+    host: FailureRecord | None = None
 
     def points(self, name: str) -> list[Event]:
         return [
@@ -50,14 +53,25 @@ class PoolCase(CallCase):
 
     @property
     def names(self) -> Mapping[str, Json]:
+        what = path_in(self.error) or "the pool's source"
         return {
             "pool": self.subject[0],
             "error": self.error,
-            "what": path_in(self.error) or "the pool's source",
+            "what": what,
+            "denied": self.refusal.denied or f"the daemon may not open {what}",
+            "missing": self.refusal.missing or f"{what} does not exist",
             "volumes": _count(len(self.points(_VOLUME)), "volume"),
             "errors": _count(len(self.call.errors()), "error"),
             "got_over": said(self.call.errors()),
         }
+
+    @property
+    def refusal(self) -> Refusal:
+        return Refusal(self.host, self.error)
+
+    @property
+    def note(self) -> str | None:
+        return self.refusal.note if self.call.failed else None
 
     @property
     def facts(self) -> Sequence[Fact]:
@@ -70,6 +84,7 @@ class PoolCase(CallCase):
         return [
             Fact("volumes", sum(kinds.values()), f"({of_kinds})" if kinds else ""),
             Fact("errors", len(self.call.errors())),
+            *self.refusal.facts,
         ]
 
 
@@ -82,7 +97,9 @@ EXPLAINER = Explainer(
     "pools",
     frozenset({_API}),
     _CAUSES,
-    lambda _: EachCall(lambda call: PoolCase(call) if call.root.name == _API else None),
+    lambda traced: EachCall(
+        lambda call: PoolCase(call, traced.failure(call)) if call.root.name == _API else None
+    ),
 )
 # What the message has, by cause.
 _MESSAGES = {
@@ -100,9 +117,9 @@ def _incomplete(case: PoolCase) -> list[Evidence] | None:
 
 
 def _failed_with(text: str, case: PoolCase) -> list[Evidence] | None:
-    if not case.call.failed or text not in (case.error or ""):
+    if case.error is None or not case.call.failed or text not in case.error:
         return None
-    return list(quoted_errors(case.call))
+    return [*quoted_errors(case.call), *case.refusal.evidence]
 
 
 for _name, _text in _MESSAGES.items():

@@ -23,9 +23,10 @@ from virtrace.analysis.explain.model import (
     Fact,
     Nanoseconds,
 )
+from virtrace.analysis.explain.refusals import Refusal
 from virtrace.analysis.quoted import Evidence
 from virtrace.analysis.spans import Span
-from virtrace.trace.format import Json
+from virtrace.trace.format import FailureRecord, Json
 
 _APIS = frozenset({"virDomainCreate", "virDomainCreateWithFlags", "virDomainCreateXML"})
 # The steps of a start, in words.
@@ -40,7 +41,9 @@ _STEPS = {
 
 @dataclass(frozen=True)
 class StartCase(CallCase):
-    """One call that starts a guest."""
+    """One call that starts a guest. said: by the host, as it failed."""
+
+    said: FailureRecord | None = None
 
     @property
     def subject(self) -> tuple[str, ...]:
@@ -68,16 +71,29 @@ class StartCase(CallCase):
     @property
     def names(self) -> Mapping[str, Json]:
         domain = self.call.root.arguments.get("domain")
+        what, refusal = path_in(self.error) or "a file", self.refusal
         return {
             "domain": domain if isinstance(domain, str) else None,
             "error": brief(self.error),
             "file": path_in(self.error),
-            "what": path_in(self.error) or "a file",
+            "denied": refusal.denied or f"the host denied access to {what}",
+            "missing": refusal.missing or f"{what} does not exist",
+            "holder": refusal.held or f"another process uses the image {what}",
+            "taken": refusal.taken or "something that it needs is in use",
+            "what": what,
         }
+
+    @cached_property
+    def refusal(self) -> Refusal:
+        return Refusal(self.said, self.error)
+
+    @property
+    def note(self) -> str | None:
+        return self.refusal.note if self.call.failed else None
 
     @property
     def facts(self) -> Sequence[Fact]:
-        return [
+        steps = [
             Fact(
                 _STEPS[step.name],
                 "not seen to end" if step.duration_ns is None else Nanoseconds(step.duration_ns),
@@ -86,6 +102,7 @@ class StartCase(CallCase):
             )
             for step in self.steps
         ]
+        return [*steps, *self.refusal.facts]
 
 
 _CAUSES: Catalogue[StartCase] = Catalogue(Path(__file__).with_name("starts.yaml"))
@@ -93,7 +110,9 @@ EXPLAINER = Explainer(
     "starts",
     _APIS,
     _CAUSES,
-    lambda _: EachCall(lambda call: StartCase(call) if call.root.name in _APIS else None),
+    lambda traced: EachCall(
+        lambda call: StartCase(call, traced.failure(call)) if call.root.name in _APIS else None
+    ),
 )
 # What the message of libvirt, QEMU or the kernel has, by cause; one text has to be there.
 _MESSAGES = {
@@ -115,7 +134,7 @@ _MESSAGES = {
 
 def _said(texts: tuple[str, ...], case: StartCase) -> list[Evidence] | None:
     has = any(text in (case.error or "") for text in texts)
-    return list(quoted_errors(case.call)) if has else None
+    return [*quoted_errors(case.call), *case.refusal.evidence] if has else None
 
 
 for _name, _texts in _MESSAGES.items():
@@ -134,7 +153,7 @@ def _started(case: StartCase) -> list[Evidence] | None:
 
 @_CAUSES.condition("error")
 def _error(case: StartCase) -> list[Evidence] | None:
-    return list(quoted_errors(case.call)) if case.error is not None else None
+    return [*quoted_errors(case.call), *case.refusal.evidence] if case.error is not None else None
 
 
 @_CAUSES.condition("unknown")

@@ -128,7 +128,7 @@ def explain_trace(trace: ReadableTrace, path: str, wanted: int | None = None) ->
     vm1 vdc ['fully-allocated', 'restarted']
     vm1 vdd ['high-water-mark']
     """
-    traced = Traced(trace.header["probes"], trace.host_records())
+    traced = Traced(trace.header["probes"], trace.said_by_host())
     chosen = [each for each in EXPLAINERS if not each.traces.isdisjoint(traced.seen)]
     readers: list[tuple[Explainer[Any], Reader[Any]]] = [
         (each, each.reader(traced)) for each in chosen
@@ -147,6 +147,8 @@ def explain_trace(trace: ReadableTrace, path: str, wanted: int | None = None) ->
             for case in reader.take(node):
                 found.add(explainer, case, calls)
     for explainer, reader in readers:
+        if explainer.is_fallback and found:
+            continue
         for case in reader.finish(ended_ns(trace)):
             found.add(explainer, case, case.calls)
     found.seen = list(seen.rows.values())

@@ -56,7 +56,7 @@ class GdbEngine:
             gdb = subprocess.Popen(
                 command(f"python commands.run_job({document}, {ready_for_gdb})"),
                 stdin=subprocess.DEVNULL,
-                pass_fds=[document, ready_for_gdb],
+                pass_fds=[document, ready_for_gdb, *job.descriptors],
                 preexec_fn=end_with_us,
             )
         finally:

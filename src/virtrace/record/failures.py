@@ -1,0 +1,31 @@
+"""Tells whoever asks the host that a call has failed, as soon as its end is recorded."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+
+from virtrace.analysis.explain.messages import errors_of, text_of
+from virtrace.analysis.spans import Call
+from virtrace.trace.format import FailedCall
+
+# A line that a pipe takes whole or not at all (PIPE_BUF, in bytes of ASCII).
+_MOST_MESSAGES, _LONGEST_MESSAGE, _LONGEST_LINE = 4, 600, 4096
+
+
+def tell_failed(call: Call, descriptor: int) -> None:
+    """Write the call to a pipe, unless nobody reads there, or too many failed at once."""
+    domain = call.root.arguments.get("domain")
+    messages = [text for each in errors_of(call) if (text := text_of(each)) is not None]
+    failed: FailedCall = {
+        "call": call.id,
+        "name": call.root.name,
+        "domain": domain if isinstance(domain, str) else call.domain,
+        "seconds": (call.root.duration_ns or 0) / 1e9,
+        "messages": [text[-_LONGEST_MESSAGE:] for text in messages[-_MOST_MESSAGES:]],
+    }
+    line = json.dumps(failed).encode() + b"\n"
+    if len(line) <= _LONGEST_LINE:
+        with suppress(OSError):
+            os.write(descriptor, line)

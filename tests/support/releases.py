@@ -1,0 +1,40 @@
+"""A lab of each release and build of libvirt, for what has to be the same on all of them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.intact import assert_untraced_and_intact
+from virtrace.lab.daemon import Lab
+
+RELEASES = [
+    pytest.param("stock_lab", id="9.0.0"),
+    *(
+        pytest.param(name, id=version, marks=pytest.mark.matrix)
+        for name, version in (("bullseye", "7.0.0"), ("trixie", "11.3.0"), ("sid", "12.8.0"))
+    ),
+]
+
+
+@contextmanager
+def lab_of(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """The lab of a parameter of RELEASES."""
+    if request.param.endswith("_lab"):
+        lab: Lab = request.getfixturevalue(request.param)
+        yield lab
+        assert_untraced_and_intact(lab.pid)
+        return
+    lab = Lab(
+        Path(tempfile.mkdtemp(prefix="virtrace-test-", dir="/var/tmp")), release=request.param
+    )
+    try:
+        lab.up()
+        yield lab
+        assert_untraced_and_intact(lab.pid)
+    finally:
+        lab.down()
