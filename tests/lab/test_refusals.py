@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,8 +18,11 @@ import pytest
 from tests.lab.test_explainers import Case, cases_of, first, option
 from tests.lab.tracing import whole_trace
 from tests.support.command import virtrace
+from tests.support.mounts import mounted
 from tests.support.releases import RELEASES, lab_of
+from tests.support.silent_files import silent_files
 from tests.support.stages import staged
+from virtrace.host.paths import steps_to
 from virtrace.lab.daemon import Lab
 from virtrace.lab.guest import MIB, disk_xml, file_source
 from virtrace.lab.stage import Stage
@@ -33,12 +38,17 @@ def any_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 
 @dataclass(frozen=True)
 class Start:
-    """A guest that does not start. why: the cause. words: of the answer."""
+    """A guest that does not start. why: the cause. words: of the answer.
+
+    change: of its definition. is_new: it is created, not defined before.
+    """
 
     why: str
     words: str
     disk: str = ""
     more: str = ""
+    change: Callable[[str], str] = str
+    is_new: bool = False
 
 
 Prepared = Callable[[Stage, ExitStack], Start]
@@ -155,30 +165,73 @@ def too_large(_: Stage, __: ExitStack) -> Start:
     return Start("no-memory", "the host has not enough memory", "", much)
 
 
+def no_network(stage: Stage, stack: ExitStack) -> Start:
+    """A network that is not active; none at all, where there is no driver of networks."""
+    definition = stage.folder / "network.xml"
+    definition.write_text("<network><name>quiet</name></network>")
+    defined = stage.lab.virsh("net-define", str(definition)).returncode == 0
+    stack.callback(stage.lab.virsh, "net-undefine", "quiet")
+    words = "'quiet' is not active" if defined else "no connection driver available for network"
+    interface = "<interface type='network'><source network='quiet'/></interface>"
+    return Start("no-network", words, interface)
+
+
+def no_kvm(stage: Stage, stack: ExitStack) -> Start:
+    """The device is there, and root's alone."""
+    node = stage.folder / "kvm"
+    os.mknod(node, stat.S_IFCHR | 0o600, os.makedev(10, 232))
+    stack.enter_context(mounted(stage.lab.pid, Path("/dev/kvm"), "--bind", str(node)))
+    words = "may not read the character device /dev/kvm (owner root, mode 0600)"
+    return Start("no-kvm", words, change=lambda xml: xml.replace("'qemu'", "'kvm'"), is_new=True)
+
+
+def no_probing(stage: Stage, _: ExitStack) -> Start:
+    """A program that was QEMU when the guest was defined."""
+    program = stage.images / "emulator"
+    program.write_text(f'#!/bin/sh\nexec {stage.lab.system.emulator} "$@"\n')
+    program.chmod(0o755)
+    emulator = f"<emulator>{stage.lab.system.emulator}</emulator>"
+    changed = f"<emulator>{program}</emulator>"
+
+    def change(xml: str) -> str:
+        stage.folder.joinpath("probe.xml").write_text(xml.replace(emulator, changed))
+        stage.lab.virsh_checked("undefine", no_probing.__name__)
+        stage.lab.virsh_checked("define", str(stage.folder / "probe.xml"))
+        program.write_text("#!/bin/sh\necho broken >&2\nexit 3\n")
+        os.utime(program, (1, 1))
+        return xml
+
+    return Start("probing", "what the QEMU program can do: ", change=change)
+
+
 STARTS = (
     *(closed_folder, closed_file, read_only_file, closed_by_acl, gone, gone_folder, dangling),
-    *(gone_backing, locked, taken_port, too_large),
+    *(gone_backing, locked, taken_port, too_large, no_network, no_kvm, no_probing),
 )
+
+
+def defined(stage: Stage, stack: ExitStack, name: str, start: Start) -> str:
+    """Define the guest; return the command that starts it."""
+    file = stage.folder / f"{name}.xml"
+    stage.lab.define(name, file, start.disk, start.more)
+    if start.is_new:
+        stage.lab.virsh_checked("undefine", name)
+    else:
+        stack.callback(stage.lab.virsh, "undefine", name)
+    file.write_text(start.change(file.read_text()))
+    return f"create {file}" if start.is_new else f"start {name}"
 
 
 def test_who_denied_it(any_lab: Lab, engine: str, tmp_path: Path) -> None:
     """All in one recording, long before its end."""
-    output = tmp_path / "t.jsonl"
     with staged(any_lab) as stage, ExitStack() as stack:
         starts = {prepare.__name__: prepare(stage, stack) for prepare in STARTS}
-        for name, start in starts.items():
-            any_lab.define(name, stage.folder / f"{name}.xml", start.disk, start.more)
-            stack.callback(any_lab.virsh, "undefine", name)
-        commands = [f"start {name}" for name in starts]
-        options = ("-p", any_lab.pid, "--engine", engine, "--host-facts", "-o", output)
-        done = virtrace(
-            "record", "start-failure", *options, "--", *any_lab.virsh_command("; ".join(commands))
-        )
-    assert done.returncode == 0, done.stderr
-    assert f"of {len(STARTS)} failed calls\n" in done.stdout
-    whole_trace(output)
-    cases = {case["subject"][0]: case for case in cases_of(output)}
-    assert {*cases} == {*starts}
+        commands = [defined(stage, stack, name, start) for name, start in starts.items()]
+        told = recorded(any_lab, engine, "start-failure", tmp_path / "t.jsonl", *commands)
+    cases = dict(zip(starts, told))
+    assert [case["subject"] for case in cases.values()] == [
+        ["a new guest" if start.is_new else name] for name, start in starts.items()
+    ]
     wrong = {
         name: (first(cases[name]), cases[name]["answer"])
         for name, start in starts.items()
@@ -186,7 +239,7 @@ def test_who_denied_it(any_lab: Lab, engine: str, tmp_path: Path) -> None:
     }
     assert not wrong
     facts = facts_of(cases["closed_folder"])
-    assert [row for row in facts if row.endswith("/closed")] == [[*facts][-1]]
+    assert [*facts][-1].endswith("/closed")
     assert "available" in facts_of(cases["too_large"])
     assert any("QEMU's log: " in each["text"] for each in evidence_of(cases["too_large"]))
 
@@ -198,3 +251,56 @@ def facts_of(case: Case) -> dict[str, Any]:
 def evidence_of(case: Case) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = case["causes"][0]["evidence"]
     return found
+
+
+def recorded(lab: Lab, engine: str, recipe: str, output: Path, *virsh: str) -> list[Case]:
+    options = ("-p", lab.pid, "--engine", engine, "--host-facts", "-o", output)
+    command = lab.virsh_command("; ".join(virsh))
+    done = virtrace("record", recipe, *options, "--", *command)
+    assert done.returncode == 0, done.stderr
+    whole_trace(output)
+    return cases_of(output)
+
+
+def test_who_denied_a_commit_and_a_refresh(any_lab: Lab, engine: str, tmp_path: Path) -> None:
+    """A base that QEMU may only read, and a pool in a folder that the daemon may not search."""
+    with staged(any_lab) as stage, ExitStack() as stack:
+        base = stage.image("vda.qcow2", MIB, "qcow2")
+        stage.start(qcow2(base))
+        top = f"vda,file={stage.images / 'top.qcow2'}"
+        stage.virsh("snapshot-create-as", "vm2", "--disk-only", "--no-metadata", "--diskspec", top)
+        root_only(base, 0o444)
+        commit = "blockcommit vm2 vda --active --pivot --wait"
+        [job] = recorded(any_lab, engine, "blockjob", tmp_path / "job.jsonl", commit)
+        folder = stage.images / "pool"
+        (folder / "in").mkdir(parents=True)
+        os.chown(folder / "in", any_lab.system.uid, any_lab.system.gid)
+        any_lab.virsh_checked("pool-create-as", "pool", "dir", "--target", str(folder / "in"))
+        stack.callback(any_lab.virsh, "pool-destroy", "pool")
+        root_only(folder, 0o700)
+        [pool] = recorded(
+            any_lab, engine, "pool-refresh", tmp_path / "pool.jsonl", "pool-refresh pool"
+        )
+    assert first(job) == "no-permission"
+    words = f"user nobody (65534) may not write to the file {base} (owner root, mode 0444)"
+    assert f"The commit was refused because {words}: " in job["answer"]
+    assert first(pool) == "no-permission"
+    words = f"user nobody (65534) may not search the folder {folder} (owner root, mode 0700)"
+    assert f"The refresh failed because {words}: " in pool["answer"]
+
+
+def test_a_file_system_that_does_not_answer_is_waited_for_a_while(stock_lab: Lab) -> None:
+    """What is above it is told all the same."""
+    with staged(stock_lab) as stage:
+        point = stage.images / "silent"
+        point.mkdir()
+        with silent_files(stock_lab.pid, point):
+            began = time.monotonic()
+            *above, last = steps_to(str(point / "folder" / "vda.raw"), stock_lab.pid, 1.0)
+            assert time.monotonic() - began < 5
+    assert last == {
+        "path": str(point),
+        "problem": "its file system did not answer within 1.0 s",
+    }
+    assert above[-1]["path"] == str(stage.images)
+    assert [step["type"] for step in above] == ["folder"] * len(above)

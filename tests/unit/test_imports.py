@@ -34,7 +34,7 @@ ALLOWED = {
     "engine": {"errors", "recipe", "trace", "binary", "image", "plan"},
     "analysis": {"resources", "errors", "markup", "trace"},
     "report": {"resources", "errors", "printing", "trace", "analysis", "snapshot"},
-    "host": {"errors", "files", "markup", "trace", "image", "analysis"},
+    "host": {"errors", "detached", "files", "markup", "trace", "image", "analysis"},
     "bundle": {
         "resources",
         *("errors", "markup", "recipe", "trace", "targets", "snapshot", "analysis", "report"),

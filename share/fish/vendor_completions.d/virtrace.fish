@@ -90,7 +90,7 @@ complete -c virtrace -n '_shtab_virtrace_using record' -l where -x -d 'record on
 complete -c virtrace -n '_shtab_virtrace_using record' -l calls -x -d 'end after N calls'
 complete -c virtrace -n '_shtab_virtrace_using record' -l source -xka "(__fish_complete_directories)" -d 'folder with libvirt'"'"'s source, for the text of source lines'
 complete -c virtrace -n '_shtab_virtrace_using record' -l seconds -x -d 'end after S seconds'
-complete -c virtrace -n '_shtab_virtrace_using record' -l host-facts -d 'after the trace, add what the host says about each disk in it'
+complete -c virtrace -n '_shtab_virtrace_using record' -l host-facts -d 'add what the host says: as a call fails, who denied it; after the trace, about each disk in it'
 complete -c virtrace -n '_shtab_virtrace_using record' -l engine -xka "auto uprobes gdb" -d 'uprobes: probes of the kernel, which never stop the daemon; gdb: breakpoints; auto (default): the first of these that works'
 complete -c virtrace -n '_shtab_virtrace_using record' -l max-stop-ms -x -d 'hold no call for more than N ms in total (default 2000); probes beyond are switched off'
 complete -c virtrace -n '_shtab_virtrace_using record' -l max-load -x -d 'stop threads for at most this share of each second (default 80); probes beyond are switched off'

@@ -92,6 +92,17 @@ class Refusal:
         return None
 
     @cached_property
+    def kvm(self) -> str | None:
+        """Why the device of KVM cannot be opened."""
+        for facts in self.record["paths"] if self.record else ():
+            if facts["why"] == "KVM":
+                if "problem" in facts["steps"][-1]:
+                    return f"{facts['path']} cannot be used ({facts['steps'][-1]['problem']})"
+                denial = self._denial_of(facts)
+                return denial.words if denial else None
+        return None
+
+    @cached_property
     def taken(self) -> str | None:
         """Who listens at an address, or has a device open."""
         for address in self.record["addresses"] if self.record else ():
@@ -165,21 +176,22 @@ class Refusal:
     @cached_property
     def _denial(self) -> _Denial | None:
         """The first path that owner and mode deny."""
+        return next(filter(None, map(self._denial_of, self._paths)), None)
+
+    def _denial_of(self, facts: PathFacts) -> _Denial | None:
         user = self._user
-        for facts in self._paths if user else ():
-            assert user is not None
-            at, right = _denied(facts["steps"], user)
-            if right:
-                step = facts["steps"][at]
-                kind = step.get("type", "file")
-                owner = "root" if step.get("uid") == 0 else f"uid {step.get('uid')}"
-                acl = ", with an ACL" if step.get("acl") else ""
-                return _Denial(
-                    facts["steps"][: at + 1],
-                    f"{_named(user)} may not {_DOES[right]} the {kind} {step['path']} "
-                    f"(owner {owner}, mode {step.get('mode')}{acl})",
-                )
-        return None
+        at, right = (0, "") if user is None else _denied(facts["steps"], user)
+        if user is None or not right:
+            return None
+        step = facts["steps"][at]
+        kind, mode = step.get("type", "file"), step.get("mode")
+        owner = "root" if step.get("uid") == 0 else f"uid {step.get('uid')}"
+        acl = ", with an ACL" if step.get("acl") else ""
+        return _Denial(
+            facts["steps"][: at + 1],
+            f"{_named(user)} may not {_DOES[right]} the {kind} {step['path']} "
+            f"(owner {owner}, mode {mode}{acl})",
+        )
 
     @property
     def _by_kernel(self) -> Iterator[str]:

@@ -79,6 +79,7 @@ class StartCase(CallCase):
             "denied": refusal.denied or f"the host denied access to {what}",
             "missing": refusal.missing or f"{what} does not exist",
             "holder": refusal.held or f"another process uses the image {what}",
+            "kvm": refusal.kvm or "KVM cannot be used",
             "taken": refusal.taken or "something that it needs is in use",
             "what": what,
         }
@@ -123,8 +124,15 @@ _MESSAGES = {
     "bad-image": ("Image is not in", "Could not read qcow2 header", "Could not read image header"),
     "no-memory": ("Cannot allocate memory", "cannot set up guest memory"),
     "in-use": ("Address already in use", "Device or resource busy", "in use by"),
-    "no-kvm": ("KVM kernel module", "failed to initialize kvm", "KVM is not available"),
-    "no-network": ("' is not active", "Network not found", "Cannot get interface"),
+    "no-kvm": (
+        *("KVM kernel module", "failed to initialize kvm", "KVM is not available"),
+        "does not support virt type 'kvm'",
+    ),
+    "no-network": (
+        *("' is not active", "Network not found", "Cannot get interface"),
+        "no connection driver available for network:",
+    ),
+    "probing": ("for probing", "Failed to probe "),
     "hook": ("Hook script execution failed",),
     "timeout": ("did not show up", "Timed out"),
     "not-supported": ("unsupported configuration", "not supported by this QEMU", "invalid option"),

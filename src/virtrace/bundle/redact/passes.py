@@ -83,6 +83,7 @@ def _originals(trace: ReadableTrace) -> Iterator[Any]:
     # Known once all events were read.
     yield from trace.switched_off
     yield from trace.host
+    yield from trace.failures
     if trace.footer is not None:
         yield trace.footer
 

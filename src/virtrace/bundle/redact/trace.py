@@ -10,14 +10,17 @@ from virtrace.bundle.redact.command_line import redact_command
 from virtrace.bundle.redact.context import Context
 from virtrace.bundle.redact.json import formatted_like
 from virtrace.bundle.redact.prose import redact_prose
+from virtrace.bundle.redact.qemu_log import redact_log
 from virtrace.bundle.redact.records import OF_C, RecordRedactor, Redact
 from virtrace.bundle.redact.texts import Texts
 from virtrace.bundle.redact.xml import redact_domain
-from virtrace.trace.format import Header, Json, Record
+from virtrace.trace.format import Header, Json, Record, is_unavailable
 from virtrace.trace.json_text import parsed, texts_of
 from virtrace.trace.roles import QMP_REPLY
 
 _BUILD_ID = re.compile("[0-9a-f]{8,64}")
+# Names that the kernel and virtrace give.
+_MEMORY = re.compile(r"[A-Z]\w+|free hugepages of \d+ KiB|guest")
 _OF_OTHERS = Context()
 
 
@@ -41,6 +44,8 @@ class TraceRedactor(RecordRedactor):
             return self._header(record)
         if kind == "host":
             return {key: self._host(key, value) for key, value in record.items()}
+        if kind == "failure":
+            return self._failure(record)
         if kind == "footer":
             return self._fields(record, {"hits": self._hits})
         if kind == "switched-off":
@@ -211,3 +216,82 @@ class TraceRedactor(RecordRedactor):
         if key == "xml" and isinstance(value, str):
             return redact_domain(self.texts, value, _OF_OTHERS)
         return self.texts.value(value, key, _OF_OTHERS)
+
+    def _failure(self, record: Record) -> Record:
+        """What the host said as a call failed; a key that no version has is left out."""
+
+        def fields(known: dict[str, Redact]) -> Redact:
+            return lambda value: (
+                self._plain(value, _OF_OTHERS)
+                if is_unavailable(value)
+                else {key: known[key](value[key]) for key in known if key in value}
+            )
+
+        def each(redact: Redact) -> Redact:
+            return lambda value: (
+                self._plain(value, _OF_OTHERS)
+                if is_unavailable(value)
+                else [redact(item) for item in value]
+            )
+
+        kind = self._of_kind
+        holders = each(
+            fields(
+                {
+                    "pid": _as_it_is,
+                    "command": kind("name"),
+                    "domain": kind("domain"),
+                    "locks": each(self._plain),
+                }
+            )
+        )
+        numbers = ("uid", "gid", "groups", "overrides", "is_given")
+        acl: dict[str, Redact] = dict.fromkeys(("kind", "id", "rights"), _as_it_is)
+        step: dict[str, Redact] = {
+            **dict.fromkeys(("type", "uid", "gid", "mode"), _as_it_is),
+            **{"path": self._path, "target": self._path, "problem": self._prose},
+            **{"acl": each(fields(acl)), "label": kind("label")},
+        }
+        path: dict[str, Redact] = {
+            **{"path": self._path, "why": self._prose, "steps": each(fields(step))},
+            **{"file_system": lambda value: value and self._system(value), "holders": holders},
+        }
+        redacted: Record = fields(
+            {
+                **dict.fromkeys(("type", "call"), _as_it_is),
+                "collected": lambda value: self._plain(value, _OF_OTHERS),
+                "name": self._name,
+                "domain": kind("domain"),
+                "user": fields(
+                    {
+                        **dict.fromkeys(numbers, _as_it_is),
+                        "name": kind("user"),
+                        "known_by": self._prose,
+                    }
+                ),
+                "paths": each(fields(path)),
+                "addresses": each(fields({"address": self._address, "holders": holders})),
+                "log": lambda text: (
+                    redact_log(self.texts, text, _OF_OTHERS)
+                    if isinstance(text, str)
+                    else self._plain(text, _OF_OTHERS)
+                ),
+                "kernel": each(lambda line: redact_prose(self.texts, line, _OF_OTHERS)),
+                "memory": lambda table: {
+                    name: number for name, number in table.items() if _MEMORY.fullmatch(name)
+                },
+            }
+        )(record)
+        return redacted
+
+    def _of_kind(self, kind: str) -> Redact:
+        return lambda value: self.texts.value(value, kind, _OF_OTHERS)
+
+    def _address(self, address: str) -> str:
+        """A port is a number, and a socket a file."""
+        return address if address.isdecimal() else self._path(address)
+
+
+def _as_it_is(value: Json) -> Json:
+    """Numbers, and words that the format has."""
+    return value
