@@ -9,6 +9,7 @@ from pathlib import Path
 from virtrace.analysis.explain import model
 from virtrace.analysis.explain.commands import refusal
 from virtrace.analysis.explain.messages import (
+    UNSEEN,
     brief,
     errors_of,
     no_return,
@@ -90,10 +91,10 @@ class BlockJobCase(model.Case):
             "domain": domain,
             "disk": disk,
             "kind": self.kind,
-            "error": error or "with no error that the trace has",
+            "error": error or UNSEEN,
             "file": file,
             "what": file or "an image",
-            "denied": self.refusal.denied or f"QEMU may not open {file or 'an image'}",
+            **self.refusal.names(file or "an image", "QEMU may not open"),
         }
 
     @property

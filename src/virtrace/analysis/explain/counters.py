@@ -8,7 +8,7 @@ from pathlib import Path
 
 from virtrace.analysis.blockinfo import BlockInfo, read_block_info
 from virtrace.analysis.explain import model
-from virtrace.analysis.explain.messages import errors_of, quoted_errors, said
+from virtrace.analysis.explain.messages import UNSEEN, errors_of, quoted_errors, said
 from virtrace.analysis.explain.model import (
     Bytes,
     Catalogue,
@@ -38,7 +38,7 @@ class CountersCase(model.Case):
 
     @property
     def names(self) -> Mapping[str, Json]:
-        error = said(errors_of(self.block.call))
+        error = said(errors_of(self.block.call)) or UNSEEN
         return {"domain": self.block.domain, "disk": self.block.disk, "error": error}
 
     @property

@@ -18,14 +18,15 @@ from virtrace.analysis.explain.commands import (
     refusal,
     refused_with,
 )
-from virtrace.analysis.explain.messages import brief, errors_of, no_return, path_in, told
-from virtrace.analysis.explain.model import Catalogue, Explainer, Fact, Nanoseconds, Node
+from virtrace.analysis.explain.messages import UNSEEN, brief, errors_of, no_return, path_in, told
+from virtrace.analysis.explain.model import Catalogue, Explainer, Fact, Nanoseconds, Node, Traced
+from virtrace.analysis.explain.refusals import Refusal
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.quoted import Evidence
 from virtrace.analysis.spans import Call, Point
 from virtrace.markup import parse_xml
 from virtrace.trace import roles
-from virtrace.trace.format import Event, Json
+from virtrace.trace.format import Event, FailureRecord, Json
 
 _ATTACH, _UPDATE, _DETACH = "attached", "changed", "detached"
 _APIS = {
@@ -48,11 +49,13 @@ class HotplugCase(model.Case):
     """One call about a device.
 
     events: all of QEMU's events about devices, in order of time. end_ns: of the trace.
+    said: by the host, as the call failed.
     """
 
     call: Call
     events: Sequence[Event]
     end_ns: int
+    said: FailureRecord | None = None
 
     @property
     def kind(self) -> str:
@@ -107,14 +110,24 @@ class HotplugCase(model.Case):
     @property
     def names(self) -> Mapping[str, Json]:
         domain, device = self.subject
+        what = path_in(self.error) or "a file"
         return {
             "domain": domain,
             "device": device,
             "kind": self.kind,
-            "error": self.error,
+            "error": self.error or UNSEEN,
             "file": path_in(self.error),
-            "what": path_in(self.error) or "a file",
+            "what": what,
+            **self.refusal.names(what),
         }
+
+    @property
+    def refusal(self) -> Refusal:
+        return Refusal(self.said, self.error)
+
+    @property
+    def note(self) -> str | None:
+        return self.refusal.note if self.call.failed else None
 
     @property
     def numbers(self) -> Mapping[str, int | None]:
@@ -137,7 +150,7 @@ class HotplugCase(model.Case):
             if event is not None and asked is not None:
                 ns = Nanoseconds(event.t_ns - asked.send.t_ns)
                 shown.append(Fact(f"QEMU: {event_name(event)}", ns, "after device_del", event.seq))
-        return shown
+        return [*shown, *self.refusal.facts]
 
     @property
     def calls(self) -> Sequence[int | None]:
@@ -165,6 +178,7 @@ def _device(call: Call) -> str:
 class _Reader:
     """A guest can let go of a device after the call."""
 
+    _traced: Traced
     _calls: list[Call] = field(default_factory=list)
     _events: list[Event] = field(default_factory=list)
 
@@ -186,11 +200,12 @@ class _Reader:
 
     def finish(self, end_ns: int) -> Iterator[HotplugCase]:
         events = sorted(self._events, key=lambda each: (each.t_ns, each.seq))
-        return (HotplugCase(call, events, end_ns) for call in self._calls)
+        said = self._traced.failure
+        return (HotplugCase(call, events, end_ns, said(call)) for call in self._calls)
 
 
 _CAUSES: Catalogue[HotplugCase] = Catalogue(Path(__file__).with_name("hotplugs.yaml"))
-EXPLAINER = Explainer("hotplugs", frozenset(_APIS), _CAUSES, lambda _: _Reader())
+EXPLAINER = Explainer("hotplugs", frozenset(_APIS), _CAUSES, _Reader)
 # What the message of libvirt, QEMU or the kernel has, by cause; one text has to be there.
 _MESSAGES = {
     "taken": ("duplicated for disk sources", "already exists", "Duplicate "),
@@ -212,7 +227,8 @@ _MESSAGES = {
 def _register(name: str, texts: tuple[str, ...]) -> None:
     @_CAUSES.condition(name)
     def condition(case: HotplugCase) -> list[Evidence] | None:
-        return refused_with(texts, case.call, case.error)
+        said = refused_with(texts, case.call, case.error)
+        return None if said is None else [*said, *case.refusal.evidence]
 
 
 for _name, _texts in _MESSAGES.items():

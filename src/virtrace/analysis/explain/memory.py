@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from virtrace.analysis.explain import model
-from virtrace.analysis.explain.messages import errors_of, quoted_errors, said
+from virtrace.analysis.explain.messages import UNSEEN, errors_of, quoted_errors, said
 from virtrace.analysis.explain.model import Bytes, Catalogue, Explainer, Fact, Node
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.quoted import Evidence, Quoted, quote, state
@@ -51,7 +51,7 @@ class MemoryCase(model.Case):
 
     @property
     def names(self) -> Mapping[str, Json]:
-        return {"domain": self.domain, "error": said(errors_of(self.call))}
+        return {"domain": self.domain, "error": said(errors_of(self.call)) or UNSEEN}
 
     @property
     def numbers(self) -> Mapping[str, int | None]:

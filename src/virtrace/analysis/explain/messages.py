@@ -15,6 +15,8 @@ from virtrace.trace.format import Event
 _PATH = re.compile(r"""['"[](/[^'"\]\n]+)['"\]]""")
 # QEMU's own words in a message of libvirt, after its name and the argument that they are about.
 _QEMU = re.compile(r"qemu[\w-]*: (?:-[\w-]+ (?:\{.*\}|\S+): )?(.+)", re.DOTALL)
+# For texts, where a call failed and the trace has no error.
+UNSEEN = "no error was seen"
 _NOT_READ = "an error of which neither message nor code could be read"
 
 

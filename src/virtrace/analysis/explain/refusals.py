@@ -55,6 +55,14 @@ class Refusal:
     record: FailureRecord | None
     error: str | None
 
+    def names(self, what: str, denies: str = "the host denied access to") -> dict[str, str]:
+        """Words for texts. what: the file; denies: who denies it, if the host was not asked."""
+        return {
+            "denied": self.denied or f"{denies} {what}",
+            "missing": self.missing or f"{what} does not exist",
+            "holder": self.held or f"another process uses the image {what}",
+        }
+
     @cached_property
     def denied(self) -> str | None:
         """Which step of a path the user may not pass, or who else denied it."""
