@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import stat
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.lab.conftest import bring_up
 from tests.lab.test_explainers import Case, cases_of, first, option
 from tests.lab.tracing import whole_trace
 from tests.support.command import virtrace
@@ -254,12 +256,16 @@ def evidence_of(case: Case) -> list[dict[str, Any]]:
 
 
 def recorded(lab: Lab, engine: str, recipe: str, output: Path, *virsh: str) -> list[Case]:
+    record(recipe, lab, engine, output, *virsh)
+    return cases_of(output)
+
+
+def record(recipe: str, lab: Lab, engine: str, output: Path, *virsh: str) -> None:
     options = ("-p", lab.pid, "--engine", engine, "--host-facts", "-o", output)
     command = lab.virsh_command("; ".join(virsh))
     done = virtrace("record", recipe, *options, "--", *command)
     assert done.returncode == 0, done.stderr
     whole_trace(output)
-    return cases_of(output)
 
 
 def test_who_denied_a_commit_and_a_refresh(any_lab: Lab, engine: str, tmp_path: Path) -> None:
@@ -304,3 +310,33 @@ def test_a_file_system_that_does_not_answer_is_waited_for_a_while(stock_lab: Lab
     }
     assert above[-1]["path"] == str(stage.images)
     assert [step["type"] for step in above] == ["folder"] * len(above)
+
+
+@pytest.fixture
+def hooked_lab() -> Iterator[Lab]:
+    """A daemon that found a hook script when it started, in this mount namespace alone."""
+    place = Path("/etc/libvirt")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", place], check=True)
+    try:
+        script = place / "hooks" / "qemu"
+        script.parent.mkdir()
+        script.write_text(
+            '#!/bin/sh\n[ "$1 $2" = "hooked prepare" ] || exit 0\necho not today >&2\nexit 3\n'
+        )
+        script.chmod(0o755)
+        lab = bring_up()
+        yield lab
+        lab.down()
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def test_a_hook_that_refuses(hooked_lab: Lab, engine: str, tmp_path: Path) -> None:
+    hooked_lab.define("hooked", hooked_lab.folder / "hooked.xml", "")
+    output = tmp_path / "t.jsonl"
+    record("start-failure", hooked_lab, engine, output, "start hooked")
+    # One word of the message is longer than a line.
+    [case] = json.loads(virtrace("explain", "--json", output).stdout)["cases"]
+    assert first(case) == "hook"
+    assert "because a hook script refused it: " in case["answer"]
+    assert "not today" in case["answer"]

@@ -158,6 +158,8 @@ def start(recorder: samples.Recorder, *messages: str, cleanup: str = "", apart: 
          "no-memory"),
         ({"messages": ["Could not access KVM kernel module: Permission denied"]}, "no-kvm"),
         ({"messages": ["network 'default' is not active"]}, "no-network"),
+        ({"messages": ["Timed out during operation: cannot acquire state change lock (held by "
+                       "monitor=remoteDispatchDomainCreate)"]}, "timeout"),
         ({"messages": ["something new"]}, "error"),
         ({"messages": []}, "unknown"),
         # What libvirt got over before, and what its cleanup met, is not why.
