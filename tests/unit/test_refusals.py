@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.support import samples
 from tests.support.command import virtrace
@@ -21,7 +23,9 @@ from virtrace.bundle.redact.texts import Texts
 from virtrace.bundle.redact.trace import TraceRedactor
 from virtrace.host.failures import backing_in
 from virtrace.host.paths import steps_to
-from virtrace.report.explanation import answer
+from virtrace.report.explanation import answer, explanation_lines
+from virtrace.report.explanation_document import explanation_record
+from virtrace.report.highlight import Style
 from virtrace.trace.format import FailureRecord, unavailable
 from virtrace.trace.reader import Trace, read_trace
 from virtrace.trace.schema import check
@@ -134,6 +138,44 @@ def test_no_right_is_blamed_for_another_error() -> None:
     failure = record([step("/", mode="0700"), FILE])
     sentence, _ = told(failure, "Could not open '/vms/vm1.img': Image is not in qcow2 format")
     assert "may not" not in sentence
+
+
+@settings(deadline=None, max_examples=300)
+@given(data=st.data())
+def test_a_record_of_a_stranger_is_answered(data: st.DataObject) -> None:
+    """Any values of the right types: an answer, and no internal error; no name in a bundle."""
+    kinds = {str: st.text(max_size=8), int: st.integers(), bool: st.booleans()}
+
+    def any_like(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: any_like(each) for key, each in value.items() if key != "type"} | (
+                {"type": value["type"]} if "type" in value else {}
+            )
+        if isinstance(value, list):
+            return [any_like(each) for each in value for _ in range(data.draw(st.integers(0, 2)))]
+        if type(value) in kinds and data.draw(st.booleans()):
+            return data.draw(kinds[type(value)])
+        return value
+
+    holder = {"pid": 1, "command": "a", "domain": "b", "locks": ["c"]}
+    acl = [entry("user", 1, "r--"), entry("group", None, "rwx"), entry("mask", None, "---")]
+    steps = [step("/", acl=acl), step("/a", "link", target="b"), step("/b", "file", label="l")]
+    whole = record(
+        [*steps, {"path": "/c", "problem": "No such file or directory"}],
+        addresses=[{"address": "5900", "holders": [holder]}],
+        log="QEMU ended",
+        kernel=["audit(1.2:3): avc: denied"],
+        memory={"MemTotal": 5, "guest": 6},
+    )
+    whole["paths"][0]["holders"] = [holder]  # type: ignore[list-item]
+    failure = {**any_like(whole), "call": 1}
+    check(failure, FailureRecord)
+    error = data.draw(st.sampled_from([DENIED, "No such file or directory", '" lock', "memory"]))
+    trace = trace_with(cast("FailureRecord", failure), error)
+    for one in explain_trace(trace, "t"):
+        assert list(explanation_lines([one], Style(), path="t"))
+        explanation_record(one)
+    TraceRedactor(Texts(Originals()), trace.header).record(failure)
 
 
 def test_a_record_is_kept_by_a_trace(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import re
 import select
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -32,6 +32,7 @@ from virtrace.trace.format import (
     AddressFacts,
     FailedCall,
     FailureRecord,
+    Json,
     PathFacts,
     PathStep,
     Record,
@@ -133,13 +134,21 @@ def failure_record(failed: FailedCall, pid: int) -> FailureRecord:
         "call": failed["call"],
         "name": failed["name"],
         "domain": domain,
-        "user": fact(lambda: opener(failed, kept, pid, programs)),
+        "user": _fact(lambda: opener(failed, kept, pid, programs)),
         "paths": paths,
         "addresses": [*looked.addresses()],
-        "log": fact(lambda: _last_words(domain, pid, began, programs)),
-        "kernel": fact(lambda: _denials(began, names)),
+        "log": _fact(lambda: _last_words(domain, pid, began, programs)),
+        "kernel": _fact(lambda: _denials(began, names)),
         "memory": _memory(kept),
     }
+
+
+def _fact(ask: Callable[[], Json]) -> Json:
+    """The answer, or why there is none: the daemon, say, may have ended."""
+    try:
+        return fact(ask)
+    except (OSError, ValueError) as error:
+        return unavailable(str(error) or type(error).__name__)
 
 
 class _Wanted(NamedTuple):
@@ -233,8 +242,11 @@ def _disks(kept: ElementTree.Element | None) -> Iterator[_Wanted]:
     """The images that the definition of a guest names, with their formats."""
     for disk in kept.iterfind("devices/disk") if kept is not None else ():
         source, driver, target = (disk.find(name) for name in ("source", "driver", "target"))
-        path = (source.get("file") or source.get("dev")) if source is not None else None
-        if path is not None:
+        if source is None:
+            continue
+        path = source.get("file") or source.get("dev")
+        # Libvirt starts a guest without a medium that is optional.
+        if path is not None and source.get("startupPolicy", "mandatory") == "mandatory":
             name = "" if target is None else target.get("dev", "")
             yield _Wanted(path, f"disk {name}", None if driver is None else driver.get("type"))
 

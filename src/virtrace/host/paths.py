@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import select
 import signal
 import stat
@@ -40,6 +41,8 @@ _ACL, _ACL_VERSION, _ACL_ENTRY = (
 _ACL_KINDS = {0x02: "user", 0x04: "group", 0x08: "group", 0x10: "mask"}
 _ACL_NOBODY = 0xFFFFFFFF
 _LABEL = "security.selinux"
+# A blank, say, in /proc/PID/mountinfo.
+_ESCAPED = re.compile(rb"\\([0-7]{3})")
 
 
 def steps_to(path: str, pid: int, seconds: float) -> list[PathStep]:
@@ -154,19 +157,15 @@ def _told(work: Callable[[], Iterator[Record]], seconds: float) -> list[Record]:
 def file_system_of(path: str, pid: int) -> str | None:
     """Type of the file system that a process sees at a path without links."""
     try:
-        table = Path(f"/proc/{pid}/mountinfo").read_text(errors="surrogateescape")
+        table = Path(f"/proc/{pid}/mountinfo").read_bytes()
     except OSError:
         return None
-    best, kind = "", None
+    best, kind, wanted = b"", None, os.fsencode(path)
     for line in table.splitlines():
-        before, _, after = line.partition(" - ")
-        place = (
-            before.split(" ")[4]
-            .encode(errors="surrogateescape")
-            .decode("unicode_escape", "replace")
-        )
-        is_above = path == place or path.startswith(place.rstrip("/") + "/")
+        before, _, after = line.partition(b" - ")
+        place = _ESCAPED.sub(lambda found: bytes([int(found[1], 8)]), before.split(b" ")[4])
+        is_above = wanted == place or wanted.startswith(place.rstrip(b"/") + b"/")
         # The last one at a place covers those before it.
         if is_above and len(place) >= len(best):
-            best, kind = place, after.split(" ")[0]
+            best, kind = place, after.split(b" ")[0].decode()
     return kind

@@ -200,7 +200,11 @@ class Traced:
 
     def failure(self, call: Call) -> FailureRecord | None:
         """Return what the host said as a call failed."""
-        return next((each for each in self.host.failures if each["call"] == call.id), None)
+        return self._failures.get(call.id)
+
+    @functools.cached_property
+    def _failures(self) -> Mapping[int | None, FailureRecord]:
+        return {each["call"]: each for each in self.host.failures}
 
 
 class Reader(Protocol[C_co]):

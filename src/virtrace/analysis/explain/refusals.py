@@ -35,6 +35,10 @@ _THERE_IS_NONE = "No such file or directory"
 # Their servers decide, by rules of their own.
 _REMOTE = re.compile(r"nfs|cifs|smb|fuse|9p|ceph|glusterfs|gfs|ocfs|lustre|afs")
 _MOST_WORDS = 6
+_KVM = "KVM"
+_MODE = re.compile("[0-7]{4}")
+# A stranger's trace can have any number.
+_MOST_PATHS, _MOST_ROWS, _MOST_HOLDERS, _MOST_LINES = 40, 60, 20, 20
 _KIB = 1 << 10
 
 
@@ -103,7 +107,7 @@ class Refusal:
     def kvm(self) -> str | None:
         """Why the device of KVM cannot be opened."""
         for facts in self.record["paths"] if self.record else ():
-            if facts["why"] == "KVM":
+            if facts["why"] == _KVM and facts["steps"]:
                 if "problem" in facts["steps"][-1]:
                     return f"{facts['path']} cannot be used ({facts['steps'][-1]['problem']})"
                 denial = self._denial_of(facts)
@@ -160,7 +164,7 @@ class Refusal:
             rows += [_row(step) for step in (self._denial.way if self._denial else way)]
         if self.record is not None and self._has(("memory",)):
             rows += _memory(self.record["memory"])
-        return rows
+        return rows[:_MOST_ROWS]
 
     # Parts of the record
 
@@ -172,12 +176,14 @@ class Refusal:
     @property
     def _kernel(self) -> Sequence[str]:
         lines: Json = self.record["kernel"] if self.record else []
-        return [] if is_unavailable(lines) else lines
+        return [] if is_unavailable(lines) else lines[:_MOST_LINES]
 
     @cached_property
     def _paths(self) -> Sequence[PathFacts]:
         """What the error names comes first; where it names nothing, all that the guest has."""
-        every = self.record["paths"] if self.record else []
+        every = [each for each in (self.record["paths"] if self.record else []) if each["steps"]][
+            :_MOST_PATHS
+        ]
         named = path_in(self.error)
         return [each for each in every if each["path"] == named] if named else every
 
@@ -188,7 +194,7 @@ class Refusal:
 
     def _denial_of(self, facts: PathFacts) -> _Denial | None:
         user = self._user
-        at, right = (0, "") if user is None else _denied(facts["steps"], user)
+        at, right = (0, "") if user is None else _denied(facts, user)
         if user is None or not right:
             return None
         step = facts["steps"][at]
@@ -211,7 +217,7 @@ class Refusal:
                 yield f"SELinux denied access to {what}"
 
     def _holders(self, holders: Json) -> Sequence[Holder]:
-        return [] if is_unavailable(holders) else holders
+        return [] if is_unavailable(holders) else holders[:_MOST_HOLDERS]
 
     def _has(self, texts: Sequence[str]) -> bool:
         return any(text in (self.error or "") for text in texts)
@@ -227,18 +233,16 @@ def _named(user: UserFacts) -> str:
     return f"user {user['name'] or user['uid']}" + (f" ({user['uid']})" if user["name"] else "")
 
 
-def _denied(steps: Sequence[PathStep], user: UserFacts) -> tuple[int, str]:
+def _denied(facts: PathFacts, user: UserFacts) -> tuple[int, str]:
     """The first step that the user may not pass, and the right that is lacking; empty: none."""
+    steps = facts["steps"]
     for at, step in enumerate(steps):
         if step.get("type") == "folder" and not may(step, user, "x"):
             return at, "x"
     last = steps[-1]
-    # Libvirt makes QEMU's user the owner of the file itself, and takes that back afterwards.
-    if (
-        "problem" not in last
-        and last.get("type") not in ("folder", "link")
-        and not user["is_given"]
-    ):
+    # Libvirt makes QEMU's user the owner of a disk, and takes that back afterwards.
+    is_given = user["is_given"] and facts["why"] != _KVM
+    if "problem" not in last and last.get("type") not in ("folder", "link") and not is_given:
         for right in "rw":
             if not may(last, user, right):
                 return len(steps) - 1, right
@@ -264,9 +268,10 @@ def may(step: PathStep, user: UserFacts, right: str) -> bool:
     >>> may(private, user, "x"), may(private, user, "r")
     (True, False)
     """
-    if user["overrides"]:
+    # What is not known is not blamed.
+    if user["overrides"] or not _MODE.fullmatch(step.get("mode", "")):
         return True
-    bit, mode = _BITS[right], int(step.get("mode", "0777"), 8)
+    bit, mode = _BITS[right], int(step["mode"], 8)
     if user["uid"] == step.get("uid"):
         return bool(mode >> 6 & bit)
     groups = {user["gid"], *user["groups"]}
