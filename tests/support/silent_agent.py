@@ -1,4 +1,4 @@
-"""A guest whose agent says that it is there, and answers nothing else."""
+"""A guest whose agent says that it is there, and answers nothing but what a test wants."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import queue
 import shutil
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, Optional
 from xml.sax.saxutils import quoteattr
 
 from tests.support.waiting import PATIENCE
@@ -28,6 +29,8 @@ _CHANNEL = """
       <source mode='connect' path={path}/>
       <target type='virtio' name='org.qemu.guest_agent.0'/>
     </channel>"""
+# What an agent answers, by command; None: nothing, and it hangs up.
+Answers = Mapping[str, Optional[dict[str, Any]]]
 # What libvirt sends in front of a command.
 _SYNC = "guest-sync"
 _RESET = b"\n\r\xff"
@@ -36,7 +39,8 @@ _RESET = b"\n\r\xff"
 class SilentAgent:
     """The other end of the socket on which QEMU and libvirt look for an agent."""
 
-    def __init__(self, path: Path, uid: int, gid: int) -> None:
+    def __init__(self, path: Path, uid: int, gid: int, answers: Answers) -> None:
+        self._answers = answers
         self._commands: queue.Queue[str] = queue.Queue()
         self._connections: list[socket.socket] = []
         self._listener = socket.socket(socket.AF_UNIX)
@@ -73,19 +77,27 @@ class SilentAgent:
                 if said["execute"] == _SYNC:
                     answer = {"return": said["arguments"]["id"]}
                     connection.sendall(json.dumps(answer).encode() + b"\n")
+                elif said["execute"] in self._answers:
+                    wanted = self._answers[said["execute"]]
+                    if wanted is None:
+                        return
+                    connection.sendall(json.dumps(wanted).encode() + b"\n")
                 else:
                     self._commands.put(text)
 
 
 @contextmanager
-def silent_agent(lab: Lab, guest: str) -> Iterator[SilentAgent]:
-    """Run a further guest with such an agent meanwhile."""
+def silent_agent(lab: Lab, guest: str, answers: Answers | None = None) -> Iterator[SilentAgent]:
+    """Run a further guest with such an agent meanwhile.
+
+    answers: by command; None: the agent hangs up
+    """
     folder = lab.folder / guest
     folder.mkdir(mode=0o711)
     emulator = folder / "qemu"
     emulator.write_text(_EMULATOR.format(emulator=lab.system.emulator))
     emulator.chmod(0o755)
-    agent = SilentAgent(folder / "agent.sock", lab.system.uid, lab.system.gid)
+    agent = SilentAgent(folder / "agent.sock", lab.system.uid, lab.system.gid, answers or {})
     channel = _CHANNEL.format(path=quoteattr(str(folder / "agent.sock")))
     definition = folder / "guest.xml"
     definition.write_text(domain_xml(guest, str(emulator), False, channel))

@@ -25,7 +25,10 @@ EXPLAINED = {
 }
 WITHOUT_CALLS = ("errors", "qmp")
 # Recipes that came later.
-LATER = {"guest-end", "high-water", "hotplug", "memory", "slow"}
+LATER = {
+    *("backup", "guest-agent", "guest-end", "high-water", "hotplug"),
+    *("memory", "slow", "snapshot-disk"),
+}
 
 # Probes that a recipe has got since.
 ADDED = {"start-failure": {"api.failed"}}

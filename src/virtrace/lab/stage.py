@@ -87,7 +87,8 @@ class Stage:
     def clear(self) -> None:
         """End and remove everything; the lab is as before."""
         self.lab.virsh("destroy", GUEST_NAME)
-        self.lab.virsh("undefine", GUEST_NAME, "--snapshots-metadata")
+        kept = ("--snapshots-metadata", "--checkpoints-metadata")
+        self.lab.virsh("undefine", GUEST_NAME, *kept)
         processes.end_all(self.folder, self.lab.system.uid)
         loop.detach_all(self.folder)
         shutil.rmtree(self.folder)

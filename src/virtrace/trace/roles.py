@@ -21,6 +21,8 @@ ERROR_PLACE = "error.place"
 ERROR_AGAIN = "error.again"
 # An API that failed, right after its last error on the same thread.
 API_FAILED = "api.failed"
+# What is asked of the agent in a guest.
+AGENT_COMMAND = "agent.command"
 RPC_CALL = "rpc.call"
 RPC_RECEIVED = "rpc.received"
 RPC_CLIENT = "rpc.client"
@@ -44,6 +46,7 @@ REPLIES = frozenset({QMP_REPLY, REPLY})
 OF_SPANS = (DISK_SIZES, LOCK, RPC_CALL)
 OF_POINTS = (
     *(
+        AGENT_COMMAND,
         API_FAILED,
         ERROR,
         ERROR_AGAIN,
@@ -64,6 +67,7 @@ _IMPLIED = {
     "qmp.send": QMP_COMMAND,
     "qmp.reply": QMP_REPLY,
     "qmp.event": QMP_EVENT,
+    "agent.command": AGENT_COMMAND,
     "api.failed": API_FAILED,
     "error": ERROR,
     "error.raised": ERROR_PLACE,

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Generic, TypeVar
 
 from virtrace.analysis import qmp
-from virtrace.analysis.explain.messages import quoted_errors
-from virtrace.analysis.explain.model import Fact, Nanoseconds
+from virtrace.analysis.explain import model
+from virtrace.analysis.explain.messages import (
+    brief,
+    errors_of,
+    no_return,
+    path_in,
+    quoted_errors,
+    told,
+)
+from virtrace.analysis.explain.model import Catalogue, Fact, Nanoseconds, Node
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.quoted import Evidence
-from virtrace.analysis.spans import Call
+from virtrace.analysis.spans import Call, Point
+from virtrace.trace import roles
 from virtrace.trace.format import Event, Json
 
 # Commands that change nothing.
 _ASKING = ("query-", "qom-list", "qom-get", "device-list-properties")
 _MOST_FACTS = 30
+# Calls, and events of QEMU, beyond these are not kept.
+_MOST_CALLS = 1000
+_MOST_EVENTS = 10_000
 
 
 def commands_of(call: Call, *names: str) -> list[Exchange]:
@@ -81,6 +96,131 @@ def refusal(call: Call) -> list[Evidence] | None:
     return [*said_by_qemu, *quoted_errors(call)]
 
 
-def refused_with(texts: tuple[str, ...], call: Call, error: str | None) -> list[Evidence] | None:
+def refused_with(texts: Sequence[str], call: Call, error: str | None) -> list[Evidence] | None:
     """Return the same if the message has one of these texts."""
-    return refusal(call) if any(text in (error or "") for text in texts) else None
+    has = error is not None and any(text in error for text in texts)
+    return refusal(call) if has else None
+
+
+def of_event(event: Event | None) -> list[Evidence]:
+    """Return an event of QEMU as evidence; nothing if there is none."""
+    return [] if event is None else [Evidence(f"QEMU: {event_name(event)}", None, event.seq)]
+
+
+@dataclass
+class AskingCase(model.Case):
+    """One call in which libvirt asks QEMU for something, and what QEMU said of it later.
+
+    events: those of QEMU that can be about it, in order of time. end_ns: of the trace.
+    """
+
+    call: Call
+    events: Sequence[Event]
+    end_ns: int
+
+    @cached_property
+    def error(self) -> str | None:
+        """The message that the client got."""
+        return brief(told(self.call, errors_of(self.call)))
+
+    @cached_property
+    def commands(self) -> list[Exchange]:
+        return commands_of(self.call)
+
+    def command(self, *names: str) -> Exchange | None:
+        """Return the last command of these names that QEMU did not refuse."""
+        found = [each for each in self.commands if each.command in names and not each.failed]
+        return found[-1] if found else None
+
+    @property
+    def succeeded(self) -> bool:
+        return self.call.root.returned is not None and not self.call.failed
+
+    @property
+    def domain(self) -> str:
+        return str(self.call.root.arguments.get("domain"))
+
+    @property
+    def flags(self) -> int:
+        """The flags of the call; 0 if it has none."""
+        flags = self.call.root.arguments.get("flags")
+        return flags if type(flags) is int else 0
+
+    @property
+    def names(self) -> Mapping[str, Json]:
+        file = path_in(self.error)
+        return {
+            "domain": self.domain,
+            "error": self.error,
+            "file": file,
+            "what": file or "a file",
+        }
+
+    @property
+    def numbers(self) -> Mapping[str, int | None]:
+        ns = self.call.root.duration_ns
+        return {"duration": None if ns is None else Nanoseconds(ns)}
+
+    @property
+    def key(self) -> object:
+        return self.call.id
+
+    @property
+    def facts(self) -> Sequence[Fact]:
+        return [*command_facts(self.call)]
+
+    @property
+    def calls(self) -> Sequence[int | None]:
+        return [self.call.id]
+
+
+A = TypeVar("A", bound=AskingCase)
+
+
+@dataclass
+class AskingReader(Generic[A]):
+    """Keeps calls, and QEMU's events, as something can happen long after a call has returned.
+
+    apis: the calls. names: of events.
+    """
+
+    case: Callable[[Call, Sequence[Event], int], A]
+    apis: Collection[str]
+    names: Collection[str]
+    _calls: list[Call] = field(default_factory=list)
+    _events: list[Event] = field(default_factory=list)
+
+    def take(self, node: Node) -> Sequence[A]:
+        if isinstance(node, Call):
+            for each in node.nodes():
+                if isinstance(each, Point):
+                    self._happened(each.event)
+            if node.root.name in self.apis and len(self._calls) < _MOST_CALLS:
+                self._calls.append(node)
+        elif isinstance(node, Point):
+            self._happened(node.event)
+        return ()
+
+    def _happened(self, event: Event) -> None:
+        kept = event.role == roles.QMP_EVENT and event_name(event) in self.names
+        if kept and len(self._events) < _MOST_EVENTS:
+            self._events.append(event)
+
+    def finish(self, end_ns: int) -> Sequence[A]:
+        events = sorted(self._events, key=lambda each: (each.t_ns, each.seq))
+        return [self.case(call, events, end_ns) for call in self._calls]
+
+
+def register_failures(causes: Catalogue[A], messages: Mapping[str, Sequence[str]]) -> None:
+    """Register the causes of a call that did not succeed, and those that the trace does not show.
+
+    messages: texts by cause; the message has to have one of them.
+    """
+
+    def said(texts: Sequence[str]) -> Callable[[A], list[Evidence] | None]:
+        return lambda case: refused_with(texts, case.call, case.error)
+
+    for name, texts in {**messages, "error": [""]}.items():
+        causes.condition(name)(said(texts))
+    causes.condition("incomplete")(lambda case: no_return(case.call))
+    causes.condition("unknown")(lambda case: refusal(case.call) or [])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from virtrace.analysis.explain import (
+    agents,
+    backups,
     blockjobs,
     clients,
     counters,
@@ -17,6 +19,7 @@ from virtrace.analysis.explain import (
     memory,
     monitors,
     pools,
+    snapshots,
     starts,
     statistics,
 )
@@ -28,7 +31,10 @@ EXPLAINERS: tuple[Explainer[Any], ...] = (
     starts.EXPLAINER,
     blockjobs.EXPLAINER,
     hotplugs.EXPLAINER,
+    snapshots.EXPLAINER,
+    backups.EXPLAINER,
     pools.EXPLAINER,
+    agents.EXPLAINER,
     jobs.EXPLAINER,
     clients.EXPLAINER,
     monitors.EXPLAINER,
