@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.containers import contained
+from tests.support.hanging import relaunch
 from tests.support.intact import assert_untraced_and_intact
 from tests.support.own_files import copied
 from tests.support.stages import second_guest
@@ -23,10 +25,11 @@ def bring_up(
     debug_info: bool = False,
     daemon: str = debug_build.DAEMON,
     hostname: str | None = None,
+    release: str | None = None,
 ) -> Lab:
     # Not pytest's own tmp_path: its parents keep out the user that runs root's lab.
     folder = Path(tempfile.mkdtemp(prefix="virtrace-test-", dir="/var/tmp"))
-    lab = Lab(folder, debug_info=debug_info, daemon=daemon, hostname=hostname)
+    lab = Lab(folder, debug_info, release, daemon=daemon, hostname=hostname)
     try:
         lab.up()
     except LabError as error:
@@ -133,3 +136,60 @@ def _unharmed(request: pytest.FixtureRequest) -> Iterator[None]:
             lab: Lab = request.getfixturevalue(name)
             assert_untraced_and_intact(lab.pid)
             assert lab.virsh("domblkinfo", "vm1", "vda").returncode == 0
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param("stock_lab", id="9.0.0"),
+        pytest.param("container", id="9.0.0 in a container"),
+        *(
+            pytest.param(name, id=version, marks=pytest.mark.matrix)
+            for name, version in (
+                ("debug_lab", "9.0.0 with debug info"),
+                ("bullseye", "7.0.0"),
+                ("trixie", "11.3.0"),
+                ("sid", "12.8.0"),
+            )
+        ),
+    ],
+)
+def any_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """All releases and builds of libvirt, each for all tests of a module."""
+    with ExitStack() as stack:
+        if request.param.endswith("_lab"):
+            lab: Lab = request.getfixturevalue(request.param)
+        else:
+            is_contained = request.param == "container"
+            lab = bring_up(release=None if is_contained else request.param)
+            stack.callback(lab.down)
+            if is_contained:
+                stack.enter_context(contained(lab))
+        yield lab
+        assert_untraced_and_intact(lab.pid)
+        assert lab.virsh("domblkinfo", "vm1", "vda").returncode == 0
+
+
+@pytest.fixture(scope="module")
+def any_stage(any_lab: Lab) -> Iterator[Stage]:
+    """A second guest, vm2, for what may harm it; it runs again after a test that ended it."""
+    with second_guest(any_lab) as stage:
+        yield stage
+
+
+@pytest.fixture
+def any_guest(any_lab: Lab) -> Iterator[str]:
+    """A guest that does not run."""
+    any_lab.define("vm3", any_lab.folder / "vm3.xml", "")
+    yield "vm3"
+    any_lab.virsh("destroy", "vm3")
+    any_lab.virsh_checked("undefine", "vm3")
+
+
+@pytest.fixture
+def restartable(any_lab: Lab) -> Iterator[Lab]:
+    """A daemon that a test may start anew, also with other settings."""
+    yield any_lab
+    relaunch(any_lab)
+    # It has connected to its QEMU anew, too.
+    any_lab.virsh_checked("domblkinfo", "vm1", "vda")

@@ -84,7 +84,7 @@ def serving(lab: Lab) -> Iterator[tuple[Crashed, Path]]:
     file.unlink(missing_ok=True)
     if not lab.is_up:
         lab.launch()
-    relaunch(lab, LD_PRELOAD=str(library), WRONG_POINTER=str(file))
+    relaunch(lab, "env", f"LD_PRELOAD={library}", f"WRONG_POINTER={file}")
     wait_until(lambda: lab.virsh(*ASK).returncode == 0, "the daemon serves its guest")
     with lab.stalled(), waiting(lab, ASK, WAIT) as (asking, behind):
         yield Crashed(lab.pid, asking.pid, behind.pid), file

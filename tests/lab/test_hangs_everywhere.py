@@ -1,78 +1,55 @@
-"""Hangs that can be made everywhere: the same verdicts on all releases and builds of libvirt."""
+"""The same verdicts on all releases and builds of libvirt, and of a daemon in a container."""
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import tempfile
+import socket
+import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import datetime
 from pathlib import Path
+from xml.sax.saxutils import quoteattr
 
 import pytest
 
+from tests.faults.healthy_snapshots import snapshots, storm
+from tests.lab.conftest import bring_up
 from tests.support.hanging import (
     PATIENCE,
     admin,
     assert_asleep_since,
     calling,
+    client_of,
+    connections_of,
+    domain_of,
+    held_by_gdb,
+    let_go,
     qemu_of,
+    relaunch,
     root_of,
     snapshot,
     stopped,
     thread_of,
     time_when_asleep,
     wait_for,
+    wait_for_verdicts,
 )
-from tests.support.intact import assert_untraced_and_intact
+from tests.support.namespaces import open_loopback, own_number, within
+from tests.support.paths import REPOSITORY
 from tests.support.silent_agent import silent_agent
-from tests.support.stages import second_guest
+from tests.support.waiting import wait_until
+from virtrace.lab import processes
 from virtrace.lab.daemon import Lab
+from virtrace.lab.guest import MIB, disk_xml
 from virtrace.lab.stage import GUEST_NAME, TARGET, Stage
+from virtrace.snapshot.host import tracer_of
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can read the threads")
 ASK = ("domblkinfo", "vm1", "vda")
-
-
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param("stock_lab", id="9.0.0"),
-        *(
-            pytest.param(name, id=version, marks=pytest.mark.matrix)
-            for name, version in (
-                ("debug_lab", "9.0.0 with debug info"),
-                ("bullseye", "7.0.0"),
-                ("trixie", "11.3.0"),
-                ("sid", "12.8.0"),
-            )
-        ),
-    ],
-)
-def any_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    if request.param.endswith("_lab"):
-        lab: Lab = request.getfixturevalue(request.param)
-        yield lab
-        assert_untraced_and_intact(lab.pid)
-        return
-    lab = Lab(
-        Path(tempfile.mkdtemp(prefix="virtrace-test-", dir="/var/tmp")), release=request.param
-    )
-    try:
-        lab.up()
-        yield lab
-        assert_untraced_and_intact(lab.pid)
-    finally:
-        lab.down()
-
-
-@pytest.fixture
-def any_stage(any_lab: Lab) -> Iterator[Stage]:
-    """A second guest, vm2, for what may end it."""
-    with second_guest(any_lab) as stage:
-        yield stage
+MANY_CALLS = REPOSITORY / "tests" / "support" / "many_calls.py"
 
 
 def test_an_idle_daemon_is_healthy(any_lab: Lab) -> None:
@@ -90,6 +67,15 @@ def test_an_idle_daemon_is_healthy(any_lab: Lab) -> None:
         "virDomainObj": 1,
         "qemuMonitor": 1,
     }
+
+
+def test_a_daemon_with_many_calls_is_busy(any_lab: Lab, tmp_path: Path) -> None:
+    with storm(any_lab, tmp_path):
+        seen = snapshots(any_lab, 3)
+    # The last calls of clients that were killed end, too.
+    wait_for(any_lab, "healthy")
+    assert seen.wrong == []
+    assert seen.first["busy"] > 0
 
 
 def test_a_stopped_qemu_is_the_answer(any_lab: Lab) -> None:
@@ -114,8 +100,9 @@ def test_a_stopped_qemu_is_the_answer(any_lab: Lab) -> None:
     assert root["client"]["command"] == " ".join(any_lab.virsh_command(*ASK))
     assert root["wait"]["command"]["name"] == "query-blockstats"
     assert root["wait"]["command"]["sent"]
+    assert root["own_tid"] == own_number(root["tid"])
     assert 0 < root["asleep_s"] < time.time() - began
-    (job,) = document["domains"][0]["jobs"]
+    (job,) = domain_of(document, "vm1")["jobs"]
     assert (job["kind"], job["work"], job["owner"]) == ("job", "query", root["own_tid"])
     assert job["api"] == "remoteDispatchDomainGetBlockInfo"
     assert began <= job["since"] <= time.time()
@@ -137,58 +124,28 @@ def test_a_stopped_qemu_is_the_answer(any_lab: Lab) -> None:
     }
 
 
-def test_a_save_into_a_fifo_names_the_fifo(any_stage: Stage) -> None:
-    lab = any_stage.lab
-    fifo = any_stage.images / "save.fifo"
-    os.mkfifo(fifo)
-    fifo.chmod(0o666)
-    with saving(lab, fifo) as let_go:
-        wait_for_call(lab, "virDomainSave")
-        with calling(lab, ("domblkinfo", GUEST_NAME, TARGET)) as (other,):
-            document, verdict = wait_for(lab, "fifo", [other])
-            let_go()
-    assert str(fifo) in verdict["says"]
+def test_a_stopped_qemu_of_a_daemon_that_was_started_anew_is_the_answer(restartable: Lab) -> None:
+    """The daemon connects to its QEMU anew: a thread of its own has the job."""
+    lab = restartable
+    qemu = qemu_of(lab)
+    began = time.time()
+    with lab.stalled():
+        relaunch(lab)
+        with calling(lab, ASK) as (other,):
+            document, verdict = wait_for(lab, "qemu-stopped", [other])
+            os.kill(qemu, signal.SIGCONT)
+    assert verdict["says"] == (
+        f"vm1 hangs because its QEMU (process {qemu}) is stopped by a signal; "
+        "1 other call on vm1 waits for that."
+    )
     root = thread_of(document, verdict["thread"])
-    assert root["wait"]["system_call"] == "openat"
-    assert root["request"]["arguments"] == {"to": str(fifo)}
-    (domain,) = (one for one in document["domains"] if one["name"] == GUEST_NAME)
-    (job,) = domain["jobs"]
-    assert (job["kind"], job["work"], job["owner"]) == ("async job", "save", root["own_tid"])
-    for behind in (thread_of(document, tid) for tid in verdict["behind"]):
-        assert behind["wait"]["what"] == f"the lock of domain {GUEST_NAME}"
-        assert behind["wait"]["owner"] == root["own_tid"]
-
-
-@contextmanager
-def saving(lab: Lab, fifo: Path) -> Iterator[Callable[[], None]]:
-    """Save the guest into a FIFO meanwhile; yield what lets the save go on.
-
-    libvirt opens the file a second time to mark it as complete. So the reader has it open for
-    writing too, and stays until the call has ended.
-    """
-    readers = []
-
-    def let_go() -> None:
-        with open(os.open(fifo, os.O_RDWR), "rb", buffering=0) as file:
-            readers.append(subprocess.Popen(["cat"], stdin=file, stdout=subprocess.DEVNULL))
-
-    try:
-        with calling(lab, ("save", GUEST_NAME, str(fifo))):
-            try:
-                yield let_go
-            finally:
-                let_go()
-    finally:
-        for reader in readers:
-            reader.kill()
-            reader.wait()
-
-
-def wait_for_call(lab: Lab, api: str) -> None:
-    """Until a worker serves the call and waits."""
-    end = time.monotonic() + PATIENCE
-    while api not in {thread["api"] for thread in snapshot(lab)["threads"]}:
-        assert time.monotonic() < end
+    assert (root["name"], root["api"], root["client"]) == ("init-vm1", None, None)
+    assert root["wait"]["command"]["name"] == "qmp_capabilities"
+    assert 0 < root["asleep_s"] < time.time() - began
+    (job,) = domain_of(document, "vm1")["jobs"]
+    assert (job["kind"], job["work"], job["owner"]) == ("job", "modify", root["own_tid"])
+    assert job["api"] == "init-vm1"
+    assert began < job["since"] < time.time()
 
 
 def test_a_guest_agent_that_is_silent_is_told(any_lab: Lab) -> None:
@@ -212,8 +169,7 @@ def test_a_guest_agent_that_is_silent_is_told(any_lab: Lab) -> None:
         "vm4 waits for the agent in the guest, which has not answered guest-get-fsinfo for "
         f"{root['asleep_s']:.1f} s; 1 other call on vm4 waits for that."
     )
-    (domain,) = (each for each in document["domains"] if each["name"] == "vm4")
-    (job,) = domain["jobs"]
+    (job,) = domain_of(document, "vm4")["jobs"]
     assert (job["kind"], job["work"], job["owner"]) == ("agent job", "query", root["own_tid"])
     assert began <= job["since"] <= at_last
     (behind,) = (thread_of(document, tid) for tid in verdict["behind"])
@@ -225,6 +181,12 @@ def test_a_daemon_that_is_stopped_is_the_answer(any_lab: Lab) -> None:
     with stopped(any_lab.pid):
         _, verdict = wait_for(any_lab, "stopped")
     assert verdict["do"][0]["command"] == f"kill -CONT {any_lab.pid}"
+
+
+def test_a_debugger_that_holds_the_daemon_is_named(any_lab: Lab) -> None:
+    with held_by_gdb(any_lab.pid) as gdb:
+        _, verdict = wait_for(any_lab, "traced")
+    assert verdict["says"] == (f"The daemon itself is stopped by a debugger, process {gdb.pid}.")
 
 
 @pytest.fixture
@@ -257,3 +219,180 @@ def test_workers_that_are_all_taken_are_told(few_workers: Lab) -> None:
     (queued,) = server["pool"]["queued"]
     # REMOTE_PROGRAM: the client's call, or one of those with which virsh begins.
     assert (queued["request"]["program"], queued["priority"]) == (0x20008086, False)
+
+
+def test_a_debugger_that_holds_qemu_is_named(any_stage: Stage) -> None:
+    lab = any_stage.lab
+    qemu = qemu_of(lab, GUEST_NAME)
+    with held_by_gdb(qemu) as gdb:
+        wait_until(lambda: tracer_of(qemu) == gdb.pid, "GDB holds QEMU")
+        with calling(lab, ("domblkinfo", GUEST_NAME, TARGET)) as (client,):
+            document, verdict = wait_for(lab, "qemu-traced")
+            let_go(gdb)
+    assert verdict["says"] == (
+        f"{GUEST_NAME} hangs because its QEMU (process {qemu}) is held by a debugger, "
+        f"process {gdb.pid}."
+    )
+    root = thread_of(document, verdict["thread"])
+    assert root["api"] == "virDomainGetBlockInfo"
+    assert root["request"]["name"] == GUEST_NAME
+    assert root["client"]["pid"] == client.pid
+    assert root["asleep_s"] > 0
+
+
+def test_a_limit_of_clients_that_is_reached_is_told(any_lab: Lab) -> None:
+    admin(any_lab, "srv-clients-set", "libvirtd", "--max-clients", "4", "--max-unauth-clients", "4")
+    try:
+        with ExitStack() as connections:
+            for _ in range(4):
+                connected(any_lab, connections)
+            with calling(any_lab, ("list",)) as (late,):
+                _, verdict = wait_for(any_lab, "clients")
+                info = admin(any_lab, "srv-clients-info", "libvirtd")
+                assert late.poll() is None
+                connections.close()
+    finally:
+        admin(any_lab, "srv-clients-set", "libvirtd", "--max-clients", "5000")
+    assert verdict["says"] == (
+        "libvirtd takes no more clients: 4 of 4 (max_clients) are connected."
+    )
+    told = dict(line.split(":") for line in info.split("\n") if ":" in line)
+    assert {name.strip(): int(value) for name, value in told.items()}["nclients"] == 4
+    command = verdict["do"][1]["command"]
+    assert command == "virt-admin srv-clients-set libvirtd --max-clients 8"
+
+
+def connected(lab: Lab, connections: ExitStack) -> None:
+    """Connect a client that asks for nothing."""
+    connection = connections.enter_context(socket.socket(socket.AF_UNIX))
+    connection.connect(str(lab.folder / "run" / "libvirt" / "libvirt-sock"))
+
+
+def test_a_client_that_is_not_read_answers_no_keepalive(restartable: Lab) -> None:
+    lab = restartable
+    settings = lab.folder / "config" / "libvirt" / "libvirtd.conf"
+    settings.write_text("keepalive_interval = 1\nkeepalive_count = 100\n")
+    relaunch(lab)
+    settings.unlink()
+    # It has connected to its QEMU anew, too.
+    lab.virsh_checked(*ASK)
+    began = time.time()
+    command = [sys.executable, str(MANY_CALLS), lab.uri, "7"]
+    with lab.stalled(), client_of(lab, command) as client:
+        try:
+            end = time.monotonic() + PATIENCE
+            unanswered = 0
+            while unanswered < 2:
+                _, verdict, document = wait_for_verdicts(lab, "qemu-stopped", "client-requests")
+                (connection,) = connections_of(document, client.pid)
+                keepalive = connection["keepalive"]
+                unanswered = keepalive["unanswered"]
+                assert time.monotonic() < end
+        finally:
+            os.kill(qemu_of(lab), signal.SIGCONT)
+        assert client.wait(PATIENCE) == 0
+    taken = datetime.fromisoformat(document["taken"]).timestamp()
+    assert (keepalive["interval_s"], keepalive["most"]) == (1, 100)
+    # It asks once a second, by a clock of whole seconds.
+    assert began - 1 <= keepalive["heard"] < taken
+    # It is read some time after the look has begun.
+    assert unanswered <= taken + document["seconds"] - keepalive["heard"]
+    left = keepalive["closes"] - taken
+    assert 100 - unanswered - 1 <= left <= 100 - unanswered + 2 + document["seconds"]
+    assert verdict["says"] == (
+        f"The daemon reads no more calls of process {client.pid} ({' '.join(command)}): "
+        f"5 of 5 (max_client_requests) are not answered yet; {unanswered} of 100 keepalive "
+        f"messages have no answer, and it will close the connection in {left:.1f} s."
+    )
+
+
+def test_a_block_job_that_does_not_end_is_told(any_stage: Stage) -> None:
+    stage, lab = any_stage, any_stage.lab
+    socket_of_copy = stage.serve(stage.image("copy.raw", MIB))
+    (server,) = processes.of_lab(stage.folder, lab.system.uid)
+    host = f"<host transport='unix' socket={quoteattr(str(socket_of_copy))}/>"
+    copy = stage.folder / "copy.xml"
+    copy.write_text(disk_xml("network", f"<source protocol='nbd'>{host}</source>", TARGET))
+    words = (GUEST_NAME, TARGET, "--xml", str(copy), "--transient-job", "--reuse-external")
+    lab.virsh_checked("blockcopy", *words)
+    jobs = {"execute": "query-block-jobs"}
+    wait_until(lambda: lab.qmp(jobs, GUEST_NAME)["return"][0]["ready"], "the copy is complete")
+    # QEMU 5.2 ends the job at once, and waits for the target when libvirt lets it close that.
+    is_silent = lab.libvirt_version < (8,)
+    began = time.time()
+    with (
+        stopped(server),
+        calling(lab, ("blockjob", GUEST_NAME, TARGET, "--abort")) as (client,),
+    ):
+        document, verdict = wait_for(lab, "qemu-silent" if is_silent else "qemu-event")
+        os.kill(server, signal.SIGCONT)
+    root = root_of(document, verdict, client, "virDomainBlockJobAbort")
+    assert root["request"]["name"] == root["wait"]["domain"] == GUEST_NAME
+    assert root["request"]["arguments"] == {"disk": TARGET}
+    assert 0 < root["asleep_s"] < time.time() - began
+    qemu, asleep = qemu_of(lab, GUEST_NAME), f"{root['asleep_s']:.1f} s"
+    assert verdict["says"] == (
+        f"{GUEST_NAME} waits for its QEMU (process {qemu}), which has not answered blockdev-del "
+        f"for {asleep}."
+        if is_silent
+        else f"virDomainBlockJobAbort on {GUEST_NAME} (thread {root['tid']}) waits for {asleep} "
+        f"until the QEMU of {GUEST_NAME} (process {qemu}) tells that work is done."
+    )
+
+
+@pytest.fixture
+def elsewhere(any_lab: Lab) -> Iterator[Lab]:
+    """The same libvirt on another host, as far as it can tell, with a guest vm3 that runs.
+
+    Less than the memory of a guest fits into the sockets of that host.
+    """
+    lab = bring_up(any_lab.debug_info, hostname="elsewhere", release=any_lab.release)
+    relaunch(lab, "unshare", "--net")
+    open_loopback(lab.pid)
+    with within(lab.pid, "net"):
+        Path("/proc/sys/net/ipv4/tcp_wmem").write_text("4096 4096 4096")
+    lab.define("vm3", lab.folder / "vm3.xml", "")
+    lab.virsh_checked("start", "vm3")
+    yield lab
+    lab.down()
+
+
+def test_a_migration_that_stalls_is_told_on_both_hosts(any_lab: Lab, elsewhere: Lab) -> None:
+    """Nobody reads the memory that QEMU sends: there a thread waits, here only a job is held."""
+    began = time.time()
+    with within(elsewhere.pid, "net"):
+        sink = socket.create_server(("127.0.0.1", 0))
+    with sink:
+        sink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        to = f"tcp://127.0.0.1:{sink.getsockname()[1]}"
+        asked = f"migrate vm3 {any_lab.uri} --live --migrateuri {to}"
+        words = (*asked.split(), "--listen-address", "127.0.0.2")
+        with calling(elsewhere, words) as (migration,):
+            connection, _ = sink.accept()
+            with connection, calling(any_lab, ("suspend", "vm3")) as (client,):
+                there, waiting = wait_for(elsewhere, "qemu-event")
+                document, verdict = wait_for(any_lab, "ownerless-job")
+                assert migration.poll() is None
+                connection.shutdown(socket.SHUT_RDWR)
+                sink.close()
+    root = root_of(there, waiting, migration, "virDomainMigratePerform3Params")
+    domain = domain_of(there, "vm3")
+    assert root["wait"]["domain"] == root["request"]["name"] == "vm3"
+    (job,) = (each for each in domain["jobs"] if each["kind"] == "async job")
+    assert (job["work"], job["owner"]) == ("migration out", root["own_tid"])
+    assert began < job["since"]
+    assert waiting["says"] == (
+        f"virDomainMigratePerform3Params on vm3 (thread {root['tid']}) waits for "
+        f"{root['asleep_s']:.1f} s until the QEMU of vm3 (process {domain['qemu']}) tells that "
+        "work is done."
+    )
+    root = root_of(document, verdict, client, "virDomainSuspend")
+    (job,) = domain_of(document, "vm3")["jobs"]
+    assert (job["kind"], job["work"], job["owner"]) == ("async job", "migration in", None)
+    assert began < job["since"] < root["wait"]["since"]
+    assert job["api"] == "remoteDispatchDomainMigratePrepare3Params"
+    taken = datetime.fromisoformat(document["taken"]).timestamp()
+    assert verdict["says"] == (
+        "vm3 is blocked by a job that no thread holds: migration in, taken by "
+        f"remoteDispatchDomainMigratePrepare3Params for {taken - job['since']:.1f} s."
+    )

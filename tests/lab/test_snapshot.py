@@ -19,7 +19,6 @@ from tests.support.command import SECONDS, virtrace
 from tests.support.hanging import (
     PATIENCE,
     calling,
-    held_by_gdb,
     qemu_of,
     snapshot,
     thread_of,
@@ -32,12 +31,6 @@ from virtrace.lab.daemon import Lab
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can read the threads")
 ASK = ("domblkinfo", "vm1", "vda")
 OBJECT_SIZES = REPOSITORY / "tests" / "support" / "object_sizes.py"
-
-
-def test_a_debugger_that_holds_the_daemon_is_named(stock_lab: Lab) -> None:
-    with held_by_gdb(stock_lab.pid) as gdb:
-        _, verdict = wait_for(stock_lab, "traced")
-    assert verdict["says"].endswith(f"a debugger, process {gdb.pid}.")
 
 
 def test_a_saved_snapshot_is_private_and_the_same_document(stock_lab: Lab, tmp_path: Path) -> None:

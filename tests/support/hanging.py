@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.command import virtrace
+from tests.support.namespaces import here, pid_namespace, within
 from tests.support.waiting import wait_until
 from virtrace.errors import ANSWER_IS_NO, DONE
 from virtrace.lab.daemon import Lab
@@ -58,6 +59,13 @@ def thread_of(document: dict[str, Any], tid: int) -> dict[str, Any]:
     return found
 
 
+def domain_of(document: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return a domain of a snapshot."""
+    found: dict[str, Any]
+    (found,) = (one for one in document["domains"] if one["name"] == name)
+    return found
+
+
 def root_of(
     document: dict[str, Any], verdict: dict[str, Any], client: subprocess.Popen[bytes], api: str
 ) -> dict[str, Any]:
@@ -82,15 +90,16 @@ def assert_asleep_since(
     assert began < taken + document["seconds"] - thread["asleep_s"]
 
 
+def client_of(lab: Lab, command: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start a client whose process a lab's daemon can name, as it is in the same PID namespace."""
+    with within(lab.pid, "pid"):
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
 @contextmanager
 def calling(lab: Lab, *commands: Sequence[str]) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Run virsh commands meanwhile; all of them must have ended some time after."""
-    calls = [
-        subprocess.Popen(
-            lab.virsh_command(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        for words in commands
-    ]
+    calls = [client_of(lab, lab.virsh_command(*words)) for words in commands]
     try:
         yield calls
         for call in calls:
@@ -141,15 +150,58 @@ def let_go(gdb: subprocess.Popen[bytes]) -> None:
         gdb.communicate(b"detach\nquit\n", PATIENCE)
 
 
-def relaunch(lab: Lab, **variables: str) -> None:
-    """Start a lab's daemon anew, and return while it may still be starting; its guests run on.
+def relaunch(lab: Lab, *words: str) -> None:
+    """End a lab's daemon, whatever it does, and start it anew; its guests run on.
 
-    variables: of its environment
+    Returns while it may still be starting. words: of a command that runs it
     """
-    os.kill(lab.pid, signal.SIGTERM)
-    wait_until(lambda: not lab.is_up, "the daemon ends")
+    pid = lab.pid
+    with starting(lab, pid, *words):
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not lab.is_up, "the daemon ends")
+
+
+def relaunch_with(lab: Lab, name: str) -> None:
+    """Start a lab's daemon anew, with functions of one of the programs here in place of its own."""
+    library = lab.folder / f"{name}.so"
+    source = Path(__file__).with_name(f"{name}.c")
+    # Its functions are wanted as they are written.
+    subprocess.run(["gcc", "-O0", "-shared", "-fPIC", source, "-o", library], check=True)
+    relaunch(lab, "env", f"LD_PRELOAD={library}")
+
+
+@contextmanager
+def starting(lab: Lab, like: int, *words: str) -> Iterator[None]:
+    """Start a lab's daemon afterwards, with the namespaces, root and environment of a process.
+
+    The process may end meanwhile. words: of a command that runs the daemon
+    """
     pid_file = lab.folder / "run" / f"{lab.daemon}.pid"
-    lab.system.run(lab.program(), "-d", "-p", str(pid_file), as_daemon=True, **variables)
+    daemon = (*lab.system.become(), lab.program(), "-d", "-p", str(pid_file))
+    namespace, environment = pid_namespace(like), environment_of(like)
+    environment.pop("LD_PRELOAD", None)
+    enter = ("nsenter", "--target", str(like), "--all", "--root", "--wd")
+    with subprocess.Popen(
+        [*enter, "sh", "-c", 'echo; read _ && exec "$@"', "sh", *words, *daemon],
+        env=environment,
+        umask=0o077,
+        start_new_session=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as starter:
+        assert starter.stdout is not None
+        starter.stdout.readline()
+        yield
+        starter.communicate(b"\n", PATIENCE)
+    assert starter.returncode == 0
+    # The lab looks for it by the number that it has here.
+    pid_file.write_text(str(here(namespace, int(pid_file.read_text()))))
+
+
+def environment_of(pid: int) -> dict[str, str]:
+    """The variables of a process, as it was begun with."""
+    lines = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    return dict(line.split("=", 1) for line in lines if line)
 
 
 def time_when_asleep(lab: Lab) -> float:
@@ -163,6 +215,10 @@ def time_when_asleep(lab: Lab) -> float:
     return time.time()
 
 
+def define_pool(lab: Lab, point: Path) -> None:
+    lab.virsh_checked("pool-define-as", "pool", "dir", "--target", str(point))
+
+
 def admin(lab: Lab, *words: str) -> str:
     """Administer a lab's daemon, which lets only its own user do that."""
     socket = lab.folder / "run" / "libvirt" / "libvirt-admin-sock"
@@ -171,5 +227,24 @@ def admin(lab: Lab, *words: str) -> str:
 
 
 def qemu_of(lab: Lab, guest: str = "vm1") -> int:
-    """The pid of a guest's QEMU, as its pid file says."""
-    return int((lab.folder / "run" / "libvirt" / "qemu" / "run" / f"{guest}.pid").read_text())
+    """The pid that this host has for a guest's QEMU, whose pid file has the daemon's number."""
+    file = lab.folder / "run" / "libvirt" / "qemu" / "run" / f"{guest}.pid"
+    return here(pid_namespace(lab.pid), int(file.read_text()))
+
+
+def wait_for_verdicts(
+    lab: Lab, first: str, second: str
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Take snapshots until these are the verdicts; return both, and the snapshot."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        document = snapshot(lab)
+        if [each["verdict"] for each in document["verdicts"]] == [first, second]:
+            return document["verdicts"][0], document["verdicts"][1], document
+        assert time.monotonic() < end, document["verdicts"]
+
+
+def connections_of(document: dict[str, Any], pid: int) -> list[dict[str, Any]]:
+    """What a snapshot says of a client's connections."""
+    found = (each for server in document["servers"] for each in server["connections"])
+    return [each for each in found if each["pid"] == pid]

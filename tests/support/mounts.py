@@ -13,19 +13,23 @@ from pathlib import Path
 def mounted(pid: int, point: Path, *options: str, pass_fds: Sequence[int] = ()) -> Iterator[None]:
     """Mount something at a place meanwhile, where a process sees it.
 
-    options: of mount(8), without the place
+    point: as the process sees it, whose root may be another one. options: of mount(8), without the
+    place
     """
-    # What mount(8) finds in /proc is of the PID namespace.
-    namespaces = [os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY) for kind in ("mnt", "pid")]
-    enter = ["nsenter", *map("--{}=/proc/self/fd/{}".format, ("mount", "pid"), namespaces)]
+    place = os.readlink(f"/proc/{pid}/root").rstrip("/") + str(point)
+    spaces = [os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY) for kind in ("mnt", "pid")]
+    mount, pids = (
+        f"--{kind}=/proc/self/fd/{space}" for kind, space in zip(("mount", "pid"), spaces)
+    )
     try:
-        command = [*enter, "mount", *options, str(point)]
-        subprocess.run(command, check=True, pass_fds=[*namespaces, *pass_fds])
+        command = ["nsenter", mount, "mount", *options, place]
+        subprocess.run(command, check=True, pass_fds=[*spaces, *pass_fds])
         try:
             yield
         finally:
-            command = [*enter, "umount", "--lazy", str(point)]
-            subprocess.run(command, check=True, pass_fds=namespaces)
+            # It looks for the mount in /proc/self, which is of the process's PID namespace there.
+            command = ["nsenter", mount, pids, "umount", "--lazy", place]
+            subprocess.run(command, check=True, pass_fds=spaces)
     finally:
-        for namespace in namespaces:
-            os.close(namespace)
+        for space in spaces:
+            os.close(space)

@@ -134,6 +134,18 @@ def test_what_is_no_name_stays() -> None:
     assert found["servers"][0]["name"] == "libvirtd"
 
 
+def test_a_thread_that_took_a_job_keeps_what_it_is_but_not_its_domain() -> None:
+    document = full("payroll")
+    (job,) = document["domains"][0]["jobs"]
+    job["api"] = "init-payroll"
+    document["verdicts"][0]["says"] = "payroll is blocked by a job: modify, taken by init-payroll."
+    found = redacted(document)
+    assert found["domains"][0]["jobs"][0]["api"] == "init-domain-1"
+    assert found["verdicts"][0]["says"] == (
+        "domain-1 is blocked by a job: modify, taken by init-domain-1."
+    )
+
+
 # What a text of a verdict is given beside names and numbers.
 CLAUSES = {
     "age": " for 7.0 s",

@@ -12,10 +12,14 @@ import pytest
 from tests.support.paths import REPOSITORY
 from tests.unit.test_imports import ALLOWED
 from virtrace.cli.main import build_parser
+from virtrace.snapshot.verdicts import catalogue
 
 PAGES = [
     *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted((REPOSITORY / "docs").glob("*.md")),
+]
+MADE = [
+    REPOSITORY / "tests" / "lab" / f"test_hangs_{where}.py" for where in ("everywhere", "outside")
 ]
 # Left by the shell or by the reader: the pid, the names and the numbers of an example.
 PLACEHOLDERS = {"PID": "1", "N": "1", "S": "1", "$PID": "1", "$(pidof libvirtd)": "1"}
@@ -101,3 +105,11 @@ def test_every_command_is_accepted(command: str) -> None:
 def test_there_are_commands_and_links_to_test() -> None:
     assert len(COMMANDS) > 50
     assert sum(prose(page).count("](") for page in PAGES) > 50
+
+
+def test_the_verdicts_of_hangs_that_were_made_are_those_of_their_tests() -> None:
+    page = (REPOSITORY / "docs" / "hang.md").read_text("utf-8")
+    table = page.partition("| hang | answer |\n")[2].partition("\n\n")[0]
+    written = {name for row in table.splitlines() for name in re.findall(r"`([a-z-]+)`", row)}
+    tested = {name for file in MADE for name in re.findall(r'"([a-z-]+)"', file.read_text("utf-8"))}
+    assert written == tested & set(catalogue())

@@ -94,7 +94,7 @@ class System:
 
         If it has not ended within ANSWER_TIMEOUT, its exit status is that of timeout(1).
         """
-        argv = [*(self._become() if as_daemon else []), *command]
+        argv = [*(self.become() if as_daemon else []), *command]
         if as_daemon and self.hostname:
             named = 'echo "$0" >/proc/sys/kernel/hostname && exec "$@"'
             argv = ["unshare", "--uts", "sh", "-c", named, self.hostname, *argv]
@@ -131,7 +131,7 @@ class System:
             )
         return done.stdout
 
-    def _become(self) -> list[str]:
+    def become(self) -> list[str]:
         """The words before a command that run it as the daemon's user; none if we are that user."""
         if os.geteuid() == self.uid:
             return []

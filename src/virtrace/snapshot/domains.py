@@ -2,13 +2,12 @@
 
 A domain is proven by what lies together in it. Its definition is a struct with an id, a UUID and a
 name. Its jobs are in another struct (virDomainJobObj from 9.0.0 on, qemuDomainJobObj in 7.0.0, see
-layouts/): what kind, the thread that holds it, the name of a function, and a time of the last
-years.
+layouts/): what kind, the thread that holds it, a name, and a time of the last years. The name is
+that of a call's function, or of a thread of libvirt's own.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 from uuid import UUID
@@ -17,8 +16,9 @@ from virtrace.snapshot.model import AGENT_JOB, Domain, Job
 from virtrace.snapshot.peek import WORD, Peek, is_pointer
 from virtrace.trace.jobs import AGENT_JOBS, ASYNC_JOBS, JOBS
 
-_API = re.compile(r"[A-Za-z_]\w{2,80}")
 _LONGEST_NAME = 255
+# A thread can be named after a domain.
+_LONGEST_OWNER = _LONGEST_NAME + 10
 # Words of the object in which to look.
 _OBJECT_WORDS = 50
 # Behind the object's own header: GObject, mutex, condition.
@@ -118,8 +118,8 @@ def _jobs(peek: Peek, address: int, tids: Collection[int], now: float) -> tuple[
             return None
         owner, pointer, started = words
         since = started / 1000
-        api = peek.text(pointer, 80) if pointer else None
-        is_named = api is not None and _API.fullmatch(api) is not None
+        api = peek.text(pointer, _LONGEST_OWNER) if pointer else None
+        is_named = api is not None and api.isprintable()
         is_recent = now - _LONGEST_JOB < since <= now + 1
         if number == 0:
             if owner or pointer or started:

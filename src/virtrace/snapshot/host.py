@@ -193,8 +193,14 @@ def _files_of(pid: int) -> Iterator[str]:
 
 
 def file_of(pid: int, descriptor: int) -> str | None:
+    """Return the file behind a descriptor, by its path as the process sees it."""
     with suppress(OSError):
-        return os.readlink(f"/proc/{pid}/fd/{descriptor}")
+        file = os.readlink(f"/proc/{pid}/fd/{descriptor}")
+        if not file.startswith("/"):
+            return file
+        # The path from here; that of its root is a part of it where it is in a chroot.
+        root = os.readlink(f"/proc/{pid}/root").rstrip("/")
+        return file[len(root) :] if file.startswith(f"{root}/") else file
     return None
 
 

@@ -213,7 +213,7 @@ class _Host:
         return [*host.holders_of(self.pid, files)]
 
     def peer_of(self, file: str) -> str | None:
-        return sockets.peer_of(file)
+        return sockets.peer_of(file, self.pid)
 
     def neighbours(self) -> Sequence[Neighbour]:
         return [*host.neighbours(self.pid)]

@@ -18,8 +18,8 @@ from virtrace.trace.format import Json, Record
 _OTHERS = Context()
 # The kind of a name, by what a request is about.
 _SUBJECTS = {"domain": "domain", "storage pool": "pool", "network": "text"}
-# libvirt calls the event loop of a domain so; the kernel cuts names of threads after 15 bytes.
-_OF_DOMAIN = "vm-"
+# What libvirt calls a thread of a domain; the kernel cuts names of threads after 15 bytes.
+_OF_DOMAIN = re.compile(r"(vm-|init-)(.*)", re.S)
 _LONGEST_NAME = 15
 # What QEMU calls its threads (qemu_thread_create).
 _OF_QEMU = re.compile(
@@ -79,7 +79,7 @@ class SnapshotRedactor(RecordRedactor):
                         "name": self._quotable("domain"),
                         "uuid": self._of_kind("uuid"),
                         "jobs": lambda jobs: (
-                            self._records({"api": self._code})(jobs)
+                            self._records({"api": self._owner})(jobs)
                             if isinstance(jobs, list)
                             else self._value(jobs)
                         ),
@@ -130,6 +130,11 @@ class SnapshotRedactor(RecordRedactor):
 
     def _code(self, name: Json) -> str:
         return self.texts.text(name, "api", OF_C)
+
+    def _owner(self, name: Json) -> str:
+        """Who took a job: a function, or a thread."""
+        redacted = self._code(name) if name.isidentifier() else self._thread_name(name)
+        return self._quote(name, redacted)
 
     def _by_type(self, numbers: Json) -> Record:
         return {self.texts.key(name, OF_C): number for name, number in numbers.items()}
@@ -190,12 +195,13 @@ class SnapshotRedactor(RecordRedactor):
     def _thread_name(self, name: Json) -> str:
         if words.is_name(name):
             return str(name)
-        if not name.startswith(_OF_DOMAIN):
+        of_domain = _OF_DOMAIN.fullmatch(name)
+        if of_domain is None:
             return self.texts.unknown(name, _OTHERS)
-        raw = name[len(_OF_DOMAIN) :]
+        kind, raw = of_domain.groups()
         is_cut = len(name.encode("utf-8", "replace")) >= _LONGEST_NAME
         whole = (one for one in self._domains if one == raw or (is_cut and one.startswith(raw)))
-        return _OF_DOMAIN + self.texts.names.add("domain", next(whole, raw))
+        return kind + self.texts.names.add("domain", next(whole, raw))
 
     @property
     def _of_qemu(self) -> dict[str, Redact]:
