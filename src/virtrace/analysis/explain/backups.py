@@ -182,8 +182,8 @@ class _Reader(AskingReader[BackupCase]):
         return [case for case in cases if case not in ends]
 
 
-def _reader(_: Traced) -> _Reader:
-    return _Reader(BackupCase, _APIS, (_COMPLETED, _CANCELLED, _SHUTDOWN))
+def _reader(traced: Traced) -> _Reader:
+    return _Reader(traced, BackupCase, _APIS, (_COMPLETED, _CANCELLED, _SHUTDOWN))
 
 
 _CAUSES: Catalogue[BackupCase] = Catalogue(Path(__file__).with_name("backups.yaml"))

@@ -17,12 +17,13 @@ from virtrace.analysis.explain.messages import (
     quoted_errors,
     told,
 )
-from virtrace.analysis.explain.model import Catalogue, Fact, Nanoseconds, Node
+from virtrace.analysis.explain.model import Catalogue, Fact, Nanoseconds, Node, Traced
+from virtrace.analysis.explain.refusals import Refusal
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.quoted import Evidence
 from virtrace.analysis.spans import Call, Point
 from virtrace.trace import roles
-from virtrace.trace.format import Event, Json
+from virtrace.trace.format import Event, FailureRecord, Json
 
 # Commands that change nothing.
 _ASKING = ("query-", "qom-list", "qom-get", "device-list-properties")
@@ -96,12 +97,6 @@ def refusal(call: Call) -> list[Evidence] | None:
     return [*said_by_qemu, *quoted_errors(call)]
 
 
-def refused_with(texts: Sequence[str], call: Call, error: str | None) -> list[Evidence] | None:
-    """Return the same if the message has one of these texts."""
-    has = error is not None and any(text in error for text in texts)
-    return refusal(call) if has else None
-
-
 def of_event(event: Event | None) -> list[Evidence]:
     """Return an event of QEMU as evidence; nothing if there is none."""
     return [] if event is None else [Evidence(f"QEMU: {event_name(event)}", None, event.seq)]
@@ -112,11 +107,13 @@ class AskingCase(model.Case):
     """One call in which libvirt asks QEMU for something, and what QEMU said of it later.
 
     events: those of QEMU that can be about it, in order of time. end_ns: of the trace.
+    said: by the host, as the call failed.
     """
 
     call: Call
     events: Sequence[Event]
     end_ns: int
+    said: FailureRecord | None
 
     @cached_property
     def error(self) -> str | None:
@@ -153,8 +150,16 @@ class AskingCase(model.Case):
             "domain": self.domain,
             "error": self.error,
             "file": file,
-            "what": file or "a file",
+            **self.refusal.names(file or "a file"),
         }
+
+    @property
+    def refusal(self) -> Refusal:
+        return Refusal(self.said, self.error)
+
+    @property
+    def note(self) -> str | None:
+        return self.refusal.note if self.call.failed else None
 
     @property
     def numbers(self) -> Mapping[str, int | None]:
@@ -167,7 +172,7 @@ class AskingCase(model.Case):
 
     @property
     def facts(self) -> Sequence[Fact]:
-        return [*command_facts(self.call)]
+        return [*command_facts(self.call), *self.refusal.facts]
 
     @property
     def calls(self) -> Sequence[int | None]:
@@ -184,7 +189,8 @@ class AskingReader(Generic[A]):
     apis: the calls. names: of events.
     """
 
-    case: Callable[[Call, Sequence[Event], int], A]
+    traced: Traced
+    case: Callable[[Call, Sequence[Event], int, FailureRecord | None], A]
     apis: Collection[str]
     names: Collection[str]
     _calls: list[Call] = field(default_factory=list)
@@ -208,7 +214,8 @@ class AskingReader(Generic[A]):
 
     def finish(self, end_ns: int) -> Sequence[A]:
         events = sorted(self._events, key=lambda each: (each.t_ns, each.seq))
-        return [self.case(call, events, end_ns) for call in self._calls]
+        said = self.traced.failure
+        return [self.case(call, events, end_ns, said(call)) for call in self._calls]
 
 
 def register_failures(causes: Catalogue[A], messages: Mapping[str, Sequence[str]]) -> None:
@@ -217,10 +224,15 @@ def register_failures(causes: Catalogue[A], messages: Mapping[str, Sequence[str]
     messages: texts by cause; the message has to have one of them.
     """
 
-    def said(texts: Sequence[str]) -> Callable[[A], list[Evidence] | None]:
-        return lambda case: refused_with(texts, case.call, case.error)
+    def condition(texts: Sequence[str]) -> Callable[[A], list[Evidence] | None]:
+        def refused(case: A) -> list[Evidence] | None:
+            has = case.error is not None and any(text in case.error for text in texts)
+            said = refusal(case.call) if has else None
+            return None if said is None else [*said, *case.refusal.evidence]
+
+        return refused
 
     for name, texts in {**messages, "error": [""]}.items():
-        causes.condition(name)(said(texts))
+        causes.condition(name)(condition(texts))
     causes.condition("incomplete")(lambda case: no_return(case.call))
     causes.condition("unknown")(lambda case: refusal(case.call) or [])

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from virtrace.analysis.explain import model
 from virtrace.analysis.explain.commands import (
+    AskingCase,
+    AskingReader,
     arguments_of,
-    command_facts,
-    commands_of,
     data_of,
     event_name,
     monitor_of,
-    refusal,
-    refused_with,
+    of_event,
+    register_failures,
 )
-from virtrace.analysis.explain.messages import UNSEEN, brief, errors_of, no_return, path_in, told
-from virtrace.analysis.explain.model import Catalogue, Explainer, Fact, Nanoseconds, Node, Traced
-from virtrace.analysis.explain.refusals import Refusal
-from virtrace.analysis.qmp import Exchange
+from virtrace.analysis.explain.messages import UNSEEN
+from virtrace.analysis.explain.model import Catalogue, Explainer, Fact, Nanoseconds, Traced
 from virtrace.analysis.quoted import Evidence
-from virtrace.analysis.spans import Call, Point
+from virtrace.analysis.spans import Call
 from virtrace.markup import parse_xml
-from virtrace.trace import roles
-from virtrace.trace.format import Event, FailureRecord, Json
+from virtrace.trace.format import Event, Json
 
 _ATTACH, _UPDATE, _DETACH = "attached", "changed", "detached"
 _APIS = {
@@ -39,41 +34,14 @@ _APIS = {
 }
 _RELEASED = "DEVICE_DELETED"
 _KEPT = ("DEVICE_UNPLUG_GUEST_ERROR", "MEM_UNPLUG_ERROR")
-# Calls, and events of QEMU, beyond these are not kept.
-_MOST_CALLS = 1000
-_MOST_EVENTS = 10_000
 
 
-@dataclass
-class HotplugCase(model.Case):
-    """One call about a device.
-
-    events: all of QEMU's events about devices, in order of time. end_ns: of the trace.
-    said: by the host, as the call failed.
-    """
-
-    call: Call
-    events: Sequence[Event]
-    end_ns: int
-    said: FailureRecord | None = None
+class HotplugCase(AskingCase):
+    """One call about a device."""
 
     @property
     def kind(self) -> str:
         return _APIS[self.call.root.name]
-
-    @cached_property
-    def error(self) -> str | None:
-        """The message that the client got."""
-        return brief(told(self.call, errors_of(self.call)))
-
-    @cached_property
-    def commands(self) -> list[Exchange]:
-        return commands_of(self.call)
-
-    def command(self, name: str) -> Exchange | None:
-        """Return the last command of this name that QEMU did not refuse."""
-        found = [each for each in self.commands if each.command == name and not each.failed]
-        return found[-1] if found else None
 
     def event(self, *names: str) -> Event | None:
         """Return QEMU's first such event about the device that it was asked to remove."""
@@ -105,56 +73,30 @@ class HotplugCase(model.Case):
 
     @property
     def subject(self) -> tuple[str, ...]:
-        return str(self.call.root.arguments.get("domain")), _device(self.call)
+        return self.domain, _device(self.call)
 
     @property
     def names(self) -> Mapping[str, Json]:
-        domain, device = self.subject
-        what = path_in(self.error) or "a file"
-        return {
-            "domain": domain,
-            "device": device,
-            "kind": self.kind,
-            "error": self.error or UNSEEN,
-            "file": path_in(self.error),
-            "what": what,
-            **self.refusal.names(what),
-        }
-
-    @property
-    def refusal(self) -> Refusal:
-        return Refusal(self.said, self.error)
-
-    @property
-    def note(self) -> str | None:
-        return self.refusal.note if self.call.failed else None
+        _, device = self.subject
+        error = self.error or UNSEEN
+        return {**super().names, "device": device, "kind": self.kind, "error": error}
 
     @property
     def numbers(self) -> Mapping[str, int | None]:
-        asked, ns = self.command("device_del"), self.call.root.duration_ns
+        asked = self.command("device_del")
         until = self.released.t_ns if self.released else self.end_ns
-        return {
-            "duration": None if ns is None else Nanoseconds(ns),
-            "since": None if asked is None else Nanoseconds(max(until - asked.send.t_ns, 0)),
-        }
-
-    @property
-    def key(self) -> object:
-        return self.call.id
+        since = None if asked is None else Nanoseconds(max(until - asked.send.t_ns, 0))
+        return {**super().numbers, "since": since}
 
     @property
     def facts(self) -> Sequence[Fact]:
-        shown = [*command_facts(self.call)]
+        shown = [*super().facts]
         asked = self.command("device_del")
         for event in (self.event(*_KEPT), self.released):
             if event is not None and asked is not None:
                 ns = Nanoseconds(event.t_ns - asked.send.t_ns)
                 shown.append(Fact(f"QEMU: {event_name(event)}", ns, "after device_del", event.seq))
-        return [*shown, *self.refusal.facts]
-
-    @property
-    def calls(self) -> Sequence[int | None]:
-        return [self.call.id]
+        return shown
 
 
 def _device(call: Call) -> str:
@@ -174,38 +116,13 @@ def _device(call: Call) -> str:
     return device.tag
 
 
-@dataclass
-class _Reader:
-    """A guest can let go of a device after the call."""
-
-    _traced: Traced
-    _calls: list[Call] = field(default_factory=list)
-    _events: list[Event] = field(default_factory=list)
-
-    def take(self, node: Node) -> Sequence[HotplugCase]:
-        if isinstance(node, Call):
-            for each in node.nodes():
-                if isinstance(each, Point):
-                    self._happened(each.event)
-            if node.root.name in _APIS and len(self._calls) < _MOST_CALLS:
-                self._calls.append(node)
-        elif isinstance(node, Point):
-            self._happened(node.event)
-        return ()
-
-    def _happened(self, event: Event) -> None:
-        kept = event.role == roles.QMP_EVENT and event_name(event) in (_RELEASED, *_KEPT)
-        if kept and len(self._events) < _MOST_EVENTS:
-            self._events.append(event)
-
-    def finish(self, end_ns: int) -> Iterator[HotplugCase]:
-        events = sorted(self._events, key=lambda each: (each.t_ns, each.seq))
-        said = self._traced.failure
-        return (HotplugCase(call, events, end_ns, said(call)) for call in self._calls)
+def _reader(traced: Traced) -> AskingReader[HotplugCase]:
+    # A guest can let go of a device after the call.
+    return AskingReader(traced, HotplugCase, _APIS, (_RELEASED, *_KEPT))
 
 
 _CAUSES: Catalogue[HotplugCase] = Catalogue(Path(__file__).with_name("hotplugs.yaml"))
-EXPLAINER = Explainer("hotplugs", frozenset(_APIS), _CAUSES, _Reader)
+EXPLAINER = Explainer("hotplugs", frozenset(_APIS), _CAUSES, _reader)
 # What the message of libvirt, QEMU or the kernel has, by cause; one text has to be there.
 _MESSAGES = {
     "taken": ("duplicated for disk sources", "already exists", "Duplicate "),
@@ -220,54 +137,32 @@ _MESSAGES = {
     ),
     "asked-before": ("in the process of unplug",),
     "not-running": ("is not running",),
-    "error": ("",),
 }
 
 
-def _register(name: str, texts: tuple[str, ...]) -> None:
-    @_CAUSES.condition(name)
-    def condition(case: HotplugCase) -> list[Evidence] | None:
-        said = refused_with(texts, case.call, case.error)
-        return None if said is None else [*said, *case.refusal.evidence]
-
-
-for _name, _texts in _MESSAGES.items():
-    _register(_name, _texts)
-
-
-@_CAUSES.condition("incomplete")
-def _incomplete(case: HotplugCase) -> list[Evidence] | None:
-    return no_return(case.call)
-
-
-def _succeeded(case: HotplugCase) -> bool:
-    return case.call.root.returned is not None and not case.call.failed
-
-
-def _of_event(event: Event | None) -> list[Evidence]:
-    return [] if event is None else [Evidence(f"QEMU: {event_name(event)}", None, event.seq)]
+register_failures(_CAUSES, _MESSAGES)
 
 
 @_CAUSES.condition("released")
 def _released(case: HotplugCase) -> list[Evidence] | None:
-    return _of_event(case.released) if case.released and not case.is_late else None
+    return of_event(case.released) if case.released and not case.is_late else None
 
 
 @_CAUSES.condition("released-late")
 def _released_late(case: HotplugCase) -> list[Evidence] | None:
-    return _of_event(case.released) if case.is_late else None
+    return of_event(case.released) if case.is_late else None
 
 
 @_CAUSES.condition("kept")
 def _kept(case: HotplugCase) -> list[Evidence] | None:
     kept = case.event(*_KEPT)
-    return _of_event(kept) if kept and not case.released else None
+    return of_event(kept) if kept and not case.released else None
 
 
 @_CAUSES.condition("unanswered")
 def _unanswered(case: HotplugCase) -> list[Evidence] | None:
     asked = case.command("device_del")
-    if asked is None or case.released or not _succeeded(case):
+    if asked is None or case.released or not case.succeeded:
         return None
     return [Evidence("QEMU was asked to remove it: device_del", None, asked.send.seq)]
 
@@ -275,7 +170,7 @@ def _unanswered(case: HotplugCase) -> list[Evidence] | None:
 @_CAUSES.condition("attached")
 def _attached(case: HotplugCase) -> list[Evidence] | None:
     added = case.command("device_add")
-    if added is None or not _succeeded(case):
+    if added is None or not case.succeeded:
         return None
     return [Evidence("QEMU took the device: device_add", None, added.send.seq)]
 
@@ -283,14 +178,9 @@ def _attached(case: HotplugCase) -> list[Evidence] | None:
 @_CAUSES.condition("changed")
 def _changed(case: HotplugCase) -> list[Evidence] | None:
     moved = case.command("device_add") or case.command("device_del")
-    return [] if _succeeded(case) and case.commands and not moved else None
+    return [] if case.succeeded and case.commands and not moved else None
 
 
 @_CAUSES.condition("not-asked")
 def _not_asked(case: HotplugCase) -> list[Evidence] | None:
-    return [] if _succeeded(case) and not case.commands else None
-
-
-@_CAUSES.condition("unknown")
-def _unknown(case: HotplugCase) -> list[Evidence]:
-    return refusal(case.call) or []
+    return [] if case.succeeded and not case.commands else None

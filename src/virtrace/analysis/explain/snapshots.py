@@ -139,8 +139,8 @@ class SnapshotCase(AskingCase):
         return shown
 
 
-def _reader(_: Traced) -> AskingReader[SnapshotCase]:
-    return AskingReader(SnapshotCase, _APIS, (_STOP, _RESUME))
+def _reader(traced: Traced) -> AskingReader[SnapshotCase]:
+    return AskingReader(traced, SnapshotCase, _APIS, (_STOP, _RESUME))
 
 
 _CAUSES: Catalogue[SnapshotCase] = Catalogue(Path(__file__).with_name("snapshots.yaml"))
