@@ -1,7 +1,9 @@
 """Offline work on traces of 10^3 to 10^6 events: time and memory of each command, and a plot.
 
 Time is of the processor. Memory is the peak of the process itself (VmHWM), as the kernel counts
-it. `screen` is when the first screen of output was there, by the clock on the wall.
+it. `screen` is when the first screen of output was there, by the clock on the wall. `json` is how
+many times as long it took as to parse each line of the trace alone, right before: that does not
+depend on how busy the machine is.
 
 The longest is left out without --most 1000000: with it, all took 20 minutes on two busy processors.
 """
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import json
 import os
 import shutil
 import subprocess
@@ -24,6 +27,7 @@ import matplotlib
 
 from bench.results import FOLDER, save
 from tests.support import large
+from tests.support.paths import DATA
 
 matplotlib.use("svg")
 from matplotlib import pyplot
@@ -40,10 +44,26 @@ PEAK = (
 )
 
 
-def commands(trace: Path, packed: Path, folder: Path) -> Iterator[tuple[str, list[str]]]:
+# Traces of statistics have most to explain: several explainers read each call.
+STATISTICS = DATA / "readers" / "domstats.jsonl"
+
+
+def parsed(trace: Path) -> float:
+    """Seconds of the processor to parse each line."""
+    began = time.process_time()
+    with trace.open("rb") as lines:
+        for line in lines:
+            json.loads(line)
+    return time.process_time() - began
+
+
+def commands(
+    trace: Path, packed: Path, statistics: Path, folder: Path
+) -> Iterator[tuple[str, list[str]]]:
     yield "show", ["show", str(trace)]
     yield "show .gz", ["show", str(packed)]
     yield "explain", ["explain", str(trace)]
+    yield "explain domstats", ["explain", str(statistics)]
     yield "diff", ["diff", str(trace), str(packed)]
     yield "export csv", ["export", "--to", "csv", "-o", str(folder / "out"), str(trace)]
     yield "export perfetto", ["export", "--to", "perfetto", "-o", str(folder / "out"), str(trace)]
@@ -84,7 +104,8 @@ def main() -> int:
     most = parser.parse_args().most
     found: dict[str, dict[int, dict[str, Any]]] = {}
     FOLDER.mkdir(parents=True, exist_ok=True)
-    print(f"{'command':<16} {'events':>9} {'cpu s':>8} {'screen s':>8} {'peak MiB':>8} {'load':>6}")
+    heads = f"{'cpu s':>8} {'screen s':>8} {'peak MiB':>8} {'json':>6} {'load':>6}"
+    print(f"{'command':<16} {'events':>9} {heads}")
     for size in SIZES:
         if size > most:
             break
@@ -94,12 +115,15 @@ def main() -> int:
             packed = folder / "trace.jsonl.gz"
             with trace.open("rb") as plain, gzip.open(packed, "wb", 6) as small:
                 shutil.copyfileobj(plain, small)
-            for what, words in commands(trace, packed, folder):
+            statistics = large.write(folder / "statistics.jsonl", size, STATISTICS)
+            for what, words in commands(trace, packed, statistics, folder):
+                alone = parsed(statistics if str(statistics) in words else trace)
                 figures = measured(words)
+                figures["json"] = round(figures["cpu_s"] / max(alone, 0.001), 1)
                 found.setdefault(what, {})[size] = figures
                 print(
                     f"{what:<16} {size:>9,} {figures['cpu_s']:>8.2f} {figures['screen_s']:>8.2f} "
-                    f"{figures['peak_mib']:>8} {figures['load']:>6}",
+                    f"{figures['peak_mib']:>8} {figures['json']:>6} {figures['load']:>6}",
                     flush=True,
                 )
                 for left in folder.glob("out*"):

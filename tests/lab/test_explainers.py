@@ -18,6 +18,7 @@ import pytest
 from tests.lab.test_catalogue import recording, until
 from tests.lab.tracing import as_measured, whole_trace
 from tests.support.command import SECONDS, VIRTRACE, virtrace
+from tests.support.documented import answers, documented
 from tests.support.stages import staged
 from virtrace.lab import processes
 from virtrace.lab.daemon import Lab
@@ -429,11 +430,13 @@ def test_what_memory_numbers_are(stock_lab: Lab, engine: str, tmp_path: Path) ->
         statistics, told, _ = explained(
             stock_lab, engine, "domstats", tmp_path / "s.jsonl", "domstats --balloon"
         )
+    cases = [case for case in cases if case["explainer"] == "memory"]
     assert [(case["subject"], first(case)) for case in cases] == [
         (["vm2"], "nothing-reported"),
         (["vm1"], "no-balloon"),
         (["vm2"], "all-given"),
     ]
+    assert documented("memory.md") <= answers(cases)
     assert "actual 65536\n" in printed
     for case in (cases[0], cases[2]):
         assert case["facts"][0]["value"] == 65536 * 1024

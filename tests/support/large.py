@@ -24,9 +24,9 @@ _ID = re.compile("libvirt-([0-9]+)")
 _READS = re.compile(r'(rd_operations\\?": ?|"rd_req":)1\b')
 
 
-def write(path: Path, events: int) -> Path:
+def write(path: Path, events: int, source: Path = SOURCE) -> Path:
     """At least so many events, in whole calls, with header and footer."""
-    header, *recorded, last = SOURCE.read_text().splitlines(keepends=True)
+    header, *recorded, last = source.read_text().splitlines(keepends=True)
     first, footer = json.loads(recorded[0]), json.loads(last)
     took = json.loads(recorded[-1])["t_ns"] - first["t_ns"]
     call = "".join(map(_template, recorded))

@@ -437,3 +437,41 @@ class TestRecords:
     def test_what_is_none(self, count: int, changed: dict[str, bytes], why: str) -> None:
         with pytest.raises(Unavailable, match=why):
             self.run(count, **changed)
+
+
+class TestArrays:
+    """`array(first, count)`: structs one after the other."""
+
+    STATS = LIBVIRT.type_named("virNodeMemoryStats *")
+
+    def run(self, count: int, at: int = 0x1000) -> Any:
+        rows = [(b"total", 24), (b"free", 7)]
+        raw = b"".join(struct.pack("<80sQ", name, value) for name, value in rows)
+        types = {"params": self.STATS, "nparams": Pointer(lambda: INT)}
+        memory = Pages({0x1000: raw, 0x2000: struct.pack("<i", count)})
+        values = {"params": at, "nparams": 0x2000}
+        return Capture(parse_path("array(params, nparams)"), types).run(memory, values.__getitem__)
+
+    def test_each_is_an_object_and_an_array_of_characters_is_a_text(self) -> None:
+        both = [{"field": "total", "value": 24}, {"field": "free", "value": 7}]
+        assert self.run(2) == both
+        assert self.run(1) == both[:1]
+        assert self.run(0) == []
+
+    @pytest.mark.parametrize(
+        ("count", "at", "why"),
+        [
+            (-1, 0x1000, "-1 elements are not read, at most 23"),
+            (24, 0x1000, "24 elements are not read"),
+            (3, 0x1000, "cannot read memory"),
+            (2, 0, "NULL pointer"),
+        ],
+    )
+    def test_what_is_none(self, count: int, at: int, why: str) -> None:
+        with pytest.raises(Unavailable, match=why):
+            self.run(count, at)
+
+    def test_of_what_is_no_struct(self) -> None:
+        for ctype in (INT, Pointer(lambda: INT)):
+            with pytest.raises(Unavailable):
+                Capture(parse_path("array(params, n)"), {"params": ctype, "n": INT})

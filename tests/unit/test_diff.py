@@ -899,3 +899,21 @@ def test_of_two_clocks_the_dates_tell_which_trace_is_later() -> None:
     assert not compare(a, b).equal, "it fell"
     a.header["started"] = "2026-01-03T00:00:00+00:00"
     assert compare(a, b).equal
+
+
+def test_answers_with_another_cause_come_first(tmp_path: Path) -> None:
+    """Of every explainer: here, of an interface whose counters libvirt swaps, or not."""
+    a = DATA / "numbers" / "cgroup-9.0.0.jsonl"
+    b = tmp_path / "b.jsonl"
+    b.write_text(a.read_text().replace('"swapped":true', '"swapped":false'))
+    done = virtrace("diff", a, b)
+    assert (done.returncode, done.stderr) == (1, "")
+    first = " ".join(done.stdout.split())
+    assert first.startswith("pv ptap1: in A: The counters are those of the host's device ptap1 as ")
+    assert "pv ptap1: in B: The counters are those of the host's device ptap1 as the host " in first
+    document = json.loads(virtrace("diff", "--json", a, b).stdout)
+    [apart] = document["answers"]
+    assert (apart["explainer"], apart["subject"]) == ("network", ["pv", "ptap1"])
+    assert [apart[side]["causes"] for side in ("a", "b")] == [["guest-view"], ["host-view"]]
+    same = virtrace("diff", a, a)
+    assert (same.returncode, same.stdout.partition("\n")[0][:6]) == (0, "Equal:")

@@ -13,6 +13,8 @@ import pytest
 
 from tests.support import samples
 from tests.support.command import virtrace
+from tests.support.documented import answers as real_answers
+from tests.support.documented import documented
 from tests.support.paths import DATA, DOCS
 from virtrace.analysis.explain.model import Explainer
 from virtrace.analysis.explain.registry import EXPLAINERS
@@ -515,3 +517,28 @@ def test_hostile_events_of_a_guest() -> None:
     for values in ({}, {"domain": 7, "type": 5}, {"domain": "vm1", "type": [], "detail": {}}):
         guest.recorder.add("point", "guest.lifecycle", values=values, tid=5)
     assert {name for name, _ in guest.answers()} == {"unknown"}
+
+
+def test_answers_of_the_pages_are_those_of_recorded_traces() -> None:
+    disks = documented("disk-numbers.md")
+    assert len(disks) == 2
+    assert disks <= real_answers(cases_of(DATA / "sample-blockinfo.jsonl")) | real_answers(
+        cases_of(OLD / "domstats.jsonl.gz")
+    )
+    [slow] = documented("slow.md")
+    assert {slow} <= real_answers(cases_of(OLD / "job-lock.jsonl"))
+
+
+def test_numbers_of_a_system_daemon() -> None:
+    """With a cgroup, a bridge and an interface without a device."""
+    found = cases_of(DATA / "numbers" / "cgroup-9.0.0.jsonl")
+    said = {(each["explainer"], each["causes"][0]["name"]): each for each in found}
+    assert {*said} == {
+        *(("cpu", "of-cgroup"), ("cpu", "no-per-cpu"), ("memory", "all-given")),
+        *(("cpu", "of-process"), ("network", "no-device"), ("network", "guest-view")),
+    }
+    file = "/sys/fs/cgroup/unified/machine/qemu-1-pv.libvirt-qemu/cpu.stat"
+    for fact in said["cpu", "of-cgroup"]["facts"]:
+        assert fact["meaning"].endswith(f", from {file}")
+    [fact] = said["cpu", "of-process"]["facts"]
+    assert re.search(r", from /proc/[0-9]+/stat$", fact["meaning"])

@@ -19,6 +19,7 @@ ALLOWED = {
     "errors": set(),
     "markup": set(),
     "resources": set(),
+    "wording": set(),
     "printing": {"errors"},
     "detached": set(),
     "confined": {"detached", "errors"},
@@ -28,17 +29,27 @@ ALLOWED = {
     "binary": {"resources", "errors", "confined", "files", "recipe"},
     "image": {"errors", "confined", "files", "binary"},
     "targets": {"resources", "errors", "files", "markup", "recipe", "trace", "binary", "image"},
-    "snapshot": {"resources", "errors", "files", "markup", "trace", "binary", "image", "targets"},
+    "snapshot": {
+        "resources",
+        "wording",
+        "errors",
+        "files",
+        "markup",
+        "trace",
+        "binary",
+        "image",
+        "targets",
+    },
     "guard": {"detached", "errors", "files", "binary", "image"},
     "plan": {"errors", "recipe", "trace", "binary", "image", "targets"},
     "engine": {"errors", "recipe", "trace", "binary", "image", "plan"},
-    "analysis": {"resources", "errors", "markup", "trace"},
-    "report": {"resources", "errors", "printing", "trace", "analysis", "snapshot"},
+    "analysis": {"resources", "wording", "errors", "markup", "trace"},
+    "report": {"resources", "wording", "errors", "printing", "trace", "analysis", "snapshot"},
     "host": {"errors", "detached", "files", "markup", "trace", "image", "analysis"},
     "bundle": {
         "resources",
         *("errors", "markup", "recipe", "trace", "targets", "snapshot", "analysis", "report"),
-        "host",
+        *("host", "wording"),
     },
     "lab": {"errors"},
     "record": {
@@ -52,13 +63,14 @@ ALLOWED = {
     "inferior": {
         *("errors", "printing", "files", "recipe", "trace", "binary", "image", "targets"),
         *("engine", "plan", "guard", "detached", "analysis", "report", "record", "snapshot"),
+        "wording",
     },
     "checks": {"errors", "recipe", "trace", "binary", "image", "targets", "record", "engines"},
     # It reaches inferior only by starting GDB.
     "cli": {
         *("errors", "printing", "files", "recipe", "trace", "binary", "image", "targets"),
         *("engine", "plan", "guard", "analysis", "report", "host", "bundle", "confined", "lab"),
-        *("record", "engines", "checks", "snapshot"),
+        *("record", "engines", "checks", "snapshot", "wording"),
     },
 }
 

@@ -18,8 +18,9 @@ import pytest
 
 from tests.support import pages, samples
 from tests.support.command import virtrace
-from tests.support.paths import DOCS
+from tests.support.paths import DATA, DOCS
 from virtrace.analysis.spans import CallBuilder
+from virtrace.report import html
 from virtrace.report.highlight import Style, safe
 from virtrace.trace.format import unavailable
 from virtrace.trace.reader import read_trace
@@ -143,15 +144,36 @@ def test_answers_errors_and_sections(sample: Page, tmp_path: Path) -> None:
     assert {"calls", "time", "chain", "summary", "qmp", "trace", "origins"} <= set(ids)
     assert "errors" not in ids
     assert len(sample.of_class("call")) == 4
-    first = sample.texts["summary"][0]
+    first = of_calls(sample)[0]
     for told in ("virDomainGetBlockInfo(vm1, vda)", "1073741824", "196.000 KiB", "192.016 KiB"):
         assert told in first
     trace = samples.write(tmp_path / "t.jsonl", samples.records(error="no such disk"))
     failed = Page(pages.page_of(trace))
     assert "errors" in failed.all("id")
-    assert "error 8: no such disk" in failed.texts["summary"][0]
+    assert "error 8: no such disk" in of_calls(failed)[0]
     # The zeros of a call that failed are no answer.
-    assert "capacity" not in failed.texts["summary"][0]
+    assert "capacity" not in of_calls(failed)[0]
+
+
+def of_calls(page: Page) -> list[str]:
+    """The lines of the calls, which begin with their time."""
+    return [text for text in page.texts["summary"] if re.match(r"\+[0-9.]+ s", text)]
+
+
+def test_the_answers_come_first(tmp_path: Path) -> None:
+    """Of every explainer, and with each call."""
+    for file, explained in (
+        (pages.SAMPLE, "vm1 vdb Allocation is 0 bytes because, according to QEMU"),
+        (DATA / "version1" / "pool-refresh.jsonl", "pool The refresh found 3 volumes in 26.1 ms."),
+        (DATA / "version1" / "monitor-stall.jsonl", "vm1 QEMU had not answered"),
+        (DATA / "version1" / "errors.jsonl", "error 38 (system error) A file does not exist"),
+    ):
+        trace = read_trace(file)
+        page = Page(html.page(trace, list(CallBuilder().everything(trace.events))))
+        sections = [values["id"] for tag, values in page.elements if tag == "section"]
+        assert sections[0] == "answers"
+        answers = page.texts["section"][0]
+        assert explained in " ".join(answers.split()), answers
 
 
 def test_source_lines_are_a_list_with_what_changed(lines: Page) -> None:
@@ -178,8 +200,8 @@ def test_an_answer_that_contradicts_qemu_is_red(tmp_path: Path) -> None:
     for line in exits[:2]:
         line["values"]["info"]["capacity"] += 1
     page = Page(pages.page_of(samples.write(tmp_path / "t.jsonl", lines)))
-    # In the list of calls, and in the summary of its disk.
-    assert ["red" in values["class"] for values in page.of_class("meaning")].count(True) == 2
+    # In the answers, in the list of calls, and in the summary of its disk.
+    assert ["red" in values["class"] for values in page.of_class("meaning")].count(True) == 3
 
 
 def test_the_header_with_every_probe(sample: Page) -> None:

@@ -19,6 +19,7 @@ from virtrace.recipe.path import (
     Backtrace,
     Caller,
     Deref,
+    Elements,
     Form,
     Format,
     Member,
@@ -463,6 +464,7 @@ def test_a_name_that_is_not_shipped(name: str, hint: str) -> None:
         ("format(return, info)", Format(Returned(), Argument("info"))),
         ("typed(ps, n)", TypedParams(Argument("ps"), Argument("n"))),
         ("records(rs, n)", Records(Argument("rs"), Argument("n"))),
+        ("array(a, n)", Elements(Deref(Argument("a")), Argument("n"))),
         (
             "typed(return->ps, return->a.n)",
             TypedParams(Member(Returned(), "ps"), Member(Member(Returned(), "a"), "n")),

@@ -74,7 +74,7 @@ def joined(*tokens: str) -> st.SearchStrategy[str]:
 
 PATHS = joined(
     *("a", "b", "text", "->", ".", "*", " ", "return", "caller()", ", ", ")", "é"),
-    *("format(", "typed(", "records(", "backtrace("),
+    *("format(", "typed(", "records(", "array(", "backtrace("),
 )
 PARAMETERS = joined(*("int a", "char *b", "vir", "Ptr ", "const ", "*", " ", ", ", "...", "void"))
 DECLARATIONS = st.builds("{} f({})".format, joined("int", " ", "*", "const "), PARAMETERS)

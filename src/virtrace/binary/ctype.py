@@ -142,7 +142,8 @@ _INTEGERS = {
 def decoder(ctype: CType, offset: int = 0) -> Decode:
     """Return a function that decodes ``ctype`` at ``offset``, in bytes, of little-endian data.
 
-    Pointers are not followed: they become strings, ``"0x.."``, and ``"0x0"`` for NULL.
+    Pointers are not followed: they become strings, ``"0x.."``, and ``"0x0"`` for NULL. An array of
+    char becomes the text in it.
     """
     end = offset + ctype.size
     if isinstance(ctype, Integer):
@@ -158,6 +159,8 @@ def decoder(ctype: CType, offset: int = 0) -> Decode:
     if isinstance(ctype, Text):
         return lambda raw: raw[offset:end].partition(b"\0")[0].decode(errors="backslashreplace")
     if isinstance(ctype, Array):
+        if ctype.element == _CHAR:
+            return lambda raw: _characters(raw[offset:end])
         step = ctype.element.size
         elements = [decoder(ctype.element, offset + i * step) for i in range(ctype.count)]
         return lambda raw: [element(raw) for element in elements]
@@ -168,6 +171,17 @@ def decoder(ctype: CType, offset: int = 0) -> Decode:
         return lambda raw: {name: field(raw) for name, field in fields}
     why = {"unavailable": f"values of {ctype.name} are not decoded"}
     return lambda raw: dict(why)
+
+
+_CHAR = Integer(1, True)
+
+
+def _characters(raw: bytes) -> Any:
+    """Return the text in an array of char."""
+    try:
+        return raw.partition(b"\0")[0].decode("utf-8")
+    except UnicodeDecodeError:
+        return {"unavailable": "the characters are not UTF-8"}
 
 
 def decode(ctype: CType, raw: bytes) -> Any:

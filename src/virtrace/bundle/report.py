@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from virtrace import wording
 from virtrace.analysis import qmp
 from virtrace.analysis.blockinfo import API, NUMBERS
 from virtrace.analysis.explain.disks import DiskCase, of_disks
@@ -198,10 +199,10 @@ def _problem(trace: ReadableTrace, seen: Overview, explained: Explained[Any]) ->
         lines += _and_more(_cases(explained), "case")
         lines += ["", _READ_BY]
     else:
-        calls_of_it = f"{units.count(seen.calls, 'call')} of libvirt's API"
+        calls_of_it = f"{wording.count(seen.calls, 'call')} of libvirt's API"
         lines.append(
             f"The trace has {calls_of_it}, of which {seen.failed or 'none'} failed, and "
-            f"{units.count(seen.apart, 'event')} outside of calls."
+            f"{wording.count(seen.apart, 'event')} outside of calls."
             if seen.calls or seen.apart
             else "Nothing of what the recipe is about happened while it was traced."
         )
@@ -425,12 +426,12 @@ def _about(each: Explanation[Any]) -> str:
 
 def _calls(each: Explanation[Any]) -> str:
     of_api = f" of {_code(API)}" if isinstance(each.case, DiskCase) else ""
-    return f"{units.count(len(each.calls), 'call')}{of_api}"
+    return f"{wording.count(len(each.calls), 'call')}{of_api}"
 
 
 def _and_more(number: int, noun: str) -> Iterator[str]:
     if number > _MOST:
-        yield f"- and {units.count(number - _MOST, noun)} more"
+        yield f"- and {wording.count(number - _MOST, noun)} more"
 
 
 def _known(value: Json) -> str:

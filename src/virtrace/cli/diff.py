@@ -13,7 +13,7 @@ from typing import IO, BinaryIO
 
 from virtrace.analysis.compare.model import Comparison
 from virtrace.analysis.compare.traces import compare_traces
-from virtrace.analysis.explain.disks import EXPLAINER
+from virtrace.analysis.explain.registry import load_causes
 from virtrace.cli.progress import reading_trace
 from virtrace.cli.without_rights import run_in_child
 from virtrace.errors import ANSWER_IS_NO, DONE, IncompleteError, TraceError
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 @contextmanager
 def prepared() -> Iterator[IO[bytes]]:
     """Read what a comparison needs except the traces; provide a file for calls that do not fit."""
-    EXPLAINER.causes.load()
+    load_causes()
     with TemporaryFile(prefix="virtrace-") as spill:
         yield spill
 

@@ -9,13 +9,14 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from virtrace import wording
 from virtrace.cli.arguments import add_daemon
 from virtrace.errors import ANSWER_IS_NO, DONE, NOT_TRACED, UsageError, typed
 from virtrace.files import write_new
 from virtrace.printing import print_lines
 from virtrace.recipe import catalogue
 from virtrace.recipe.loader import dumps, read
-from virtrace.report import text, units
+from virtrace.report import text
 from virtrace.report.highlight import Style, style_for
 from virtrace.report.lines import fold
 from virtrace.report.pieces import attached, not_found_and_needed, words
@@ -102,8 +103,8 @@ def _show(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     recipe = catalogue.find_recipe(args.recipe)
     if args.pid is None and args.process is None and args.against is None:
-        spans = units.count(len({span.name for span in recipe.spans}), "span")
-        points = units.count(len({point.name for point in recipe.points}), "point")
+        spans = wording.count(len({span.name for span in recipe.spans}), "span")
+        points = wording.count(len({point.name for point in recipe.points}), "point")
         more = "with -p PID or --against BINARY: what they find there"
         print(f"{recipe.name} is sound: {spans}, {points}; {more}")
         return DONE

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from virtrace import engines
+from virtrace import engines, wording
 from virtrace.cli.arguments import add_daemon
 from virtrace.engines import AUTO, ENGINES
 from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, NOT_TRACED, UsageError
@@ -178,7 +178,6 @@ def _files(job: Job) -> set[Path]:
 def _add_host_facts(job: Job, failures: Sequence[FailureRecord]) -> None:
     """Add what the host said as calls failed, and, to the last file, what it says of the disks."""
     from virtrace.host.disks import collect
-    from virtrace.report import units
     from virtrace.trace.reader import TraceStream
 
     output = last_file(job.output, job.rotation)
@@ -194,6 +193,6 @@ def _add_host_facts(job: Job, failures: Sequence[FailureRecord]) -> None:
     insert_before_footer(output, made)
     # Where it goes nowhere, the live view has said so.
     with suppress(OutputError):
-        disks = units.count(len(records), "disk")
-        failed = f", and of {units.count(len(failures), 'failed call')}" if failures else ""
+        disks = wording.count(len(records), "disk")
+        failed = f", and of {wording.count(len(failures), 'failed call')}" if failures else ""
         print(f"  host     the trace has the facts of {disks}{failed}", flush=True)

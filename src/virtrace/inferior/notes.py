@@ -28,9 +28,9 @@ from virtrace.recipe import draft, prototype
 from virtrace.recipe import path as c_path
 from virtrace.recipe.draft import Draft
 from virtrace.recipe.prototype import Prototype
-from virtrace.report.units import count
 from virtrace.targets import LIBVIRT
 from virtrace.targets.libvirt import public_api
+from virtrace.wording import count
 
 _NUMBERED = re.compile(r" *(\d+)  (.*)", re.S)
 

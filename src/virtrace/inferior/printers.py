@@ -13,7 +13,8 @@ import gdb
 import gdb.printing
 
 from virtrace.printing import safe
-from virtrace.report.units import count, humanized, quantity
+from virtrace.report.units import humanized, quantity
+from virtrace.wording import count
 
 # Of one disk, and of one domain. GDB itself shows no more than `print elements` children, 200
 # unless set otherwise, and an ellipsis for the rest.

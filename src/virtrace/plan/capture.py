@@ -30,13 +30,14 @@ from virtrace.image.structs import ReadStep, largest, not_null, step_to_member
 from virtrace.plan.walk import ToTarget, Way, ways
 from virtrace.recipe.path import (
     CALLER,
+    COUNTED,
     Backtrace,
     Caller,
+    Elements,
     Format,
     Path,
     Records,
     Stack,
-    TypedParams,
 )
 from virtrace.targets.libvirt.forms import domain_stats, typed_parameters
 from virtrace.trace.format import Json, text_value
@@ -44,6 +45,8 @@ from virtrace.trace.format import Json, text_value
 # Bytes of the registers that arguments and results come in.
 REGISTER = 8
 _NO_TYPE = Opaque("no value")
+# Of an array of structs, what the programs of the kernel have room for.
+_MOST_ELEMENTS, _ARRAY_BYTES = 64, 2048
 _CONVERSION = re.compile(rb"%(?:%|(?:\d+\$)?[-+ #0'*.\dhlLqjzt]*[A-Za-z])")
 
 
@@ -108,11 +111,13 @@ class Capture:
             return lambda _, __, value: ctype.name(value)
         if isinstance(form, Backtrace):
             return self._backtrace()
-        if isinstance(form, (TypedParams, Records)):
-            if not isinstance(ctype, Pointer):
+        if isinstance(form, COUNTED):
+            if not isinstance(ctype, Struct if isinstance(form, Elements) else Pointer):
                 raise Unavailable(f"{self.path.text}: wants a pointer, and how many there are")
             if not isinstance(self.ways[1].ctype, Integer):
                 raise Unavailable(f"{self.path.text}: wants a number, or a pointer to one")
+            if isinstance(ctype, Struct):
+                return self._counted(partial(_elements, ctype))
             return self._counted(domain_stats if isinstance(form, Records) else typed_parameters)
         if isinstance(ctype, Pointer) and ctype.string:
             if self.ways[0].in_memory:
@@ -134,7 +139,7 @@ class Capture:
         return lambda memory, arguments, value: _pending(partial(tid, memory, arguments, value))
 
     def _counted(self, read: Callable[[Memory, int, int], Json]) -> End:
-        if self.ways[0].in_memory:
+        if self.ways[0].in_memory and isinstance(self.ctype, Pointer):
             self._steps.append(_loading(self.ctype.size))
         counting, steps = self.ways[1], _steps(self.ways[1])
         decode = _decoding(counting, steps)
@@ -155,6 +160,19 @@ class Capture:
     def _filled(self, memory: Memory, arguments: Arguments, address: int) -> Json:
         template = read_string(memory, address)
         return _filled(template, memory, arguments(self.arguments[1]))
+
+
+def most_elements(struct: Struct) -> int:
+    """Return how many structs of an array are read at most."""
+    return max(1, min(_MOST_ELEMENTS, _ARRAY_BYTES // max(struct.size, 1)))
+
+
+def _elements(struct: Struct, memory: Memory, address: int, count: int) -> Json:
+    if not 0 <= count <= most_elements(struct):
+        raise Unavailable(f"{count} elements are not read, at most {most_elements(struct)}")
+    value_of = decoder(struct)
+    at = range(address, address + count * struct.size, struct.size)
+    return [value_of(memory.read(each, struct.size)) for each in at]
 
 
 def _require_readable(text: str, way: Way) -> None:

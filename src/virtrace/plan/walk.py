@@ -12,7 +12,7 @@ from typing import Union
 
 from virtrace.binary.ctype import Array, CType, Field, Opaque, Pointer, Struct
 from virtrace.errors import Unavailable
-from virtrace.recipe.path import Path, Records, TypedParams, follow
+from virtrace.recipe.path import COUNTED, Path, follow
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def ways(path: Path, types: Mapping[str, CType]) -> tuple[Way, ...]:
             raise Unavailable(f"there is no argument or variable {name!r} here")
     visitor = _Ways(path.text, types)
     found = [follow(chain, visitor) for chain in path.chains]
-    if isinstance(path.form, (TypedParams, Records)):
+    if isinstance(path.form, COUNTED):
         found[1] = _counting(found[1])
     return tuple(found)
 

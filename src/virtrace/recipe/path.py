@@ -6,6 +6,7 @@
     format(return, info)  a C format string with one %s, and the string that fills it in
     typed(params, nparams)  an array of virTypedParameter, and its length
     records(retStats, return)  an array of pointers to virDomainStatsRecord, and its length
+    array(info, return)   an array of structs, and its length
     stack()               the frames of the thread that is here
     caller()              the name of the exported function that called this one
     backtrace(job->owner)  the frames of the thread with this id
@@ -28,7 +29,7 @@ _CHAIN = re.compile(
     rf"(?P<stars>\*{{,3}})\s{{,9}}(?P<name>[A-Za-z_]\w*)(?P<members>{_MEMBERS})", re.A
 )
 _OF_TWO = re.compile(
-    r"(?P<form>format|typed|records)\(\s*"
+    r"(?P<form>format|typed|records|array)\(\s*"
     rf"(?P<name>[A-Za-z_]\w*)(?P<members>{_MEMBERS})\s*,\s*"
     rf"(?P<other>[A-Za-z_]\w*)(?P<others>{_MEMBERS})\s*\)",
     re.A,
@@ -114,13 +115,25 @@ class Records:
 
 
 @dataclass(frozen=True)
+class Elements:
+    """`array(first, count)`: an array of structs. array: its first element."""
+
+    array: Chain
+    count: Chain
+
+
+# The forms of an array whose length only the process knows.
+COUNTED = (TypedParams, Records, Elements)
+
+
+@dataclass(frozen=True)
 class Backtrace:
     """`backtrace(thread)`: the frames of a thread. thread: its id in the kernel."""
 
     thread: Chain
 
 
-Form = Union[Chain, Caller, Stack, Format, TypedParams, Records, Backtrace]
+Form = Union[Chain, Caller, Stack, Format, TypedParams, Records, Elements, Backtrace]
 
 T = TypeVar("T")
 
@@ -160,7 +173,7 @@ class Path:
             return ()
         if isinstance(form, Format):
             return form.template, form.filler
-        if isinstance(form, (TypedParams, Records)):
+        if isinstance(form, COUNTED):
             return form.array, form.count
         return (form.thread,) if isinstance(form, Backtrace) else (form,)
 
@@ -194,7 +207,8 @@ def parse_path(text: str) -> Path:
         raise ValueError(
             f"{shortened(text)} is not a capture: write a C path such as disk, domain->name, "
             "*info, return, format(return, info), typed(params, nparams), "
-            "records(retStats, return), caller(), stack() or backtrace(job->owner)"
+            "records(retStats, return), array(info, return), caller(), stack() or "
+            "backtrace(job->owner)"
         )
     return Path(text, form)
 
@@ -211,6 +225,8 @@ def _parsed(text: str) -> Form | None:
             return TypedParams(first, second)
         if match["form"] == "records":
             return Records(first, second)
+        if match["form"] == "array":
+            return Elements(Deref(first), second)
         return None if match["members"] or match["others"] else Format(first, second)
     if match := _BACKTRACE.fullmatch(text):
         return Backtrace(_chain(match["name"], match["members"]))

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from virtrace import wording
 from virtrace.analysis.chain import Link
-from virtrace.report import units
 from virtrace.report.drawing import GAP, LINE, MARGIN, Box, Drawing, wrapped
 from virtrace.report.highlight import Style, safe
 
@@ -119,7 +119,7 @@ def _notes(link: Link) -> list[str]:
     if link.failed:
         notes.append(f"{link.failed:,} failed")
     if link.again:
-        notes.append(f"calls itself, {units.count(link.again, 'time')}")
+        notes.append(f"calls itself, {wording.count(link.again, 'time')}")
     return notes
 
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
+from virtrace import wording
 from virtrace.analysis.blockinfo import COUNTERS, NUMBERS
 from virtrace.analysis.compare import values
-from virtrace.analysis.compare.model import Comparison, Hidden, OnlyOnOneSide, Pair
+from virtrace.analysis.compare.model import (
+    AnswersApart,
+    Comparison,
+    Hidden,
+    OnlyOnOneSide,
+    Pair,
+)
 from virtrace.analysis.compare.values import Difference
 from virtrace.analysis.contrast import why
 from virtrace.analysis.explain.disks import DiskCase
@@ -29,6 +36,7 @@ _BRIEF = Style(width=40)
 def difference_lines(found: Comparison, style: Style, *, paths: tuple[str, str]) -> Iterator[str]:
     """Yield the lines. paths: names of the two traces."""
     differing = [pair for pair in found.pairs if not pair.equal]
+    yield from _answers(found.answers, style)
     yield from _verdict(found, differing, style)
     yield ""
     for side, trace, path in (("A", found.a, paths[0]), ("B", found.b, paths[1])):
@@ -42,11 +50,11 @@ def difference_lines(found: Comparison, style: Style, *, paths: tuple[str, str])
         yield from _pair(pair, style)
     if len(differing) > len(shown_):
         yield ""
-        rest = units.count(len(differing) - len(shown_), "more pair") + " of calls differ"
+        rest = wording.count(len(differing) - len(shown_), "more pair") + " of calls differ"
         yield from fold(words(rest, "dim"), style, "  ")
     if found.more:
         yield ""
-        rest = f"{units.count(found.more, 'further pair')} of calls, of which"
+        rest = f"{wording.count(found.more, 'further pair')} of calls, of which"
         told = f"{rest} {found.more_differ or 'none'} differ, are not listed"
         yield from fold(words(told, "yellow"), style, "  ")
     yield ""
@@ -80,16 +88,32 @@ def sentence(pair: Pair) -> str:
     return f"the same answer, but not the same {_kinds(pair)}."
 
 
+def _answers(answers: Sequence[AnswersApart], style: Style) -> Iterator[str]:
+    """Yield what `virtrace explain` answers with otherwise, A before B."""
+    fits = answers if style.full or len(answers) <= _LINES + 1 else answers[:_LINES]
+    for each in fits:
+        for side, one, other in (("A", each.a, each.b), ("B", each.b, each.a)):
+            if one is not None:
+                only = "only " if other is None else ""
+                name: list[Piece] = [(f"{' '.join(one.case.subject)}:", "cyan")]
+                said = words(f"{only}in {side}: {answer(one)}", "bold")
+                yield from fold([*name, *said], style)
+    if len(fits) < len(answers):
+        yield from fold(words(f"and {len(answers) - len(fits):,} more answers", "dim"), style)
+
+
 def _verdict(found: Comparison, differing: list[Pair], style: Style) -> Iterator[str]:
     equal = [pair for pair in found.pairs if pair.equal]
     count = sum(len(pair.calls) for pair in equal)
     if found.equal:
         grew = any(pair.of(values.COUNTER) for pair in equal)
         but = ", but for counters" if grew else ""
-        yield from fold(words(f"Equal: {units.count(count, 'call')} in both{but}.", "bold"), style)
+        yield from fold(
+            words(f"Equal: {wording.count(count, 'call')} in both{but}.", "bold"), style
+        )
         return
     for pair in differing:
-        often = f" ({units.count(len(pair.calls), 'call')})" if len(pair.calls) > 1 else ""
+        often = f" ({wording.count(len(pair.calls), 'call')})" if len(pair.calls) > 1 else ""
         said = words(sentence(pair) + often, "bold")
         yield from fold([*_name(pair, style), *said], style)
     for side in ("a", "b"):
@@ -98,12 +122,12 @@ def _verdict(found: Comparison, differing: list[Pair], style: Style) -> Iterator
         for call in calls:
             asked = question(call, style)
             names[asked] = names.get(asked, 0) + 1
-        told = [f"{name} ({units.count(number, 'call')})" for name, number in names.items()]
+        told = [f"{name} ({wording.count(number, 'call')})" for name, number in names.items()]
         if told:
             text = f"only in {side.upper()}: {_listed(told, style)}"
             yield from fold(words(text, "bold"), style)
     if equal:
-        yield from fold(words(f"equal: {units.count(count, 'other call')}"), style)
+        yield from fold(words(f"equal: {wording.count(count, 'other call')}"), style)
 
 
 def _name(pair: Pair, style: Style) -> list[Piece]:
@@ -143,7 +167,7 @@ def _kinds(pair: Pair) -> str:
     counts.append((len(pair.of(values.VALUE)), "value"))
     counts.append((len(pair.of(values.ONLY_A, values.ONLY_B)), "field"))
     counts.append((len(pair.of(values.FELL)), "counter"))
-    return ", ".join(units.count(number, noun) for number, noun in counts if number)
+    return ", ".join(wording.count(number, noun) for number, noun in counts if number)
 
 
 # A pair

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from virtrace import resources
-from virtrace.analysis.compare.model import Comparison, Pair, texts
+from virtrace.analysis.compare.model import AnswersApart, Comparison, Pair, texts
 from virtrace.analysis.compare.values import Difference
 from virtrace.analysis.explain.disks import DiskCase
 from virtrace.analysis.explain.model import Explanation
@@ -39,6 +40,7 @@ def difference_record(found: Comparison, paths: tuple[str, str]) -> Record:
         "a": _trace(found.a, paths[0], found.problems("a")),
         "b": _trace(found.b, paths[1], found.problems("b")),
         "same_daemon": found.passed.same_daemon,
+        "answers": [_answers(each) for each in found.answers],
         "pairs": [_pair(each) for each in found.pairs],
         "more_pairs": found.more,
         "more_differ": found.more_differ,
@@ -57,6 +59,21 @@ def difference_record(found: Comparison, paths: tuple[str, str]) -> Record:
         "folders": [{"a": one, "b": other} for one, other in found.passed.folders],
         "timings": [vars(each) for each in found.timings],
     }
+
+
+def _answers(each: AnswersApart) -> Record:
+    first = each.a or each.b
+    assert first is not None
+    return {
+        "explainer": first.explainer,
+        "subject": list(first.case.subject),
+        **{name: one and _answer(one) for name, one in (("a", each.a), ("b", each.b))},
+    }
+
+
+def _answer(one: Explanation[Any]) -> Record:
+    causes = [finding.cause.name for finding in one.findings]
+    return {"answer": answer(one), "causes": causes}
 
 
 def _trace(trace: ReadableTrace, path: str, problems: list[str]) -> Record:

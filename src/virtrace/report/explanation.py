@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from string import Formatter
 from typing import Any
 
+from virtrace import wording
 from virtrace.analysis.blockinfo import NUMBERS
 from virtrace.analysis.explain.model import (
     Bytes,
@@ -20,6 +21,7 @@ from virtrace.analysis.explain.model import (
 )
 from virtrace.analysis.explain.trace import Explained, SeenCalls
 from virtrace.analysis.lineage import Lineage, Origin
+from virtrace.analysis.quoted import Evidence
 from virtrace.errors import typed
 from virtrace.report import units
 from virtrace.report.highlight import Style, cells, paint, safe
@@ -54,8 +56,8 @@ def explanation_lines(
 def further(explained: Explained[Any], style: Style, *, path: str) -> Iterator[str]:
     """Say how many cases were left out; nothing if there are none."""
     if explained.more:
-        calls = units.count(explained.more_calls, "call")
-        more = f"{units.count(explained.more, 'more case')}, in {calls}; to see one of them:"
+        calls = wording.count(explained.more_calls, "call")
+        more = f"{wording.count(explained.more, 'more case')}, in {calls}; to see one of them:"
         yield from fold(words(more, "yellow"), style)
         yield copyable("one", f"virtrace explain --call N {typed(path)}", style)
 
@@ -77,7 +79,7 @@ def nothing_explained(explained: Explained[Any], style: Style, *, path: str) -> 
 
 def _seen(row: SeenCalls) -> list[Piece]:
     noun = "call" if row.is_call else "event"
-    pieces: list[Piece] = [(row.name, "bold"), (units.count(row.count, noun), "")]
+    pieces: list[Piece] = [(row.name, "bold"), (wording.count(row.count, noun), "")]
     if row.failed:
         why = "" if row.error is None else f", the last with: {plain(row.error)}"
         pieces.append((f"{row.failed:,} failed{why}", "red"))
@@ -200,6 +202,13 @@ def fact_text(fact: Fact) -> str:
     return units.duration(fact.value) if isinstance(fact.value, Nanoseconds) else plain(fact.value)
 
 
+def evidence_text(evidence: Evidence) -> str:
+    """Return a statement with its value, readable."""
+    if evidence.value is None:
+        return evidence.text
+    return f"{evidence.text}: {units.quantity('capacity', evidence.value)}"
+
+
 def _facts(facts: Sequence[Fact], style: Style) -> Iterator[str]:
     width = max((cells(safe(fact.name, style)) for fact in facts), default=0)
     for fact in facts:
@@ -227,7 +236,9 @@ def _calls(explanation: Explanation[Any]) -> list[Piece]:
     calls = [str(call) for call in explanation.calls]
     shown = ", ".join(calls[:_CALLS_SHOWN])
     more = f" and {len(calls) - _CALLS_SHOWN:,} more" if len(calls) > _CALLS_SHOWN else ""
-    return words(f"in {'call' if len(calls) == 1 else 'calls'} {shown}{more} of the trace", "dim")
+    first = ", with the numbers of the first" if explanation.case.moves and len(calls) > 1 else ""
+    noun = "call" if len(calls) == 1 else "calls"
+    return words(f"in {noun} {shown}{more} of the trace{first}", "dim")
 
 
 def _lineage(lineage: Lineage, style: Style) -> Iterator[str]:
@@ -283,10 +294,8 @@ def _finding(finding: Finding, case: Case, style: Style) -> Iterator[str]:
     yield from fold(title, style, "  ")
     yield from fold(words(fill_text(cause.means, case)), style, _BELOW, _BELOW)
     for evidence in finding.evidence:
-        said = evidence.text
-        if evidence.value is not None:
-            said += f": {units.quantity('capacity', evidence.value)}"
-        yield from fold([(_event(evidence.seq), "dim"), *words(said)], style, _BELOW, _BELOW * 2)
+        said = words(evidence_text(evidence))
+        yield from fold([(_event(evidence.seq), "dim"), *said], style, _BELOW, _BELOW * 2)
     if cause.versions:
         yield from fold(words(f"versions: {cause.versions}"), style, _BELOW, _BELOW * 2)
     yield from _to_do(cause, case, style)

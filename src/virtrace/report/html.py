@@ -8,13 +8,16 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from markupsafe import Markup
 
+from virtrace import wording
 from virtrace.analysis.chain import chains
 from virtrace.analysis.explain.disks import EXPLAINER
-from virtrace.analysis.explain.model import Traced
-from virtrace.analysis.explain.trace import explain_calls
+from virtrace.analysis.explain.model import Explanation, Finding, Traced
+from virtrace.analysis.explain.registry import load_causes
+from virtrace.analysis.explain.trace import explain_calls, explain_nodes
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, Child, Point, Span
 from virtrace.analysis.spent import TimeSpent
@@ -54,7 +57,7 @@ _TEMPLATE = "page.html"
 def prepare_page() -> None:
     """Read everything that a page needs except the trace."""
     prepare(_TEMPLATE)
-    EXPLAINER.causes.load()
+    load_causes()
 
 
 def page(trace: ReadableTrace, nodes: Sequence[Call | Point | Exchange]) -> str:
@@ -66,7 +69,8 @@ def page(trace: ReadableTrace, nodes: Sequence[Call | Point | Exchange]) -> str:
     apart = [node for node in nodes if not isinstance(node, Call)]
     texts, stories = _Texts(), _Stories(trace)
     anchored = [(f"call-{number}", call) for number, call in enumerate(calls, 1)]
-    shown = [_call(anchor, call, texts, stories) for anchor, call in anchored]
+    answers = [_Answer(each, anchored) for each in explain_nodes(nodes, trace)]
+    shown = [_call(anchor, call, texts, stories, answers) for anchor, call in anchored]
     meanings = {id(call): told["meaning"] for call, told in zip(calls, shown)}
     return rendered(
         _TEMPLATE,
@@ -74,6 +78,7 @@ def page(trace: ReadableTrace, nodes: Sequence[Call | Point | Exchange]) -> str:
         headline=joined(many.headline(summary)),
         attached=joined(pieces.attached(trace.header)),
         problems=trace.problems,
+        answers=answers,
         waiting=[joined(pieces.waited_for(one, _STYLE)) for one in found],
         many=len(calls) > _MANY,
         calls=shown,
@@ -95,7 +100,7 @@ def page(trace: ReadableTrace, nodes: Sequence[Call | Point | Exchange]) -> str:
 def _title(trace: ReadableTrace, calls: Sequence[Call]) -> str:
     if len(calls) == 1:
         return pieces.question(calls[0], _STYLE)
-    return f"{units.count(len(calls), 'call')}, {trace.header['started']}"
+    return f"{wording.count(len(calls), 'call')}, {trace.header['started']}"
 
 
 # QMP texts
@@ -115,7 +120,7 @@ class _Text:
     @property
     def times(self) -> str:
         ids = ", each with its own id" if self.id and self.number > 1 else ""
-        return units.count(self.number, "time") + ids
+        return wording.count(self.number, "time") + ids
 
 
 class _Texts:
@@ -224,14 +229,59 @@ class _Stories:
         return index
 
 
+# What the trace means
+
+
+class _Answer:
+    """An answer of `virtrace explain`, with what it rests on. calls: anchor and time of some."""
+
+    def __init__(self, each: Explanation[Any], anchored: Sequence[tuple[str, Call]]) -> None:
+        self.subject = " ".join(each.case.subject)
+        self.title = explanation.answer(each)
+        self.role = "red" if each.contradicts else ""
+        self.facts = [
+            {"name": fact.name, "exact": explanation.fact_text(fact), "reading": fact.meaning,
+             "role": "c"}
+            for fact in each.case.facts
+        ]  # fmt: skip
+        self.note = each.case.note
+        self.causes = [_cause(finding, each) for finding in each.findings]
+        self._ids = {*each.calls}
+        self.calls = [
+            (anchor, f"+{units.seconds(call.root.t_enter_ns)}")
+            for anchor, call in anchored
+            if call.id in self._ids
+        ]
+
+    def is_of(self, call: Call) -> bool:
+        return call.id in self._ids
+
+
+def _cause(finding: Finding, each: Explanation[Any]) -> Record:
+    cause = finding.cause
+    return {
+        "name": cause.name + (" (possible)" if finding.possible else ""),
+        "means": explanation.fill_text(cause.means, each.case),
+        "evidence": [explanation.evidence_text(one) for one in finding.evidence],
+        "versions": cause.versions,
+        "do": [
+            (explanation.fill_text(command, each.case, command=True), shows)
+            for command, shows in cause.do
+        ],
+    }
+
+
 # Calls
 
 
-def _call(anchor: str, call: Call, texts: _Texts, stories: _Stories) -> Record:
+def _call(
+    anchor: str, call: Call, texts: _Texts, stories: _Stories, answers: Sequence[_Answer]
+) -> Record:
     answer = pieces.answer_of(call)
     fields = [_field(*pair) for struct in answer.values() for pair in pieces.flat(struct)]
     nodes = [node for node in call.nodes() if node is not call.root]
     story = stories.of(anchor, call)
+    meaning: _Story | _Answer | None = None if story is None else stories.stored[story]
     return {
         "anchor": anchor,
         "when": f"+{units.seconds(call.root.t_enter_ns)}",
@@ -242,7 +292,7 @@ def _call(anchor: str, call: Call, texts: _Texts, stories: _Stories) -> Record:
         "error": joined(pieces.failure(call)) if call.failed else [],
         "problems": call.problems,
         "story": story,
-        "meaning": None if story is None else stories.stored[story],
+        "meaning": meaning or next((each for each in answers if each.is_of(call)), None),
         "timeline": timeline([(anchor, call)], {id(node): _anchor(node) for node in nodes}),
         "steps": list(_steps(call, answer, texts)),
     }
@@ -353,7 +403,7 @@ def _errors(anchored: Iterable[tuple[str, Call]]) -> Iterator[Record]:
 
 
 def _summary(
-    summary: Summary, anchored: list[tuple[str, Call]], meanings: dict[int, _Story | None]
+    summary: Summary, anchored: list[tuple[str, Call]], meanings: dict[int, _Story | _Answer | None]
 ) -> Record:
     """meanings: by ``id()`` of the call."""
     anchors = {id(call): anchor for anchor, call in anchored}
@@ -403,10 +453,10 @@ def _bars(ruler: list[Bucket]) -> Iterator[Record]:
             yield {"x": x, "y": round(10 - height, 2), "height": height, "title": title}
 
 
-def _disk(disk: DiskAnswers, meaning: _Story | None) -> Record:
+def _disk(disk: DiskAnswers, meaning: _Story | _Answer | None) -> Record:
     return {
         "name": many.disk_name(disk),
-        "calls": units.count(disk.calls, "call"),
+        "calls": wording.count(disk.calls, "call"),
         "failed": disk.failed,
         "meaning": meaning,
         "numbers": [
@@ -472,7 +522,7 @@ def _modules(trace: ReadableTrace) -> Iterator[Record]:
                 {
                     **probe,
                     "offset": f"+{probe['offset']}" if probe["offset"] else "",
-                    "hits": units.count(hits[probe["name"]], "hit")
+                    "hits": wording.count(hits[probe["name"]], "hit")
                     if probe["name"] in hits
                     else "",
                 }

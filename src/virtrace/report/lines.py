@@ -53,7 +53,7 @@ def fold(
             room = room_beside(prefix, style)
         start, end = 0, _fitting(text, 0, room)
         while end < len(text):
-            yield _painted(prefix, [(text[start:end], role)], style)
+            yield _painted(prefix, [(text[start:end].removesuffix(" "), role)], style)
             prefix, start = below, end
             room = room_beside(prefix, style)
             end = _fitting(text, start, room)
@@ -65,9 +65,16 @@ def fold(
 
 
 def _fitting(text: str, start: int, room: int) -> int:
-    """Return where the part that fits ends. Reads no more text than can fit into a line."""
+    """Return where the part that fits ends, at a blank if one is in its second half.
+
+    Reads no more text than can fit into a line.
+    """
     window = text[start : start + 4 * room]
-    return start + (cut(window, room) if cells(window) > room else len(window))
+    if cells(window) <= room:
+        return start + len(window)
+    end = cut(window, room)
+    blank = window.rfind(" ", end // 2, end)
+    return start + (end if blank < 0 else blank + 1)
 
 
 def room_beside(prefix: str, style: Style) -> int:

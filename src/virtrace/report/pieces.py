@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Union
 
+from virtrace import wording
 from virtrace.analysis import qmp
 from virtrace.analysis.source_lines import Change, Line, is_line, lines_of
 from virtrace.analysis.spans import Call, Child, Point, Span, Tally
@@ -415,7 +416,7 @@ def length(text: Json) -> str:
     """Say how long a captured text is, also one that was cut."""
     size = qmp.size(text)
     if size is not None:
-        return units.count(size, "byte")
+        return wording.count(size, "byte")
     return f"unavailable: {text['unavailable']}" if is_unavailable(text) else "text of unknown size"
 
 
@@ -463,7 +464,7 @@ def shown(field: str, value: Json, style: Style) -> Piece:
         return f"unavailable: {plain(value['unavailable'])}", "yellow"
     if is_text(value):
         length = value.get("length")
-        rest = f", of {units.count(length, 'byte')}" if type(length) is int else ""
+        rest = f", of {wording.count(length, 'byte')}" if type(length) is int else ""
         if "text" in value:
             return f"{_quoted(value['text'], style)}{rest}", "c"
         return f"{_raw_bytes(value['bytes'])}{rest}", "c"
@@ -515,7 +516,7 @@ def counts(footer: Footer | None, tally: Tally) -> list[Piece]:
     """Count calls and events, and those that failed, are incomplete or were dropped."""
     pieces = []
     if tally.calls or not tally.apart:
-        pieces.append((units.count(tally.calls, "call"), "bold"))
+        pieces.append((wording.count(tally.calls, "call"), "bold"))
     if tally.apart:
         pieces.append((f"{tally.apart:,} outside of calls", "" if tally.calls else "bold"))
     if tally.failed:
@@ -525,11 +526,11 @@ def counts(footer: Footer | None, tally: Tally) -> list[Piece]:
     if footer is None:
         pieces.append(("the run was cut short", "yellow"))
     else:
-        pieces.append((units.count(footer["events"], "event"), ""))
+        pieces.append((wording.count(footer["events"], "event"), ""))
         if footer["dropped"]:
             pieces.append((f"{footer['dropped']:,} dropped", "red"))
     if tally.outside:
-        pieces.append((f"{units.count(tally.outside, 'event')} outside of any call", ""))
+        pieces.append((f"{wording.count(tally.outside, 'event')} outside of any call", ""))
     return with_commas(pieces)
 
 
@@ -548,12 +549,14 @@ def ending(footer: Footer) -> list[Piece]:
     )
 
 
+# Engines by the kernel's probes, one of them of former versions.
+_BY_UPROBES = ("uprobes", "bpftrace")
+
+
 def stopped(footer: Footer, engine_name: str) -> str:
     """Say how long the process was stopped."""
-    still = footer["stopped_ns"]
-    if engine_name != "gdb":
+    if engine_name in _BY_UPROBES:
         return "never: at a uprobe, only the thread that hits it is delayed"
-    return (
-        f"{units.duration(still['total'])} in all, {units.duration(still['max'])} at the "
-        "longest, GDB's own share not counted"
-    )
+    still = footer["stopped_ns"]
+    told = f"{units.duration(still['total'])} in all, {units.duration(still['max'])} at the longest"
+    return f"{told}, GDB's own share not counted" if engine_name == "gdb" else told

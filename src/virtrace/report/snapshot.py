@@ -9,7 +9,6 @@ from datetime import datetime
 from virtrace.report.highlight import Style
 from virtrace.report.lines import copyable, fold, label, labelled
 from virtrace.report.pieces import Piece, listed, words
-from virtrace.report.units import count
 from virtrace.snapshot.changes import Changes
 from virtrace.snapshot.format import (
     AT_REST,
@@ -24,6 +23,7 @@ from virtrace.snapshot.format import (
     ThreadRecord,
     VerdictRecord,
 )
+from virtrace.wording import count
 
 
 def snapshot_lines(snapshot: Snapshot, style: Style, next_step: str | None) -> Iterator[str]:

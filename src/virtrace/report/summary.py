@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from virtrace import wording
 from virtrace.analysis import spent
 from virtrace.analysis.summary import Bucket, DiskAnswers, Movement, Statistics, Summary, histograms
 from virtrace.report import units
@@ -41,7 +42,7 @@ def headline(summary: Summary) -> list[Piece]:
         return [("no calls", "bold")]
     calls = summary.calls
     pieces = [
-        (units.count(calls.count, "call"), "bold"),
+        (wording.count(calls.count, "call"), "bold"),
         (f"{calls.errors:,} failed", "red") if calls.errors else ("none failed", ""),
     ]
     if summary.incomplete:
@@ -78,19 +79,19 @@ def movement(number: str, movement: Movement) -> list[Piece]:
         pieces.append(("throughout", "dim"))
     if len(values) > 1:
         pieces += [("->", ""), (units.quantity(number, values[-1]), "c")]
-        notes = [f"{values[-1] - values[0]:+,}", units.count(len(values) - 1, "change")]
+        notes = [f"{values[-1] - values[0]:+,}", wording.count(len(values) - 1, "change")]
         if min(values) < min(values[0], values[-1]):
             notes.append(f"lowest {units.quantity(number, min(values))}")
         if max(values) > max(values[0], values[-1]):
             notes.append(f"highest {units.quantity(number, max(values))}")
         pieces += words(", ".join(notes), "bold")
     if movement.unavailable:
-        pieces += words(f"unavailable in {units.count(movement.unavailable, 'call')}", "yellow")
+        pieces += words(f"unavailable in {wording.count(movement.unavailable, 'call')}", "yellow")
     return pieces
 
 
 def _disk(disk: DiskAnswers, style: Style) -> Iterator[str]:
-    pieces: list[Piece] = [(disk_name(disk), "bold"), (units.count(disk.calls, "call"), "")]
+    pieces: list[Piece] = [(disk_name(disk), "bold"), (wording.count(disk.calls, "call"), "")]
     if disk.failed:
         pieces.append((f"{disk.failed:,} failed", "red"))
     yield from fold(with_commas(pieces), style)
@@ -164,7 +165,7 @@ def time_means(time: spent.TimeSpent) -> list[str]:
     missing = [awaited for kind, awaited in _AWAITED.items() if kind not in time.told]
     waits = ", ".join(["the host", *missing])
     means = f"The rest is libvirt's own work, and waits that were not traced: for {waits}."
-    left_out = units.count(time.left_out, "call")
+    left_out = wording.count(time.left_out, "call")
     why = f"Left out: {left_out} of which the end, or a reply, was not seen."
     return [means, *([why] if time.left_out else [])]
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 
-_BYTES = frozenset({"capacity", "allocation", "physical", "wr_highest_offset", "write_threshold"})
+_BYTES = frozenset(
+    {"capacity", "allocation", "available", "physical", "wr_highest_offset", "write_threshold"}
+)
 _KIB = frozenset({"maxMem", "memory"})
 _BYTES_ENDING = "_bytes"
 _NS_ENDINGS = ("_times", "cpuTime")
@@ -64,8 +66,3 @@ def clock(ms: int) -> str:
     """Return a time of day, from milliseconds since the epoch: ``13:05:09.123 UTC``."""
     moment = datetime.fromtimestamp(ms // 1000, timezone.utc)
     return f"{moment:%H:%M:%S}.{ms % 1000:03} UTC"
-
-
-def count(number: int, noun: str) -> str:
-    """Return a number with its noun: ``1 call``, ``5,812 bytes``."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

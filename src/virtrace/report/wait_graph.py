@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from virtrace.report.drawing import MARGIN, Box, Drawing, wrapped
-from virtrace.report.units import count
 from virtrace.snapshot.format import AT_REST, STATES, WELL, Snapshot, ThreadRecord
+from virtrace.wording import count
 
 # What a node is, and what tells it from the others of its kind.
 _Key = tuple[str, object, object]

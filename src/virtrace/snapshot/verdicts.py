@@ -20,6 +20,7 @@ from virtrace.snapshot.format import AT_REST, NOT_KNOWN, STATES, WELL
 from virtrace.snapshot.graph import Root, by_domain, domain_name, roots
 from virtrace.snapshot.host import is_local
 from virtrace.snapshot.model import Crash, Keepalive, Look, Qemu, SeenThread
+from virtrace.wording import count
 
 # A call that has waited for a shorter time does not hang, s.
 LONG = 1.0
@@ -145,17 +146,11 @@ def _filled(name: str, entry: Mapping[str, object], case: _Case, look: Look) -> 
 def _behind(look: Look, threads: Sequence[SeenThread]) -> str:
     calls = sum(thread.request is not None for thread in threads)
     what = (
-        _count(calls, "other call")
-        if calls == len(threads)
-        else _count(len(threads), "other thread")
+        count(calls, "other call") if calls == len(threads) else count(len(threads), "other thread")
     )
     domains = by_domain(look, threads)
     where = f" on {', '.join(sorted(domains))}" if domains else ""
     return f"{what}{where} {'waits' if len(threads) == 1 else 'wait'} for that"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def age(seconds: float | None) -> str:
@@ -478,7 +473,7 @@ def _workers(looked: _Looked) -> Iterator[_Case]:
     for server in looked.look.servers:
         pool = server.pool
         if pool is not None and pool.is_exhausted and pool.queued:
-            waiting = _count(len(pool.queued), "call")
+            waiting = count(len(pool.queued), "call")
             yield _Case(
                 {
                     "server": server.name,
@@ -569,7 +564,7 @@ def _not_known(looked: _Looked) -> Iterator[_Case]:
     ]
     if threads:
         fields = {
-            "threads": _count(len(threads), "thread"),
+            "threads": count(len(threads), "thread"),
             "reason": threads[0].ended,
         }
         yield from (_Case(fields, root) for root in looked.hanging if root.thread in threads)
@@ -582,7 +577,7 @@ def _busy(looked: _Looked) -> Iterator[_Case]:
     working = sum(thread.wait.kind not in AT_REST for thread in looked.look.threads)
     if number := served or working:
         who, what = ("call", "being served") if served else ("thread", "at work")
-        busy = f"{_count(number, who)} {'is' if number == 1 else 'are'} {what}"
+        busy = f"{count(number, who)} {'is' if number == 1 else 'are'} {what}"
         yield _Case({"busy": f"{busy}, {'not' if number == 1 else 'none of them'} for long"})
 
 
@@ -590,7 +585,7 @@ def _busy(looked: _Looked) -> Iterator[_Case]:
 def _healthy(looked: _Looked) -> Iterator[_Case]:
     if not any(_busy(looked)):
         workers = sum("worker" in thread.role for thread in looked.look.threads)
-        yield _Case({"workers": _count(workers, "worker")})
+        yield _Case({"workers": count(workers, "worker")})
 
 
 def call_in_words(thread: SeenThread) -> str:

@@ -23,12 +23,15 @@ BLANK = " \t\r\n"
 JSON_KEY = b',"json":'
 
 
-def parsed(text: Json) -> Json | None:
-    """Return the JSON value of a captured text; None if it is not JSON that a trace can hold."""
+def parsed(text: Json, raw: bytes | None = None) -> Json | None:
+    """Return the JSON value of a captured text; None if it is not JSON that a trace can hold.
+
+    raw: the text in UTF-8, if it is at hand.
+    """
     if not isinstance(text, str):
         return None
     try:
-        outline = text.encode("utf-8", "surrogatepass").translate(OUTLINE)
+        outline = (raw or text.encode("utf-8", "surrogatepass")).translate(OUTLINE)
         value = (_decode_bounded if LONG_NUMBER in outline else _decode)(text)
         # Half of a surrogate pair, which only an escape can make: known by writing it.
         if "\\" in text and "\\u" in text:

@@ -74,7 +74,7 @@ def parse_with_text(line: bytes) -> Record:
     if parts is not None:
         try:
             record, text = parse(parts[0]), parts[1].decode("utf-8", "surrogatepass")
-            document = parsed(text)
+            document = parsed(text, parts[1])
             if document is not None:
                 record["json"] = _JsonText(text, document)
                 return record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from virtrace.analysis.compare.values import (
     HARMLESS,
@@ -83,6 +84,14 @@ class Alone:
 
 
 @dataclass(frozen=True)
+class AnswersApart:
+    """What two traces are answered with about one thing. None: a side has no such answer."""
+
+    a: Explanation[Any] | None
+    b: Explanation[Any] | None
+
+
+@dataclass(frozen=True)
 class Hidden:
     """A probe that was hit on one side and could not be traced on the other.
 
@@ -111,6 +120,7 @@ class Comparison:
     more: number of further pairs, each with differences of its own.
     more_differ: how many of those are not equal.
     passed: the values that were ignored.
+    answers: those of `virtrace explain` whose cause differs, but for the sizes of disks.
     """
 
     a: ReadableTrace
@@ -121,6 +131,7 @@ class Comparison:
     notes: tuple[str, ...]
     timings: tuple[Timing, ...]
     passed: Values
+    answers: tuple[AnswersApart, ...] = ()
     more: int = 0
     more_differ: int = 0
 

@@ -7,10 +7,16 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import starmap, zip_longest
 from operator import itemgetter
+from typing import Any
 
-from virtrace.analysis.compare.model import texts
+from virtrace.analysis.compare.model import AnswersApart, texts
 from virtrace.analysis.compare.values import without_folders
+from virtrace.analysis.explain import disks
+from virtrace.analysis.explain.model import Explanation, Node
+from virtrace.analysis.explain.registry import EXPLAINERS
+from virtrace.analysis.explain.trace import Explained, explain_nodes
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, CallBuilder, Child, Span
 from virtrace.trace.format import is_unavailable
@@ -31,10 +37,14 @@ class Outline:
 
 @dataclass
 class Outlines:
-    """The calls of a trace in the order in which they began, and the names of all events."""
+    """The calls of a trace in the order in which they began, and the names of all events.
+
+    explained: what the trace means, but for the sizes of disks, which each pair of calls explains.
+    """
 
     calls: list[Outline]
     names: list[str]
+    explained: Explained[Any]
 
 
 def calls_of(trace: ReadableTrace) -> Iterator[Call]:
@@ -46,18 +56,44 @@ def outlines(trace: ReadableTrace) -> Outlines:
     calls: list[tuple[int, Outline]] = []
     like: dict[str, Call] = {}
     names: dict[str, tuple[int, int]] = {}
-    for place, call in enumerate(calls_of(trace)):
+
+    def noted() -> Iterator[Node]:
+        for node in CallBuilder(trace.most_open).everything(trace):
+            if isinstance(node, Call):
+                note(node)
+            yield node
+
+    def note(call: Call) -> None:
         question = asked(call)
         if question not in like:
             like[question] = call.alone()
+        place = len(calls)
         calls.append((call.root.t_enter_ns, Outline(like[question], place)))
         for node in call.nodes():
             met = call.root.t_enter_ns, place
             name = _name(node)
             if names.setdefault(name, met) > met:
                 names[name] = met
+
+    others = [each for each in EXPLAINERS if each is not disks.EXPLAINER]
+    explained = explain_nodes(noted(), trace, others)
     calls.sort(key=itemgetter(0))
-    return Outlines([outline for _, outline in calls], sorted(names, key=lambda name: names[name]))
+    in_order = sorted(names, key=lambda name: names[name])
+    return Outlines([outline for _, outline in calls], in_order, explained)
+
+
+def answers_apart(a: Explained[Any], b: Explained[Any]) -> Iterator[AnswersApart]:
+    """Yield the answers to one question that have another cause, or that only one trace has."""
+    sides: list[dict[tuple[str, tuple[str, ...]], dict[str, Explanation[Any]]]] = [{}, {}]
+    for side, explained in zip(sides, (a, b)):
+        for each in explained:
+            causes = side.setdefault((each.explainer, each.case.subject), {})
+            causes.setdefault(each.findings[0].cause.name, each)
+    for key in {**sides[0], **sides[1]}:
+        of_a, of_b = (side.get(key, {}) for side in sides)
+        only_a = [each for cause, each in of_a.items() if cause not in of_b]
+        only_b = [each for cause, each in of_b.items() if cause not in of_a]
+        yield from starmap(AnswersApart, zip_longest(only_a, only_b))
 
 
 def paired(a: list[Outline], b: list[Outline]) -> Iterator[tuple[Outline | None, Outline | None]]:

@@ -8,7 +8,7 @@ from typing import IO
 
 from virtrace.analysis.compare import whole
 from virtrace.analysis.compare.model import Alone, Comparison, Pair
-from virtrace.analysis.compare.pairing import asked, calls_of, outlines, paired
+from virtrace.analysis.compare.pairing import answers_apart, asked, calls_of, outlines, paired
 from virtrace.analysis.compare.spill import CallsByPlace, trace_changed
 from virtrace.analysis.compare.values import COUNTER
 from virtrace.analysis.compare.walk import CallComparer
@@ -81,6 +81,7 @@ def compare_traces(
         notes=tuple(dict.fromkeys([*whole.settings(a, b), *comparer.notes])),
         timings=tuple(whole.timings(*summaries, seen)),
         passed=values,
+        answers=tuple(answers_apart(outlines_a.explained, outlines_b.explained)),
         more=more,
         more_differ=more_differ,
     )

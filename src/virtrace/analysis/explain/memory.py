@@ -9,6 +9,13 @@ from pathlib import Path
 from virtrace.analysis.explain import model
 from virtrace.analysis.explain.messages import UNSEEN, errors_of, quoted_errors, said
 from virtrace.analysis.explain.model import Bytes, Catalogue, Explainer, Fact, Node
+from virtrace.analysis.explain.sources import (
+    PROCESS,
+    FileRead,
+    files_read,
+    records_of,
+    returned_by,
+)
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.quoted import Evidence, Quoted, quote, state
 from virtrace.analysis.spans import Call
@@ -19,6 +26,8 @@ _OF_DOMAINS = frozenset({"virConnectGetAllDomainStats", "virDomainListGetStats"}
 _KIB = 1024
 # What a driver that reports nothing leaves in QEMU.
 _NOT_REPORTED = (1 << 64) - 1
+# Of virDomainMemoryStatTags.
+_ACTUAL, _RSS = 6, 7
 _MOST_DOMAINS = 1000
 
 
@@ -64,6 +73,17 @@ class MemoryCase(model.Case):
             "total": self._reported("stat-total-memory"),
         }
 
+    @property
+    def rss_from(self) -> FileRead | None:
+        """The file that the rss was read from; None if the trace does not show exactly one."""
+        rss = self.rss.value if self.rss else None
+        files = {
+            each.path: each
+            for each in files_read(self.call)
+            if each.kind == PROCESS and each.numbers.get("rss") == rss
+        }
+        return next(iter(files.values())) if len(files) == 1 else None
+
     def _reported(self, name: str) -> Bytes | None:
         found = self.reported.number(name) if self.reported else None
         return Bytes(found.value) if found and found.value not in (_NOT_REPORTED, -1) else None
@@ -94,19 +114,16 @@ class _Reader:
             return
         root = node.root
         domain = root.arguments.get("domain")
-        returned = None
-        if root.returned is not None and root.exit_seq is not None:
-            returned = Quoted(root.returned, root.name, root.exit_seq)
         if root.name == _STATS:
             yield _of_qemu(node, str(domain))
         elif root.name == _INFO:
-            info = returned.get("info") if returned and not node.failed else None
+            info = None if node.failed else returned_by(root, "info")
             current, maximum = (
                 info.number(name) if info else None for name in ("memory", "maxMem")
             )
             yield MemoryCase(node, str(domain), current, maximum)
-        elif root.name in _OF_DOMAINS and returned is not None:
-            yield from _of_records(node, returned)
+        elif root.name in _OF_DOMAINS:
+            yield from _of_records(node)
 
     def finish(self, end_ns: int) -> Sequence[MemoryCase]:
         return ()
@@ -120,15 +137,18 @@ def _of_qemu(call: Call, domain: str) -> MemoryCase:
             balloon = reply.number("json", "return", "actual") or balloon
             reported = reply.get("json", "return", "stats") or reported
             updated = reply.number("json", "return", "last-update") or updated
-    return MemoryCase(call, domain, None, None, None, balloon, reported, updated)
+    stats = returned_by(call.root, "stats")
+    found = {}
+    for each in stats.items() if stats else ():
+        tag = each.number("tag")
+        found[tag.value if tag else None] = each.number("val")
+    current, rss = found.get(_ACTUAL), found.get(_RSS)
+    return MemoryCase(call, domain, current, None, rss, balloon, reported, updated)
 
 
-def _of_records(call: Call, returned: Quoted) -> Iterator[MemoryCase]:
-    records = returned.get("records")
-    names = list(records.value) if records and isinstance(records.value, dict) else []
-    for domain in names[:_MOST_DOMAINS]:
-        record = records.get(domain) if records else None
-        if record is None or record.number("balloon.maximum") is None:
+def _of_records(call: Call) -> Iterator[MemoryCase]:
+    for domain, record in records_of(call, _MOST_DOMAINS):
+        if record.number("balloon.maximum") is None:
             continue
         current, maximum, rss, updated = (
             record.number(f"balloon.{name}")
@@ -153,7 +173,9 @@ def _rss_above_maximum(case: MemoryCase) -> list[Evidence] | None:
     rss, maximum = case.rss, case.maximum
     if rss is None or maximum is None or rss.value <= maximum.value:
         return None
-    return [state(rss, "rss in KiB"), state(maximum, "maximum in KiB")]
+    read = case.rss_from
+    source = [read.evidence("rss")] if read else []
+    return [state(rss, "rss in KiB"), *source, state(maximum, "maximum in KiB")]
 
 
 @_CAUSES.condition("nothing-reported")

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar, Union
+from typing import Any, Generic, Protocol, TypeVar, Union
 
 import yaml
 
@@ -65,7 +65,12 @@ class Fact:
 
 
 class Case:
-    """What an answer is about. Each explainer has a class of its own."""
+    """What an answer is about. Each explainer has a class of its own.
+
+    moves: its numbers are others in each call, and no matter for its explanation.
+    """
+
+    moves = False
 
     @property
     def subject(self) -> tuple[str, ...]:
@@ -229,6 +234,10 @@ class EachCall(Generic[C]):
 
     def finish(self, end_ns: int) -> Iterable[C]:
         return ()
+
+
+# A reader that finds nothing.
+NOTHING: EachCall[Any] = EachCall(lambda _: None)
 
 
 def _without_lineage(_case: Case) -> tuple[Lineage, ...]:

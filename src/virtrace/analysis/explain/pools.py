@@ -22,6 +22,7 @@ from virtrace.analysis.spans import Point
 from virtrace.analysis.values.meaning import one_of
 from virtrace.trace import roles
 from virtrace.trace.format import Event, FailureRecord, Json
+from virtrace.wording import count
 
 _API = "virStoragePoolRefresh"
 _VOLUME = "volume"
@@ -59,8 +60,8 @@ class PoolCase(CallCase):
             "error": self.error,
             "what": what,
             **self.refusal.names(what, "the daemon may not open"),
-            "volumes": _count(len(self.points(_VOLUME)), "volume"),
-            "errors": _count(len(self.call.errors()), "error"),
+            "volumes": count(len(self.points(_VOLUME)), "volume"),
+            "errors": count(len(self.call.errors()), "error"),
             "got_over": said(self.call.errors()),
         }
 
@@ -85,10 +86,6 @@ class PoolCase(CallCase):
             Fact("errors", len(self.call.errors())),
             *self.refusal.facts,
         ]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 _CAUSES: Catalogue[PoolCase] = Catalogue(Path(__file__).with_name("pools.yaml"))

@@ -43,8 +43,12 @@ class DiskStatistics(model.Case):
     asked: bool
     candidates: tuple[Device, ...]
 
+    @cached_property
+    def _quoted(self) -> dict[str, Quoted | None]:
+        return {name: self.answer.number(f"{self.place}{name}") for name in _NUMBERS}
+
     def quoted(self, name: str) -> Quoted | None:
-        return self.answer.number(f"{self.place}{name}")
+        return self._quoted[name]
 
     def number(self, name: str) -> int | None:
         found = self.quoted(name)
@@ -56,13 +60,13 @@ class DiskStatistics(model.Case):
         same = {(each.protocol, each.sizes()) for each in self.candidates}
         return self.candidates[0] if len(same) == 1 else None
 
-    @property
+    @cached_property
     def usage(self) -> int | None:
         """The space used, as QEMU reported it."""
         found = self.device.actual_size if self.device else None
         return found.value if found else None
 
-    @property
+    @cached_property
     def mark(self) -> int | None:
         """The end of the farthest write, as QEMU reported it."""
         found = self.device.highest_offset if self.device else None
@@ -77,7 +81,7 @@ class DiskStatistics(model.Case):
         path = self.answer.text(f"{self.place}path")
         return {"domain": self.domain, "disk": self.disk, "file": path}
 
-    @property
+    @cached_property
     def numbers(self) -> Mapping[str, int | None]:
         found = {name: self.number(name) for name in _NUMBERS}
         found |= {"usage": self.usage}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,20 +128,49 @@ def explain_trace(trace: ReadableTrace, path: str, wanted: int | None = None) ->
     vm1 vdc ['fully-allocated', 'restarted']
     vm1 vdd ['high-water-mark']
     """
+    chosen = _Chosen(wanted)
+    found = explain_nodes(chosen.of(CallBuilder(trace.most_open).everything(trace)), trace)
+    if wanted is not None and not found.seen:
+        named = ", ".join(map(str, chosen.others[:_CALLS_NAMED]))
+        more = ", ..." if len(chosen.others) > _CALLS_NAMED else ""
+        raise UsageError(
+            f"{path} has no call {wanted}",
+            f"one of its calls: {named}{more}" if chosen.others else f"virtrace show {path}",
+        )
+    return found
+
+
+@dataclass
+class _Chosen:
+    """Passes on the call number ``wanted``, or everything. others: some numbers of other calls."""
+
+    wanted: int | None
+    others: list[int | None] = field(default_factory=list)
+
+    def of(self, nodes: Iterable[Node]) -> Iterator[Node]:
+        for node in nodes:
+            if self.wanted is None or (isinstance(node, Call) and node.id == self.wanted):
+                yield node
+            elif isinstance(node, Call) and len(self.others) <= _CALLS_NAMED:
+                self.others.append(node.id)
+
+
+def explain_nodes(
+    nodes: Iterable[Node],
+    trace: ReadableTrace,
+    explainers: Sequence[Explainer[Any]] = EXPLAINERS,
+) -> Explained[Any]:
+    """Explain nodes of a trace, which is read to its end with the last of them."""
     traced = Traced(trace.header["probes"], trace.said_by_host())
-    chosen = [each for each in EXPLAINERS if not each.traces.isdisjoint(traced.seen)]
     readers: list[tuple[Explainer[Any], Reader[Any]]] = [
-        (each, each.reader(traced)) for each in chosen
+        (each, each.reader(traced))
+        for each in explainers
+        if not each.traces.isdisjoint(traced.seen)
     ]
     found: Explained[Any] = Explained()
     seen = _Seen()
-    some: list[int | None] = []
-    for node in CallBuilder(trace.most_open).everything(trace):
+    for node in nodes:
         calls = [node.id] if isinstance(node, Call) else []
-        if calls and len(some) <= _CALLS_NAMED:
-            some += calls
-        if wanted is not None and calls != [wanted]:
-            continue
         seen.add(node)
         for explainer, reader in readers:
             for case in reader.take(node):
@@ -152,13 +181,6 @@ def explain_trace(trace: ReadableTrace, path: str, wanted: int | None = None) ->
         for case in reader.finish(ended_ns(trace)):
             found.add(explainer, case, case.calls)
     found.seen = list(seen.rows.values())
-    if wanted is not None and not seen.rows:
-        named = ", ".join(map(str, some[:_CALLS_NAMED]))
-        more = ", ..." if len(some) > _CALLS_NAMED else ""
-        raise UsageError(
-            f"{path} has no call {wanted}",
-            f"one of its calls: {named}{more}" if some else f"virtrace show {path}",
-        )
     return found
 
 

@@ -46,6 +46,9 @@ _VALUES = {
     ("blockjob.told", "type"): "virDomainBlockJobType",
     ("blockjob.told", "status"): "virConnectDomainEventBlockJobStatus",
     ("volume", "type"): "virStorageVolType",
+    ("virStorageVolGetInfo", "type"): "virStorageVolType",
+    ("virStorageVolGetInfoFlags", "type"): "virStorageVolType",
+    ("virStoragePoolGetInfo", "state"): "virStoragePoolState",
 }
 
 

@@ -22,7 +22,14 @@ from virtrace.engines.uprobes.layout import (
     PARAMETERS_TEXTS,
     WORD,
 )
-from virtrace.engines.uprobes.reads import READ_USER, READ_USER_STRING, Loaded, Reads, Value
+from virtrace.engines.uprobes.reads import (
+    READ_USER,
+    READ_USER_STRING,
+    Loaded,
+    Plus,
+    Reads,
+    Value,
+)
 from virtrace.engines.uprobes.texts import TextReads
 
 # Parts of one array of typed parameters.
@@ -60,6 +67,17 @@ class ArrayReads:
         self._reads.code.label(done)
         for text in long:
             self._texts.read(text, is_certain=True)
+
+    def structs(self, address: Value, count: Value, size: int, most: int) -> None:
+        """Read an array of structs of one size, at most so many."""
+        code, done = self._reads.code, self._reads.code.new_label("structs")
+        for number in range(most):
+            self._reads.into(R1, count)
+            code.do(R1, "<<=", 32)
+            code.do(R1, ">>=", 32)
+            code.jump_if(R1, "<=", number, done)
+            self._reads.block(Plus(address, number * size), size)
+        code.label(done)
 
     def domain_records(
         self, address: Value, count: Value, read_name: Callable[[Value], None]

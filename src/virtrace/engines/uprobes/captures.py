@@ -19,9 +19,9 @@ from virtrace.engines.uprobes.reads import (
 )
 from virtrace.engines.uprobes.texts import TextReads
 from virtrace.image.structs import largest
-from virtrace.plan.capture import Capture
+from virtrace.plan.capture import Capture, most_elements
 from virtrace.plan.walk import Move, ToMember, ToTarget
-from virtrace.recipe.path import Backtrace, Caller, Format, Records, Stack, TypedParams
+from virtrace.recipe.path import COUNTED, Backtrace, Caller, Format, Records, Stack
 from virtrace.targets.libvirt.forms import DOMAIN
 
 # Of a stack, from the stack pointer on. The deepest that was met, of a write through qcow2, has
@@ -45,7 +45,7 @@ class CaptureReads:
             name not in arguments for name in capture.arguments
         ):
             return
-        if isinstance(form, (TypedParams, Records)):
+        if isinstance(form, COUNTED):
             self._counted(capture, arguments)
             return
         way = capture.ways[0]
@@ -102,6 +102,9 @@ class CaptureReads:
         reads, (array, counting) = self._reads, capture.ways
 
         def elements(value: Value, count: Value) -> None:
+            if isinstance(array.ctype, Struct):
+                self._arrays.structs(value, count, array.ctype.size, most_elements(array.ctype))
+                return
             if array.in_memory:
                 value = reads.number(value, array.ctype.size)
             if isinstance(capture.path.form, Records):
