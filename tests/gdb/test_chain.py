@@ -172,8 +172,7 @@ def test_stripped_the_exported_and_the_static_probes_remain(
     for name in (METHOD, GATHER):
         assert level[name] == "missing"
         assert why(found, name).startswith(
-            "static function, and there is no debug info for libvirt_driver_qemu.so "
-            "(see `virtrace doctor`)"
+            "static function, and there is no debug info for libvirt_driver_qemu.so"
         )
     assert shape(found) == without(FULL, METHOD, GATHER)
     assert values(found, ROOT, "enter") == {"domain": "vm1", "disk": "vda", "flags": 7}

@@ -445,9 +445,7 @@ class _Resolver:
                 f"static function, and debug info of {module_name} is not read: others than root "
                 "can have written it"
             )
-        return (
-            f"static function, and there is no debug info for {module_name} (see `virtrace doctor`)"
-        )
+        return f"static function, and there is no debug info for {module_name}"
 
     def _static_probe(self, point: Point, usdt: str) -> ResolvedProbe:
         module = self._process.module(point.module)
