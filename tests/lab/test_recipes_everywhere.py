@@ -68,6 +68,10 @@ def further(stage: Stage, name: str, devices: str = "", machine: str = "pc") -> 
         stage.lab.virsh("destroy", name)
 
 
+# That both engines tell the same is tried on one release.
+by_uprobes = pytest.mark.parametrize("engine", ["uprobes"], indirect=True)
+
+
 class OnEachRelease:
     """One class for each release, as a class is what a worker is given at a time."""
 
@@ -400,16 +404,19 @@ class TestHost(OnEachRelease):
     pass
 
 
+@by_uprobes
 @pytest.mark.matrix
 class TestBullseye(OnEachRelease):
     release = "bullseye"
 
 
+@by_uprobes
 @pytest.mark.matrix
 class TestTrixie(OnEachRelease):
     release = "trixie"
 
 
+@by_uprobes
 @pytest.mark.matrix
 class TestSid(OnEachRelease):
     release = "sid"
