@@ -26,6 +26,7 @@ from tests.support.hanging import (
     snapshot,
     wait_for,
     wait_for_verdicts,
+    waiting,
 )
 from tests.support.intact import assert_untraced_and_intact
 from tests.support.paths import REPOSITORY
@@ -145,8 +146,8 @@ def test_no_thread_is_stopped_where_one_waits_for_silent_files(
 
 def test_frames_and_registers_are_those_of_gdb(stock_lab: Lab) -> None:
     """Of a daemon that hangs, without a stop, and then by GDB, which stops it."""
-    with stock_lab.stalled(), calling(stock_lab, ASK, ASK, ("dommemstat", "vm1")) as callers:
-        wait_for(stock_lab, "qemu-stopped")
+    with stock_lab.stalled(), waiting(stock_lab, ASK, ASK, ("dommemstat", "vm1")) as callers:
+        # Not before: GDB's stop could end the call of a client that still connects.
         look = take(inspect(stock_lab.pid))
         command = ["gdb", "-nx", "-q", "-batch", "-p", str(stock_lab.pid), "-x", str(GDB_REGISTERS)]
         printed = subprocess.check_output(command, stderr=subprocess.DEVNULL, timeout=PATIENCE)
