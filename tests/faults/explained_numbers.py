@@ -351,8 +351,7 @@ def tap_device(lab: Lab) -> Iterator[str]:
     node = lab.folder / "tun"
     os.mknod(node, stat.S_IFCHR, Path("/dev/net/tun").stat().st_rdev)
     node.chmod(0o666)
-    place = Path(lab.system.outside("/dev/net/tun"))
-    with mounted(lab.pid, place, "--bind", str(node)):
+    with mounted(lab.pid, Path("/dev/net/tun"), "--bind", str(node)):
         add = ["ip", "tuntap", "add", "dev", name, "mode", "tap", "user", owner]
         subprocess.run(add, check=True)
         try:

@@ -84,7 +84,7 @@ def test_doctor_lists_what_each_daemon_can_be_traced_by(
     sections = doctor.stdout.split("\nDaemon ")
     by_pid = {section.partition(":")[0]: section for section in sections[1:]}
     assert by_pid.keys() == {str(modular_lab.pid), str(storage.pid)}
-    assert "ok       recipes: errors, pool-refresh, rpc\n" in by_pid[str(storage.pid)]
+    assert "ok       recipes: errors, guest-agent, pool-refresh, rpc\n" in by_pid[str(storage.pid)]
     assert "libvirt_driver_qemu.so is not loaded\n" in by_pid[str(storage.pid)]
     assert (
         "note     not pool-refresh: libvirt_driver_storage.so is not loaded\n"
