@@ -130,6 +130,8 @@ class OnEachRelease:
                 "virsh detach-disk vm3 vdg & virsh detach-disk vm2 vde --live; wait",
                 "virsh reset vm3",
                 "while virsh domblklist vm3 | grep -q vdg; do :; done",
+                # It waits for the job in which libvirt closes the image, and tells of the removal.
+                "virsh dommemstat vm3",
             )
         [late] = [case for case in cases if case["subject"] == ["vm3", "disk vdg"]]
         cases.remove(late)
