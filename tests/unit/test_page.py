@@ -23,7 +23,7 @@ from virtrace.analysis.spans import CallBuilder
 from virtrace.report import html
 from virtrace.report.highlight import Style, safe
 from virtrace.trace.format import unavailable
-from virtrace.trace.reader import read_trace
+from virtrace.trace.reader import HostSaid, TraceStream, read_trace
 
 VOID = {"meta", "input", "br", "img", "link", "base", "hr"}
 SHAPES = {"rect", "line", "path"}
@@ -368,3 +368,16 @@ def test_the_summary_as_json() -> None:
         "told": 1,
         "unavailable": 0,
     }
+
+
+def test_the_file_is_not_read_again_for_each_call(tmp_path: Path) -> None:
+    read = []
+
+    class Counting(TraceStream):
+        def said_by_host(self) -> HostSaid:
+            read.append(self.path)
+            return super().said_by_host()
+
+    with Counting(pages.many_calls_trace(tmp_path / "trace.jsonl", 20)) as trace:
+        html.page(trace, [*CallBuilder().everything(trace)])
+    assert 0 < len(read) <= 2

@@ -6,7 +6,7 @@ The page is complete without its script, which only folds, searches and colours.
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,8 +69,10 @@ def page(trace: ReadableTrace, nodes: Sequence[Call | Point | Exchange]) -> str:
     apart = [node for node in nodes if not isinstance(node, Call)]
     texts, stories = _Texts(), _Stories(trace)
     anchored = [(f"call-{number}", call) for number, call in enumerate(calls, 1)]
-    answers = [_Answer(each, anchored) for each in explain_nodes(nodes, trace)]
-    shown = [_call(anchor, call, texts, stories, answers) for anchor, call in anchored]
+    by_id = {call.id: (anchor, call) for anchor, call in anchored}
+    answers = [_Answer(each, by_id) for each in explain_nodes(nodes, trace)]
+    meant = {id_: each for each in reversed(answers) for id_ in each.ids}
+    shown = [_call(anchor, call, texts, stories, meant) for anchor, call in anchored]
     meanings = {id(call): told["meaning"] for call, told in zip(calls, shown)}
     return rendered(
         _TEMPLATE,
@@ -203,14 +205,14 @@ class _Stories:
     """Each distinct story once, however many calls have it."""
 
     def __init__(self, trace: ReadableTrace) -> None:
-        self._trace = trace
+        # Once: to know what the host said, the whole file is read.
+        self._traced = Traced(trace.header["probes"], trace.said_by_host())
         self._index: dict[tuple[str, str], int] = {}
         self.stored: list[_Story] = []
 
     def of(self, anchor: str, call: Call) -> int | None:
         """Return the index of a call's story; None if there is nothing to explain."""
-        traced = Traced(self._trace.header["probes"], self._trace.said_by_host())
-        explained = explain_calls(EXPLAINER, [call], traced)
+        explained = explain_calls(EXPLAINER, [call], self._traced)
         if not explained:
             return None
         lineages = explained[0].lineages
@@ -233,9 +235,14 @@ class _Stories:
 
 
 class _Answer:
-    """An answer of `virtrace explain`, with what it rests on. calls: anchor and time of some."""
+    """An answer of `virtrace explain`, with what it rests on.
 
-    def __init__(self, each: Explanation[Any], anchored: Sequence[tuple[str, Call]]) -> None:
+    ids: of the calls that it is about. calls: anchor and time of these.
+    """
+
+    def __init__(
+        self, each: Explanation[Any], by_id: Mapping[int | None, tuple[str, Call]]
+    ) -> None:
         self.subject = " ".join(each.case.subject)
         self.title = explanation.answer(each)
         self.role = "red" if each.contradicts else ""
@@ -246,15 +253,9 @@ class _Answer:
         ]  # fmt: skip
         self.note = each.case.note
         self.causes = [_cause(finding, each) for finding in each.findings]
-        self._ids = {*each.calls}
-        self.calls = [
-            (anchor, f"+{units.seconds(call.root.t_enter_ns)}")
-            for anchor, call in anchored
-            if call.id in self._ids
-        ]
-
-    def is_of(self, call: Call) -> bool:
-        return call.id in self._ids
+        self.ids = dict.fromkeys(each.calls)
+        found = (by_id[id_] for id_ in self.ids if id_ in by_id)
+        self.calls = [(anchor, f"+{units.seconds(call.root.t_enter_ns)}") for anchor, call in found]
 
 
 def _cause(finding: Finding, each: Explanation[Any]) -> Record:
@@ -275,8 +276,13 @@ def _cause(finding: Finding, each: Explanation[Any]) -> Record:
 
 
 def _call(
-    anchor: str, call: Call, texts: _Texts, stories: _Stories, answers: Sequence[_Answer]
+    anchor: str,
+    call: Call,
+    texts: _Texts,
+    stories: _Stories,
+    meant: Mapping[int | None, _Answer],
 ) -> Record:
+    """Return what is shown of a call. meant: the first answer about each call, by its id."""
     answer = pieces.answer_of(call)
     fields = [_field(*pair) for struct in answer.values() for pair in pieces.flat(struct)]
     nodes = [node for node in call.nodes() if node is not call.root]
@@ -292,7 +298,7 @@ def _call(
         "error": joined(pieces.failure(call)) if call.failed else [],
         "problems": call.problems,
         "story": story,
-        "meaning": meaning or next((each for each in answers if each.is_of(call)), None),
+        "meaning": meaning or meant.get(call.id),
         "timeline": timeline([(anchor, call)], {id(node): _anchor(node) for node in nodes}),
         "steps": list(_steps(call, answer, texts)),
     }
