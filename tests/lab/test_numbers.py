@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,35 +11,17 @@ import pytest
 from tests.faults.explained_numbers import POOL, changing_guest, rounds, tap_device
 from tests.lab.test_explainers import Case, explained, first
 from tests.support.documented import answers, documented
-from tests.support.intact import assert_untraced_and_intact
+from tests.support.releases import RELEASES, lab_of
 from virtrace.lab.daemon import Lab
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a tap device")
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(None, id="9.0.0"),
-        *(
-            pytest.param(name, id=version, marks=pytest.mark.matrix)
-            for name, version in (("bullseye", "7.0.0"), ("trixie", "11.3.0"), ("sid", "12.8.0"))
-        ),
-    ],
-)
+@pytest.fixture(scope="module", params=RELEASES)
 def any_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """A lab with a /dev of its own, where the tap device can be opened."""
-    if request.param is None:
-        yield request.getfixturevalue("stock_lab")
-        return
-    folder = Path(tempfile.mkdtemp(prefix="virtrace-test-", dir="/var/tmp"))
-    lab = Lab(folder, release=request.param)
-    try:
-        lab.up()
+    with lab_of(request) as lab:
         yield lab
-        assert_untraced_and_intact(lab.pid)
-    finally:
-        lab.down()
 
 
 def test_explained_numbers_are_those_of_their_sources(any_lab: Lab, tmp_path: Path) -> None:

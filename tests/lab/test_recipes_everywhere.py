@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ from tests.lab.test_catalogue import until
 from tests.lab.test_explainers import Case, cases_of, first
 from tests.lab.tracing import as_measured, whole_trace
 from tests.support.command import VIRTRACE, virtrace
-from tests.support.intact import assert_untraced_and_intact
+from tests.support.releases import lab_of_release
 from tests.support.silent_agent import Answers, silent_agent
 from tests.support.stages import staged
 from virtrace.lab.daemon import Lab
@@ -86,14 +85,8 @@ class OnEachRelease:
             return
         if os.geteuid() != 0:
             pytest.skip("only root can enter another root")
-        folder = Path(tempfile.mkdtemp(prefix="virtrace-test-", dir="/var/tmp"))
-        lab = Lab(folder, release=cls.release)
-        try:
-            lab.up()
+        with lab_of_release(cls.release) as lab:
             yield lab
-            assert_untraced_and_intact(lab.pid)
-        finally:
-            lab.down()
 
     @pytest.fixture
     def any_stage(self, any_lab: Lab) -> Iterator[Stage]:

@@ -29,9 +29,15 @@ def lab_of(request: pytest.FixtureRequest) -> Iterator[Lab]:
         yield lab
         assert_untraced_and_intact(lab.pid)
         return
-    lab = Lab(
-        Path(tempfile.mkdtemp(prefix="virtrace-test-", dir="/var/tmp")), release=request.param
-    )
+    with lab_of_release(request.param) as lab:
+        yield lab
+
+
+@contextmanager
+def lab_of_release(release: str) -> Iterator[Lab]:
+    """A lab of a Debian release, by its code name."""
+    folder = Path(tempfile.mkdtemp(prefix="virtrace-test-", dir="/var/tmp"))
+    lab = Lab(folder, release=release)
     try:
         lab.up()
         yield lab

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from virtrace.analysis.explain import model
-from virtrace.analysis.explain.messages import UNSEEN, errors_of, quoted_errors, said
+from virtrace.analysis.explain.messages import UNSEEN, errors_of, failed_with, said
 from virtrace.analysis.explain.model import (
     NOTHING,
     Catalogue,
@@ -221,14 +221,8 @@ _MESSAGES = {
 }
 
 
-def _failed_with(text: str, case: CpuCase) -> list[Evidence] | None:
-    if not case.call.failed or text not in (said(errors_of(case.call)) or ""):
-        return None
-    return list(quoted_errors(case.call))
-
-
 for _name, _text in _MESSAGES.items():
-    _CAUSES.condition(_name)(partial(_failed_with, _text))
+    _CAUSES.condition(_name)(partial(failed_with, _text))
 
 
 @_CAUSES.condition("contradiction")

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 from virtrace.analysis.quoted import Evidence
 from virtrace.analysis.spans import Call, Point
@@ -83,6 +84,20 @@ def no_return(call: Call) -> list[Evidence] | None:
     if call.root.returned is not None:
         return None
     return [Evidence(problem) for problem in call.problems]
+
+
+class OfOneCall(Protocol):
+    """A case of one call."""
+
+    @property
+    def call(self) -> Call: ...
+
+
+def failed_with(text: str, case: OfOneCall) -> list[Evidence] | None:
+    """Return the errors of a call that failed with this text in its message; None if it did not."""
+    if not case.call.failed or text not in (said(errors_of(case.call)) or ""):
+        return None
+    return list(quoted_errors(case.call))
 
 
 def quoted_errors(call: Call) -> Iterator[Evidence]:
