@@ -8,7 +8,7 @@ PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscop
 # What the tests start, hundreds of times, is compiled once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test test-matrix test-kernels bench lint share pyz clean
+.PHONY: help setup demo test test-matrix test-kernels test-guests scenarios bench lint share pyz dist deb collection clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,7 +23,7 @@ test: ## set up, then lint, types and all tests but the slow ones; SLOW=1: these
 	@$(if $(SLOW),tools/setup.sh matrix)
 	@$(MAKE) lint
 	@echo "test: pytest, all$(if $(SLOW),, but the slow) tests"
-	@$(PYTEST) -m "not kernels$(if $(SLOW),, and not matrix)"
+	@$(PYTEST) -m "not kernels and not scenarios and not guests$(if $(SLOW),, and not matrix)"
 
 test-matrix: ## the slow tests: libvirt with debug info, and other releases of everything, cached
 	@tools/setup.sh matrix
@@ -35,14 +35,31 @@ test-kernels: ## the kernel engine, and logs of crashes, in virtual machines wit
 	@echo "test-kernels: pytest, the tests on other kernels"
 	@$(PYTEST) -m kernels
 
+scenarios: ## make each scenario of the explainers on all releases with both engines, and docs/scenarios.md of that
+	@tools/setup.sh matrix
+	@echo "scenarios: pytest, the tests that keep what they were answered"
+	@mkdir -p out
+	@rm -f out/scenarios.jsonl
+	@VIRTRACE_SCENARIOS=$(CURDIR)/out/scenarios.jsonl $(PYTEST) -m "not kernels" \
+		$(shell grep -l assert_answers tests/lab/test_*.py)
+	@$(BIN)/python tools/scenarios.py out/scenarios.jsonl
+
+test-guests: ## guests with Linux that write, on QEMU 5.2 to 11.1, and how traces of them end; cached
+	@tools/setup.sh matrix
+	@echo "test-guests: pytest, the tests with guests"
+	@$(PYTEST) -m guests
+
 bench: ## measure, side by side in one run; a table, and JSON in out/bench/
-	@tools/setup.sh test
+	@tools/setup.sh matrix
 	@$(BIN)/python -m bench.startup
 	@$(BIN)/python -m bench.large
+	@$(BIN)/python -m bench.recipes
 	@$(BIN)/python -m bench.page
 	@$(BIN)/python -m bench.bundle
+	@$(BIN)/python -m bench.fleet
 	@$(BIN)/python -m bench.snapshot
 	@$(BIN)/python -m bench.cost
+	@$(BIN)/python -m bench.guest
 
 lint: ## ruff and mypy
 	@tools/setup.sh test
@@ -59,6 +76,19 @@ pyz: ## build dist/virtrace.pyz: virtrace in one file, for hosts where nothing m
 	@tools/setup.sh test
 	@mkdir -p dist
 	@$(BIN)/python tools/pyz.py dist/virtrace.pyz
+
+dist: ## build the wheel and the source distribution in dist/, and check them
+	@tools/setup.sh test
+	@$(BIN)/python tools/dist.py dist
+
+collection: pyz ## build the Ansible collection, with virtrace.pyz in it, to dist/; needs ansible-galaxy
+	@$(BIN)/python tools/collection.py dist/virtrace.pyz dist
+
+SUITE := trixie
+
+deb: ## build the Debian package of a release in its root, check it by lintian, and put it in dist/SUITE; SUITE=sid: of sid
+	@tools/setup.sh matrix
+	@$(BIN)/python tools/deb.py $(SUITE) dist/$(SUITE)
 
 clean: ## remove .venv, out/ and all caches in this checkout
 	rm -rf .venv out dist .mypy_cache .pytest_cache .ruff_cache

@@ -44,6 +44,7 @@ from bench.contestants import (
 )
 from bench.results import REPOSITORY, save
 from tests.support.writer import writers_of
+from virtrace.engines.uprobes import kernel
 from virtrace.lab.daemon import Lab
 
 PAGE = REPOSITORY / "docs" / "performance.md"
@@ -64,6 +65,7 @@ FIGURES = {
     "detach": "gap at detach",
     "ready": "s until ready",
     "gone": "s to end",
+    "programs": "kernel's count",
     "daemon_cpu": "daemon's CPU",
     "tracing_cpu": "tracer's CPU meanwhile",
     "tracer_cpu": "tracer's CPU in all",
@@ -131,6 +133,22 @@ def cpu_ms(pids: Iterable[int]) -> float:
             except OSError:
                 continue
     return total / 1e6
+
+
+def programs_ms(pids: Iterable[int]) -> float:
+    """How long the programs ran that these processes have in the kernel, by its own count."""
+    taken = {}
+    for pid in pids:
+        for file in Path(f"/proc/{pid}/fdinfo").glob("*"):
+            try:
+                lines = file.read_text().splitlines()
+            except OSError:
+                continue
+            told = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+            if "run_time_ns" in told:
+                # Two processes may have the same one.
+                taken[told["prog_id"]] = int(told["run_time_ns"])
+    return sum(taken.values()) / 1e6
 
 
 def family(pid: int | None) -> set[int]:
@@ -214,13 +232,16 @@ class Bench:
         if running.output is not None:
             # No child of GDB.
             tracers.update(writers_of(running.output))
-        daemon_ms, tracer_ms = cpu_ms(daemon), cpu_ms(tracers)
-        alone = self.traced.calls(self.calls)
-        tracing_ms = cpu_ms(tracers)
+        with kernel.statistics():
+            daemon_ms, tracer_ms, programs = cpu_ms(daemon), cpu_ms(tracers), programs_ms(tracers)
+            alone = self.traced.calls(self.calls)
+            programs = programs_ms(tracers) - programs
+            tracing_ms = cpu_ms(tracers)
         _settle(running.output)
         found = {
             "traced_ms": statistics.median(alone),
             "traced_p99_ms": p99(alone),
+            "programs_ms": programs / self.calls,
             "daemon_cpu_ms": (cpu_ms(daemon) - daemon_ms) / self.calls,
             "tracing_cpu_ms": (tracing_ms - tracer_ms) / self.calls,
             "tracer_cpu_ms": (cpu_ms(tracers) - tracer_ms) / self.calls,
@@ -276,6 +297,7 @@ def ratios(found: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, floa
         if "traced_ms" not in own:
             continue
         row["traced"] = own["traced_ms"] / own["around"]
+        row["programs"] = own["programs_ms"] / own["around"]
         row["traced_p99"] = own["traced_p99_ms"] / own["around_p99"]
         if floor:
             row["of_floor"] = (row["traced"] - 1) / (floor["traced_ms"] / floor["around"] - 1)
@@ -407,6 +429,8 @@ def _cell(key: str, figure: Mapping[str, float] | None, result: Any, between: st
 
 
 def _short(ratio: float) -> str:
+    if 0 < abs(ratio) < 0.1:
+        return f"{ratio:.3f}"
     return f"{ratio:.2f}" if abs(ratio) < 10 else f"{ratio:.0f}"
 
 

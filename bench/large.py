@@ -27,7 +27,7 @@ import matplotlib
 
 from bench.results import FOLDER, save
 from tests.support import large
-from tests.support.paths import DATA
+from virtrace.errors import ANSWER_IS_NO, DONE
 
 matplotlib.use("svg")
 from matplotlib import pyplot
@@ -44,10 +44,6 @@ PEAK = (
 )
 
 
-# Traces of statistics have most to explain: several explainers read each call.
-STATISTICS = DATA / "readers" / "domstats.jsonl"
-
-
 def parsed(trace: Path) -> float:
     """Seconds of the processor to parse each line."""
     began = time.process_time()
@@ -57,35 +53,47 @@ def parsed(trace: Path) -> float:
     return time.process_time() - began
 
 
-def commands(
-    trace: Path, packed: Path, statistics: Path, folder: Path
-) -> Iterator[tuple[str, list[str]]]:
+def commands(trace: Path, packed: Path, folder: Path) -> Iterator[tuple[str, list[str]]]:
     yield "show", ["show", str(trace)]
     yield "show .gz", ["show", str(packed)]
     yield "explain", ["explain", str(trace)]
-    yield "explain domstats", ["explain", str(statistics)]
     yield "diff", ["diff", str(trace), str(packed)]
     yield "export csv", ["export", "--to", "csv", "-o", str(folder / "out"), str(trace)]
     yield "export perfetto", ["export", "--to", "perfetto", "-o", str(folder / "out"), str(trace)]
     yield "bundle", ["bundle", str(trace), "-o", str(folder / "out.tar.gz")]
 
 
-def measured(words: list[str]) -> dict[str, Any]:
+def started(words: list[str]) -> tuple[subprocess.Popen[bytes], float]:
+    """A command that has printed its first screen, and when it had, in seconds from its start."""
     began = time.monotonic()
-    before = os.times()
     process = subprocess.Popen(
         [sys.executable, "-c", PEAK, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stdout is not None
     for _ in range(_SCREEN_LINES):
         process.stdout.readline()
-    screen = time.monotonic() - began
+    return process, time.monotonic() - began
+
+
+def first_screen(words: list[str]) -> float:
+    """Seconds until a command, which is not needed any more then, has printed its first screen."""
+    process, screen = started(words)
+    process.kill()
+    process.communicate()
+    return round(screen, 2)
+
+
+def measured(words: list[str]) -> dict[str, Any]:
+    began = time.monotonic()
+    before = os.times()
+    process, screen = started(words)
+    assert process.stdout is not None
     while process.stdout.read(1 << 20):
         pass
     told = process.communicate()[1].decode()
     wall = time.monotonic() - began
     after = os.times()
-    assert process.returncode == 0, told
+    assert process.returncode in (DONE, ANSWER_IS_NO), told
     return {
         "cpu_s": round(
             after.children_user + after.children_system
@@ -115,9 +123,8 @@ def main() -> int:
             packed = folder / "trace.jsonl.gz"
             with trace.open("rb") as plain, gzip.open(packed, "wb", 6) as small:
                 shutil.copyfileobj(plain, small)
-            statistics = large.write(folder / "statistics.jsonl", size, STATISTICS)
-            for what, words in commands(trace, packed, statistics, folder):
-                alone = parsed(statistics if str(statistics) in words else trace)
+            for what, words in commands(trace, packed, folder):
+                alone = parsed(trace)
                 figures = measured(words)
                 figures["json"] = round(figures["cpu_s"] / max(alone, 0.001), 1)
                 found.setdefault(what, {})[size] = figures

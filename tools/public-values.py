@@ -22,6 +22,17 @@ KINDS = {
     "states": ("virDomainState",),
     "jobs": ("virDomainJobType", "virDomainBlockJobType", "virConnectDomainEventBlockJobStatus"),
     "volumes": ("virStorageVolType", "virStoragePoolState"),
+    "events": (
+        "virDomainEventID",
+        "virDomainEventType",
+        *(
+            f"virDomainEvent{what}DetailType"
+            for what in (
+                *("Defined", "Undefined", "Started", "Suspended", "Resumed", "Stopped"),
+                *("Shutdown", "PMSuspended", "Crashed"),
+            )
+        ),
+    ),
 }
 # Where the constant runs words together.
 WORDS = {"SHUTOFF": "shut off", "NOSTATE": "no state", "PMSUSPENDED": "suspended by the guest"}

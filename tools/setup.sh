@@ -22,7 +22,8 @@ extras=
 case $purpose in
     demo) ;;
     test) extras='[bench,dev]'
-        packages+=(gcc libc6-dev bpftrace chromium chromium-driver dnsmasq-base iproute2 man-db) ;;
+        packages+=(gcc libc6-dev bpftrace chromium chromium-driver dnsmasq-base iproute2 man-db
+            sosreport) ;;
     matrix) extras='[bench,dev]'; packages+=(gcc libc6-dev bpftrace mmdebstrap debuginfod) ;;
     *) echo "usage: tools/setup.sh demo|test|matrix" >&2; exit 2 ;;
 esac

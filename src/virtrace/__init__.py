@@ -1,3 +1,3 @@
 """GDB-scripted tracing toolkit for libvirt."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -14,17 +14,19 @@ import os
 import resource
 import select
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from virtrace import detached
 from virtrace.errors import TargetError, TraceError, UsageError, VirtraceError
+
+if TYPE_CHECKING:
+    import subprocess
 
 Json = Any
 # Reports a line of progress before the answer is complete.
@@ -100,14 +102,23 @@ class Child:
         progress: called with every line of progress that the child reports.
         Raises: the VirtraceError that the child raised; TargetError if the child died.
         """
+        self.send(question, *arguments)
+        return self.answer(progress)
+
+    def send(self, question: str, *arguments: Json) -> None:
+        """Ask a question, and do not wait. If the child has died, ``answer`` says so."""
         data = json.dumps([question, arguments]).encode() + b"\n"
+        with suppress(OSError):
+            while data:
+                data = data[os.write(self._ask, data) :]
+
+    def answer(self, progress: Tell | None = None) -> Json:
+        """Wait for the answer to the first question that has none yet. As ``ask``."""
         until = time.monotonic() + self._bounds.seconds
         try:
             if not self.has_begun:
                 self._line(until)
                 self.has_begun = True
-            while data:
-                data = data[os.write(self._ask, data) :]
             while "progress" in (message := json.loads(self._line(until))):
                 if progress is not None:
                     progress(str(message["progress"]))
@@ -207,6 +218,9 @@ def started(command: Sequence[str], file: BinaryIO, bounds: Bounds) -> subproces
     It can open what everybody may read; its standard output is a pipe. It ends with this process.
     Raises: OSError.
     """
+    # Not for all others, which start no program.
+    import subprocess
+
     libc = ctypes.CDLL(None)
 
     def confine() -> None:

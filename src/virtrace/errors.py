@@ -29,9 +29,10 @@ def typed(file: str | os.PathLike[str]) -> str:
 
 
 class VirtraceError(Exception):
-    """An error that the user can act on."""
+    """An error that the user can act on. is_told: whether another process has printed it."""
 
     exit_status = BAD_INPUT
+    is_told = False
 
     def __init__(self, what: str, remedy: str, *more: str) -> None:
         """more: lines below the remedy, such as the choices."""

@@ -162,5 +162,6 @@ def fail(error: Exception) -> int:
             for row in part.rstrip("\n").split("\n"):
                 print(row, file=sys.stderr)
     told = error if isinstance(error, VirtraceError) else OwnError(error)
-    complain(told)
+    if not told.is_told:
+        complain(told)
     return told.exit_status

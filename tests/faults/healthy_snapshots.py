@@ -15,7 +15,7 @@ import os
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
@@ -92,8 +92,12 @@ def left_unharmed(lab: Lab) -> Iterator[None]:
 
 def descriptors(pid: int) -> Counter[str]:
     """What the descriptors of a process lead to."""
-    files = Path(f"/proc/{pid}/fd")
-    return Counter(os.readlink(files / name) for name in os.listdir(files))
+    found: Counter[str] = Counter()
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        # One of a client that leaves just now.
+        with suppress(FileNotFoundError):
+            found[os.readlink(file)] += 1
+    return found
 
 
 def snapshots(lab: Lab, times: int, *, registers: bool = False) -> Seen:

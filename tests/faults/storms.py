@@ -51,7 +51,9 @@ run.MOST_WAITING, run._MUST_KEEP_UP = 1 << 20, 1 << 30
 """
 _SAMPLE_SECONDS = 0.05
 # What is another for a quiet guest, too: times, and the memory of its QEMU.
-_MOVES = re.compile(r"idle_time_ns|.*\.(time|system|user|rss|delay|wait|last-update)")
+_MOVES = re.compile(
+    r"idle_time_ns|process-(id|time)|.*\.(time|system|user|rss|delay|wait|last-update)"
+)
 _POINTER = re.compile(r"0x0*[1-9a-f][0-9a-f]*")
 # More than any storm makes, as the limits are not what is tried.
 _LIMITS = ("--max-events", "900000000", "--max-bytes", "900000000000")

@@ -12,12 +12,15 @@ import pytest
 
 from tests.gdb.harness import HERE, Daemon, trace
 from tests.support.acting import ROOT_ONLY
+from tests.support.waiting import PATIENCE
 from virtrace.trace.format import Event
 from virtrace.trace.reader import read_trace
 
 FOLDER = HERE / "coroutines"
 NAME = "coroutines-1.2"
 RECIPE = FOLDER / "requests.yaml"
+MAIN = (sys.executable, "-m", "virtrace.cli.main")
+ENVIRONMENT = {**os.environ, "VIRTRACE_TARGETS": str(FOLDER)}
 SETTINGS = {"recipe": str(RECIPE), "TARGETS": str(FOLDER)}
 
 
@@ -79,8 +82,8 @@ def test_no_span_is_lost_while_a_signal_handler_runs(server: Server, tmp_path: P
 
 def test_doctor_finds_the_daemon_of_the_target(server: Server) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "virtrace.cli.main", "doctor", "-p", str(server.pid)],
-        env={**os.environ, "VIRTRACE_TARGETS": str(FOLDER)},
+        [*MAIN, "doctor", "-p", str(server.pid)],
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
     )
@@ -90,44 +93,41 @@ def test_doctor_finds_the_daemon_of_the_target(server: Server) -> None:
     assert f"  ok       {server.folder / NAME}, coroutines 1.2\n" in done.stdout
 
 
-REFUSED = (
-    "the kernel's return probes could end {}: threads of coroutines leave one stack for another"
-)
-
-
-def test_no_script_for_the_kernel_s_probes(server: Server, tmp_path: Path) -> None:
-    """They would end the program by SIGILL."""
+def test_no_compiled_script(server: Server, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    compiling = ["recipe", "compile", str(RECIPE), "--to", "python", "-p", str(server.pid)]
     done = subprocess.run(
-        [
-            *(sys.executable, "-m", "virtrace.cli.main", "recipe", "compile", RECIPE),
-            *("--to", "python", "-p", str(server.pid), "-o", tmp_path / "script.py"),
-        ],
-        env={**os.environ, "VIRTRACE_TARGETS": str(FOLDER)},
-        capture_output=True,
-        text=True,
+        [*MAIN, *compiling, "-o", script], env=ENVIRONMENT, capture_output=True, text=True
     )
     assert done.returncode == 3
-    assert done.stderr.splitlines()[0] == f"virtrace: {REFUSED.format(server.folder / NAME)}"
-    assert not (tmp_path / "script.py").exists()
+    what = f"which stack a thread of {server.folder / NAME} was on is not in what a compiled script"
+    assert done.stderr.startswith(f"virtrace: {what} records")
+    assert not script.exists()
 
 
 @ROOT_ONLY
-def test_gdb_traces_it_and_why_is_told(server: Server, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "virtrace.cli.main", "record", RECIPE),
-            *("-p", str(server.pid), "-o", tmp_path / "t.jsonl", "--", "true"),
-        ],
-        env={**os.environ, "VIRTRACE_TARGETS": str(FOLDER)},
-        capture_output=True,
+@pytest.mark.parametrize("request_", ["serve 0 1", "serve 3 0", "signal"])
+def test_the_kernel_s_probes_tell_the_same_as_gdb(
+    server: Server, tmp_path: Path, request_: str
+) -> None:
+    """At `ret` instructions: the kernel's return probes would end the program by SIGILL."""
+    by_gdb, answers = trace(server, tmp_path / "gdb.jsonl", request_, **SETTINGS)
+    output = tmp_path / "kernel.jsonl"
+    command = [*MAIN, "record", str(RECIPE), "-p", str(server.pid), "-o", str(output)]
+    with subprocess.Popen(
+        [*command, "--calls", "2", "--engine", "uprobes"],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
         text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[:2] == [
-        "tracing by the kernel's probes",
-        f"tracing by GDB: {REFUSED.format(server.folder / NAME)}",
-    ]
-    assert read_trace(tmp_path / "t.jsonl").header["tool"]["engine"]["name"] == "gdb"
+    ) as recording:
+        assert recording.stdout is not None
+        next(line for line in recording.stdout if "Ctrl-C" in line)
+        assert server.do(request_) == answers[0]
+        recording.communicate(timeout=PATIENCE)
+    assert recording.returncode == 0
+    by_kernel = read_trace(output)
+    assert by_kernel.problems == []
+    assert [*map(essentials, by_kernel.events)] == [*map(essentials, by_gdb.events)]
 
 
 def test_the_header_names_the_program(server: Server, tmp_path: Path) -> None:

@@ -176,11 +176,13 @@ def commands_of(trace: Path, other: Path, folder: Path) -> Iterator[tuple[object
     for form in ((), ("--summary",), ("--json",)):
         yield ("show", *form, trace)
     yield ("explain", "--json", trace)
+    yield ("fleet", trace, other)
+    yield ("fleet", "--json", trace)
     for form in ((), ("--json",)):
         yield ("diff", *form, other, trace)
     # Nor have the roots of other releases the package of that name.
     perfetto = ("perfetto",) if importlib.util.find_spec("perfetto") else ()
-    for form in (*perfetto, "chrome", "csv", "mermaid", "svg"):
+    for form in (*perfetto, "chrome", "otlp", "csv", "mermaid", "svg"):
         yield ("export", trace, "--to", form, "-o", folder / f"made.{form}")
     yield ("bundle", "make", trace, "--preview")
     yield ("bundle", trace, "-o", folder / "made.tar.gz")
@@ -262,7 +264,7 @@ def test_what_reads_a_snapshot(folder: Path) -> None:
         assert is_told(in_process("show", "--json", snapshot)), chosen
         # They show a part of it.
         read = (("show", "--full"), ("explain",), ("diff", snapshot))
-        for words in (*read, ("bundle", "make", "--preview")):
+        for words in (*read, ("fleet",), ("bundle", "make", "--preview")):
             is_told(in_process(*words, snapshot))
         page = folder / "page.html"
         in_process("show", "--html", page, snapshot)

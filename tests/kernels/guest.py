@@ -22,6 +22,7 @@ from pathlib import Path
 
 from virtrace.engines.uprobes.attach import load_programs
 from virtrace.engines.uprobes.kernel import KernelError
+from virtrace.engines.uprobes.processes import Processes
 from virtrace.engines.uprobes.trial import Abilities, abilities
 from virtrace.errors import TargetError
 from virtrace.image.process import Process, inspect
@@ -59,7 +60,7 @@ def kinds() -> Iterable[Abilities]:
 def refused(plan: Plan, process: Process, able: Abilities) -> Sequence[str]:
     """Load the programs of a plan, and return what the verifier said of the first it refused."""
     try:
-        with closing(load_programs(plan, process, able)[1]):
+        with closing(load_programs(plan, Processes(process), able)[1]):
             return []
     except TargetError as error:
         log = error.__cause__.log if isinstance(error.__cause__, KernelError) else ""

@@ -13,6 +13,7 @@ import pytest
 from tests.support.containers import contained
 from tests.support.hanging import relaunch
 from tests.support.intact import assert_untraced_and_intact
+from tests.support.namespaces import open_loopback, within
 from tests.support.own_files import copied
 from tests.support.stages import second_guest
 from virtrace.errors import LabError
@@ -193,3 +194,20 @@ def restartable(any_lab: Lab) -> Iterator[Lab]:
     relaunch(any_lab)
     # It has connected to its QEMU anew, too.
     any_lab.virsh_checked("domblkinfo", "vm1", "vda")
+
+
+@pytest.fixture
+def elsewhere(any_lab: Lab) -> Iterator[Lab]:
+    """The same libvirt on another host, as far as it can tell, with a guest vm3 that runs.
+
+    Less than the memory of a guest fits into the sockets of that host.
+    """
+    lab = bring_up(any_lab.debug_info, hostname="elsewhere", release=any_lab.release)
+    relaunch(lab, "unshare", "--net")
+    open_loopback(lab.pid)
+    with within(lab.pid, "net"):
+        Path("/proc/sys/net/ipv4/tcp_wmem").write_text("4096 4096 4096")
+    lab.define("vm3", lab.folder / "vm3.xml", "")
+    lab.virsh_checked("start", "vm3")
+    yield lab
+    lab.down()

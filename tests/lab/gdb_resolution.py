@@ -58,7 +58,7 @@ def site_record(site: AnySite, base: int) -> Record:
 
 program = installed(Path(os.environ["VIRTRACE_TEST_DRIVER"]))
 recipes = [catalogue.find_recipe(name) for name in catalogue.shipped()]
-recipes = [recipe for recipe in recipes if recipe.of == OF_LIBVIRT]
+recipes = [recipe for recipe in recipes if recipe.of == (OF_LIBVIRT,)]
 modules = {name for recipe in recipes for name in recipe.modules}
 bases = {name: module.base for name in modules if (module := program.module(name))}
 answer = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,6 +77,12 @@ def test_each_recipe_finds_the_daemon_that_has_its_driver(
     assert trace.header["target"]["exe"].endswith("/virtqemud")
 
 
+def test_a_snapshot_of_the_daemon_of_a_name(modular_lab: Lab, storage: PrivateDaemon) -> None:
+    for name, pid in (("virtqemud", modular_lab.pid), ("virtstoraged", storage.pid)):
+        done = virtrace("snapshot", "--json", "--process", name)
+        assert json.loads(done.stdout)["daemon"]["pid"] == pid, done.stderr
+
+
 def test_doctor_lists_what_each_daemon_can_be_traced_by(
     modular_lab: Lab, storage: PrivateDaemon
 ) -> None:
@@ -84,7 +91,7 @@ def test_doctor_lists_what_each_daemon_can_be_traced_by(
     sections = doctor.stdout.split("\nDaemon ")
     by_pid = {section.partition(":")[0]: section for section in sections[1:]}
     assert by_pid.keys() == {str(modular_lab.pid), str(storage.pid)}
-    assert "ok       recipes: errors, guest-agent, pool-refresh, rpc\n" in by_pid[str(storage.pid)]
+    assert "ok       recipes: errors, events, pool-refresh, rpc\n" in by_pid[str(storage.pid)]
     assert "libvirt_driver_qemu.so is not loaded\n" in by_pid[str(storage.pid)]
     assert (
         "note     not pool-refresh: libvirt_driver_storage.so is not loaded\n"

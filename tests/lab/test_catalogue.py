@@ -144,7 +144,7 @@ def failures(trace: Trace) -> list[Failed]:
         event = node.event
         if event.name == "api.failed":
             found.append(Failed(event.values["api"], pending.pop(event.tid)))
-        else:
+        elif event.name.startswith("error"):
             pending.setdefault(event.tid, []).append(event)
     return found
 
@@ -359,9 +359,12 @@ def test_start_failure(lab: Lab, engine: str, tmp_path: Path) -> None:
         if isinstance(node, Point) and node.event.name == "error"
     ]
     whole = [message for message in messages if isinstance(message, str)]
-    assert any("no-such-option" in message and f"error: {message}" in told for message in whole)
+    reported = [message for message in whole if f"error: {message}" in told]
+    # QEMU may have ended before libvirt connects to it: it has not read its words then.
+    of_qemu = ("no-such-option", "failed to connect to monitor socket: Connection refused")
+    assert any(words in message for message in reported for words in of_qemu)
     if lab.libvirt_version >= (9, 0):
-        assert any(str(gone) in message and f"error: {message}" in told for message in whole)
+        assert any(str(gone) in message for message in reported)
 
 
 @contextmanager
@@ -797,7 +800,11 @@ def test_pool_refresh(stock_lab: Lab, engine: str, tmp_path: Path) -> None:
         assert (refresh.arguments, refresh.returned) == (
             {"pool": "pool", "flags": 0}, {"result": 0}
         )  # fmt: skip
-    volumes = [node.event.values for node in driver.children if isinstance(node, Point)]
+    volumes = [
+        node.event.values
+        for node in driver.children
+        if isinstance(node, Point) and node.event.name == "volume"
+    ]
     listed = dict(re.findall(rf"^ (\S+) +({re.escape(str(pool))}/\S+) *$", printed, re.M))
     assert {values["name"]: values["key"] for values in volumes} == listed
     assert {values["name"]: values["type"] for values in volumes} == {
@@ -813,15 +820,24 @@ def test_pool_refresh(stock_lab: Lab, engine: str, tmp_path: Path) -> None:
     assert f"error: {message}\n" in told
 
 
-@pytest.mark.parametrize("name", FOR_LIBVIRT)
+# With debug info, tests/lab/test_resolution.py compares all of them.
+CHECKED = [
+    *(("stock_lab", name) for name in FOR_LIBVIRT),
+    pytest.param("debug_lab", "blockinfo", marks=pytest.mark.matrix),
+]
+
+
+@pytest.mark.parametrize(("where", "name"), CHECKED)
 def test_check_says_what_a_trace_would_find(
-    lab: Lab, engine: str, tmp_path: Path, name: str
+    request: pytest.FixtureRequest, tmp_path: Path, where: str, name: str
 ) -> None:
+    """The command reads the files without GDB, which the trace is made by."""
+    lab: Lab = request.getfixturevalue(where)
     done = virtrace("recipe", "check", name, "-p", str(lab.pid))
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert done.stdout.startswith(f"{name}: every probe that is not optional was found\n")
-    options = ("-p", str(lab.pid), "--engine", engine, "-o", str(tmp_path / "t.jsonl"))
+    options = ("-p", str(lab.pid), "--engine", "gdb", "-o", str(tmp_path / "t.jsonl"))
     assert virtrace("record", name, *options, "--", "true").returncode == 0
     for probe in whole_trace(tmp_path / "t.jsonl").header["probes"]:
         line = rf"^ +{re.escape(probe['name'])} +{probe['level']} +\+{probe['offset']}"

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 from xml.sax.saxutils import quoteattr
 
 import pytest
 
 from tests.faults.healthy_snapshots import snapshots, storm
-from tests.lab.conftest import bring_up
 from tests.support.hanging import (
     PATIENCE,
     admin,
@@ -30,14 +30,16 @@ from tests.support.hanging import (
     qemu_of,
     relaunch,
     root_of,
+    set_workers,
     snapshot,
+    stalled_migration,
     stopped,
     thread_of,
-    time_when_asleep,
     wait_for,
     wait_for_verdicts,
+    when_asleep,
 )
-from tests.support.namespaces import open_loopback, own_number, within
+from tests.support.namespaces import own_number
 from tests.support.paths import REPOSITORY
 from tests.support.silent_agent import silent_agent
 from tests.support.waiting import wait_until
@@ -53,7 +55,7 @@ MANY_CALLS = REPOSITORY / "tests" / "support" / "many_calls.py"
 
 
 def test_an_idle_daemon_is_healthy(any_lab: Lab) -> None:
-    document, _ = wait_for(any_lab, "healthy")
+    document = idle(any_lab)
     version = ".".join(map(str, any_lab.libvirt_version))
     assert document["daemon"]["program"]["version"] == version
     assert [domain["name"] for domain in document["domains"]] == ["vm1"]
@@ -62,11 +64,20 @@ def test_an_idle_daemon_is_healthy(any_lab: Lab) -> None:
     assert domain["id"] == int(any_lab.virsh_checked("domid", "vm1"))
     assert domain["qemu"] == qemu_of(any_lab)
     assert domain["jobs"] == []
-    # GObject's own data of a type have the address of its class, too.
-    assert {name: document["objects"][name] for name in ("virDomainObj", "qemuMonitor")} == {
-        "virDomainObj": 1,
-        "qemuMonitor": 1,
-    }
+
+
+def idle(lab: Lab) -> dict[str, Any]:
+    """Take snapshots until nothing is left of what the daemon did before."""
+
+    def look() -> dict[str, Any] | None:
+        document, _ = wait_for(lab, "healthy")
+        # GObject's own data of a type have the address of its class, too.
+        counts = [document["objects"][name] for name in ("virDomainObj", "qemuMonitor")]
+        return document if counts == [1, 1] else None
+
+    found = wait_until(look, "the daemon has one domain and one monitor")
+    assert found is not None
+    return found
 
 
 def test_a_daemon_with_many_calls_is_busy(any_lab: Lab, tmp_path: Path) -> None:
@@ -155,7 +166,7 @@ def test_a_guest_agent_that_is_silent_is_told(any_lab: Lab) -> None:
         began = time.time()
         with calling(lab, ask) as (client,):
             asked = agent.asked()
-            at_last = time_when_asleep(lab)
+            at_last = when_asleep(lab)
             with calling(lab, ask) as (other,):
                 document, verdict = wait_for(lab, "agent-silent", [other])
                 agent.hang_up()
@@ -171,7 +182,7 @@ def test_a_guest_agent_that_is_silent_is_told(any_lab: Lab) -> None:
     )
     (job,) = domain_of(document, "vm4")["jobs"]
     assert (job["kind"], job["work"], job["owner"]) == ("agent job", "query", root["own_tid"])
-    assert began <= job["since"] <= at_last
+    assert began <= job["since"] <= at_last.time
     (behind,) = (thread_of(document, tid) for tid in verdict["behind"])
     assert behind["client"]["pid"] == other.pid
     assert behind["wait"]["until"] - behind["wait"]["since"] == 30
@@ -195,10 +206,6 @@ def few_workers(any_lab: Lab) -> Iterator[Lab]:
     set_workers(any_lab, 4)
     yield any_lab
     set_workers(any_lab, 20)
-
-
-def set_workers(lab: Lab, number: int) -> None:
-    admin(lab, "srv-threadpool-set", "libvirtd", "--min-workers", "1", "--max-workers", str(number))
 
 
 def test_workers_that_are_all_taken_are_told(few_workers: Lab) -> None:
@@ -340,41 +347,17 @@ def test_a_block_job_that_does_not_end_is_told(any_stage: Stage) -> None:
     )
 
 
-@pytest.fixture
-def elsewhere(any_lab: Lab) -> Iterator[Lab]:
-    """The same libvirt on another host, as far as it can tell, with a guest vm3 that runs.
-
-    Less than the memory of a guest fits into the sockets of that host.
-    """
-    lab = bring_up(any_lab.debug_info, hostname="elsewhere", release=any_lab.release)
-    relaunch(lab, "unshare", "--net")
-    open_loopback(lab.pid)
-    with within(lab.pid, "net"):
-        Path("/proc/sys/net/ipv4/tcp_wmem").write_text("4096 4096 4096")
-    lab.define("vm3", lab.folder / "vm3.xml", "")
-    lab.virsh_checked("start", "vm3")
-    yield lab
-    lab.down()
-
-
 def test_a_migration_that_stalls_is_told_on_both_hosts(any_lab: Lab, elsewhere: Lab) -> None:
     """Nobody reads the memory that QEMU sends: there a thread waits, here only a job is held."""
     began = time.time()
-    with within(elsewhere.pid, "net"):
-        sink = socket.create_server(("127.0.0.1", 0))
-    with sink:
-        sink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-        to = f"tcp://127.0.0.1:{sink.getsockname()[1]}"
-        asked = f"migrate vm3 {any_lab.uri} --live --migrateuri {to}"
-        words = (*asked.split(), "--listen-address", "127.0.0.2")
-        with calling(elsewhere, words) as (migration,):
-            connection, _ = sink.accept()
-            with connection, calling(any_lab, ("suspend", "vm3")) as (client,):
-                there, waiting = wait_for(elsewhere, "qemu-event")
-                document, verdict = wait_for(any_lab, "ownerless-job")
-                assert migration.poll() is None
-                connection.shutdown(socket.SHUT_RDWR)
-                sink.close()
+    with (
+        stalled_migration(elsewhere, any_lab, "vm3") as (migration, let_fail),
+        calling(any_lab, ("suspend", "vm3")) as (client,),
+    ):
+        there, waiting = wait_for(elsewhere, "qemu-event")
+        document, verdict = wait_for(any_lab, "ownerless-job")
+        assert migration.poll() is None
+        let_fail()
     root = root_of(there, waiting, migration, "virDomainMigratePerform3Params")
     domain = domain_of(there, "vm3")
     assert root["wait"]["domain"] == root["request"]["name"] == "vm3"

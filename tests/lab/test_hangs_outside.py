@@ -29,8 +29,8 @@ from tests.support.hanging import (
     snapshot,
     stopped,
     thread_of,
-    time_when_asleep,
     wait_for,
+    when_asleep,
 )
 from tests.support.mounts import mounted
 from tests.support.namespaces import here, pid_namespace
@@ -53,7 +53,7 @@ def test_a_save_into_a_fifo_names_the_fifo(any_stage: Stage) -> None:
     began = time.time()
     with saving(lab, fifo) as (client, let_go):
         wait_for_call(lab, "virDomainSave")
-        at_last = time_when_asleep(lab)
+        at_last = when_asleep(lab)
         with calling(lab, ("domblkinfo", GUEST_NAME, TARGET)) as (other,):
             # virsh asks how far it is.
             document, verdict = wait_for(lab, "fifo", [client, other])
@@ -117,7 +117,7 @@ def test_a_pool_on_a_file_system_that_does_not_answer(any_stage: Stage) -> None:
             calling(lab, ("pool-start", "pool")) as (client,),
         ):
             thread = files.asked()
-            asked = time_when_asleep(lab)
+            asked = when_asleep(lab)
             with calling(lab, ("pool-info", "pool")) as (other,):
                 document, verdict = wait_for(lab, "file-system", [other])
                 files.abort()
@@ -148,7 +148,7 @@ def test_a_start_up_that_blocks_is_told(restartable: Lab) -> None:
         relaunch(lab)
         thread = files.asked()
         with calling(lab, ("list",)) as (client,):
-            asked = time_when_asleep(lab)
+            asked = when_asleep(lab)
             document, verdict = wait_for(lab, "file-system")
             assert client.poll() is None
             files.abort()
@@ -179,7 +179,7 @@ def test_a_hook_that_does_not_end_is_named(restartable: Lab, any_guest: str, bod
         began = time.time()
         with calling(lab, ("start", any_guest)) as (client,):
             wait_until(lambda: pid_file.exists() and pid_file.read_text(), "the hook runs")
-            asked = time_when_asleep(lab)
+            asked = when_asleep(lab)
             document, verdict = wait_for(lab, "hook")
             pid = here(pid_namespace(lab.pid), int(pid_file.read_text()))
             assert verdict["do"][0]["command"] == f"kill {pid}"
@@ -217,7 +217,7 @@ def test_a_name_service_that_does_not_answer_is_told(any_stage: Stage) -> None:
     ):
         began = time.time()
         assert b"\5there\7example\0" in names.asked()
-        at_last = time_when_asleep(lab)
+        at_last = when_asleep(lab)
         document, verdict = wait_for(lab, "name-lookup")
         names.answer()
     root = root_of(document, verdict, client, "virDomainMigratePerform3Params")

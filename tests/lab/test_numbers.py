@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.faults.explained_numbers import POOL, changing_guest, rounds, tap_device
-from tests.lab.test_explainers import Case, explained, first
+from tests.lab.test_explainers import Case, explained
 from tests.support.documented import answers, documented
-from tests.support.releases import RELEASES, lab_of
+from tests.support.releases import RELEASES, lab_of, on_each_release
+from tests.support.scenarios import assert_answers
 from virtrace.lab.daemon import Lab
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a tap device")
@@ -35,15 +36,14 @@ def test_explained_numbers_are_those_of_their_sources(any_lab: Lab, tmp_path: Pa
     )
 
 
-def test_why_numbers_are_what_they_are(any_lab: Lab, tmp_path: Path) -> None:
+@on_each_release
+def test_why_numbers_are_what_they_are(any_lab: Lab, engine: str, tmp_path: Path) -> None:
+    with tap_device(any_lab) as tap, changing_guest(any_lab, tap) as pool:
+        cases, statistics = asked_of(any_lab, engine, tap, pool, tmp_path)
     version = any_lab.libvirt_version
-    # Of other releases, the faster one.
-    for engine in ("uprobes",) if any_lab.release else ("uprobes", "gdb"):
-        with tap_device(any_lab) as tap, changing_guest(any_lab, tap) as pool:
-            folder = tmp_path / engine
-            folder.mkdir()
-            cases, statistics = asked_of(any_lab, engine, tap, pool, folder)
-        assert_explained(cases, statistics, version, tap)
+    view = "guest-view" if version >= (9, 0) else "host-view"
+    assert_numbers_explained(tmp_path, cases, version, tap, view)
+    assert_statistics_explained(tmp_path, statistics, version, tap, view)
 
 
 def asked_of(
@@ -69,42 +69,47 @@ def asked_of(
     return cases, statistics
 
 
-def assert_explained(
-    cases: list[Case], statistics: list[Case], version: tuple[int, ...], tap: str
+def assert_numbers_explained(
+    folder: Path, cases: list[Case], version: tuple[int, ...], tap: str, view: str
 ) -> None:
-    found = [(case["explainer"], case["subject"], first(case)) for case in cases]
-    view = "guest-view" if version >= (9, 0) else "host-view"
-    assert [each for each in found if each[0] != "memory"] == [
-        ("cpu", ["vm2"], "of-process"),
-        ("cpu", ["vm2"], "of-vcpus"),
-        ("cpu", ["vm2"], "of-process" if version >= (11, 3) else "no-cgroup"),
-        ("network", ["vm2", tap], view),
-        ("network", ["vm2", "none"], "no-such-interface"),
-        ("hosts", ["host"], "host"),
-        ("hosts", ["host's memory"], "memory"),
-        ("hosts", ["host's CPU times"], "cpu-times"),
-        ("hosts", ["host's memory", "node 0"], "memory"),
-        ("volumes", [POOL], "file-system"),
-        ("volumes", [POOL, "full.raw"], "full"),
-        ("volumes", [POOL, "sparse.raw"], "sparse"),
-        ("volumes", [POOL, "sparse.raw"], "physical"),
-        ("cpu", ["vm2"], "shut-off"),
-    ]
+    in_cgroup = "of-process" if version >= (11, 3) else "no-cgroup"
+    scenarios = {
+        "the CPU time of a guest (dominfo)": ("vm2", "of-process"),
+        "the CPU times of its vCPUs (vcpuinfo)": ("vm2", "of-vcpus"),
+        "its CPU times in all, without a cgroup (cpu-stats --total)": ("vm2", in_cgroup),
+        "the counters of a tap device": (f"vm2 {tap}", view),
+        "the counters of an interface that it does not have": ("vm2 none", "no-such-interface"),
+        "the host's CPUs": ("host", "host"),
+        "the host's memory": ("host's memory", "memory"),
+        "the host's CPU times": ("host's CPU times", "cpu-times"),
+        "the memory of a NUMA node": ("host's memory node 0", "memory"),
+        "the sizes of a pool in a folder": (POOL, "file-system"),
+        "a volume that is fully allocated": (f"{POOL} full.raw", "full"),
+        "a sparse volume": (f"{POOL} sparse.raw", "sparse"),
+        "the physical size of a volume": (f"{POOL} sparse.raw", "physical"),
+        "the CPU time of a guest that is shut off": ("vm2", "shut-off"),
+    }
+    of_others = [case for case in cases if case["explainer"] != "memory"]
+    assert_answers(folder / "n.jsonl", of_others, scenarios)
     missing = documented("numbers.md") - answers(cases)
     if version < (9, 0):
         # What this version alone says.
         assert not [each for each in missing if "as the host counts" in each]
     elif version < (11, 3):
         assert ["as the host counts" in each for each in missing] == [True]
-    of_cpu = named(statistics, "cpu")
-    assert first(of_cpu) == ("of-process" if version >= (9, 0) else "no-total"), of_cpu["answer"]
+
+
+def assert_statistics_explained(
+    folder: Path, statistics: list[Case], version: tuple[int, ...], tap: str, view: str
+) -> None:
+    [of_cpu] = [case for case in statistics if case["explainer"] == "cpu"]
+    [of_network] = [case for case in statistics if case["explainer"] == "network"]
+    scenarios = {
+        "the CPU times of a guest": ("vm2", "of-process" if version >= (9, 0) else "no-total"),
+        "the counters of a tap device": (f"vm2 {tap}", view),
+    }
+    assert_answers(folder / "s.jsonl", [of_cpu, of_network], scenarios)
     assert {fact["name"] for fact in of_cpu["facts"]} >= {"vCPU 0"}
     for fact in of_cpu["facts"]:
         # Each is back at the file that it was read from, where libvirt reads files as a whole.
         assert "from /proc/" in fact["meaning"] or version < (9, 0), fact
-    assert first(named(statistics, "network")) == view
-
-
-def named(cases: list[Case], explainer: str) -> Case:
-    [case] = [case for case in cases if case["explainer"] == explainer]
-    return case

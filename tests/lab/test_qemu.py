@@ -8,27 +8,31 @@ import signal
 import struct
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.lab.test_explainers import cases_of
 from tests.support.command import VIRTRACE, virtrace
 from tests.support.hanging import qemu_of
 from tests.support.intact import assert_untraced_and_intact
+from tests.support.scenarios import assert_answers
 from tests.support.stages import staged
 from tests.support.waiting import wait_until
 from virtrace.analysis.explain.marks import MarkCase
 from virtrace.analysis.explain.model import Explanation
 from virtrace.analysis.explain.trace import explain_trace
-from virtrace.errors import BAD_INPUT, DONE, NOT_TRACED
+from virtrace.errors import BAD_INPUT, DONE, NOT_TRACED, Unavailable
+from virtrace.image.model import Module
 from virtrace.image.process import inspect
 from virtrace.lab.daemon import Lab
 from virtrace.lab.guest import GIB, MIB, SECTOR, backend, disk_xml, file_source
 from virtrace.lab.stage import GUEST_NAME, TARGET, Stage
 from virtrace.targets import QEMU
 from virtrace.targets.qemu import guests
+from virtrace.targets.qemu.blocks import NodeLayout, node_layout
 from virtrace.trace.format import Event
 from virtrace.trace.reader import Trace, read_trace
 
@@ -40,20 +44,19 @@ BACKUP = 40 * SECTOR
 LOADED_AT, PACKET = 0x7C00, 0x80
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(None, id="7.2"),
-        *(
-            pytest.param(release, id=version, marks=pytest.mark.matrix)
-            for release, version in (("bullseye", "5.2"), ("trixie", "10.0"), ("sid", "11.1"))
-        ),
-    ],
-)
-def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    """A lab of its own: marks of its guest begin at 0. By the version of QEMU."""
+RELEASES = [
+    pytest.param(None, id="7.2"),
+    *(
+        pytest.param(release, id=version, marks=pytest.mark.matrix)
+        for release, version in (("bullseye", "5.2"), ("trixie", "10.0"), ("sid", "11.1"))
+    ),
+]
+
+
+def lab_of(release: str | None) -> Iterator[Lab]:
+    """A lab of its own: marks of its guest begin at 0. Its QEMU must be there at the end."""
     folder = Path(tempfile.mkdtemp(prefix="virtrace-test-", dir="/var/tmp"))
-    lab = Lab(folder) if request.param is None else Lab(folder, release=request.param)
+    lab = Lab(folder) if release is None else Lab(folder, release=release)
     try:
         lab.up()
         qemu = qemu_of(lab)
@@ -62,6 +65,12 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
         assert_untraced_and_intact(qemu)
     finally:
         lab.down()
+
+
+@pytest.fixture(scope="module", params=RELEASES)
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """By the version of QEMU."""
+    yield from lab_of(request.param)
 
 
 @pytest.fixture
@@ -124,6 +133,20 @@ def causes(explanation: Explanation[MarkCase]) -> list[str]:
     return [finding.cause.name for finding in explanation.findings]
 
 
+def assert_told(lab: Lab, output: Path, told: Mapping[str, Explanation[MarkCase]]) -> None:
+    """What the command line says of these."""
+    cases = {tuple(case["subject"]): case for case in cases_of(output)}
+    assert_answers(
+        output,
+        [cases[each.case.subject] for each in told.values()],
+        {
+            scenario: (" ".join(each.case.subject), causes(each)[0])
+            for scenario, each in told.items()
+        },
+        ".".join(map(str, lab.libvirt_version)),
+    )
+
+
 def of_node(trace: Trace, node: str, name: str = "mark.raised") -> list[Event]:
     return [event for event in trace.events if (event.name, event.values["node"]) == (name, node)]
 
@@ -163,6 +186,8 @@ def test_a_guests_write_at_the_end_of_its_disk(stage: Stage, tmp_path: Path) -> 
     assert found == node
     assert causes(explanation) == ["by-guest"]
     assert explanation.case.subject == (GUEST_NAME, TARGET, node)
+    told = {"the guest writes at the end of a raw disk": explanation}
+    assert_told(stage.lab, tmp_path / "t.jsonl", told)
     if len(marks_by_qmp(stage.lab, GUEST_NAME)) == 2:
         # Newer libvirt gives a raw disk one node, and reports no mark then.
         printed = stage.lab.virsh_checked("domblkinfo", GUEST_NAME, TARGET)
@@ -202,6 +227,8 @@ def test_qcow2_writes_its_own_tables(stage: Stage, tmp_path: Path) -> None:
     above = next(each for name, each in found.items() if name != node)
     assert causes(above) == ["by-guest"]
     assert above.case.numbers["offset"] == GIB - BACKUP
+    told = {"the guest writes at the end of a qcow2 disk, whose file grows": found[node]}
+    assert_told(stage.lab, tmp_path / "t.jsonl", told)
 
 
 def write(lab: Lab, disk: int, command: str) -> Sequence[str]:
@@ -221,6 +248,11 @@ def test_a_command_of_the_monitor_writes(lab: Lab, tmp_path: Path) -> None:
     # The lab wrote to the last sector of this disk when it was made.
     last = storage_of(trace, "vdd")
     assert causes(found[last]) == ["before"]
+    told = {
+        "a command to QEMU's monitor writes": found[node],
+        "nothing writes; the mark was there before": found[last],
+    }
+    assert_told(lab, tmp_path / "t.jsonl", told)
     assert found[last].case.mark == before[last] == 2 * GIB
     assert lab.qmp({"execute": "query-status"})["return"]["status"] == "running"
     with lab.disk_file("vdb").open("rb") as file:
@@ -267,6 +299,8 @@ def test_a_copy_raises_the_mark_of_its_target(stage: Stage, tmp_path: Path) -> N
     found = explained(trace)
     assert found
     assert {cause for each in found.values() for cause in causes(each)} == {"by-qemu"}
+    told = {"a block job copies to an image": next(iter(found.values()))}
+    assert_told(lab, tmp_path / "t.jsonl", told)
     # The guest's own disk was not written.
     assert storage_of(trace, TARGET) not in found
 
@@ -314,20 +348,20 @@ def is_intact(pid: int) -> bool:
     return True
 
 
-RETURNING = """\
-virtrace: 1
-name: returns
-about: The return of a function of QEMU.
-try: none
-points:
-  - name: written
-    of: qemu
-    module: qemu-system-x86_64
-    prototype: int bdrv_co_pwritev_part(void *child, long offset, long bytes)
-    at: return
-    anywhere: true
-    capture: {result: return}
-"""
+def layout_of(file: Path) -> NodeLayout:
+    return node_layout(Module(str(file), file, 1 << 40, 2 << 40, 0, False))
+
+
+def test_a_build_that_answers_from_elsewhere_is_refused(tmp_path: Path) -> None:
+    """The code by which QEMU answers query-blockstats reads the mark, or it is none."""
+    stock = Path("/usr/bin/qemu-system-x86_64")
+    code = stock.read_bytes()
+    reads = b"\x48\x8b\x93" + layout_of(stock).mark.to_bytes(4, "little")
+    assert reads in code
+    changed = tmp_path / "changed"
+    changed.write_bytes(code.replace(reads, reads[:3] + b"\x28" + reads[4:]))
+    with pytest.raises(Unavailable, match="does not show that QMP reports"):
+        layout_of(changed)
 
 
 ENTRIES = """\
@@ -343,17 +377,6 @@ points:
     anywhere: true
     capture: {given: has_query_nodes}
 """
-
-
-def test_no_return_probe_is_set_in_qemu(lab: Lab, tmp_path: Path) -> None:
-    recipe = tmp_path / "returns.yaml"
-    recipe.write_text(RETURNING)
-    done = virtrace("record", recipe, "-p", lab.pid, "--domain", "vm1", "-o", tmp_path / "t.jsonl")
-    assert done.returncode == NOT_TRACED
-    assert "return probes could end" in done.stderr
-    assert "GDB stops the guest's processors" in done.stderr
-    assert not (tmp_path / "t.jsonl").exists()
-    assert_untraced_and_intact(qemu_of(lab))
 
 
 def test_gdb_traces_qemu_only_if_chosen(lab: Lab, tmp_path: Path) -> None:

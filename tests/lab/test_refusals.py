@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 
 from tests.lab.conftest import bring_up
-from tests.lab.test_explainers import Case, cases_of, first, option
+from tests.lab.test_explainers import Case, cases_of, option
 from tests.lab.tracing import whole_trace
 from tests.support.command import virtrace
 from tests.support.mounts import mounted
-from tests.support.releases import RELEASES, lab_of
+from tests.support.releases import on_each_release
+from tests.support.scenarios import assert_answers
 from tests.support.silent_files import silent_files
 from tests.support.stages import staged
 from virtrace.host.paths import steps_to
@@ -30,26 +31,6 @@ from virtrace.lab.guest import MIB, disk_xml, file_source
 from virtrace.lab.stage import Stage
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root makes what others may not")
-
-
-# That both engines tell the same is tried on one release.
-on_each_release = pytest.mark.parametrize(
-    ("any_lab", "engine"),
-    [
-        pytest.param("stock_lab", "gdb", id="9.0.0-gdb"),
-        *(
-            pytest.param(*one.values, "uprobes", id=f"{one.id}-uprobes", marks=one.marks)
-            for one in RELEASES
-        ),
-    ],
-    indirect=True,
-)
-
-
-@pytest.fixture(scope="module")
-def any_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    with lab_of(request) as lab:
-        yield lab
 
 
 @dataclass(frozen=True)
@@ -85,6 +66,7 @@ def raw(file: Path) -> str:
 
 
 def closed_folder(stage: Stage, _: ExitStack) -> Start:
+    """A folder above an image that only root may search."""
     file = stage.image("closed.raw", MIB)
     folder = stage.images / "closed"
     (folder / "in").mkdir(parents=True)
@@ -95,19 +77,21 @@ def closed_folder(stage: Stage, _: ExitStack) -> Start:
 
 
 def closed_file(stage: Stage, _: ExitStack) -> Start:
+    """An image that nobody but root may read."""
     file = root_only(stage.image("unreadable.raw", MIB), 0)
     words = f"user nobody (65534) may not read the file {file} (owner root, mode 0000)"
     return Start("no-permission", words, raw(file))
 
 
 def read_only_file(stage: Stage, _: ExitStack) -> Start:
+    """An image that QEMU may only read."""
     file = root_only(stage.image("read.raw", MIB), 0o444)
     words = f"user nobody (65534) may not write to the file {file} (owner root, mode 0444)"
     return Start("no-permission", words, raw(file))
 
 
 def closed_by_acl(stage: Stage, _: ExitStack) -> Start:
-    """The mode lets everybody pass, and an entry of the ACL nobody."""
+    """A folder whose mode lets everybody pass, and whose ACL does not."""
     folder = stage.images / "acl"
     folder.mkdir()
     file = stage.image("acl.raw", MIB).rename(folder / "vda.raw")
@@ -126,11 +110,13 @@ def closed_by_acl(stage: Stage, _: ExitStack) -> Start:
 
 
 def gone(stage: Stage, _: ExitStack) -> Start:
+    """An image that is gone."""
     file = stage.images / "gone.raw"
     return Start("missing-file", f"{file} does not exist", raw(file))
 
 
 def gone_folder(stage: Stage, _: ExitStack) -> Start:
+    """A folder that is gone, with an image in it."""
     file = stage.images / "not" / "mounted" / "vda.raw"
     return Start(
         "missing-file", f"the folder {stage.images}/not of {file} does not exist", raw(file)
@@ -138,6 +124,7 @@ def gone_folder(stage: Stage, _: ExitStack) -> Start:
 
 
 def dangling(stage: Stage, _: ExitStack) -> Start:
+    """A link that leads to no file."""
     link = stage.images / "link.raw"
     link.symlink_to("elsewhere.raw")
     words = f"{link} leads by a link to {stage.images}/elsewhere.raw, which does not exist"
@@ -145,7 +132,7 @@ def dangling(stage: Stage, _: ExitStack) -> Start:
 
 
 def gone_backing(stage: Stage, _: ExitStack) -> Start:
-    """The lowest of three images."""
+    """The lowest of three images is gone."""
     files = [stage.image("base.qcow2", MIB, "qcow2")]
     for name in ("middle.qcow2", "top.qcow2"):
         file = stage.images / name
@@ -159,6 +146,7 @@ def gone_backing(stage: Stage, _: ExitStack) -> Start:
 
 
 def locked(stage: Stage, _: ExitStack) -> Start:
+    """An image that another guest uses."""
     file = stage.lab.disk_file("vdb")
     pid = subprocess.check_output(["pgrep", "-f", f"guest=vm1,.*{stage.lab.folder}"], text=True)
     words = f"the QEMU of vm1 (process {pid.strip()}) uses the image {file}"
@@ -166,6 +154,7 @@ def locked(stage: Stage, _: ExitStack) -> Start:
 
 
 def taken_port(stage: Stage, stack: ExitStack) -> Start:
+    """A port that another process has."""
     server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
     port = server.getsockname()[1]
     serial = f"""
@@ -177,12 +166,14 @@ def taken_port(stage: Stage, stack: ExitStack) -> Start:
 
 
 def too_large(_: Stage, __: ExitStack) -> Start:
+    """More memory than the host has."""
     much = option("-object", "memory-backend-ram,id=much,size=1024T,prealloc=on")
     return Start("no-memory", "the host has not enough memory", "", much)
 
 
 def no_network(stage: Stage, stack: ExitStack) -> Start:
-    """A network that is not active; none at all, where there is no driver of networks."""
+    """A network that is not active."""
+    # There is none at all where there is no driver of networks.
     definition = stage.folder / "network.xml"
     definition.write_text("<network><name>quiet</name></network>")
     defined = stage.lab.virsh("net-define", str(definition)).returncode == 0
@@ -193,7 +184,7 @@ def no_network(stage: Stage, stack: ExitStack) -> Start:
 
 
 def no_kvm(stage: Stage, stack: ExitStack) -> Start:
-    """The device is there, and root's alone."""
+    """A device /dev/kvm that is root's alone."""
     node = stage.folder / "kvm"
     os.mknod(node, stat.S_IFCHR | 0o600, os.makedev(10, 232))
     stack.enter_context(mounted(stage.lab.pid, Path("/dev/kvm"), "--bind", str(node)))
@@ -202,7 +193,7 @@ def no_kvm(stage: Stage, stack: ExitStack) -> Start:
 
 
 def no_probing(stage: Stage, _: ExitStack) -> Start:
-    """A program that was QEMU when the guest was defined."""
+    """A program in place of QEMU that fails."""
     program = stage.images / "emulator"
     program.write_text(f'#!/bin/sh\nexec {stage.lab.system.emulator} "$@"\n')
     program.chmod(0o755)
@@ -245,16 +236,20 @@ def test_who_denied_it(any_lab: Lab, engine: str, tmp_path: Path) -> None:
         starts = {prepare.__name__: prepare(stage, stack) for prepare in STARTS}
         commands = [defined(stage, stack, name, start) for name, start in starts.items()]
         told = recorded(any_lab, engine, "start-failure", tmp_path / "t.jsonl", *commands)
+    assert len(told) == len(starts)
     cases = dict(zip(starts, told))
-    assert [case["subject"] for case in cases.values()] == [
-        ["a new guest" if start.is_new else name] for name, start in starts.items()
-    ]
-    wrong = {
-        name: (first(cases[name]), cases[name]["answer"])
-        for name, start in starts.items()
-        if (first(cases[name]), start.words in cases[name]["answer"]) != (start.why, True)
+    scenarios = {
+        f"--host-facts: {(prepare.__doc__ or '').rstrip('.')}": (
+            "a new guest" if start.is_new else name,
+            start.why,
+        )
+        for prepare, (name, start) in zip(STARTS, starts.items())
     }
-    assert not wrong
+    assert_answers(tmp_path / "t.jsonl", [*cases.values()], scenarios)
+    answers = {name: case["answer"] for name, case in cases.items()}
+    assert not {
+        name: answers[name] for name, start in starts.items() if start.words not in answers[name]
+    }
     facts = facts_of(cases["closed_folder"])
     assert [*facts][-1].endswith("/closed")
     assert "available" in facts_of(cases["too_large"])
@@ -303,10 +298,12 @@ def test_who_denied_a_commit_and_a_refresh(any_lab: Lab, engine: str, tmp_path: 
         [pool] = recorded(
             any_lab, engine, "pool-refresh", tmp_path / "pool.jsonl", "pool-refresh pool"
         )
-    assert first(job) == "no-permission"
+    scenario = {"--host-facts: a commit into an image of root": ("vm2 vda", "no-permission")}
+    assert_answers(tmp_path / "job.jsonl", [job], scenario)
     words = f"user nobody (65534) may not write to the file {base} (owner root, mode 0444)"
     assert f"The commit was refused because {words}: " in job["answer"]
-    assert first(pool) == "no-permission"
+    scenario = {"--host-facts: a folder of root above the pool": ("pool", "no-permission")}
+    assert_answers(tmp_path / "pool.jsonl", [pool], scenario)
     words = f"user nobody (65534) may not search the folder {folder} (owner root, mode 0700)"
     assert f"The refresh failed because {words}: " in pool["answer"]
 
@@ -353,6 +350,6 @@ def test_a_hook_that_refuses(hooked_lab: Lab, engine: str, tmp_path: Path) -> No
     record("start-failure", hooked_lab, engine, output, "start hooked")
     # One word of the message is longer than a line.
     [case] = json.loads(virtrace("explain", "--json", output).stdout)["cases"]
-    assert first(case) == "hook"
+    assert_answers(output, [case], {"a hook script refuses it": ("hooked", "hook")})
     assert "because a hook script refused it: " in case["answer"]
     assert "not today" in case["answer"]

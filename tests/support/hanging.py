@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.support.command import virtrace
 from tests.support.namespaces import here, pid_namespace, within
@@ -78,15 +79,33 @@ def root_of(
     return root
 
 
+class Moment(NamedTuple):
+    """time: of time.time(). stolen: what hypervisors had taken of all processors since boot, s."""
+
+    time: float
+    stolen: float
+
+
+_TICK = 1 / os.sysconf("SC_CLK_TCK")
+_STEAL = 8
+
+
+def now() -> Moment:
+    steal = Path("/proc/stat").read_text().split()[_STEAL]
+    return Moment(time.time(), int(steal) * _TICK)
+
+
 def assert_asleep_since(
-    document: dict[str, Any], thread: dict[str, Any], began: float, asked: float
+    document: dict[str, Any], thread: dict[str, Any], began: float, asked: Moment
 ) -> None:
     """A thread went to sleep between two times; how long ago was read during the snapshot.
 
     asked: when it had asked, and slept
     """
     taken = datetime.fromisoformat(document["taken"]).timestamp()
-    assert taken - thread["asleep_s"] < asked
+    # The scheduler's clock stands while a hypervisor has the processor.
+    missed = now().stolen - asked.stolen + _TICK
+    assert taken - thread["asleep_s"] < asked.time + missed
     assert began < taken + document["seconds"] - thread["asleep_s"]
 
 
@@ -108,6 +127,33 @@ def calling(lab: Lab, *commands: Sequence[str]) -> Iterator[list[subprocess.Pope
         for call in calls:
             call.kill()
             call.wait()
+
+
+@contextmanager
+def stalled_migration(
+    source: Lab, to: Lab, guest: str
+) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], None]]]:
+    """Let a guest migrate, whose memory nobody reads. Yields the client, and what lets it fail.
+
+    source: a lab that is `elsewhere`
+    """
+    with within(source.pid, "net"):
+        sink = socket.create_server(("127.0.0.1", 0))
+    with sink:
+        sink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        through = f"tcp://127.0.0.1:{sink.getsockname()[1]}"
+        asked = ("migrate", guest, to.uri, "--live", "--migrateuri", through)
+        with calling(source, (*asked, "--listen-address", "127.0.0.2")) as (migration,):
+            connection, _ = sink.accept()
+
+            def let_fail() -> None:
+                connection.close()
+                sink.close()
+
+            try:
+                yield migration, let_fail
+            finally:
+                let_fail()
 
 
 @contextmanager
@@ -204,15 +250,25 @@ def environment_of(pid: int) -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines if line)
 
 
-def time_when_asleep(lab: Lab) -> float:
+def when_asleep(lab: Lab) -> Moment:
     """Wait until all threads of a lab's daemon sleep: one may have asked, and not sleep yet."""
 
+    def sleeps(thread: Path) -> bool:
+        try:
+            if (thread / "stat").read_text().rpartition(")")[2].split()[0] != "S":
+                return False
+            # On its way to sleep it may have lost its processor; the kernel waits here until it
+            # sleeps.
+            return (thread / "syscall").read_text() != "running\n"
+        except (FileNotFoundError, ProcessLookupError):
+            # It has ended meanwhile.
+            return True
+
     def all_sleep() -> bool:
-        stats = [file.read_text() for file in Path(f"/proc/{lab.pid}/task").glob("*/stat")]
-        return all(stat.rpartition(")")[2].split()[0] == "S" for stat in stats)
+        return all(map(sleeps, Path(f"/proc/{lab.pid}/task").iterdir()))
 
     wait_until(all_sleep, "all threads of the daemon sleep")
-    return time.time()
+    return now()
 
 
 def define_pool(lab: Lab, point: Path) -> None:
@@ -224,6 +280,10 @@ def admin(lab: Lab, *words: str) -> str:
     socket = lab.folder / "run" / "libvirt" / "libvirt-admin-sock"
     uri = f"libvirtd+unix:///session?socket={socket}"
     return lab.system.run("virt-admin", "-c", uri, *words, as_daemon=True)
+
+
+def set_workers(lab: Lab, number: int) -> None:
+    admin(lab, "srv-threadpool-set", "libvirtd", "--min-workers", "1", "--max-workers", str(number))
 
 
 def qemu_of(lab: Lab, guest: str = "vm1") -> int:

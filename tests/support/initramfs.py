@@ -50,7 +50,7 @@ def write(output: Path, command: Sequence[str], files: Iterable[Path]) -> None:
     }
     machine = json.dumps({"command": command, "environment": environment})
     with output.open("wb") as file:
-        archive = _Archive(file)
+        archive = Archive(file)
         archive.add("/init", f"#!{INTERPRETER} -IS\n".encode() + _INIT.read_bytes(), _EXECUTABLE)
         archive.add("/machine.json", machine.encode(), _PLAIN)
         for path in paths:
@@ -88,7 +88,7 @@ def _is_linked(path: Path) -> bool:
         return file.read(4) == b"\x7fELF"
 
 
-class _Archive:
+class Archive:
     """A cpio archive in the format that the kernel unpacks."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -103,6 +103,16 @@ class _Archive:
             self._folders.add(parent)
             self.add(parent, b"", stat.S_IFDIR | 0o755)
         self._member(path[1:], data, mode, mtime)
+
+    def add_tree(self, folder: Path, without: str) -> None:
+        """Add all that is in a folder, without one name at its top, under the paths there."""
+        for path in sorted(folder.rglob("*")):
+            name = f"/{path.relative_to(folder)}"
+            mode = path.lstat().st_mode
+            if stat.S_ISLNK(mode):
+                self.add(name, os.fsencode(os.readlink(path)), mode)
+            elif stat.S_ISREG(mode) and name != f"/{without}":
+                self.add(name, path.read_bytes(), mode)
 
     def end(self) -> None:
         """Say that there is no more."""

@@ -41,7 +41,7 @@ from tests.support.paths import DATA
 from virtrace.cli.main import main
 from virtrace.image.process import inspect
 from virtrace.recipe import catalogue
-from virtrace.snapshot.format import BEGINNING, SNAPSHOT
+from virtrace.snapshot.format import SNAPSHOT
 from virtrace.trace.bundle_reader import FOLDER as TOP
 from virtrace.trace.bundle_reader import MAX_BYTES
 
@@ -162,7 +162,7 @@ class Traces(Kind):
 
     def commands(self, file: str, work: Path) -> list[Words]:
         base = str(TRACES[0])
-        forms = ("perfetto", "chrome", "csv", "mermaid", "svg")
+        forms = ("perfetto", "chrome", "otlp", "csv", "mermaid", "svg")
         return [
             ["show", file], ["show", "--full", file], ["show", "--json", file],
             ["show", "--summary", file], ["show", "--summary", "--json", file],
@@ -284,9 +284,7 @@ class Snapshots(Kind):
     def mutant(self, rng: Random) -> bytes:
         data = rng.choice(SNAPSHOTS).read_bytes()
         if rng.random() < 0.8:
-            changed = mutations.structure(json.loads(data), rng)
-            # As virtrace writes it, or nothing takes it for a snapshot.
-            data = changed.replace(b'{"type": "snapshot"', BEGINNING, 1)
+            data = mutations.structure(json.loads(data), rng)
         else:
             data = mutations.raw(data, rng)
         if rng.random() < 0.3:

@@ -22,6 +22,7 @@ _SCRIPT = """\
 set -e
 for folder in {own}; do mkdir -p "$folder"; mount -t tmpfs tmpfs "$folder"; done
 mkdir -p /run/lock
+{before}
 mount -t sysfs sysfs /sys
 for file in passwd group; do
     cp "/etc/$file" "/run/$file"
@@ -69,6 +70,14 @@ class NetworkDaemon:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    def run(self, *words: str) -> None:
+        """Run a program of the daemon's host."""
+        subprocess.run(
+            ["nsenter", f"--target={self.first}", "--mount", "--pid", *words],
+            check=True,
+            timeout=SECONDS,
+        )
+
     def file(self, path: str) -> Path:
         """A file of the daemon's, as this process reaches it."""
         return Path(f"/proc/{self.first}/root{path}")
@@ -95,10 +104,13 @@ class NetworkDaemon:
 
 
 @contextmanager
-def network_daemon() -> Iterator[NetworkDaemon]:
-    """Run one meanwhile; all that it has started ends with it."""
+def network_daemon(before: str = ":") -> Iterator[NetworkDaemon]:
+    """Run one meanwhile; all that it has started ends with it.
+
+    before: a shell command that sees the host's /sys, but not its file systems above that
+    """
     unshare = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    command = [*unshare, "sh", "-c", _SCRIPT.format(own=" ".join(_OWN))]
+    command = [*unshare, "sh", "-c", _SCRIPT.format(own=" ".join(_OWN), before=before)]
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as outer:

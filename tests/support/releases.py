@@ -19,6 +19,23 @@ RELEASES = [
         for name, version in (("bullseye", "7.0.0"), ("trixie", "11.3.0"), ("sid", "12.8.0"))
     ),
 ]
+# For `any_lab` and `engine`: both engines on one release with the other tests, and on each of the
+# others in a run of their own, `make scenarios`.
+on_each_release = pytest.mark.parametrize(
+    ("any_lab", "engine"),
+    [
+        pytest.param(
+            *(*release.values, engine),
+            id=f"{release.id}-{engine}",
+            marks=[pytest.mark.scenarios] if release.marks else [],
+        )
+        for release in RELEASES
+        for engine in ("gdb", "uprobes")
+    ],
+    indirect=True,
+    # So that tests of one release follow each other, with one lab.
+    scope="module",
+)
 
 
 @contextmanager

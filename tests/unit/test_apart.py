@@ -50,7 +50,7 @@ def test_it_says_the_same(words: list[str], capsys: pytest.CaptureFixture[str]) 
     assert (done.returncode, done.stdout, done.stderr) == (status, here.out, here.err)
 
 
-@pytest.mark.parametrize("form", ["perfetto", "chrome", "csv", "mermaid", "svg", "html"])
+@pytest.mark.parametrize("form", ["perfetto", "chrome", "otlp", "csv", "mermaid", "svg", "html"])
 def test_it_makes_the_same(form: str, tmp_path: Path) -> None:
     files = tmp_path / "here", tmp_path / "there"
     words = [

@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.bundle_secrets import secrets
 from tests.support.paths import DATA
+from tests.support.redaction import redacted
 from virtrace.bundle import audit
 from virtrace.bundle.audit import findings
 from virtrace.bundle.collect import make
@@ -80,6 +81,22 @@ def test_a_place_for_a_name_holds_a_pseudonym(text: str, kind: str) -> None:
     assert kind in {found.kind for found in findings({"trace.jsonl": text.encode()}, ())}
 
 
+@pytest.mark.parametrize("name", ["default", "network", "guest", "lan7"])
+@pytest.mark.parametrize(
+    "word", ["matching name", "domain", "guest", "pool", "volume", "network", "snapshot", "user"]
+)
+def test_a_name_in_quotes_is_replaced_also_if_it_is_an_everyday_word(word: str, name: str) -> None:
+    """Else no bundle could be made."""
+    message = f"internal error: {word} '{name}' is not active"
+    line = json.dumps({"values": {"message": message}})
+    assert [each.text for each in findings({"trace.jsonl": line.encode()}, ())] == [
+        f"{word} '{name}'"
+    ]
+    replaced = json.dumps({"values": {"message": redacted(message, key="message")}})
+    assert [*findings({"trace.jsonl": replaced.encode()}, ())] == []
+    assert f"'{name}'" not in replaced
+
+
 HARMLESS = [
     "virDomainEventBlockJob2NewFromObj",
     "2026-11-22T10:30:00.123456+00:00", "0x7f2c5800b6a0", "libvirt.so.0.9000.0", "9.0.0", "::1",
@@ -87,7 +104,8 @@ HARMLESS = [
     "qemuMonitorJSONQueryNamedBlockNodes", "2147483648 bytes", "wr_highest_offset 32870912345",
     "domain-1", "/var/lib/libvirt/images/path-1.qcow2", "nbd://host-1:10809/path-1", "0000:00:04.0",
     "https://libvirt.org/formatdomain.html", "password=secret-1",
-    "Skylake-Server-v5", "CRC32C-NONE", "guest=domain-1,debug-threads=on",
+    "cannot find user 'libvirt-qemu'", "Skylake-Server-v5", "CRC32C-NONE",
+    "guest=domain-1,debug-threads=on",
 ]  # fmt: skip
 
 

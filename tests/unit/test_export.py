@@ -23,7 +23,7 @@ from virtrace import report
 from virtrace.cli.main import main
 from virtrace.trace.format import unavailable
 
-FORMS = ["perfetto", "chrome", "csv", "folded", "speedscope", "mermaid", "svg"]
+FORMS = ["perfetto", "chrome", "otlp", "csv", "folded", "speedscope", "mermaid", "svg"]
 
 
 def export(file: Path, form: str, status: int = 0) -> Path:

@@ -8,9 +8,9 @@ import pytest
 
 from tests.support.toolchain import build, need
 from virtrace.binary.elf import ElfFile
-from virtrace.binary.functions import Functions
+from virtrace.binary.functions import Functions, Instructions
 from virtrace.binary.x86_64 import cheap_entry, instructions
-from virtrace.errors import TargetError
+from virtrace.errors import TargetError, Unavailable
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="builds x86-64 code")
 
@@ -399,3 +399,93 @@ def test_every_method_of_the_installed_driver_is_found() -> None:
 )
 def test_where_a_probe_costs_little(code: str, at: int) -> None:
     assert cheap_entry(bytes.fromhex(code)) == at
+
+
+# Each ends in its own way. The jump table is relative to its base, as GCC writes it.
+ENDS = """
+.text
+.macro function name
+.globl \\name
+.type \\name, @function
+\\name:
+.cfi_startproc
+.endm
+.macro end name
+.cfi_endproc
+.size \\name, .-\\name
+.endm
+
+function plain
+    mov $0xc3c3c3c3, %eax
+    test %edi, %edi
+    je 1f
+plain_1: ret
+1:  movabs $0xc3c3c3c3c3c3c3c3, %rax
+plain_2: repz ret
+end plain
+
+function calls_last
+    test %edi, %edi
+    jne plain
+calls_last_1: ret
+end calls_last
+
+function through_a_table
+    lea table(%rip), %rdx
+    movslq (%rdx,%rdi,4), %rax
+    add %rdx, %rax
+    notrack jmp *%rax
+one: mov $1, %eax
+through_a_table_1: ret
+two: mov $2, %eax
+through_a_table_2: ret
+end through_a_table
+
+function to_a_driver
+    test %rdi, %rdi
+    je 1f
+    mov (%rdi), %rax
+    jmp *16(%rax)
+1:  ret
+end to_a_driver
+
+function to_another_file
+    jmp elsewhere@PLT
+end to_another_file
+
+function hangs
+1:  jmp 1b
+end hangs
+
+.section .rodata
+table: .long one - table, two - table
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "wanted"),
+    [
+        ("plain", ["plain_1", "plain_2"]),
+        ("calls_last", ["calls_last_1", "plain_1", "plain_2"]),
+        ("through_a_table", ["through_a_table_1", "through_a_table_2"]),
+        ("to_a_driver", "a register or memory says where it jumps"),
+        ("to_another_file", "a register or memory says where it jumps"),
+        ("hangs", "0 ret instructions"),
+    ],
+)
+def test_all_ends_of_a_function(tmp_path: Path, function: str, wanted: list[str] | str) -> None:
+    need("gcc", "nm")
+    source, library = tmp_path / "ends.s", tmp_path / "ends.so"
+    source.write_text(ENDS)
+    subprocess.run(["gcc", "-shared", "-nostdlib", str(source), "-o", str(library)], check=True)
+    listed = subprocess.run(["nm", str(library)], check=True, capture_output=True, text=True).stdout
+    at = {
+        name: int(address, 16)
+        for address, _, name in (line.split() for line in listed.splitlines() if line[0] != " ")
+    }
+    instructions_ = Instructions(ElfFile(library))
+    if isinstance(wanted, str):
+        with pytest.raises(Unavailable, match=wanted):
+            instructions_.returns(at[function])
+    else:
+        assert instructions_.returns(at[function]) == sorted(at[name] for name in wanted)

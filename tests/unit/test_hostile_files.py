@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.taken import taken_by
 from tests.support.toolchain import PROBE, build, need
-from virtrace.binary.reader import Files, read_by_child
+from virtrace.binary.reader import Binary, Files, read_by_child
 from virtrace.errors import TargetError
 from virtrace.image.model import Module, Program
 
@@ -177,6 +177,19 @@ def test_a_file_that_ends_its_reader_harms_no_other(library: Path, tmp_path: Pat
         with pytest.raises(TargetError, match="bomb"):
             harmful.elf.callers_of("virDomainGetBlockInfoEnsureACL")
         assert sound.elf.exported_function("shown") is not None
+
+
+def test_a_file_that_ends_its_reader_ahead_of_questions_is_the_one_blamed(
+    library: Path, tmp_path: Path
+) -> None:
+    files = Files([(many_functions(library, tmp_path), "bomb"), (library, "library")])
+    harmful, sound = Binary(files, 0), Binary(files, 1)
+    harmful.prepare(calls=True)
+    sound.prepare(calls=True)
+    assert sound.exported_function("shown") is not None
+    with pytest.raises(TargetError, match="bomb"):
+        harmful.callers_of("virDomainGetBlockInfoEnsureACL")
+    assert sound.exported_function("shown") is not None
 
 
 def test_a_debug_link_leads_to_no_other_folder(library: Path, tmp_path: Path) -> None:

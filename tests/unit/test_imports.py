@@ -19,6 +19,7 @@ ALLOWED = {
     "errors": set(),
     "markup": set(),
     "resources": set(),
+    "documents": {"resources"},
     "wording": set(),
     "printing": {"errors"},
     "detached": set(),
@@ -26,11 +27,14 @@ ALLOWED = {
     "files": {"confined", "errors"},
     "trace": {"errors", "files"},
     "recipe": {"resources", "errors", "files", "trace"},
-    "binary": {"resources", "errors", "confined", "files", "recipe"},
-    "image": {"errors", "confined", "files", "binary"},
-    "targets": {"resources", "errors", "files", "markup", "recipe", "trace", "binary", "image"},
+    "binary": {"resources", "documents", "errors", "confined", "files", "recipe"},
+    "image": {"errors", "confined", "files", "trace", "binary"},
+    "targets": {
+        *("resources", "documents", "errors", "files", "markup", "recipe", "trace", "binary"),
+        "image",
+    },
     "snapshot": {
-        "resources",
+        "documents",
         "wording",
         "errors",
         "files",
@@ -43,11 +47,11 @@ ALLOWED = {
     "guard": {"detached", "errors", "files", "binary", "image"},
     "plan": {"errors", "recipe", "trace", "binary", "image", "targets"},
     "engine": {"errors", "recipe", "trace", "binary", "image", "plan"},
-    "analysis": {"resources", "wording", "errors", "markup", "trace"},
+    "analysis": {"resources", "documents", "wording", "errors", "markup", "trace"},
     "report": {"resources", "wording", "errors", "printing", "trace", "analysis", "snapshot"},
     "host": {"errors", "detached", "files", "markup", "trace", "image", "analysis"},
     "bundle": {
-        "resources",
+        *("resources", "documents"),
         *("errors", "markup", "recipe", "trace", "targets", "snapshot", "analysis", "report"),
         *("host", "wording"),
     },
@@ -57,7 +61,7 @@ ALLOWED = {
         *("plan", "analysis", "report"),
     },
     "engines": {
-        "resources",
+        *("resources", "printing"),
         *("errors", "recipe", "trace", "binary", "image", "targets", "engine", "plan", "record"),
     },
     "inferior": {
@@ -66,11 +70,15 @@ ALLOWED = {
         "wording",
     },
     "checks": {"errors", "recipe", "trace", "binary", "image", "targets", "record", "engines"},
+    "fleet": {
+        *("confined", "errors", "files", "trace", "snapshot", "analysis", "report", "checks"),
+        "wording",
+    },
     # It reaches inferior only by starting GDB.
     "cli": {
         *("errors", "printing", "files", "recipe", "trace", "binary", "image", "targets"),
         *("engine", "plan", "guard", "analysis", "report", "host", "bundle", "confined", "lab"),
-        *("record", "engines", "checks", "snapshot", "wording"),
+        *("record", "engines", "checks", "snapshot", "wording", "fleet"),
     },
 }
 

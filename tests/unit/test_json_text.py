@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from virtrace.errors import TraceError
 from virtrace.recipe import catalogue
 from virtrace.recipe.selection import Limits
 from virtrace.trace.format import Json, Record
-from virtrace.trace.json_text import parsed
+from virtrace.trace.json_text import RepeatedTexts, parsed
 from virtrace.trace.reader import read_trace
 from virtrace.trace.schema import schema
 from virtrace.trace.writer import Writer
@@ -96,6 +97,70 @@ def test_every_text_comes_back_byte_for_byte(tmp_path: Path, text: str) -> None:
     said: Json = {} if document is None else {"json": document}
     assert event.values == {"mon": "0x1", "text": text, **said}
     assert event.to_record()["values"] == {"mon": "0x1", "text": text}
+
+
+# What texts may have before and behind what they differ in.
+BODIES = [
+    *(re.split(',\\s*"id"', text)[0] for text in REAL),
+    '{"a":1',
+    '{"a":{"id":"x"}',
+    '{"id":"x"',
+    '{"id":"x","b":[1.5,{}]',
+    '{"a":"b',
+    '{"a":"\\ud800"',
+    '{"a":"\\\\"',
+    '{"a":"\\"',
+    '{"a":1}',
+    '{"a":[1',
+    '{"a":1,',
+    '{"a":NaN',
+    '[{"a":1',
+    "{",
+    "",
+    ' {"é":"☃"',
+    '{"a":' + "1" * 50,
+    '{"a":' * 250 + "1" + "}" * 249,
+]
+ENDS = [
+    ',"id":"libvirt-1"}',
+    ', "id": "libvirt-22"}\r\n',
+    ',"id":"libvirt-1"}}',
+    ',"id":"a\\"b"}',
+    ',"id":""}',
+    ',"id":7}',
+    ', "id" : "x" } ',
+    '\\"a,"id":"x"}',
+    '","id":"x"}',
+    ',"id":"x"}\n{}',
+    "",
+]
+
+
+def test_a_text_that_comes_again_is_parsed_as_if_it_were_new() -> None:
+    """With another id, or not; be it JSON or not."""
+    texts = RepeatedTexts()
+    chance, shared = random.Random(7), 0
+    for _ in range(3000):
+        text = chance.choice(BODIES) + chance.choice(ENDS)
+        document = texts.parsed(text)
+        expected = parsed(text)
+        assert json.dumps(document) == json.dumps(expected), text
+        again = texts.parsed(text)
+        assert json.dumps(again) == json.dumps(expected), text
+        if isinstance(document, dict) and isinstance(again, dict):
+            shared += any(
+                one is again[key] for key, one in document.items() if isinstance(one, (dict, list))
+            )
+    assert shared > 100
+    assert texts.parsed({"unavailable": "why"}) is None
+
+
+def test_no_more_is_kept_than_a_few_answers() -> None:
+    texts = RepeatedTexts()
+    for number in range(200):
+        assert texts.parsed('{"a":"%s","id":"x"}' % (str(number) * 20_000)) is not None
+        assert texts.kept <= 1 << 20
+    assert texts.kept > 0
 
 
 def test_beside_an_object_a_text_keeps_its_quotes(tmp_path: Path) -> None:

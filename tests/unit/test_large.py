@@ -64,6 +64,7 @@ def peak(*words: str) -> int:
         "export --to csv -o OUT FILE",
         "export --to chrome -o OUT FILE",
         "export --to perfetto -o OUT FILE",
+        "export --to otlp -o OUT FILE",
     ],
 )
 def test_memory_does_not_grow(words: str, traces: dict[int, Path], tmp_path: Path) -> None:
@@ -92,17 +93,27 @@ def test_a_stream_says_the_same_as_the_whole(traces: dict[int, Path]) -> None:
             assert (trace.count, trace.last_ns) == (whole.count, whole.last_ns)
 
 
-def test_cases_beyond_those_that_are_told_are_counted(
-    traces: dict[int, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = explain.explain_trace(read_trace(traces[SMALL]), "t")
+def test_cases_beyond_those_that_are_told_are_counted(traces: dict[int, Path]) -> None:
+    trace = read_trace(traces[SMALL])
+    whole = explain.explain_trace(trace, "t")
     assert len(whole) > 3
     assert (whole.more, whole.more_calls) == (0, 0)
-    monkeypatch.setattr(explain, "MOST_CASES", 3)
-    some = explain.explain_trace(read_trace(traces[SMALL]), "t")
+    some = explain.explain_nodes(CallBuilder().everything(trace), trace, most=3)
     assert [each.calls for each in some] == [each.calls for each in whole[:3]]
     assert some.more == len(whole) - 3
     assert some.more_calls == sum(len(each.calls) for each in whole[3:])
+
+
+def test_cases_keep_no_more_of_a_trace_than_a_part(
+    traces: dict[int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with TraceStream(traces[SMALL]) as trace:
+        whole = explain.explain_trace(trace, "t")
+        assert len(whole) > 3
+        monkeypatch.setattr(explain, "_MOST_BYTES", 1)
+        some = explain.explain_trace(trace, "t")
+    assert [each.calls for each in some] == [each.calls for each in whole[:1]]
+    assert some.more == len(whole) - 1
 
 
 def test_pairs_beyond_those_that_are_told_are_counted(

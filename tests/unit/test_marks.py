@@ -18,6 +18,7 @@ START = "start of the coroutine+0x4b (qemu-system-x86_64)"
 GUEST = "coroutine of blk_aio_pwritev+0x2b (qemu-system-x86_64)"
 JOB = "coroutine of job_start+0x7f (qemu-system-x86_64)"
 MONITOR = "coroutine of blk_pwrite+0x1d (qemu-system-x86_64)"
+TASK = "coroutine of aio_task_pool_start_task+0xb (qemu-system-x86_64)"
 TABLES = "qcow2_cache_write+0x55 (qemu-system-x86_64)"
 COPY = "blk_co_pwritev+0x1c (qemu-system-x86_64)"
 CUT = {"unavailable": "cannot read memory at 0x7f00"}
@@ -56,6 +57,10 @@ def names(case: MarkCase) -> list[str]:
         ((JOB, START), "by-job"),
         ((TABLES, JOB, START), "by-qcow2"),
         ((MONITOR, START), "by-main-thread"),
+        ((TASK, START), "by-task"),
+        # An export of QEMU 5.2, in whose coroutine this is a plain call.
+        ((MONITOR, COPY, START), "by-qemu"),
+        ((GUEST, CUT), "unknown"),
         ((COPY, START), "by-qemu"),
         ((COPY, CUT), "unknown"),
         ((), "unknown"),
@@ -84,6 +89,31 @@ def test_the_last_write_decides() -> None:
         "The mark of node n-storage is 8.500 KiB because the guest wrote 512 bytes"
     )
     assert json.dumps([fact.meaning for fact in case.facts]).count("by a write of 512 bytes") == 2
+
+
+def test_the_device_and_the_content_are_named() -> None:
+    write = {**raised(0, 512, 512, GUEST, START), "content": "a GPT header"}
+    known = {"domain": "vm1", "disk": "vda", "is": "disk", "bus": "virtio"}
+    (case,) = cases(standing(0, **known), write, standing(1024, **known))
+    (finding,) = EXPLAINER.causes.find(case)
+    assert fill_text(finding.cause.says, case).startswith(
+        "The mark of vda is 1.000 KiB because the guest wrote 512 bytes at 512 bytes "
+        "(a GPT header) through virtio-blk, 1"
+    )
+    assert case.facts[-1].meaning.endswith("by the guest: a GPT header")
+
+
+@pytest.mark.parametrize("content", ["<b>what a stranger writes</b>", CUT, None])
+def test_content_of_strangers_is_not_repeated(content: Json) -> None:
+    (case,) = cases(standing(0), {**raised(0, 0, 512, GUEST, START), "content": content})
+    assert case.names["content"] == ""
+
+
+def test_the_job_fills_a_copy() -> None:
+    known = {"domain": "vm1", "disk": "vda", "is": "copy", "bus": "virtio"}
+    (case,) = cases(standing(0, **known), raised(0, 0, 512, COPY, START), standing(512, **known))
+    assert names(case) == ["by-copy"]
+    assert case.names["through"] == ""
 
 
 def test_a_mark_from_before_is_no_write_of_the_trace() -> None:

@@ -71,7 +71,8 @@ def printed(*words: str) -> tuple[int, str]:
 # --- Traces
 
 FORMS = (("show",), ("show", "--json"), ("show", "--full"), ("explain",),
-         *(("export", "--to", form) for form in ("csv", "chrome", "perfetto", "svg")))  # fmt: skip
+         *(("export", "--to", form) for form in ("csv", "chrome", "otlp", "perfetto", "svg"))
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("form", FORMS, ids=" ".join)

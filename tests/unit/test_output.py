@@ -15,6 +15,7 @@ from virtrace.engine.tracer import RawEvent
 from virtrace.errors import TraceError
 from virtrace.recipe import catalogue
 from virtrace.recipe.selection import Limits
+from virtrace.trace import roles
 from virtrace.trace.format import Event, Record
 from virtrace.trace.json_text import to_line
 from virtrace.trace.reader import read_trace
@@ -95,3 +96,41 @@ def test_a_reply_names_no_request_that_could_not_be_written(
         output.take([point("qmp.send", SENT, 1), point("qmp.reply", RECEIVED)])
     [received] = records(tmp_path)
     assert (received["name"], "answers" in received) == ("qmp.reply", False)
+
+
+def test_who_called_is_written_where_an_error_follows(tmp_path: Path) -> None:
+    names = {
+        **{"rpc.client": roles.RPC_CLIENT, "rpc.procedure": roles.RPC_PROCEDURE},
+        **{"rpc.domain": roles.RPC_DOMAIN, "error": roles.ERROR, "api.failed": roles.API_FAILED},
+    }
+    like = samples.HEADER["probes"][0]
+    probes = [{**like, "name": name, "kind": "point", "role": role} for name, role in names.items()]
+    output = Output(Answers(()), Limits(), Writer(tmp_path / "t.jsonl"), Shown())
+    header: Any = {**samples.HEADER, "probes": probes}
+    output.begin(header)
+
+    def happen(*what: str, tid: int = 7) -> None:
+        events = (each.partition("=") for each in what)
+        output.take(
+            [
+                RawEvent("point", 5, tid, name, None, None, None, {"name": value})
+                for name, _, value in events
+            ]
+        )
+
+    happen("rpc.client=1", "rpc.procedure=get", "rpc.domain=a")
+    happen("rpc.client=2", "rpc.procedure=get", tid=8)
+    # Neither a thread that serves no client, nor a call without an error.
+    happen("rpc.domain=z", "error=own", tid=9)
+    happen("rpc.client=3", "rpc.procedure=set", *["rpc.domain=a", "rpc.domain=b"] * 3)
+    happen("error=x", "error=y", "api.failed=f")
+    # Of a call whose client was lost, none is known.
+    happen("rpc.procedure=put", "error=z", tid=8)
+    found = [(each["tid"], each["name"], each["values"]["name"]) for each in records(tmp_path)]
+    assert found == [
+        (9, "error", "own"),
+        *((7, "rpc.client", "3"), (7, "rpc.procedure", "set")),
+        *((7, "rpc.domain", "a"), (7, "rpc.domain", "b")),
+        *((7, "error", "x"), (7, "error", "y"), (7, "api.failed", "f")),
+        (8, "error", "z"),
+    ]

@@ -26,6 +26,7 @@ from virtrace.binary.elf import ElfFile
 from virtrace.binary.reader import read_by_child
 from virtrace.binary.x86_64 import ABI
 from virtrace.cli import rescue
+from virtrace.engines.uprobes.processes import Processes
 from virtrace.engines.uprobes.run import require_proven
 from virtrace.errors import TargetError
 from virtrace.guard import journal
@@ -158,7 +159,7 @@ def test_of_a_plan(truth: Truth, here: tuple[Process, Module], kind: type[AnySit
         probe = ResolvedProbe("probe", "function", "span", "libvirt.so.0", "symbol", [site])
         plan = Plan([probe], ExportedFunctions())
         with pytest.raises(TargetError, match="could break "):
-            require_proven(process, plan)
+            require_proven(Processes(process), plan)
 
 
 def test_of_a_journal(

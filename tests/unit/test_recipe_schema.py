@@ -37,9 +37,11 @@ BEYOND_A_SCHEMA = (
     "not a value of",
     "by which it answers",
     "is not a filter",
-    "of libvirt and of QEMU",
+    "is inside 'other'",
+    "'domain' and 'jsn.id', by which",
     "'a->a' is not a member",
-    "a condition is about the entry",
+    "a value rises at the entry",
+    "what fails is the function",
     "found 'yes'",  # which YAML itself takes for true
 )
 TOGETHER = ("'module' is missing", "is not captured", "names its function once")

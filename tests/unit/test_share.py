@@ -27,7 +27,9 @@ def test_it_is_what_the_parser_says() -> None:
     made = runpy.run_path(str(REPOSITORY / "tools/share.py"))["files"]()
     stale = [path for path, text in made.items() if (SHARE / path).read_text() != text]
     assert stale == [], "make share"
-    assert {str(file.relative_to(SHARE)) for file in SHARE.rglob("*") if file.is_file()} == {*made}
+    found = {str(file.relative_to(SHARE)) for file in SHARE.rglob("*") if file.is_file()}
+    # The plugin for sos is the one file that somebody has written.
+    assert found - {"sos/virtrace.py"} == {*made}
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from tests.support.paths import DOCS
 from virtrace.errors import TraceError
 from virtrace.snapshot import format as format_
 from virtrace.snapshot import verdicts
-from virtrace.snapshot.format import Snapshot, read_snapshot, schema
+from virtrace.snapshot.format import Snapshot, is_snapshot, read_snapshot, schema
 
 VALIDATOR = jsonschema_rs.Draft202012Validator(schema())
 THREAD: dict[str, Any] = {
@@ -131,6 +131,22 @@ def test_the_file_is_made_from_the_types() -> None:
 def test_schema_and_reader_accept_the_sample() -> None:
     VALIDATOR.validate(SAMPLE)
     assert read(SAMPLE) == SAMPLE
+
+
+@pytest.mark.parametrize("indent", [None, 2], ids=["saved", "printed"])
+def test_a_snapshot_is_read_on_one_line_and_on_several(tmp_path: Path, indent: int | None) -> None:
+    saved = tmp_path / "file"
+    saved.write_text(json.dumps(SAMPLE, indent=indent))
+    with saved.open("rb") as file:
+        assert is_snapshot(file, "file")
+        assert read_snapshot(file, "file") == SAMPLE
+
+
+def test_a_document_of_another_type_is_no_snapshot(tmp_path: Path) -> None:
+    saved = tmp_path / "file"
+    saved.write_text(json.dumps({**SAMPLE, "type": "doctor"}))
+    with saved.open("rb") as file:
+        assert not is_snapshot(file, "file")
 
 
 @pytest.mark.parametrize("key", sorted(set(SAMPLE) - {"type"}))

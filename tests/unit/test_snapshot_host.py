@@ -53,4 +53,6 @@ def test_a_thread_that_sleeps_has_slept() -> None:
     assert first is not None
     assert second is not None
     assert 0 <= first < 60
+    # The document and its sentences must round the same number.
+    assert first == round(first, 3)
     assert clocks.asleep(process.pid, process.pid) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from virtrace.binary.ctype import Integer, Opaque, Pointer, Struct
 from virtrace.errors import NOT_TRACED, TargetError
 from virtrace.image.files import program_of_files
 from virtrace.targets import LIBVIRT, QEMU, known_targets, target_of
+from virtrace.targets.qemu.guests import node_names
 from virtrace.targets.target import load_target
 
 DESCRIPTION = """
@@ -74,7 +76,7 @@ def test_what_a_target_need_not_have(folder: Path) -> None:
     [
         ("name: x", "missing 3 required"),
         (f"{DESCRIPTION}color: red", "unexpected keyword argument 'color'"),
-        ("[", "expected the node content"),
+        ("[", "node content"),
         ("just text", "must be a mapping"),
         (DESCRIPTION.replace("(\\d+)", "(", 1), "unterminated subpattern"),
     ],
@@ -97,7 +99,7 @@ def test_a_folder_that_is_no_target(folder: Path, text: str, why: str) -> None:
         ("layouts: [{size: 8, fields: {a: {offset: 0}}}]", "it lacks 'type'"),
         ("layouts: [{size: 8, fields: {a: {offset: -1, type: int}}}]", "-1"),
         ("layouts: [{size: 8, fields: {a: {offset: 0, type: order}}}]", "recursion"),
-        ("[", "expected the node content"),
+        ("[", "node content"),
         ("", "NoneType"),
     ],
 )
@@ -114,3 +116,17 @@ def test_a_file_that_is_no_struct(folder: Path, text: str, why: str) -> None:
 def test_a_program_of_no_target() -> None:
     with pytest.raises(TargetError, match=r"is /bin/true, not a libvirt or QEMU daemon"):
         target_of(program_of_files(Path("/bin/true"), [Path("/bin/true")]))
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["-blockdev", '{"driver":"raw","node-name":"libvirt-1-format"}'], {"libvirt-1-format"}),
+        (["-blockdev", "driver=raw,node-name=one", "-device", "nvme"], {"one"}),
+        (["-blockdev", "node-name=one,file.node-name=two"], {"one", "two"}),
+        (["-S"], set()),
+    ],
+)
+def test_names_of_nodes_are_in_the_command_line(words: list[str], names: set[str]) -> None:
+    with subprocess.Popen(["sh", "-c", "read line", *words], stdin=subprocess.PIPE) as process:
+        assert node_names(process.pid) == names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -195,6 +196,22 @@ def test_a_point_that_is_wanted_anywhere() -> None:
         points = [event for event in traced.events if event.type == "point"]
         assert [(event.parent, event.call) for event in points] == [place] * 2
     assert traced.tracer.calls_done == 1
+
+
+def test_a_return_whose_entry_was_not_recorded() -> None:
+    traced = Traced()
+    traced.tracer.failed(ANYWHERE, At(900, result=-28, n=4))
+    assert traced.events[0].values == {"result": -28, "n": 4}
+    assert (traced.events[0].parent, traced.events[0].call) == (None, None)
+    traced.enter(ROOT, CALLER, 1000, n=1)
+    traced.tracer.failed(ANYWHERE, At(900, result=-5, n=5))
+    traced.leave(CALLER, 1000)
+    event = traced.events[2]
+    assert (event.values, event.parent, event.call) == ({"result": -5, "n": 5}, 1, 1)
+    # Inside of calls alone, it has no place outside of them.
+    traced.events.clear()
+    traced.tracer.failed(replace(ANYWHERE, anywhere=False), At(900, result=-5))
+    assert traced.events == []
 
 
 def test_a_call_within_a_point_begins_a_tree() -> None:

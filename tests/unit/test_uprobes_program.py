@@ -18,6 +18,7 @@ import pytest
 
 from tests.support.recipes import FOR_LIBVIRT
 from virtrace import __version__
+from virtrace.binary.ctype import CType, Integer
 from virtrace.binary.pack import InRegister
 from virtrace.binary.x86_64 import ABI
 from virtrace.engines.uprobes import spool
@@ -51,13 +52,19 @@ from virtrace.engines.uprobes.layout import (
     VALUES,
     WORD,
 )
-from virtrace.engines.uprobes.program import PLAIN, fingerprint, programs
+from virtrace.engines.uprobes.program import PLAIN, Program, fingerprint, programs
 from virtrace.errors import TraceError, Unavailable, VirtraceError
 from virtrace.plan import file as document
 from virtrace.plan.arguments import ByPlaces
 from virtrace.plan.capture import Capture
 from virtrace.plan.file import StoredPlan
-from virtrace.plan.model import ExportedFunctions, Plan, ResolvedProbe, SpanSite
+from virtrace.plan.model import (
+    ExportedFunctions,
+    Plan,
+    ResolvedProbe,
+    ReturnPointSite,
+    SpanSite,
+)
 from virtrace.recipe import path
 from virtrace.targets import LIBVIRT
 from virtrace.trace.format import Header
@@ -252,6 +259,72 @@ def test_a_span_has_a_program_at_its_entry_and_one_at_its_return() -> None:
         (0, 0x1000, False),
         (0, 0x1000, True),
     ]
+
+
+ENTERED, ENDED = 0x1004, (0x1080, 0x10F0)
+
+
+def failing(size: int, *captures: str) -> ReturnPointSite:
+    """What is recorded of a function with two `ret`s only where it fails."""
+    types: dict[str, CType] = {name: Integer(8) for name in ("a", "b")}
+    types[path.RETURN] = Integer(size)
+    places = {"a": InRegister("rdi"), "b": InRegister("rsi")}
+    return ReturnPointSite(
+        *("failed", "q", "/usr/bin/q", 0x1000, ENTERED, ByPlaces(places, ABI)),
+        {name: Capture(path.parse_path(name), types) for name in captures},
+        anywhere=True,
+        returns=ENDED,
+        fails=size,
+    )
+
+
+def made_of(site: ReturnPointSite) -> list[Program]:
+    probe = ResolvedProbe("failed", "f", "point", "q", "symbol", [site], offset=0x1000)
+    return [*programs(Plan([probe], ExportedFunctions()), PLAIN)]
+
+
+def operations(program: Program) -> list[tuple[int, int, int, int]]:
+    """Of each instruction: its operation, registers, offset and number."""
+    return [*struct.iter_unpack("<BBhi", program.code.instructions)]
+
+
+CALL, RESERVE, DELETE = 0x85, 131, 3
+LOAD, SHIFT, IS_BELOW = 0x79, 0x67, 0xC5
+RAX = 80
+
+
+def test_what_fails_leaves_no_record_of_its_entry() -> None:
+    entry, *ends = made_of(failing(4, "b", "return"))
+    assert entry.address == ENTERED
+    assert [end.address for end in ends] == [*ENDED]
+    assert not any(one.is_return_probe for one in (entry, *ends))
+    calls = [number for code, _, _, number in operations(entry) if code == CALL]
+    assert RESERVE not in calls
+    # A map is updated once: with what the return needs, also if it needs nothing.
+    assert calls.count(2) == 1
+    bare, *_ = made_of(failing(4, "return"))
+    assert [number for code, _, _, number in operations(bare) if code == CALL].count(2) == 1
+
+
+@pytest.mark.parametrize(("size", "shift"), [(4, [(SHIFT, 1, 0, 32)]), (8, [])])
+def test_only_a_result_below_0_is_recorded(size: int, shift: list[tuple[int, ...]]) -> None:
+    _, end, _ = made_of(failing(size, "b", "return"))
+    found = operations(end)
+    # The result, its sign, and the way on: before that no room is reserved for a record.
+    at = next(index for index, (code, *_) in enumerate(found) if code == IS_BELOW)
+    assert found[at][1:] == (1, found[at][2], 0)
+    assert found[at - len(shift) : at] == shift
+    load = found[at - len(shift) - 1]
+    assert load[:3] == (LOAD, 0x61, RAX)
+    reserves = found.index((CALL, 0, 0, RESERVE))
+    target = at + 1 + found[at][2]
+    assert at < target < reserves
+    # What did not fail lets go what was kept, and ends.
+    fine = found[at + 1 : target]
+    assert [number for code, _, _, number in fine if code == CALL] == [DELETE]
+    leads_to = target + found[target - 1][2]
+    assert found[target - 1][0] == 0x05
+    assert found[leads_to : leads_to + 2] == [(0xB7, 0, 0, 0), (0x95, 0, 0, 0)]
 
 
 def test_fingerprints_differ_where_programs_do() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.command import virtrace
 from tests.support.paths import DATA, REPOSITORY
-from virtrace.analysis.values.meaning import meaning, meanings
+from virtrace.analysis.values.meaning import DETAILS, meaning, meanings
 from virtrace.trace import roles
 
 OLD = DATA / "version1"
@@ -32,6 +32,12 @@ OLD = DATA / "version1"
         ("virDomainGetInfo", None, "state", 5, "shut off"),
         ("blockjob.told", None, "status", 3, "ready"),
         ("volume", None, "type", 2, "dir"),
+        ("write.failed", roles.WRITE_FAILED, "result", -errno.ENOSPC, "ENOSPC"),
+        ("device.error", roles.DEVICE_ERROR, "error", errno.EIO, "EIO"),
+        ("device.error", roles.DEVICE_ERROR, "action", 2, "stop"),
+        ("device.error", roles.DEVICE_ERROR, "on_write_error", 2, "enospc"),
+        ("job.error", roles.JOB_ERROR, "on_error", 1, "ignore"),
+        ("guest.paused", roles.GUEST_PAUSED, "state", 3, "io-error"),
         # What no table has, has no words.
         ("virDomainCreateWithFlags", None, "flags", 0, None),
         ("virDomainCreateWithFlags", None, "flags", 1 << 30 | 1, None),
@@ -88,7 +94,8 @@ def test_the_tables_are_made_from_the_api_of_libvirt(tmp_path: Path) -> None:
     kinds = (
         *("virErrorNumber", "virErrorDomain", "virDomainState", "virDomainJobType"),
         *("virDomainBlockJobType", "virConnectDomainEventBlockJobStatus"),
-        *("virStorageVolType", "virStoragePoolState"),
+        *("virStorageVolType", "virStoragePoolState", "virDomainEventID", "virDomainEventType"),
+        *(f"virDomainEvent{each}DetailType" for each in DETAILS),
     )
     enums = [
         f"<enum name='VIR_{kind}_{word}' value='{value}' type='{kind}' version='1.2.3'/>"

@@ -21,19 +21,29 @@ UNANSWERED = {"monitor-stall": 1, "job-lock": 1}
 # What happens outside of calls is not compared.
 EXPLAINED = {
     *("blockinfo", "blockstats", "domstats", "errors", "job-lock", "monitor-stall", "qmp", "rpc"),
-    *("start-failure", "blockjob", "pool-refresh", "dominfo"),
+    *("start-failure", "blockjob", "migration", "pool-refresh", "dominfo"),
 }
 WITHOUT_CALLS = ("errors", "qmp")
 # Recipes that came later.
 LATER = {
-    *("backup", "guest-agent", "guest-end", "high-water", "hotplug"),
+    *("backup", "daemon-start", "events", "guest-agent", "guest-end", "high-water", "hotplug"),
+    *("io-error", "qemu-query"),
     *("memory", "numbers", "slow", "snapshot-disk"),
 }
 # Points that their recipes have had since.
 LATER_PROBES = {"file.read", "file.read.quiet", "net.counters", "net.openvswitch"}
 
 # Probes that a recipe has got since.
-ADDED = {"start-failure": {"api.failed"}}
+ADDED = {
+    "pool-refresh": {"volume.opened"},
+    "start-failure": {"api.failed"},
+    "migration": {
+        *("virDomainMigratePrepare3Params", "virDomainMigratePrepareTunnel3Params"),
+        *("virDomainMigrateFinish3Params", "qemuMigrationDstPrepareDirect"),
+        *("qemuMigrationDstFinish", "qemuProcessPrepareHost", "qemuProcessLaunch", "guest.became"),
+    },
+    "errors": {"rpc.client", "rpc.procedure", "rpc.domain"},
+}
 
 
 def recipe_of(file: Path) -> str:

@@ -29,6 +29,7 @@ class Device:
     """A device of the guest, with a medium.
 
     name: its QOM path, or its alias if QEMU was started with -drive.
+    node_name: of the node by which libvirt knows the disk; empty if it has no name.
     entry: in `query-blockstats`.
     node: the entry from which libvirt reads its offsets.
     image: as in `query-named-block-nodes`.
@@ -37,6 +38,7 @@ class Device:
     """
 
     name: str
+    node_name: str
     entry: Quoted
     node: Quoted
     image: Quoted | None
@@ -157,7 +159,9 @@ class Qmp:
             return None
         image = told.get("image") if told else None
         format_, protocol = self._drivers(entry, bottom, told)
-        return Device(name, entry, offsets, image, format_, protocol, self._file(bottom, image))
+        return Device(
+            name, node, entry, offsets, image, format_, protocol, self._file(bottom, image)
+        )
 
     def _drivers(
         self, entry: Quoted, bottom: str, told: Quoted | None

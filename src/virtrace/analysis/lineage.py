@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from virtrace.analysis import in_qemu
 from virtrace.analysis.blockinfo import API, DRIVER, GATHER, NUMBERS, BlockInfo
 from virtrace.analysis.decision import CAPACITY, OFFSET, STAT, USAGE
 from virtrace.analysis.devices import Device
 from virtrace.analysis.host import HostDisk
 from virtrace.analysis.quoted import Quoted
 from virtrace.analysis.source_lines import Seen
+from virtrace.analysis.spans import Call
 
 
 @dataclass(frozen=True)
 class Origin:
     """One place where the number was, and what it was taken from.
 
-    kind: ``api``, ``driver``, ``struct`` (libvirt's copy of QEMU's values), ``qmp`` or ``host``
-    (libvirt's own look at the file or device).
+    kind: ``api``, ``driver``, ``struct`` (libvirt's copy of QEMU's values), ``qmp``, ``qemu`` (what
+    QEMU itself read) or ``host`` (libvirt's own look at the file or device).
     where: the function, the QMP command with its id, or what libvirt read.
     meaning: what the number is at this place, in words; empty if it is only passed on.
     value: bytes; None if the trace lacks it.
@@ -167,13 +169,13 @@ def _running(block: BlockInfo, host: HostDisk | None) -> dict[str, _Chain]:
 
 
 def _struct(block: BlockInfo, name: str) -> Origin:
-    sources = tuple(_qmp(device, name) for device in block.devices)
+    sources = tuple(_qmp(block.call, device, name) for device in block.devices)
     if not sources:
         sources = (Origin("qmp", "QEMU", _MEANING[name], missing=_NOT_TRACED),)
     return _step("struct", GATHER, block.stats, name, sources=sources)
 
 
-def _qmp(device: Device, name: str) -> Origin:
+def _qmp(call: Call, device: Device, name: str) -> Origin:
     readings = {
         CAPACITY: device.capacity,
         USAGE: device.usage,
@@ -184,7 +186,28 @@ def _qmp(device: Device, name: str) -> Origin:
         return Origin("qmp", device.node.where, meaning, missing="QEMU did not report it")
     if name == USAGE and device.actual_size is None:
         meaning = "the size that the guest sees, because QEMU did not report the space used"
-    return Origin("qmp", found.where, meaning, found.value, None, found.seq, found.path)
+    return Origin(
+        *("qmp", found.where, meaning, found.value, None, found.seq, found.path),
+        sources=_in_qemu(call, device, name, found),
+    )
+
+
+def _in_qemu(call: Call, device: Device, name: str, answer: Quoted) -> tuple[Origin, ...]:
+    """Return what QEMU took the number of its answer from, in a trace of QEMU, too."""
+    qmp_id = answer.where.rpartition(" ")[2]
+    if name == OFFSET:
+        storage = device.node.text("parent", "node-name") or ""
+        seen = in_qemu.highest_offset(call, qmp_id, storage, answer.value)
+        where, meaning = f"QEMU's node {storage}", "its mark in QEMU's memory"
+    elif name == USAGE:
+        seen = in_qemu.blocks(call, qmp_id, device.node_name, answer.value)
+        where = f"QEMU's node {device.node_name}"
+        meaning = "st_blocks * 512, from QEMU's system call fstat"
+    else:
+        seen = None
+    if seen is None:
+        return ()
+    return (Origin("qemu", where, meaning, answer.value, None, seen.seq, seen.path),)
 
 
 def _own_look(block: BlockInfo, host: HostDisk | None) -> Origin:

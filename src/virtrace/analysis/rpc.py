@@ -26,3 +26,11 @@ def key(values: Record) -> str | None:
     agreed = [values.get(name) for name in ("client", "program", "serial")]
     known = isinstance(agreed[0], str) and all(type(value) is int for value in agreed[1:])
     return json.dumps(agreed) if known else None
+
+
+def client_words(identity: Record | None) -> str:
+    """Say who a client is. identity: by libvirt's names; None if it is not known."""
+    process, user = ((identity or {}).get(name) for name in ("process-id", "user-name"))
+    if type(process) is not int:
+        return "a client"
+    return f"process {process}" + (f" of user {user}" if isinstance(user, str) else "")

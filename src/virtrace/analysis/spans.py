@@ -7,6 +7,7 @@ position in the file.
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -16,13 +17,15 @@ from virtrace.analysis import rpc
 from virtrace.analysis.qmp import Exchange
 from virtrace.errors import TraceError
 from virtrace.trace import roles
-from virtrace.trace.format import ENDED, Event, Json, Record, is_unavailable
+from virtrace.trace.format import ENDED, Event, Json, Record, is_unavailable, unavailable
 
 # Depth of nested functions in a tree. No thread of libvirt comes near; walking over a deeper tree
 # would take too long, or too much of Python's stack.
 MOST_NESTED = 50
 # Errors outside of calls that are kept for a call that fails without an error of its own.
 _MOST_MEANWHILE = 16
+# What a trace has in place of a text that is NULL.
+_NULL_TEXT = unavailable("NULL pointer")
 _TOO_DEEP = f"more than {MOST_NESTED} functions inside one another: the rest is side by side"
 
 
@@ -80,7 +83,8 @@ class Span:
 
     @property
     def returns_null(self) -> bool:
-        return (self.returned or {}).get("result") == "0x0"
+        """Whether it returned NULL: as a pointer, or where a text was expected."""
+        return (self.returned or {}).get("result") in ("0x0", _NULL_TEXT)
 
     def nodes(self) -> Iterator[Child]:
         """Yield it and every node below, parents first, children in order of time."""
@@ -109,15 +113,15 @@ class Call:
     id: ``call`` of its events.
     problems: what is missing from the tree, in words; complete once the tree is returned.
     received: the message of the client that asked for it, if there was one.
-    meanwhile: if it failed without an error of its own, the last errors that were raised outside of
-    calls while it ran, as on the thread that receives QEMU's messages.
+    apart: if it failed, the last errors that were raised outside of calls while it ran, as on the
+    thread that receives QEMU's messages.
     """
 
     id: int | None
     root: Span
     problems: list[str] = field(default_factory=list)
     received: Event | None = None
-    meanwhile: list[Event] = field(default_factory=list)
+    apart: list[Event] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
@@ -129,14 +133,23 @@ class Call:
         return self.root.errors()
 
     @property
+    def meanwhile(self) -> list[Event]:
+        """Return the errors that were raised outside of calls, if it had none of its own."""
+        return [] if self.errors() else self.apart
+
+    # Each explainer asks. A builder returns a call when nothing of this changes any more.
+    @functools.cached_property
     def failed(self) -> bool:
         """Whether the API failed, or the reply to the client was an error.
 
         NULL is a failure if an error was raised, be it on another thread.
         """
-        returned_nothing = self.root.returns_null and bool(self.meanwhile)
-        is_error = self._own(roles.RPC_REPLY, "status") == rpc.ERROR
-        return self.root.failed or returned_nothing or is_error
+        return self.failed_by_itself or (self.root.returns_null and bool(self.meanwhile))
+
+    @property
+    def failed_by_itself(self) -> bool:
+        """The same, whatever was raised on other threads."""
+        return self.root.failed or self._own(roles.RPC_REPLY, "status") == rpc.ERROR
 
     @property
     def procedure(self) -> str | None:
@@ -410,9 +423,9 @@ class CallBuilder:
         for exchange in tree.exchanges:
             if self._requests.get(exchange.send.seq) is exchange:
                 del self._requests[exchange.send.seq]
-        if (call.failed or call.root.returns_null) and not call.errors():
+        if call.failed_by_itself or call.root.returns_null:
             since = call.root.t_enter_ns
-            call.meanwhile = [each for each in self._errors_apart if each.t_ns >= since]
+            call.apart = [each for each in self._errors_apart if each.t_ns >= since]
         self.tally.calls += 1
         self.tally.failed += call.failed
         self.tally.incomplete += not call.complete

@@ -757,6 +757,9 @@ def _spelled(die: DIE | None) -> str:
         return _base_type(die)
     if die.tag == "DW_TAG_enumeration_type":
         return _enumeration(die)
+    if die.tag == "DW_TAG_subroutine_type":
+        # Every unit has its own of a function's type; nothing is read through it.
+        return "unnamed function"
     return _name(die) or f"unnamed at {die.offset:#x}"
 
 

@@ -343,6 +343,10 @@ class ElfFile:
 
     def exported_functions(self) -> list[tuple[int, int, str]]:
         """First address, end and name of every function in ``.dynsym``, sorted."""
+        return self._exported_functions
+
+    @cached_property
+    def _exported_functions(self) -> list[tuple[int, int, str]]:
         return sorted(
             (symbol.address, symbol.address + symbol.size, os.fsdecode(symbol.name))
             for symbol in self.symbols()

@@ -20,7 +20,7 @@ from itertools import islice
 from virtrace.binary import abi, x86_64
 from virtrace.binary.elf import ElfFile, Section, Symbol
 from virtrace.binary.unwind import NotUnderstood, UnwindTable, unwind_table
-from virtrace.errors import TargetError
+from virtrace.errors import TargetError, Unavailable
 
 # Ten times as many as QEMU has, the largest traced program. References take memory and time.
 _MOST_REFERENCES = 2_500_000
@@ -31,6 +31,8 @@ _LARGEST_FUNCTION = 1 << 20
 # Breakpoints in one function, by all tracers together.
 _MOST_BREAKPOINTS = 64
 _STRIDE = 256
+# Of one function: fragments and functions that it goes on in, and `ret` instructions.
+_MOST_PARTS, _MOST_RETURNS = 16, 64
 
 
 @dataclass(frozen=True)
@@ -394,6 +396,50 @@ class Instructions:
         if read is not None and not _is_same(code, read(start, end - start)):
             return "the process has other code there than the file"
         return None
+
+    def returns(self, function: int) -> list[int]:
+        """Return the addresses of all `ret` instructions by which a function ends.
+
+        Those of its fragments, and of functions of the file that it jumps to as its last act, are
+        among them: there the stack pointer is what it was when the function was entered.
+
+        Raises: Unavailable if not all of them are known.
+        """
+        if not abi.convention_of_file(self._elf).is_known:
+            raise Unavailable(f"returns on {self._elf.machine} are not known")
+        found: list[int] = []
+        parts: dict[int, int] = {}
+        waiting = [function]
+        while waiting:
+            address = waiting.pop()
+            if any(start <= address < end for start, end in parts.items()):
+                continue
+            if len(parts) == _MOST_PARTS:
+                raise Unavailable(f"it goes on in more than {_MOST_PARTS} functions")
+            start, code = self._code_around(address)
+            parts[start] = start + len(code)
+            try:
+                returns, jumps = x86_64.ends(code)
+            except ValueError as error:
+                raise Unavailable(f"in the function at {start:#x}, {error}") from error
+            found += [start + at for at in returns]
+            for at, target in jumps:
+                if target is None:
+                    raise Unavailable(
+                        f"a register or memory says where it jumps at {start + at:#x}"
+                    )
+                waiting.append(start + target)
+        if not 0 < len(found) <= _MOST_RETURNS or function in found:
+            raise Unavailable(f"{len(found)} ret instructions were found")
+        return sorted(found)
+
+    def _code_around(self, address: int) -> tuple[int, bytes]:
+        """First address and code of a function; an instruction begins at the address."""
+        start, end = self._around(address) or (0, 0)
+        code = self._elf.code(start, end) if 0 < end - start <= _LARGEST_FUNCTION else None
+        if code is None or not x86_64.begins(code, address - start):
+            raise Unavailable(f"it goes on at {address:#x}, which is no code that is understood")
+        return start, code
 
     def _around(self, address: int) -> tuple[int, int] | None:
         found = self._table.around(address) if self._table is not None else None

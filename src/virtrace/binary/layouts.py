@@ -24,6 +24,7 @@ from virtrace.binary.ctype import (
     RangeCheck,
     Struct,
 )
+from virtrace.documents import document
 from virtrace.errors import TargetError
 
 # What reading a file that describes something else raises.
@@ -103,7 +104,7 @@ def struct_in_file(file: Path) -> CType:
     Raises: TargetError if the file does not describe one
     """
     try:
-        return _struct_in(file, yaml.safe_load(resources.text(file)))
+        return _struct_in(file, document(file))
     except (*_MALFORMED, OSError, yaml.YAMLError, RecursionError) as error:
         why = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise TargetError(

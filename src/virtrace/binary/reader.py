@@ -27,7 +27,7 @@ from virtrace.binary.functions import Callee, Functions, Instructions, call_befo
 from virtrace.binary.headers import unreadable
 from virtrace.binary.unwind import NotUnderstood, Row, Rule, UnwindTable, unwind_table
 from virtrace.confined import Bounds, Child, Tell
-from virtrace.errors import TargetError
+from virtrace.errors import TargetError, Unavailable
 from virtrace.files import open_regular
 
 DEBUG_DIRS = (Path("/usr/lib/debug"),)
@@ -59,11 +59,35 @@ class Files:
         self._pid = pid
         self._child: Child | None = None
         self._answered = 0
+        # The files that the child was told to work on ahead of questions.
+        self._prepared: list[int] = []
         # What is wrong with a file that is not read any more, and the remedy, by its number.
         self._refused: dict[int, tuple[str, str]] = {}
 
     def ask(self, number: int, question: str, *arguments: Any) -> Any:
         """Ask the child about a file. Raises: TargetError if the file cannot be read."""
+        self._wait()
+        child = self._begun(number)
+        child.send(question, number, *arguments)
+        return self._answer(child, number)
+
+    def prepare(self, number: int, question: str, *arguments: Any) -> None:
+        """Ask what has no answer, only lets the child work ahead; do not wait."""
+        with suppress(TargetError):
+            self._begun(number).send(question, number, *arguments)
+            self._prepared.append(number)
+
+    def _wait(self) -> None:
+        """Wait until the child has prepared what it was told to."""
+        prepared, self._prepared = self._prepared, []
+        for number in prepared:
+            # What is wrong with this file is told by questions about it.
+            with suppress(TargetError):
+                if self._child is not None:
+                    self._answer(self._child, number)
+
+    def _begun(self, number: int) -> Child:
+        """Return the child, for a question about a file. Raises: TargetError."""
         refused = self._refused.get(number)
         if refused is not None:
             raise TargetError(*refused)
@@ -71,20 +95,22 @@ class Files:
             wanted = {
                 index: path for index, path in enumerate(self.paths) if index not in self._refused
             }
-            pid = self._pid
+            name, pid = self.paths[number][1], self._pid
             try:
-                self._child = Child(
-                    self.paths[number][1], lambda: _Answering(wanted, pid).answer, Bounds()
-                )
+                self._child = Child(name, lambda: _Answering(wanted, pid).answer, Bounds())
             except OSError as error:
                 raise TargetError(
-                    f"no process can be started to read {self.paths[number][1]}: {error.strerror}",
+                    f"no process can be started to read {name}: {error.strerror}",
                     "let root have more processes (ulimit -u)",
                 ) from error
+        return self._child
+
+    def _answer(self, child: Child, number: int) -> Any:
+        """Wait for the child's answer about a file. Raises: TargetError."""
         try:
-            answer = self._child.ask(question, number, *arguments)
-            if self._answered + self._child.answered > _MOST_ANSWERED:
-                self._child.close()
+            answer = child.answer()
+            if self._answered + child.answered > _MOST_ANSWERED:
+                child.close()
                 raise TargetError(
                     f"{self.paths[number][1]} and the other files of the process contain more than "
                     "the files of any daemon",
@@ -92,12 +118,12 @@ class Files:
                 )
             return answer
         except TargetError as error:
-            if self._child.has_ended:
+            if child.has_ended:
                 # Another child will read the other files. If the child could not even open them,
                 # their file system does not answer.
-                stuck = [number] if self._child.has_begun else range(len(self.paths))
+                stuck = [number] if child.has_begun else range(len(self.paths))
                 self._refused.update(dict.fromkeys(stuck, (error.what, error.remedy)))
-                self._answered += self._child.answered
+                self._answered += child.answered
                 self._child = None
             raise
 
@@ -234,8 +260,15 @@ class Binary:
                 return segment.offset + address - segment.address
         return None
 
+    def prepare(self, *, calls: bool) -> None:
+        """Let the child look through the file ahead of questions about it; do not wait.
+
+        calls: also for what the functions call
+        """
+        self._files.prepare(self._number, "prepare", calls)
+
     def callers_of(self, check: str) -> list[int]:
-        """Functions.driver_methods; the next three are methods of Functions, too."""
+        """Functions.callers_of; the next three are methods of Functions, too."""
         return [int(address) for address in self._ask("callers_of", check)]
 
     def called_by(self, caller: int, calls: str) -> list[int]:
@@ -308,6 +341,16 @@ class Binary:
         found = self._ask("doubts", [*places.items()], base)
         return {int(address): str(why) for address, why in found}
 
+    def returns(self, function: int) -> Sequence[int]:
+        """The addresses of all `ret` instructions by which a function ends.
+
+        Raises: Unavailable if not all of them are certain.
+        """
+        found = self._ask("returns", function)
+        if isinstance(found, str):
+            raise Unavailable(f"not every end of the function is known: {found}")
+        return [int(address) for address in found]
+
     def is_mapped(self, base: int) -> bool:
         """Whether the process has this file in memory, by its fingerprint. base: the load bias."""
         return bool(self._ask("is_mapped", base))
@@ -358,11 +401,16 @@ class _Answering:
         return self._elfs[number]
 
     def _made(self, number: int, make: Callable[[ElfFile], Made]) -> Made:
-        """Return what ``make`` computes for a file; it is computed only once."""
+        """Return what ``make`` computes for a file; it is computed, or refused, only once."""
         key = number, make
         if key not in self._known:
-            self._known[key] = make(self._elf(number))
+            try:
+                self._known[key] = make(self._elf(number))
+            except TargetError as error:
+                self._known[key] = error
         found: Made = self._known[key]
+        if isinstance(found, TargetError):
+            raise TargetError(found.what, found.remedy)
         return found
 
     def _facts(self, number: int) -> dict[str, Any]:
@@ -400,6 +448,12 @@ class _Answering:
 
     def _stap_probes(self, number: int) -> list[StapProbe]:
         return self._elf(number).stap_probes()
+
+    def _prepare(self, number: int, calls: bool) -> None:
+        if calls:
+            self._made(number, Functions)
+        self._made(number, Instructions)
+        self._exported_functions(number)
 
     def _callers_of(self, number: int, check: str) -> list[int]:
         return self._made(number, Functions).callers_of(check)
@@ -450,6 +504,12 @@ class _Answering:
         read = None if base is None else lambda at, size: self._read(base + at, size)
         found = [(address, instructions.doubt(address, entry, read)) for address, entry in places]
         return [(address, why) for address, why in found if why is not None]
+
+    def _returns(self, number: int, function: int) -> list[int] | str:
+        try:
+            return self._made(number, Instructions).returns(function)
+        except Unavailable as why:
+            return str(why)
 
     def _is_mapped(self, number: int, base: int) -> bool:
         address, content = self._elf(number).fingerprint

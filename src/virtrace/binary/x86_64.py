@@ -11,6 +11,7 @@ import re
 import struct
 from collections.abc import Iterable, Iterator
 from functools import cache
+from typing import NamedTuple
 
 from virtrace.binary.abi import Abi, Operand
 
@@ -87,6 +88,16 @@ EMULATED = re.compile(
 )
 # endbr64; cmp $BYTE,OFFSET(%REGISTER), which change no register and no memory.
 _CHANGES_FLAGS = re.compile(rb"(?:\xf3\x0f\x1e\xfa|\x48\x83[\xb8-\xbb\xbd-\xbf].{5})*", re.DOTALL)
+_PREFIXES = rb"[\x26\x2e\x36\x3e\x64-\x67\xf0\xf2\xf3]*"
+_JUMP_PREFIXES = b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3"
+_RETURNS, _SHORT = b"\xc3\xc2", (0xEB, *range(0x70, 0x80), *range(0xE0, 0xE4))
+_DIRECT_JUMP = re.compile(rb"[\xe0-\xe3\xe9\xeb\x70-\x7f]|\x0f[\x80-\x8f]", re.DOTALL)
+# jmp *REGISTER, jmp *MEMORY
+_INDIRECT_JUMP = re.compile(rb"[\x40-\x4f]?\xff[\x20-\x27\x60-\x67\xa0-\xa7\xe0-\xe7]", re.DOTALL)
+# add REGISTER,REGISTER; jmp *REGISTER
+_THROUGH_TABLE = re.compile(
+    rb"[\x48-\x4f]\x01[\xc0-\xff]\x3e?[\x41-\x4f]?\xff[\xe0-\xe7]\Z", re.DOTALL
+)
 _NEAR_JUMP = re.compile(rb"(?:\xe9|\x0f[\x80-\x8f])(?=(.{4}))", re.DOTALL)
 
 
@@ -156,6 +167,51 @@ def instructions() -> re.Pattern[bytes]:
 
     No instruction is a prefix of another one, so there is at most one way to match.
     """
+    return re.compile(_instruction() + b"*(" + _PREFIXES + rb"[\x40-\x4f]?)", re.DOTALL)
+
+
+@cache
+def _one_instruction() -> re.Pattern[bytes]:
+    return re.compile(_instruction(), re.DOTALL)
+
+
+class Jump(NamedTuple):
+    """Where code may go on. at, target: offsets in it. target: None if it is not known."""
+
+    at: int
+    target: int | None
+
+
+def ends(code: bytes) -> tuple[list[int], list[Jump]]:
+    """Find where the code of a function can be left: its `ret` instructions, and its jumps.
+
+    Jumps through a table that is relative to a register, as compilers make it of `switch`, stay
+    inside of a function and are left out.
+
+    Raises: ValueError if it has an instruction that is not understood.
+    """
+    returns, jumps = [], []
+    at = 0
+    one = _one_instruction()
+    while at < len(code):
+        found = one.match(code, at)
+        if found is None or found.end() > len(code):
+            raise ValueError(f"the instruction at {at:#x} is not known")
+        body = found[0].lstrip(_JUMP_PREFIXES)
+        if body[0] in _RETURNS:
+            returns.append(at)
+        elif _DIRECT_JUMP.match(body):
+            size = 1 if body[0] in _SHORT else I32.size
+            displacement = int.from_bytes(body[-size:], "little", signed=True)
+            jumps.append(Jump(at, found.end() + displacement))
+        elif _INDIRECT_JUMP.match(body) and not _THROUGH_TABLE.search(code, 0, found.end()):
+            jumps.append(Jump(at, None))
+        at = found.end()
+    return returns, jumps
+
+
+def _instruction() -> bytes:
+    """A pattern of one instruction."""
     # Columns of the one-byte opcodes 00 to 3F: eight arithmetic operations.
     arithmetic = range(0, 0x40, 8)
     # Two-byte opcodes that VEX and EVEX have too; all others in that map have no ModRM byte.
@@ -229,16 +285,15 @@ def instructions() -> re.Pattern[bytes]:
     # The only instruction whose immediate can have eight bytes.
     move = rb"[\xb8-\xbf]"
     not_66 = rb"[\x26\x2e\x36\x3e\x64\x65\x67\xf0\xf2\xf3]*"
-    prefixes = rb"[\x26\x2e\x36\x3e\x64-\x67\xf0\xf2\xf3]*"
+    prefixes = _PREFIXES
     rex_w = rb"[\x48-\x4f]"
     no_rex_w = rb"[\x40-\x47]?"
-    instruction = _either(
+    return _either(
         prefixes + rb"[\x40-\x4f]?" + plain,
         prefixes + rex_w + _either(sized + b".{4}", move + b".{8}"),
         not_66 + no_rex_w + _either(sized, move) + b".{4}",
         not_66 + rb"\x66" + prefixes + no_rex_w + _either(sized, move) + b"..",
     )
-    return re.compile(instruction + b"*(" + prefixes + rb"[\x40-\x4f]?)", re.DOTALL)
 
 
 def begins(code: bytes, at: int) -> bool:

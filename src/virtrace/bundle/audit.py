@@ -19,6 +19,7 @@ from xml.etree import ElementTree
 from virtrace.bundle.files import file_pieces
 from virtrace.trace.bundle_reader import TRACE
 from virtrace.trace.format import Json
+from virtrace.trace.target import modules_of
 
 _MANIFEST = "MANIFEST.json"
 _WRITTEN = frozenset(
@@ -65,7 +66,7 @@ def _known(files: Mapping[str, bytes]) -> frozenset[str]:
             first = next(iter(file_pieces(files, TRACE)), b"")
             header = json.loads(first.partition(b"\n")[0])
             # The page shows the beginning of build-ids.
-            ids = [str(module["build_id"]) for module in header["target"]["modules"]]
+            ids = [str(module["build_id"]) for module in modules_of(header)]
             found.update(ids, (each[:12] for each in ids))
         listed = json.loads(files[_MANIFEST])["files"]
         found.update(str(entry["sha256"]) for entry in listed)
@@ -183,6 +184,15 @@ def _is_no_name(text: str) -> bool:
     return text.startswith("/") or _is_hidden(text)
 
 
+def _is_no_quoted_name(found: re.Match[str]) -> bool:
+    """Whether what is quoted behind a word such as `domain` or `user` is not a name."""
+    word, quoted = found[1].lower(), found[2] or found[3] or found[4]
+    # JSON in quotes is parsed separately.
+    is_json = (found[2] or "").startswith("{")
+    is_of_nobody = word == "user" and quoted in _ACCOUNTS
+    return is_json or is_of_nobody or _is_no_name(quoted)
+
+
 def _is_between_pseudonyms(path: str) -> bool:
     """Whether some folder between pseudonyms is not one: only files may have common names there."""
     folders = path.split("/")[1:-1]
@@ -190,7 +200,8 @@ def _is_between_pseudonyms(path: str) -> bool:
     return True in hidden and not all(hidden[hidden.index(True) :])
 
 
-_EVERYWHERE = frozenset({"root", "qemu", "kvm", "libvirt-qemu", "libvirt", "nobody", "default"})
+_ACCOUNTS = frozenset({"root", "qemu", "kvm", "libvirt-qemu", "libvirt", "nobody"})
+_EVERYWHERE = _ACCOUNTS | {"default"}
 _NO_VALUE = frozenset(
     {"on", "off", "yes", "no", "true", "false", "none", "null", "auto", "missing", "unavailable"}
 )
@@ -291,13 +302,10 @@ _RULES = (
         ("text", "domain", "pool", "volume", "host", "user", "snapshot"),
         "a name",
         re.compile(
-            r"(?i)\b(?:matching name|domain|guest|pool|volume|network|snapshot|user|server at)"
+            r"(?i)\b(matching name|domain|guest|pool|volume|network|snapshot|user|server at)"
             r"(?: named| name)?\s+(?:'([^'\n]+)'|\"([^\"\n]+)\"|“([^”\n]+)”)"
         ),
-        # JSON in quotes is parsed separately.
-        lambda found: (
-            (found[1] or "").startswith("{") or _is_no_name(found[1] or found[2] or found[3])
-        ),
+        _is_no_quoted_name,
     ),
     _Rule(
         ("domain",),

@@ -21,6 +21,7 @@ from virtrace.trace.bundle_reader import TRACE
 from virtrace.trace.format import Json, Record, is_unavailable
 from virtrace.trace.reader import ReadableTrace
 from virtrace.trace.roles import ERROR
+from virtrace.trace.target import modules_of
 
 REPORT = "REPORT.md"
 _STYLE = Style(unicode=True)
@@ -223,7 +224,7 @@ def _environment(trace: ReadableTrace, versions: Record) -> Iterator[str]:
         "virtrace": trace.header["tool"]["virtrace"],
     }
     yield from _listed(rows)
-    for module in trace.header["target"]["modules"]:
+    for module in modules_of(trace.header):
         name = module["path"].rpartition("/")[2]
         yield f"- Build-id of {_code(name)}: {_known(module['build_id'])}"
 

@@ -6,6 +6,17 @@ import argparse
 from pathlib import Path
 
 
+def add_json(parser: argparse.ArgumentParser, command: str) -> None:
+    """Add --json, for a command that sets `args.result`. command: its words."""
+    parser.add_argument(
+        "--json",
+        dest="outcome",
+        action="store_const",
+        const=command,
+        help="print one JSON document of the outcome; all text goes to standard error",
+    )
+
+
 def add_daemon(parser: argparse.ArgumentParser, default: str = "", *, files: bool = False) -> None:
     """Add -p PID and --process NAME, of which at most one may be given.
 

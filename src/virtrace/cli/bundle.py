@@ -11,13 +11,14 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from virtrace.bundle import archive, verify
 from virtrace.bundle.collect import PAGE, Bundle, make
 from virtrace.bundle.files import opened
 from virtrace.bundle.pseudonyms import KINDS
 from virtrace.bundle.report import REPORT
+from virtrace.cli.arguments import add_json
 from virtrace.cli.progress import steps
 from virtrace.cli.without_rights import run_in_child
 from virtrace.engines.gdb.launch import backtrace
@@ -36,6 +37,9 @@ from virtrace.targets.processes import require_target
 from virtrace.trace.bundle_reader import FOLDER, TRACE
 from virtrace.trace.format import Header, Record
 from virtrace.trace.reader import TraceStream, require_whole
+
+if TYPE_CHECKING:
+    from virtrace.cli.results import Absent, BundleMakeResult, BundleVerifyResult
 
 _MAP_FORMAT = "virtrace-bundle-map"
 _PIECE = 1 << 20
@@ -91,6 +95,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     making.add_argument(
         "--keep", metavar="KIND", action="append", default=[], choices=KINDS, help="see below"
     )
+    add_json(making, "bundle make")
     making.set_defaults(run=run)
     verifying = actions.add_parser(
         "verify",
@@ -99,6 +104,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog="Exit status: 0 whole; 1 not whole; 2 not a bundle.",
     )
     verifying.add_argument("file", metavar="BUNDLE", help="a bundle (.tar.gz)")
+    add_json(verifying, "bundle verify")
     verifying.set_defaults(run=_run_verify)
 
 
@@ -129,7 +135,18 @@ def run(args: argparse.Namespace) -> int:
         step("packing it")
         packed = resources.enter_context(TemporaryFile(prefix="virtrace-"))
         archive.pack_into(packed, bundle.files)
-        return _keep(args.file, trace, bundle, packed, output, map_file)
+        _keep(bundle, packed, output, map_file)
+        result: BundleMakeResult = {
+            "file": str(output) if output else None,
+            "map": str(map_file) if map_file else None,
+            "hidden": _hidden(bundle),
+            "released": sorted(bundle.names.keep),
+            "absent": _absent(bundle),
+        }
+        args.result = result
+        if trace is not None:
+            require_whole(trace, args.file)
+    return DONE
 
 
 def _require_original(path: str, content: Header | Snapshot) -> None:
@@ -154,22 +171,15 @@ def _snapshot(pid: int) -> Record:
 
 
 def _run_verify(args: argparse.Namespace) -> int:
-    return run_in_child(args, [args.file], partial(_verify, args.file), kind="the bundle")
+    return run_in_child(args, [args.file], partial(_verify, args), kind="the bundle")
 
 
-def _keep(
-    path: str,
-    trace: TraceStream | None,
-    bundle: Bundle,
-    packed: BinaryIO,
-    output: Path | None,
-    map_file: Path | None,
-) -> int:
+def _keep(bundle: Bundle, packed: BinaryIO, output: Path | None, map_file: Path | None) -> None:
     """Write a bundle, or show it if there is no output."""
     if output is None or map_file is None:
         for line in _preview(bundle, style_for(sys.stdout)):
             print(line)
-        return _whole(trace, path)
+        return
     # First the map: without it nobody can find out what a pseudonym stands for.
     write_new(map_file, "the map", [_map(bundle)])
     try:
@@ -180,13 +190,6 @@ def _keep(
         raise
     for line in _written(bundle, output, map_file, output.stat().st_size):
         print(line)
-    return _whole(trace, path)
-
-
-def _whole(trace: TraceStream | None, path: str) -> int:
-    if trace is not None:
-        require_whole(trace, path)
-    return DONE
 
 
 def _map(bundle: Bundle) -> bytes:
@@ -198,12 +201,11 @@ def _map(bundle: Bundle) -> bytes:
 def _written(bundle: Bundle, output: Path, map_file: Path, size: int) -> Iterator[str]:
     style = style_for(sys.stdout)
     yield f"wrote {output} ({size / 1e6:.2f} MB), to be attached to a report"
-    replaced = {kind: len(names) for kind, names in bundle.names.map().items()}
-    told = ", ".join(f"{number} {kind}" for kind, number in sorted(replaced.items()))
+    told = ", ".join(f"{number} {kind}" for kind, number in sorted(_hidden(bundle).items()))
     yield from labelled("hidden", words(told or "nothing was private"), style)
     if bundle.names.keep:
         yield from labelled("released", words(", ".join(sorted(bundle.names.keep))), style)
-    absent = json.loads(bundle.files[archive.MANIFEST])["absent"]
+    absent = _absent(bundle)
     for why in dict.fromkeys(each["why"] for each in absent):
         names = ", ".join(each["name"] for each in absent if each["why"] == why)
         yield from labelled("without", words(f"{names}: {why}"), style)
@@ -211,6 +213,15 @@ def _written(bundle: Bundle, output: Path, map_file: Path, size: int) -> Iterato
     yield from labelled("", words("what the pseudonyms stand for; keep it to yourself"), style)
     report = f"{FOLDER}{REPORT}"
     yield copyable("read it", f"tar -xOzf {typed(output)} {report}", style)
+
+
+def _hidden(bundle: Bundle) -> dict[str, int]:
+    return {kind: len(names) for kind, names in bundle.names.map().items()}
+
+
+def _absent(bundle: Bundle) -> list[Absent]:
+    absent: list[Absent] = json.loads(bundle.files[archive.MANIFEST])["absent"]
+    return absent
 
 
 def _preview(bundle: Bundle, style: Style) -> Iterator[str]:
@@ -234,11 +245,13 @@ def _preview(bundle: Bundle, style: Style) -> Iterator[str]:
         yield ""
 
 
-def _verify(path: str, files: Sequence[BinaryIO], _: int) -> int:
-    problems = verify.problems(path, files[0])
+def _verify(args: argparse.Namespace, files: Sequence[BinaryIO], _: int) -> int:
+    problems = verify.problems(args.file, files[0])
+    result: BundleVerifyResult = {"problems": problems}
+    args.result = result
     for problem in problems:
         print(f"not as it should be: {problem}")
     if problems:
         return ANSWER_IS_NO
-    print(f"{path}: every file is there, as it was written")
+    print(f"{args.file}: every file is there, as it was written")
     return DONE

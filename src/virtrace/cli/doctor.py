@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 
+from virtrace.checks import format as report_format
 from virtrace.checks.daemon import RECIPE, daemon_section, no_daemon_section
 from virtrace.checks.host import (
     engine_section,
@@ -13,6 +15,7 @@ from virtrace.checks.host import (
     verdict,
 )
 from virtrace.engines import ENGINES
+from virtrace.errors import DONE
 from virtrace.printing import print_lines
 from virtrace.report import text
 from virtrace.report.highlight import style_for
@@ -27,6 +30,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "-p", dest="pid", metavar="PID", type=int, help="the daemon (default: each that runs)"
     )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="one JSON document, for scripts and `virtrace fleet`",
+    )
     parser.set_defaults(run=run)
 
 
@@ -38,6 +46,10 @@ def run(args: argparse.Namespace) -> int:
     pids = [daemon.pid for daemon in find_daemons()] if args.pid is None else [args.pid]
     daemons = [daemon_section(pid) for pid in pids] or [no_daemon_section()]
     status, answer = verdict(general, daemons)
+    if args.json:
+        report = report_format.report(status == DONE, answer, [*general, *daemons])
+        print_lines(json.dumps(report, indent=2).split("\n"))
+        return status
     print(answer)
     for section in [*general, *daemons]:
         print(f"{section.title}:")

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from virtrace.binary import given
+from virtrace.cli.arguments import add_json
 from virtrace.cli.without_rights import run_in_child
 from virtrace.engine.answers import Answers
 from virtrace.engine.output import Output
@@ -33,6 +34,9 @@ from virtrace.report import text
 from virtrace.report.highlight import style_for
 from virtrace.trace.format import Event, Footer, Header, SwitchedOff, Target
 from virtrace.trace.writer import Writer
+
+if TYPE_CHECKING:
+    from virtrace.cli.results import ImportResult
 
 # A plan as text in JSON in JSON is at most twice as long.
 _LONGEST_FIRST_LINE = 2 * MAX_BYTES + (1 << 16)
@@ -66,6 +70,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "-o", "--output", metavar="TRACE", type=Path, required=True, help="must not exist"
     )
+    add_json(parser, "import")
     parser.set_defaults(run=run)
 
 
@@ -94,7 +99,8 @@ def _import(args: argparse.Namespace, writer: Writer, files: Sequence[BinaryIO],
     plan = _completed(beginning)
     recipe = loader.loads(loader.dumps(plan.header["recipe"]), str(args.file))
     job = Job(recipe, beginning.pid, args.output, selection.parse_selection(recipe, [], None, None))
-    output = Output(Answers(recipe.points), job.limits, writer, _NullView())
+    view = _NullView()
+    output = Output(Answers(recipe.points), job.limits, writer, view)
     replayer = Replayer(job, plan, beginning.programs, output, own_tids=beginning.own_tids)
     replayer.begin(beginning.started_ns, beginning.epoch)
     damage, lost = None, None
@@ -115,6 +121,14 @@ def _import(args: argparse.Namespace, writer: Writer, files: Sequence[BinaryIO],
     if recording.ending.failure is not None:
         raise recording.ending.failure
     missing = needed_but_missing(recipe, plan.header)
+    result: ImportResult = {
+        "trace": str(args.output),
+        "whole": is_whole,
+        "events": view.footer["events"],
+        "dropped": view.footer["dropped"],
+        "missing": [*missing],
+    }
+    args.result = result
     print_lines(text.lacking(missing, style_for(sys.stdout)))
     print(f"{args.output}: next: virtrace show {typed(args.output)}")
     if damage is not None:
@@ -125,12 +139,16 @@ def _import(args: argparse.Namespace, writer: Writer, files: Sequence[BinaryIO],
 
 
 class _NullView:
-    """Shows nothing: everything has happened already."""
+    """Shows nothing: everything has happened already. footer: with what came into the file."""
+
+    footer: Footer
 
     def banner(self, header: Header) -> None: ...
     def event(self, event: Event) -> None: ...
     def switched_off(self, record: SwitchedOff) -> None: ...
-    def summary(self, footer: Footer) -> None: ...
+
+    def summary(self, footer: Footer) -> None:
+        self.footer = footer
 
 
 def _beginning(file: Path, stream: BinaryIO) -> _Beginning:

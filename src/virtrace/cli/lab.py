@@ -10,9 +10,12 @@ import tempfile
 import textwrap
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from virtrace import engines
+from virtrace.cli.arguments import add_json
 from virtrace.cli.progress import steps
+from virtrace.cli.record import recorded
 from virtrace.confined import Tell
 from virtrace.errors import ANSWER_IS_NO, DONE
 from virtrace.lab import processes
@@ -22,9 +25,11 @@ from virtrace.lab.guest import LAST_SECTOR_DISK
 from virtrace.lab.scenarios import SCENARIOS, Scenario
 from virtrace.printing import print_lines
 from virtrace.recipe import catalogue, selection
-from virtrace.record.engine import record
 from virtrace.record.job import Job
 from virtrace.trace.writer import default_path
+
+if TYPE_CHECKING:
+    from virtrace.cli.results import LabResult
 
 RECIPE = "blockinfo"
 RELEASES = ("bullseye", "bookworm", "trixie", "sid")
@@ -72,6 +77,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     _add_build(run)
     run.set_defaults(run=_run)
+    for name, action in actions.choices.items():
+        add_json(action, f"lab {name}")
 
 
 def _add_dir(parser: argparse.ArgumentParser) -> None:
@@ -107,7 +114,8 @@ def _up(args: argparse.Namespace) -> int:
     with steps() as step:
         lab = Lab(args.dir, args.debug_info, args.release, step)
         step("the lab is up" if lab.up() else "the lab is already up")
-    print_lines(_describe(lab))
+    args.result = _result(lab)
+    print_lines(_describe(args.result))
     guest = lab.guests[0].name
     print("next:")
     print(f"  virtrace record {RECIPE} -p {lab.pid}")
@@ -128,13 +136,15 @@ def _down(args: argparse.Namespace) -> int:
             step(f"the lab is down; {lab.folder} is removed")
         else:
             step(f"nothing to do: no lab of this user in {lab.folder}")
+    args.result = _result(lab)
     return DONE
 
 
 def _status(args: argparse.Namespace) -> int:
     lab = Lab(args.dir)
+    args.result = _result(lab)
     if lab.is_up:
-        print_lines(_describe(lab))
+        print_lines(_describe(args.result))
         return DONE
     print(f"no lab of this user is up in {lab.folder}")
     if left := lab.processes:
@@ -143,16 +153,38 @@ def _status(args: argparse.Namespace) -> int:
     return ANSWER_IS_NO
 
 
-def _describe(lab: Lab) -> list[str]:
-    lines = [
-        f"daemon   pid {lab.pid}, {processes.executable(lab.pid)}",
-        f"folder   {lab.folder}",
-        f"uri      {lab.uri}",
-    ]
-    for guest in lab.guests:
+def _result(lab: Lab) -> LabResult:
+    up = lab.is_up
+    result: LabResult = {
+        "up": up,
+        "folder": str(lab.folder),
+        "pid": lab.pid if up else None,
+        "exe": str(processes.executable(lab.pid)) if up else None,
+        "uri": lab.uri if up else None,
+        "guests": [],
+        "left": 0 if up else len(lab.processes),
+    }
+    for guest in lab.guests if up else ():
         state = lab.virsh("domstate", guest.name)
-        lines.append(f"guest    {guest.name}, {(state.stdout or state.stderr).strip()}")
-        lines += [f"  {disk.target}    {disk.about}" for disk in guest.disks]
+        result["guests"].append(
+            {
+                "name": guest.name,
+                "state": (state.stdout or state.stderr).strip(),
+                "disks": [{"target": disk.target, "about": disk.about} for disk in guest.disks],
+            }
+        )
+    return result
+
+
+def _describe(result: LabResult) -> list[str]:
+    lines = [
+        f"daemon   pid {result['pid']}, {result['exe']}",
+        f"folder   {result['folder']}",
+        f"uri      {result['uri']}",
+    ]
+    for guest in result["guests"]:
+        lines.append(f"guest    {guest['name']}, {guest['state']}")
+        lines += [f"  {disk['target']}    {disk['about']}" for disk in guest["disks"]]
     return lines
 
 
@@ -166,7 +198,7 @@ def _run(args: argparse.Namespace) -> int:
         lab = Lab(folder, args.debug_info, args.release, step)
         try:
             lab.up()
-            return _trace(lab, scenario, args.output, step)
+            return _trace(lab, scenario, args, step)
         finally:
             lab.down()
             step(f"the lab is down; {lab.folder} is removed")
@@ -176,7 +208,7 @@ def _exit_by_signal(number: int, _frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def _trace(lab: Lab, scenario: Scenario, output: Path | None, step: Tell) -> int:
+def _trace(lab: Lab, scenario: Scenario, args: argparse.Namespace, step: Tell) -> int:
     step(f"{scenario.name}: {scenario.about}")
     scenario.set_up(lab)
     step(f"expected: {scenario.answer}")
@@ -187,9 +219,9 @@ def _trace(lab: Lab, scenario: Scenario, output: Path | None, step: Tell) -> int
     job = Job(
         recipe,
         lab.pid,
-        output or default_path(RECIPE, lab.pid),
+        args.output or default_path(RECIPE, lab.pid),
         selection.parse_selection(recipe, [], None, None),
         command=["sh", "-c", "; ".join(commands)],
         packs=[catalogue.file_of(RECIPE).parent],
     )
-    return record(job, engines.chosen(engines.AUTO))
+    return recorded(args, job, engines.chosen(engines.AUTO))

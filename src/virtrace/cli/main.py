@@ -27,6 +27,7 @@ COMMANDS = {
     "snapshot": "say why a daemon hangs now, without stopping it",
     "explain": "explain what a trace means, and where its numbers came from",
     "diff": "compare two traces: what differs, and why",
+    "fleet": "compare what many hosts say: which differ from the others, and in what",
     "export": "convert a trace for other tools: timelines, a table, pictures",
     "import": "make a trace from the output of a compiled recipe",
     "bundle": "make one file for a bug report, without private data; or check one",
@@ -148,11 +149,16 @@ def _run(line: Sequence[str], handled: Callable[[Callable[[], int]], int] | None
         end = words.index("--")
         words, traced = words[:end], words[end + 1 :]
     args = build_parser(words[0] if words else "").parse_args(
-        words, argparse.Namespace(traced=traced, handled=handled)
+        words,
+        argparse.Namespace(traced=traced, handled=handled, outcome=None, result=None, error=None),
     )
     if not gc.isenabled():
         gc.freeze()
         gc.enable()
+    if args.outcome is not None:
+        from virtrace.cli import outcome
+
+        return outcome.run(args, _handled)
     status: int = args.run(args)
     return status
 

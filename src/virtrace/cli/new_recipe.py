@@ -326,7 +326,7 @@ def prototype_of(declared: Declared) -> Prototype:
         normal_type(declared.returns),
         # A type without a name in C, for example the target of a function pointer.
         tuple(
-            Parameter(name, "void *" if "unnamed at" in type_ else normal_type(type_))
+            Parameter(name, "void *" if type_.startswith("unnamed ") else normal_type(type_))
             for type_, name in plain
         ),
     )

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from virtrace import __version__, files
 from virtrace.binary import abi, x86_64
@@ -25,12 +26,16 @@ from virtrace.binary.pack import (
     load_pack,
 )
 from virtrace.binary.reader import Binary, debug_file, read_by_child
+from virtrace.cli.arguments import add_json
 from virtrace.errors import DONE, TargetError, UsageError
 from virtrace.plan.debug_info import described
 from virtrace.printing import print_lines
 from virtrace.recipe import catalogue
 from virtrace.recipe.model import Recipe
 from virtrace.record.progress import Progress
+
+if TYPE_CHECKING:
+    from virtrace.cli.results import MadePack, PackMakeResult, PackShowResult
 
 _ELF_MAGIC = b"\x7fELF"
 
@@ -66,9 +71,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     make.add_argument(
         "-o", "--output", metavar="FOLDER", type=Path, help="folder (default: the user's cache)"
     )
+    add_json(make, "pack make")
     make.set_defaults(run=_make)
     show = actions.add_parser("show", help="say what a pack holds")
     show.add_argument("file", metavar="PACK", type=Path)
+    add_json(show, "pack show")
     show.set_defaults(run=_show)
 
 
@@ -78,7 +85,9 @@ def _make(args: argparse.Namespace) -> int:
     if args.other is not None and len(files) != 1:
         raise UsageError("--for takes one SOURCE", "name the one binary with the same code")
     made = [_make_one(file, recipes, args.other, args.output) for file in files]
-    if not any(made):
+    result: PackMakeResult = {"packs": [pack for pack in made if pack is not None]}
+    args.result = result
+    if not result["packs"]:
         raise TargetError(
             f"no function of {', '.join(recipe.name for recipe in recipes)} is in the debug info",
             "name the debug info of libvirt.so.0 or libvirt_driver_qemu.so, or other recipes",
@@ -106,8 +115,8 @@ def _has_debug_info(file: Path) -> bool:
 
 def _make_one(
     file: Path, recipes: Sequence[Recipe], other: Path | None, output: Path | None
-) -> bool:
-    """Make a pack. Returns False if the file has none of the functions."""
+) -> MadePack | None:
+    """Make a pack. Returns None if the file has none of the functions."""
     elf = read_by_child(file)
     if not abi.convention_of_file(elf).is_known:
         raise TargetError(
@@ -126,7 +135,7 @@ def _make_one(
         functions, structs = described(debug, recipes, abi.convention_of_file(elf), progress.show)
     if not functions:
         print(f"{debug}: no function of the recipes")
-        return False
+        return None
     build_id = read_by_child(debug).build_id
     origin = f"{debug.name}, build-id {build_id}, by virtrace {__version__}"
     data = encode_pack(target.build_id, target.machine, origin, functions, structs)
@@ -134,7 +143,11 @@ def _make_one(
     made = json.loads(data)
     counted = ", ".join(f"{len(made[kind])} {kind}" for kind in ("functions", "structs"))
     print(f"{place}: {counted}, {len(data)} bytes")
-    return True
+    return {
+        "file": place,
+        "functions": len(made["functions"]),
+        "structs": len(made["structs"]),
+    }
 
 
 def _require_same_code(elf: Binary, other: Binary) -> None:
@@ -186,7 +199,15 @@ def _keep(output: Path | None, name: str, data: bytes) -> str:
 
 
 def _show(args: argparse.Namespace) -> int:
-    print_lines(_described(load_pack(args.file)))
+    pack = load_pack(args.file)
+    result: PackShowResult = {
+        "build_id": pack.build_id,
+        "machine": pack.machine,
+        "origin": pack.origin,
+        "functions": sorted(pack.functions),
+    }
+    args.result = result
+    print_lines(_described(pack))
     return DONE
 
 

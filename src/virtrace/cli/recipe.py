@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from virtrace import wording
-from virtrace.cli.arguments import add_daemon
+from virtrace.cli.arguments import add_daemon, add_json
 from virtrace.errors import ANSWER_IS_NO, DONE, NOT_TRACED, UsageError, typed
 from virtrace.files import write_new
 from virtrace.printing import print_lines
@@ -23,6 +23,13 @@ from virtrace.report.pieces import attached, not_found_and_needed, words
 from virtrace.trace.format import Header
 
 if TYPE_CHECKING:
+    from virtrace.cli.results import (
+        RecipeCheckResult,
+        RecipeCompileResult,
+        RecipeListResult,
+        RecipeNewResult,
+        RecipeShowResult,
+    )
     from virtrace.image.model import Program
 
 
@@ -79,10 +86,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     only = "default: the only one that runs"
     for action, default in ((checking, ""), (new, only), (compiling, only)):
         add_daemon(action, default, files=True)
+    for name, action in actions.choices.items():
+        add_json(action, f"recipe {name}")
 
 
-def _list(_: argparse.Namespace) -> int:
+def _list(args: argparse.Namespace) -> int:
     recipes = [catalogue.find_recipe(name) for name in catalogue.shipped()]
+    result: RecipeListResult = {
+        "recipes": [{"name": recipe.name, "summary": recipe.summary} for recipe in recipes]
+    }
+    args.result = result
     width = max(len(recipe.name) for recipe in recipes)
     for recipe in recipes:
         print(f"{recipe.name:<{width}}  {recipe.summary}")
@@ -91,6 +104,8 @@ def _list(_: argparse.Namespace) -> int:
 
 def _show(args: argparse.Namespace) -> int:
     recipe = catalogue.find_recipe(args.recipe)
+    result: RecipeShowResult = {"recipe": dict(recipe.raw)}
+    args.result = result
     text = read(catalogue.file_of(args.recipe)).decode()
     print_lines(text.removesuffix("\n").split("\n"))
     if recipe.used:
@@ -102,22 +117,40 @@ def _show(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     recipe = catalogue.find_recipe(args.recipe)
+    result: RecipeCheckResult = {
+        "name": recipe.name,
+        "spans": len({span.name for span in recipe.spans}),
+        "points": len({point.name for point in recipe.points}),
+        "program": None,
+        "levels": None,
+        "missing": [],
+    }
+    args.result = result
     if args.pid is None and args.process is None and args.against is None:
-        spans = wording.count(len({span.name for span in recipe.spans}), "span")
-        points = wording.count(len({point.name for point in recipe.points}), "point")
+        spans = wording.count(result["spans"], "span")
+        points = wording.count(result["points"], "point")
         more = "with -p PID or --against BINARY: what they find there"
         print(f"{recipe.name} is sound: {spans}, {points}; {more}")
         return DONE
     # Not above: to read a recipe takes less time than these imports.
+    from virtrace.engines.uprobes.coroutines import without_return_probes
     from virtrace.record.debug_info import fetch_debug_files
     from virtrace.record.header import NO_ENGINE, header_record, needed_but_missing
     from virtrace.record.resolution import resolve_without_gdb
 
-    process = _process(args, recipe.required_modules)
+    daemon_part = recipe.part(recipe.of[0])
+    process = _process(args, daemon_part.required_modules)
+    if len(recipe.of) > 1:
+        is_daemon = process.module(daemon_part.modules[0]) is not None
+        recipe = daemon_part if is_daemon else recipe.part(recipe.of[1])
     folder = catalogue.file_of(args.recipe).parent
     plan = resolve_without_gdb(recipe, process, fetch_debug_files(process, recipe), [folder])
+    plan = without_return_probes(process, plan)
     header = header_record(recipe, process, plan, NO_ENGINE, time.monotonic_ns())
     missing = needed_but_missing(recipe, header)
+    result["program"] = header["target"]["program"]
+    result["levels"] = {probe["name"]: probe["level"] for probe in header["probes"]}
+    result["missing"] = [*missing]
     print_lines(_found(header, missing, style_for(sys.stdout)))
     return ANSWER_IS_NO if missing else DONE
 
@@ -126,6 +159,8 @@ def _new(args: argparse.Namespace) -> int:
     from virtrace.cli import new_recipe
 
     text = new_recipe.new_recipe(args.function, _process(args))
+    result: RecipeNewResult = {"file": str(args.output) if args.output else None, "text": text}
+    args.result = result
     if args.output is None:
         print_lines(text.removesuffix("\n").split("\n"))
         return DONE
@@ -152,6 +187,8 @@ def _compile(args: argparse.Namespace) -> int:
     resolved = resolve(recipe, process, fetch_debug_files(process, recipe), [packs])
     write_new(args.output, "the script", script(resolved, recipe.name, process))
     missing = needed_but_missing(recipe, resolved.header)
+    result: RecipeCompileResult = {"file": str(args.output), "missing": [*missing]}
+    args.result = result
     print_lines(text.lacking(missing, style_for(sys.stdout)))
     command = f"python3 {typed(args.output.name)} PID OUTPUT"
     print(f"{args.output}: as root, on the daemon's host: {command}")

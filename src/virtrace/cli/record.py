@@ -7,21 +7,25 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from virtrace import engines, wording
-from virtrace.cli.arguments import add_daemon
+from virtrace.cli.arguments import add_daemon, add_json
 from virtrace.engines import AUTO, ENGINES
-from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, NOT_TRACED, UsageError
+from virtrace.errors import DONE, INCOMPLETE, INTERRUPTED, NOT_TRACED, IncompleteError, UsageError
+from virtrace.files import open_own
 from virtrace.printing import OutputError
 from virtrace.recipe import catalogue, selection
 from virtrace.recipe.model import OF_QEMU, Recipe
 from virtrace.recipe.selection import Limits
 from virtrace.trace.format import FailureRecord, HostRecord
 from virtrace.trace.rotation import last_file, parts
-from virtrace.trace.writer import default_path, insert_before_footer
+from virtrace.trace.writer import default_path, insert_before_footer, read_footer
 
 if TYPE_CHECKING:
+    from virtrace.cli.results import RecordResult
+    from virtrace.record.engine import Engine
     from virtrace.record.job import Job
     from virtrace.targets.qemu.guests import Guest
 
@@ -35,9 +39,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Trace a libvirt daemon with a recipe, until Ctrl-C, a limit, or the end of "
         "COMMAND, which is started when all probes are set.",
         usage="%(prog)s RECIPE [-p PID | --process NAME] [--domain NAME] [-o FILE] "
+        "[--classify-writes] "
         "[--where KEY=VALUE]... [--calls N] [--seconds S] [--max-stop-ms N] [--max-load PERCENT] "
         "[--max-events N] [--max-bytes N] [--rotate N [--keep N]] [--source FOLDER] [--host-facts] "
-        f"[--engine {'|'.join((AUTO, *ENGINES))}] [-- COMMAND...]",
+        f"[--engine {'|'.join((AUTO, *ENGINES))}] [--json] [-- COMMAND...]",
     )
     parser.add_argument(
         "recipe", metavar="RECIPE", help=f"{', '.join(catalogue.shipped())}, or a recipe's file"
@@ -45,6 +50,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_daemon(parser, "default: the only one that runs")
     parser.add_argument(
         "--domain", metavar="NAME", help="for a recipe of QEMU: the guest of the daemon to trace"
+    )
+    parser.add_argument(
+        "--classify-writes",
+        action="store_true",
+        help="for high-water: compare what is written with the beginnings of known formats; the "
+        "kernel does, and keeps none of the data",
     )
     parser.add_argument(
         "-o",
@@ -86,6 +97,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="begin a new file every N bytes: FILE.000001.jsonl, FILE.000002.jsonl, and so on",
     )
     parser.add_argument("--keep", metavar="N", help="keep only the last N of these files")
+    add_json(parser, "record")
     parser.set_defaults(run=run)
 
 
@@ -109,14 +121,31 @@ def chosen_pid(args: argparse.Namespace, modules: Collection[str] = ()) -> int:
 
 def run(args: argparse.Namespace) -> int:
     # Not for `--help`: they look at processes and files.
-    from virtrace.host.failures import FailureWatch
-    from virtrace.record.engine import record
     from virtrace.record.job import Job
+    from virtrace.targets.processes import program_to_start
 
     recipe = catalogue.find_recipe(args.recipe)
+    if not args.classify_writes:
+        recipe = recipe.without_contents()
+    elif not recipe.classifies:
+        raise UsageError(
+            f"--classify-writes has no meaning here: {recipe.name} records no writes",
+            "the recipe high-water does",
+        )
     selected = selection.parse_selection(recipe, args.where, args.calls, args.seconds)
     limits, rotation = limits_of(args), selection.rotation(args.rotate, args.keep)
-    pid, guest = _chosen(args, recipe)
+    program = qemu = None
+    if recipe.waits and args.pid is None:
+        if args.host_facts:
+            raise UsageError(
+                f"--host-facts has no meaning here: {recipe.name} waits for a daemon to start",
+                "leave it out, or trace one that runs: -p PID",
+            )
+        program, pid, guest = program_to_start(args.process), 0, None
+    else:
+        pid, qemu, guest = _chosen(args, recipe)
+    if qemu is not None and "domain" in recipe.filters:
+        selected = replace(selected, where={"domain": args.domain, **selected.where})
     job = Job(
         recipe,
         pid,
@@ -128,40 +157,93 @@ def run(args: argparse.Namespace) -> int:
         sources=[Path(args.source).absolute()] if args.source else [],
         packs=[catalogue.file_of(args.recipe).parent],
         guest=guest,
+        program=program,
+        qemu=qemu,
     )
     given = {name: option(args, name) for name in ("source", *selection.LIMITS)}
     if not args.host_facts:
-        return record(job, engines.chosen(args.engine), given)
+        return recorded(args, job, engines.chosen(args.engine), given)
+    from virtrace.host.failures import FailureWatch
+
     old = _files(job)
     watch = FailureWatch(job.pid)
+    cut_short = None
     try:
         job = replace(job, failures=watch.told)
-        status = record(job, engines.chosen(args.engine), given)
+        status = recorded(args, job, engines.chosen(args.engine), given)
+    except IncompleteError as error:
+        status, cut_short = INCOMPLETE, error
     finally:
         failures = watch.records()
     # A target that could not be traced in full has a trace, too; one that refused has none.
     written = status in (DONE, INCOMPLETE, INTERRUPTED, NOT_TRACED) and _files(job) - old
-    if written:
+    # One that was killed has no footer to add them before.
+    if written and (cut_short is None or read_footer(last_file(job.output, job.rotation))):
         _add_host_facts(job, failures)
+    if cut_short is not None:
+        raise cut_short
     return status
 
 
-def _chosen(args: argparse.Namespace, recipe: Recipe) -> tuple[int, Guest | None]:
-    """The process to trace; and the guest, if `--domain` names it by its guest."""
+def recorded(
+    args: argparse.Namespace,
+    job: Job,
+    engines: Sequence[Engine],
+    given: Mapping[str, object] = MappingProxyType({}),
+) -> int:
+    """Record the job, and return the exit status; with --json, note what was recorded."""
+    from virtrace.record.engine import record
+
+    if args.outcome is None:
+        return record(job, engines, given)
+    old = _files(job)
+    try:
+        return record(job, engines, given)
+    finally:
+        new = sorted(_files(job) - old, key=lambda file: (len(file.name), file.name))
+        if new:
+            args.result = _result(job, new)
+
+
+def _result(job: Job, traces: Sequence[Path]) -> RecordResult:
+    from virtrace.record.header import needed_but_missing
+    from virtrace.trace.reader import TraceStream
+
+    with open_own(traces[-1], "the trace") as file, open(file.fileno(), "rb", closefd=False) as own:
+        header = TraceStream(traces[-1], own).header
+    *before, last = map(read_footer, traces)
+    footers = [footer for footer in (*before, last) if footer is not None]
+    return {
+        "recipe": job.recipe.name,
+        "engine": header["tool"]["engine"]["name"],
+        "pid": header["target"]["pid"],
+        "traces": [str(trace) for trace in traces],
+        "reason": last and last["reason"],
+        "events": sum(footer["events"] for footer in footers),
+        "dropped": sum(footer["dropped"] for footer in footers),
+        "hits": last["hits"] if last else {},
+        "missing": [*needed_but_missing(job.recipe, header)],
+    }
+
+
+def _chosen(args: argparse.Namespace, recipe: Recipe) -> tuple[int, int | None, Guest | None]:
+    """The process to trace; the QEMU to trace with it; and the guest, if `--domain` names it."""
     from virtrace.targets.qemu.guests import qemu_of
 
-    if recipe.of == OF_QEMU and args.domain is not None:
-        return qemu_of(chosen_pid(args, [_OF_GUESTS]), args.domain)
+    if OF_QEMU in recipe.of and args.domain is not None:
+        daemon = chosen_pid(args, [_OF_GUESTS])
+        qemu, guest = qemu_of(daemon, args.domain)
+        return (qemu, None, guest) if recipe.of == (OF_QEMU,) else (daemon, qemu, guest)
     if args.domain is not None:
         raise UsageError(
             f"--domain has no meaning here: {recipe.name} traces a daemon of libvirt",
             "--where domain=NAME records only calls about this domain, if the recipe captures it",
         )
-    if recipe.of == OF_QEMU and args.pid is None:
+    if OF_QEMU in recipe.of and (args.pid is None or len(recipe.of) > 1):
         raise UsageError(
             f"{recipe.name} traces the QEMU of a guest", "--domain NAME names the guest"
         )
-    return chosen_pid(args, recipe.required_modules), None
+    return chosen_pid(args, recipe.required_modules), None, None
 
 
 def option(args: argparse.Namespace, name: str) -> str | None:

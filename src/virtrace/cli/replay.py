@@ -12,14 +12,13 @@ from typing import IO, Any, BinaryIO
 
 from virtrace import engines
 from virtrace.cli import diff
-from virtrace.cli.arguments import add_daemon
-from virtrace.cli.record import add_limits, chosen_pid, limits_of, option
+from virtrace.cli.arguments import add_daemon, add_json
+from virtrace.cli.record import add_limits, chosen_pid, limits_of, option, recorded
 from virtrace.cli.without_rights import header_by_child, run_in_child
 from virtrace.errors import DONE, INTERRUPTED, UsageError
 from virtrace.recipe import catalogue, loader, selection
 from virtrace.recipe.model import Recipe
 from virtrace.recipe.selection import Selection
-from virtrace.record.engine import record
 from virtrace.record.job import Job
 from virtrace.trace.format import Event, Header
 from virtrace.trace.format import Selection as SelectionRecord
@@ -35,7 +34,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "run again only after you agree. If COMMAND is given, it is run instead.",
         epilog="Exit status: that of record; if everything was traced, that of diff.",
         usage="%(prog)s FILE [-p PID | --process NAME] [-o OUT] [--where KEY=VALUE]... "
-        "[--max-stop-ms N] [--max-load PERCENT] [--max-events N] [--max-bytes N] [-- COMMAND...]",
+        "[--max-stop-ms N] [--max-load PERCENT] [--max-events N] [--max-bytes N] [--json] "
+        "[-- COMMAND...]",
     )
     parser.add_argument(
         "file", metavar="FILE", help="a trace (.jsonl), a bundle or a recipe (.yaml)"
@@ -50,6 +50,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="instead of the value that the trace had for KEY, for example domain=other",
     )
     add_limits(parser)
+    add_json(parser, "replay")
     parser.set_defaults(run=run)
 
 
@@ -75,7 +76,11 @@ def _record(
     limits = limits_of(args)
     job = Job(recipe, pid, output, selected, limits, command=command, packs=packs)
     given = {name: option(args, name) for name in selection.LIMITS}
-    return record(job, engines.chosen(engines.AUTO), given), output
+    try:
+        return recorded(args, job, engines.chosen(engines.AUTO), given), output
+    finally:
+        if args.result is not None:
+            args.result["equal"] = None
 
 
 def _again(header: Header, args: argparse.Namespace) -> int:
@@ -88,7 +93,9 @@ def _again(header: Header, args: argparse.Namespace) -> int:
     # By key: the old value of a filter, where it is replaced.
     old_values = {key: str(was["where"][key]) for key in given if key in was["where"]}
     new_names = {value: given[key] for key, value in old_values.items()}
-    command = args.traced or _agreed(_renamed(header.get("command"), new_names))
+    command = args.traced or (
+        [] if args.outcome else _agreed(_renamed(header.get("command"), new_names))
+    )
     where = [f"{key}={value}" for key, value in {**was["where"], **given}.items()]
     selected = selection.parse_selection(recipe, where, _text(was["calls"]), _text(was["seconds"]))
     status, output = _record(args, recipe, selected, command)
@@ -100,7 +107,10 @@ def _again(header: Header, args: argparse.Namespace) -> int:
     def compared(spill: IO[bytes], files: Sequence[BinaryIO], _: int) -> int:
         with TraceStream(paths[0], files[0]) as old, TraceStream(paths[1], files[1]) as new:
             as_if = _AsIf(old, old_values, given)
-            return diff.report(diff.compared(as_if, new, paths, spill), paths)
+            found = diff.compared(as_if, new, paths, spill)
+            if args.result is not None:
+                args.result["equal"] = found.equal
+            return diff.report(found, paths)
 
     with diff.prepared() as spill:
         differs = run_in_child(args, paths, partial(compared, spill))

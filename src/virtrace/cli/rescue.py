@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from virtrace.binary import x86_64
+from virtrace.cli.arguments import add_json
 from virtrace.errors import ANSWER_IS_NO, DONE, TargetError
 from virtrace.guard import journal, restore
 from virtrace.guard.journal import PatchedBytes
 from virtrace.image.memory import ProcessMemory, open_memory
 from virtrace.image.model import Module
 from virtrace.image.process import Process, describe_process, inspect, read_status
+
+if TYPE_CHECKING:
+    from virtrace.cli.results import RescueResult
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -24,6 +29,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("pid", metavar="PID", type=int, help="the daemon")
     parser.add_argument("--yes", action="store_true", help="restore without asking")
+    add_json(parser, "rescue")
     parser.set_defaults(run=run)
 
 
@@ -38,17 +44,33 @@ def run(args: argparse.Namespace) -> int:
         )
     memory = open_memory(args.pid, writable=True)
     try:
-        return _rescue(process, memory, args.yes)
+        return _rescue(process, memory, args)
     finally:
         memory.close()
 
 
-def _rescue(process: Process, memory: ProcessMemory, agreed: bool) -> int:
+def _rescue(process: Process, memory: ProcessMemory, args: argparse.Namespace) -> int:
     found, unread = left_behind(process, memory)
     for error in unread:
         print(f"virtrace: not examined: {error.what}", file=sys.stderr)
     status = read_status(process.pid)
     stopped = status is not None and status["State"].startswith("T")
+    result: RescueResult = {
+        "pid": process.pid,
+        "places": [
+            {
+                "where": _where(process, place),
+                "address": f"{place.address:#x}",
+                "is_now": place.written.hex(),
+                "should_be": place.was.hex(),
+            }
+            for place in found
+        ],
+        "stopped": stopped,
+        "unread": [error.what for error in unread],
+        "restored": False,
+    }
+    args.result = result
     if not found and not stopped:
         if unread:
             raise TargetError(
@@ -66,7 +88,8 @@ def _rescue(process: Process, memory: ProcessMemory, agreed: bool) -> int:
             print(f"  {_where(process, place):<40} {place.written.hex()} -> {place.was.hex()}")
     if stopped:
         print(f"process {process.pid} ({process.exe}) is stopped (state T): it answers no call")
-    if not agreed and sys.stdin.isatty():
+    agreed = args.yes
+    if not agreed and args.outcome is None and sys.stdin.isatty():
         answer = input("restore it, and resume the process? [y/N] ")
         agreed = answer.strip().lower() in ("y", "yes")
     if not agreed:
@@ -81,6 +104,7 @@ def _rescue(process: Process, memory: ProcessMemory, agreed: bool) -> int:
             "restart the daemon",
         ) from error
     restore.resume(process.pid)
+    result["restored"] = True
     print("restored; the process runs")
     return DONE
 

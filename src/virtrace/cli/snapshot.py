@@ -44,6 +44,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     source.add_argument(
         "-p", "--pid", metavar="PID", type=int, help="the daemon; default: the only one that runs"
     )
+    source.add_argument("--process", metavar="NAME", help="the daemon of this name")
     source.add_argument(
         "--core",
         metavar="CORE",
@@ -91,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     if args.core is not None:
         snapshot, again = _of_core(args.core, args.root), f"--core {typed(args.core)}"
     else:
-        pid = choose_daemon() if args.pid is None else args.pid
+        pid = choose_daemon(args.process) if args.pid is None else args.pid
         process = require_target(inspect(pid))
         look = take(process, registers=args.registers)
         snapshot, again = snapshot_of(look, process, "process"), f"-p {pid}"

@@ -98,4 +98,14 @@ def _done(
         seconds += _SECONDS_EACH_MIB * (size >> 20) * (_PACKED if _prepare_for(file) else 1)
     prepare_colour(style_for(sys.stdout))
     bounds = Bounds(_MEMORY, seconds, seconds)
-    return status_of(" and ".join(inputs), partial(handled, work), bounds)
+    about = " and ".join(inputs)
+    if args.outcome is None:
+        return status_of(about, partial(handled, work), bounds)
+    from virtrace.cli import outcome
+
+    with open(os.memfd_create("virtrace-outcome"), "w+b") as notes:
+        status = status_of(
+            about, partial(handled, partial(outcome.keep, args, notes, work)), bounds
+        )
+        outcome.take_over(args, notes)
+    return status

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from virtrace.engine.confirm import Exchange, settle
 from virtrace.engine.tracer import RawEvent
-from virtrace.recipe.model import Point
+from virtrace.recipe.model import Point, Span
 from virtrace.trace.format import Json, is_unavailable
-from virtrace.trace.json_text import parsed
+from virtrace.trace.json_text import RepeatedTexts
 
 # Requests that wait for a reply: far more than a daemon has monitors and clients.
 MOST_ASKED = 10_000
@@ -46,27 +46,38 @@ class Placed(NamedTuple):
 
 
 class Answers:
-    """Attaches each reply to its request; drops replies to requests that were not recorded."""
+    """Attaches what a request led to; drops what belongs to requests that were not recorded."""
 
-    def __init__(self, points: tuple[Point, ...]) -> None:
+    def __init__(self, points: tuple[Point, ...], spans: tuple[Span, ...] = ()) -> None:
+        self._inside = {
+            span.name: span.inside for span in spans if span.inside and span.inside.of_point
+        }
+        # By the number of a call that a request asked for in another process: the request; None
+        # where it was not recorded.
+        self._joined: dict[int, Request | None] = {}
         self._points = {point.name: point for point in points}
         # Ways to recognize the replies to a point, by its name: names of values that agree.
         self._ways: dict[str, set[tuple[str, ...]]] = {}
         for point in points:
             if point.answers:
                 self._ways.setdefault(point.answers.point, set()).add(point.answers.by)
+        for inside in self._inside.values():
+            self._ways.setdefault(inside.name, set()).add(tuple(inside.by.values()))
         self._waiting: dict[tuple[str, tuple[str, ...], tuple[str, ...]], Request] = {}
+        self._texts = RepeatedTexts()
         # QMP exchanges of the calls that are open.
         self._exchanges: dict[int, list[Exchange]] = {}
 
     def place(self, event: RawEvent) -> Placed | None:
         """Parse the event's JSON and find its request. None: the event answers nothing recorded."""
+        if not self._join(event):
+            return None
         point = self._points.get(event.name)
         if point is None or event.type != "point":
             self._settle(event)
             return Placed(event)
         json_name = point.json
-        document = None if json_name is None else parsed(event.values[json_name])
+        document = None if json_name is None else self._texts.parsed(event.values[json_name])
         if document is None:
             json_name = None
         else:
@@ -86,6 +97,28 @@ class Answers:
                 exchange = (request.command, _member(event, "json.return"))
                 self._exchanges.setdefault(request.call, []).append(exchange)
         return Placed(event, request, self._await_replies(event), json_name)
+
+    def _join(self, event: RawEvent) -> bool:
+        """Move what a request asked for to the request; return False if that was not recorded."""
+        call = event.call
+        if call is None:
+            return True
+        is_own = event.span == call
+        inside = self._inside.get(event.name)
+        if inside is not None and is_own and event.type == "enter":
+            key = _key(event, tuple(inside.by))
+            way = (inside.name, tuple(inside.by.values()))
+            self._joined[call] = self._waiting.pop((*way, key), None) if key else None
+        if call not in self._joined:
+            return True
+        request = self._joined[call]
+        if is_own and event.type != "enter":
+            del self._joined[call]
+        if request is not None and request.call is not None:
+            event.call = request.call
+            if is_own:
+                event.parent = request.parent
+        return request is not None
 
     def _settle(self, event: RawEvent) -> None:
         if event.call is not None:

@@ -60,11 +60,11 @@ class _Settler:
         candidates = [self._decoders[id(layout)](raw) for layout in self._matching(raw)]
         asked = {command for command, _ in exchanges} & self._telling
         sets = [sources for sources in self._sources if asked <= sources.keys()]
-        agreeing = [
-            decoded
-            for decoded in candidates
-            if any(_agrees(decoded, sources, exchanges) for sources in sets)
-        ]
+        agreeing: list[Any] = []
+        for decoded in candidates:
+            # Many layouts read the same of one struct.
+            if decoded in agreeing or any(_agrees(decoded, each, exchanges) for each in sets):
+                agreeing.append(decoded)
         # A disk that was never used reads the same by any layout.
         if agreeing and all(decoded == agreeing[0] for decoded in agreeing):
             found: Json = agreeing[0]
@@ -90,15 +90,17 @@ def _agrees(
     values: Mapping[str, Any], sources: Mapping[str, _Fields], exchanges: Sequence[Exchange]
 ) -> bool:
     """Whether, for each command, an element of its replies has the values of all fields."""
-    return all(
-        any(
+    for command, fields in sources.items():
+        # What is not 0 comes first: most elements differ in it, and need no further look.
+        fields = sorted(fields, key=lambda field: not values[field[0]])
+        if not any(
             _fits(values, element, fields)
             for sent, returned in exchanges
             if sent == command and isinstance(returned, list)
             for element in returned
-        )
-        for command, fields in sources.items()
-    )
+        ):
+            return False
+    return True
 
 
 def _fits(values: Mapping[str, Any], element: Json, fields: _Fields) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from virtrace.engine.answers import Answers, Placed
+from virtrace.engine.callers import Callers
 from virtrace.engine.tracer import RawEvent
 from virtrace.errors import TraceError
 from virtrace.recipe.selection import Limits
@@ -42,6 +43,7 @@ class Output:
         complete: Callable[[RawEvent], None] = _nothing,
     ) -> None:
         self._answers = answers
+        self._callers = Callers()
         self._limits = limits
         self._writer = writer
         self._view = view
@@ -72,6 +74,7 @@ class Output:
     def begin(self, header: Header) -> None:
         """Write the header. All methods raise TraceError if it cannot be written."""
         self._roles = {probe["name"]: probe["role"] for probe in header["probes"]}
+        self._callers.begin(header)
         # First: without it nothing that follows can be read.
         try:
             self._writer.begin(header)
@@ -105,7 +108,7 @@ class Output:
             self._end("limit")
 
     def _placed(self, items: Sequence[RawEvent | SwitchedOff]) -> Iterator[Placed | SwitchedOff]:
-        for item in items:
+        for item in self._callers.released(items):
             placed = self._answers.place(item) if isinstance(item, RawEvent) else item
             if placed is not None:
                 yield placed

@@ -23,6 +23,7 @@ from virtrace.plan.model import (
     StaticProbeSite,
 )
 from virtrace.plan.proof import TracedCaller
+from virtrace.recipe.model import Inside
 from virtrace.recipe.path import CALLER, RETURN
 from virtrace.trace.format import (
     SWITCHED_OFF,
@@ -76,10 +77,11 @@ class RawEvent:
 class _Open:
     """A function that was entered. tid: of the thread that entered it.
 
-    Of a point at its return, span is that of its parent; None outside of recorded calls.
+    Of a point, span is that of its parent; None outside of recorded calls.
+    begun_by: of a point on another stack, the span that it is inside. values: at the entry.
     """
 
-    site: SpanSite | ReturnPointSite
+    site: SpanSite | ReturnPointSite | PointSite
     tid: int
     span: int | None
     parent: int | None
@@ -89,6 +91,9 @@ class _Open:
     recorded: bool
     caller: TracedCaller | None = None
     entered: Entered | None = None
+    begun_by: _Open | None = None
+    is_open: bool = True
+    values: Record = field(default_factory=dict)
     arguments: dict[str, int | Unavailable] = field(default_factory=dict)
     # Of the last line that was recorded; the watched values as they were last known, and those
     # that could not be read there.
@@ -126,7 +131,7 @@ class Tracer:
         self, site: SpanSite | ReturnPointSite, stop: Stop, return_pc: int, return_sp: int
     ) -> bool:
         """A function was entered. False: its return is not needed, nothing is traced here."""
-        spans = self._stacks.get(stop.stack, [])
+        spans = self._of_stack(stop)
         parent = None
         if spans:
             # Frames at or below the new one are gone, whatever became of their return.
@@ -143,11 +148,15 @@ class Tracer:
             read = _reader(site, stop)
             span, call = (parent.span, parent.call) if parent and inside else (None, None)
             opened = _Open(site, stop.tid, span, span, call, return_pc, return_sp, True)
-        elif parent is None and not site.root:
-            return False
         else:
             # The caller may be a span that is no longer traced.
             read = _reader(site, stop, parent.caller if parent and self._all_spans else None)
+            begins = site.root
+            if parent is None and site.inside is not None:
+                begins = site.inside.of_point
+                parent = self._elsewhere(site.inside, _values(site.enter, stop.memory, read))
+            if parent is None and not begins:
+                return False
             opened = self._open(site, stop, read, parent, return_pc, return_sp)
         if opened.recorded:
             if isinstance(site, SpanSite) and site.keeps_registers:
@@ -187,8 +196,8 @@ class Tracer:
                 values = [_or_why(read, parameter.name) for parameter in site.parameters]
                 proven = tuple(None if isinstance(one, Unavailable) else one for one in values)
                 opened.caller = TracedCaller(site.parameters, proven, return_sp)
-            entered = _values(site.enter, stop.memory, read)
-            opened.recorded = parent is not None or self._wanted(entered)
+            entered = opened.values = _values(site.enter, stop.memory, read)
+            opened.recorded = parent is not None or not site.root or self._wanted(entered)
             if opened.recorded:
                 self._emit("enter", stop.t_ns, stop.tid, opened, entered)
         return opened
@@ -202,11 +211,37 @@ class Tracer:
             closed = spans.pop()
             if closed.recorded:
                 self._leave(closed, stop)
-                self.calls_done += isinstance(closed.site, SpanSite) and closed.parent is None
+                is_root = isinstance(closed.site, SpanSite) and closed.site.root
+                self.calls_done += is_root and closed.parent is None
         if not spans:
             self._stacks.pop(stop.stack, None)
 
+    def _of_stack(self, stop: Stop) -> list[_Open]:
+        """What is open on the stack of a thread, without points that are inside of what is not."""
+        spans = self._stacks.get(stop.stack, [])
+        while spans and spans[-1].begun_by is not None and not spans[-1].begun_by.is_open:
+            spans.pop()
+        return spans
+
+    def _elsewhere(self, inside: Inside, values: Record) -> _Open | None:
+        """The call on another stack that something is inside; None if it is not certain."""
+        found = [
+            opened
+            for spans in self._stacks.values()
+            for opened in spans
+            if isinstance(opened.site, SpanSite)
+            and opened.site.probe == inside.name
+            and opened.recorded
+            and all(
+                not is_unavailable(values.get(own)) and values.get(own) == opened.values.get(its)
+                for own, its in inside.by.items()
+            )
+        ]
+        return found[0] if len(found) == 1 else None
+
     def _leave(self, closed: _Open, stop: Stop) -> None:
+        closed.is_open = False
+
         def argument(name: str) -> int:
             if name != RETURN:
                 return closed.argument(name)
@@ -215,6 +250,7 @@ class Tracer:
                 raise Unavailable("without debug info it is not known to return one")
             return stop.result()
 
+        assert not isinstance(closed.site, PointSite)
         if isinstance(closed.site, ReturnPointSite):
             values = _values(closed.site.capture, stop.memory, argument)
             self._point(closed.site.probe, stop, closed.parent, closed.call, values)
@@ -224,17 +260,36 @@ class Tracer:
 
     def point(self, site: PointSite | StaticProbeSite, stop: Stop) -> None:
         span, call = None, None
-        spans = self._stacks.get(stop.stack, [])
-        # A span whose frame is gone cannot be where we are.
-        inside = next(
-            (one for one in reversed(spans) if one.return_sp > stop.sp and one.call is not None),
-            None,
-        )
-        if inside is not None and inside.recorded:
+        spans = self._of_stack(stop)
+        inside = _around(spans, stop)
+        if inside is not None:
             span, call = inside.span, inside.call
-        elif not site.anywhere:
+        elif isinstance(site, PointSite) and site.inside is not None:
+            values = _values(site.capture, stop.memory, _reader(site, stop))
+            parent = self._elsewhere(site.inside, values)
+            if parent is not None:
+                span, call = parent.span, parent.call
+                # What it calls is inside, too.
+                opened = _Open(site, stop.tid, span, span, call, 0, stop.sp + 1, True)
+                opened.begun_by = parent
+                self._stacks.setdefault(stop.stack, spans).append(opened)
+        if call is None and not site.anywhere:
             return
         values = _values(site.capture, stop.memory, _reader(site, stop))
+        self._point(site.probe, stop, span, call, values)
+
+    def failed(self, site: ReturnPointSite, stop: Stop) -> None:
+        """A function returned whose entry was not recorded, as it is traced only where it fails."""
+        inside = _around(self._of_stack(stop), stop)
+        if inside is None and not site.anywhere:
+            return
+        span, call = (None, None) if inside is None else (inside.span, inside.call)
+        read = site.arguments.reader(stop, None, None)
+        values = _values(
+            site.capture,
+            stop.memory,
+            lambda name: stop.result() if name == RETURN else read(name),
+        )
         self._point(site.probe, stop, span, call, values)
 
     def line(self, site: LineSite, pc: int, stop: Stop) -> None:
@@ -305,6 +360,7 @@ class Tracer:
             self._lost(stop.t_ns, spans.pop(), "its return was not seen")
 
     def _lost(self, t_ns: int, opened: _Open, why: str) -> None:
+        opened.is_open = False
         if opened.recorded and isinstance(opened.site, SpanSite):
             self._emit("lost", t_ns, opened.tid, opened, {"why": why})
 
@@ -317,6 +373,14 @@ class Tracer:
         self, name: str, stop: Stop, parent: int | None, call: int | None, values: Record
     ) -> None:
         self._record(RawEvent("point", stop.t_ns, stop.tid, name, None, parent, call, values))
+
+
+def _around(spans: list[_Open], stop: Stop) -> _Open | None:
+    """The span that a thread is in, if it is recorded: one whose frame is gone cannot be that."""
+    found = next(
+        (one for one in reversed(spans) if one.return_sp > stop.sp and one.call is not None), None
+    )
+    return found if found is not None and found.recorded else None
 
 
 def _reader(

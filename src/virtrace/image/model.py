@@ -18,6 +18,7 @@ from typing import Protocol
 from virtrace.binary.reader import Binary, Files, debug_file, read_by_child
 from virtrace.errors import TargetError, Unavailable
 from virtrace.image.memory import MemoryCopy, PartialMemory
+from virtrace.trace.target import is_file_of
 
 # A function of glibc's dynamic linker that debuggers watch: r_brk of <link.h>.
 _LINKER_HOOK = "_dl_debug_state"
@@ -83,9 +84,9 @@ class Program:
     modules: tuple[Module, ...]
 
     def module(self, name: str) -> Module | None:
-        """The module of that name or soname: ``libvirt.so.0`` finds libvirt.so.0.9000.0."""
+        """The module of that name or soname."""
         for module in self.modules:
-            if module.name == name or module.name.startswith(name + "."):
+            if is_file_of(module.name, name):
                 return module
         return None
 

@@ -28,6 +28,7 @@ from virtrace.printing import fail, gated, print_lines, safe
 from virtrace.recipe import catalogue, selection
 from virtrace.record.header import header_record
 from virtrace.record.job import Job
+from virtrace.record.told import error_line
 from virtrace.report.highlight import style_for
 from virtrace.targets import LIBVIRT
 from virtrace.targets.processes import (
@@ -225,12 +226,17 @@ def run_job(document: int, ready: int) -> None:
     """Record the job that `virtrace record` hands over, and end GDB.
 
     document: the file descriptor of its JSON
-    ready: the file descriptor that takes ``ready`` and a newline once every call is traced
+    ready: the file descriptor that takes ``ready`` and a newline once every call is traced, and
+        what ended the trace, if it was an error
     """
 
     def work() -> int:
-        job = Job.from_json(os.pread(document, job_size + 1, 0))
-        return _trace(job, check_traceable(job.pid), partial(_say_ready, ready))
+        try:
+            job = Job.from_json(os.pread(document, job_size + 1, 0))
+            return _trace(job, check_traceable(job.pid), partial(_say_ready, ready))
+        except Exception as error:
+            os.write(ready, error_line(error))
+            raise
 
     job_size = os.fstat(document).st_size
     _finish(work)
@@ -247,7 +253,9 @@ def _start(name: str, pid: int = 0) -> int:
     try:
         ready = os.environ.get("VIRTRACE_READY_FD")
         job, process = _job(_require_recipe(name), pid)
-        return _trace(job, process, partial(_say_ready, int(ready)) if ready else _nothing)
+        return _trace(
+            job, process, partial(_say_ready, int(ready), is_last=True) if ready else _nothing
+        )
     finally:
         target.detach()
 
@@ -439,9 +447,11 @@ def _variable(name: str) -> str:
     return f"VIRTRACE_{name.upper().replace('-', '_')}"
 
 
-def _say_ready(descriptor: int) -> None:
+def _say_ready(descriptor: int, *, is_last: bool = False) -> None:
+    """is_last: whether nothing more is to be said there."""
     os.write(descriptor, b"ready\n")
-    os.close(descriptor)
+    if is_last:
+        os.close(descriptor)
 
 
 def _batch() -> bool:

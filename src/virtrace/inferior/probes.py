@@ -20,6 +20,7 @@ from virtrace.inferior.target import InferiorMemory
 from virtrace.plan.arguments import WORD
 from virtrace.plan.model import (
     AnySite,
+    ContentSite,
     LineSite,
     PointSite,
     ReturnPointSite,
@@ -283,4 +284,6 @@ def probe(host: ProbeHost, site: AnySite, base: int, switch: Switch) -> Probe:
         return StaticProbe(host, site, base, switch)
     if isinstance(site, PointSite):
         return PointProbe(host, site, base, switch)
+    # What writes contain is compared by programs of the kernel alone.
+    assert not isinstance(site, ContentSite)
     return EntryProbe(host, site, base, switch)

@@ -48,6 +48,8 @@ _SETTINGS = {
     "auto-solib-add": "off",
     # A stop of GDB's own would otherwise look for the source line to show.
     "print frame-info": "short-location",
+    # A line for each child that the process makes, amid what is shown.
+    "print inferior-events": "off",
 }
 
 

@@ -15,6 +15,7 @@ from typing import Union
 from virtrace.errors import Unavailable
 from virtrace.plan.arguments import ArgumentSource, ByOperands
 from virtrace.plan.capture import Capture
+from virtrace.recipe.model import Inside
 from virtrace.recipe.path import RETURN
 from virtrace.recipe.prototype import Parameter
 from virtrace.trace.format import ProbeRecord
@@ -68,6 +69,8 @@ class SpanSite(FunctionSite):
     root: a call of it begins a tree. parameters: as declared, where the arguments of functions
     that it calls are proven by its own. moved: the compiler may have changed its arguments and
     its result. keeps_registers: its lines may ask what the argument registers held at the entry.
+    returns: all `ret` instructions by which it ends, if probes of the kernel go there; None: the
+    kernel finds its return. inside: as in the recipe.
     """
 
     enter: Captures
@@ -76,6 +79,8 @@ class SpanSite(FunctionSite):
     parameters: Sequence[Parameter] = ()
     moved: bool = False
     keeps_registers: bool = False
+    returns: Sequence[int] | None = None
+    inside: Inside | None = None
 
     @cached_property
     def needed(self) -> frozenset[str]:
@@ -104,20 +109,43 @@ class Condition:
 class PointSite(FunctionSite):
     """The entry of a function.
 
-    anywhere: recorded outside of recorded calls too. when: what has to hold there.
+    anywhere: recorded outside of recorded calls too. when: what has to hold there. contents: what
+    a write contained is noted for it, at a ContentSite. inside: as in the recipe.
     """
 
     capture: Captures
     anywhere: bool = False
     when: Condition | None = None
+    contents: bool = False
+    inside: Inside | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ContentSite(FunctionSite):
+    """Where writes begin, in QEMU: what one contains is compared for the event at its end.
+
+    Offsets, bytes: node of the address of the node in its child; mark in the node; vectors, count
+    and size in the data: the address of the pieces, their number, the size of all.
+    """
+
+    node: int
+    mark: int
+    vectors: int
+    count: int
+    size: int
 
 
 @dataclass(frozen=True, eq=False)
 class ReturnPointSite(FunctionSite):
-    """The return of a function. anywhere: as in PointSite."""
+    """The return of a function. anywhere: as in PointSite. returns: as in SpanSite.
+
+    fails: recorded only where the result is below 0: its size, bytes. None: always recorded.
+    """
 
     capture: Captures
     anywhere: bool = False
+    returns: Sequence[int] | None = None
+    fails: int | None = None
 
     @cached_property
     def needed(self) -> frozenset[str]:
@@ -162,7 +190,7 @@ class LineSite(Site):
         return (self.address,)
 
 
-AnySite = Union[SpanSite, PointSite, ReturnPointSite, StaticProbeSite, LineSite]
+AnySite = Union[SpanSite, PointSite, ContentSite, ReturnPointSite, StaticProbeSite, LineSite]
 
 
 def starts(captures: Captures) -> set[str]:
@@ -177,6 +205,8 @@ def possible(captures: Captures) -> Iterator[Capture]:
 def all_captures(site: AnySite) -> Captures:
     if isinstance(site, SpanSite):
         return {**site.enter, **site.exit}
+    if isinstance(site, ContentSite):
+        return {}
     return site.watch if isinstance(site, LineSite) else site.capture
 
 
@@ -252,3 +282,12 @@ class Plan:
     @cached_property
     def sites(self) -> Sequence[AnySite]:
         return [site for probe in self.probes for site in probe.sites]
+
+
+def joined(daemon: Plan, qemu: Plan) -> Plan:
+    """The plan of a daemon and the QEMU of a guest."""
+    exported = ExportedFunctions(
+        {**daemon.exported.functions, **qemu.exported.functions},
+        {**daemon.exported.bases, **qemu.exported.bases},
+    )
+    return Plan([*daemon.probes, *qemu.probes], exported)

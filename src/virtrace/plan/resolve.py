@@ -33,6 +33,7 @@ from virtrace.plan.model import (
     AnySite,
     Captures,
     Condition,
+    ContentSite,
     ExportedFunctions,
     InStruct,
     LineSite,
@@ -52,7 +53,7 @@ from virtrace.recipe.path import CALLER, RETURN, Path
 from virtrace.recipe.prototype import Prototype
 from virtrace.targets import target_of
 
-_WORD = 8
+_WORD, _INT = 8, 4
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,21 @@ def _in_struct(path: Path, types: Mapping[str, CType], fits: Callable[[CType], b
     return InStruct(way.start, sum(offsets), way.ctype.size)
 
 
+def _member(ctype: CType, name: str) -> int:
+    """The offset of a member of a struct, bytes. Raises: Unavailable."""
+    fields = ctype.fields if isinstance(ctype, Struct) else ()
+    found = [field.offset for field in fields if field.name == name]
+    if not found:
+        raise Unavailable(f"it is not known where {name} is in its struct")
+    return found[0]
+
+
+def _result_size(body: _Body) -> int:
+    """Of a function that fails with a number below 0: of an `int` where its type is not known."""
+    returns = body.types.get(RETURN)
+    return returns.size if isinstance(returns, Integer) else _INT
+
+
 def _cheap_entry(module: Module, entry: int) -> int:
     """Where in an exported function a uprobe costs little, and all is as at the entry."""
     for start, end, _ in module.elf.exported_functions():
@@ -261,6 +277,7 @@ class _Resolver:
                 span.prototype.parameters if span.prototype and is_caller else (),
                 moved=is_inferred and isinstance(span.find, CalledBy),
                 keeps_registers=any(isinstance(site.arguments, ByPlaces) for site in lines),
+                inside=span.inside,
             )
             for body in found.bodies
         ]
@@ -297,30 +314,30 @@ class _Resolver:
                 point, "point", function, _Found("missing" if why else "symbol", why=why), []
             )
         found = self._function(function, point.module, point.prototype)
-        if point.when is not None:
+        if isinstance(point.when, Rises):
             return self._conditional(point, point.when, found)
-        kind = ReturnPointSite if point.at_return else PointSite
-        sites = [
-            kind(
-                point.name,
-                point.module,
-                module.path,
-                body.entry,
-                body.address,
-                body.arguments,
-                self._captures(point.capture, {**body.types, **self._caller}),
-                _is_anywhere(point),
+        sites = []
+        for body in found.bodies if module is not None else ():
+            assert module is not None
+            fails = None if point.when is None else _result_size(body)
+            # Each entry meets the probe, and hardly a return is recorded.
+            address = body.address if fails is None else _cheap_entry(module, body.entry)
+            place = (point.name, point.module, module.path, body.entry, address)
+            captures = self._captures(point.capture, {**body.types, **self._caller})
+            common = (*place, body.arguments, captures, _is_anywhere(point))
+            sites.append(
+                ReturnPointSite(*common, fails=fails)
+                if point.at_return
+                else PointSite(*common, inside=point.inside)
             )
-            for body in found.bodies
-            if module is not None
-        ]
         return _probe(point, "point", function, found, sites)
 
     def _conditional(self, point: Point, when: Rises, found: _Found) -> ResolvedProbe:
         """A point with a condition, at the first instruction that costs little."""
         function, module = point.prototype.name, self._process.module(point.module)
-        sites = []
+        sites: list[AnySite] = []
         try:
+            contents = None if point.contents is None else self._contents(point, point.contents)
             for body in found.bodies if module is not None else ():
                 assert module is not None
                 condition = Condition(
@@ -339,11 +356,34 @@ class _Resolver:
                         self._captures(point.capture, body.types),
                         _is_anywhere(point),
                         condition,
+                        contents is not None,
                     )
                 )
+            if sites and contents is not None:
+                sites.append(contents)
         except Unavailable as why:
             return _probe(point, "point", function, _Found("missing", why=str(why)), [])
         return _probe(point, "point", function, found, sites)
+
+    def _contents(self, point: Point, declared: Prototype) -> ContentSite:
+        """Where the writes begin whose end the point is. Raises: Unavailable."""
+        module = self._process.module(point.module)
+        found = self._function(declared.name, point.module, declared)
+        if module is None or not found.bodies:
+            raise Unavailable(f"{declared.name}: {found.why}")
+        (body,) = found.bodies
+        node = _member(self._named("BdrvChild"), "bs")
+        mark = _member(self._named("BlockDriverState"), "wr_highest_offset")
+        vectors, count, size = (
+            _member(self._named("QEMUIOVector"), name) for name in ("iov", "niov", "size")
+        )
+        return ContentSite(
+            *(point.name, point.module, module.path),
+            body.entry,
+            _cheap_entry(module, body.entry),
+            body.arguments,
+            *(node, mark, vectors, count, size),
+        )
 
     def _function(self, name: str, module_name: str, prototype: Prototype | None) -> _Found:
         module = self._process.module(module_name)

@@ -23,6 +23,8 @@ from virtrace.recipe.model import (
     Answer,
     CalledBy,
     DriverMethod,
+    Fails,
+    Inside,
     Point,
     Recipe,
     Rises,
@@ -39,6 +41,9 @@ MAX_TEXT = 2000
 MAX_PROBES = 100
 # Of one probe, and of an answer's `by`.
 MAX_VALUES = 50
+# The arguments of the function of `contents:`, and of the point at the end of the write.
+WRITE_BEGINS = ("child", "offset", "bytes", "data", "start", "flags")
+WRITE_ENDS = ("bs", "offset", "bytes")
 # What a point with `standing:` can be: each node of the block layer of a QEMU.
 STANDING = "block-nodes"
 # Of one probe; one of them is a breakpoint, but each is looked for.
@@ -289,7 +294,7 @@ def _require_a_beginning(
 def _recipe(root: _Node) -> Recipe:
     keys = root.mapping(
         {"virtrace", "name", "about", "try"},
-        {"spans", "points", *_USE, "where", "calls", "seconds"},
+        {"spans", "points", *_USE, "where", "calls", "seconds", "waits"},
     )
     version = keys["virtrace"]
     if version.text() != str(VERSION):
@@ -321,12 +326,8 @@ def _recipe(root: _Node) -> Recipe:
         points=tuple(points),
         raw=raw,
         used=len(used),
+        waits="waits" in keys and keys["waits"].flag(),
     )
-    if len({probe.of for probe in recipe.probes}) > 1:
-        root.fail(
-            "its probes are in processes of libvirt and of QEMU",
-            "write a recipe for each of the two",
-        )
     names = set()
     named = [*((node, some[0].name) for node, some in all_spans)]
     named += [(node, some[0].name) for node, some in all_points]
@@ -334,10 +335,10 @@ def _recipe(root: _Node) -> Recipe:
         if name in names:
             node.fail(f"a second probe is named {name!r}", "give each its own name")
         names.add(name)
-    for node, some_points in all_points:
-        for point in some_points:
-            if point.answers:
-                _check_answers(node, point, point.answers, points)
+    for node, point in [(node, point) for node, some in all_points for point in some]:
+        if point.answers:
+            _check_answers(node, point, point.answers, points)
+    _check_all_inside([*all_spans, *all_points], recipe)
     return _selecting(recipe, keys)
 
 
@@ -426,6 +427,35 @@ def _check_answers(node: _Node, point: Point, answers: Answer, points: list[Poin
                 )
 
 
+def _check_all_inside(
+    probes: Sequence[tuple[_Node, Sequence[Span | Point]]], recipe: Recipe
+) -> None:
+    for node, alternatives in probes:
+        for probe in alternatives:
+            if probe.inside:
+                _check_inside(node, probe, probe.inside, recipe)
+
+
+def _check_inside(node: _Node, probe: Span | Point, inside: Inside, recipe: Recipe) -> None:
+    others = recipe.points if inside.of_point else recipe.spans
+    found = [other for other in others if other.name == inside.name and other is not probe]
+    if not found or (inside.of_point and isinstance(probe, Point)):
+        node.fail(
+            f"{probe.name!r} is inside {inside.name!r}, which is no such probe of this recipe",
+            "name a span, or, of a span, the point that asked for it",
+        )
+    for other in found:
+        for own, its in inside.by.items():
+            here = probe.enter if isinstance(probe, Span) else probe.capture
+            there = other.enter if isinstance(other, Span) else other.capture
+            known = {*there, *(["json"] if isinstance(other, Point) and other.json else ())}
+            if own not in here or its.split(".")[0] not in known:
+                node.fail(
+                    f"{own!r} and {its!r}, by which it is inside, are not both captured",
+                    "capture them at the entry, such as `by: {node: node}`",
+                )
+
+
 _DECLARATION = "write it as C declares it, such as `int virDomainGetState(virDomainPtr domain)`"
 
 
@@ -467,7 +497,9 @@ def _alternatives(
 
 def _spans(node: _Node) -> Iterator[Span]:
     own = {"function", "prototype", "module", "find", "enter", "exit", "lines"}
-    for where, keys in _alternatives(node, own, {"name", "root", "optional", "role", "of"}):
+    for where, keys in _alternatives(
+        node, own, {"name", "root", "optional", "role", "of", "inside"}
+    ):
         where.require({"module"}, keys)
         yield _span(where, keys)
 
@@ -505,6 +537,7 @@ def _span(node: _Node, keys: Mapping[str, _Node]) -> Span:
         # Debug info has the local variables; nothing else that is known here does.
         lines=_watched(keys["lines"]) if "lines" in keys else None,
         of=_of(keys),
+        inside=_inside(keys["inside"]) if "inside" in keys else None,
     )
 
 
@@ -548,13 +581,22 @@ def _find(node: _Node) -> DriverMethod | CalledBy:
 
 def _points(node: _Node) -> Iterator[Point]:
     own = {"module", "prototype", "usdt", "arguments", "at", "capture"}
-    shared = {"name", "json", "answers", "anywhere", "optional", "role", "of", "when", "standing"}
+    shared = {"name", "json", "answers", "anywhere", "optional", "role", "of"}
+    shared |= {"inside", "when", "standing", "contents"}
     for where, keys in _alternatives(node, own, shared):
         where.require({"name", "module"}, keys)
         yield _point(where, keys)
 
 
-def _when(node: _Node, known: Collection[str]) -> Rises:
+def _when(node: _Node, known: Collection[str]) -> Rises | Fails:
+    keys = node.mapping((), {"rises", "per", "fails"})
+    if "fails" in keys:
+        if keys["fails"].text() != path.RETURN or len(keys) > 1 or path.RETURN not in known:
+            node.fail(
+                "what fails is the function of a point at its return",
+                "write `at: return` and `when: {fails: return}`",
+            )
+        return Fails()
     keys = node.mapping({"rises", "per"})
     paths = {
         name: value.parsed(path.parse_path, "such as: bs->node_name")
@@ -567,6 +609,29 @@ def _when(node: _Node, known: Collection[str]) -> Rises:
                 "such as: bs->node_name",
             )
     return Rises(paths["rises"], paths["per"])
+
+
+def _contents(node: _Node, ends: prototype.Prototype) -> prototype.Prototype:
+    """ends: the function at the end of the write."""
+    begins = node.parsed(prototype.parse_prototype, _DECLARATION)
+    for declared, wanted in ((begins, WRITE_BEGINS), (ends, WRITE_ENDS)):
+        if tuple(parameter.name for parameter in declared.parameters) != wanted:
+            node.fail(
+                f"{path.shortened(declared.name)} has not the arguments {', '.join(wanted)}",
+                "a write begins in bdrv_co_pwritev_part of QEMU, and ends in bdrv_set_dirty",
+            )
+    return begins
+
+
+def _inside(node: _Node) -> Inside:
+    keys = node.mapping((), {"point", "span", "by"})
+    if ("point" in keys) == ("span" in keys):
+        node.fail("it is inside one point or one span", "such as `inside: {span: qmp_dispatch}`")
+    by = {own: its.text() for own, _, its in keys["by"].items()} if "by" in keys else {}
+    if "point" in keys and not by:
+        node.fail("found nothing that it shares with the point", "such as `by: {id: json.id}`")
+    name = keys["point" if "point" in keys else "span"].text()
+    return Inside(name, by, of_point="point" in keys)
 
 
 def _answer(node: _Node) -> Answer:
@@ -609,11 +674,14 @@ def _place(node: _Node, keys: Mapping[str, _Node]) -> tuple[prototype.Prototype,
 
 def _point(node: _Node, keys: Mapping[str, _Node]) -> Point:
     declared, place = _place(node, keys)
-    if "when" in keys and place != {"at_return": False}:
-        keys["when"].fail("a condition is about the entry of a function", "remove it")
     known = {parameter.name for parameter in declared.parameters}
     if "usdt" not in place:
         known |= {path.CALLER, path.RETURN} if place.get("at_return") else {path.CALLER}
+    when = _when(keys["when"], known) if "when" in keys else None
+    if isinstance(when, Rises) and place != {"at_return": False}:
+        keys["when"].fail("a value rises at the entry of a function", "remove it")
+    if "contents" in keys and not isinstance(when, Rises):
+        keys["contents"].fail("what is written is compared where a value rises", "add `when:`")
     captures = _captures(keys.get("capture"), known)
     answers = _answer(keys["answers"]) if "answers" in keys else None
     json = keys["json"].text() if "json" in keys else None
@@ -633,6 +701,8 @@ def _point(node: _Node, keys: Mapping[str, _Node]) -> Point:
         json=json,
         answers=answers,
         of=_of(keys),
-        when=_when(keys["when"], known) if "when" in keys else None,
+        inside=_inside(keys["inside"]) if "inside" in keys else None,
+        when=when,
+        contents=_contents(keys["contents"], declared) if "contents" in keys else None,
         **place,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from virtrace.recipe.path import Backtrace, Path, Stack
@@ -42,6 +42,24 @@ class Rises:
     per: Path
 
 
+@dataclass(frozen=True)
+class Fails:
+    """Recorded where the function returned a number below 0, as those that failed do."""
+
+
+@dataclass(frozen=True)
+class Inside:
+    """Part of what was begun elsewhere: in another process, or on another stack.
+
+    name: of a point, which asked for it, or of a span, whose only open call it is a part of.
+    by: names of own values, each with that of the other that it equals; such as json.id.
+    """
+
+    name: str
+    by: Mapping[str, str]
+    of_point: bool
+
+
 @dataclass(frozen=True, eq=False)
 class Span:
     """A function, from its entry to its return.
@@ -54,7 +72,7 @@ class Span:
     role: what its events mean to readers of the trace (trace/roles.py).
     lines: the captures to watch from source line to source line; None where lines are not
     wanted. They may start from local variables too.
-    of: whose process it is in, one of OF.
+    of: whose process it is in, one of OF. inside: where it belongs if its stack does not show it.
     """
 
     name: str
@@ -69,6 +87,7 @@ class Span:
     exit: Mapping[str, Path] = field(default_factory=dict)
     lines: Mapping[str, Path] | None = None
     of: str = OF_LIBVIRT
+    inside: Inside | None = None
 
     @property
     def captures(self) -> Mapping[str, Path]:
@@ -96,7 +115,9 @@ class Point:
     anywhere: recorded outside of recorded calls too. optional: many versions do not have it.
     role: what its events mean to readers of the trace (trace/roles.py).
     json: the captured text that is JSON; the value ``json`` holds it parsed.
-    of: as of Span. when: what has to hold for it to be recorded.
+    of, inside: as of Span. when: what has to hold for it to be recorded.
+    contents: the function in which the write began whose end this is; what the write contained is
+    compared there, and is the value ``content``.
     standing: no place in the code: what of this name the target finds in memory when the recording
     begins, and when it ends.
     """
@@ -113,7 +134,9 @@ class Point:
     json: str | None = None
     answers: Answer | None = None
     of: str = OF_LIBVIRT
-    when: Rises | None = None
+    inside: Inside | None = None
+    when: Rises | Fails | None = None
+    contents: Prototype | None = None
     standing: str | None = None
 
     @property
@@ -129,6 +152,7 @@ class Recipe:
     holds for points.
 
     where, calls, seconds: which calls to record and when to end, if the user does not say.
+    waits: its process is one that starts while it waits.
     raw: the YAML document as plain data, as in the trace's header, with the points of fragments.
     used: number of points from fragments, which come first.
     """
@@ -143,6 +167,7 @@ class Recipe:
     where: Mapping[str, str] = field(default_factory=dict)
     calls: int | None = None
     seconds: float | None = None
+    waits: bool = False
 
     @property
     def probes(self) -> tuple[Span | Point, ...]:
@@ -154,9 +179,15 @@ class Recipe:
         return " ".join(re.split(r"[.:;](?:\s|$)", self.about, maxsplit=1)[0].split())
 
     @property
-    def of(self) -> str:
-        """Whose process all probes are in."""
-        return self.probes[0].of if self.probes else OF_LIBVIRT
+    def of(self) -> tuple[str, ...]:
+        """Whose processes its probes are in: one of OF, or all."""
+        return tuple(one for one in OF if any(probe.of == one for probe in self.probes))
+
+    def part(self, of: str) -> Recipe:
+        """The recipe with the probes in one of its processes."""
+        spans = tuple(span for span in self.spans if span.of == of)
+        points = tuple(point for point in self.points if point.of == of)
+        return replace(self, spans=spans, points=points)
 
     @property
     def roots(self) -> tuple[Span, ...]:
@@ -191,8 +222,25 @@ class Recipe:
     def is_for_kernel(self) -> bool:
         """Whether it asks for what only probes of the kernel give."""
         paths = (path for probe in self.probes for path in probe.captures.values())
-        conditional = any(point.when or point.standing for point in self.points)
-        return conditional or any(isinstance(path.form, Stack) for path in paths)
+        special = any(point.when or point.standing for point in self.points)
+        joined = any(probe.inside for probe in self.probes) or len(self.of) > 1
+        return special or joined or any(isinstance(path.form, Stack) for path in paths)
+
+    @property
+    def classifies(self) -> bool:
+        """Whether it compares what is written with known formats."""
+        return any(point.contents for point in self.points)
+
+    def without_contents(self) -> Recipe:
+        """The recipe that does not look at what is written."""
+        points = tuple(replace(point, contents=None) for point in self.points)
+        raw = dict(self.raw)
+        if self.classifies:
+            raw["points"] = [
+                {key: value for key, value in point.items() if key != "contents"}
+                for point in raw["points"]
+            ]
+        return replace(self, points=points, raw=raw)
 
     @property
     def filters(self) -> tuple[str, ...]:

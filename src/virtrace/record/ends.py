@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -95,11 +96,12 @@ class Outside:
         command: Sequence[str],
         seconds: float | None,
         signals: Sequence[int],
+        traced: subprocess.Popen[bytes] | None = None,
     ) -> None:
-        """Start the command, if there is one."""
+        """Start the command, if there is one; traced: it was started before."""
         self._target = target
         self._command = command
-        self._traced = start(command) if command else None
+        self._traced = traced or (start(command) if command else None)
         self._until = None if seconds is None else time.monotonic() + seconds
         self._signals = signals
 

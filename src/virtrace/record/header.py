@@ -13,7 +13,7 @@ from virtrace.image.process import Process
 from virtrace.plan.model import Plan
 from virtrace.recipe.model import Recipe
 from virtrace.targets import target_of
-from virtrace.trace.format import FORMAT, VERSION, Engine, Header, LoadedModule
+from virtrace.trace.format import FORMAT, VERSION, Engine, Header, LoadedModule, Target
 
 # Of a header that only says what a trace would have.
 NO_ENGINE: Engine = {"name": "none", "version": None}
@@ -37,12 +37,7 @@ def header_record(
             "engine": engine,
             "python": platform.python_version(),
         },
-        "target": {
-            "pid": program.pid if isinstance(program, Process) else 0,
-            "exe": program.exe,
-            "program": target_of(program).to_record(program),
-            "modules": list(_modules(recipe, program, plan)),
-        },
+        "target": target_record(recipe, program, plan),
         "host": {
             "machine": platform.machine(),
             "kernel": platform.release(),
@@ -50,6 +45,15 @@ def header_record(
         },
         "recipe": dict(recipe.raw),
         "probes": [item.to_record() for item in plan.probes],
+    }
+
+
+def target_record(recipe: Recipe, program: Program, plan: Plan) -> Target:
+    return {
+        "pid": program.pid if isinstance(program, Process) else 0,
+        "exe": program.exe,
+        "program": target_of(program).to_record(program),
+        "modules": list(_modules(recipe, program, plan)),
     }
 
 

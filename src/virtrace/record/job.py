@@ -34,7 +34,7 @@ class Job:
     """One recording.
 
     recipe: what to trace
-    pid: the process to trace
+    pid: the process to trace; 0 if it is the next one of `program`
     output: the trace file; must not exist
     selection: the calls to record, and when to end
     limits: what the trace may cost
@@ -44,7 +44,9 @@ class Job:
     source_files: sources in places of their own, by the name that debug info has for them
     debug_files: separate debug files in places of their own, by build-id
     packs: folders to search for symbol packs before the user's cache
-    guest: whose QEMU the process is, if it was named so
+    guest: whose QEMU is traced, if it was named so
+    qemu: its process, for a recipe that traces a daemon, too
+    program: whose next process is traced, from its start; None: the process runs
     failures: descriptor to which each call that has failed is written; None: to none
     """
 
@@ -60,6 +62,8 @@ class Job:
     debug_files: Mapping[str, Path] = field(default_factory=dict)
     packs: Sequence[Path] = ()
     guest: Guest | None = None
+    qemu: int | None = None
+    program: Path | None = None
     failures: int | None = None
 
     @property

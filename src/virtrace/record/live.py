@@ -26,7 +26,7 @@ from virtrace.trace.writer import TraceWriter
 
 # Calls that are shown at once, and then each second: more than a person reads. Drawing a call takes
 # as much processor time as recording it.
-_BURST, _PER_SECOND = 50, 10
+_BURST, _PER_SECOND = 20, 2
 # How many calls may wait to be shown; a terminal that falls further behind misses some.
 _WAITING = 1000
 

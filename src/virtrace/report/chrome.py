@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 
-from virtrace.report.moments import QMP, Moment
-from virtrace.trace.format import Header, Json, Record
+from virtrace.report.moments import CALL, QMP, Moment
+from virtrace.trace.format import Header, Json, Record, Target
+from virtrace.trace.target import in_qemu
 
 # Above this, a double cannot represent every integer.
 _EXACT = 2**53
@@ -18,13 +19,28 @@ _EXACT = 2**53
 def chrome_lines(header: Header, moments: Iterable[Moment]) -> Iterator[str]:
     """Yield the document, one event a line. Integers that a double cannot hold become text."""
     pid = header["target"]["pid"]
-    process = {"name": "process_name", "ph": "M", "pid": pid, "tid": pid}
+    elsewhere = in_qemu(header)
     yield '{"displayTimeUnit": "ns", "traceEvents": ['
-    yield _line({**process, "args": {"name": header["target"]["exe"]}}, "")
+    yield _process(header["target"], "")
+    if "qemu" in header:
+        yield _process(header["qemu"])
     for moment in moments:
         for event in _events(moment):
-            yield _line({**event, "pid": pid, "tid": moment.tid, "ts": moment.t_ns / 1000})
+            yield _line(
+                {
+                    **event,
+                    "pid": elsewhere.get(moment.name.partition(" ")[0], pid),
+                    "tid": moment.tid,
+                    "ts": moment.t_ns / 1000,
+                }
+            )
     yield f'], "otherData": {json.dumps(_readable(header))}}}'
+
+
+def _process(target: Target, separator: str = ",") -> str:
+    pid = target["pid"]
+    named = {"name": "process_name", "ph": "M", "pid": pid, "tid": pid}
+    return _line({**named, "args": {"name": target["exe"]}}, separator)
 
 
 def _events(moment: Moment) -> Iterator[Record]:
@@ -36,7 +52,9 @@ def _events(moment: Moment) -> Iterator[Record]:
         yield {**event, "ph": "i", "s": "t"}
     if moment.flow is not None:
         flow = {"name": QMP, "cat": QMP, "id": moment.flow}
-        yield {**flow, "ph": "f", "bp": "e"} if moment.replies else {**flow, "ph": "s"}
+        # It begins with the command, and passes QEMU's function for it.
+        part = "t" if moment.category == CALL else "s"
+        yield {**flow, "ph": "f", "bp": "e"} if moment.replies else {**flow, "ph": part}
 
 
 def _line(event: Record, separator: str = ",") -> str:

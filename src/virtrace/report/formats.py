@@ -69,6 +69,16 @@ def _chrome() -> Make:
     return make
 
 
+def _otlp() -> Make:
+    from virtrace.report.otlp import otlp_lines
+
+    def make(trace: TraceStream) -> Pieces:
+        nodes = CallBuilder(trace.most_open).everything(trace)
+        return (f"{line}\n" for line in otlp_lines(trace.header, nodes))
+
+    return make
+
+
 def _csv() -> Make:
     from virtrace.report.table import csv_lines, values
 
@@ -128,6 +138,7 @@ def _svg() -> Make:
 FORMATS = {
     "perfetto": ExportFormat("the Perfetto trace", _perfetto),
     "chrome": ExportFormat("the Chrome trace", _chrome),
+    "otlp": ExportFormat("the OpenTelemetry trace", _otlp),
     "csv": ExportFormat("the table", _csv),
     "folded": ExportFormat("the stacks", _folded),
     "speedscope": ExportFormat("the flame graph", _speedscope),

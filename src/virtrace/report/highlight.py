@@ -28,6 +28,8 @@ _MIN_WIDTH = 40
 # Plain ANSI colours: readable in every palette, on dark and on light background.
 _SGR = {"bold": "1", "dim": "2", "red": "1;31", "yellow": "33", "cyan": "36"}
 _SEQUENCE = re.compile("\x1b\\[[0-9;]*m")
+# Characters of a text that is coloured anew each time.
+_LONG = 200
 _TOKENS = {
     "Name.Tag": "cyan",
     "Literal.String": "green",
@@ -78,6 +80,11 @@ def safe(text: str, style: Style) -> str:
     return printing.safe(text, unicode=style.unicode)
 
 
+def without_surrogates(text: str) -> str:
+    """Return text as Unicode has it: surrogates, which JSON can contain, become escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def cells(text: str) -> int:
     """Return the columns that ``text`` takes in a terminal; colour takes none."""
     text = printing.without_own(text)
@@ -121,9 +128,17 @@ def paint(text: str, role: str, style: Style) -> str:
         return paint(name, "bold", style) + paint(paren + arguments, "c", style)
     if role in _SGR:
         return own(f"\x1b[{_SGR[role]}m") + text + own("\x1b[0m")
-    lexer, formatter = _machinery(role)
-    painted = pygments.highlight(safe(text, style), lexer, formatter)
-    return _SEQUENCE.sub(lambda match: own(match[0]), painted)
+    text = safe(text, style)
+    return (_highlighted_anew if len(text) > _LONG else _highlighted)(text, role)
+
+
+def _highlighted_anew(text: str, language: str) -> str:
+    lexer, formatter = _machinery(language)
+    return _SEQUENCE.sub(lambda match: own(match[0]), pygments.highlight(text, lexer, formatter))
+
+
+# Most parts of a call stand in each call, and to colour one takes far longer than to look it up.
+_highlighted = functools.lru_cache(4096)(_highlighted_anew)
 
 
 def prepare_colour(style: Style) -> None:

@@ -15,9 +15,9 @@ from markupsafe import Markup
 from virtrace import wording
 from virtrace.analysis.chain import chains
 from virtrace.analysis.explain.disks import EXPLAINER
-from virtrace.analysis.explain.model import Explanation, Finding, Traced
+from virtrace.analysis.explain.model import Explanation, Finding
 from virtrace.analysis.explain.registry import load_causes
-from virtrace.analysis.explain.trace import explain_calls, explain_nodes
+from virtrace.analysis.explain.trace import MOST_CASES, explain_nodes
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, Child, Point, Span
 from virtrace.analysis.spent import TimeSpent
@@ -40,6 +40,7 @@ from virtrace.report.timeline import timeline
 from virtrace.trace.format import Event, Json, Record
 from virtrace.trace.reader import ReadableTrace
 from virtrace.trace.roles import ERROR
+from virtrace.trace.target import modules_of
 
 _STYLE = Style(unicode=True, full=True)
 # The whole page is in memory, here and in the browser.
@@ -67,16 +68,19 @@ def page(trace: ReadableTrace, nodes: Sequence[Call | Point | Exchange]) -> str:
     time = TimeSpent(trace)
     calls = [node for node in time.watch(nodes) if isinstance(node, Call)]
     apart = [node for node in nodes if not isinstance(node, Call)]
-    texts, stories = _Texts(), _Stories(trace)
+    explained = explain_nodes(nodes, trace, most=MOST_EVENTS)
+    texts, stories = _Texts(), _Stories(explained)
     anchored = [(f"call-{number}", call) for number, call in enumerate(calls, 1)]
     by_id = {call.id: (anchor, call) for anchor, call in anchored}
-    answers = [_Answer(each, by_id) for each in explain_nodes(nodes, trace)]
+    answers = [_Answer(each, by_id) for each in explained[:MOST_CASES]]
     meant = {id_: each for each in reversed(answers) for id_ in each.ids}
     shown = [_call(anchor, call, texts, stories, meant) for anchor, call in anchored]
     meanings = {id(call): told["meaning"] for call, told in zip(calls, shown)}
     return rendered(
         _TEMPLATE,
         title=_title(trace, calls),
+        searched="calls and what happened in them",
+        found="calls",
         headline=joined(many.headline(summary)),
         attached=joined(pieces.attached(trace.header)),
         problems=trace.problems,
@@ -204,30 +208,29 @@ class _Story:
 class _Stories:
     """Each distinct story once, however many calls have it."""
 
-    def __init__(self, trace: ReadableTrace) -> None:
-        # Once: to know what the host said, the whole file is read.
-        self._traced = Traced(trace.header["probes"], trace.said_by_host())
-        self._index: dict[tuple[str, str], int] = {}
+    def __init__(self, explained: Iterable[Explanation[Any]]) -> None:
         self.stored: list[_Story] = []
+        self._of_call: dict[int | None, int] = {}
+        for each in explained:
+            if each.explainer == EXPLAINER.name:
+                self._of_call |= dict.fromkeys(each.calls, self._store(each))
+
+    def _store(self, each: Explanation[Any]) -> int:
+        picture = Markup(origins.origins_svg(each.lineages)) if each.lineages else Markup("")
+        rules = [
+            (lineage.number, lineage.rule.text, [seen.text for seen in lineage.rule.seen])
+            for lineage in each.lineages
+        ]
+        role = "red" if each.contradicts else ""
+        self.stored.append(_Story(explanation.answer(each), role, picture, rules))
+        return len(self.stored) - 1
 
     def of(self, anchor: str, call: Call) -> int | None:
         """Return the index of a call's story; None if there is nothing to explain."""
-        explained = explain_calls(EXPLAINER, [call], self._traced)
-        if not explained:
-            return None
-        lineages = explained[0].lineages
-        title = explanation.answer(explained[0])
-        picture = Markup(origins.origins_svg(lineages)) if lineages else Markup("")
-        index = self._index.setdefault((title, picture), len(self.stored))
-        if index == len(self.stored):
-            rules = [
-                (each.number, each.rule.text, [seen.text for seen in each.rule.seen])
-                for each in lineages
-            ]
-            role = "red" if explained[0].contradicts else ""
-            self.stored.append(_Story(title, role, picture, rules))
-        when = f"+{units.seconds(call.root.t_enter_ns)}"
-        self.stored[index].calls.append((anchor, when))
+        index = self._of_call.get(call.id)
+        if index is not None:
+            when = f"+{units.seconds(call.root.t_enter_ns)}"
+            self.stored[index].calls.append((anchor, when))
         return index
 
 
@@ -502,6 +505,8 @@ def _facts(trace: ReadableTrace) -> Iterator[tuple[str, str]]:
     yield "system", f"{header['host']['system'] or 'unknown'}, {header['host']['machine']}"
     yield "kernel", header["host"]["kernel"]
     yield "process", f"{target['exe']}, pid {target['pid']}"
+    if "qemu" in header:
+        yield "QEMU", f"{header['qemu']['exe']}, pid {header['qemu']['pid']}"
     program = target["program"]
     yield program["name"], program["version"] or "of unknown version"
     yield "virtrace", f"{tool['virtrace']}, with Python {tool['python']}"
@@ -514,7 +519,7 @@ def _facts(trace: ReadableTrace) -> Iterator[tuple[str, str]]:
         yield "ended", " ".join(text for text, _ in pieces.ending(trace.footer))
         yield "stopped", pieces.stopped(trace.footer, tool["engine"]["name"])
         yield "events", f"{trace.footer['events']:,}, {trace.footer['dropped']:,} dropped"
-    for module in target["modules"]:
+    for module in modules_of(header):
         yield "build-id", f"{module['build_id'] or 'none'}, {module['path']} at {module['base']}"
 
 

@@ -15,6 +15,8 @@ from virtrace.report.pieces import Piece
 # Columns that remain for the deepest line of a tree.
 ROOM = 24
 _LABEL = 9
+# Characters that are tried for a column: some take none.
+_MOST = 4
 
 
 def labelled(name: str, pieces: Iterable[Piece], style: Style) -> Iterator[str]:
@@ -46,19 +48,22 @@ def fold(
     used = 0
     for raw, role in pieces:
         text = safe(raw, style)
+        wide = cells(text)
         room = room_beside(prefix, style)
-        if line and used + 1 + cells(text) > room:
+        if line and used + 1 + wide > room:
             yield _painted(prefix, line, style)
             prefix, line, used = below, [], 0
             room = room_beside(prefix, style)
-        start, end = 0, _fitting(text, 0, room)
-        while end < len(text):
-            yield _painted(prefix, [(text[start:end].removesuffix(" "), role)], style)
-            prefix, start = below, end
-            room = room_beside(prefix, style)
-            end = _fitting(text, start, room)
-        text = text[start:]
-        used += cells(text) + (1 if line else 0)
+        if wide > room or len(text) > _MOST * room:
+            start, end = 0, _fitting(text, 0, room)
+            while end < len(text):
+                yield _painted(prefix, [(text[start:end].removesuffix(" "), role)], style)
+                prefix, start = below, end
+                room = room_beside(prefix, style)
+                end = _fitting(text, start, room)
+            text = text[start:]
+            wide = cells(text)
+        used += wide + (1 if line else 0)
         line.append((text, role))
     if line:
         yield _painted(prefix, line, style)
@@ -69,7 +74,7 @@ def _fitting(text: str, start: int, room: int) -> int:
 
     Reads no more text than can fit into a line.
     """
-    window = text[start : start + 4 * room]
+    window = text[start : start + _MOST * room]
     if cells(window) <= room:
         return start + len(window)
     end = cut(window, room)

@@ -15,7 +15,7 @@ from virtrace.report.drawing import GAP, MARGIN, Box, Drawing, wrapped
 
 _WIDTH = 26
 _BESIDE = 14
-_LAYERS = {"api": 0, "driver": 1, "struct": 2, "qmp": 3, "host": 3}
+_LAYERS = {"api": 0, "driver": 1, "struct": 2, "qmp": 3, "host": 3, "qemu": 4}
 
 
 @dataclass

@@ -11,11 +11,13 @@ from datetime import datetime
 from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as protos
 from perfetto.trace_builder.proto_builder import TraceProtoBuilder
 
+from virtrace.report.highlight import without_surrogates
 from virtrace.report.moments import Moment
-from virtrace.trace.format import Header, Json
+from virtrace.trace.format import Header, Json, Target
+from virtrace.trace.target import in_qemu
 
 _SEQUENCE = 1
-# A thread's track has the number of the thread, which is below this.
+# A thread's track has the number of the thread, which is below this; a process's is above.
 _PROCESS_TRACK = 1 << 32
 _TOGETHER = 1000
 
@@ -38,6 +40,7 @@ class _TraceEncoder:
         self.builder = TraceProtoBuilder()
         self._start_ns: int = header["clock"]["start_ns"]
         self._pid: int = header["target"]["pid"]
+        self._elsewhere = in_qemu(header)
         self._threads: set[int] = set()
         first = self._packet()
         first.sequence_flags = protos.TracePacket.SEQ_INCREMENTAL_STATE_CLEARED
@@ -53,10 +56,15 @@ class _TraceEncoder:
         clocks.clocks.add(
             clock_id=protos.BUILTIN_CLOCK_REALTIME, timestamp=round(day.timestamp() * 1e6) * 1000
         )
+        self._add_process(header["target"])
+        if "qemu" in header:
+            self._add_process(header["qemu"])
+
+    def _add_process(self, target: Target) -> None:
         process = self._packet().track_descriptor
-        process.uuid = _PROCESS_TRACK
-        process.process.pid = self._pid
-        process.process.process_name = header["target"]["exe"]
+        process.uuid = _PROCESS_TRACK + target["pid"]
+        process.process.pid = target["pid"]
+        process.process.process_name = target["exe"]
 
     def taken(self) -> bytes:
         """Return what was added since the last time."""
@@ -69,15 +77,16 @@ class _TraceEncoder:
             self._threads.add(moment.tid)
             thread = self._packet().track_descriptor
             thread.uuid = moment.tid
-            thread.parent_uuid = _PROCESS_TRACK
-            thread.thread.pid, thread.thread.tid = self._pid, moment.tid
+            pid = self._elsewhere.get(moment.name.partition(" ")[0], self._pid)
+            thread.parent_uuid = _PROCESS_TRACK + pid
+            thread.thread.pid, thread.thread.tid = pid, moment.tid
         event = self._event(moment.t_ns, moment.tid)
         lasts = moment.duration_ns is not None
         event.type = event.TYPE_SLICE_BEGIN if lasts else event.TYPE_INSTANT
-        event.name = _text(moment.name)
+        event.name = without_surrogates(moment.name)
         event.categories.append(moment.category)
         for name, value in moment.values.items():
-            _annotate(event.debug_annotations.add(name=_text(name)), value)
+            _annotate(event.debug_annotations.add(name=without_surrogates(name)), value)
         if moment.flow is not None:
             (event.terminating_flow_ids if moment.replies else event.flow_ids).append(moment.flow)
         if moment.duration_ns is not None:
@@ -100,7 +109,7 @@ class _TraceEncoder:
 def _annotate(annotation: protos.DebugAnnotation, value: Json) -> None:
     if isinstance(value, dict):
         for name, inner in value.items():
-            _annotate(annotation.dict_entries.add(name=_text(name)), inner)
+            _annotate(annotation.dict_entries.add(name=without_surrogates(name)), inner)
     elif isinstance(value, list):
         for inner in value:
             _annotate(annotation.array_values.add(), inner)
@@ -113,9 +122,4 @@ def _annotate(annotation: protos.DebugAnnotation, value: Json) -> None:
     elif isinstance(value, int) and 0 <= value < 1 << 64:
         annotation.uint_value = value
     else:
-        annotation.string_value = "null" if value is None else _text(str(value))
-
-
-def _text(text: str) -> str:
-    """Remove surrogates, which JSON can contain and protobuf refuses."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+        annotation.string_value = "null" if value is None else without_surrogates(str(value))

@@ -35,6 +35,7 @@ from virtrace.trace.format import (
     is_text,
     is_unavailable,
 )
+from virtrace.trace.target import is_file_of, modules_of
 
 # A text and its style. Lines break between pieces, at a space.
 Piece = tuple[str, str]
@@ -121,6 +122,11 @@ def attached(header: Header) -> list[Piece]:
         *words(f"on {program['name']}"),
         (version, "bold") if version is not None else ("of unknown version,", "yellow"),
         *words(f"({target['exe']}, {f'pid {pid}' if pid else 'not running'})"),
+        *(
+            words(f"and QEMU ({header['qemu']['exe']}, pid {header['qemu']['pid']})")
+            if "qemu" in header
+            else ()
+        ),
     ]
 
 
@@ -147,10 +153,9 @@ def remedy_of(header: Header, module: str) -> str | None:
 
 
 def _loaded(header: Header, module: str) -> LoadedModule | None:
-    """Return the loaded file of a module: ``libvirt.so.0`` is the file ``libvirt.so.0.9000.0``."""
-    for loaded in header["target"]["modules"]:
-        name = os.path.basename(loaded["path"])
-        if name == module or name.startswith(module + "."):
+    """Return the loaded file of a module."""
+    for loaded in modules_of(header):
+        if is_file_of(os.path.basename(loaded["path"]), module):
             return loaded
     return None
 

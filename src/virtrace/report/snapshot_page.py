@@ -41,6 +41,8 @@ def snapshot_page(snapshot: Snapshot) -> str:
     return rendered(
         _TEMPLATE,
         title=answer["says"],
+        searched="threads",
+        found="threads",
         role="" if answer["verdict"] in WELL else "red",
         daemon=joined(daemon_pieces(snapshot)),
         answer=answer,

@@ -26,6 +26,8 @@ _STYLE = Style(unicode=True, full=True)
 _SHEETS, _SCRIPT = ("palette.css", "drawing.css", "page.css"), "page.js"
 # What every page begins with: a policy that lets it load nothing, its title and its style.
 _HEAD = "head.html"
+# The search, and what folds everything.
+_TOOLS = "tools.html"
 
 
 @cache
@@ -46,11 +48,16 @@ def prepare(name: str) -> None:
     for each in (*_SHEETS, _SCRIPT):
         style_sheet(each)
     _template(_HEAD)
+    _template(_TOOLS)
     _template(name)
 
 
-def rendered(name: str, title: str, **fields: Any) -> str:
-    """Return a page. name: of the template's file; fields: for the template."""
+def rendered(name: str, title: str, searched: str, found: str, **fields: Any) -> str:
+    """Return a page.
+
+    name: of the template's file. searched: what the search looks through, found: what it counts.
+    fields: for the template.
+    """
     style = "".join(map(style_sheet, _SHEETS))
     script = style_sheet(_SCRIPT)
     head = _template(_HEAD).render(
@@ -59,7 +66,10 @@ def rendered(name: str, title: str, **fields: Any) -> str:
         style_hash=_hash(style),
         script_hash=_hash(script),
     )
-    return _template(name).render(head=Markup(head), title=title, script=Markup(script), **fields)
+    tools = Markup(_template(_TOOLS).render(searched=searched, found=found))
+    return _template(name).render(
+        head=Markup(head), title=title, tools=tools, script=Markup(script), **fields
+    )
 
 
 def _safe(value: Any) -> Any:

@@ -140,7 +140,7 @@ def _thread(look: Look, thread: SeenThread) -> ThreadRecord:
         "role": thread.role,
         "state": thread.state,
         "moved": thread.moved,
-        "asleep_s": None if thread.asleep is None else round(thread.asleep, 3),
+        "asleep_s": thread.asleep,
         "stopped_ms": None if thread.stopped is None else round(thread.stopped * 1000, 3),
         "api": thread.api,
         "client": None

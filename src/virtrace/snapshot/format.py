@@ -1,4 +1,4 @@
-"""The file of a snapshot: one JSON document on one line; docs/snapshot-format.md describes it.
+"""The file of a snapshot: one JSON document; docs/snapshot-format.md describes it.
 
 The reader's checks and schema.json follow from the types here (trace/schema.py).
 """
@@ -11,24 +11,23 @@ from datetime import datetime
 from io import BufferedReader
 from typing import BinaryIO, Literal, Optional, TypedDict, Union
 
-from virtrace.errors import TraceError
 from virtrace.trace.bundle_reader import MAX_VALUES, TRACE, BundleReader, is_bundle
 from virtrace.trace.compression import GZIP
+from virtrace.trace.document import DocumentFormat, begins_as
 from virtrace.trace.format import (
     AddressOrNull,
     Count,
     CountOrNull,
     NumberOrNull,
     Program,
+    Record,
     TextOrNull,
     Time,
     UnavailableValue,
 )
-from virtrace.trace.schema import ShapeError, check, schema_of
 
 FORMAT = "virtrace-snapshot"
 VERSION = 1
-BEGINNING = b'{"type":"snapshot"'
 # Its name in a bundle.
 SNAPSHOT = "snapshot.json"
 # Of a file. A daemon with 1,000 threads makes 4 MB.
@@ -167,7 +166,7 @@ class WaitRecord(TypedDict):
 
 
 class ThreadRecord(TypedDict):
-    """A thread. own_tid: as the process counts. asleep_s: since it last ran.
+    """A thread. own_tid: as the process counts. asleep_s: since it last ran, without steal.
 
     moved: whether it ran between the two looks. stopped_ms: for how long it was stopped for its
     registers; null where it was not. doing: the same as `wait`, in words.
@@ -390,18 +389,16 @@ def encoded(snapshot: Snapshot) -> bytes:
     return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
-def schema() -> dict[str, object]:
+_DOCUMENT = DocumentFormat(FORMAT, "snapshot", VERSION, Snapshot, LARGEST, MAX_VALUES)
+
+
+def schema() -> Record:
     """Return the JSON Schema (2020-12) of a snapshot, which is kept as schema.json."""
-    described = schema_of(Snapshot)
-    described["properties"].update(format={"const": FORMAT}, version={"const": VERSION})
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "$id": f"urn:virtrace:snapshot:{VERSION}",
-        "title": f"A virtrace snapshot, format version {VERSION}",
-        "description": "docs/snapshot-format.md says what each key means. Keys that are not named "
-        f"here may be added within version {VERSION}.",
-        **described,
-    }
+    return _DOCUMENT.schema(
+        "A virtrace snapshot",
+        "docs/snapshot-format.md says what each key means. Keys that are not named here may be "
+        f"added within version {VERSION}.",
+    )
 
 
 def is_snapshot(file: BinaryIO, path: str) -> bool:
@@ -409,9 +406,8 @@ def is_snapshot(file: BinaryIO, path: str) -> bool:
 
     path: name in errors. Raises: TraceError if it is a damaged bundle.
     """
-    beginning = os.pread(file.fileno(), len(BEGINNING), 0)
-    if not beginning.startswith(GZIP):
-        return beginning == BEGINNING
+    if os.pread(file.fileno(), len(GZIP), 0) != GZIP:
+        return begins_as("snapshot", file)
     try:
         return is_bundle(file, path) and _is_of_snapshot(file, path)
     finally:
@@ -444,25 +440,11 @@ def read_snapshot(file: BinaryIO, path: str) -> Snapshot:
 
     Raises: TraceError if it is damaged.
     """
-    data = _content(file, path)
+    document: Snapshot = _DOCUMENT.parse(_content(file, path), path)
     try:
-        if len(data) > LARGEST:
-            raise ShapeError(f"it is larger than {LARGEST >> 20} MiB")
-        if sum(map(data.count, (b",", b"[", b"{"))) > MAX_VALUES:
-            raise ShapeError(f"it has more than {MAX_VALUES:,} values")
-        document: Snapshot = json.loads(data)
-        check(document, Snapshot)
         datetime.fromisoformat(document["taken"])
-        if not document["verdicts"]:
-            raise ShapeError("it has no verdict")
-    except (ShapeError, ValueError, RecursionError) as error:
-        raise TraceError(
-            f"{path} is not a whole snapshot: {error}", "take a fresh copy of the file"
-        ) from error
-    if document["format"] != FORMAT or document["version"] != VERSION:
-        raise TraceError(
-            f"{path} is a snapshot of format version {document['version']}, and this virtrace "
-            f"reads version {VERSION}",
-            "update virtrace",
-        )
+    except ValueError as error:
+        raise _DOCUMENT.damaged(path, error) from error
+    if not document["verdicts"]:
+        raise _DOCUMENT.damaged(path, "it has no verdict")
     return document

@@ -238,7 +238,8 @@ class Clocks:
     """How long threads have been asleep.
 
     The scheduler notes when a thread was last on a processor, by a clock that each processor has of
-    its own; that clock is read here by being on that processor.
+    its own; that clock is read here by being on that processor. It stands while a hypervisor has
+    the processor (steal): a thread has been asleep for so long at least.
     """
 
     def __init__(self) -> None:
@@ -255,7 +256,8 @@ class Clocks:
             if started is not None and reading is not None:
                 clock, at = reading
                 now = clock + (time.monotonic() - at) * 1000
-                return max(now - started, 0.0) / 1000
+                # To a millisecond: all that says it says the same.
+                return round(max(now - started, 0.0)) / 1000
         return None
 
     def _reading(self, processor: int) -> tuple[float, float] | None:
@@ -265,6 +267,8 @@ class Clocks:
             with suppress(OSError):
                 os.sched_setaffinity(0, {processor})
                 try:
+                    # Of a thread that runs, the kernel notes it a tick late, or as it yields.
+                    os.sched_yield()
                     clock = _exec_start(Path("/proc/thread-self/sched").read_text())
                 finally:
                     os.sched_setaffinity(0, allowed)

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import yaml
-
-from virtrace import resources
+from virtrace.documents import document
 from virtrace.snapshot.format import AT_REST, NOT_KNOWN, STATES, WELL
 from virtrace.snapshot.graph import Root, by_domain, domain_name, roots
 from virtrace.snapshot.host import is_local
@@ -113,7 +111,7 @@ def _hangs(look: Look, root: Root) -> bool:
 def catalogue() -> Mapping[str, Mapping[str, object]]:
     """The entries of verdicts.yaml, by name, in their rank; read once."""
     file = Path(__file__).with_name("verdicts.yaml")
-    entries: Mapping[str, Mapping[str, object]] = yaml.safe_load(resources.text(file))
+    entries: Mapping[str, Mapping[str, object]] = document(file)
     return entries
 
 

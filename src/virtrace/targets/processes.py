@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -162,10 +163,15 @@ def require_target(process: Process) -> Process:
     return process
 
 
-def require_modules(process: Process, modules: Collection[str]) -> None:
+def require_modules(process: Program, modules: Collection[str]) -> None:
     """Raises TargetError if the process lacks one of the modules that a recipe needs."""
     missing = _missing(process, modules)
     if missing:
+        if not isinstance(process, Process):
+            raise TargetError(
+                f"{process.exe} has no {_listed(missing)} beside it, which this recipe traces",
+                f"trace {_who_loads(missing)}",
+            )
         raise TargetError(
             f"process {process.pid} ({process.exe}) has not loaded {_listed(missing)}, which this "
             "recipe traces",
@@ -224,6 +230,30 @@ def choose_daemon(name: str | None = None, modules: Collection[str] = ()) -> int
     raise TargetError(f"{len(able)} daemons are running", "one of", *choices)
 
 
+def program_to_start(name: str | None = None) -> Path:
+    """The program of a daemon that is to start.
+
+    name: its process name, or the path of the program; without: that of the only daemon that runs,
+    else that of the first one that is installed
+
+    Raises:
+        TargetError: there is none
+    """
+    if name is not None and os.sep in name:
+        return Path(name).absolute()
+    running = {daemon.exe for daemon in find_daemons(name) if daemon.exe and not daemon.place}
+    names = [name] if name else [*known_targets()[0].daemons]
+    there = [path for path in map(shutil.which, names) if path]
+    if len(running) == 1 or not there:
+        there = [*running]
+    if len(running) > 1 or not there:
+        raise TargetError(
+            "it is not known which program is to start",
+            "name it: --process PATH, such as --process /usr/sbin/libvirtd",
+        )
+    return Path(there[0])
+
+
 def _daemon(pid: int, status: dict[str, str]) -> Daemon:
     exe: str | None = None
     # Another user's process keeps it to itself.
@@ -242,7 +272,7 @@ def _lacks(daemon: Daemon, modules: Collection[str]) -> bool:
         return False
 
 
-def _missing(process: Process, modules: Collection[str]) -> list[str]:
+def _missing(process: Program, modules: Collection[str]) -> list[str]:
     return [name for name in modules if process.module(name) is None]
 
 

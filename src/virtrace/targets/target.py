@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import yaml
 
-from virtrace import resources
 from virtrace.binary import debuginfo
+from virtrace.documents import document
 from virtrace.errors import TargetError, Unavailable
 from virtrace.image.model import Program
 from virtrace.image.process import Process
@@ -163,8 +163,8 @@ def load_target(folder: Path) -> Target:
     """Raises TargetError if the folder does not hold a target."""
     file = folder / "target.yaml"
     try:
-        document: Any = yaml.safe_load(resources.text(file))
-        target = Target(folder=folder, **document)
+        described: Any = document(file)
+        target = Target(folder=folder, **described)
         re.compile(target.version or "")
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, re.error) as error:
         raise TargetError(

@@ -112,6 +112,12 @@ class Target(TypedDict):
     modules: list[LoadedModule]
 
 
+class QemuTarget(Target):
+    """The QEMU of a guest that was traced together with a daemon. probes: the names of its own."""
+
+    probes: list[str]
+
+
 class _Machine(TypedDict):
     machine: str
     kernel: str
@@ -193,12 +199,16 @@ class _HeaderInEveryVersion(TypedDict):
 
 
 class HeaderInEveryVersion(_HeaderInEveryVersion, total=False):
-    """What no version of the format changed. redacted: kinds of names that were kept."""
+    """What no version of the format changed. redacted: kinds of names that were kept.
+
+    qemu: the QEMU of a guest, where it was traced together with the daemon.
+    """
 
     selection: Selection
     limits: Limits
     command: TextOrNull
     part: Part
+    qemu: QemuTarget
     redacted: list[str]
 
 
@@ -527,17 +537,17 @@ def is_unavailable(value: Json) -> bool:
 
 def is_deeper(value: Json, most: int) -> bool:
     """Return whether objects and arrays are nested in more than `most` levels."""
-    level = [value]
-    for _ in range(most + 1):
-        containers = [part for part in level if isinstance(part, (dict, list))]
-        if not containers:
-            return False
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(most):
         level = [
             inner
-            for outer in containers
+            for outer in level
             for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list))
         ]
-    return True
+        if not level:
+            return False
+    return bool(level)
 
 
 def text_value(raw: bytes, length: int | None = None) -> Json:

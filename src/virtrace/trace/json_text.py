@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,12 @@ LONG_NUMBER = b"0" * (LONGEST_NUMBER + 1)
 OUTLINE = bytes.maketrans(b"123456789[", b"000000000{")
 # What may stand around JSON.
 BLANK = " \t\r\n"
+# The last member of an object, if the text is one up to here: within a string the quotes would be
+# escaped.
+_ID = re.compile(r',[ ]?"id":[ ]?"([\w-]+)"\}[ \t\r\n]*\Z', re.ASCII)
+_ID_ROOM = 64
+# Characters of the texts that are known, in all.
+_MOST_KEPT = 1 << 20
 # Before the text, which is the last member of its line. In a string `"` is escaped, so that this is
 # a key wherever it is found.
 JSON_KEY = b',"json":'
@@ -41,6 +48,38 @@ def parsed(text: Json, raw: bytes | None = None) -> Json | None:
     if outline.count(b"{") > _MAX_DEPTH and is_deeper(value, _MAX_DEPTH):
         return None
     return value
+
+
+class RepeatedTexts:
+    """Parses texts that differ in nothing but the id at their end, as answers of a QEMU mostly do.
+
+    kept: characters of those that are known. What is returned may share parts with other values.
+    """
+
+    def __init__(self) -> None:
+        # By the text up to the id. The one that was wanted last is the last one.
+        self._known: dict[str, dict[str, Json]] = {}
+        self.kept = 0
+
+    def parsed(self, text: Json, raw: bytes | None = None) -> Json | None:
+        """As ``parsed``."""
+        end = _ID.search(text, max(0, len(text) - _ID_ROOM)) if isinstance(text, str) else None
+        if not isinstance(text, str) or end is None or end.start() > _MOST_KEPT:
+            return parsed(text, raw)
+        body = text[: end.start()]
+        known = self._known.pop(body, None)
+        if known is None:
+            found = parsed(f"{body}}}")
+            if not isinstance(found, dict) or not found:
+                return parsed(text, raw)
+            known = found
+            self.kept += len(body)
+            while self.kept > _MOST_KEPT:
+                oldest = next(iter(self._known))
+                del self._known[oldest]
+                self.kept -= len(oldest)
+        self._known[body] = known
+        return {**known, "id": end[1]}
 
 
 def without_quotes(record: Record, name: str) -> Record:

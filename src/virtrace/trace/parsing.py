@@ -25,6 +25,7 @@ from virtrace.trace.json_text import (
     JSON_KEY,
     LONG_NUMBER,
     OUTLINE,
+    RepeatedTexts,
     bounded_integer,
     parsed,
     parts_of_line,
@@ -67,14 +68,17 @@ class _JsonText(NamedTuple):
     document: Json
 
 
-def parse_with_text(line: bytes) -> Record:
-    """Parse a line of version 2. `json` in it is a _JsonText, unless the line was written anew."""
+def parse_with_text(line: bytes, texts: RepeatedTexts) -> Record:
+    """Parse a line of version 2. `json` in it is a _JsonText, unless the line was written anew.
+
+    texts: of the lines before it.
+    """
     # Most lines have none, and are not taken apart.
     parts = parts_of_line(line) if JSON_KEY in line else None
     if parts is not None:
         try:
             record, text = parse(parts[0]), parts[1].decode("utf-8", "surrogatepass")
-            document = parsed(text, parts[1])
+            document = texts.parsed(text, parts[1])
             if document is not None:
                 record["json"] = _JsonText(text, document)
                 return record

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol, cast
 
@@ -21,6 +23,7 @@ from virtrace.trace.format import (
     Record,
     SwitchedOff,
 )
+from virtrace.trace.json_text import RepeatedTexts
 from virtrace.trace.lines import plain_lines, unreadable, way_to_read
 from virtrace.trace.parsing import completing, event_of, header_of, parse, parse_with_text
 from virtrace.trace.schema import ShapeError, check
@@ -43,6 +46,10 @@ class HostSaid(NamedTuple):
 NOTHING_SAID = HostSaid([], [])
 
 
+# Most lines have no such record, and are not parsed for it.
+_SAID_BY_HOST = re.compile(rb'"type"\s*:\s*"(?:host|failure)"')
+
+
 class ReadableTrace(Protocol):
     """A trace, in memory or streamed. When streamed, all but the header is valid after iteration.
 
@@ -53,6 +60,7 @@ class ReadableTrace(Protocol):
     switched_off: probes that were switched off.
     last_ns: time of the latest event, ns.
     count: number of events.
+    length: bytes of the lines that were read for them so far; 0 of a trace in memory.
     most_open: limit of events in open calls, for files that can be far larger than they look; None
     for a plain file.
     """
@@ -78,6 +86,8 @@ class ReadableTrace(Protocol):
     @property
     def count(self) -> int: ...
     @property
+    def length(self) -> int: ...
+    @property
     def most_open(self) -> int | None: ...
 
 
@@ -94,6 +104,7 @@ class Trace:
     failures: list[FailureRecord] = field(default_factory=list)
 
     most_open = None
+    length = 0
 
     def __iter__(self) -> Iterator[Event]:
         return iter(self.events)
@@ -129,7 +140,6 @@ class TraceStream:
         self.switched_off: list[SwitchedOff] = []
         self.last_ns = 0
         self.count = 0
-        # Bytes of the lines so far, unpacked.
         self.length = 0
         # Called now and then while events are read, and with True at their end.
         self.told: Callable[[bool], None] = lambda _: None
@@ -176,7 +186,8 @@ class TraceStream:
         lines = self._lines()
         next(lines)
         roles = {probe["name"]: probe["role"] for probe in self.header["probes"]}
-        parsed = parse if self._version == 1 else parse_with_text
+        with_text = partial(parse_with_text, texts=RepeatedTexts())
+        parsed = parse if self._version == 1 else with_text
         complete = completing(self.header, self._version)
         for number, line in lines:
             try:
@@ -214,7 +225,7 @@ class TraceStream:
     def said_by_host(self) -> HostSaid:
         found = HostSaid([], [])
         for _, line in self._lines():
-            if b'"host"' in line or b'"failure"' in line:
+            if _SAID_BY_HOST.search(line):
                 with suppress(ShapeError):
                     record = parse(line)
                     if record.get("type") == "host":

@@ -35,6 +35,13 @@ GUEST_LIFECYCLE = "guest.lifecycle"
 # a write that raised it.
 MARK_STANDING = "mark.standing"
 MARK_RAISED = "mark.raised"
+# A request to a node of QEMU's block layer that failed; what is done about one of a device, and
+# about one of a block job; that QEMU sends the event BLOCK_IO_ERROR, and that the processors of the
+# guest stop.
+WRITE_FAILED, READ_FAILED = "write.failed", "read.failed"
+FLUSH_FAILED, DISCARD_FAILED = "flush.failed", "discard.failed"
+DEVICE_ERROR, JOB_ERROR, GUEST_PAUSED = "device.error", "job.error", "guest.paused"
+EVENT_SENT = "device.error.sent"
 # A function that takes a lock, with its owner at the entry.
 LOCK = "lock"
 # A call that returns the three sizes of a disk.
@@ -42,25 +49,23 @@ DISK_SIZES = "disk.sizes"
 
 REQUESTS = frozenset({QMP_COMMAND, REQUEST})
 REPLIES = frozenset({QMP_REPLY, REPLY})
+FAILED_REQUESTS = (DISCARD_FAILED, FLUSH_FAILED, READ_FAILED, WRITE_FAILED)
 
 OF_SPANS = (DISK_SIZES, LOCK, RPC_CALL)
 OF_POINTS = (
     *(
         AGENT_COMMAND,
         API_FAILED,
+        DEVICE_ERROR,
+        EVENT_SENT,
+        DISCARD_FAILED,
         ERROR,
         ERROR_AGAIN,
         ERROR_PLACE,
-        GUEST_LIFECYCLE,
-        MARK_RAISED,
-        MARK_STANDING,
-        QMP_COMMAND,
-        QMP_EVENT,
-        QMP_REPLY,
-        REPLY,
-        REQUEST,
     ),
-    *(RPC_CLIENT, RPC_DOMAIN, RPC_PROCEDURE, RPC_RECEIVED, RPC_REPLY),
+    *(FLUSH_FAILED, GUEST_LIFECYCLE, GUEST_PAUSED, JOB_ERROR, MARK_RAISED, MARK_STANDING),
+    *(QMP_COMMAND, QMP_EVENT, QMP_REPLY, READ_FAILED, REPLY, REQUEST),
+    *(RPC_CLIENT, RPC_DOMAIN, RPC_PROCEDURE, RPC_RECEIVED, RPC_REPLY, WRITE_FAILED),
 )
 
 _IMPLIED = {
@@ -73,6 +78,9 @@ _IMPLIED = {
     "error.raised": ERROR_PLACE,
     "error.system": ERROR_PLACE,
     "guest.lifecycle": GUEST_LIFECYCLE,
+    **{
+        role: role for role in (*FAILED_REQUESTS, DEVICE_ERROR, EVENT_SENT, GUEST_PAUSED, JOB_ERROR)
+    },
     "mark.raised": MARK_RAISED,
     "mark.standing": MARK_STANDING,
     "rpc.received": RPC_RECEIVED,

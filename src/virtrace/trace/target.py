@@ -3,9 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
 
-from virtrace.trace.format import Header
+from virtrace.trace.format import Header, LoadedModule
+
+_OLD_C_LIBRARY = re.compile(r"libc-2\.\d+\.so")
+
+
+def is_file_of(file: str, module: str) -> bool:
+    """Whether a file of this name is the module that has that name or soname.
+
+    ``libvirt.so.0`` is the file libvirt.so.0.9000.0; ``libc.so.6`` was libc-2.31.so before 2.34.
+    """
+    if module == "libc.so.6" and _OLD_C_LIBRARY.fullmatch(file):
+        return True
+    return file == module or file.startswith(module + ".")
+
+
+def modules_of(header: Header) -> Sequence[LoadedModule]:
+    """Return the modules of all traced processes."""
+    qemu = header.get("qemu")
+    return [*header["target"]["modules"], *(() if qemu is None else qemu["modules"])]
+
+
+def in_qemu(header: Header) -> Mapping[str, int]:
+    """Return the names of probes in a QEMU that was traced with a daemon, with its pid."""
+    qemu = header.get("qemu")
+    return {} if qemu is None else dict.fromkeys(qemu["probes"], qemu["pid"])
 
 
 def is_of_build(header: Header, build_id: Callable[[str], str | None]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
@@ -16,6 +17,7 @@ from virtrace.trace.format import Footer, Header
 from virtrace.trace.json_text import to_line
 
 _LONGEST_FOOTER = 1 << 20
+_FOOTER = b'{"type":"footer"'
 
 
 def default_path(recipe: str, pid: int) -> Path:
@@ -154,8 +156,8 @@ def insert_before_footer(
                 records = made(reader)
             file.seek(0)
             packer = Packer(path.name) if is_packed(path.name) else None
-            start, footer = _last_line(file) if packer is None else last_part(file)
-            if not footer.startswith(b'{"type":"footer"'):
+            start, footer = _last_part(path, file)
+            if not footer.startswith(_FOOTER):
                 raise TraceError(
                     f"the trace {path} has no footer", "nothing can be added to it; record again"
                 )
@@ -177,6 +179,29 @@ def insert_before_footer(
             f"cannot add to the trace {path}: {error.strerror}",
             "free some space; the trace is complete",
         ) from error
+
+
+def read_footer(path: Path) -> Footer | None:
+    """Return the footer of a trace of ours; None if it has none.
+
+    Raises: TraceError if the file is not ours, or cannot be read
+    """
+    try:
+        with open_own(path, "the trace") as file:
+            _, line = _last_part(path, file)
+    except OSError as error:
+        raise TraceError(
+            f"the trace {path} cannot be read: {error.strerror}", "check the disk"
+        ) from error
+    if not line.startswith(_FOOTER):
+        return None
+    footer: Footer = json.loads(line)
+    return footer
+
+
+def _last_part(path: Path, file: FileIO) -> tuple[int, bytes]:
+    """Return the offset of the footer, if it has one, and its line."""
+    return last_part(file) if is_packed(path.name) else _last_line(file)
 
 
 def _last_line(file: FileIO) -> tuple[int, bytes]:

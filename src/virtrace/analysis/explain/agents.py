@@ -7,9 +7,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from virtrace.analysis.explain import model
-from virtrace.analysis.explain.messages import brief, errors_of, no_return, quoted_errors, said
-from virtrace.analysis.explain.model import Catalogue, Explainer, Fact, Nanoseconds, Node
+from virtrace.analysis.explain.messages import brief, no_return
+from virtrace.analysis.explain.model import (
+    CallCase,
+    Catalogue,
+    Explainer,
+    Fact,
+    Nanoseconds,
+    Node,
+    register_messages,
+)
 from virtrace.analysis.quoted import Evidence
 from virtrace.analysis.spans import Call, Point
 from virtrace.trace import roles
@@ -29,11 +36,10 @@ _MESSAGES = {
 _MOST_SHOWN = 10
 
 
-@dataclass
-class AgentCase(model.Case):
+@dataclass(frozen=True)
+class AgentCase(CallCase):
     """One client's call that asked an agent, or would have. end_ns: of the trace."""
 
-    call: Call
     end_ns: int
 
     @cached_property
@@ -49,8 +55,7 @@ class AgentCase(model.Case):
 
     @cached_property
     def error(self) -> str | None:
-        """The message that the client got."""
-        return brief(said(errors_of(self.call)))
+        return brief(super().error)
 
     @property
     def is_of_agent(self) -> bool:
@@ -75,10 +80,10 @@ class AgentCase(model.Case):
     def names(self) -> Mapping[str, Json]:
         client = (self.call.client or {}).get("process-id")
         return {
+            **super().names,
             "domain": self.domain,
             "command": str(_command(self.commands[-1])) if self.commands else "a command",
             "client": f"process {client}" if type(client) is int else "a client",
-            "error": self.error,
         }
 
     @property
@@ -104,10 +109,6 @@ class AgentCase(model.Case):
             )
             for each in self.commands[:_MOST_SHOWN]
         ]
-
-    @property
-    def calls(self) -> Sequence[int | None]:
-        return [self.call.id]
 
 
 def _command(event: Event) -> str | None:
@@ -141,19 +142,7 @@ class _Reader:
 
 _CAUSES: Catalogue[AgentCase] = Catalogue(Path(__file__).with_name("agents.yaml"))
 EXPLAINER = Explainer("agents", frozenset({roles.AGENT_COMMAND}), _CAUSES, lambda _: _Reader())
-
-
-def _register(name: str, texts: Sequence[str]) -> None:
-    @_CAUSES.condition(name)
-    def condition(case: AgentCase) -> list[Evidence] | None:
-        error = case.error
-        if not case.call.failed or error is None or not any(text in error for text in texts):
-            return None
-        return list(quoted_errors(case.call))
-
-
-for _name, _texts in {**_MESSAGES, "error": [""]}.items():
-    _register(_name, _texts)
+register_messages(_CAUSES, {**_MESSAGES, "error": ("",)})
 
 
 @_CAUSES.condition("waiting")

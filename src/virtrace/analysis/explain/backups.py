@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from virtrace.analysis.explain.commands import (
-    AskingCase,
-    AskingReader,
+    FollowedCase,
+    FollowingReader,
     arguments_of,
     data_of,
     event_name,
-    monitor_of,
     of_event,
     register_failures,
 )
+from virtrace.analysis.explain.messages import UNSEEN
 from virtrace.analysis.explain.model import Bytes, Catalogue, Explainer, Fact, Traced
 from virtrace.analysis.quoted import Evidence
 from virtrace.analysis.spans import Call
@@ -34,7 +36,8 @@ _SHUTDOWN = "SHUTDOWN"
 _PULL = "pull"
 
 
-class BackupCase(AskingCase):
+@dataclass(frozen=True)
+class BackupCase(FollowedCase):
     """One call about a backup or a checkpoint. ended_by: the call that ended the backup."""
 
     ended_by: Call | None = None
@@ -82,7 +85,7 @@ class BackupCase(AskingCase):
         kind, *_ = self.what.split(",")
         if self.api == _DELETE:
             kind = f"deletion of the {kind}"
-        return {**super().names, "kind": kind, "error": self.error or self.job_error}
+        return {**super().names, "kind": kind, "error": self.error or self.job_error or UNSEEN}
 
     @cached_property
     def jobs(self) -> dict[str, Event | None]:
@@ -96,15 +99,12 @@ class BackupCase(AskingCase):
             data = action.get("data") if isinstance(action, dict) else None
             if isinstance(data, dict) and action.get("type") == "blockdev-backup":
                 ids.append(str(data.get("job-id")))
-        found: dict[str, Event | None] = dict.fromkeys(ids)
-        for event in self.events:
-            id_ = str(data_of(event).get("device"))
-            is_ours = event.t_ns >= begun.send.t_ns and monitor_of(event) == monitor_of(begun.send)
-            if is_ours and id_ in found and found[id_] is None:
-                found[id_] = event
-        return found
+        return {
+            id_: self.events.first_after(begun.send, _COMPLETED, _CANCELLED, device=id_)
+            for id_ in ids
+        }
 
-    @property
+    @cached_property
     def over_ns(self) -> int | None:
         """When the last job ended; None if one had not."""
         ends = [event.t_ns if event is not None else None for event in self.jobs.values()]
@@ -120,17 +120,8 @@ class BackupCase(AskingCase):
     def shutdown(self) -> Event | None:
         """QEMU's own end, before that of the jobs."""
         begun = self.command("transaction")
-        return next(
-            (
-                each
-                for each in self.events
-                if event_name(each) == _SHUTDOWN
-                and begun is not None
-                and monitor_of(each) == monitor_of(begun.send)
-                and self.is_open_at(each.t_ns)
-            ),
-            None,
-        )
+        end = None if begun is None else self.events.first_after(begun.send, _SHUTDOWN)
+        return end if end is not None and self.is_open_at(end.t_ns) else None
 
     @property
     def job_error(self) -> str | None:
@@ -168,18 +159,32 @@ class BackupCase(AskingCase):
         return shown
 
 
-class _Reader(AskingReader[BackupCase]):
+class _Reader(FollowingReader[BackupCase]):
     """Finds, for each call that ended a backup, which one that was."""
 
     def finish(self, end_ns: int) -> Sequence[BackupCase]:
-        cases = [*super().finish(end_ns)]
-        ends = [case for case in cases if case.api in _ENDS and case.succeeded]
-        for end in ends:
-            for case in cases:
-                if case.is_open_at(end.call.root.t_enter_ns) and case.domain == end.domain:
-                    case.ended_by = end.call
-        # One that ended a job of another kind is no case, either.
-        return [case for case in cases if case not in ends]
+        cases: list[BackupCase] = []
+        # By domain.
+        ends: dict[str, list[Call]] = {}
+        for case in super().finish(end_ns):
+            # One that ended a job of another kind is no case, either.
+            if case.api in _ENDS and case.succeeded:
+                ends.setdefault(case.domain, []).append(case.call)
+            else:
+                cases.append(case)
+        for calls in ends.values():
+            calls.sort(key=lambda each: each.root.t_enter_ns)
+        times = {domain: [each.root.t_enter_ns for each in calls] for domain, calls in ends.items()}
+
+        def ended_by(case: BackupCase) -> Call | None:
+            """Return the last call that can have ended it."""
+            begun = times.get(case.domain, [])
+            before = len(begun) if case.over_ns is None else bisect_left(begun, case.over_ns)
+            if before == 0 or not case.is_open_at(begun[before - 1]):
+                return None
+            return ends[case.domain][before - 1]
+
+        return [replace(case, ended_by=ended_by(case)) for case in cases]
 
 
 def _reader(traced: Traced) -> _Reader:

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
-from virtrace.analysis.explain import model
-from virtrace.analysis.explain.commands import refusal
-from virtrace.analysis.explain.messages import (
-    UNSEEN,
-    brief,
-    errors_of,
-    no_return,
-    path_in,
-    said,
-)
-from virtrace.analysis.explain.model import Catalogue, Explainer, Fact, Node, Traced
-from virtrace.analysis.explain.refusals import Refusal
-from virtrace.analysis.qmp import Exchange
+from virtrace.analysis.explain.commands import AskingCase, arguments_of, commands_of, monitor_of
+from virtrace.analysis.explain.messages import brief, no_return
+from virtrace.analysis.explain.model import Catalogue, Explainer, Fact, Node, Traced, events_in
 from virtrace.analysis.quoted import Evidence
-from virtrace.analysis.spans import Call, Point
+from virtrace.analysis.spans import Call
 from virtrace.trace import roles
-from virtrace.trace.format import Event, FailureRecord, Json
+from virtrace.trace.format import Event, Json
 
 # The functions that begin a job, and what it does.
 _BEGIN = {
@@ -42,6 +34,8 @@ _MOST_EVENTS = 100
 class _Job:
     """What QEMU said of a job. statuses: in order. over_ns: when it ended. error: with which.
 
+    is_cancelled: whether it ended because somebody asked QEMU to end it.
+
     began_ns: when QEMU made it; two jobs, one after the other, can have the same id.
     """
 
@@ -50,6 +44,7 @@ class _Job:
     statuses: list[str] = field(default_factory=list)
     over_ns: int | None = None
     error: str | None = None
+    is_cancelled: bool = False
     events: list[Event] = field(default_factory=list)
 
     @property
@@ -57,18 +52,15 @@ class _Job:
         return self.over_ns is not None
 
 
-@dataclass
-class BlockJobCase(model.Case):
+@dataclass(frozen=True)
+class BlockJobCase(AskingCase):
     """One job, or one call that could not begin or end one.
 
     job: what QEMU said of it; None if the trace has nothing. ended_by: the call that ended it.
-    said: by the host, as the call failed.
     """
 
-    call: Call
     job: _Job | None = None
     ended_by: Call | None = None
-    said: FailureRecord | None = None
 
     @property
     def kind(self) -> str:
@@ -85,33 +77,19 @@ class BlockJobCase(model.Case):
 
     @property
     def names(self) -> Mapping[str, Json]:
-        domain, disk = _disk(self.call)
-        error, file = self.error, path_in(self.error)
+        found = super().names
+        what = str(found["file"] or "an image")
         return {
-            "domain": domain,
-            "disk": disk,
+            **found,
+            "disk": self.subject[1],
             "kind": self.kind,
-            "error": error or UNSEEN,
-            "file": file,
-            "what": file or "an image",
-            **self.refusal.names(file or "an image", "QEMU may not open"),
+            "what": what,
+            **self.refusal.names(what, "QEMU may not open"),
         }
 
-    @property
+    @cached_property
     def error(self) -> str | None:
-        return brief(said(errors_of(self.call)) or (self.job.error if self.job else None))
-
-    @property
-    def refusal(self) -> Refusal:
-        return Refusal(self.said, self.error)
-
-    @property
-    def note(self) -> str | None:
-        return self.refusal.note if self.call.failed else None
-
-    @property
-    def key(self) -> object:
-        return self.call.id
+        return super().error or brief(self.job.error if self.job else None)
 
     @property
     def facts(self) -> Sequence[Fact]:
@@ -120,7 +98,7 @@ class BlockJobCase(model.Case):
         return [
             *([Fact("QEMU's job", " -> ".join(dict.fromkeys(statuses)))] if statuses else []),
             *([Fact("ended by", by, "to pivot" if self.pivots else "to abort")] if by else []),
-            *self.refusal.facts,
+            *super().facts,
         ]
 
     @property
@@ -145,13 +123,10 @@ class _Reader:
         self._ends: list[Call] = []
 
     def take(self, node: Node) -> Sequence[BlockJobCase]:
+        for event in events_in(node):
+            self._happened(event)
         if isinstance(node, Call):
-            for each in node.nodes():
-                if isinstance(each, Point):
-                    self._happened(each.event)
             self._called(node)
-        elif isinstance(node, Point):
-            self._happened(node.event)
         return ()
 
     def _called(self, call: Call) -> None:
@@ -182,6 +157,7 @@ class _Reader:
             job.statuses.append(str(status))
         elif name in ("BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED"):
             job.over_ns = event.t_ns
+            job.is_cancelled = name == "BLOCK_JOB_CANCELLED"
             error = data.get("error")
             job.error = error if isinstance(error, str) else job.error
 
@@ -192,39 +168,36 @@ class _Reader:
 
     def finish(self, end_ns: int) -> Iterator[BlockJobCase]:
         said = self._traced.failure
-        cases = [
-            BlockJobCase(call, self._job(call, key), said=said(call)) for call, key in self._begun
-        ]
+        cases = [BlockJobCase(call, said(call), self._job(call, key)) for call, key in self._begun]
+        begun: dict[tuple[str, str], list[tuple[int, int]]] = {}
+        for index, case in enumerate(cases):
+            if not case.call.failed:
+                begun.setdefault(_disk(case.call), []).append((case.call.root.t_enter_ns, index))
+        for of_disk in begun.values():
+            of_disk.sort()
         for call in self._ends:
+            of_disk = [] if call.failed else begun.get(_disk(call), [])
             # The last one that it can be about.
-            about = None if call.failed else next(filter(_ended(call), reversed(cases)), None)
+            before = of_disk[: bisect_right(of_disk, (call.root.t_enter_ns, len(cases)))]
+            about = next((each for _, each in reversed(before) if _runs(cases[each], call)), None)
             if about is not None:
-                about.ended_by = call
+                cases[about] = replace(cases[about], ended_by=call)
         yield from cases
-        yield from (BlockJobCase(call, said=said(call)) for call in self._ends if call.failed)
+        yield from (BlockJobCase(call, said(call)) for call in self._ends if call.failed)
 
 
-def _ended(call: Call) -> Callable[[BlockJobCase], bool]:
-    """Return whether a call that ends a job can have ended that of a case."""
-
-    def condition(case: BlockJobCase) -> bool:
-        began, ends = case.call.root, call.root
-        if case.call.failed or began.t_enter_ns > ends.t_enter_ns:
-            return False
-        over = case.job.over_ns if case.job else None
-        return _disk(case.call) == _disk(call) and (over is None or over > ends.t_enter_ns)
-
-    return condition
+def _runs(case: BlockJobCase, call: Call) -> bool:
+    """Whether the job of a case had not ended when a call began."""
+    over = case.job.over_ns if case.job else None
+    return over is None or over > call.root.t_enter_ns
 
 
 def _begun_by(call: Call) -> tuple[str, str] | None:
     """Return monitor and id of the job that a call began."""
-    for node in call.nodes():
-        if isinstance(node, Exchange) and node.command in _COMMANDS:
-            arguments = node.send.values["json"].get("arguments")
-            id_ = arguments.get("job-id") if isinstance(arguments, dict) else None
-            if isinstance(id_, str):
-                return str(node.send.values.get("mon")), id_
+    for each in commands_of(call, *_COMMANDS):
+        id_ = arguments_of(each).get("job-id")
+        if isinstance(id_, str):
+            return monitor_of(each.send), id_
     return None
 
 
@@ -239,19 +212,17 @@ def _incomplete(case: BlockJobCase) -> list[Evidence] | None:
 
 @_CAUSES.condition("no-permission")
 def _no_permission(case: BlockJobCase) -> list[Evidence] | None:
-    denied = "Permission denied" in (case.error or "")
-    return _refused(case) if denied else None
+    return case.failed_with(["Permission denied"])
 
 
 @_CAUSES.condition("nothing-to-end")
 def _nothing_to_end(case: BlockJobCase) -> list[Evidence] | None:
-    return refusal(case.call) if case.kind == "abort" else None
+    return case.reasons if case.kind == "abort" else None
 
 
 @_CAUSES.condition("refused")
 def _refused(case: BlockJobCase) -> list[Evidence] | None:
-    said = refusal(case.call)
-    return None if said is None else [*said, *case.refusal.evidence]
+    return case.reasons
 
 
 @_CAUSES.condition("failed")
@@ -261,7 +232,7 @@ def _failed(case: BlockJobCase) -> list[Evidence] | None:
 
 @_CAUSES.condition("pivoted")
 def _pivoted(case: BlockJobCase) -> list[Evidence] | None:
-    return _last(case) if case.pivots and _is_over(case) else None
+    return _last(case) if case.pivots and _is_over(case) and not _is_cancelled(case) else None
 
 
 @_CAUSES.condition("aborted")
@@ -269,9 +240,16 @@ def _aborted(case: BlockJobCase) -> list[Evidence] | None:
     return _last(case) if case.ended_by and not case.pivots and _is_over(case) else None
 
 
+@_CAUSES.condition("cancelled")
+def _cancelled(case: BlockJobCase) -> list[Evidence] | None:
+    unasked = case.ended_by is None or case.pivots
+    return _last(case) if unasked and _is_over(case) and _is_cancelled(case) else None
+
+
 @_CAUSES.condition("done")
 def _done(case: BlockJobCase) -> list[Evidence] | None:
-    return _last(case) if case.ended_by is None and _is_over(case) else None
+    by_itself = case.ended_by is None and not _is_cancelled(case)
+    return _last(case) if by_itself and _is_over(case) else None
 
 
 @_CAUSES.condition("ready")
@@ -288,6 +266,10 @@ def _running(case: BlockJobCase) -> list[Evidence] | None:
 
 def _is_over(case: BlockJobCase) -> bool:
     return case.job is not None and case.job.is_over and case.job.error is None
+
+
+def _is_cancelled(case: BlockJobCase) -> bool:
+    return case.job is not None and case.job.is_cancelled
 
 
 def _last(case: BlockJobCase) -> list[Evidence]:

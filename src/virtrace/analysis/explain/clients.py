@@ -8,7 +8,7 @@ from pathlib import Path
 
 from virtrace.analysis import rpc
 from virtrace.analysis.explain import model
-from virtrace.analysis.explain.messages import errors_of, quoted_errors, said
+from virtrace.analysis.explain.messages import UNSEEN, errors_of, quoted_errors, said
 from virtrace.analysis.explain.model import Catalogue, Explainer, Fact, Nanoseconds, Node
 from virtrace.analysis.quoted import Evidence
 from virtrace.analysis.spans import Call, Point
@@ -27,9 +27,10 @@ class ClientsCase(model.Case):
     """Calls of clients with which the same happened.
 
     kind: `unserved` (no worker took it), `running` (not returned), `delayed` (waited for a worker),
-    `failed`, or of all calls of the trace, `well`.
+    `failed`; or of all calls of the trace, `well`, or `lost` if no return is in it.
     procedure: their procedure; of several, that of the worst.
-    first: the first one; None if no worker took it. worst_ns: the longest time of the kind.
+    first: the first one; None if no worker took it. worst_ns: the longest time of the kind; None if
+    none is known.
     processes: by process id of the client, the number of calls.
     """
 
@@ -38,13 +39,13 @@ class ClientsCase(model.Case):
     first: Call | None
     received: Event | None = None
     count: int = 0
-    worst_ns: int = 0
+    worst_ns: int | None = None
     processes: dict[int, int] = field(default_factory=dict)
     of_calls: list[int | None] = field(default_factory=list)
 
-    def add(self, call: Call | None, ns: int, procedure: str) -> None:
+    def add(self, call: Call | None, ns: int | None, procedure: str) -> None:
         self.count += 1
-        if ns > self.worst_ns:
+        if ns is not None and ns > (self.worst_ns or -1):
             self.worst_ns, self.procedure = ns, procedure
         process = ((call.client or {}) if call else {}).get("process-id")
         if type(process) is int and (
@@ -62,32 +63,38 @@ class ClientsCase(model.Case):
     def names(self) -> Mapping[str, Json]:
         error = said(errors_of(self.first)) if self.first else None
         return {
+            "since": "the first of them began" if self.count > 1 else "it began",
             "procedure": self.procedure,
             "calls": f"{self.count:,} call{'s' if self.count > 1 else ''}",
-            "error": error,
+            "error": error or UNSEEN,
         }
 
     @property
     def numbers(self) -> Mapping[str, int | None]:
         clients = len(self.processes)
-        return {"longest": Nanoseconds(self.worst_ns), "clients": clients}
+        longest = None if self.worst_ns is None else Nanoseconds(self.worst_ns)
+        return {"longest": longest, "clients": clients}
 
     @property
     def key(self) -> object:
-        return self.kind, self.procedure, self.count
+        return self.kind, self.first.id if self.first else None
 
     @property
     def facts(self) -> Sequence[Fact]:
         most = sorted(self.processes.items(), key=lambda item: -item[1])[:_NAMES_SHOWN]
         return [
             Fact("calls", self.count),
-            Fact("longest", Nanoseconds(self.worst_ns), self.procedure),
+            *(
+                [Fact("longest", Nanoseconds(self.worst_ns), self.procedure)]
+                if self.worst_ns is not None
+                else []
+            ),
             *(Fact(f"process {process}", number, "of them") for process, number in most),
         ]
 
     @property
     def calls(self) -> Sequence[int | None]:
-        return self.of_calls if self.kind != "well" else ()
+        return self.of_calls if self.kind not in ("well", "lost") else ()
 
 
 class _Reader:
@@ -110,7 +117,7 @@ class _Reader:
         ns = call.root.duration_ns
         if self._all is None:
             self._all = ClientsCase("well", name, call)
-        self._all.add(call, ns or 0, name)
+        self._all.add(call, ns, name)
         if ns is None:
             if call.root.unfinished and len(self._open) < _MOST_GROUPS:
                 self._open.append(call)
@@ -139,7 +146,9 @@ class _Reader:
         yield from sorted(
             self._groups.values(), key=lambda each: (order.index(each.kind), -each.count)
         )
-        if self._all is not None:
+        if self._all is not None and self._all.worst_ns is None:
+            self._all.kind = "lost"
+        if self._all is not None and (self._all.kind == "well" or not self._groups):
             yield self._all
 
 

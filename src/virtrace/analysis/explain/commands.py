@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import Generic, TypeVar
 
 from virtrace.analysis import qmp
-from virtrace.analysis.explain import model
-from virtrace.analysis.explain.messages import (
-    brief,
-    errors_of,
-    no_return,
-    path_in,
-    quoted_errors,
-    told,
+from virtrace.analysis.explain.messages import brief, errors_of, no_return, path_in, told
+from virtrace.analysis.explain.model import (
+    Catalogue,
+    Fact,
+    Nanoseconds,
+    Node,
+    Traced,
+    events_in,
+    register_messages,
 )
-from virtrace.analysis.explain.model import Catalogue, Fact, Nanoseconds, Node, Traced
-from virtrace.analysis.explain.refusals import Refusal
+from virtrace.analysis.explain.refusals import RefusableCase
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.quoted import Evidence
-from virtrace.analysis.spans import Call, Point
+from virtrace.analysis.spans import Call
 from virtrace.trace import roles
 from virtrace.trace.format import Event, FailureRecord, Json
 
@@ -85,40 +87,28 @@ def command_facts(call: Call) -> Iterator[Fact]:
         yield Fact("further QMP commands", len(told) - _MOST_FACTS)
 
 
-def refusal(call: Call) -> list[Evidence] | None:
-    """Return what QEMU and libvirt said where a call failed; None if it did not fail."""
-    if not call.failed:
-        return None
-    said_by_qemu = [
-        Evidence(f"QEMU refused {node.command}: {qmp.error_of(node.reply)}", None, node.reply.seq)
-        for node in commands_of(call)
-        if node.failed and node.reply is not None
-    ]
-    return [*said_by_qemu, *quoted_errors(call)]
-
-
 def of_event(event: Event | None) -> list[Evidence]:
     """Return an event of QEMU as evidence; nothing if there is none."""
     return [] if event is None else [Evidence(f"QEMU: {event_name(event)}", None, event.seq)]
 
 
-@dataclass
-class AskingCase(model.Case):
-    """One call in which libvirt asks QEMU for something, and what QEMU said of it later.
-
-    events: those of QEMU that can be about it, in order of time. end_ns: of the trace.
-    said: by the host, as the call failed.
-    """
-
-    call: Call
-    events: Sequence[Event]
-    end_ns: int
-    said: FailureRecord | None
+@dataclass(frozen=True)
+class AskingCase(RefusableCase):
+    """One call in which libvirt asks QEMU for something."""
 
     @cached_property
     def error(self) -> str | None:
-        """The message that the client got."""
         return brief(told(self.call, errors_of(self.call)))
+
+    @property
+    def reasons(self) -> list[Evidence] | None:
+        refused = [
+            Evidence(f"QEMU refused {each.command}: {qmp.error_of(each.reply)}", seq=each.reply.seq)
+            for each in self.commands
+            if each.failed and each.reply is not None
+        ]
+        errors = super().reasons
+        return None if errors is None else [*refused, *errors]
 
     @cached_property
     def commands(self) -> list[Exchange]:
@@ -147,64 +137,89 @@ class AskingCase(model.Case):
     def names(self) -> Mapping[str, Json]:
         file = path_in(self.error)
         return {
+            **super().names,
             "domain": self.domain,
-            "error": self.error,
             "file": file,
             **self.refusal.names(file or "a file"),
         }
 
     @property
-    def refusal(self) -> Refusal:
-        return Refusal(self.said, self.error)
-
-    @property
-    def note(self) -> str | None:
-        return self.refusal.note if self.call.failed else None
-
-    @property
-    def numbers(self) -> Mapping[str, int | None]:
-        ns = self.call.root.duration_ns
-        return {"duration": None if ns is None else Nanoseconds(ns)}
-
-    @property
-    def key(self) -> object:
-        return self.call.id
-
-    @property
     def facts(self) -> Sequence[Fact]:
         return [*command_facts(self.call), *self.refusal.facts]
 
-    @property
-    def calls(self) -> Sequence[int | None]:
-        return [self.call.id]
+
+class QemuEvents:
+    """Events of QEMU, found in a time that does not grow with their number."""
+
+    def __init__(self, events: Iterable[Event]) -> None:
+        self._found: dict[str, list[Event]] = {}
+        for event in sorted(events, key=lambda each: (each.t_ns, each.seq)):
+            device = data_of(event).get("device")
+            key = monitor_of(event), event_name(event), device if isinstance(device, str) else None
+            self._found.setdefault(str(key), []).append(event)
+        self._times = {key: [each.t_ns for each in found] for key, found in self._found.items()}
+
+    def between(
+        self,
+        monitor: str,
+        name: str,
+        since_ns: int,
+        until_ns: int | None,
+        device: str | None = None,
+    ) -> Sequence[Event]:
+        """Return events about a device, or about none, in order of time.
+
+        since_ns, until_ns: both included; None: to the end of the trace
+        """
+        key = str((monitor, name, device))
+        times = self._times.get(key, [])
+        end = len(times) if until_ns is None else bisect_right(times, until_ns)
+        return self._found.get(key, [])[bisect_left(times, since_ns) : end]
+
+    def first_after(self, command: Event, *names: str, device: str | None = None) -> Event | None:
+        """Return the first event that the QEMU of a command sent after it."""
+        found = (
+            self.between(monitor_of(command), name, command.t_ns, None, device)[:1]
+            for name in names
+        )
+        return min(chain.from_iterable(found), key=lambda each: (each.t_ns, each.seq), default=None)
+
+
+@dataclass(frozen=True)
+class FollowedCase(AskingCase):
+    """One call in which libvirt asks QEMU for something, and what QEMU said of it later.
+
+    events: those of QEMU that can be about it. end_ns: of the trace.
+    """
+
+    events: QemuEvents
+    end_ns: int
 
 
 A = TypeVar("A", bound=AskingCase)
+B = TypeVar("B", bound=FollowedCase)
 
 
 @dataclass
-class AskingReader(Generic[A]):
+class FollowingReader(Generic[B]):
     """Keeps calls, and QEMU's events, as something can happen long after a call has returned.
 
     apis: the calls. names: of events.
     """
 
     traced: Traced
-    case: Callable[[Call, Sequence[Event], int, FailureRecord | None], A]
+    case: Callable[[Call, FailureRecord | None, QemuEvents, int], B]
     apis: Collection[str]
     names: Collection[str]
     _calls: list[Call] = field(default_factory=list)
     _events: list[Event] = field(default_factory=list)
 
-    def take(self, node: Node) -> Sequence[A]:
-        if isinstance(node, Call):
-            for each in node.nodes():
-                if isinstance(each, Point):
-                    self._happened(each.event)
-            if node.root.name in self.apis and len(self._calls) < _MOST_CALLS:
-                self._calls.append(node)
-        elif isinstance(node, Point):
-            self._happened(node.event)
+    def take(self, node: Node) -> Sequence[B]:
+        for event in events_in(node):
+            self._happened(event)
+        has_room = len(self._calls) < _MOST_CALLS
+        if has_room and isinstance(node, Call) and node.root.name in self.apis:
+            self._calls.append(node)
         return ()
 
     def _happened(self, event: Event) -> None:
@@ -212,27 +227,17 @@ class AskingReader(Generic[A]):
         if kept and len(self._events) < _MOST_EVENTS:
             self._events.append(event)
 
-    def finish(self, end_ns: int) -> Sequence[A]:
-        events = sorted(self._events, key=lambda each: (each.t_ns, each.seq))
+    def finish(self, end_ns: int) -> Sequence[B]:
+        events = QemuEvents(self._events)
         said = self.traced.failure
-        return [self.case(call, events, end_ns, said(call)) for call in self._calls]
+        return [self.case(call, said(call), events, end_ns) for call in self._calls]
 
 
 def register_failures(causes: Catalogue[A], messages: Mapping[str, Sequence[str]]) -> None:
     """Register the causes of a call that did not succeed, and those that the trace does not show.
 
-    messages: texts by cause; the message has to have one of them.
+    messages: texts by cause, as of `register_messages`.
     """
-
-    def condition(texts: Sequence[str]) -> Callable[[A], list[Evidence] | None]:
-        def refused(case: A) -> list[Evidence] | None:
-            has = case.error is not None and any(text in case.error for text in texts)
-            said = refusal(case.call) if has else None
-            return None if said is None else [*said, *case.refusal.evidence]
-
-        return refused
-
-    for name, texts in {**messages, "error": [""]}.items():
-        causes.condition(name)(condition(texts))
+    register_messages(causes, {**messages, "error": [""]})
     causes.condition("incomplete")(lambda case: no_return(case.call))
-    causes.condition("unknown")(lambda case: refusal(case.call) or [])
+    causes.condition("unknown")(lambda case: case.reasons or [])

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from virtrace.analysis.blockinfo import BlockInfo, read_block_info
-from virtrace.analysis.explain import model
-from virtrace.analysis.explain.messages import UNSEEN, errors_of, quoted_errors, said
 from virtrace.analysis.explain.model import (
     Bytes,
+    CallCase,
     Catalogue,
     EachCall,
     Explainer,
     Fact,
     Nanoseconds,
     Traced,
+    failed,
 )
 from virtrace.analysis.quoted import Evidence, Quoted, state
 from virtrace.analysis.spans import Call
@@ -26,7 +26,7 @@ _API = "virDomainBlockStatsFlags"
 
 
 @dataclass(frozen=True)
-class CountersCase(model.Case):
+class CountersCase(CallCase):
     """One answer about a disk. params: what it returned; None if it failed."""
 
     block: BlockInfo
@@ -38,8 +38,7 @@ class CountersCase(model.Case):
 
     @property
     def names(self) -> Mapping[str, Json]:
-        error = said(errors_of(self.block.call)) or UNSEEN
-        return {"domain": self.block.domain, "disk": self.block.disk, "error": error}
+        return {**super().names, "domain": self.block.domain, "disk": self.block.disk}
 
     @property
     def numbers(self) -> Mapping[str, int | None]:
@@ -87,14 +86,14 @@ def _reader(traced: Traced) -> EachCall[CountersCase]:
             return None
         block = read_block_info(call, traced.seen)
         if call.failed:
-            return CountersCase(block, None)
+            return CountersCase(call, block, None)
         if root.returned is None or root.exit_seq is None:
             return None
         params = Quoted(root.returned, root.name, root.exit_seq).get("params")
         # A caller asks twice: first for the number of counters.
         if params is None or not isinstance(params.value, dict) or "unavailable" in params.value:
             return None
-        return CountersCase(block, params)
+        return CountersCase(call, block, params)
 
     return EachCall(case)
 
@@ -112,9 +111,7 @@ def _contradiction(case: CountersCase) -> list[Evidence] | None:
     return evidence or None
 
 
-@_CAUSES.condition("error")
-def _error(case: CountersCase) -> list[Evidence] | None:
-    return None if case.params is not None else list(quoted_errors(case.block.call))
+_CAUSES.condition("error")(failed)
 
 
 @_CAUSES.condition("counters")

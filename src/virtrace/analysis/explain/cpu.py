@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from virtrace.analysis.explain import model
-from virtrace.analysis.explain.messages import UNSEEN, errors_of, failed_with, said
 from virtrace.analysis.explain.model import (
     NOTHING,
+    CallCase,
     Catalogue,
     Explainer,
     Fact,
     Nanoseconds,
     Node,
+    failed,
+    register_messages,
 )
 from virtrace.analysis.explain.sources import (
     CGROUP,
@@ -61,10 +61,9 @@ class Time:
 
 
 @dataclass(frozen=True)
-class CpuCase(model.Case):
+class CpuCase(CallCase):
     """The CPU times of one guest in one answer. read: files that libvirt read in the call."""
 
-    call: Call
     domain: str
     times: tuple[Time, ...]
     read: tuple[FileRead, ...]
@@ -93,11 +92,11 @@ class CpuCase(model.Case):
 
     @property
     def names(self) -> Mapping[str, Json]:
-        return {"domain": self.domain, "error": said(errors_of(self.call)) or UNSEEN}
+        return {**super().names, "domain": self.domain}
 
     @property
     def key(self) -> object:
-        return self.domain, self.api, self.source, said(errors_of(self.call))
+        return self.domain, self.api, self.source, self.error
 
     @property
     def facts(self) -> Sequence[Fact]:
@@ -215,14 +214,13 @@ EXPLAINER = Explainer(
 )
 # What the message has, by cause.
 _MESSAGES = {
-    "no-cgroup": "CPUACCT controller is not mounted",
-    "no-per-cpu": "operation 'getCpuacctPercpuUsage' not supported",
-    "error": "",
+    "no-cgroup": ("CPUACCT controller is not mounted",),
+    "no-per-cpu": ("operation 'getCpuacctPercpuUsage' not supported",),
 }
+register_messages(_CAUSES, _MESSAGES)
 
 
-for _name, _text in _MESSAGES.items():
-    _CAUSES.condition(_name)(partial(failed_with, _text))
+_CAUSES.condition("error")(failed)
 
 
 @_CAUSES.condition("contradiction")

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from virtrace.analysis import rpc
 from virtrace.analysis.explain import model
-from virtrace.analysis.explain.model import Catalogue, Explainer, Fact, Nanoseconds, Node
+from virtrace.analysis.explain.model import Catalogue, Explainer, Fact, Nanoseconds, Node, events_in
 from virtrace.analysis.quoted import Evidence
-from virtrace.analysis.spans import Call, Point
+from virtrace.analysis.spans import Call
 from virtrace.trace import roles
 from virtrace.trace.format import Event, Json
 
@@ -91,7 +92,7 @@ class EndCase(model.Case):
             "domain": self.domain,
             "done": self.done,
             "procedure": _procedure(self.call) if self.call else None,
-            "client": _client(self.call) if self.call else None,
+            "client": rpc.client_words(self.call.client) if self.call else None,
             "reason": reason if isinstance(reason, str) else "it does not say why",
             "device": data.get("device") or data.get("node-name") or "a disk",
             "error": data.get("reason") or "an error that QEMU does not name",
@@ -153,14 +154,6 @@ def _any(words: Sequence[str], name: str) -> bool:
     return any(word in name for word in words)
 
 
-def _client(call: Call) -> str:
-    client = call.client or {}
-    process, user = client.get("process-id"), client.get("user-name")
-    if type(process) is not int:
-        return "a client"
-    return f"process {process}" + (f" of user {user}" if isinstance(user, str) else "")
-
-
 @dataclass
 class _Guest:
     """What is pending of a guest, and QEMU's last events, of its monitor."""
@@ -185,12 +178,10 @@ class _Reader:
         self._found: list[EndCase] = []
 
     def take(self, node: Node) -> Sequence[EndCase]:
-        if isinstance(node, Point):
-            self._keep(node.event, None)
-        elif isinstance(node, Call):
-            for each in node.nodes():
-                if isinstance(each, Point):
-                    self._keep(each.event, node)
+        call = node if isinstance(node, Call) else None
+        for event in events_in(node):
+            self._keep(event, call)
+        if isinstance(node, Call):
             words = (*_PAUSING, *_ASKING, _COMMANDING)
             if node.domain is not None and _any(words, _procedure(node)):
                 self._calls.append(node)
@@ -214,14 +205,13 @@ class _Reader:
                     guest.qemu = self._received[event.tid]
                 self._became(domain, guest, event, call)
         for domain, guest in self._guests.items():
-            if guest.told:
-                crashed = guest.told[-1].values.get("type") == _CRASHED
-                self._end(domain, "crashed" if crashed else "ended", guest)
+            self._end(domain, guest)
         yield from self._found
 
     def _became(self, domain: str, guest: _Guest, event: Event, call: Call | None) -> None:
         kind = event.values.get("type")
         if kind == _STARTED:
+            self._end(domain, guest)
             self._guests[domain] = _Guest()
         elif kind == _RESUMED:
             if guest.paused is not None:
@@ -239,17 +229,22 @@ class _Reader:
             guest.told.append(event)
             guest.within = call or guest.within
             if kind == _STOPPED:
-                self._end(domain, "ended", guest)
+                self._end(domain, guest)
                 guest.qemu.clear()
                 self._guests[domain] = _Guest()
 
-    def _end(self, domain: str, done: str, guest: _Guest) -> None:
-        self._found.append(self._case(domain, done, guest.told, guest, guest.within))
+    def _end(self, domain: str, guest: _Guest) -> None:
+        """Take what was told of a guest, if anything, for the end of its life."""
+        if guest.told:
+            done = "crashed" if guest.told[-1].values.get("type") == _CRASHED else "ended"
+            self._found.append(self._case(domain, done, guest.told, guest, guest.within))
 
     def _case(
         self, domain: str, done: str, told: list[Event], guest: _Guest, call: Call | None
     ) -> EndCase:
-        case = EndCase(domain, done, told, list(guest.qemu), call)
+        # What QEMU said after libvirt had told of it came of what libvirt did then.
+        before = [each for each in guest.qemu if each.t_ns <= told[0].t_ns]
+        case = EndCase(domain, done, told, before, call)
         first = min(each.t_ns for each in (*case.told, *case.qemu))
         for each in self._calls:
             begun, name = each.root.t_enter_ns, _procedure(each)

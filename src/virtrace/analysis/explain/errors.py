@@ -11,12 +11,13 @@ from typing import TypeVar
 
 from virtrace.analysis.explain import model
 from virtrace.analysis.explain.messages import text_of
-from virtrace.analysis.explain.model import Catalogue, Explainer, Fact, Nanoseconds, Node
+from virtrace.analysis.explain.model import Catalogue, Explainer, Fact, Nanoseconds, Node, Traced
 from virtrace.analysis.quoted import Evidence
+from virtrace.analysis.rpc import client_words
 from virtrace.analysis.spans import Point
 from virtrace.analysis.values.meaning import one_of
 from virtrace.trace import roles
-from virtrace.trace.format import Event, Json
+from virtrace.trace.format import Event, Json, Record
 
 # Further kinds are counted together; names in a row beyond these are not kept.
 _MOST_KINDS = 300
@@ -32,6 +33,7 @@ _FORWARDING = frozenset(
         *("virNetClientProgramDispatchError", "qemuProcessReportLogError"),
     }
 )
+_OF_CALLERS = (roles.RPC_CLIENT, roles.RPC_DOMAIN)
 # Threads of a daemon come and go, and a stranger's trace can have any number.
 _MOST_THREADS = 10_000
 
@@ -44,6 +46,7 @@ class ErrorCase(model.Case):
     varies: whether others have other names or numbers in their message.
     count: of all. returned: of those with which an API failed.
     apis, places: how often by API, and by function of libvirt.
+    clients, domains: how often by client, and by domain of a call that is about exactly one.
     first, last: events.
     """
 
@@ -56,21 +59,21 @@ class ErrorCase(model.Case):
     varies: bool = False
     apis: Counter[str] = field(default_factory=Counter)
     places: Counter[str] = field(default_factory=Counter)
+    clients: Counter[str] = field(default_factory=Counter)
+    domains: Counter[str] = field(default_factory=Counter)
 
-    def add(self, event: Event, place: Event | None) -> None:
+    def add(self, event: Event, place: Event | None, caller: _Caller | None) -> None:
         self.count += 1
         self.last = event
         self.varies |= text_of(event) not in (None, self.message)
-        function = place.values.get("function") if place is not None else None
-        if isinstance(function, str) and (
-            function in self.places or len(self.places) < _MOST_NAMES
-        ):
-            self.places[function] += 1
+        _count(self.places, place.values.get("function") if place is not None else None)
+        if caller is not None:
+            _count(self.clients, client_words(caller.identity))
+            _count(self.domains, *caller.domains)
 
     def add_returned(self, api: Json) -> None:
         self.returned += 1
-        if isinstance(api, str) and (api in self.apis or len(self.apis) < _MOST_NAMES):
-            self.apis[api] += 1
+        _count(self.apis, api)
 
     @property
     def subject(self) -> tuple[str, ...]:
@@ -107,8 +110,23 @@ class ErrorCase(model.Case):
             Fact("returned", self.returned, _named(self.apis)),
             Fact("first", Nanoseconds(self.first.t_ns), "after the trace began", self.first.seq),
             Fact("last", Nanoseconds(self.last.t_ns), "after the trace began", self.last.seq),
-            *([Fact("raised in", _named(self.places))] if self.places else []),
+            *(
+                Fact(name, _named(names))
+                for name, names in (
+                    ("domains", self.domains),
+                    ("clients", self.clients),
+                    ("raised in", self.places),
+                )
+                if names
+            ),
         ]
+
+
+def _count(names: Counter[str], *found: Json) -> None:
+    """Count a name, if there is exactly one."""
+    [name] = found if len(found) == 1 else [None]
+    if isinstance(name, str) and (name in names or len(names) < _MOST_NAMES):
+        names[name] += 1
 
 
 def _times(number: int) -> str:
@@ -122,6 +140,19 @@ def _named(names: Counter[str]) -> str:
     ]
     more = len(names) - len(shown)
     return ", ".join([*shown, *([f"{more} more"] if more else [])])
+
+
+@dataclass
+class _Caller:
+    """Who made the call that a thread serves, and the domains that it is about."""
+
+    identity: Record | None
+    domains: set[str | None] = field(default_factory=set)
+
+    def add_domain(self, name: Json) -> None:
+        # Of several, none is the one.
+        if len(self.domains) < 2:
+            self.domains.add(name if isinstance(name, str) else None)
 
 
 @dataclass
@@ -142,9 +173,11 @@ def _alike(message: str | None, place: Event | None) -> object:
 
 
 class _Reader:
-    def __init__(self) -> None:
+    def __init__(self, traced: Traced) -> None:
+        self._traced = traced
         self._kinds: dict[object, ErrorCase] = {}
         # By thread.
+        self._callers: dict[int, _Caller] = {}
         self._places: dict[int, Event] = {}
         self._raised: dict[int, _Raised] = {}
 
@@ -155,12 +188,17 @@ class _Reader:
 
     def _happened(self, event: Event) -> None:
         tid = event.tid
-        if event.role == roles.ERROR_PLACE:
+        if event.role == roles.RPC_CLIENT:
+            identity = event.values.get("identity")
+            _keep(self._callers, tid, _Caller(identity if isinstance(identity, dict) else None))
+        elif event.role == roles.RPC_DOMAIN and tid in self._callers:
+            self._callers[tid].add_domain(event.values.get("name"))
+        elif event.role == roles.ERROR_PLACE:
             _keep(self._places, tid, event)
         elif event.role == roles.ERROR:
             place = self._places.pop(tid, None)
             case = self._case(event, place)
-            case.add(event, place)
+            case.add(event, place, self._callers.get(tid))
             _keep(self._raised, tid, _Raised(event, case))
         elif event.role == roles.ERROR_AGAIN and "message" in event.values:
             self._again(event)
@@ -174,7 +212,7 @@ class _Reader:
             known.case.message = known.case.message or text_of(event)
             return
         case = self._case(event, event)
-        case.add(event, event)
+        case.add(event, event, self._callers.get(event.tid))
         _keep(self._raised, event.tid, _Raised(event, case))
 
     def _case(self, event: Event, place: Event | None) -> ErrorCase:
@@ -188,6 +226,11 @@ class _Reader:
         return self._kinds[kind]
 
     def finish(self, end_ns: int) -> Iterator[ErrorCase]:
+        if self._traced.switched_off(_OF_CALLERS):
+            # What a thread serves afterwards is not known.
+            for case in self._kinds.values():
+                case.clients.clear()
+                case.domains.clear()
         # What an API failed with comes first, then what happened most.
         yield from sorted(self._kinds.values(), key=lambda each: (-each.returned, -each.count))
 
@@ -201,9 +244,7 @@ def _keep(by_thread: dict[int, T], tid: int, value: T) -> None:
 
 
 _CAUSES: Catalogue[ErrorCase] = Catalogue(Path(__file__).with_name("errors.yaml"))
-EXPLAINER = Explainer(
-    "errors", frozenset({roles.API_FAILED}), _CAUSES, lambda _: _Reader(), is_fallback=True
-)
+EXPLAINER = Explainer("errors", frozenset({roles.API_FAILED}), _CAUSES, _Reader, is_fallback=True)
 
 # Numbers of virErrorNumber, and texts one of which the message has; either is enough.
 _KINDS: dict[str, tuple[frozenset[int], tuple[str, ...]]] = {

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from virtrace.analysis.explain.messages import UNSEEN, errors_of, quoted_errors, said
 from virtrace.analysis.explain.model import (
     Bytes,
     CallCase,
@@ -16,6 +15,7 @@ from virtrace.analysis.explain.model import (
     Explainer,
     Fact,
     Nanoseconds,
+    failed,
 )
 from virtrace.analysis.explain.sources import returned_by
 from virtrace.analysis.quoted import Evidence, Quoted, state
@@ -65,13 +65,13 @@ class HostCase(CallCase):
 
     @property
     def names(self) -> Mapping[str, Json]:
-        return {"error": said(errors_of(self.call)) or UNSEEN, "part": self.part or "the host"}
+        return {**super().names, "part": self.part or "the host"}
 
     @property
     def key(self) -> object:
         # What does not change while the host runs.
         fixed = [value.value for name, value in self.values.items() if name in _MEANINGS]
-        return self.subject, said(errors_of(self.call)), *(fixed if self.api == _INFO else [])
+        return self.subject, self.error, *(fixed if self.api == _INFO else [])
 
     @property
     def numbers(self) -> Mapping[str, int | None]:
@@ -128,9 +128,7 @@ _CAUSES: Catalogue[HostCase] = Catalogue(Path(__file__).with_name("hosts.yaml"))
 EXPLAINER = Explainer("hosts", frozenset(_SUBJECTS), _CAUSES, lambda _: EachCall(_case))
 
 
-@_CAUSES.condition("error")
-def _error(case: HostCase) -> list[Evidence] | None:
-    return list(quoted_errors(case.call)) if case.call.failed else None
+_CAUSES.condition("error")(failed)
 
 
 @_CAUSES.condition("uneven")

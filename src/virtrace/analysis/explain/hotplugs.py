@@ -7,16 +7,13 @@ from functools import cached_property
 from pathlib import Path
 
 from virtrace.analysis.explain.commands import (
-    AskingCase,
-    AskingReader,
+    FollowedCase,
+    FollowingReader,
     arguments_of,
-    data_of,
     event_name,
-    monitor_of,
     of_event,
     register_failures,
 )
-from virtrace.analysis.explain.messages import UNSEEN
 from virtrace.analysis.explain.model import Catalogue, Explainer, Fact, Nanoseconds, Traced
 from virtrace.analysis.quoted import Evidence
 from virtrace.analysis.spans import Call
@@ -36,7 +33,7 @@ _RELEASED = "DEVICE_DELETED"
 _KEPT = ("DEVICE_UNPLUG_GUEST_ERROR", "MEM_UNPLUG_ERROR")
 
 
-class HotplugCase(AskingCase):
+class HotplugCase(FollowedCase):
     """One call about a device."""
 
     @property
@@ -46,20 +43,10 @@ class HotplugCase(AskingCase):
     def event(self, *names: str) -> Event | None:
         """Return QEMU's first such event about the device that it was asked to remove."""
         asked = self.command("device_del")
-        if asked is None:
+        id_ = None if asked is None else arguments_of(asked).get("id")
+        if asked is None or not isinstance(id_, str):
             return None
-        monitor, id_ = monitor_of(asked.send), arguments_of(asked).get("id")
-        return next(
-            (
-                each
-                for each in self.events
-                if each.t_ns >= asked.send.t_ns
-                and event_name(each) in names
-                and monitor_of(each) == monitor
-                and data_of(each).get("device") == id_
-            ),
-            None,
-        )
+        return self.events.first_after(asked.send, *names, device=id_)
 
     @cached_property
     def released(self) -> Event | None:
@@ -78,8 +65,7 @@ class HotplugCase(AskingCase):
     @property
     def names(self) -> Mapping[str, Json]:
         _, device = self.subject
-        error = self.error or UNSEEN
-        return {**super().names, "device": device, "kind": self.kind, "error": error}
+        return {**super().names, "device": device, "kind": self.kind}
 
     @property
     def numbers(self) -> Mapping[str, int | None]:
@@ -116,9 +102,9 @@ def _device(call: Call) -> str:
     return device.tag
 
 
-def _reader(traced: Traced) -> AskingReader[HotplugCase]:
+def _reader(traced: Traced) -> FollowingReader[HotplugCase]:
     # A guest can let go of a device after the call.
-    return AskingReader(traced, HotplugCase, _APIS, (_RELEASED, *_KEPT))
+    return FollowingReader(traced, HotplugCase, _APIS, (_RELEASED, *_KEPT))
 
 
 _CAUSES: Catalogue[HotplugCase] = Catalogue(Path(__file__).with_name("hotplugs.yaml"))

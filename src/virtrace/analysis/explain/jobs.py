@@ -130,8 +130,8 @@ class NoWait(model.Case):
         return ("jobs",)
 
     @property
-    def numbers(self) -> Mapping[str, int | None]:
-        return {"begun": self.begun}
+    def names(self) -> Mapping[str, Json]:
+        return {"begun": "1 job began" if self.begun == 1 else f"{self.begun:,} jobs began"}
 
 
 JobCase = Union[WaitCase, NoWait]
@@ -155,6 +155,8 @@ class _Reader:
         self._open: list[_Wait] = []
         self._last: OrderedDict[int, list[Call]] = OrderedDict()
         self._names: dict[str, str] = {}
+        # Cases whose holder's call may not have ended, by its thread.
+        self._sought: dict[int, list[WaitCase]] = {}
 
     def take(self, node: Node) -> Sequence[JobCase]:
         if not isinstance(node, Call):
@@ -163,6 +165,9 @@ class _Reader:
             if isinstance(span, Span) and span.role == roles.LOCK:
                 self._took(span, node)
         self._keep(node)
+        # Calls of a thread end in their order: it is this one, or none.
+        for case in self._sought.pop(node.root.tid, ()):
+            self._find_holder(case, case.first)
         return ()
 
     def _keep(self, call: Call) -> None:
@@ -203,8 +208,13 @@ class _Reader:
         if len(case.of_calls) < _MOST_CALLS:
             case.of_calls.append(call.id)
         if case.busy is None:
-            case.busy = self._of_holder(holder, span)
-            case.asked = _longest(case.busy, span) if case.busy else None
+            self._find_holder(case, span)
+            if case.busy is None and case.count == 1:
+                self._sought.setdefault(holder.thread, []).append(case)
+
+    def _find_holder(self, case: WaitCase, span: Span) -> None:
+        case.busy = case.busy or self._of_holder(case.holder, span)
+        case.asked = case.asked or (_longest(case.busy, span) if case.busy else None)
 
     def _of_holder(self, holder: _Holder, span: Span) -> Call | None:
         """Return the holder's call in which it held the job when the wait began."""
@@ -271,7 +281,8 @@ def _holder_without_thread(case: JobCase) -> list[Evidence] | None:
 @_CAUSES.condition("qemu-silent")
 def _qemu_silent(case: JobCase) -> list[Evidence] | None:
     asked = _asked(case)
-    if asked is None or not asked.is_awaited:
+    # Where the holder's call has returned, it waits for nothing any more.
+    if asked is None or not asked.is_awaited or _has_returned(case):
         return None
     return [Evidence(f"no reply came to {asked.command} {asked.id}", None, asked.send.seq)]
 
@@ -284,6 +295,10 @@ def _qemu_slow(case: JobCase) -> list[Evidence] | None:
     if asked.duration_ns * 2 < case.longest_ns:
         return None
     return [Evidence(f"{asked.command} {asked.id}", None, asked.send.seq)]
+
+
+def _has_returned(case: JobCase) -> bool:
+    return isinstance(case, WaitCase) and case.busy is not None and not case.busy.root.unfinished
 
 
 def _asked(case: JobCase) -> Exchange | None:

@@ -1,7 +1,6 @@
 """Which write raised the high-water mark of a disk: conditions here, texts in marks.yaml.
 
-Who made a write shows in the stack on which it ended. A coroutine's outermost function tells who
-started it, and QEMU exports the functions of qcow2 that write its own tables.
+Who made a write shows in the stack on which it ended (analysis.in_qemu).
 """
 
 from __future__ import annotations
@@ -12,26 +11,22 @@ from pathlib import Path
 
 from virtrace.analysis.explain import model
 from virtrace.analysis.explain.model import Bytes, Catalogue, Explainer, Fact, Nanoseconds, Node
+from virtrace.analysis.in_qemu import (
+    A_JOB,
+    A_TASK,
+    BUSES,
+    MAIN_THREAD,
+    QEMU_ITSELF,
+    THE_GUEST,
+    is_by_qcow2,
+    origin,
+)
 from virtrace.analysis.quoted import Evidence, Quoted, quote
 from virtrace.analysis.spans import Point
 from virtrace.trace import roles
+from virtrace.trace.contents import FORMATS
 from virtrace.trace.format import Event, Json
 
-# By the beginning of a frame: who made the write, in words.
-_GUEST, _MONITOR, _JOB = (
-    "coroutine of blk_aio_pwritev",
-    "coroutine of blk_pwrite",
-    "coroutine of job_start",
-)
-_QCOW2 = "qcow2_"
-# The first function of every coroutine: behind it nothing of the stack is missing.
-_START = "start of the coroutine"
-_ORIGINS = {
-    _QCOW2: "qcow2 itself",
-    _GUEST: "the guest",
-    _JOB: "a block job",
-    _MONITOR: "QEMU's main thread",
-}
 _MOST_NODES = 10_000
 _MOST_EVENTS = 1000
 _FORMAT, _STORAGE = "-format", "-storage"
@@ -67,7 +62,15 @@ class MarkCase(model.Case):
         what = f"node {self.node}"
         if isinstance(disk, str):
             what = disk if role == "disk" else f"the {role} of {disk}"
-        return {"what": what, "domain": domain or "DOMAIN", "disk": disk or "DISK"}
+        through = BUSES.get(str(self.known.get("bus")))
+        content = None if self.last is None else _content(self.last)
+        return {
+            "what": what,
+            "domain": domain or "DOMAIN",
+            "disk": disk or "DISK",
+            "through": f" through {through}" if through and role == "disk" else "",
+            "content": f" ({content})" if content else "",
+        }
 
     @property
     def last(self) -> Event | None:
@@ -108,7 +111,9 @@ class MarkCase(model.Case):
         for event in self.events:
             offset, size = _bytes(event, "offset"), _bytes(event, "bytes")
             if offset is not None and size is not None:
-                text = f"by a write of {size:,} bytes at {offset:,}, by {_origin(event)}"
+                content = _content(event)
+                text = f"by a write of {size:,} bytes at {offset:,}, by {origin(event)}"
+                text += f": {content}" if content else ""
                 mark = Bytes(_number(event, "mark") or 0)
                 found.append(Fact("raised to", mark, text, event.seq, ".mark"))
         return found
@@ -124,21 +129,10 @@ def _bytes(event: Event | None, name: str) -> Bytes | None:
     return None if value is None else Bytes(value)
 
 
-def _frames(event: Event) -> list[str]:
-    """The frames that are known, innermost first."""
-    stack = event.values.get("stack")
-    return [frame for frame in stack if isinstance(frame, str)] if isinstance(stack, list) else []
-
-
-def _is_in(event: Event, beginning: str) -> bool:
-    return any(frame.startswith(beginning) for frame in _frames(event))
-
-
-def _origin(event: Event) -> str:
-    return next(
-        (words for beginning, words in _ORIGINS.items() if _is_in(event, beginning)),
-        "QEMU itself" if _is_in(event, _START) else "somebody who is not known",
-    )
+def _content(event: Event) -> str | None:
+    """What --classify-writes says that it contains, if that is a known format."""
+    content = event.values.get("content")
+    return content if isinstance(content, str) and content in FORMATS else None
 
 
 class _Reader:
@@ -184,9 +178,7 @@ def _writes(case: MarkCase) -> list[tuple[int | None, ...]]:
 
 
 _CAUSES: Catalogue[MarkCase] = Catalogue(Path(__file__).with_name("marks.yaml"))
-EXPLAINER = Explainer(
-    "marks", frozenset({roles.MARK_RAISED, roles.MARK_STANDING}), _CAUSES, lambda _: _Reader()
-)
+EXPLAINER = Explainer("marks", frozenset({roles.MARK_RAISED}), _CAUSES, lambda _: _Reader())
 
 
 def _quoted(event: Event, name: str, text: str) -> list[Evidence]:
@@ -239,26 +231,34 @@ def _another_write(case: MarkCase) -> list[Evidence] | None:
     return _write(case.last) if None not in numbers and offset + size != mark else None
 
 
-def _register(cause: str, holds: Callable[[Event], bool]) -> None:
+def _register(
+    cause: str,
+    holds: Callable[[Event], bool],
+    is_about: Callable[[MarkCase], bool] = lambda _: True,
+) -> None:
     @_CAUSES.condition(cause)
     def condition(case: MarkCase) -> list[Evidence] | None:
-        if case.last is None or _unseen(case) or _another_write(case) or not holds(case.last):
+        if case.last is None or _unseen(case) or _another_write(case):
             return None
-        return _write(case.last)
+        return _write(case.last) if holds(case.last) and is_about(case) else None
 
 
-def _by(beginning: str) -> Callable[[Event], bool]:
-    return lambda event: _is_in(event, beginning) and not _is_in(event, _QCOW2)
+def _is_by_qemu(event: Event) -> bool:
+    """Whether a coroutine made it that nothing known has started."""
+    return origin(event) == QEMU_ITSELF
 
 
-_register("by-qcow2", lambda event: _is_in(event, _QCOW2))
-_register("by-guest", _by(_GUEST))
-_register("by-job", _by(_JOB))
-_register("by-main-thread", _by(_MONITOR))
-_register(
-    "by-qemu",
-    lambda event: _is_in(event, _START) and not any(_is_in(event, each) for each in _ORIGINS),
-)
+def _by(whose: str) -> Callable[[Event], bool]:
+    return lambda event: origin(event) == whose
+
+
+_register("by-qcow2", is_by_qcow2)
+_register("by-guest", _by(THE_GUEST))
+_register("by-job", _by(A_JOB))
+_register("by-main-thread", _by(MAIN_THREAD))
+_register("by-task", _by(A_TASK))
+_register("by-copy", _is_by_qemu, lambda case: case.known.get("is") == "copy")
+_register("by-qemu", _is_by_qemu, lambda case: case.known.get("is") != "copy")
 
 
 @_CAUSES.condition("before")

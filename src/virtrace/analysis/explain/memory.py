@@ -6,9 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from virtrace.analysis.explain import model
-from virtrace.analysis.explain.messages import UNSEEN, errors_of, quoted_errors, said
-from virtrace.analysis.explain.model import Bytes, Catalogue, Explainer, Fact, Node
+from virtrace.analysis.explain.model import (
+    Bytes,
+    CallCase,
+    Catalogue,
+    Explainer,
+    Fact,
+    Node,
+    failed,
+)
 from virtrace.analysis.explain.sources import (
     PROCESS,
     FileRead,
@@ -32,7 +38,7 @@ _MOST_DOMAINS = 1000
 
 
 @dataclass(frozen=True)
-class MemoryCase(model.Case):
+class MemoryCase(CallCase):
     """The memory numbers of one guest in one answer.
 
     api: the function. answer: what it returned; None where a trace does not have that.
@@ -41,7 +47,6 @@ class MemoryCase(model.Case):
     balloon, reported: QEMU's replies: the size of the balloon, and what the guest reported.
     """
 
-    call: Call
     domain: str
     current: Quoted | None = None
     maximum: Quoted | None = None
@@ -60,7 +65,7 @@ class MemoryCase(model.Case):
 
     @property
     def names(self) -> Mapping[str, Json]:
-        return {"domain": self.domain, "error": said(errors_of(self.call)) or UNSEEN}
+        return {**super().names, "domain": self.domain}
 
     @property
     def numbers(self) -> Mapping[str, int | None]:
@@ -163,9 +168,7 @@ EXPLAINER = Explainer(
 )
 
 
-@_CAUSES.condition("error")
-def _error(case: MemoryCase) -> list[Evidence] | None:
-    return list(quoted_errors(case.call)) if case.call.failed else None
+_CAUSES.condition("error")(failed)
 
 
 @_CAUSES.condition("rss-above-maximum")

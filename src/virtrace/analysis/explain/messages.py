@@ -6,7 +6,6 @@ import errno
 import os
 import re
 from collections.abc import Iterable, Iterator
-from typing import Protocol
 
 from virtrace.analysis.quoted import Evidence
 from virtrace.analysis.spans import Call, Point
@@ -86,23 +85,14 @@ def no_return(call: Call) -> list[Evidence] | None:
     return [Evidence(problem) for problem in call.problems]
 
 
-class OfOneCall(Protocol):
-    """A case of one call."""
-
-    @property
-    def call(self) -> Call: ...
-
-
-def failed_with(text: str, case: OfOneCall) -> list[Evidence] | None:
-    """Return the errors of a call that failed with this text in its message; None if it did not."""
-    if not case.call.failed or text not in (said(errors_of(case.call)) or ""):
-        return None
-    return list(quoted_errors(case.call))
-
-
 def quoted_errors(call: Call) -> Iterator[Evidence]:
     """Yield the errors of a call in order of time."""
-    apart = "" if call.errors() else "on another thread meanwhile: "
-    for event in errors_of(call):
+    return quoted(errors_of(call), is_apart=not call.errors())
+
+
+def quoted(errors: Iterable[Event], is_apart: bool) -> Iterator[Evidence]:
+    """Yield the messages of errors. is_apart: of other threads than that of the call."""
+    apart = "on another thread meanwhile: " if is_apart else ""
+    for event in errors:
         message = text_of(event) or "an error without a message that could be read"
         yield Evidence(f"{apart}{message}", seq=event.seq, path=".message")

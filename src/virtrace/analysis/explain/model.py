@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, Union
 
-import yaml
-
 from virtrace import resources
 from virtrace.analysis.blockinfo import seen_by
+from virtrace.analysis.explain.messages import UNSEEN, errors_of, quoted_errors, said
 from virtrace.analysis.lineage import Lineage
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.quoted import Evidence
 from virtrace.analysis.spans import Call, Point
-from virtrace.trace.format import FailureRecord, Json, ProbeRecord
+from virtrace.documents import parsed
+from virtrace.trace.format import Event, FailureRecord, Json, ProbeRecord
 from virtrace.trace.reader import NOTHING_SAID, HostSaid
 
 Node = Union[Call, Point, Exchange]
@@ -102,6 +102,10 @@ class Case:
         """A remark to show below them."""
         return None
 
+    def failed_with(self, texts: Iterable[str]) -> list[Evidence] | None:
+        """Return the reasons if the client got a message with one of the texts; else None."""
+        return None
+
     @property
     def calls(self) -> Sequence[int | None]:
         """``call`` of the events that show it, if it is of the whole trace."""
@@ -110,9 +114,36 @@ class Case:
 
 @dataclass(frozen=True)
 class CallCase(Case):
-    """One call, which is a case of its own, as each takes another time."""
+    """What one call was answered; calls with equal answers are one case."""
 
     call: Call
+
+    @property
+    def error(self) -> str | None:
+        """The message that the client got; None if there was no error, or none was seen."""
+        return said(errors_of(self.call))
+
+    @property
+    def reasons(self) -> list[Evidence] | None:
+        """The errors of the call; None if it did not fail."""
+        return list(quoted_errors(self.call)) if self.call.failed else None
+
+    def failed_with(self, texts: Iterable[str]) -> list[Evidence] | None:
+        error = self.error
+        return self.reasons if error is not None and any(map(error.__contains__, texts)) else None
+
+    @property
+    def names(self) -> Mapping[str, Json]:
+        return {"error": self.error or UNSEEN}
+
+    @property
+    def calls(self) -> Sequence[int | None]:
+        return [self.call.id]
+
+
+@dataclass(frozen=True)
+class TimedCase(CallCase):
+    """One call, which is a case of its own, as each takes another time."""
 
     @property
     def numbers(self) -> Mapping[str, int | None]:
@@ -162,7 +193,7 @@ class Catalogue(Generic[C]):
                 excludes=tuple(_list(entry.get("excludes", []))),
                 links=tuple(entry.get("links", {}).items()),
             )
-            for name, entry in yaml.safe_load(self._text).items()
+            for name, entry in parsed(self._text).items()
         )
 
     @functools.cached_property
@@ -187,21 +218,48 @@ class Catalogue(Generic[C]):
         ) or (Finding(unknown, tuple(self.conditions[unknown.name](case) or ())),)
 
 
+def failed(case: CallCase) -> list[Evidence] | None:
+    """Hold for every call that failed: a condition."""
+    return case.reasons
+
+
+def register_messages(causes: Catalogue[C], messages: Mapping[str, Sequence[str]]) -> None:
+    """Register the causes of calls that fail with a known message.
+
+    messages: texts by cause; the message has to have one of them.
+    """
+
+    def condition(texts: Sequence[str]) -> Condition[C]:
+        return lambda case: case.failed_with(texts)
+
+    for name, texts in messages.items():
+        causes.condition(name)(condition(texts))
+
+
 def _list(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
 class Traced:
-    """What is known of a trace before its events are read."""
+    """What is known of a trace before its events are read.
+
+    names_off: the probes that were switched off, once they have been.
+    """
 
     probes: Sequence[ProbeRecord]
     host: HostSaid = NOTHING_SAID
+    names_off: Callable[[], Collection[str]] = frozenset
 
     @functools.cached_property
     def seen(self) -> frozenset[str]:
         """Names and roles of the probes that were found."""
         return seen_by(self.probes)
+
+    def switched_off(self, wanted: Collection[str]) -> bool:
+        """Whether a probe of one of these roles was switched off. Asked at the end of the trace."""
+        off = self.names_off()
+        return any(each["role"] in wanted and each["name"] in off for each in self.probes)
 
     def failure(self, call: Call) -> FailureRecord | None:
         """Return what the host said as a call failed."""
@@ -210,6 +268,13 @@ class Traced:
     @functools.cached_property
     def _failures(self) -> Mapping[int | None, FailureRecord]:
         return {each["call"]: each for each in self.host.failures}
+
+
+def events_in(node: Node) -> Iterator[Event]:
+    """Yield the events of a node that are no entries, returns or exchanges."""
+    for each in node.nodes() if isinstance(node, Call) else (node,):
+        if isinstance(each, Point):
+            yield each.event
 
 
 class Reader(Protocol[C_co]):

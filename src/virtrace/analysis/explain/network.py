@@ -7,9 +7,16 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
-from virtrace.analysis.explain import model
-from virtrace.analysis.explain.messages import UNSEEN, errors_of, failed_with, said
-from virtrace.analysis.explain.model import NOTHING, Catalogue, Explainer, Fact, Node
+from virtrace.analysis.explain.model import (
+    NOTHING,
+    CallCase,
+    Catalogue,
+    Explainer,
+    Fact,
+    Node,
+    failed,
+    register_messages,
+)
 from virtrace.analysis.explain.sources import records_of
 from virtrace.analysis.quoted import Evidence, Quoted, state
 from virtrace.analysis.spans import Call, Point
@@ -32,14 +39,13 @@ _COUNTERS = {
 
 
 @dataclass(frozen=True)
-class NetworkCase(model.Case):
+class NetworkCase(CallCase):
     """The counters of one interface in one answer.
 
     device: as the caller named it, or the statistics do. read: where libvirt read them; None if the
     trace does not show it. answer, place: of the statistics, and what its names begin with.
     """
 
-    call: Call
     domain: str
     device: str
     read: Event | None
@@ -81,15 +87,15 @@ class NetworkCase(model.Case):
     @property
     def names(self) -> Mapping[str, Json]:
         return {
+            **super().names,
             "domain": self.domain,
             "interface": self.device,
             "device": self.read.values.get("device") if self.source and self.read else self.device,
-            "error": said(errors_of(self.call)) or UNSEEN,
         }
 
     @property
     def key(self) -> object:
-        return self.subject, self.call.root.name, said(errors_of(self.call))
+        return self.subject, self.call.root.name, self.error
 
     @property
     def facts(self) -> Sequence[Fact]:
@@ -151,14 +157,13 @@ EXPLAINER = Explainer(
 )
 # What the message has, by cause.
 _MESSAGES = {
-    "no-such-interface": "is not a known interface",
-    "no-device": "Interface name not provided",
-    "error": "",
+    "no-such-interface": ("is not a known interface",),
+    "no-device": ("Interface name not provided",),
 }
+register_messages(_CAUSES, _MESSAGES)
 
 
-for _name, _text in _MESSAGES.items():
-    _CAUSES.condition(_name)(partial(failed_with, _text))
+_CAUSES.condition("error")(failed)
 
 
 @_CAUSES.condition("contradiction")

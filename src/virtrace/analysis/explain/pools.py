@@ -2,38 +2,46 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 
-from virtrace.analysis.explain.messages import (
-    errors_of,
-    no_return,
-    path_in,
-    quoted_errors,
-    said,
-    text_of,
+from virtrace.analysis.explain.messages import errors_of, no_return, path_in, said, text_of
+from virtrace.analysis.explain.model import (
+    Catalogue,
+    EachCall,
+    Explainer,
+    Fact,
+    register_messages,
 )
-from virtrace.analysis.explain.model import CallCase, Catalogue, EachCall, Explainer, Fact
-from virtrace.analysis.explain.refusals import Refusal
+from virtrace.analysis.explain.refusals import RefusableCase
 from virtrace.analysis.quoted import Evidence
 from virtrace.analysis.spans import Point
 from virtrace.analysis.values.meaning import one_of
 from virtrace.trace import roles
-from virtrace.trace.format import Event, FailureRecord, Json
+from virtrace.trace.format import Event, Json
 from virtrace.wording import count
 
 _API = "virStoragePoolRefresh"
-_VOLUME = "volume"
+_VOLUME, _OPENED = "volume", "volume.opened"
+# What the storage driver returns for a file that it passes over, by the kind of the file.
+_PASSED_OVER = -2
+_WHY = {
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFLNK: "a link that leads nowhere, or to a file that the daemon may not read",
+    stat.S_IFREG: "a file that the daemon may not read",
+    stat.S_IFDIR: "a folder that the daemon may not read",
+}
+_MOST_NAMED, _MOST_LISTED = 3, 40
 _MOST_QUOTED = 20
 
 
 @dataclass(frozen=True)
-class PoolCase(CallCase):
-    """One refresh. host: what it said as the refresh failed."""
-
-    host: FailureRecord | None = None
+class PoolCase(RefusableCase):
+    """One refresh."""
 
     def points(self, name: str) -> list[Event]:
         return [
@@ -42,7 +50,7 @@ class PoolCase(CallCase):
             if isinstance(node, Point) and node.event.name == name
         ]
 
-    @property
+    @cached_property
     def error(self) -> str | None:
         """The message that the client got; that of `error.full` is whole in old versions, too."""
         whole = [each for each in self.points("error.full") if text_of(each)]
@@ -56,22 +64,29 @@ class PoolCase(CallCase):
     def names(self) -> Mapping[str, Json]:
         what = path_in(self.error) or "the pool's source"
         return {
+            **super().names,
             "pool": self.subject[0],
-            "error": self.error,
             "what": what,
             **self.refusal.names(what, "the daemon may not open"),
             "volumes": count(len(self.points(_VOLUME)), "volume"),
+            "passed_over": self._passed_over_in_words,
             "errors": count(len(self.call.errors()), "error"),
             "got_over": said(self.call.errors()),
         }
 
-    @property
-    def refusal(self) -> Refusal:
-        return Refusal(self.host, self.error)
+    @cached_property
+    def passed_over(self) -> list[Event]:
+        """How each file was opened that is no volume, although no error was raised for it."""
+        opened = self.points(_OPENED)
+        return [each for each in opened if each.values.get("result") == _PASSED_OVER]
 
     @property
-    def note(self) -> str | None:
-        return self.refusal.note if self.call.failed else None
+    def _passed_over_in_words(self) -> str:
+        if not self.passed_over:
+            return ""
+        names = [_file_name(each) for each in self.passed_over[:_MOST_NAMED]]
+        more = ", ..." if len(self.passed_over) > _MOST_NAMED else ""
+        return f", and passed over {count(len(self.passed_over), 'file')}: {', '.join(names)}{more}"
 
     @property
     def facts(self) -> Sequence[Fact]:
@@ -83,9 +98,24 @@ class PoolCase(CallCase):
         of_kinds = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
         return [
             Fact("volumes", sum(kinds.values()), f"({of_kinds})" if kinds else ""),
+            *[
+                Fact(f"passed over {_file_name(each)}", _why(each), "", each.seq, ".path")
+                for each in self.passed_over[:_MOST_LISTED]
+            ],
             Fact("errors", len(self.call.errors())),
             *self.refusal.facts,
         ]
+
+
+def _file_name(opened: Event) -> str:
+    path = opened.values.get("path")
+    return path.rpartition("/")[2] if isinstance(path, str) else "a file whose name is not known"
+
+
+def _why(opened: Event) -> str:
+    mode = opened.values.get("mode")
+    kind = stat.S_IFMT(mode) if type(mode) is int else None
+    return _WHY.get(kind, "not known why") if kind is not None else "not known why"
 
 
 _CAUSES: Catalogue[PoolCase] = Catalogue(Path(__file__).with_name("pools.yaml"))
@@ -99,27 +129,18 @@ EXPLAINER = Explainer(
 )
 # What the message has, by cause.
 _MESSAGES = {
-    "missing": "No such file or directory",
-    "no-permission": "Permission denied",
-    "busy": "has asynchronous jobs running",
-    "inactive": "is not active",
-    "error": "",
+    "missing": ("No such file or directory",),
+    "no-permission": ("Permission denied",),
+    "busy": ("has asynchronous jobs running",),
+    "inactive": ("is not active",),
+    "error": ("",),
 }
+register_messages(_CAUSES, _MESSAGES)
 
 
 @_CAUSES.condition("incomplete")
 def _incomplete(case: PoolCase) -> list[Evidence] | None:
     return no_return(case.call)
-
-
-def _failed_with(text: str, case: PoolCase) -> list[Evidence] | None:
-    if case.error is None or not case.call.failed or text not in case.error:
-        return None
-    return [*quoted_errors(case.call), *case.refusal.evidence]
-
-
-for _name, _text in _MESSAGES.items():
-    _CAUSES.condition(_name)(partial(_failed_with, _text))
 
 
 @_CAUSES.condition("got-over")

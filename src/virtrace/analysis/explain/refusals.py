@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from virtrace.analysis.explain.messages import path_in
-from virtrace.analysis.explain.model import Bytes, Fact
+from virtrace.analysis.explain.model import Bytes, Fact, TimedCase
 from virtrace.analysis.quoted import Evidence
 from virtrace.trace.format import (
     FailureRecord,
@@ -61,10 +61,11 @@ class Refusal:
 
     def names(self, what: str, denies: str = "the host denied access to") -> dict[str, str]:
         """Words for texts. what: the file; denies: who denies it, if the host was not asked."""
+        named = f" {what}" if what.startswith("/") else ""
         return {
             "denied": self.denied or f"{denies} {what}",
             "missing": self.missing or f"{what} does not exist",
-            "holder": self.held or f"another process uses the image {what}",
+            "holder": self.held or f"another process uses the image{named}",
         }
 
     @cached_property
@@ -318,3 +319,23 @@ def _memory(memory: Mapping[str, Json]) -> Iterator[Fact]:
     for key, value in memory.items():
         if key.startswith("free hugepages"):
             yield Fact(key, value)
+
+
+@dataclass(frozen=True)
+class RefusableCase(TimedCase):
+    """A call that the host can refuse. said: by the host, as it failed."""
+
+    said: FailureRecord | None
+
+    @cached_property
+    def refusal(self) -> Refusal:
+        return Refusal(self.said, self.error)
+
+    @property
+    def reasons(self) -> list[Evidence] | None:
+        errors = super().reasons
+        return None if errors is None else [*errors, *self.refusal.evidence]
+
+    @property
+    def note(self) -> str | None:
+        return self.refusal.note if self.call.failed else None

@@ -7,10 +7,9 @@ from functools import cached_property
 from pathlib import Path
 
 from virtrace.analysis.explain.commands import (
-    AskingCase,
-    AskingReader,
+    FollowedCase,
+    FollowingReader,
     arguments_of,
-    event_name,
     monitor_of,
     register_failures,
 )
@@ -32,7 +31,7 @@ _STOP, _RESUME = "STOP", "RESUME"
 _MERGES = ("block-commit", "block-stream")
 
 
-class SnapshotCase(AskingCase):
+class SnapshotCase(FollowedCase):
     """One call about a snapshot."""
 
     @property
@@ -114,14 +113,13 @@ class SnapshotCase(AskingCase):
     def paused(self) -> tuple[Event, Event] | None:
         """When QEMU paused the guest in the call, and when the guest went on."""
         began, ended = self.call.root.t_enter_ns, self.call.root.t_exit_ns
-        monitors = {monitor_of(each.send) for each in self.commands}
-        found = [
-            each
-            for each in self.events
-            if monitor_of(each) in monitors and began <= each.t_ns <= (ended or self.end_ns)
-        ]
         stops, resumes = (
-            [each for each in found if event_name(each) == name] for name in (_STOP, _RESUME)
+            [
+                event
+                for monitor in {monitor_of(each.send) for each in self.commands}
+                for event in self.events.between(monitor, name, began, ended)
+            ]
+            for name in (_STOP, _RESUME)
         )
         return (stops[0], resumes[-1]) if self.kind == _TAKE and stops and resumes else None
 
@@ -139,8 +137,8 @@ class SnapshotCase(AskingCase):
         return shown
 
 
-def _reader(traced: Traced) -> AskingReader[SnapshotCase]:
-    return AskingReader(traced, SnapshotCase, _APIS, (_STOP, _RESUME))
+def _reader(traced: Traced) -> FollowingReader[SnapshotCase]:
+    return FollowingReader(traced, SnapshotCase, _APIS, (_STOP, _RESUME))
 
 
 _CAUSES: Catalogue[SnapshotCase] = Catalogue(Path(__file__).with_name("snapshots.yaml"))

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 from virtrace.analysis.explain.messages import (
+    UNSEEN,
     brief,
     errors_of,
     no_return,
     path_in,
-    quoted_errors,
+    quoted,
+    text_of,
     told,
 )
 from virtrace.analysis.explain.model import (
-    CallCase,
     Catalogue,
     EachCall,
     Explainer,
     Fact,
     Nanoseconds,
+    register_messages,
 )
-from virtrace.analysis.explain.refusals import Refusal
+from virtrace.analysis.explain.refusals import RefusableCase
 from virtrace.analysis.quoted import Evidence
 from virtrace.analysis.spans import Span
-from virtrace.trace.format import FailureRecord, Json
+from virtrace.trace.format import Event, Json
 
 _APIS = frozenset({"virDomainCreate", "virDomainCreateWithFlags", "virDomainCreateXML"})
 # The steps of a start, in words.
@@ -40,10 +42,8 @@ _STEPS = {
 
 
 @dataclass(frozen=True)
-class StartCase(CallCase):
-    """One call that starts a guest. said: by the host, as it failed."""
-
-    said: FailureRecord | None = None
+class StartCase(RefusableCase):
+    """One call that starts a guest."""
 
     @property
     def subject(self) -> tuple[str, ...]:
@@ -53,10 +53,32 @@ class StartCase(CallCase):
     @cached_property
     def error(self) -> str | None:
         """The message that the client got: errors of the cleanup after it are not told."""
-        errors = self.call.errors()
-        cleanup = [each.t_enter_ns for each in self.steps if each.name == "qemuProcessStop"]
-        before = [each for each in errors if not cleanup or each.t_ns < cleanup[0]]
+        before = [*self._before_cleanup(self.call.errors()), *self._end_of_qemu]
         return told(self.call, before or errors_of(self.call))
+
+    @cached_property
+    def _end_of_qemu(self) -> list[Event]:
+        """What another thread raised because QEMU ended, after libvirt got over errors of the call.
+
+        Libvirt copies that error to the thread of the call, which raises none then.
+        """
+        own = self._before_cleanup(self.call.errors())
+        return [
+            each
+            for each in self._before_cleanup(self.call.apart)
+            if own
+            and each.t_ns > own[-1].t_ns
+            and any(text in (text_of(each) or "") for text in _MESSAGES["qemu-ended"])
+        ]
+
+    def _before_cleanup(self, errors: Iterable[Event]) -> list[Event]:
+        cleanup = [each.t_enter_ns for each in self.steps if each.name == "qemuProcessStop"]
+        return [each for each in errors if not cleanup or each.t_ns < cleanup[0]]
+
+    @property
+    def reasons(self) -> list[Evidence] | None:
+        errors = super().reasons
+        return errors and [*errors, *quoted(self._end_of_qemu, is_apart=True)]
 
     @cached_property
     def steps(self) -> list[Span]:
@@ -74,21 +96,13 @@ class StartCase(CallCase):
         what, refusal = path_in(self.error) or "a file", self.refusal
         return {
             "domain": domain if isinstance(domain, str) else None,
-            "error": brief(self.error),
+            "error": brief(self.error) or UNSEEN,
             "file": path_in(self.error),
             **refusal.names(what),
             "kvm": refusal.kvm or "KVM cannot be used",
             "taken": refusal.taken or "something that it needs is in use",
             "what": what,
         }
-
-    @cached_property
-    def refusal(self) -> Refusal:
-        return Refusal(self.said, self.error)
-
-    @property
-    def note(self) -> str | None:
-        return self.refusal.note if self.call.failed else None
 
     @property
     def facts(self) -> Sequence[Fact]:
@@ -135,16 +149,9 @@ _MESSAGES = {
     "timeout": ("did not show up", "Timed out"),
     "not-supported": ("unsupported configuration", "not supported by this QEMU", "invalid option"),
     "qemu-ended": ("process exited while connecting", "unexpectedly closed the monitor"),
+    "error": ("",),
 }
-
-
-def _said(texts: tuple[str, ...], case: StartCase) -> list[Evidence] | None:
-    has = any(text in (case.error or "") for text in texts)
-    return [*quoted_errors(case.call), *case.refusal.evidence] if has else None
-
-
-for _name, _texts in _MESSAGES.items():
-    _CAUSES.condition(_name)(partial(_said, _texts))
+register_messages(_CAUSES, _MESSAGES)
 
 
 @_CAUSES.condition("incomplete")
@@ -155,11 +162,6 @@ def _incomplete(case: StartCase) -> list[Evidence] | None:
 @_CAUSES.condition("started")
 def _started(case: StartCase) -> list[Evidence] | None:
     return None if case.call.failed or case.call.root.returned is None else []
-
-
-@_CAUSES.condition("error")
-def _error(case: StartCase) -> list[Evidence] | None:
-    return [*quoted_errors(case.call), *case.refusal.evidence] if case.error is not None else None
 
 
 @_CAUSES.condition("unknown")

@@ -22,8 +22,10 @@ from virtrace.analysis.waiting import ended_ns
 from virtrace.errors import UsageError
 from virtrace.trace.reader import ReadableTrace
 
-# Each case is kept with the call that showed it first; nobody reads more cases than this.
+# Each case is kept with the call that showed it first; nobody reads more cases than this. A call
+# takes some seven times the memory of its lines in the trace, of which so many bytes are kept.
 MOST_CASES = 500
+_MOST_BYTES = 24 << 20
 _MOST_NAMES = 100
 _CALLS_NAMED = 8
 
@@ -65,8 +67,11 @@ class Explained(list[Explanation[C]]):
     seen: what the trace has, by name.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MOST_CASES) -> None:
         super().__init__()
+        self._most = most
+        # Bytes of the trace that the cases may still keep in memory.
+        self._room = _MOST_BYTES
         self.more_calls = 0
         self.contradicts = False
         self.seen: list[SeenCalls] = []
@@ -77,21 +82,26 @@ class Explained(list[Explanation[C]]):
     def more(self) -> int:
         return len(self._further)
 
-    def add(self, explainer: Explainer[C], case: C, calls: Sequence[int | None]) -> None:
+    def add(
+        self, explainer: Explainer[C], case: C, calls: Sequence[int | None], size: int = 0
+    ) -> bool:
+        """Add a case; return whether it is kept. size: what it keeps of the trace, in bytes."""
         findings = explainer.causes.find(case)
         names = tuple((finding.cause.name, finding.possible) for finding in findings)
         key = explainer.name, case.key, names
         if key in self._cases:
             self._cases[key].calls.extend(calls)
-            return
+            return False
         self.contradicts |= contradicts(findings)
-        if len(self) < MOST_CASES:
+        if len(self) < self._most and self._room > 0:
+            self._room -= size
             one = Explanation(explainer.name, case, findings, explainer.lineage(case), list(calls))
             self._cases[key] = one
             self.append(one)
-        else:
-            self._further.add(hash(key))
-            self.more_calls += len(calls)
+            return True
+        self._further.add(hash(key))
+        self.more_calls += len(calls)
+        return False
 
 
 @dataclass
@@ -159,22 +169,34 @@ def explain_nodes(
     nodes: Iterable[Node],
     trace: ReadableTrace,
     explainers: Sequence[Explainer[Any]] = EXPLAINERS,
+    most: int = MOST_CASES,
 ) -> Explained[Any]:
-    """Explain nodes of a trace, which is read to its end with the last of them."""
-    traced = Traced(trace.header["probes"], trace.said_by_host())
+    """Explain nodes of a trace, which is read to its end with the last of them.
+
+    most: the number of cases to keep.
+    """
+    traced = Traced(
+        trace.header["probes"],
+        trace.said_by_host(),
+        lambda: {each["name"] for each in trace.switched_off},
+    )
     readers: list[tuple[Explainer[Any], Reader[Any]]] = [
         (each, each.reader(traced))
         for each in explainers
         if not each.traces.isdisjoint(traced.seen)
     ]
-    found: Explained[Any] = Explained()
+    found: Explained[Any] = Explained(most)
     seen = _Seen()
+    read = 0
     for node in nodes:
         calls = [node.id] if isinstance(node, Call) else []
         seen.add(node)
+        size, read = trace.length - read, trace.length
         for explainer, reader in readers:
             for case in reader.take(node):
-                found.add(explainer, case, calls)
+                if found.add(explainer, case, calls, size):
+                    # The other cases of the node keep nothing more.
+                    size = 0
     for explainer, reader in readers:
         if explainer.is_fallback and found:
             continue

@@ -6,9 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from virtrace.analysis.explain import model
-from virtrace.analysis.explain.messages import UNSEEN, errors_of, quoted_errors, said
-from virtrace.analysis.explain.model import Bytes, Catalogue, EachCall, Explainer, Fact
+from virtrace.analysis.explain.model import (
+    Bytes,
+    CallCase,
+    Catalogue,
+    EachCall,
+    Explainer,
+    Fact,
+    failed,
+)
 from virtrace.analysis.explain.sources import returned_by
 from virtrace.analysis.quoted import Evidence, Quoted, state
 from virtrace.analysis.spans import Call, Point
@@ -25,10 +31,9 @@ _FILE_SYSTEMS = frozenset({0, 1, 2})
 
 
 @dataclass(frozen=True)
-class VolumeCase(model.Case):
+class VolumeCase(CallCase):
     """The sizes of a pool, or of a volume in it. info: the answer; None if it failed."""
 
-    call: Call
     info: Quoted | None
 
     @property
@@ -69,10 +74,10 @@ class VolumeCase(model.Case):
         arguments = self.call.root.arguments
         key = arguments.get("key")
         return {
+            **super().names,
             "pool": self.subject[0],
             "volume": self.subject[-1],
             "file": key if isinstance(key, str) else None,
-            "error": said(errors_of(self.call)) or UNSEEN,
         }
 
     @property
@@ -111,9 +116,7 @@ _CAUSES: Catalogue[VolumeCase] = Catalogue(Path(__file__).with_name("volumes.yam
 EXPLAINER = Explainer("volumes", frozenset({_POOL, *_VOLUMES}), _CAUSES, lambda _: EachCall(_case))
 
 
-@_CAUSES.condition("error")
-def _error(case: VolumeCase) -> list[Evidence] | None:
-    return list(quoted_errors(case.call)) if case.call.failed else None
+_CAUSES.condition("error")(failed)
 
 
 @_CAUSES.condition("inactive")

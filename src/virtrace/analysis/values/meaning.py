@@ -1,7 +1,8 @@
 """What a number of libvirt's API is called.
 
 The tables beside this module are of libvirt 12.8.0: the value, its name in words, and the version
-that has it first. No value has changed its meaning since 7.0.0.
+that has it first. No value has changed its meaning since 7.0.0. That of QEMU is alike on 5.2 to
+11.1, and has words for errors of the host, too.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def _table(name: str) -> dict[str, dict[str, list[str]]]:
 _ENUMS: Mapping[str, Mapping[str, list[str]]] = {
     **{
         kind: values
-        for name in ("errors", "states", "jobs", "volumes")
+        for name in ("errors", "states", "jobs", "volumes", "events", "qemu")
         for kind, values in _table(name).items()
     }
 }
@@ -45,6 +46,18 @@ _VALUES = {
     ("virDomainGetInfo", "state"): "virDomainState",
     ("blockjob.told", "type"): "virDomainBlockJobType",
     ("blockjob.told", "status"): "virConnectDomainEventBlockJobStatus",
+    ("event.queued", "kind"): "virDomainEventID",
+    ("virConnectDomainEventRegisterAny", "kind"): "virDomainEventID",
+    ("event.lifecycle", "type"): "virDomainEventType",
+    ("guest.became", "type"): "virDomainEventType",
+    (roles.GUEST_LIFECYCLE, "type"): "virDomainEventType",
+    **{(role, "result"): _ERRNO for role in roles.FAILED_REQUESTS},
+    **{(role, "error"): _ERRNO for role in (roles.DEVICE_ERROR, roles.JOB_ERROR)},
+    **{(role, "action"): "BlockErrorAction" for role in (roles.DEVICE_ERROR, roles.JOB_ERROR)},
+    (roles.DEVICE_ERROR, "on_read_error"): "BlockdevOnError",
+    (roles.DEVICE_ERROR, "on_write_error"): "BlockdevOnError",
+    (roles.JOB_ERROR, "on_error"): "BlockdevOnError",
+    (roles.GUEST_PAUSED, "state"): "RunState",
     ("volume", "type"): "virStorageVolType",
     ("virStorageVolGetInfo", "type"): "virStorageVolType",
     ("virStorageVolGetInfoFlags", "type"): "virStorageVolType",
@@ -63,7 +76,7 @@ def meaning(probe: str, role: str | None, name: str, value: Json) -> str | None:
     if kind is None:
         return None
     if kind == _ERRNO:
-        return errno.errorcode.get(value)
+        return errno.errorcode.get(abs(value))
     return one_of(kind, value) if isinstance(kind, str) else flags(kind, value)
 
 
@@ -75,6 +88,28 @@ def _kind(probe: str, role: str | None, name: str) -> str | list[str] | None:
         return _ERRNO
     found = _ARGUMENTS.get(f"{probe}.{name}")
     return found or _VALUES.get((role or "", name)) or _VALUES.get((probe, name))
+
+
+# virDomainEventType.
+DETAILS = (
+    *("Defined", "Undefined", "Started", "Suspended", "Resumed", "Stopped", "Shutdown"),
+    *("PMSuspended", "Crashed"),
+)
+
+
+def lifecycle(kind: Json, detail: Json) -> str | None:
+    """Return the words for what became of a guest; None if it has none.
+
+    kind, detail: as of virConnectDomainEventLifecycle.
+
+    >>> lifecycle(5, 1)
+    'stopped, destroyed'
+    """
+    became = one_of("virDomainEventType", kind) if type(kind) is int else None
+    if became is None or type(kind) is not int or type(detail) is not int:
+        return became
+    how = one_of(f"virDomainEvent{DETAILS[kind]}DetailType", detail)
+    return f"{became}, {how}" if how else became
 
 
 def meanings(probe: str, role: str | None, values: Record) -> dict[str, str]:
@@ -93,6 +128,16 @@ def one_of(kind: str, value: int) -> str | None:
     """Return the word for a value of a public enum; None if the enum does not have it."""
     found = _ENUMS[kind].get(str(value))
     return found[0] if found else None
+
+
+def error_words(number: int) -> str:
+    """Return the name of an error of the host, and what it means.
+
+    >>> error_words(28)
+    'ENOSPC (no space left on device)'
+    """
+    name, words = errno.errorcode.get(number, f"error {number}"), one_of(_ERRNO, number)
+    return f"{name} ({words})" if words else name
 
 
 def flags(kinds: list[str], value: int) -> str | None:

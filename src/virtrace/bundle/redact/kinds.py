@@ -8,10 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from virtrace import resources
 from virtrace.bundle.pseudonyms import KINDS
+from virtrace.documents import document
 
 # How a text is read whose place does not say what it names.
 READ_AS = {
@@ -40,7 +38,7 @@ def _inverted(lists: Mapping[str, list[str]]) -> dict[str, str]:
     return {name: kind for kind, names in lists.items() for name in names}
 
 
-_KNOWN: dict[str, Any] = yaml.safe_load(resources.text(Path(__file__).with_name("known.yaml")))
+_KNOWN: dict[str, Any] = document(Path(__file__).with_name("known.yaml"))
 KEYS = _inverted(_KNOWN["keys"])
 LISTS: dict[str, str] = _KNOWN["lists"]
 ELEMENTS: dict[str, str] = _KNOWN["elements"]

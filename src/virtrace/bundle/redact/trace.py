@@ -69,6 +69,8 @@ class TraceRedactor(RecordRedactor):
             "probes": [self._probe(probe) for probe in header["probes"]],
             "redacted": self._keep,
         }
+        if isinstance(header.get("qemu"), dict):
+            redacted["qemu"] = self._target(header["qemu"])
         for key in ("limits", "part"):
             if isinstance(header.get(key), dict):
                 redacted[key] = self._fields(header[key], {})
@@ -92,6 +94,7 @@ class TraceRedactor(RecordRedactor):
                 "exe": self._path,
                 "program": self._named_version,
                 "modules": lambda modules: [self._fields(each, module) for each in modules],
+                "probes": lambda names: [self._name(each) for each in names],
             },
         )
 

@@ -22,6 +22,7 @@ from virtrace.record.command import end_with_us, report_status, start
 from virtrace.record.debug_info import fetch_sources
 from virtrace.record.ends import ending_signals
 from virtrace.record.job import Job
+from virtrace.record.told import told_error
 
 
 class GdbEngine:
@@ -31,6 +32,7 @@ class GdbEngine:
     title = "GDB"
     refuses: Mapping[str, str] = MappingProxyType({})
     stops = True
+    resolves_here = False
 
     def problem(self) -> TargetError | None:
         if shutil.which("gdb") is None:
@@ -64,12 +66,17 @@ class GdbEngine:
             os.close(ready_for_gdb)
         with open(ready, "rb") as ready_file, ending_signals(partial(_signal, gdb)):
             # Until every call is traced, or GDB has ended.
-            if ready_file.readline() == b"ready\n" and job.command:
+            said = ready_file.readline()
+            is_ready = said == b"ready\n"
+            if is_ready and job.command:
                 traced = start(job.command)
                 if traced is not None:
                     report_status(job.command, traced.wait())
                 _signal(gdb, signal.SIGUSR1)
             status = gdb.wait()
+            # Others that GDB has started may live on.
+            os.set_blocking(ready, False)
+            told = ready_file.readline() if is_ready else said
         if status == 1:
             # Not one of ours: GDB could not even run the script.
             for check in checks():
@@ -81,6 +88,8 @@ class GdbEngine:
                 "every complete line of the trace counts; "
                 f"`virtrace rescue {job.pid}` says whether anything was left in the daemon",
             )
+        if told:
+            raise told_error(told, status)
         return status
 
 

@@ -12,12 +12,13 @@ from contextlib import suppress
 from virtrace.engines.uprobes import kernel
 from virtrace.engines.uprobes.host import BY_GDB
 from virtrace.engines.uprobes.kernel import KernelError, Place
-from virtrace.engines.uprobes.maps import RING_BYTES, Maps
+from virtrace.engines.uprobes.maps import RING_BYTES, Maps, symbols_of
+from virtrace.engines.uprobes.processes import Processes
 from virtrace.engines.uprobes.program import ROUNDS, Options, Program, programs
 from virtrace.engines.uprobes.trial import Abilities
 from virtrace.errors import EngineError
 from virtrace.image.process import Process
-from virtrace.plan.model import AnySite, LineSite, Plan, PointSite
+from virtrace.plan.model import AnySite, ContentSite, LineSite, Plan, PointSite
 from virtrace.targets.target import Standing
 
 # Threads at a time that let go: the kernel waits in each for all processors.
@@ -41,14 +42,14 @@ class Probes:
         self,
         programs: Sequence[Program],
         sites: Sequence[AnySite],
-        process: Process,
+        processes: Processes,
         abilities: Abilities,
         ring_bytes: int = RING_BYTES,
     ) -> None:
         """Load all programs; nothing is attached yet. Raises: EngineError."""
         self._programs = programs
         self._sites = sites
-        self._process = process
+        self._processes = processes
         self._abilities = abilities
         self._descriptors: list[int] = []
         # -1: it is not attached.
@@ -56,7 +57,10 @@ class Probes:
         self.refused: list[LineSite] = []
         try:
             conditions = any(program.layout.risen is not None for program in programs)
-            self._maps = Maps(process.pid, ring_bytes, conditions=conditions)
+            contents = any(isinstance(site, ContentSite) for site in sites)
+            main = processes.main
+            pid = main.pid if isinstance(main, Process) else None
+            self._maps = Maps(pid, ring_bytes, conditions=conditions, contents=contents)
         except OSError as error:
             raise _refused("maps cannot be created", error) from error
         self.ring = self._maps.ring
@@ -68,9 +72,13 @@ class Probes:
 
     def _load(self) -> None:
         able = self._abilities
+        others = {process.pid for process in self._processes.others.values()}
+        own = {pid: symbols_of(pid) for pid in others}
 
         def load(program: Program) -> int:
-            code = program.code.link(self._maps.symbols)
+            process = self._processes.of(self._sites[program.site])
+            named = own.get(process.pid, {}) if isinstance(process, Process) else {}
+            code = program.code.link({**self._maps.symbols, **named})
             return kernel.load(code, "virtrace", sleepable=able.sleepable, multi=able.multi)
 
         # The verifier of each works on a processor of its own.
@@ -90,16 +98,22 @@ class Probes:
             if error is not None:
                 raise error
 
-    def attach(self) -> None:
-        """Attach all programs. Raises: EngineError; then none is attached."""
+    def attach(self, pid: int) -> None:
+        """Attach all programs. Raises: EngineError; then none is attached.
+
+        pid: of the process that was not there when they were loaded
+        """
+        self._maps.name_process(pid)
         attach = kernel.attach_multi if self._abilities.multi else kernel.attach
         for program, descriptor in zip(self._programs, self._descriptors):
             site = self._sites[program.site]
-            module = self._process.module(site.module)
+            process = self._processes.of(site)
+            own_pid = process.pid if isinstance(process, Process) else pid
+            module = process.module(site.module)
             assert module is not None
-            place = Place(str(module.file), *program.offsets(module.elf), program.at_return)
+            place = Place(str(module.file), *program.offsets(module.elf), program.is_return_probe)
             try:
-                self._links.append(attach(descriptor, place, self._process.pid))
+                self._links.append(attach(descriptor, place, own_pid))
             except KernelError as error:
                 if error.errno == _ENOTSUPP and isinstance(site, LineSite):
                     self._links.append(-1)
@@ -153,13 +167,14 @@ class Probes:
 
 
 def load_programs(
-    plan: Plan, process: Process, able: Abilities
+    plan: Plan, processes: Processes, able: Abilities
 ) -> tuple[Sequence[Program], Probes]:
     """Load the programs of a plan, as large as the kernel takes them. Raises: EngineError."""
+    of_next = not isinstance(processes.main, Process)
     for rounds in ROUNDS:
-        made = programs(plan, Options(able.sleepable, rounds))
+        made = programs(plan, Options(able.sleepable, rounds, of_next))
         try:
-            return made, Probes(made, plan.sites, process, able)
+            return made, Probes(made, plan.sites, processes, able)
         except TooLargeError:
             if rounds == ROUNDS[-1]:
                 raise

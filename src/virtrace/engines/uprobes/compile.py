@@ -11,6 +11,7 @@ from pathlib import Path
 
 from virtrace import resources
 from virtrace.binary.x86_64 import ABI
+from virtrace.engines.uprobes.coroutines import probed_returns
 from virtrace.engines.uprobes.program import PLAIN, Program, fingerprint, programs
 from virtrace.errors import TargetError
 from virtrace.image.model import Module
@@ -53,6 +54,11 @@ def programs_of(data: bytes) -> tuple[StoredPlan, Sequence[Program]]:
 
 def script(plan: StoredPlan, name: str, image: Image) -> Iterator[str]:
     """Return the lines of a script. name: of the recipe. Raises: TargetError."""
+    if any(probed_returns(site) for site in plan.plan.sites):
+        raise TargetError(
+            f"which stack a thread of {image.exe} was on is not in what a compiled script records",
+            "virtrace record",
+        )
     # As the import will read it: types that no capture needs are left out.
     data = plan_file.write(plan, ABI)
     plan, made = programs_of(data)
@@ -89,7 +95,7 @@ def _program(program: Program, module: Module) -> Record:
         "file": module.path,
         "address": program.address,
         "offset": offset,
-        "at_return": program.at_return,
+        "at_return": program.is_return_probe,
         "semaphore": semaphore,
         "instructions": base64.b64encode(program.code.instructions).decode(),
         "symbols": {str(index): name for index, name in program.code.symbols.items()},

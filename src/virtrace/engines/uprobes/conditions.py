@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from virtrace.engines.uprobes.assembler import FP, R0, R1, R2, R3, R7, R8, R9, Symbol
+from virtrace.engines.uprobes.assembler import FP, R0, R1, R7, R8, R9, Symbol
+from virtrace.engines.uprobes.kept import FOR_RETURN, Kept
 from virtrace.engines.uprobes.layout import LONGEST_PER, WORD
 from virtrace.engines.uprobes.reads import (
     CONDITION_KEY_SLOT,
     CONDITION_SLOT,
-    COPY_FROM_USER,
-    READ_USER,
     InContext,
     Plus,
     Reads,
@@ -18,7 +17,34 @@ from virtrace.engines.uprobes.reads import (
 )
 from virtrace.plan.model import Condition, InStruct
 
+_RESULT = "rax"
+
 RISEN = Symbol("risen", is_map=True)
+
+
+class Fails:
+    """Writes the instructions by which only a return that failed is recorded.
+
+    The program at the entry leaves no record: it keeps the arguments, which is also the proof that
+    this return belongs to an entry.
+    """
+
+    def __init__(self, reads: Reads, kept: Kept) -> None:
+        self._reads = reads
+        self._kept = kept
+
+    def decide(self, site: int, size: int) -> None:
+        """Go on where the result is below 0; else go to ``out``. size: of the result, bytes."""
+        code, unused = self._reads.code, 8 * (WORD - size)
+        self._reads.into(R1, InContext(_RESULT))
+        if unused:
+            # Its sign goes to the place of the sign of 64 bits.
+            code.do(R1, "<<=", unused)
+        code.jump_if(R1, "s<", 0, "failed")
+        self._kept.drop(site, FOR_RETURN)
+        code.jump("out")
+        code.label("failed")
+        self._kept.require(site, FOR_RETURN)
 
 
 class Rises:
@@ -79,15 +105,8 @@ class Rises:
 
     def _read(self, slot: int, place: InStruct, registers: Mapping[str, str]) -> None:
         """Read memory into the frame; an event whose condition is not known counts as lost."""
-        code, reads, done = self._reads.code, self._reads, self._reads.code.new_label("read")
-        for helper in (READ_USER, COPY_FROM_USER) if reads.retries else (READ_USER,):
-            reads.into(R3, _address(place, registers))
-            reads.frame_address(R1, slot)
-            code.do(R2, "=", min(place.size, LONGEST_PER))
-            code.call(helper)
-            code.jump_if(R0, "==", 0, done)
-        code.jump("lost")
-        code.label(done)
+        size = min(place.size, LONGEST_PER)
+        self._reads.to_frame(slot, _address(place, registers), size, "lost")
 
 
 def _address(place: InStruct, registers: Mapping[str, str]) -> Value:

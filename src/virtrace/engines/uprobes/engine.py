@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from virtrace.engines.uprobes import run
-from virtrace.engines.uprobes.host import problem
-from virtrace.engines.uprobes.replay import NAME, REFUSED
+from virtrace.engines.uprobes.host import NAME, REFUSED, problem
 from virtrace.errors import TargetError
-from virtrace.image.process import Process
+from virtrace.image.model import Program
 from virtrace.record.check import Check
 from virtrace.record.job import Job
 
@@ -20,6 +18,7 @@ class UprobesEngine:
     title = "the kernel's probes"
     refuses = REFUSED
     stops = False
+    resolves_here = True
 
     def problem(self) -> TargetError | None:
         return problem()
@@ -31,8 +30,11 @@ class UprobesEngine:
         else:
             yield Check("note", f"no `--engine {NAME}`: {found.what}", found.remedy)
 
-    def run(self, job: Job, process: Process) -> int:
-        return run.record(job, process)
+    def run(self, job: Job, image: Program) -> int:
+        # While it is imported, the code of the process is being looked through.
+        from virtrace.engines.uprobes.run import record
+
+        return record(job, image)
 
 
 ENGINE = UprobesEngine()

@@ -255,19 +255,29 @@ class Hit(NamedTuple):
 class HitThread:
     """The thread of an event, as the tracer sees it (tracer.Stop).
 
-    t_ns: since the start of the trace
+    stack: the number of its stack. t_ns: since the start of the trace. at_ret: it is about to
+    return, at a `ret` instruction.
     """
 
-    def __init__(self, hit: Hit, layout: Layout, site: AnySite, t_ns: int) -> None:
+    def __init__(
+        self,
+        hit: Hit,
+        layout: Layout,
+        site: AnySite,
+        t_ns: int,
+        stack: int | None = None,
+        *,
+        at_ret: bool = False,
+    ) -> None:
         self.memory = hit.memory
         self.tid = hit.tid
-        # Programs whose threads have several stacks are not traced by this engine.
-        self.stack = hit.tid
-        self.sp = hit.sp
+        self.stack = hit.tid if stack is None else stack
+        self.sp = ABI.sp_after_return(hit.sp) if at_ret else hit.sp
         self.t_ns = t_ns
         self._hit = hit
         self._layout = layout
         self._site = site
+        self._at_ret = at_ret
 
     def argument_registers(self) -> dict[str, int]:
         return {name: self.register(name) for name in ABI.argument_registers}
@@ -298,7 +308,11 @@ class HitThread:
 
     def result_is_used(self) -> bool:
         assert ABI.reads_result is not None
-        return bool(ABI.reads_result.match(self.memory.read(self._hit.ip, 3)))
+        hit = self._hit
+        returns_to = hit.ip
+        if self._at_ret:
+            returns_to = int.from_bytes(self.memory.read(hit.sp, WORD), "little")
+        return bool(ABI.reads_result.match(self.memory.read(returns_to, 3)))
 
 
 @dataclass

@@ -1,17 +1,24 @@
-"""Why the kernel's probes cannot be used on this host, in words and commands."""
+"""What the engine refuses, and why the kernel's probes cannot be used on this host."""
 
 from __future__ import annotations
 
 import errno
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from virtrace.engines.uprobes import kernel
 from virtrace.engines.uprobes.trial import abilities
 from virtrace.errors import TargetError
 from virtrace.image.process import read_status
 
+NAME = "uprobes"
+# Options of `virtrace record` that mean nothing here, and why.
+REFUSED: Mapping[str, str] = MappingProxyType(
+    {"max-stop-ms": "the uprobes engine never stops the daemon"}
+)
 # What to do where this engine cannot trace.
 BY_GDB = "trace by GDB: --engine gdb"
 # <linux/capability.h>

@@ -60,6 +60,8 @@ KEPT_KEY, MOST_KEPT = 2 * WORD, 8
 # is kept for each: the highest value, and how often it has risen.
 LONGEST_PER = 32
 CONDITION_KEY, CONDITION = WORD + LONGEST_PER, 2 * WORD
+# Of what a write contains: its node, its offset, its size.
+CONTENTS_KEY = 3 * WORD
 # struct virTypedParameter of libvirt-common.h: its size, where its type and its value
 # are, the type of a text; how many a part has room for, and for how much of a text of each.
 PARAMETER, PARAMETER_TYPE, PARAMETER_VALUE, PARAMETER_IS_TEXT = 96, 80, 88, 7
@@ -83,6 +85,7 @@ class Layout:
     backtraces: where the ids of threads are whose backtraces are wanted, and of the block that each
         was read to, None where it was in no memory.
     risen: where a condition notes what the value was, and how often it has risen; None without one.
+    content: where a number says what a write contained; None without one.
     has_stack: whether blocks have a copy of the thread's stack.
     return_address: of the block with the word at the stack pointer, where backtraces are wanted.
     size: of the record, bytes.
@@ -96,6 +99,7 @@ class Layout:
     backtraces: list[tuple[int, int | None]] = field(default_factory=list)
     return_address: int | None = None
     risen: int | None = None
+    content: int | None = None
     has_stack: bool = False
 
     def room(self, size: int) -> int:

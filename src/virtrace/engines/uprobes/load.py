@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from virtrace.binary.x86_64 import EMULATED
 from virtrace.engine.budget import Budget, Switch
 from virtrace.engines.uprobes.attach import Probes
+from virtrace.engines.uprobes.processes import Processes
 from virtrace.engines.uprobes.trial import Abilities
 from virtrace.errors import TargetError, Unavailable
 from virtrace.image.memory import ProcessMemory
@@ -26,7 +27,7 @@ class Load:
         self,
         probes: Probes,
         sites: Sequence[AnySite],
-        process: Process,
+        processes: Processes,
         job: Job,
         abilities: Abilities,
     ) -> None:
@@ -34,7 +35,7 @@ class Load:
         self._probes = probes
         self._budget = Budget(job.limits, job.recipe, "the probes held threads")
         self._switches = [self._budget.switch(site) for site in sites]
-        self._hit_ns = [*_hit_costs(process, sites, abilities)]
+        self._hit_ns = [*_hit_costs(processes, sites, abilities)]
         self._before: dict[int, tuple[int, int]] = {}
         self._began_ns = time.monotonic_ns()
         self._look_at = 0.0
@@ -61,18 +62,23 @@ class Load:
                 yield over
 
 
-def _hit_costs(process: Process, sites: Sequence[AnySite], abilities: Abilities) -> Iterator[int]:
+def _hit_costs(
+    processes: Processes, sites: Sequence[AnySite], abilities: Abilities
+) -> Iterator[int]:
     """What a hit of each site costs without its program, in ns."""
-    memory = ProcessMemory(process.pid)
-    try:
+    with ExitStack() as opened:
+        memories: dict[int, ProcessMemory] = {}
         for site in sites:
+            process = processes.of(site)
+            assert isinstance(process, Process)
+            if process.pid not in memories:
+                memories[process.pid] = ProcessMemory(process.pid)
+                opened.callback(memories[process.pid].close)
             cost = abilities.stepped_ns
             module = process.module(site.module)
             with suppress(Unavailable, TargetError):
                 if module is not None:
-                    code = memory.read(module.base + site.addresses[0], 2)
+                    code = memories[process.pid].read(module.base + site.addresses[0], 2)
                     if EMULATED.match(code):
                         cost = abilities.emulated_ns
             yield cost
-    finally:
-        memory.close()

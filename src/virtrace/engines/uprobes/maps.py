@@ -20,6 +20,7 @@ from virtrace.engines.uprobes.kernel import (
 from virtrace.engines.uprobes.layout import (
     CONDITION,
     CONDITION_KEY,
+    CONTENTS_KEY,
     KEPT_KEY,
     MOST_KEPT,
     WORD,
@@ -34,10 +35,17 @@ _ENTRIES = 1 << 14
 class Maps:
     """ring: what the programs write to. symbols: what they are linked with."""
 
-    def __init__(self, pid: int, ring_bytes: int = RING_BYTES, *, conditions: bool = False) -> None:
-        """pid: of the process that is recorded, as this one counts.
+    def __init__(
+        self,
+        pid: int | None,
+        ring_bytes: int = RING_BYTES,
+        *,
+        conditions: bool = False,
+        contents: bool = False,
+    ) -> None:
+        """pid: of the process that is recorded, as this one counts; None: it is named later.
 
-        conditions: whether programs have some.
+        conditions: whether programs have some. contents: whether programs compare what is written.
 
         Raises: OSError.
         """
@@ -51,24 +59,41 @@ class Maps:
             if conditions
             else None
         )
-        namespace = os.stat(f"/proc/{pid}/ns/pid")
+        self._contents = (
+            create_map(LRU_HASH, CONTENTS_KEY, WORD, _ENTRIES, "virtrace_data")
+            if contents
+            else None
+        )
+        self._next = (
+            create_map(LRU_HASH, WORD, 3 * WORD, 1, "virtrace_next") if pid is None else None
+        )
         self.symbols: Mapping[str, int] = {
             "ring": self.ring.descriptor,
             "lost": self._lost,
             "threads": self._threads,
             "kept": self._kept,
-            "namespace_device": namespace.st_dev,
-            "namespace_inode": namespace.st_ino,
-            "pid": _own_pid(pid),
         }
+        if pid is not None:
+            self.symbols = {**self.symbols, **symbols_of(pid)}
+        if self._next is not None:
+            self.symbols = {**self.symbols, "next": self._next}
         if self._risen is not None:
             self.symbols = {**self.symbols, "risen": self._risen}
+        if self._contents is not None:
+            self.symbols = {**self.symbols, "contents": self._contents}
 
     def close(self) -> None:
-        for descriptor in (self.ring.descriptor, self._lost, self._threads, self._kept):
-            os.close(descriptor)
-        if self._risen is not None:
-            os.close(self._risen)
+        for descriptor in (
+            *(self.ring.descriptor, self._lost, self._threads, self._kept),
+            *(self._risen, self._contents, self._next),
+        ):
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def name_process(self, pid: int) -> None:
+        """Name the process that is recorded, if it was not known before."""
+        if self._next is not None:
+            add_missing(self._next, struct.pack("<Q", 0), struct.pack("<QQQ", *_identity(pid)))
 
     def stood(self, site: int, key: str, value: int) -> None:
         """Note what a value was, unless a program has met it already. key: as of its `per`."""
@@ -81,9 +106,20 @@ class Maps:
         return int(struct.unpack("<Q", look_up(self._lost, struct.pack("<I", 0), WORD))[0])
 
 
+def symbols_of(pid: int) -> Mapping[str, int]:
+    """Return what programs are linked with that run in this process. Raises: OSError."""
+    return dict(zip(("namespace_device", "namespace_inode", "pid"), _identity(pid)))
+
+
 def shares_pids(pid: int) -> bool:
     """Return whether a process counts processes and threads as this one does."""
     return os.stat(f"/proc/{pid}/ns/pid").st_ino == os.stat("/proc/self/ns/pid").st_ino
+
+
+def _identity(pid: int) -> tuple[int, int, int]:
+    """Return the device and inode of a process's PID namespace, and its number there."""
+    namespace = os.stat(f"/proc/{pid}/ns/pid")
+    return namespace.st_dev, namespace.st_ino, _own_pid(pid)
 
 
 def _own_pid(pid: int) -> int:

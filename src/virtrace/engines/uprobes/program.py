@@ -21,7 +21,8 @@ from virtrace.binary.x86_64 import ABI
 from virtrace.engines.uprobes import layout as record
 from virtrace.engines.uprobes.assembler import R1, R2, R7, Code
 from virtrace.engines.uprobes.captures import CaptureReads
-from virtrace.engines.uprobes.conditions import Rises
+from virtrace.engines.uprobes.conditions import Fails, Rises
+from virtrace.engines.uprobes.contents import Contents
 from virtrace.engines.uprobes.envelope import Envelope
 from virtrace.engines.uprobes.kept import FOR_CALLED, FOR_LINES, FOR_RETURN, Kept
 from virtrace.engines.uprobes.layout import MOST_KEPT, WORD, Layout
@@ -32,6 +33,7 @@ from virtrace.plan.capture import Capture
 from virtrace.plan.model import (
     AnySite,
     Captures,
+    ContentSite,
     LineSite,
     Plan,
     PointSite,
@@ -53,13 +55,16 @@ _CONSTANT = re.compile(r"-?[1248]@\$(-?\d+)")
 class Program:
     """What is to be loaded and attached for one place.
 
-    site: its index in the plan. address: as the file counts. semaphore: address of the static
-    probe's counter, or None.
+    site: its index in the plan. address: as the file counts. at_return: it runs as a function
+    returns. is_return_probe: the kernel is to find the return; else the address is that of a `ret`
+    instruction, or of anything but a return. semaphore: address of the static probe's counter, or
+    None.
     """
 
     site: int
     address: int
     at_return: bool
+    is_return_probe: bool
     semaphore: int | None
     layout: Layout
     code: Code
@@ -77,11 +82,12 @@ class Options:
     """What differs between kernels.
 
     sleepable: programs may wait for a page of the process (Linux 6.0 and later). rounds: how much
-    of an array of records is read: parts of 32 parameters.
+    of an array of records is read: parts of 32 parameters. of_next: the process is named later.
     """
 
     sleepable: bool
     rounds: int
+    of_next: bool = False
 
 
 # The more rounds, the more the verifier has to follow: that of Linux 6.12 follows the most.
@@ -95,8 +101,11 @@ def programs(plan: Plan, options: Options) -> Sequence[Program]:
     made: list[Program] = []
     for number, site in enumerate(plan.sites):
         for address in site.addresses:
-            for at_return in (False, True) if _returns(site) else (False,):
-                maker = _Maker(plan, number, address, options, at_return=at_return)
+            maker = _Maker(plan, number, address, options, at_return=False)
+            made.append(maker.make(len(made)))
+        if isinstance(site, (SpanSite, ReturnPointSite)):
+            for address in (site.address,) if site.returns is None else site.returns:
+                maker = _Maker(plan, number, address, options, at_return=True)
                 made.append(maker.make(len(made)))
     return made
 
@@ -125,10 +134,17 @@ class _Maker:
         self._site = self._sites[number]
         self._address = address
         self._at_return = at_return
+        # At its `ret`, the stack pointer is what it was at the entry of the function.
+        self._at_ret = (
+            at_return
+            and isinstance(self._site, (SpanSite, ReturnPointSite))
+            and self._site.returns is not None
+        )
         self._layout = Layout(record.VALUES)
+        self._of_next = options.of_next
         self._reads = Reads(self._layout, sleepable=options.sleepable)
         self._captures = CaptureReads(self._reads, options.rounds)
-        self._kept = Kept(self._reads)
+        self._kept = Kept(self._reads, at_ret=self._at_ret)
         self._proofs = Proofs(self._reads, self._captures, self._kept, self._sites, number)
         self._plan_has_backtraces = any(
             _has_backtrace([*possible(all_captures(site))]) for site in self._sites
@@ -136,6 +152,10 @@ class _Maker:
 
     def make(self, program: int) -> Program:
         site, whole = self._site, self._reads.code
+        if isinstance(site, ContentSite):
+            return self._content(site)
+        if _fails(site) is not None and not self._at_return:
+            return self._entry_of_what_may_fail()
         # The body comes first: what it reads settles the size of the record.
         self._reads.code = whole.fragment()
         if isinstance(site, StaticProbeSite):
@@ -153,8 +173,14 @@ class _Maker:
         if isinstance(site, PointSite) and site.when is not None:
             Rises(self._reads).decide(self._number, site.when, _registers(site))
             condition = self._reads.code
+        elif (size := _fails(site)) is not None:
+            Fails(self._reads, self._kept).decide(self._number, size)
+            condition = self._reads.code
+        elif self._at_ret:
+            self._kept.require_entered(self._number)
+            condition = self._reads.code
         self._reads.code = whole
-        envelope = Envelope(self._reads)
+        envelope = Envelope(self._reads, of_next=self._of_next)
         envelope.begin(program, condition)
         whole.insert(body)
         envelope.end()
@@ -165,6 +191,7 @@ class _Maker:
             self._number,
             self._address,
             self._at_return,
+            self._at_return and not self._at_ret,
             semaphore,
             self._layout,
             whole.code(),
@@ -180,6 +207,34 @@ class _Maker:
             self._reads.into(R1, InContext(name))
             self._reads.code.store(R7, value.offset, R1)
 
+    def _content(self, site: ContentSite) -> Program:
+        envelope = Envelope(self._reads, of_next=self._of_next)
+        envelope.require_process()
+        Contents(self._reads).compare(site, _registers(site))
+        envelope.out()
+        return Program(
+            *(self._number, self._address, False, False, None),
+            self._layout,
+            self._reads.code.code(),
+        )
+
+    def _entry_of_what_may_fail(self) -> Program:
+        """It keeps the arguments, and leaves no record."""
+        site = self._site
+        assert isinstance(site, ReturnPointSite)
+        envelope = Envelope(self._reads, of_next=self._of_next)
+        envelope.require_process()
+        registers = _registers(site)
+        kept = [InContext(registers[name]) for name in _kept(site) if name in registers]
+        # That it was entered has to be known also where no argument is asked for.
+        self._kept.keep(kept or [Number(0)], self._number, FOR_RETURN)
+        envelope.out()
+        return Program(
+            *(self._number, self._address, False, False, None),
+            self._layout,
+            self._reads.code.code(),
+        )
+
     # --- Bodies
 
     def _entry(self, site: SpanSite | PointSite | ReturnPointSite) -> None:
@@ -188,9 +243,13 @@ class _Maker:
         self._registers(ABI.user_registers if wants_all else ABI.argument_registers)
         if isinstance(site, PointSite) and site.when is not None:
             Rises(self._reads).note(site.when, _registers(site))
+            if site.contents:
+                Contents(self._reads).note(_registers(site))
         if CALLER in starts(all_captures(site)) or self._plan_has_backtraces:
             block = self._reads.block(InContext("rsp"), WORD)
             self._layout.return_address = block.offset - 2 * WORD
+        if isinstance(site, (SpanSite, ReturnPointSite)) and site.returns is not None:
+            self._kept.enter(self._number)
         proof = called_by(site)
         if proof is not None and isinstance(site, SpanSite):
             self._proofs.candidates(proof)
@@ -215,12 +274,18 @@ class _Maker:
 
     def _return(self, site: SpanSite | ReturnPointSite) -> None:
         captures = [*possible(_at_return(site))]
+        if isinstance(site, ReturnPointSite) and site.fails is not None:
+            self._failed(site, captures)
+            return
         registers = [name for name in ABI.user_registers if name != _RESULT]
         self._registers([_RESULT, *(registers if _has_backtrace(captures) else ())])
         known: dict[str, Value] = {RETURN: InContext(_RESULT)}
         if isinstance(site, SpanSite) and site.moved:
             # The instructions that look at the result.
-            self._reads.block(InContext("rip"), WORD)
+            returns_to: Value = InContext("rip")
+            if self._at_ret:
+                returns_to = self._reads.number(InContext("rsp"), WORD)
+            self._reads.block(returns_to, WORD)
         proof = called_by(site)
         if proof is None:
             kept = _kept(site)
@@ -230,6 +295,26 @@ class _Maker:
             captures = [capture for capture in captures if {*capture.arguments} <= {RETURN}]
         for capture in captures:
             self._captures.read(capture, known)
+
+    def _failed(self, site: ReturnPointSite, captures: Sequence[Capture]) -> None:
+        """A return without a record of its entry: its registers are those of the entry, if kept."""
+        wants_all = _has_stack(captures)
+        names = ABI.user_registers if wants_all else (_RESULT, *ABI.argument_registers)
+        self._registers(names)
+        known: dict[str, Value] = {RETURN: InContext(_RESULT)}
+        registers = _registers(site)
+        kept = [name for name in _kept(site) if name in registers]
+        given = self._kept.given_back(max(len(kept), 1), self._number, FOR_RETURN)
+        for name, value in zip(kept, given):
+            at = record.VALUES + WORD * names.index(registers[name])
+            self._reads.into(R1, value)
+            self._reads.code.store(R7, at, R1)
+            known[name] = Loaded(at)
+        for capture in captures:
+            if {*capture.arguments} <= known.keys():
+                self._captures.read(capture, known)
+        if wants_all:
+            self._captures.stack()
 
     def _line(self, site: LineSite) -> None:
         self._registers([name for name in ABI.user_registers if name in ABI.dwarf_registers])
@@ -313,14 +398,14 @@ class _Maker:
         return found
 
 
-def _registers(site: PointSite) -> Mapping[str, str]:
+def _fails(site: AnySite) -> int | None:
+    return site.fails if isinstance(site, ReturnPointSite) else None
+
+
+def _registers(site: PointSite | ContentSite | ReturnPointSite) -> Mapping[str, str]:
     """The registers of the arguments, by their names."""
     known = places(site).items()
     return {name: place.name for name, place in known if isinstance(place, InRegister)}
-
-
-def _returns(site: AnySite) -> bool:
-    return isinstance(site, (SpanSite, ReturnPointSite))
 
 
 def _has_backtrace(captures: Sequence[Capture]) -> bool:

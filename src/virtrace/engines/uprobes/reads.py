@@ -219,6 +219,18 @@ class Reads:
         code.store(base, at + WORD, R0)
         return Loaded(at + 2 * WORD, base=base)
 
+    def to_frame(self, slot: int, address: Value, size: int, unread: str) -> None:
+        """Read memory into the frame. size: bytes, or a register. unread: where to go else."""
+        code, done = self.code, self.code.new_label("read")
+        for helper in (READ_USER, COPY_FROM_USER) if self.retries else (READ_USER,):
+            self.into(R3, address)
+            self.frame_address(R1, slot)
+            code.do(R2, "=", size)
+            code.call(helper)
+            code.jump_if(R0, "==", 0, done)
+        code.jump(unread)
+        code.label(done)
+
     def operand(self, register: str, offset: int | None, size: int) -> str | None:
         """Have R1 hold an argument of a static probe.
 

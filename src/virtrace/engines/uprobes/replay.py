@@ -4,19 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
-from types import MappingProxyType
 
 from virtrace.binary.x86_64 import ABI
 from virtrace.engine.output import Output
 from virtrace.engine.tracer import RawEvent
+from virtrace.engines.uprobes.contents import content_of
+from virtrace.engines.uprobes.coroutines import CoroutineStacks
 from virtrace.engines.uprobes.hits import Hit, Hits, HitThread
+from virtrace.engines.uprobes.host import REFUSED
+from virtrace.engines.uprobes.layout import Layout
 from virtrace.engines.uprobes.live import Taken
 from virtrace.engines.uprobes.program import Program
 from virtrace.engines.uprobes.rises import Rises, values_of
 from virtrace.errors import TraceError
 from virtrace.plan.capture import PendingBacktrace, PendingStack
 from virtrace.plan.file import StoredPlan
-from virtrace.plan.model import LineSite, PointSite, SpanSite, StaticProbeSite
+from virtrace.plan.model import (
+    ContentSite,
+    LineSite,
+    PointSite,
+    ReturnPointSite,
+    SpanSite,
+    StaticProbeSite,
+)
 from virtrace.record.job import Job
 from virtrace.record.recording import Recording
 from virtrace.targets.target import Standing
@@ -28,12 +38,6 @@ from virtrace.trace.format import (
     Record,
     SwitchedOff,
     unavailable,
-)
-
-NAME = "uprobes"
-# Options of `virtrace record` that mean nothing here, and why.
-REFUSED: Mapping[str, str] = MappingProxyType(
-    {"max-stop-ms": "the uprobes engine never stops the daemon"}
 )
 
 # Events that are written at a time.
@@ -61,8 +65,12 @@ class Replayer:
         *,
         own_tids: bool,
         stack_of: Callable[[Hit], Json] = _no_stack,
+        stacks: CoroutineStacks | None = None,
     ) -> None:
-        """own_tids: as of ``Hits``. stack_of: the frames of the thread of an event."""
+        """own_tids: as of ``Hits``. stack_of: the frames of the thread of an event.
+
+        stacks: of a program whose threads have several.
+        """
         layouts = [program.layout for program in programs]
         self._batches = _Batches(
             output,
@@ -73,6 +81,7 @@ class Replayer:
         self.recording = Recording(job.recipe, job.selection, self._batches)
         output.listen(self.recording.ending.request)
         self.hits = Hits(programs, self._hit, self._lost, own_tids=own_tids)
+        self._stacks = stacks
         self._job = job
         self._header = plan.header
         self._sites = plan.plan.sites
@@ -209,20 +218,29 @@ class Replayer:
         program = self._programs[hit.program]
         site = self._sites[program.site]
         has_condition = isinstance(site, PointSite) and site.when is not None
-        if not program.at_return and not has_condition:
+        is_failure = isinstance(site, ReturnPointSite) and site.fails is not None
+        if is_failure or (not program.at_return and not has_condition):
             self.recording.hit(site.probe)
-        self._batches.current, self._batches.risen = hit, program.layout.risen
-        thread = HitThread(hit, program.layout, site, self.since(hit.t_ns))
+        self._batches.current, self._batches.layout = hit, program.layout
+        thread = HitThread(
+            *(hit, program.layout, site, self.since(hit.t_ns)),
+            None if self._stacks is None else self._stacks.number(hit),
+            at_ret=program.at_return and not program.is_return_probe,
+        )
         tracer = self.recording.tracer
         if isinstance(site, (PointSite, StaticProbeSite)):
             tracer.point(site, thread)
         elif isinstance(site, LineSite):
             tracer.line(site, hit.ip, thread)
+        elif isinstance(site, ReturnPointSite) and is_failure:
+            tracer.failed(site, thread)
         elif program.at_return:
             # Each return is reported by itself, even that of a function that was left by a tail
             # call: the address that it returns to is the number of the site.
             tracer.leave(program.site, thread)
         else:
+            # One of a ContentSite leaves no record.
+            assert not isinstance(site, ContentSite)
             self._bases[site.module] = hit.ip - site.entry
             tracer.enter(site, thread, program.site, ABI.sp_after_return(hit.sp))
         self._batches.taken.pop((hit.own_tid, hit.nth), None)
@@ -247,7 +265,7 @@ class _Batches:
     """A sink that puts backtraces into events, and hands on several at a time.
 
     taken: by thread and number of the event. current: the event that is being recorded
-    risen: where its record has what its condition noted
+    layout: of its record, which has what its condition noted
     """
 
     def __init__(self, output: Output, stack_of: Callable[[Hit], Json], *, completes: bool) -> None:
@@ -259,7 +277,7 @@ class _Batches:
         self.rotates = output.rotates
         self.taken: dict[tuple[int, int], Mapping[int, Json]] = {}
         self.current: Hit | None = None
-        self.risen: int | None = None
+        self.layout: Layout | None = None
 
     @property
     def has_room(self) -> bool:
@@ -290,8 +308,10 @@ class _Batches:
                 values[name] = taken.get(value.tid, unavailable(_NO_BACKTRACE))
             elif isinstance(value, PendingStack):
                 values[name] = self._stack_of(hit)
-        if self.risen is not None:
-            values.update(values_of(hit, self.risen))
+        if self.layout is not None and self.layout.risen is not None:
+            values.update(values_of(hit, self.layout.risen))
+        if self.layout is not None and self.layout.content is not None:
+            values["content"] = content_of(hit.memory.word(self.layout.content))
 
     def rotate(self, footer: Footer) -> None:
         self.flush()

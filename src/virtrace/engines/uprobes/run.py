@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import select
+import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,29 +20,39 @@ from virtrace.engine.budget import Switch
 from virtrace.engine.output import Output
 from virtrace.engines.uprobes import kernel
 from virtrace.engines.uprobes.attach import Probes, load_programs
+from virtrace.engines.uprobes.coroutines import (
+    CoroutineStacks,
+    probed_returns,
+    without_return_probes,
+)
 from virtrace.engines.uprobes.frames import frames
-from virtrace.engines.uprobes.host import BY_GDB
+from virtrace.engines.uprobes.host import BY_GDB, NAME
 from virtrace.engines.uprobes.layout import HIT
 from virtrace.engines.uprobes.live import LiveBacktraces, Taken
 from virtrace.engines.uprobes.load import Load
 from virtrace.engines.uprobes.maps import shares_pids
-from virtrace.engines.uprobes.replay import NAME, Replayer
+from virtrace.engines.uprobes.processes import Processes, processes_of
+from virtrace.engines.uprobes.program import Program
+from virtrace.engines.uprobes.replay import Replayer
 from virtrace.engines.uprobes.spool import Spool
 from virtrace.engines.uprobes.trial import abilities, returns_pass_seccomp
-from virtrace.errors import EngineError, TargetError, TraceError, Unavailable
+from virtrace.errors import INTERRUPTED, EngineError, TargetError, TraceError, Unavailable
 from virtrace.image.model import Program as Image
-from virtrace.image.process import Process, read_status
+from virtrace.image.process import Process, inspect, read_status
 from virtrace.plan.file import StoredPlan
-from virtrace.plan.model import Plan, ReturnPointSite, SpanSite
+from virtrace.plan.model import AnySite, Plan, joined
 from virtrace.plan.resolve import convention_of, must_be_entry, require_traceable
+from virtrace.printing import print_lines
 from virtrace.recipe.model import Recipe
+from virtrace.record.command import start
 from virtrace.record.ends import GRACE_SECONDS, Outside, ending_signals, has_exited
-from virtrace.record.header import header_record
+from virtrace.record.header import header_record, target_record
 from virtrace.record.job import Job
 from virtrace.record.live import TerminalView
 from virtrace.record.progress import Progress
 from virtrace.record.resolution import resolve_without_gdb
 from virtrace.targets import target_of
+from virtrace.targets.starts import Starts
 from virtrace.targets.target import Standing
 from virtrace.trace.format import Engine
 from virtrace.trace.rotation import new_writer
@@ -53,6 +65,8 @@ _SHARE, _SHARE_WHEN_QUIET = 0.05, 0.5
 _QUIET_SECONDS = 0.1
 # Decoding goes on for at least this long, as it is slow until the processor's caches have its data.
 _SLICE_SECONDS = 0.02
+# Between looks for a process that starts: so much of its beginning can be missed.
+_BETWEEN_LOOKS = 0.001
 # Records that are decoded between looks at the clock.
 _AT_ONCE = 16
 # Bytes taken by records that wait to be decoded. Beyond a part of it decoding takes what
@@ -62,11 +76,15 @@ _MUST_KEEP_UP = MOST_WAITING // 4
 
 
 def resolve(
-    recipe: Recipe, image: Image, debug_files: Mapping[str, Path], packs: Sequence[Path]
+    recipe: Recipe,
+    image: Image,
+    debug_files: Mapping[str, Path],
+    packs: Sequence[Path],
+    qemu: Image | None = None,
 ) -> StoredPlan:
     """Resolve a recipe for the kernel's probes.
 
-    debug_files, packs: as in ``Job``
+    debug_files, packs: as in ``Job``. qemu: of a recipe that traces a daemon, too.
     Raises: EngineError where nothing of it can be traced.
     """
     convention = convention_of(image)
@@ -75,43 +93,45 @@ def resolve(
             f"the uprobes engine does not know how calls on {convention.machine} are made",
             BY_GDB,
         )
-    plan = resolve_without_gdb(recipe, image, debug_files, packs)
-    _require_one_stack(image, plan)
-    require_traceable(recipe, plan)
     engine: Engine = {"name": NAME, "version": os.uname().release}
-    return StoredPlan(plan, header_record(recipe, image, plan, engine, time.monotonic_ns()))
+
+    def planned(part: Recipe, image: Image) -> Plan:
+        plan = resolve_without_gdb(part, image, debug_files, packs)
+        return without_return_probes(image, plan)
+
+    if qemu is None:
+        plan = planned(recipe, image)
+        header = header_record(recipe, image, plan, engine, time.monotonic_ns())
+    else:
+        daemon_part, qemu_part = (recipe.part(of) for of in recipe.of)
+        of_daemon, of_qemu = planned(daemon_part, image), planned(qemu_part, qemu)
+        plan = joined(of_daemon, of_qemu)
+        header = header_record(daemon_part, image, plan, engine, time.monotonic_ns())
+        probes = [probe.name for probe in of_qemu.probes]
+        header["qemu"] = {**target_record(qemu_part, qemu, of_qemu), "probes": probes}
+    require_traceable(recipe, plan)
+    return StoredPlan(plan, header)
 
 
-def _require_one_stack(image: Image, plan: Plan) -> None:
-    """Raises: EngineError if a return probe of the kernel could break the process.
-
-    Where a thread enters a function on another stack, at a higher address, the kernel forgets the
-    return probes of the stack that it left. The functions there return to its trampoline all the
-    same, and the process gets a SIGILL (cleanup_return_instances, kernel/events/uprobes.c).
-    """
-    target = target_of(image)
-    returning = (SpanSite, ReturnPointSite)
-    if target.coroutines and any(isinstance(site, returning) for site in plan.sites):
-        raise EngineError(
-            f"the kernel's return probes could end {image.exe}: threads of {target.name} leave "
-            "one stack for another",
-            BY_GDB,
-        )
-
-
-def require_proven(process: Process, plan: Plan) -> None:
-    """EngineError where a uprobe of the plan could break the process."""
-    places: dict[int, bool] = {}
+def require_proven(processes: Processes, plan: Plan) -> None:
+    """EngineError where a uprobe of the plan could break a process."""
+    sites: dict[int, list[AnySite]] = defaultdict(list)
     for site in plan.sites:
-        module = process.module(site.module)
-        if module is not None:
-            for address in site.addresses:
-                places[module.base + address] = must_be_entry(site)
-    for address, doubt in process.doubts(places).items():
-        raise EngineError(
-            f"a uprobe at {address:#x} could break {process.exe}: {doubt}",
-            "report it, with the output of `virtrace recipe check`",
-        )
+        sites[id(processes.of(site))].append(site)
+    for own in sites.values():
+        process = processes.of(own[0])
+        places: dict[int, bool] = {}
+        for site in own:
+            module = process.module(site.module)
+            if module is not None:
+                for address in site.addresses:
+                    places[module.base + address] = must_be_entry(site)
+                places.update((module.base + address, False) for address in probed_returns(site))
+        for address, doubt in process.doubts(places).items():
+            raise EngineError(
+                f"a uprobe at {address:#x} could break {process.exe}: {doubt}",
+                "report it, with the output of `virtrace recipe check`",
+            )
 
 
 @dataclass(frozen=True)
@@ -146,12 +166,14 @@ class _Run:
         spool: Spool[_Mark],
         load: Load,
         live: LiveBacktraces,
+        stacks: CoroutineStacks | None,
     ) -> None:
         self._probes = probes
         self._replayer = replayer
         self._spool = spool
         self._load = load
         self._live = live
+        self._stacks = stacks
         self._items: Iterator[bytes | _Mark] = iter(())
         self._keeps_up = False
         # Seconds that decoding may take now, and when that was computed.
@@ -162,9 +184,18 @@ class _Run:
         self._wakeup = select.epoll()
         self._wakeup.register(probes.ring.descriptor, select.EPOLLIN | select.EPOLLET)
 
-    def until_its_end(self, job: Job, target: int, signals: Sequence[int]) -> str:
-        """Trace until the recording has to end; return why. target: a pidfd of the process."""
-        outside = Outside(target, job.command, job.selection.seconds, signals)
+    def until_its_end(
+        self,
+        job: Job,
+        target: int,
+        signals: Sequence[int],
+        traced: subprocess.Popen[bytes] | None,
+    ) -> str:
+        """Trace until the recording has to end; return why.
+
+        target: a pidfd of the process. traced: the command, if it was started before.
+        """
+        outside = Outside(target, job.command, job.selection.seconds, signals, traced)
         # What only decoding tells must not come late.
         self._keeps_up = job.selection.calls is not None
         give_up_at = None
@@ -230,6 +261,8 @@ class _Run:
         try:
             for taken in self._live.look(records):
                 self._spool.mark(taken)
+            if self._stacks is not None:
+                self._stacks.note(records)
             self._spool.write(frames(records))
         except TraceError as error:
             self._replayer.recording.ending.fail(error)
@@ -339,34 +372,118 @@ class _Standing:
             ) from why
 
 
-def record(job: Job, process: Process) -> int:
-    """Record the job and return the exit status."""
-    plan = resolve(job.recipe, process, job.debug_files, job.packs)
-    require_proven(process, plan.plan)
-    standing = _Standing(job, process)
+@contextmanager
+def _at_once() -> Iterator[None]:
+    """Have the scheduler run this process before others, where that is allowed."""
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    with suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, 0, -20)
+    try:
+        yield
+    finally:
+        os.setpriority(os.PRIO_PROCESS, 0, before)
+
+
+def _await(
+    starts: Starts, traced: subprocess.Popen[bytes] | None, signals: Sequence[int]
+) -> Process | None:
+    """Wait for the process to start; None if a signal ended that.
+
+    Raises: TargetError if the command that should start it has ended for a while.
+    """
+    give_up_at = None
+    while not signals:
+        process = starts.look()
+        if process is not None:
+            return process
+        if give_up_at is not None and time.monotonic() > give_up_at:
+            raise TargetError(
+                "the command has ended, and the daemon has not started",
+                "name the program that starts: --process PATH",
+            )
+        if give_up_at is None and traced is not None and traced.poll() is not None:
+            give_up_at = time.monotonic() + GRACE_SECONDS
+        time.sleep(_BETWEEN_LOOKS)
+    return None
+
+
+def _coroutine_stacks(
+    processes: Processes, plan: Plan, programs: Sequence[Program]
+) -> CoroutineStacks | None:
+    """None if no function of a process with coroutines is traced to its return."""
+    returning = [site for site in plan.sites if probed_returns(site)]
+    if not returning:
+        return None
+    process = processes.of(returning[0])
+    assert isinstance(process, Process)
+    own = {
+        number
+        for number, program in enumerate(programs)
+        if processes.of(plan.sites[program.site]) is process
+    }
+    return CoroutineStacks(process.pid, own)
+
+
+def record(job: Job, image: Image) -> int:
+    """Record the job and return the exit status.
+
+    image: the process, or the files of the one that starts next
+    """
+    qemu = None if job.qemu is None else inspect(job.qemu)
+    processes = processes_of(job.recipe, image, qemu)
+    plan = resolve(job.recipe, image, job.debug_files, job.packs, qemu)
+    require_proven(processes, plan.plan)
     able = abilities()
     signals: list[int] = []
+    traced = began = None
     with ExitStack() as opened:
-        made, probes = load_programs(plan.plan, process, able)
+        made, probes = load_programs(plan.plan, processes, able)
         opened.callback(probes.close)
-        if any(program.at_return for program in made):
+        if isinstance(image, Process):
+            process = image
+        else:
+            opened.enter_context(ending_signals(signals.append))
+            how = "" if job.command else f"; in another terminal: {job.recipe.try_}"
+            print_lines([f"waiting for {image.exe} to start{how}"])
+            sys.stdout.flush()
+            starts = Starts(image)
+            traced = start(job.command) if job.command else None
+            with _at_once():
+                started = _await(starts, traced, signals)
+                if started is None:
+                    return INTERRUPTED
+                began = _now_ns(), time.time()
+                probes.attach(started.pid)
+            process = started
+            plan.header["target"]["pid"] = process.pid
+            processes = processes_of(job.recipe, process, qemu)
+        standing = _Standing(job, process)
+        if any(program.is_return_probe for program in made):
             _require_safe_returns(process)
-        load = Load(probes, plan.plan.sites, process, job, able)
+        load = Load(probes, plan.plan.sites, processes, job, able)
         live = LiveBacktraces(process, plan.plan, made)
         opened.callback(live.close)
         target = os.pidfd_open(process.pid)
         opened.callback(os.close, target)
         writer = new_writer(job.output, job.rotation)
-        opened.enter_context(ending_signals(signals.append))
+        if process is image:
+            opened.enter_context(ending_signals(signals.append))
         view = TerminalView(sys.stdout.fileno(), writer, job)
-        output = Output(Answers(job.recipe.points), job.limits, writer, view)
+        output = Output(Answers(job.recipe.points, job.recipe.spans), job.limits, writer, view)
         own_tids = shares_pids(process.pid)
-        replayer = Replayer(job, plan, made, output, own_tids=own_tids, stack_of=live.stack_of)
+        stacks = _coroutine_stacks(processes, plan.plan, made)
+        replayer = Replayer(
+            *(job, plan, made, output),
+            own_tids=own_tids,
+            stack_of=live.stack_of,
+            stacks=stacks,
+        )
         spool: Spool[_Mark] = Spool(job.output.absolute().parent)
         opened.callback(spool.close)
-        run = _Run(probes, replayer, spool, load, live)
+        run = _Run(probes, replayer, spool, load, live, stacks)
         try:
-            probes.attach()
+            if process is image:
+                probes.attach(process.pid)
             # Behind this moment a rise is one that a program has met.
             stood = standing.read()
             probes.stood(stood)
@@ -376,10 +493,10 @@ def record(job: Job, process: Process) -> int:
         try:
             reason = "error"
             try:
-                replayer.begin(_now_ns(), time.time(), probes.refused)
+                replayer.begin(*(began or (_now_ns(), time.time())), probes.refused)
                 replayer.note_standing(stood, _now_ns())
                 with kernel.statistics():
-                    reason = run.until_its_end(job, target, signals)
+                    reason = run.until_its_end(job, target, signals, traced)
                 run.detach()
                 if reason == "done" and has_exited(target):
                     # By the command, as its last act.

@@ -28,7 +28,8 @@ _MAP_LOOKUP = 1
 _EMULATED = bytes.fromhex("555dc3")
 # mov %rdi,%rax; ret - the kernel has to step over a probed mov.
 _STEPPED = bytes.fromhex("4889f8c3")
-_STEPPED_AT = 64
+_EMULATED_AT, _STEPPED_AT, _LINKED_AT = 0, 64, 128
+_FUNCTIONS = {_EMULATED_AT: _EMULATED, _STEPPED_AT: _STEPPED, _LINKED_AT: _EMULATED}
 _CALLS = 200
 # <linux/prctl.h>, <linux/seccomp.h>, <linux/filter.h>: if it is the system call uretprobe (335 on
 # x86-64), end the process; allow any other.
@@ -67,11 +68,12 @@ def abilities() -> Abilities:
     with _Trial() as trial:
         sleepable = trial.loads(sleepable=True)
         multi = trial.multi_works(sleepable=sleepable)
-        before = trial.cost(0), trial.cost(_STEPPED_AT)
-        trial.attach(0, sleepable=sleepable, multi=multi)
+        before = trial.cost(_EMULATED_AT), trial.cost(_STEPPED_AT)
+        trial.attach(_EMULATED_AT, sleepable=sleepable, multi=multi)
         trial.attach(_STEPPED_AT, sleepable=sleepable, multi=multi)
-        after = trial.cost(0), trial.cost(_STEPPED_AT)
-        if trial.hits() < 2 * _CALLS:
+        wanted = trial.hits() + 2 * _CALLS
+        after = trial.cost(_EMULATED_AT), trial.cost(_STEPPED_AT)
+        if trial.hits() < wanted:
             raise KernelError(0, "a probe of our own function was not met")
     return Abilities(sleepable, multi, after[0] - before[0], after[1] - before[1])
 
@@ -90,7 +92,7 @@ def returns_pass_seccomp() -> bool:
             _return_under_filter(trial, ready[1], begin[0])
         try:
             os.read(ready[0], 1)
-            trial.attach(0, sleepable=False, multi=False, at_return=True, pid=child)
+            trial.attach(_EMULATED_AT, sleepable=False, multi=False, at_return=True, pid=child)
         finally:
             os.write(begin[1], b"x")
             _, status = os.waitpid(child, 0)
@@ -110,7 +112,7 @@ def _return_under_filter(trial: _Trial, ready: int, begin: int) -> NoReturn:
         filtered = libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, description, 0, 0)
         os.write(ready, b"x")
         os.read(begin, 1)
-        trial.call(0)
+        trial.call(_EMULATED_AT)
         status = filtered
     finally:
         os._exit(status)
@@ -162,14 +164,13 @@ class _Trial:
         """
         before = self.hits()
         try:
-            self.attach(0, sleepable=sleepable, multi=True)
+            self.attach(_LINKED_AT, sleepable=sleepable, multi=True)
         except KernelError:
             return False
-        thread = threading.Thread(target=self.call, args=(0,))
+        thread = threading.Thread(target=self.call, args=(_LINKED_AT,))
         thread.start()
         thread.join()
-        self.call(0)
-        os.close(self._opened.pop())
+        self.call(_LINKED_AT)
         return self.hits() == before + 2
 
     def cost(self, offset: int) -> int:
@@ -202,7 +203,8 @@ def _functions() -> Iterator[tuple[str, Callable[[int], None]]]:
     """A file of machine code that is mapped here: its path, and what calls a function in it."""
     descriptor = os.memfd_create("virtrace-trial", os.MFD_CLOEXEC)
     try:
-        os.write(descriptor, _EMULATED.ljust(_STEPPED_AT, b"\xcc") + _STEPPED)
+        for place, function in _FUNCTIONS.items():
+            os.pwrite(descriptor, function, place)
         os.ftruncate(descriptor, mmap.PAGESIZE)
         code = mmap.mmap(
             descriptor, mmap.PAGESIZE, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC
@@ -210,7 +212,7 @@ def _functions() -> Iterator[tuple[str, Callable[[int], None]]]:
         address = _address(code)
 
         kind = ctypes.CFUNCTYPE(ctypes.c_long, ctypes.c_long)
-        functions = {offset: kind(address + offset) for offset in (0, _STEPPED_AT)}
+        functions = {offset: kind(address + offset) for offset in _FUNCTIONS}
         yield f"/proc/{os.getpid()}/fd/{descriptor}", lambda offset: functions[offset](0)
         code.close()
     finally:

@@ -1,8 +1,9 @@
 """QEMU's block nodes, without debug info: where they are, and how far each was written.
 
 The offsets come from QEMU's own code. Functions that it exports (for its modules) read a field and
-return it; the one that raises the high-water mark does so in one known way. What the code does not
-show in exactly that way is unavailable.
+return it; the one that raises the high-water mark does so in one known way. The code by which QEMU
+answers query-blockstats must read the mark from the same place, under its name in QMP. What the
+code does not show in exactly that way is unavailable.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from virtrace.binary.ctype import CType, Field, Integer, Opaque, Struct, Text
+from virtrace.binary.ctype import CType, Field, Integer, Opaque, Pointer, Struct, Text
 from virtrace.errors import TargetError, Unavailable
 from virtrace.image.memory import Memory, ProcessMemory
 from virtrace.image.model import Module, Program
@@ -21,7 +22,7 @@ from virtrace.image.process import Process
 from virtrace.targets.qemu.guests import Guest, disks_of, node_names
 from virtrace.targets.target import Standing
 
-NODE = "BlockDriverState"
+NODE, BACKEND, _CHILD = "BlockDriverState", "BlockBackend", "BdrvChild"
 _MODULE = "qemu-system-x86_64"
 _WORD = 8
 # char node_name[32].
@@ -44,13 +45,43 @@ _RAISES = re.compile(
     rb".{3}(?:\x73.|\x0f\x83.{4}).{0,8}?\xf0[\x48-\x4f]\x0f\xb1",
     re.S,
 )
+# Offsets of a byte or four: [BASE+OFFSET], BASE rax to r15, with the register rdx.
+_FIELD = rb"(?:[\x50-\x57]\x24?(?P<short>.)|[\x90-\x97]\x24?(?P<long>.{4}))"
+# As QEMU makes the text of a QMP reply: lea FIELD(STATISTICS),%rdx; mov ..; lea NAME(%rip),%rsi
+_VISITS = re.compile(
+    rb"[\x48\x49]\x8d" + _FIELD + rb"(?:[\x48-\x4f]\x89.){0,2}\x48\x8d\x35(?P<name>.{4})", re.S
+)
+# As it answers query-blockstats: mov MARK(NODE),%rdx; mov ..(..),%rax; mov ..; mov
+# %rdx,FIELD(STATISTICS), which is rax
+_REPORTS = re.compile(
+    rb"[\x48\x49]\x8b[\x90-\x97]\x24?(?P<mark>.{4})"
+    rb"[\x48\x49]\x8b[\x40-\x47]\x24?.(?:[\x48-\x4f]\x89[\xc0-\xff]){0,2}\x48\x89" + _FIELD,
+    re.S,
+)
+# Whose policy counts: mov WRITES(%rdi),%eax; test %sil,%sil; cmovne READS(%rdi),%eax
+_POLICY = re.compile(
+    rb"(?:\xf3\x0f\x1e\xfa)?\x8b\x87(?P<write>.{4})\x40\x84\xf6\x0f\x45\x87(?P<read>.{4})", re.S
+)
+# mov ROOT(%rdi),%rax; test %rax,%rax; je; mov (%rax),%rax
+_ROOT = re.compile(
+    rb"(?:\xf3\x0f\x1e\xfa)?\x48\x8b\x47(?P<offset>.)\x48\x85\xc0\x74.\x48\x8b\x00", re.S
+)
+_INT = 4
+_REPORTED = b"wr_highest_offset\0"
 # lea TARGET(%rip),REGISTER
 _LOADS_ADDRESS = re.compile(rb"[\x48\x4c]\x8d[\x05\x0d\x15\x1d\x25\x2d\x35\x3d](?P<at>.{4})", re.S)
 _DISPLACEMENT = struct.Struct("<i")
 # Exported functions that have a coroutine do the work, and load the address of the static function
 # in which it begins.
 _STARTERS = {
-    **{name: f"coroutine of {name}" for name in ("blk_aio_pwritev", "blk_pwrite", "job_start")},
+    **{
+        name: f"coroutine of {name}"
+        for name in (
+            *("blk_aio_pwritev", "blk_aio_preadv", "blk_aio_pdiscard", "blk_aio_flush"),
+            *("blk_pwrite", "blk_pread", "blk_pdiscard", "blk_flush", "bdrv_flush"),
+            *("job_start", "aio_task_pool_start_task"),
+        )
+    },
     "qemu_coroutine_new": "start of the coroutine",
 }
 
@@ -65,14 +96,27 @@ class NodeLayout:
     mark: int
 
 
+@dataclass(frozen=True)
+class BackendLayout:
+    """Offsets in what a device has of its disk. root: the child that leads to its node."""
+
+    root: int
+    on_read_error: int
+    on_write_error: int
+
+
 class BlockLayer:
     """What is known of a QEMU's block layer (Knowledge of targets.target)."""
 
     def struct(self, program: Program, name: str) -> CType:
         module = program.module(_MODULE)
-        if name != NODE or module is None:
+        if module is None or name not in (NODE, BACKEND, _CHILD):
             return Opaque(name)
+        if name == _CHILD:
+            return self._child(program)
         try:
+            if name == BACKEND:
+                return self._backend(program, backend_layout(module))
             layout = node_layout(module)
         except Unavailable:
             return Opaque(name)
@@ -81,6 +125,19 @@ class BlockLayer:
             Field("wr_highest_offset", layout.mark, Integer(_WORD)),
         )
         return Struct(NODE, max(field.offset for field in fields) + _NAME, fields)
+
+    def _child(self, program: Program) -> CType:
+        """Its first member, on QEMU 5.2 to 11.1 (include/block/block_int-common.h)."""
+        node = Pointer(lambda: self.struct(program, NODE))
+        return Struct(_CHILD, _WORD, (Field("bs", 0, node),))
+
+    def _backend(self, program: Program, layout: BackendLayout) -> CType:
+        fields = (
+            Field("root", layout.root, Pointer(lambda: self._child(program))),
+            Field("on_read_error", layout.on_read_error, Integer(_INT)),
+            Field("on_write_error", layout.on_write_error, Integer(_INT)),
+        )
+        return Struct(BACKEND, max(field.offset for field in fields) + _WORD, fields)
 
     def functions(self, program: Program) -> Mapping[int, str]:
         module = program.module(_MODULE)
@@ -104,6 +161,26 @@ def node_layout(module: Module) -> NodeLayout:
         raise Unavailable(f"QEMU's block nodes are not understood: {error.what}") from error
 
 
+@cache
+def backend_layout(module: Module) -> BackendLayout:
+    """Read it from the code. Raises: Unavailable.
+
+    The code by which QEMU decides what to do about an error must read the policy from where the
+    exported accessor does.
+    """
+    try:
+        decides, tells = (
+            _POLICY.match(_function(module, name)[1])
+            for name in ("blk_get_error_action", "blk_get_on_error")
+        )
+        root = _ROOT.match(_function(module, "blk_bs")[1])
+    except TargetError as error:
+        raise Unavailable(f"QEMU's disks are not understood: {error.what}") from error
+    if root is None or decides is None or tells is None or decides.groups() != tells.groups():
+        raise Unavailable("the code of this build does not show where a disk keeps its policy")
+    return BackendLayout(root["offset"][0], _number(decides["read"]), _number(decides["write"]))
+
+
 def _layout(module: Module) -> NodeLayout:
     at, code = _function(module, "bdrv_next_node")
     heads = {at + found.end() + _number(found["offset"]) for found in _LOADS_HEAD.finditer(code)}
@@ -114,12 +191,46 @@ def _layout(module: Module) -> NodeLayout:
     writers = module.elf.called_by(at, "bdrv_set_dirty")
     code = (module.elf.content(writers[0], _WINDOW) or b"") if len(writers) == 1 else b""
     marks = {_number(found["offset"]) for found in _RAISES.finditer(code)}
-    return NodeLayout(
+    layout = NodeLayout(
         _only(heads, "the list of nodes"),
         _only(nexts, "the next node"),
         _only(names, "a node's name"),
         _only(marks, "a node's high-water mark"),
     )
+    if layout.mark not in _reported_marks(module):
+        raise Unavailable(
+            "the code of this build does not show that QMP reports the high-water mark from where "
+            "writes raise it"
+        )
+    return layout
+
+
+def _reported_marks(module: Module) -> set[int]:
+    """Offsets in a node of what query-blockstats reports as its mark, beside its name.
+
+    Raises: Unavailable, TargetError.
+    """
+    at, code = _function(module, "visit_type_BlockDeviceStats_members")
+    fields = {
+        _field(found)
+        for found in _VISITS.finditer(code)
+        if module.elf.content(at + found.end() + _number(found["name"]), len(_REPORTED))
+        == _REPORTED
+    }
+    at, _ = _function(module, "qmp_query_blockstats")
+    reporters = set(module.elf.called_by(at, "bdrv_get_node_name")).intersection(
+        module.elf.called_by(at, "bdrv_get_specific_stats")
+    )
+    return {
+        _number(found["mark"])
+        for reporter in reporters
+        for found in _REPORTS.finditer(module.elf.content(reporter, _WINDOW) or b"")
+        if len(fields) == 1 and _field(found) in fields
+    }
+
+
+def _field(found: re.Match[bytes]) -> int:
+    return int.from_bytes(found["short"] or found["long"], "little")
 
 
 @cache

@@ -26,7 +26,7 @@ from virtrace.trace.format import Json
 _LARGEST_PID, _LARGEST_STATE = 1 << 6, 1 << 22
 _LARGEST_COMMAND = 1 << 20
 _SOCKET = re.compile(r"socket:\[\d+\]")
-_NODE = re.compile(r'"node-name":\s*"([^"]+)"|\bnode-name=([^,]+)')
+_NODE = re.compile(r'"node-name":\s*"([^"]+)"|\bnode-name=([^,\0]+)')
 # What the tags above a node's name say of it.
 _ROLES = {"mirror": "copy", "backingStore": "backing file"}
 
@@ -71,10 +71,11 @@ def disks_of(guest: Guest) -> Mapping[str, Mapping[str, Json]]:
     with suppress(ValueError):
         for disk in parse_xml(text).iter("disk"):
             target = disk.find("target")
-            dev = None if target is None else target.get("dev")
+            dev, bus = (None, None) if target is None else (target.get("dev"), target.get("bus"))
             if dev is not None:
                 for node, layer, role in _nodes(disk, "disk"):
-                    known = {"domain": guest.name, "disk": dev, "is": role, "layer": layer}
+                    known: dict[str, Json] = {"domain": guest.name, "disk": dev, "is": role}
+                    known |= {"layer": layer, "bus": bus}
                     found[node] = known
     return found
 
