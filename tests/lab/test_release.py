@@ -25,6 +25,7 @@ from virtrace.lab.daemon import Lab
 from virtrace.lab.guest import GIB, LAST_SECTOR_DISK
 from virtrace.lab.roots import ensure_root, inside
 from virtrace.lab.scenarios import SCENARIOS
+from virtrace.lab.system import System
 
 pytestmark = [
     pytest.mark.matrix,
@@ -182,6 +183,15 @@ def await_unlocked(folder: Path) -> None:
 def await_none(folder: Path) -> None:
     """What was killed with its parent may take a moment to go."""
     wait_until(lambda: not namespaces_with(folder), "no mount namespace has the folder")
+
+
+def test_the_daemons_user_reaches_a_folder_in_folders_that_the_root_has_not() -> None:
+    with tempfile.TemporaryDirectory(prefix="virtrace-test-", dir="/var/tmp") as made:
+        Path(made).chmod(0o755)
+        folder = Path(made, "among", "others")
+        folder.mkdir(parents=True)
+        system = System(folder, ensure_root("bullseye", print))
+        system.run("test", "-x", str(folder), as_daemon=True)
 
 
 def test_folder_that_the_root_has_no_place_for(tmp_path: Path) -> None:

@@ -145,7 +145,8 @@ def inside(root: Path, binds: Mapping[str, Path], command: Sequence[str]) -> lis
         place = root / path.lstrip("/")
         if not path.startswith(tuple(bound)) and not place.exists():
             steps.append(("mount", "-t", "tmpfs", "tmpfs", str(_to_be_covered(root, path))))
-            steps.append(("mkdir", "-p", str(place)))
+            # Unlike mkdir, it lets everybody pass, whatever the umask.
+            steps.append(("install", "-d", str(place)))
         steps.append(("mount", "--bind", str(source), str(place)))
         bound.append(f"{path}/")
     script = " && ".join(map(shlex.join, [*steps, ("exec", "chroot", top, *command)]))
