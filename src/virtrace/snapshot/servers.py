@@ -38,6 +38,8 @@ _LONGEST_INTERVAL, _YEAR, _INT = 1 << 20, 366 * 86400, 0xFFFFFFFF
 _LATER = 60
 # Words: of the pool; its list of jobs, and how many wait in it; where its limits may be.
 _POOL_WORDS, _JOBS, _DEPTH, _LIMITS = 34, 4, 7, range(8, 30)
+# Of a pthread_t, which glibc has point to the thread's descriptor.
+_THREAD_ALIGNMENT = 64
 _MOST_WORKERS, _MOST_QUEUED = 100_000, 1000
 
 
@@ -172,10 +174,15 @@ def _pool_at(peek: Peek, objects: Objects, address: int) -> Pool | None:
     for at in _LIMITS:
         most, least, free, workers, threads = words[at : at + 5]
         is_pool = 0 < most < _MOST_WORKERS and least <= most and free <= workers <= most
-        if is_pool and workers > 0 and is_pointer(threads):
+        # The counts of the conditions in front of the limits may look like limits, too.
+        if is_pool and workers > 0 and _are_threads(peek.words(threads, workers), workers):
             queued = tuple(_queued(peek, objects, words[_JOBS], words[_DEPTH]))
             return Pool(most, workers, free, queued)
     return None
+
+
+def _are_threads(handles: tuple[int, ...], count: int) -> bool:
+    return len(handles) == count and all(is_pointer(one, _THREAD_ALIGNMENT) for one in handles)
 
 
 def _queued(peek: Peek, objects: Objects, job: int, depth: int) -> list[Queued]:
