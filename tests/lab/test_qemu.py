@@ -379,6 +379,59 @@ points:
 """
 
 
+WRITES = """\
+  - name: {name}
+    of: qemu
+    module: qemu-system-x86_64
+    prototype: void bdrv_set_dirty(BlockDriverState *bs, long offset, long bytes){when}
+    anywhere: true
+    capture: {{node: bs->node_name, bytes: bytes, mark: bs->wr_highest_offset}}
+"""
+# By the condition of a point: what of an event is one of its values, and what has its own ones.
+CHANGES: Mapping[str, tuple[str, Sequence[str]]] = {
+    "changes: bytes": ("bytes", ()),
+    "changes: bytes, per: bs": ("bytes", ("node",)),
+    "changes: bytes, per: bs->node_name": ("bytes", ("node",)),
+    "changes: bs->wr_highest_offset, per: bs": ("mark", ("node",)),
+}
+
+
+def test_only_changes_are_recorded(lab: Lab, tmp_path: Path) -> None:
+    """By a condition of each form, beside a point without one."""
+    recipe = tmp_path / "changes.yaml"
+    conditions = ["", *(f"\n    when: {{{when}}}" for when in CHANGES)]
+    points = [WRITES.format(name=f"p{at}", when=when) for at, when in enumerate(conditions)]
+    recipe.write_text(ENTRIES.partition("  - ")[0] + "".join(points))
+    done = [
+        shlex.join(write(lab, disk, f"write {offset} {size}"))
+        for disk, offset, size in (
+            *((1, 0, 512), (1, 512, 512), (1, 0, 1024), (1, 0, 512), (1, 512, 1024)),
+            *((2, 0, 1024), (1, 0, 1024), (2, 0, 512), (2, 0, 512)),
+        )
+    ]
+    options = ("-p", lab.pid, "--domain", "vm1", "-o", tmp_path / "t.jsonl")
+    ended = virtrace("record", recipe, *options, "--", "sh", "-ec", "; ".join(done))
+    assert ended.returncode == DONE, ended.stdout + ended.stderr
+    trace = read_trace(tmp_path / "t.jsonl")
+    assert trace.problems == []
+    every = of_point(trace, "p0")
+    assert len(every) >= len(done)
+    for at, (value, per) in enumerate(CHANGES.values(), 1):
+        last: dict[tuple[object, ...], object] = {}
+        expected = []
+        for values in every:
+            key = tuple(values[name] for name in per)
+            if key not in last or last[key] != values[value]:
+                expected.append(values)
+            last[key] = values[value]
+        assert of_point(trace, f"p{at}") == expected
+        assert len(expected) < len(every)
+
+
+def of_point(trace: Trace, name: str) -> list[Mapping[str, Any]]:
+    return [event.values for event in trace.events if event.name == name]
+
+
 def test_gdb_traces_qemu_only_if_chosen(lab: Lab, tmp_path: Path) -> None:
     recipe, output = tmp_path / "entries.yaml", tmp_path / "t.jsonl"
     recipe.write_text(ENTRIES)

@@ -40,7 +40,8 @@ BEYOND_A_SCHEMA = (
     "is inside 'other'",
     "'domain' and 'jsn.id', by which",
     "'a->a' is not a member",
-    "a value rises at the entry",
+    "a value rises or changes at the entry",
+    "'other' is not an argument, or",
     "what fails is the function",
     "found 'yes'",  # which YAML itself takes for true
 )

@@ -98,11 +98,27 @@ class InStruct:
 
 
 @dataclass(frozen=True)
-class Condition:
+class Itself:
+    """An argument. size: in bytes."""
+
+    argument: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Rising:
     """Recorded where `value`, a number, has risen, each `per`, a text, by itself."""
 
     value: InStruct
     per: InStruct
+
+
+@dataclass(frozen=True)
+class Changing:
+    """Recorded where `value`, a number, differs from the last one, each `per` by itself."""
+
+    value: InStruct | Itself
+    per: InStruct | Itself | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +131,7 @@ class PointSite(FunctionSite):
 
     capture: Captures
     anywhere: bool = False
-    when: Condition | None = None
+    when: Rising | Changing | None = None
     contents: bool = False
     inside: Inside | None = None
 

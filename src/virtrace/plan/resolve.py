@@ -14,7 +14,7 @@ from itertools import groupby
 
 from virtrace.binary import abi, x86_64
 from virtrace.binary.abi import Abi
-from virtrace.binary.ctype import Array, Code, CType, Integer, Opaque, Struct, Text
+from virtrace.binary.ctype import Array, Code, CType, Integer, Opaque, Pointer, Struct, Text
 from virtrace.errors import EngineError, TargetError, Unavailable
 from virtrace.image.model import Module, Program
 from virtrace.image.process import Process
@@ -32,15 +32,17 @@ from virtrace.plan.model import (
     LINES,
     AnySite,
     Captures,
-    Condition,
+    Changing,
     ContentSite,
     ExportedFunctions,
     InStruct,
+    Itself,
     LineSite,
     Plan,
     PointSite,
     ResolvedProbe,
     ReturnPointSite,
+    Rising,
     SpanSite,
     StaticProbeSite,
     all_captures,
@@ -48,7 +50,7 @@ from virtrace.plan.model import (
 from virtrace.plan.proof import is_provable
 from virtrace.plan.walk import ToMember, ToTarget, ways
 from virtrace.plan.witness import KnownBody, Statement, Witness
-from virtrace.recipe.model import CalledBy, DriverMethod, Point, Recipe, Rises, Span
+from virtrace.recipe.model import CalledBy, Changes, DriverMethod, Point, Recipe, Rises, Span
 from virtrace.recipe.path import CALLER, RETURN, Path
 from virtrace.recipe.prototype import Prototype
 from virtrace.targets import target_of
@@ -175,13 +177,44 @@ def _proven(process: Program, probe: ResolvedProbe) -> ResolvedProbe:
 def _in_struct(path: Path, types: Mapping[str, CType], fits: Callable[[CType], bool]) -> InStruct:
     """Where a member is of which a condition can be. Raises: Unavailable."""
     way = ways(path, types)[0]
-    first, *members = way.moves
+    first, *members = way.moves or (None,)
     offsets = [move.field.offset for move in members if isinstance(move, ToMember)]
     if first != ToTarget(0) or len(offsets) != len(members) or not fits(way.ctype):
         raise Unavailable(
             f"{path.text}: no number of {_WORD} bytes, or text, in what an argument points to"
         )
     return InStruct(way.start, sum(offsets), way.ctype.size)
+
+
+def _compared(
+    path: Path, types: Mapping[str, CType], fits: Callable[[CType], bool]
+) -> InStruct | Itself:
+    """Where a value is that can be compared with the one before. Raises: Unavailable."""
+    way = ways(path, types)[0]
+    if way.moves:
+        return _in_struct(path, types, fits)
+    if not _is_number(way.ctype):
+        raise Unavailable(f"{path.text}: no number, nor an address")
+    return Itself(way.start, way.ctype.size)
+
+
+def _condition(when: Rises | Changes, types: Mapping[str, CType]) -> Rising | Changing:
+    """Raises: Unavailable."""
+    if isinstance(when, Changes):
+        per = None if when.per is None else _compared(when.per, types, _is_key)
+        return Changing(_compared(when.value, types, _is_number), per)
+    return Rising(
+        _in_struct(when.value, types, lambda ctype: ctype == Integer(_WORD)),
+        _in_struct(when.per, types, lambda ctype: isinstance(ctype, Text)),
+    )
+
+
+def _is_number(ctype: CType) -> bool:
+    return isinstance(ctype, (Integer, Pointer)) and ctype.size <= _WORD
+
+
+def _is_key(ctype: CType) -> bool:
+    return _is_number(ctype) or isinstance(ctype, Text)
 
 
 def _member(ctype: CType, name: str) -> int:
@@ -314,7 +347,7 @@ class _Resolver:
                 point, "point", function, _Found("missing" if why else "symbol", why=why), []
             )
         found = self._function(function, point.module, point.prototype)
-        if isinstance(point.when, Rises):
+        if isinstance(point.when, (Rises, Changes)):
             return self._conditional(point, point.when, found)
         sites = []
         for body in found.bodies if module is not None else ():
@@ -332,7 +365,7 @@ class _Resolver:
             )
         return _probe(point, "point", function, found, sites)
 
-    def _conditional(self, point: Point, when: Rises, found: _Found) -> ResolvedProbe:
+    def _conditional(self, point: Point, when: Rises | Changes, found: _Found) -> ResolvedProbe:
         """A point with a condition, at the first instruction that costs little."""
         function, module = point.prototype.name, self._process.module(point.module)
         sites: list[AnySite] = []
@@ -340,10 +373,6 @@ class _Resolver:
             contents = None if point.contents is None else self._contents(point, point.contents)
             for body in found.bodies if module is not None else ():
                 assert module is not None
-                condition = Condition(
-                    _in_struct(when.value, body.types, lambda ctype: ctype == Integer(_WORD)),
-                    _in_struct(when.per, body.types, lambda ctype: isinstance(ctype, Text)),
-                )
                 address = _cheap_entry(module, body.entry)
                 sites.append(
                     PointSite(
@@ -355,7 +384,7 @@ class _Resolver:
                         body.arguments,
                         self._captures(point.capture, body.types),
                         _is_anywhere(point),
-                        condition,
+                        _condition(when, body.types),
                         contents is not None,
                     )
                 )

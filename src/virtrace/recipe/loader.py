@@ -22,6 +22,7 @@ from virtrace.recipe.model import (
     OF_LIBVIRT,
     Answer,
     CalledBy,
+    Changes,
     DriverMethod,
     Fails,
     Inside,
@@ -588,8 +589,8 @@ def _points(node: _Node) -> Iterator[Point]:
         yield _point(where, keys)
 
 
-def _when(node: _Node, known: Collection[str]) -> Rises | Fails:
-    keys = node.mapping((), {"rises", "per", "fails"})
+def _when(node: _Node, known: Collection[str]) -> Rises | Changes | Fails:
+    keys = node.mapping((), {"rises", "changes", "per", "fails"})
     if "fails" in keys:
         if keys["fails"].text() != path.RETURN or len(keys) > 1 or path.RETURN not in known:
             node.fail(
@@ -597,17 +598,23 @@ def _when(node: _Node, known: Collection[str]) -> Rises | Fails:
                 "write `at: return` and `when: {fails: return}`",
             )
         return Fails()
-    keys = node.mapping({"rises", "per"})
+    changes = "changes" in keys
+    keys = node.mapping({"changes"}, {"per"}) if changes else node.mapping({"rises", "per"})
     paths = {
         name: value.parsed(path.parse_path, "such as: bs->node_name")
         for name, value in keys.items()
     }
+    forms = (path.Member, path.Argument) if changes else path.Member
     for name, parsed in paths.items():
-        if not isinstance(parsed.form, path.Member) or not {*parsed.arguments} <= {*known}:
+        if not isinstance(parsed.form, forms) or not {*parsed.arguments} <= {*known}:
+            or_itself = "an argument, or " if changes else ""
             keys[name].fail(
-                f"{path.shortened(parsed.text)} is not a member of what an argument leads to",
+                f"{path.shortened(parsed.text)} is not {or_itself}a member of what an argument "
+                "leads to",
                 "such as: bs->node_name",
             )
+    if changes:
+        return Changes(paths["changes"], paths.get("per"))
     return Rises(paths["rises"], paths["per"])
 
 
@@ -678,8 +685,8 @@ def _point(node: _Node, keys: Mapping[str, _Node]) -> Point:
     if "usdt" not in place:
         known |= {path.CALLER, path.RETURN} if place.get("at_return") else {path.CALLER}
     when = _when(keys["when"], known) if "when" in keys else None
-    if isinstance(when, Rises) and place != {"at_return": False}:
-        keys["when"].fail("a value rises at the entry of a function", "remove it")
+    if isinstance(when, (Rises, Changes)) and place != {"at_return": False}:
+        keys["when"].fail("a value rises or changes at the entry of a function", "remove it")
     if "contents" in keys and not isinstance(when, Rises):
         keys["contents"].fail("what is written is compared where a value rises", "add `when:`")
     captures = _captures(keys.get("capture"), known)

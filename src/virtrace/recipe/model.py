@@ -43,6 +43,17 @@ class Rises:
 
 
 @dataclass(frozen=True)
+class Changes:
+    """Recorded where ``value`` differs from the last one that was met, each ``per`` by itself.
+
+    The first one is recorded, too. per: None where there is only one.
+    """
+
+    value: Path
+    per: Path | None
+
+
+@dataclass(frozen=True)
 class Fails:
     """Recorded where the function returned a number below 0, as those that failed do."""
 
@@ -135,7 +146,7 @@ class Point:
     answers: Answer | None = None
     of: str = OF_LIBVIRT
     inside: Inside | None = None
-    when: Rises | Fails | None = None
+    when: Rises | Changes | Fails | None = None
     contents: Prototype | None = None
     standing: str | None = None
 

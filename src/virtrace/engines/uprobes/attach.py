@@ -18,7 +18,7 @@ from virtrace.engines.uprobes.program import ROUNDS, Options, Program, programs
 from virtrace.engines.uprobes.trial import Abilities
 from virtrace.errors import EngineError
 from virtrace.image.process import Process
-from virtrace.plan.model import AnySite, ContentSite, LineSite, Plan, PointSite
+from virtrace.plan.model import AnySite, ContentSite, LineSite, Plan, PointSite, Rising
 from virtrace.targets.target import Standing
 
 # Threads at a time that let go: the kernel waits in each for all processors.
@@ -56,7 +56,8 @@ class Probes:
         self._links: list[int] = []
         self.refused: list[LineSite] = []
         try:
-            conditions = any(program.layout.risen is not None for program in programs)
+            points = (site for site in sites if isinstance(site, PointSite))
+            conditions = any(point.when is not None for point in points)
             contents = any(isinstance(site, ContentSite) for site in sites)
             main = processes.main
             pid = main.pid if isinstance(main, Process) else None
@@ -125,7 +126,7 @@ class Probes:
     def stood(self, standing: Sequence[Standing]) -> None:
         """Note what the values of conditions were; what programs have met is newer, and stays."""
         for number, site in enumerate(self._sites):
-            if isinstance(site, PointSite) and site.when is not None:
+            if isinstance(site, PointSite) and isinstance(site.when, Rising):
                 for one in standing:
                     self._maps.stood(number, one.key, one.value)
 

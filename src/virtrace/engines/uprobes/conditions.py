@@ -15,7 +15,7 @@ from virtrace.engines.uprobes.reads import (
     Reads,
     Value,
 )
-from virtrace.plan.model import Condition, InStruct
+from virtrace.plan.model import Changing, InStruct, Itself, Rising
 
 _RESULT = "rax"
 
@@ -47,24 +47,74 @@ class Fails:
         self._kept.require(site, FOR_RETURN)
 
 
-class Rises:
-    """Writes the instructions of a condition, which run before the record is made.
-
-    After them R8 has what the value was before, and R9 how often it has risen.
-    """
+class _Compares:
+    """Writes the instructions that compare a value with the one before, before a record is made."""
 
     def __init__(self, reads: Reads) -> None:
         self._reads = reads
 
-    def decide(self, site: int, when: Condition, registers: Mapping[str, str]) -> None:
+    def _key(self, site: int) -> None:
+        """Begin the key under which a value is kept. site: its index in the plan."""
+        code = self._reads.code
+        for at in range(0, LONGEST_PER, WORD):
+            code.store(FP, CONDITION_KEY_SLOT + WORD + at, 0)
+        code.store(FP, CONDITION_KEY_SLOT, site)
+
+    def _read(self, slot: int, place: InStruct, registers: Mapping[str, str]) -> None:
+        """Read memory into the frame; an event whose condition is not known counts as lost."""
+        size = min(place.size, LONGEST_PER)
+        self._reads.to_frame(slot, _address(place, registers), size, "lost")
+
+
+class Changes(_Compares):
+    """The value differs from the one before, or is the first."""
+
+    def decide(self, site: int, when: Changing, registers: Mapping[str, str]) -> None:
+        """As of Rises."""
+        code, reads = self._reads.code, self._reads
+        self._key(site)
+        if when.per is not None:
+            self._get(CONDITION_KEY_SLOT + WORD, when.per, registers)
+        code.store(FP, CONDITION_SLOT, 0)
+        code.store(FP, CONDITION_SLOT + WORD, 0)
+        self._get(CONDITION_SLOT, when.value, registers)
+        reads.look_up(RISEN, CONDITION_KEY_SLOT)
+        code.jump_if(R0, "!=", 0, "met")
+        reads.update(RISEN, CONDITION_KEY_SLOT, CONDITION_SLOT)
+        code.jump("changed")
+        code.label("met")
+        code.load(R8, R0, 0)
+        code.load(R1, FP, CONDITION_SLOT)
+        code.jump_if(R1, "==", R8, "out")
+        code.store(R0, 0, R1)
+        code.label("changed")
+
+    def _get(self, slot: int, place: InStruct | Itself, registers: Mapping[str, str]) -> None:
+        """Have a number or a text in the frame, where there are zeroes."""
+        if isinstance(place, InStruct):
+            self._read(slot, place, registers)
+            return
+        code, unused = self._reads.code, 8 * (WORD - place.size)
+        self._reads.into(R1, InContext(registers[place.argument]))
+        if unused:
+            code.do(R1, "<<=", unused)
+            code.do(R1, ">>=", unused)
+        code.store(FP, slot, R1)
+
+
+class Rises(_Compares):
+    """The value is higher than before.
+
+    After the instructions R8 has what the value was before, and R9 how often it has risen.
+    """
+
+    def decide(self, site: int, when: Rising, registers: Mapping[str, str]) -> None:
         """Go on where the value has risen; else go to ``out``.
 
         site: its index in the plan. registers: of the arguments, by name
         """
         code, reads = self._reads.code, self._reads
-        for at in range(0, LONGEST_PER, WORD):
-            code.store(FP, CONDITION_KEY_SLOT + WORD + at, 0)
-        code.store(FP, CONDITION_KEY_SLOT, site)
+        self._key(site)
         self._read(CONDITION_KEY_SLOT + WORD, when.per, registers)
         self._read(CONDITION_SLOT, when.value, registers)
         reads.look_up(RISEN, CONDITION_KEY_SLOT)
@@ -94,7 +144,7 @@ class Rises:
         code.store(R0, WORD, R9)
         code.label("risen")
 
-    def note(self, when: Condition, registers: Mapping[str, str]) -> None:
+    def note(self, when: Rising, registers: Mapping[str, str]) -> None:
         """Record what R8 and R9 have, and what the condition is about. registers: as of decide."""
         code, at = self._reads.code, self._reads.layout.room(2 * WORD)
         self._reads.layout.risen = at
@@ -102,11 +152,6 @@ class Rises:
         code.store(R7, at + WORD, R9)
         for place in (when.per, when.value):
             self._reads.block(_address(place, registers), place.size)
-
-    def _read(self, slot: int, place: InStruct, registers: Mapping[str, str]) -> None:
-        """Read memory into the frame; an event whose condition is not known counts as lost."""
-        size = min(place.size, LONGEST_PER)
-        self._reads.to_frame(slot, _address(place, registers), size, "lost")
 
 
 def _address(place: InStruct, registers: Mapping[str, str]) -> Value:

@@ -21,7 +21,7 @@ from virtrace.binary.x86_64 import ABI
 from virtrace.engines.uprobes import layout as record
 from virtrace.engines.uprobes.assembler import R1, R2, R7, Code
 from virtrace.engines.uprobes.captures import CaptureReads
-from virtrace.engines.uprobes.conditions import Fails, Rises
+from virtrace.engines.uprobes.conditions import Changes, Fails, Rises
 from virtrace.engines.uprobes.contents import Contents
 from virtrace.engines.uprobes.envelope import Envelope
 from virtrace.engines.uprobes.kept import FOR_CALLED, FOR_LINES, FOR_RETURN, Kept
@@ -33,11 +33,13 @@ from virtrace.plan.capture import Capture
 from virtrace.plan.model import (
     AnySite,
     Captures,
+    Changing,
     ContentSite,
     LineSite,
     Plan,
     PointSite,
     ReturnPointSite,
+    Rising,
     SpanSite,
     StaticProbeSite,
     all_captures,
@@ -169,16 +171,7 @@ class _Maker:
             assert isinstance(site, (SpanSite, PointSite, ReturnPointSite))
             self._entry(site)
         body, self._reads.code = self._reads.code, whole.fragment()
-        condition = None
-        if isinstance(site, PointSite) and site.when is not None:
-            Rises(self._reads).decide(self._number, site.when, _registers(site))
-            condition = self._reads.code
-        elif (size := _fails(site)) is not None:
-            Fails(self._reads, self._kept).decide(self._number, size)
-            condition = self._reads.code
-        elif self._at_ret:
-            self._kept.require_entered(self._number)
-            condition = self._reads.code
+        condition = self._reads.code if self._decide() else None
         self._reads.code = whole
         envelope = Envelope(self._reads, of_next=self._of_next)
         envelope.begin(program, condition)
@@ -196,6 +189,21 @@ class _Maker:
             self._layout,
             whole.code(),
         )
+
+    def _decide(self) -> bool:
+        """Write what decides whether an event is recorded; return whether anything does."""
+        site = self._site
+        if isinstance(site, PointSite) and isinstance(site.when, Rising):
+            Rises(self._reads).decide(self._number, site.when, _registers(site))
+        elif isinstance(site, PointSite) and isinstance(site.when, Changing):
+            Changes(self._reads).decide(self._number, site.when, _registers(site))
+        elif (size := _fails(site)) is not None:
+            Fails(self._reads, self._kept).decide(self._number, size)
+        elif self._at_ret:
+            self._kept.require_entered(self._number)
+        else:
+            return False
+        return True
 
     def _values(self, names: Sequence[str | None]) -> list[Loaded]:
         """Make room for registers or arguments, which are known unless a program says so."""
@@ -241,7 +249,7 @@ class _Maker:
         captures = [*possible(_at_entry(site))]
         wants_all = _has_backtrace(captures) or _has_stack(captures)
         self._registers(ABI.user_registers if wants_all else ABI.argument_registers)
-        if isinstance(site, PointSite) and site.when is not None:
+        if isinstance(site, PointSite) and isinstance(site.when, Rising):
             Rises(self._reads).note(site.when, _registers(site))
             if site.contents:
                 Contents(self._reads).note(_registers(site))

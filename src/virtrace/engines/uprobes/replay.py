@@ -24,6 +24,7 @@ from virtrace.plan.model import (
     LineSite,
     PointSite,
     ReturnPointSite,
+    Rising,
     SpanSite,
     StaticProbeSite,
 )
@@ -206,7 +207,7 @@ class Replayer:
     def _take(self, hit: Hit) -> None:
         program = self._programs[hit.program]
         site = self._sites[program.site]
-        if isinstance(site, PointSite) and site.when is not None:
+        if isinstance(site, PointSite) and isinstance(site.when, Rising):
             self.recording.hit(site.probe)
             thread = HitThread(hit, program.layout, site, self.since(hit.t_ns))
             assert program.layout.risen is not None
@@ -217,9 +218,9 @@ class Replayer:
     def _meet(self, hit: Hit) -> None:
         program = self._programs[hit.program]
         site = self._sites[program.site]
-        has_condition = isinstance(site, PointSite) and site.when is not None
+        is_rise = isinstance(site, PointSite) and isinstance(site.when, Rising)
         is_failure = isinstance(site, ReturnPointSite) and site.fails is not None
-        if is_failure or (not program.at_return and not has_condition):
+        if is_failure or (not program.at_return and not is_rise):
             self.recording.hit(site.probe)
         self._batches.current, self._batches.layout = hit, program.layout
         thread = HitThread(

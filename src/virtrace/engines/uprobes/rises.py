@@ -9,7 +9,7 @@ from operator import attrgetter
 from virtrace.engines.uprobes.hits import Hit, HitThread
 from virtrace.engines.uprobes.layout import WORD
 from virtrace.errors import Unavailable
-from virtrace.plan.model import Condition, PointSite
+from virtrace.plan.model import PointSite, Rising
 from virtrace.trace.format import Record
 
 # A rise by more than a part of the value that was recorded last is recorded.
@@ -36,7 +36,7 @@ class Rises:
         self._held: dict[tuple[str, bytes], Hit] = {}
 
     def is_kept(
-        self, site: PointSite, when: Condition, hit: Hit, thread: HitThread, noted: int
+        self, site: PointSite, when: Rising, hit: Hit, thread: HitThread, noted: int
     ) -> bool:
         """Return whether a rise is recorded now; else it is held until a later one comes.
 
