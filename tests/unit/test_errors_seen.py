@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.support import samples
 from tests.unit.test_explainers import explained
-from virtrace.analysis.explain.registry import EXPLAINERS
+from virtrace.analysis.explain.registry import TRACES
 from virtrace.analysis.spans import CallBuilder
 from virtrace.report.explanation import answer, explanation_lines
 from virtrace.report.highlight import Style
@@ -20,7 +20,7 @@ from virtrace.report.pieces import failure
 from virtrace.trace.format import unavailable
 
 # Every function that an explainer reads, with what identifies its call.
-APIS = sorted({name for each in EXPLAINERS for name in each.traces if name.startswith("vir")})
+APIS = sorted({name for each in TRACES.values() for name in each if name.startswith("vir")})
 NAMES = {"domain": "vm1", "disk": "vda", "pool": "pool", "flags": 0}
 MISSING = unavailable("its register cannot be proven")
 TEXTS = st.sampled_from(

@@ -17,14 +17,15 @@ from tests.support.documented import answers as real_answers
 from tests.support.documented import documented
 from tests.support.paths import DATA, DOCS
 from virtrace.analysis.explain.model import Explainer
-from virtrace.analysis.explain.registry import EXPLAINERS
+from virtrace.analysis.explain.registry import TRACES, all_explainers
 from virtrace.analysis.explain.trace import Explained, explain_trace
 from virtrace.report.explanation import answer
 from virtrace.trace import roles
 from virtrace.trace.format import SwitchedOff
 from virtrace.trace.reader import Trace
 
-EACH = pytest.mark.parametrize("explainer", EXPLAINERS, ids=lambda each: each.name)
+OLD = DATA / "version1"
+EACH = pytest.mark.parametrize("explainer", all_explainers(), ids=lambda each: each.name)
 
 
 @EACH
@@ -60,15 +61,31 @@ def test_it_is_documented(explainer: Explainer[Any]) -> None:
 
 def test_roles_that_explainers_read_exist() -> None:
     known = {*roles.OF_SPANS, *roles.OF_POINTS}
-    for explainer in EXPLAINERS:
-        assert all(name in known for name in explainer.traces if "." in name)
+    for traces in TRACES.values():
+        assert all(name in known for name in traces if "." in name)
+
+
+@pytest.mark.parametrize("trace", sorted(OLD.glob("*.jsonl")), ids=lambda each: each.stem)
+def test_what_a_trace_needs_is_imported_whatever_wrote_its_header(
+    trace: Path, tmp_path: Path
+) -> None:
+    """The command imports it before it reads the trace, and while it can open files."""
+    told = virtrace("explain", "--json", trace)
+    header, rest = trace.read_text(encoding="utf-8").split("\n", 1)
+    again = tmp_path / "again.jsonl"
+    # Every name of a probe with an escape.
+    escaped = re.sub(r'(?<="name":")[a-z]', lambda one: f"\\u{ord(one[0]):04x}", header)
+    assert escaped != header
+    for other in (escaped, json.dumps(json.loads(header))):
+        again.write_text(f"{other}\n{rest}", encoding="utf-8")
+        assert virtrace("explain", "--json", again).stdout == told.stdout
 
 
 def test_no_name_can_become_an_option() -> None:
     """A name in a command follows `--`, or is the value of an option."""
     commands = [
         command
-        for explainer in EXPLAINERS
+        for explainer in all_explainers()
         for cause in explainer.causes.causes
         for command, _ in cause.do
         if "{" in command
@@ -83,9 +100,6 @@ def test_no_name_can_become_an_option() -> None:
                 begin = max(start for start in programs if start < at)
                 takes_it = words[at - 1] in ("-d", "-p")
                 assert "--" in words[begin:at] or takes_it, command
-
-
-OLD = DATA / "version1"
 
 
 def explained(recorder: samples.Recorder, **roles_: str) -> Explained[Any]:

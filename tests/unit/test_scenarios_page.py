@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from tests.support.paths import DOCS, REPOSITORY
-from virtrace.analysis.explain.registry import EXPLAINERS
+from virtrace.analysis.explain.registry import all_explainers
 from virtrace.lab.scenarios import SCENARIOS
 from virtrace.recipe import catalogue
 
@@ -42,7 +42,7 @@ def test_each_scenario_is_one_of_the_tests() -> None:
 
 
 def test_each_answer_is_a_cause() -> None:
-    known = {cause.name for each in EXPLAINERS for cause in each.causes.causes} - {"unknown"}
+    known = {cause.name for each in all_explainers() for cause in each.causes.causes} - {"unknown"}
     named = {cause for recipe in RECIPES for causes in rows(recipe).values() for cause in causes}
     assert named - known <= {""}
     assert not [

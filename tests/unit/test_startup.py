@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.support import pages
+from tests.support.paths import DATA
+from virtrace.analysis.explain.registry import TRACES
 
 HEAVY = {"elftools", "jinja2", "perfetto", "pygments.lexers", "tarfile", "tqdm", "yaml"}
 OFFLINE = {"virtrace.binary", "virtrace.bundle", "virtrace.lab", "virtrace.recipe"}
@@ -40,6 +43,19 @@ def test_help_imports_no_command(option: str) -> None:
 @pytest.mark.parametrize("words", [["show"], ["show", "--json"], ["show", "--summary"]], ids=str)
 def test_show_imports_what_it_shows_with(words: list[str]) -> None:
     assert not imported(*words, str(pages.SAMPLE)) & (HEAVY | OFFLINE)
+
+
+@pytest.mark.parametrize(
+    ("trace", "explainers"),
+    [
+        (pages.SAMPLE, {"disks", "monitors"}),
+        (DATA / "version1" / "pool-refresh.jsonl", {"disks", "pools"}),
+    ],
+    ids=["sample", "version 1"],
+)
+def test_explain_imports_the_explainers_of_the_trace(trace: Path, explainers: set[str]) -> None:
+    found = imported("explain", str(trace))
+    assert {name for name in TRACES if f"virtrace.analysis.explain.{name}" in found} == explainers
 
 
 def test_record_imports_what_gdb_needs_beside_it() -> None:

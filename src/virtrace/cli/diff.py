@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from tempfile import TemporaryFile
 from typing import IO, BinaryIO
 
 from virtrace.analysis.compare.model import Comparison
 from virtrace.analysis.compare.traces import compare_traces
-from virtrace.analysis.explain.registry import load_causes
+from virtrace.analysis.explain.registry import load_explainers
 from virtrace.cli.progress import reading_trace
 from virtrace.cli.without_rights import run_in_child
 from virtrace.errors import ANSWER_IS_NO, DONE, IncompleteError, TraceError
@@ -45,16 +44,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    with prepared() as spill:
-        return run_in_child(args, [args.a, args.b], partial(_diff, args, spill))
-
-
-@contextmanager
-def prepared() -> Iterator[IO[bytes]]:
-    """Read what a comparison needs except the traces; provide a file for calls that do not fit."""
-    load_causes()
+    # For calls that do not fit into memory.
     with TemporaryFile(prefix="virtrace-") as spill:
-        yield spill
+        work = partial(_diff, args, spill)
+        return run_in_child(args, [args.a, args.b], work, prepare=load_explainers)
 
 
 def _diff(args: argparse.Namespace, spill: IO[bytes], files: Sequence[BinaryIO], _: int) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import BinaryIO
 
-from virtrace.analysis.explain.registry import load_causes
+from virtrace.analysis.explain.registry import load_explainers
 from virtrace.analysis.explain.trace import explain_trace
 from virtrace.cli.progress import reading_trace
 from virtrace.cli.snapshot_file import show_snapshot
@@ -39,9 +39,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    # Read once, before no file can be opened any more.
-    load_causes()
-    return run_in_child(args, [args.file], partial(_explain, args))
+    return run_in_child(args, [args.file], partial(_explain, args), prepare=load_explainers)
 
 
 def _explain(args: argparse.Namespace, files: Sequence[BinaryIO], _: int) -> int:

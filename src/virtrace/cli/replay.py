@@ -8,9 +8,11 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO, Any, BinaryIO
 
 from virtrace import engines
+from virtrace.analysis.explain.registry import load_explainers
 from virtrace.cli import diff
 from virtrace.cli.arguments import add_daemon, add_json
 from virtrace.cli.record import add_limits, chosen_pid, limits_of, option, recorded
@@ -112,8 +114,8 @@ def _again(header: Header, args: argparse.Namespace) -> int:
                 args.result["equal"] = found.equal
             return diff.report(found, paths)
 
-    with diff.prepared() as spill:
-        differs = run_in_child(args, paths, partial(compared, spill))
+    with TemporaryFile(prefix="virtrace-") as spill:
+        differs = run_in_child(args, paths, partial(compared, spill), prepare=load_explainers)
     return status or differs
 
 

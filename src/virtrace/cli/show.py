@@ -64,14 +64,16 @@ def run(args: argparse.Namespace) -> int:
             "--json can only be combined with --summary",
             "leave out --full or --html: JSON has everything",
         )
-    if args.html:
-        # Imported late: the rest of `show` does without Jinja2.
-        from virtrace.report import html, snapshot_page
-
-        html.prepare_page()
-        snapshot_page.prepare_snapshot_page()
     work = partial(_show, args)
-    return run_in_child(args, [args.file], work, args.html, "the page")
+    if not args.html:
+        return run_in_child(args, [args.file], work)
+    # Imported late: the rest of `show` does without Jinja2.
+    from virtrace.analysis.explain.registry import load_explainers
+    from virtrace.report import html, snapshot_page
+
+    html.prepare_page()
+    snapshot_page.prepare_snapshot_page()
+    return run_in_child(args, [args.file], work, args.html, "the page", prepare=load_explainers)
 
 
 def _show(args: argparse.Namespace, files: Sequence[BinaryIO], output: int) -> int:

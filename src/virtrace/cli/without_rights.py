@@ -20,6 +20,8 @@ from virtrace.trace.reader import TraceStream
 
 # Works on the opened inputs; the second argument is the new output file's descriptor, or -1.
 Work = Callable[[Sequence[BinaryIO], int], int]
+# Looks at the opened inputs, and imports what the work needs for them.
+Prepare = Callable[[Sequence[BinaryIO]], None]
 
 _MEMORY = 1 << 30
 # More time for large files; a trace can be compressed to a twentieth.
@@ -33,6 +35,7 @@ def run_in_child(
     output: Path | None = None,
     what: str = "",
     kind: str = "the trace",
+    prepare: Prepare = lambda _: None,
 ) -> int:
     """Run ``work`` and return its exit status. Import and read before whatever it needs besides.
 
@@ -40,10 +43,12 @@ def run_in_child(
     output: the file to make; it is removed if the work fails.
     what: noun for the output, for messages.
     kind: noun for the inputs, for messages.
+    prepare: called before; it still has our rights, and must not parse an input.
     """
     files = [open_input(path, kind) for path in inputs]
     made = -1 if output is None else create_private(output, what)
     try:
+        prepare(files)
         status = _done(args, inputs, files, partial(work, files, made))
     except IncompleteError:
         # The output is written, and contains all that there was.

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from virtrace.analysis.explain.registry import load_causes
+from virtrace.analysis.explain.registry import load_all_explainers
 from virtrace.confined import Answer, Bounds, Child, Json, Tell
 from virtrace.errors import UsageError, VirtraceError
 from virtrace.files import open_input
@@ -62,7 +62,7 @@ def files_below(paths: Sequence[str]) -> list[str]:
 def read_all(paths: Sequence[str]) -> Iterator[Read]:
     """Read the files, one after the other. What fails is told with its reason."""
     # Before a child loses the right to open files.
-    load_causes()
+    load_all_explainers()
     with suppress(ImportError):
         import zstandard  # noqa: F401
     for start in range(0, len(paths), _AT_ONCE):

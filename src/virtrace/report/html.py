@@ -16,7 +16,6 @@ from virtrace import wording
 from virtrace.analysis.chain import chains
 from virtrace.analysis.explain.disks import EXPLAINER
 from virtrace.analysis.explain.model import Explanation, Finding
-from virtrace.analysis.explain.registry import load_causes
 from virtrace.analysis.explain.trace import MOST_CASES, explain_nodes
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, Child, Point, Span
@@ -56,9 +55,8 @@ _TEMPLATE = "page.html"
 
 
 def prepare_page() -> None:
-    """Read everything that a page needs except the trace."""
+    """Read everything that a page needs except the trace and its explainers."""
     prepare(_TEMPLATE)
-    load_causes()
 
 
 def page(trace: ReadableTrace, nodes: Sequence[Call | Point | Exchange]) -> str:

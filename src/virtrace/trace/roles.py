@@ -89,6 +89,12 @@ _IMPLIED = {
     "rpc.domain": RPC_DOMAIN,
     "rpc.reply": RPC_REPLY,
 }
+# Captures one of which a span has that has the role without `role:`.
+_OF_CAPTURES = {
+    RPC_CALL: ("client",),
+    LOCK: ("owner", "async_owner"),
+    DISK_SIZES: ("disk",),
+}
 
 
 def of_point(name: str, *, is_answered: bool = False, answers: bool = False) -> str | None:
@@ -113,3 +119,9 @@ def of_span(entry: Collection[str], exit_: Collection[str]) -> str | None:
     if "owner" in entry or "async_owner" in entry:
         return LOCK
     return DISK_SIZES if "disk" in entry and "info" in exit_ else None
+
+
+def signs_of(role: str) -> set[str]:
+    """Return the strings one of which the header of a trace has if a probe in it has the role."""
+    implying = {name for name, implied in _IMPLIED.items() if implied == role}
+    return {role, *implying, *_OF_CAPTURES.get(role, ())}

@@ -15,7 +15,6 @@ from virtrace.analysis.compare.model import AnswersApart, texts
 from virtrace.analysis.compare.values import without_folders
 from virtrace.analysis.explain import disks
 from virtrace.analysis.explain.model import Explanation, Node
-from virtrace.analysis.explain.registry import EXPLAINERS
 from virtrace.analysis.explain.trace import Explained, explain_nodes
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, CallBuilder, Child, Span
@@ -75,8 +74,7 @@ def outlines(trace: ReadableTrace) -> Outlines:
             if names.setdefault(name, met) > met:
                 names[name] = met
 
-    others = [each for each in EXPLAINERS if each is not disks.EXPLAINER]
-    explained = explain_nodes(noted(), trace, others)
+    explained = explain_nodes(noted(), trace, without=disks.EXPLAINER)
     calls.sort(key=itemgetter(0))
     in_order = sorted(names, key=lambda name: names[name])
     return Outlines([outline for _, outline in calls], in_order, explained)

@@ -141,7 +141,7 @@ class _Reader:
 
 
 _CAUSES: Catalogue[AgentCase] = Catalogue(Path(__file__).with_name("agents.yaml"))
-EXPLAINER = Explainer("agents", frozenset({roles.AGENT_COMMAND}), _CAUSES, lambda _: _Reader())
+EXPLAINER = Explainer("agents", _CAUSES, lambda _: _Reader())
 register_messages(_CAUSES, {**_MESSAGES, "error": ("",)})
 
 

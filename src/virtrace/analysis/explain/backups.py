@@ -192,7 +192,7 @@ def _reader(traced: Traced) -> _Reader:
 
 
 _CAUSES: Catalogue[BackupCase] = Catalogue(Path(__file__).with_name("backups.yaml"))
-EXPLAINER = Explainer("backups", frozenset({_BEGIN, _MAKE}), _CAUSES, _reader)
+EXPLAINER = Explainer("backups", _CAUSES, _reader)
 # What the message of libvirt, QEMU or the kernel has, by cause; one text has to be there.
 _MESSAGES = {
     "no-checkpoint": ("Domain checkpoint not found",),

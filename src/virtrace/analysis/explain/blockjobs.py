@@ -202,7 +202,7 @@ def _begun_by(call: Call) -> tuple[str, str] | None:
 
 
 _CAUSES: Catalogue[BlockJobCase] = Catalogue(Path(__file__).with_name("blockjobs.yaml"))
-EXPLAINER = Explainer("block-jobs", frozenset({*_BEGIN, _END}), _CAUSES, _Reader)
+EXPLAINER = Explainer("block-jobs", _CAUSES, _Reader)
 
 
 @_CAUSES.condition("incomplete")

@@ -160,7 +160,7 @@ def _plain(call: Call) -> str:
 
 
 _CAUSES: Catalogue[ClientsCase] = Catalogue(Path(__file__).with_name("clients.yaml"))
-EXPLAINER = Explainer("clients", frozenset({roles.RPC_CALL}), _CAUSES, lambda _: _Reader())
+EXPLAINER = Explainer("clients", _CAUSES, lambda _: _Reader())
 
 
 def _evidence(case: ClientsCase) -> list[Evidence]:

@@ -99,7 +99,7 @@ def _reader(traced: Traced) -> EachCall[CountersCase]:
 
 
 _CAUSES: Catalogue[CountersCase] = Catalogue(Path(__file__).with_name("counters.yaml"))
-EXPLAINER = Explainer("counters", frozenset({_API}), _CAUSES, _reader)
+EXPLAINER = Explainer("counters", _CAUSES, _reader)
 
 
 @_CAUSES.condition("contradiction")

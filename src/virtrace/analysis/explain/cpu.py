@@ -207,7 +207,6 @@ def _says(file: FileRead, time: Time) -> bool:
 _CAUSES: Catalogue[CpuCase] = Catalogue(Path(__file__).with_name("cpu.yaml"))
 EXPLAINER = Explainer(
     "cpu",
-    frozenset({_INFO, _VCPUS, _STATS, *_OF_DOMAINS}),
     _CAUSES,
     # Without this, nothing is known of a time but its value.
     lambda traced: _Reader() if FILE_READ in traced.seen else NOTHING,

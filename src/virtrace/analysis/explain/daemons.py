@@ -297,7 +297,7 @@ class _Reader:
 
 
 _CAUSES: Catalogue[DaemonCase] = Catalogue(Path(__file__).with_name("daemons.yaml"))
-EXPLAINER = Explainer("daemons", frozenset({_INITIALISE, _LOAD}), _CAUSES, lambda _: _Reader())
+EXPLAINER = Explainer("daemons", _CAUSES, lambda _: _Reader())
 
 
 @_CAUSES.condition("failed")

@@ -146,7 +146,6 @@ def _reader(traced: Traced) -> EachCall[DiskCase]:
 
 EXPLAINER = Explainer(
     "disk-sizes",
-    frozenset({DISK_SIZES}),
     _CAUSES,
     _reader,
     lambda case: trace_back(case.block, case.host),

@@ -263,7 +263,7 @@ class _Reader:
 
 
 _CAUSES: Catalogue[EndCase] = Catalogue(Path(__file__).with_name("ends.yaml"))
-EXPLAINER = Explainer("ends", frozenset({roles.GUEST_LIFECYCLE}), _CAUSES, lambda _: _Reader())
+EXPLAINER = Explainer("ends", _CAUSES, lambda _: _Reader())
 
 
 def _told(case: EndCase) -> list[Evidence]:

@@ -244,7 +244,7 @@ def _keep(by_thread: dict[int, T], tid: int, value: T) -> None:
 
 
 _CAUSES: Catalogue[ErrorCase] = Catalogue(Path(__file__).with_name("errors.yaml"))
-EXPLAINER = Explainer("errors", frozenset({roles.API_FAILED}), _CAUSES, _Reader, is_fallback=True)
+EXPLAINER = Explainer("errors", _CAUSES, _Reader, is_fallback=True)
 
 # Numbers of virErrorNumber, and texts one of which the message has; either is enough.
 _KINDS: dict[str, tuple[frozenset[int], tuple[str, ...]]] = {

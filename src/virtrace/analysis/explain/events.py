@@ -325,7 +325,7 @@ def _matches(registration: _Registration, case: EventCase) -> bool:
 
 
 _CAUSES: Catalogue[EventCase] = Catalogue(Path(__file__).with_name("events.yaml"))
-EXPLAINER = Explainer("events", frozenset({_REGISTER}), _CAUSES, lambda _: _Reader())
+EXPLAINER = Explainer("events", _CAUSES, lambda _: _Reader())
 
 
 def _register(name: str, holds: Callable[[EventCase], bool]) -> None:

@@ -125,7 +125,7 @@ def _case(call: Call) -> HostCase | None:
 
 
 _CAUSES: Catalogue[HostCase] = Catalogue(Path(__file__).with_name("hosts.yaml"))
-EXPLAINER = Explainer("hosts", frozenset(_SUBJECTS), _CAUSES, lambda _: EachCall(_case))
+EXPLAINER = Explainer("hosts", _CAUSES, lambda _: EachCall(_case))
 
 
 _CAUSES.condition("error")(failed)

@@ -108,7 +108,7 @@ def _reader(traced: Traced) -> FollowingReader[HotplugCase]:
 
 
 _CAUSES: Catalogue[HotplugCase] = Catalogue(Path(__file__).with_name("hotplugs.yaml"))
-EXPLAINER = Explainer("hotplugs", frozenset(_APIS), _CAUSES, _reader)
+EXPLAINER = Explainer("hotplugs", _CAUSES, _reader)
 # What the message of libvirt, QEMU or the kernel has, by cause; one text has to be there.
 _MESSAGES = {
     "taken": ("duplicated for disk sources", "already exists", "Duplicate "),

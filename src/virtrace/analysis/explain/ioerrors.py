@@ -372,7 +372,7 @@ class _Reader:
 
 
 _CAUSES: Catalogue[ErrorCase] = Catalogue(Path(__file__).with_name("ioerrors.yaml"))
-EXPLAINER = Explainer("ioerrors", _ROLES, _CAUSES, lambda _: _Reader())
+EXPLAINER = Explainer("ioerrors", _CAUSES, lambda _: _Reader())
 
 
 def _evidence(case: ErrorCase) -> list[Evidence]:

@@ -263,7 +263,7 @@ def _longest(call: Call, span: Span) -> Exchange | None:
 
 
 _CAUSES: Catalogue[JobCase] = Catalogue(Path(__file__).with_name("jobs.yaml"))
-EXPLAINER = Explainer("jobs", frozenset({roles.LOCK}), _CAUSES, lambda _: _Reader())
+EXPLAINER = Explainer("jobs", _CAUSES, lambda _: _Reader())
 
 
 @_CAUSES.condition("no-wait")

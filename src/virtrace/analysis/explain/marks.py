@@ -178,7 +178,7 @@ def _writes(case: MarkCase) -> list[tuple[int | None, ...]]:
 
 
 _CAUSES: Catalogue[MarkCase] = Catalogue(Path(__file__).with_name("marks.yaml"))
-EXPLAINER = Explainer("marks", frozenset({roles.MARK_RAISED}), _CAUSES, lambda _: _Reader())
+EXPLAINER = Explainer("marks", _CAUSES, lambda _: _Reader())
 
 
 def _quoted(event: Event, name: str, text: str) -> list[Evidence]:

@@ -163,9 +163,7 @@ def _of_records(call: Call) -> Iterator[MemoryCase]:
 
 
 _CAUSES: Catalogue[MemoryCase] = Catalogue(Path(__file__).with_name("memory.yaml"))
-EXPLAINER = Explainer(
-    "memory", frozenset({_STATS, _INFO, *_OF_DOMAINS}), _CAUSES, lambda _: _Reader()
-)
+EXPLAINER = Explainer("memory", _CAUSES, lambda _: _Reader())
 
 
 _CAUSES.condition("error")(failed)

@@ -304,7 +304,7 @@ class _Reader:
 # QEMU's events that tell how far it is.
 _STATES = ("MIGRATION", "STOP", "RESUME")
 _CAUSES: Catalogue[MigrationCase] = Catalogue(Path(__file__).with_name("migrations.yaml"))
-EXPLAINER = Explainer("migrations", frozenset(_PHASES), _CAUSES, _Reader)
+EXPLAINER = Explainer("migrations", _CAUSES, _Reader)
 # What the message of a phase that failed has, by cause; one text has to be there.
 _MESSAGES = {
     "cancelled": ("canceled by client", "cancelled by client"),

@@ -314,7 +314,6 @@ class Explainer(Generic[C]):
     """Explains one kind of case.
 
     name: in ``--json``.
-    traces: roles and functions; it reads a trace if any of their probes was found.
     causes: texts and conditions.
     reader: makes a reader of a trace.
     lineage: where the numbers of a case came from.
@@ -322,7 +321,6 @@ class Explainer(Generic[C]):
     """
 
     name: str
-    traces: frozenset[str]
     causes: Catalogue[C]
     reader: Callable[[Traced], Reader[C]]
     lineage: Callable[[C], tuple[Lineage, ...]] = _without_lineage

@@ -160,7 +160,7 @@ def _reader(traced: Traced) -> Reader[MonitorCase]:
 
 
 _CAUSES: Catalogue[MonitorCase] = Catalogue(Path(__file__).with_name("monitors.yaml"))
-EXPLAINER = Explainer("monitors", frozenset({roles.QMP_COMMAND}), _CAUSES, _reader)
+EXPLAINER = Explainer("monitors", _CAUSES, _reader)
 
 
 def _evidence(case: MonitorCase) -> list[Evidence]:

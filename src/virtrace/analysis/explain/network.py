@@ -150,7 +150,6 @@ def _of_records(call: Call, read: list[Event]) -> Iterator[NetworkCase]:
 _CAUSES: Catalogue[NetworkCase] = Catalogue(Path(__file__).with_name("network.yaml"))
 EXPLAINER = Explainer(
     "network",
-    frozenset({_STATS, *_OF_DOMAINS}),
     _CAUSES,
     # Without this, nothing is known of a counter but its value.
     lambda traced: _Reader() if _TAP in traced.seen else NOTHING,

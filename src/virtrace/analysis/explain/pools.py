@@ -121,7 +121,6 @@ def _why(opened: Event) -> str:
 _CAUSES: Catalogue[PoolCase] = Catalogue(Path(__file__).with_name("pools.yaml"))
 EXPLAINER = Explainer(
     "pools",
-    frozenset({_API}),
     _CAUSES,
     lambda traced: EachCall(
         lambda call: PoolCase(call, traced.failure(call)) if call.root.name == _API else None

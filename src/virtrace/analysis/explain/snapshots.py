@@ -142,7 +142,7 @@ def _reader(traced: Traced) -> FollowingReader[SnapshotCase]:
 
 
 _CAUSES: Catalogue[SnapshotCase] = Catalogue(Path(__file__).with_name("snapshots.yaml"))
-EXPLAINER = Explainer("snapshots", frozenset(_APIS), _CAUSES, _reader)
+EXPLAINER = Explainer("snapshots", _CAUSES, _reader)
 # What the message of libvirt, QEMU or the kernel has, by cause; one text has to be there.
 _MESSAGES = {
     "no-agent": ("guest agent is not", "Guest agent is not", "Guest agent not"),

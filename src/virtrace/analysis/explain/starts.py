@@ -121,7 +121,6 @@ class StartCase(RefusableCase):
 _CAUSES: Catalogue[StartCase] = Catalogue(Path(__file__).with_name("starts.yaml"))
 EXPLAINER = Explainer(
     "starts",
-    _APIS,
     _CAUSES,
     lambda traced: EachCall(
         lambda call: StartCase(call, traced.failure(call)) if call.root.name in _APIS else None

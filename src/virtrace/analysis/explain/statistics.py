@@ -168,7 +168,7 @@ def _devices(call: Call) -> tuple[bool, dict[str, list[Device]]]:
 
 
 _CAUSES: Catalogue[DiskStatistics] = Catalogue(Path(__file__).with_name("statistics.yaml"))
-EXPLAINER = Explainer("statistics", _OF_DOMAINS, _CAUSES, lambda _: _Reader())
+EXPLAINER = Explainer("statistics", _CAUSES, lambda _: _Reader())
 
 
 @_CAUSES.condition("contradiction")

@@ -15,7 +15,7 @@ from virtrace.analysis.explain.model import (
     Traced,
     contradicts,
 )
-from virtrace.analysis.explain.registry import EXPLAINERS
+from virtrace.analysis.explain.registry import explainers
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Call, CallBuilder
 from virtrace.analysis.waiting import ended_ns
@@ -168,12 +168,12 @@ class _Chosen:
 def explain_nodes(
     nodes: Iterable[Node],
     trace: ReadableTrace,
-    explainers: Sequence[Explainer[Any]] = EXPLAINERS,
     most: int = MOST_CASES,
+    without: Explainer[Any] | None = None,
 ) -> Explained[Any]:
     """Explain nodes of a trace, which is read to its end with the last of them.
 
-    most: the number of cases to keep.
+    most: the number of cases to keep. without: an explainer that is not asked.
     """
     traced = Traced(
         trace.header["probes"],
@@ -181,9 +181,7 @@ def explain_nodes(
         lambda: {each["name"] for each in trace.switched_off},
     )
     readers: list[tuple[Explainer[Any], Reader[Any]]] = [
-        (each, each.reader(traced))
-        for each in explainers
-        if not each.traces.isdisjoint(traced.seen)
+        (each, each.reader(traced)) for each in explainers(traced.seen) if each is not without
     ]
     found: Explained[Any] = Explained(most)
     seen = _Seen()

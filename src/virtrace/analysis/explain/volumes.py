@@ -113,7 +113,7 @@ def _case(call: Call) -> VolumeCase | None:
 
 
 _CAUSES: Catalogue[VolumeCase] = Catalogue(Path(__file__).with_name("volumes.yaml"))
-EXPLAINER = Explainer("volumes", frozenset({_POOL, *_VOLUMES}), _CAUSES, lambda _: EachCall(_case))
+EXPLAINER = Explainer("volumes", _CAUSES, lambda _: EachCall(_case))
 
 
 _CAUSES.condition("error")(failed)
