@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.lab.test_qemu import RELEASES, lab_of
-from tests.support.command import virtrace
+from tests.support.command import VIRTRACE, virtrace
 from tests.support.hanging import qemu_of
 from tests.support.intact import assert_untraced_and_intact
 from virtrace.errors import DONE
@@ -72,11 +72,15 @@ def record(lab: Lab, recipe: Path, output: Path, *command: str) -> Trace:
     return trace
 
 
-def copying(lab: Lab) -> list[str]:
-    """A command that copies disks without content to others, cluster by cluster, all at once."""
-    nodes = [(f"from{job}", f"to{job}") for job in range(JOBS)]
+def copying(lab: Lab, slow_ns: int = 200_000) -> list[str]:
+    """A command that copies disks without content to others, cluster by cluster, all at once.
+
+    slow_ns: how long a write to the last one takes.
+    """
+    nodes = [(f"from{job}-{slow_ns}", f"to{job}-{slow_ns}") for job in range(JOBS)]
     for name in chain(*nodes):
-        node = {"driver": "null-co", "node-name": name, "latency-ns": 200_000}
+        latency = slow_ns if name == nodes[-1][1] else 200_000
+        node = {"driver": "null-co", "node-name": name, "latency-ns": latency}
         node["size"] = CLUSTER * WRITES // JOBS
         assert "return" in lab.qmp({"execute": "blockdev-add", "arguments": node})
     return backing_up(lab, nodes)
@@ -123,3 +127,61 @@ def test_each_return_of_many_coroutines_is_paired(lab: Lab, tmp_path: Path) -> N
     size = next(probe for probe in trace.header["probes"] if probe["name"] == "size")
     assert size["level"] == "missing"
     assert "not every end of the function is known" in str(size["why"])
+
+
+OVER = """\
+virtrace: 1
+name: long
+about: Writes of QEMU that take long.
+try: none
+points:
+  - name: long
+    of: qemu
+    module: qemu-system-x86_64
+    prototype: int bdrv_co_pwritev_part(void *child, long offset, long bytes)
+    at: return
+    when: {over: 200ms}
+    anywhere: true
+    capture: {child: child, offset: offset, bytes: bytes, result: return, stack: stack()}
+"""
+LIMIT_NS = 200_000_000
+# The two traces meet each write a few instructions apart, where the thread may have to wait.
+APART_NS = 100_000_000
+
+
+def test_only_calls_that_take_longer_are_recorded(lab: Lab, tmp_path: Path) -> None:
+    """Beside a trace of all of them."""
+    all_of_them, long = tmp_path / "all.yaml", tmp_path / "long.yaml"
+    all_of_them.write_text(WRITING)
+    long.write_text(OVER)
+    options = ("-p", str(lab.pid), "--domain", "vm1", "-o", str(tmp_path / "long.jsonl"))
+    within = [*VIRTRACE, "record", str(long), *options, "--", *copying(lab, slow_ns=2 * LIMIT_NS)]
+    trace = record(lab, all_of_them, tmp_path / "all.jsonl", *within)
+    begun: dict[tuple[object, object], int] = {}
+    took: dict[tuple[object, object], int] = {}
+    for event in trace.events:
+        place = (event.values["child"], event.values["offset"])
+        if event.name == "begun":
+            begun[place] = event.t_ns
+        else:
+            took[place] = event.t_ns - begun[place]
+    recorded = read_trace(tmp_path / "long.jsonl")
+    assert recorded.footer is not None
+    assert recorded.footer["hits"] == {"long": len(recorded.events)}
+    assert recorded.footer["dropped"] == 0
+    since = recorded.header["clock"]["start_ns"] - trace.header["clock"]["start_ns"]
+    found = set()
+    for event in recorded.events:
+        place = (event.values["child"], event.values["offset"])
+        assert place not in found
+        found.add(place)
+        ns = event.values["took_ns"]
+        assert isinstance(ns, int)
+        assert ns > LIMIT_NS
+        assert abs(ns - took[place]) < APART_NS
+        assert abs(event.t_ns + since - begun[place] - took[place]) < APART_NS
+        assert (event.values["bytes"], event.values["result"]) == (CLUSTER, 0)
+        assert "bdrv_co_pwritev_part" in str(event.values["stack"])
+    assert {place for place, ns in took.items() if ns > LIMIT_NS + APART_NS} <= found
+    # At least those of one disk, and not all.
+    assert WRITES // JOBS <= len(found) < WRITES

@@ -43,6 +43,7 @@ BEYOND_A_SCHEMA = (
     "a value rises or changes at the entry",
     "'other' is not an argument, or",
     "what fails is the function",
+    "how long a function took",
     "found 'yes'",  # which YAML itself takes for true
 )
 TOGETHER = ("'module' is missing", "is not captured", "names its function once")

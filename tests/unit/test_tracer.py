@@ -200,17 +200,17 @@ def test_a_point_that_is_wanted_anywhere() -> None:
 
 def test_a_return_whose_entry_was_not_recorded() -> None:
     traced = Traced()
-    traced.tracer.failed(ANYWHERE, At(900, result=-28, n=4))
+    traced.tracer.returned(ANYWHERE, At(900, result=-28, n=4))
     assert traced.events[0].values == {"result": -28, "n": 4}
     assert (traced.events[0].parent, traced.events[0].call) == (None, None)
     traced.enter(ROOT, CALLER, 1000, n=1)
-    traced.tracer.failed(ANYWHERE, At(900, result=-5, n=5))
+    traced.tracer.returned(ANYWHERE, At(900, result=-5, n=5))
     traced.leave(CALLER, 1000)
     event = traced.events[2]
     assert (event.values, event.parent, event.call) == ({"result": -5, "n": 5}, 1, 1)
     # Inside of calls alone, it has no place outside of them.
     traced.events.clear()
-    traced.tracer.failed(replace(ANYWHERE, anywhere=False), At(900, result=-5))
+    traced.tracer.returned(replace(ANYWHERE, anywhere=False), At(900, result=-5))
     assert traced.events == []
 
 

@@ -264,17 +264,20 @@ def test_a_span_has_a_program_at_its_entry_and_one_at_its_return() -> None:
 ENTERED, ENDED = 0x1004, (0x1080, 0x10F0)
 
 
-def failing(size: int, *captures: str) -> ReturnPointSite:
-    """What is recorded of a function with two `ret`s only where it fails."""
+def conditional(
+    *captures: str, fails: int | None = None, over: int | None = None
+) -> ReturnPointSite:
+    """What is recorded of a function with two `ret`s."""
     types: dict[str, CType] = {name: Integer(8) for name in ("a", "b")}
-    types[path.RETURN] = Integer(size)
+    types[path.RETURN] = Integer(fails or 8)
     places = {"a": InRegister("rdi"), "b": InRegister("rsi")}
     return ReturnPointSite(
         *("failed", "q", "/usr/bin/q", 0x1000, ENTERED, ByPlaces(places, ABI)),
         {name: Capture(path.parse_path(name), types) for name in captures},
         anywhere=True,
         returns=ENDED,
-        fails=size,
+        fails=fails,
+        over=over,
     )
 
 
@@ -289,12 +292,12 @@ def operations(program: Program) -> list[tuple[int, int, int, int]]:
 
 
 CALL, RESERVE, DELETE = 0x85, 131, 3
-LOAD, SHIFT, IS_BELOW = 0x79, 0x67, 0xC5
+LOAD, SHIFT, IS_BELOW, IS_ABOVE, MINUS = 0x79, 0x67, 0xC5, 0x2D, 0x1F
 RAX = 80
 
 
 def test_what_fails_leaves_no_record_of_its_entry() -> None:
-    entry, *ends = made_of(failing(4, "b", "return"))
+    entry, *ends = made_of(conditional("b", "return", fails=4))
     assert entry.address == ENTERED
     assert [end.address for end in ends] == [*ENDED]
     assert not any(one.is_return_probe for one in (entry, *ends))
@@ -302,13 +305,13 @@ def test_what_fails_leaves_no_record_of_its_entry() -> None:
     assert RESERVE not in calls
     # A map is updated once: with what the return needs, also if it needs nothing.
     assert calls.count(2) == 1
-    bare, *_ = made_of(failing(4, "return"))
+    bare, *_ = made_of(conditional("return", fails=4))
     assert [number for code, _, _, number in operations(bare) if code == CALL].count(2) == 1
 
 
 @pytest.mark.parametrize(("size", "shift"), [(4, [(SHIFT, 1, 0, 32)]), (8, [])])
 def test_only_a_result_below_0_is_recorded(size: int, shift: list[tuple[int, ...]]) -> None:
-    _, end, _ = made_of(failing(size, "b", "return"))
+    _, end, _ = made_of(conditional("b", "return", fails=size))
     found = operations(end)
     # The result, its sign, and the way on: before that no room is reserved for a record.
     at = next(index for index, (code, *_) in enumerate(found) if code == IS_BELOW)
@@ -325,6 +328,31 @@ def test_only_a_result_below_0_is_recorded(size: int, shift: list[tuple[int, ...
     leads_to = target + found[target - 1][2]
     assert found[target - 1][0] == 0x05
     assert found[leads_to : leads_to + 2] == [(0xB7, 0, 0, 0), (0x95, 0, 0, 0)]
+
+
+NOW = 125
+
+
+@pytest.mark.parametrize("limit", [10_000_000, 3600 * 10**9])
+def test_only_a_call_that_took_longer_is_recorded(limit: int) -> None:
+    entry, end, _ = made_of(conditional("b", over=limit))
+    calls = [number for code, _, _, number in operations(entry) if code == CALL]
+    assert RESERVE not in calls
+    assert calls.count(NOW) == 1
+    found = operations(end)
+    at = next(index for index, (code, *_) in enumerate(found) if code == IS_ABOVE)
+    assert found[at][1] == 1 | 2 << 4
+    before = found[:at]
+    # The time now, without that which the entry kept first.
+    assert before.index((CALL, 0, 0, NOW)) < before.index((MINUS, 1 | 8 << 4, 0, 0))
+    low, high = limit & (1 << 32) - 1, limit >> 32
+    wanted = [(0x18, 2, 0, low), (0, 0, 0, high)] if high else [(0xB7, 2, 0, low)]
+    assert [(*one[:3], one[3] & (1 << 32) - 1) for one in before[-len(wanted) :]] == wanted
+    target = at + 1 + found[at][2]
+    assert target < found.index((CALL, 0, 0, RESERVE))
+    within = found[at + 1 : target]
+    assert [number for code, _, _, number in within if code == CALL] == [DELETE]
+    assert end.layout.began is not None
 
 
 def test_fingerprints_differ_where_programs_do() -> None:

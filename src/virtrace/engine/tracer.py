@@ -278,8 +278,8 @@ class Tracer:
         values = _values(site.capture, stop.memory, _reader(site, stop))
         self._point(site.probe, stop, span, call, values)
 
-    def failed(self, site: ReturnPointSite, stop: Stop) -> None:
-        """A function returned whose entry was not recorded, as it is traced only where it fails."""
+    def returned(self, site: ReturnPointSite, stop: Stop) -> None:
+        """A function returned whose entry was not recorded: its return met the condition."""
         inside = _around(self._of_stack(stop), stop)
         if inside is None and not site.anywhere:
             return

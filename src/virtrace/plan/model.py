@@ -155,13 +155,20 @@ class ContentSite(FunctionSite):
 class ReturnPointSite(FunctionSite):
     """The return of a function. anywhere: as in PointSite. returns: as in SpanSite.
 
-    fails: recorded only where the result is below 0: its size, bytes. None: always recorded.
+    fails: recorded only where the result is below 0: its size, bytes. over: recorded only where
+    the function took longer, ns. None: always recorded.
     """
 
     capture: Captures
     anywhere: bool = False
     returns: Sequence[int] | None = None
     fails: int | None = None
+    over: int | None = None
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether the return decides what is recorded; then the entry leaves no record."""
+        return self.fails is not None or self.over is not None
 
     @cached_property
     def needed(self) -> frozenset[str]:

@@ -50,7 +50,17 @@ from virtrace.plan.model import (
 from virtrace.plan.proof import is_provable
 from virtrace.plan.walk import ToMember, ToTarget, ways
 from virtrace.plan.witness import KnownBody, Statement, Witness
-from virtrace.recipe.model import CalledBy, Changes, DriverMethod, Point, Recipe, Rises, Span
+from virtrace.recipe.model import (
+    CalledBy,
+    Changes,
+    DriverMethod,
+    Fails,
+    Over,
+    Point,
+    Recipe,
+    Rises,
+    Span,
+)
 from virtrace.recipe.path import CALLER, RETURN, Path
 from virtrace.recipe.prototype import Prototype
 from virtrace.targets import target_of
@@ -352,14 +362,15 @@ class _Resolver:
         sites = []
         for body in found.bodies if module is not None else ():
             assert module is not None
-            fails = None if point.when is None else _result_size(body)
+            fails = _result_size(body) if isinstance(point.when, Fails) else None
+            over = point.when.ns if isinstance(point.when, Over) else None
             # Each entry meets the probe, and hardly a return is recorded.
-            address = body.address if fails is None else _cheap_entry(module, body.entry)
+            address = body.address if point.when is None else _cheap_entry(module, body.entry)
             place = (point.name, point.module, module.path, body.entry, address)
             captures = self._captures(point.capture, {**body.types, **self._caller})
             common = (*place, body.arguments, captures, _is_anywhere(point))
             sites.append(
-                ReturnPointSite(*common, fails=fails)
+                ReturnPointSite(*common, fails=fails, over=over)
                 if point.at_return
                 else PointSite(*common, inside=point.inside)
             )

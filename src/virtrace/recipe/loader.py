@@ -26,6 +26,7 @@ from virtrace.recipe.model import (
     DriverMethod,
     Fails,
     Inside,
+    Over,
     Point,
     Recipe,
     Rises,
@@ -49,6 +50,10 @@ WRITE_ENDS = ("bs", "offset", "bytes")
 STANDING = "block-nodes"
 # Of one probe; one of them is a breakpoint, but each is looked for.
 MAX_ALTERNATIVES = 10
+
+# The time of a condition, such as 10ms; its units, ns.
+_DURATION = re.compile(r"([1-9]\d{,3})(us|ms|s)", re.A)
+_UNITS = {"us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
 
 # What reaches GDB, or names a file, is no more than a name.
 _C_NAME = re.compile(r"[A-Za-z_]\w{,199}", re.A)
@@ -589,8 +594,15 @@ def _points(node: _Node) -> Iterator[Point]:
         yield _point(where, keys)
 
 
-def _when(node: _Node, known: Collection[str]) -> Rises | Changes | Fails:
-    keys = node.mapping((), {"rises", "changes", "per", "fails"})
+def _when(node: _Node, known: Collection[str]) -> Rises | Changes | Fails | Over:
+    keys = node.mapping((), {"rises", "changes", "per", "fails", "over"})
+    if "over" in keys:
+        if len(keys) > 1 or path.RETURN not in known:
+            node.fail(
+                "how long a function took is known at its return",
+                "write `at: return` and `when: {over: 10ms}`",
+            )
+        return Over(keys["over"].parsed(_duration, "such as: 10ms"))
     if "fails" in keys:
         if keys["fails"].text() != path.RETURN or len(keys) > 1 or path.RETURN not in known:
             node.fail(
@@ -616,6 +628,14 @@ def _when(node: _Node, known: Collection[str]) -> Rises | Changes | Fails:
     if changes:
         return Changes(paths["changes"], paths.get("per"))
     return Rises(paths["rises"], paths["per"])
+
+
+def _duration(text: str) -> int:
+    """Return the ns that a text such as 10ms says. Raises: ValueError."""
+    found = _DURATION.fullmatch(text)
+    if found is None:
+        raise ValueError(f"{path.shortened(text)} is no time in us, ms or s of up to 4 digits")
+    return int(found[1]) * _UNITS[found[2]]
 
 
 def _contents(node: _Node, ends: prototype.Prototype) -> prototype.Prototype:

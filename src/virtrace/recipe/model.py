@@ -59,6 +59,13 @@ class Fails:
 
 
 @dataclass(frozen=True)
+class Over:
+    """Recorded where the function took longer. ns: than this."""
+
+    ns: int
+
+
+@dataclass(frozen=True)
 class Inside:
     """Part of what was begun elsewhere: in another process, or on another stack.
 
@@ -146,7 +153,7 @@ class Point:
     answers: Answer | None = None
     of: str = OF_LIBVIRT
     inside: Inside | None = None
-    when: Rises | Changes | Fails | None = None
+    when: Rises | Changes | Fails | Over | None = None
     contents: Prototype | None = None
     standing: str | None = None
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from virtrace.engines.uprobes.assembler import FP, R0, R1, R7, R8, R9, Symbol
+from virtrace.engines.uprobes.assembler import FP, R0, R1, R2, R7, R8, R9, Symbol
 from virtrace.engines.uprobes.kept import FOR_RETURN, Kept
 from virtrace.engines.uprobes.layout import LONGEST_PER, WORD
 from virtrace.engines.uprobes.reads import (
     CONDITION_KEY_SLOT,
     CONDITION_SLOT,
     InContext,
+    Now,
     Plus,
     Reads,
     Value,
@@ -45,6 +46,31 @@ class Fails:
         code.jump("out")
         code.label("failed")
         self._kept.require(site, FOR_RETURN)
+
+
+class Over:
+    """Writes the instructions by which only a return of a call that took long is recorded.
+
+    The program at the entry leaves no record: it keeps the time, before the arguments.
+    """
+
+    def __init__(self, reads: Reads, kept: Kept) -> None:
+        self._reads = reads
+        self._kept = kept
+
+    def decide(self, site: int, limit: int) -> None:
+        """Go on where the call took longer; else go to ``out``. limit: ns."""
+        code = self._reads.code
+        self._kept.require(site, FOR_RETURN)
+        code.load(R8, R0, 0)
+        self._reads.into(R1, Now())
+        code.do(R1, "-=", R8)
+        # The instruction compares with 32 bits, and a limit may have more.
+        code.do(R2, "=", limit)
+        code.jump_if(R1, ">", R2, "over")
+        self._kept.drop(site, FOR_RETURN)
+        code.jump("out")
+        code.label("over")
 
 
 class _Compares:

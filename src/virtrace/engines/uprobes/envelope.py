@@ -22,6 +22,7 @@ from virtrace.engines.uprobes.reads import (
     OWN_TID_SLOT,
     PT_REGS,
     TID_SLOT,
+    Now,
     Reads,
 )
 
@@ -30,7 +31,7 @@ THREADS, LOST, NEXT = (Symbol(name, is_map=True) for name in ("threads", "lost",
 PID, NAMESPACE_DEVICE, NAMESPACE_INODE = map(Symbol, ("pid", "namespace_device", "namespace_inode"))
 
 # BPF_FUNC_* of <linux/bpf.h>.
-_GET_PID_TGID, _NS_PID_TGID, _BOOT_NS = 14, 120, 125
+_GET_PID_TGID, _NS_PID_TGID = 14, 120
 
 
 class Envelope:
@@ -41,12 +42,11 @@ class Envelope:
         self._reads = reads
         self._of_next = of_next
 
-    def begin(self, program: int, condition: Assembler | None = None) -> None:
+    def begin(self, program: int, condition: Assembler) -> None:
         """condition: decides whether the event is recorded."""
         code, reads = self._reads.code, self._reads
         self.require_process()
-        if condition is not None:
-            code.insert(condition)
+        code.insert(condition)
         self._count()
         reads.reserve(self._reads.layout.size)
         code.jump_if(R0, "==", 0, "lost")
@@ -56,8 +56,8 @@ class Envelope:
         code.store(R7, record.TID, R1, 4)
         code.load(R1, FP, NTH_SLOT)
         code.store(R7, record.NTH, R1)
-        code.call(_BOOT_NS)
-        code.store(R7, record.TIME, R0)
+        reads.into(R1, Now())
+        code.store(R7, record.TIME, R1)
         code.load(R1, FP, OWN_TID_SLOT)
         code.store(R7, record.PARTS, 0, 4)
         code.store(R7, record.OWN_TID, R1, 4)

@@ -72,7 +72,7 @@ class Kept:
         self._key(site, purpose, at_entry=False)
         self._reads.delete(KEPT, KEY_SLOT)
 
-    def given_back(self, count: int, site: int, purpose: int) -> list[Value]:
+    def given_back(self, count: int, site: int, purpose: int) -> list[Loaded]:
         """Return values that were kept; they are 0 if none were. What is for a return goes."""
         if not count:
             return []
@@ -90,7 +90,7 @@ class Kept:
         if purpose == FOR_RETURN:
             reads.delete(KEPT, KEY_SLOT)
         code.label(none)
-        return [*kept]
+        return kept
 
     def _key(self, site: int, purpose: int, *, at_entry: bool) -> None:
         """Note in the frame under what key values are kept."""

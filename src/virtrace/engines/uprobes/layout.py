@@ -85,6 +85,7 @@ class Layout:
     backtraces: where the ids of threads are whose backtraces are wanted, and of the block that each
         was read to, None where it was in no memory.
     risen: where a condition notes what the value was, and how often it has risen; None without one.
+    began: where the time is at which a call began, if it was kept; None without.
     content: where a number says what a write contained; None without one.
     has_stack: whether blocks have a copy of the thread's stack.
     return_address: of the block with the word at the stack pointer, where backtraces are wanted.
@@ -99,6 +100,7 @@ class Layout:
     backtraces: list[tuple[int, int | None]] = field(default_factory=list)
     return_address: int | None = None
     risen: int | None = None
+    began: int | None = None
     content: int | None = None
     has_stack: bool = False
 

@@ -21,13 +21,13 @@ from virtrace.binary.x86_64 import ABI
 from virtrace.engines.uprobes import layout as record
 from virtrace.engines.uprobes.assembler import R1, R2, R7, Code
 from virtrace.engines.uprobes.captures import CaptureReads
-from virtrace.engines.uprobes.conditions import Changes, Fails, Rises
+from virtrace.engines.uprobes.conditions import Changes, Fails, Over, Rises
 from virtrace.engines.uprobes.contents import Contents
 from virtrace.engines.uprobes.envelope import Envelope
 from virtrace.engines.uprobes.kept import FOR_CALLED, FOR_LINES, FOR_RETURN, Kept
 from virtrace.engines.uprobes.layout import MOST_KEPT, WORD, Layout
 from virtrace.engines.uprobes.proofs import Proofs, asked_of, called_by, is_known, places
-from virtrace.engines.uprobes.reads import InContext, Loaded, Number, Plus, Reads, Value
+from virtrace.engines.uprobes.reads import InContext, Loaded, Now, Number, Plus, Reads, Value
 from virtrace.plan.arguments import ByOperands
 from virtrace.plan.capture import Capture
 from virtrace.plan.model import (
@@ -156,8 +156,8 @@ class _Maker:
         site, whole = self._site, self._reads.code
         if isinstance(site, ContentSite):
             return self._content(site)
-        if _fails(site) is not None and not self._at_return:
-            return self._entry_of_what_may_fail()
+        if _is_conditional(site) and not self._at_return:
+            return self._entry_without_record()
         # The body comes first: what it reads settles the size of the record.
         self._reads.code = whole.fragment()
         if isinstance(site, StaticProbeSite):
@@ -171,8 +171,8 @@ class _Maker:
             assert isinstance(site, (SpanSite, PointSite, ReturnPointSite))
             self._entry(site)
         body, self._reads.code = self._reads.code, whole.fragment()
-        condition = self._reads.code if self._decide() else None
-        self._reads.code = whole
+        self._decide()
+        condition, self._reads.code = self._reads.code, whole
         envelope = Envelope(self._reads, of_next=self._of_next)
         envelope.begin(program, condition)
         whole.insert(body)
@@ -190,20 +190,19 @@ class _Maker:
             whole.code(),
         )
 
-    def _decide(self) -> bool:
-        """Write what decides whether an event is recorded; return whether anything does."""
+    def _decide(self) -> None:
+        """Write what decides whether an event is recorded."""
         site = self._site
         if isinstance(site, PointSite) and isinstance(site.when, Rising):
             Rises(self._reads).decide(self._number, site.when, _registers(site))
         elif isinstance(site, PointSite) and isinstance(site.when, Changing):
             Changes(self._reads).decide(self._number, site.when, _registers(site))
-        elif (size := _fails(site)) is not None:
-            Fails(self._reads, self._kept).decide(self._number, size)
+        elif isinstance(site, ReturnPointSite) and site.fails is not None:
+            Fails(self._reads, self._kept).decide(self._number, site.fails)
+        elif isinstance(site, ReturnPointSite) and site.over is not None:
+            Over(self._reads, self._kept).decide(self._number, site.over)
         elif self._at_ret:
             self._kept.require_entered(self._number)
-        else:
-            return False
-        return True
 
     def _values(self, names: Sequence[str | None]) -> list[Loaded]:
         """Make room for registers or arguments, which are known unless a program says so."""
@@ -226,14 +225,15 @@ class _Maker:
             self._reads.code.code(),
         )
 
-    def _entry_of_what_may_fail(self) -> Program:
-        """It keeps the arguments, and leaves no record."""
+    def _entry_without_record(self) -> Program:
+        """It keeps the arguments, and the time if the return asks for it."""
         site = self._site
         assert isinstance(site, ReturnPointSite)
         envelope = Envelope(self._reads, of_next=self._of_next)
         envelope.require_process()
         registers = _registers(site)
-        kept = [InContext(registers[name]) for name in _kept(site) if name in registers]
+        kept: list[Value] = [Now()] if site.over is not None else []
+        kept += [InContext(registers[name]) for name in _kept(site) if name in registers]
         # That it was entered has to be known also where no argument is asked for.
         self._kept.keep(kept or [Number(0)], self._number, FOR_RETURN)
         envelope.out()
@@ -282,8 +282,8 @@ class _Maker:
 
     def _return(self, site: SpanSite | ReturnPointSite) -> None:
         captures = [*possible(_at_return(site))]
-        if isinstance(site, ReturnPointSite) and site.fails is not None:
-            self._failed(site, captures)
+        if isinstance(site, ReturnPointSite) and site.is_conditional:
+            self._return_alone(site, captures)
             return
         registers = [name for name in ABI.user_registers if name != _RESULT]
         self._registers([_RESULT, *(registers if _has_backtrace(captures) else ())])
@@ -304,7 +304,7 @@ class _Maker:
         for capture in captures:
             self._captures.read(capture, known)
 
-    def _failed(self, site: ReturnPointSite, captures: Sequence[Capture]) -> None:
+    def _return_alone(self, site: ReturnPointSite, captures: Sequence[Capture]) -> None:
         """A return without a record of its entry: its registers are those of the entry, if kept."""
         wants_all = _has_stack(captures)
         names = ABI.user_registers if wants_all else (_RESULT, *ABI.argument_registers)
@@ -312,8 +312,11 @@ class _Maker:
         known: dict[str, Value] = {RETURN: InContext(_RESULT)}
         registers = _registers(site)
         kept = [name for name in _kept(site) if name in registers]
-        given = self._kept.given_back(max(len(kept), 1), self._number, FOR_RETURN)
-        for name, value in zip(kept, given):
+        first = 0 if site.over is None else 1
+        given = self._kept.given_back(max(first + len(kept), 1), self._number, FOR_RETURN)
+        if first:
+            self._layout.began = given[0].offset
+        for name, value in zip(kept, given[first:]):
             at = record.VALUES + WORD * names.index(registers[name])
             self._reads.into(R1, value)
             self._reads.code.store(R7, at, R1)
@@ -406,8 +409,8 @@ class _Maker:
         return found
 
 
-def _fails(site: AnySite) -> int | None:
-    return site.fails if isinstance(site, ReturnPointSite) else None
+def _is_conditional(site: AnySite) -> bool:
+    return isinstance(site, ReturnPointSite) and site.is_conditional
 
 
 def _registers(site: PointSite | ContentSite | ReturnPointSite) -> Mapping[str, str]:

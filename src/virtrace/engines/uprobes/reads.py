@@ -37,7 +37,8 @@ from virtrace.engines.uprobes.layout import (
 
 # BPF_FUNC_* of <linux/bpf.h>.
 _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE = 1, 2, 3
-READ_USER, READ_USER_STRING, _RESERVE, _SUBMIT, COPY_FROM_USER = 112, 114, 131, 132, 148
+READ_USER, READ_USER_STRING, BOOT_NS, _RESERVE, _SUBMIT = 112, 114, 125, 131, 132
+COPY_FROM_USER = 148
 # The reader looks by itself every few milliseconds: to wake it up at each record costs more than
 # to write one.
 _NO_WAKEUP, _FORCE_WAKEUP = 1, 2
@@ -84,6 +85,11 @@ class Number:
 
 
 @dataclass(frozen=True)
+class Now:
+    """The time of CLOCK_BOOTTIME, ns."""
+
+
+@dataclass(frozen=True)
 class Plus:
     """Another value and a number of bytes."""
 
@@ -99,7 +105,7 @@ class Aligned:
     to: int
 
 
-Value = Union[Loaded, InContext, Number, Plus, Aligned]
+Value = Union[Loaded, InContext, Number, Now, Plus, Aligned]
 
 
 class Reads:
@@ -132,6 +138,9 @@ class Reads:
             code.load(register, R6, PT_REGS[value.name])
         elif isinstance(value, Number):
             code.do(register, "=", value.value)
+        elif isinstance(value, Now):
+            code.call(BOOT_NS)
+            code.do(register, "=", R0)
         elif isinstance(value, Aligned):
             self.into(register, value.value)
             code.do(register, "&=", -value.to)

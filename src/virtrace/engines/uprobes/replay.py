@@ -76,7 +76,9 @@ class Replayer:
         self._batches = _Batches(
             output,
             stack_of,
-            completes=any(one.backtraces or one.has_stack or one.risen for one in layouts),
+            completes=any(
+                one.backtraces or one.has_stack or one.risen or one.began for one in layouts
+            ),
         )
         self._rises = Rises()
         self.recording = Recording(job.recipe, job.selection, self._batches)
@@ -219,8 +221,8 @@ class Replayer:
         program = self._programs[hit.program]
         site = self._sites[program.site]
         is_rise = isinstance(site, PointSite) and isinstance(site.when, Rising)
-        is_failure = isinstance(site, ReturnPointSite) and site.fails is not None
-        if is_failure or (not program.at_return and not is_rise):
+        is_alone = isinstance(site, ReturnPointSite) and site.is_conditional
+        if is_alone or (not program.at_return and not is_rise):
             self.recording.hit(site.probe)
         self._batches.current, self._batches.layout = hit, program.layout
         thread = HitThread(
@@ -233,8 +235,8 @@ class Replayer:
             tracer.point(site, thread)
         elif isinstance(site, LineSite):
             tracer.line(site, hit.ip, thread)
-        elif isinstance(site, ReturnPointSite) and is_failure:
-            tracer.failed(site, thread)
+        elif isinstance(site, ReturnPointSite) and is_alone:
+            tracer.returned(site, thread)
         elif program.at_return:
             # Each return is reported by itself, even that of a function that was left by a tail
             # call: the address that it returns to is the number of the site.
@@ -311,6 +313,8 @@ class _Batches:
                 values[name] = self._stack_of(hit)
         if self.layout is not None and self.layout.risen is not None:
             values.update(values_of(hit, self.layout.risen))
+        if self.layout is not None and self.layout.began is not None:
+            values["took_ns"] = hit.t_ns - hit.memory.word(self.layout.began)
         if self.layout is not None and self.layout.content is not None:
             values["content"] = content_of(hit.memory.word(self.layout.content))
 
