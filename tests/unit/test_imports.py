@@ -26,7 +26,7 @@ ALLOWED = {
     "confined": {"detached", "errors"},
     "files": {"confined", "errors"},
     "trace": {"errors", "files"},
-    "recipe": {"resources", "errors", "files", "trace"},
+    "recipe": {"resources", "documents", "errors", "files", "trace"},
     "binary": {"resources", "documents", "errors", "confined", "files", "recipe"},
     "image": {"errors", "confined", "files", "trace", "binary"},
     "targets": {

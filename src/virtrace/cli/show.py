@@ -25,7 +25,7 @@ from virtrace.report import document, text
 from virtrace.report import summary as many
 from virtrace.report.highlight import style_for
 from virtrace.report.lines import copyable
-from virtrace.snapshot.format import is_snapshot, read_snapshot
+from virtrace.snapshot.format import is_snapshot, may_be_snapshot, read_snapshot
 from virtrace.trace.reader import TraceStream, require_whole
 
 # So much of a trace, in bytes unpacked, is read before anything is shown: what a smaller one ends
@@ -64,16 +64,20 @@ def run(args: argparse.Namespace) -> int:
             "--json can only be combined with --summary",
             "leave out --full or --html: JSON has everything",
         )
+    prepare = _prepare_page if args.html else None
     work = partial(_show, args)
-    if not args.html:
-        return run_in_child(args, [args.file], work)
+    return run_in_child(args, [args.file], work, args.html, "the page", prepare=prepare)
+
+
+def _prepare_page(files: Sequence[BinaryIO]) -> None:
     # Imported late: the rest of `show` does without Jinja2.
     from virtrace.analysis.explain.registry import load_explainers
     from virtrace.report import html, snapshot_page
 
+    load_explainers(files)
     html.prepare_page()
-    snapshot_page.prepare_snapshot_page()
-    return run_in_child(args, [args.file], work, args.html, "the page", prepare=load_explainers)
+    if may_be_snapshot(files[0]):
+        snapshot_page.prepare_snapshot_page()
 
 
 def _show(args: argparse.Namespace, files: Sequence[BinaryIO], output: int) -> int:

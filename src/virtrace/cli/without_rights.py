@@ -35,7 +35,7 @@ def run_in_child(
     output: Path | None = None,
     what: str = "",
     kind: str = "the trace",
-    prepare: Prepare = lambda _: None,
+    prepare: Prepare | None = None,
 ) -> int:
     """Run ``work`` and return its exit status. Import and read before whatever it needs besides.
 
@@ -48,7 +48,8 @@ def run_in_child(
     files = [open_input(path, kind) for path in inputs]
     made = -1 if output is None else create_private(output, what)
     try:
-        prepare(files)
+        if prepare is not None:
+            prepare(files)
         status = _done(args, inputs, files, partial(work, files, made))
     except IncompleteError:
         # The output is written, and contains all that there was.

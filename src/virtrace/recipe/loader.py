@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TypeVar
 
 import yaml
 
-from virtrace import resources
+from virtrace import documents, resources
 from virtrace.errors import RecipeError, UsageError
 from virtrace.files import NotRegularError, TooLargeError, read_regular
 from virtrace.recipe import path, prototype, selection
@@ -77,7 +77,9 @@ T = TypeVar("T")
 
 def load_recipe(file: FilePath) -> Recipe:
     """Read a recipe file. Raises RecipeError: it cannot be read, or is not a valid recipe."""
-    return loads(read(file), str(file))
+    if file.parent != shipped_folder():
+        return loads(read(file), str(file))
+    return _recipe(_Node(_composed(read(file), str(file), documents.LOADER), str(file)))
 
 
 def read(file: FilePath) -> bytes:
@@ -107,7 +109,7 @@ def loads(data: bytes, file: str) -> Recipe:
     """
     if len(data) > MAX_BYTES:
         raise _too_large(file)
-    return _recipe(_Node(_composed(data, file), file))
+    return _recipe(_Node(_composed(data, file, _Loader), file))
 
 
 def from_document(document: Mapping[str, Any], file: str) -> Recipe:
@@ -127,9 +129,9 @@ def from_document(document: Mapping[str, Any], file: str) -> Recipe:
         ) from error
 
 
-def _composed(data: bytes, file: str) -> yaml.Node:
+def _composed(data: bytes, file: str, loader: type[yaml.SafeLoader]) -> yaml.Node:
     try:
-        root = yaml.compose(data.decode("utf-8"), _Loader)
+        root = yaml.compose(data.decode("utf-8"), loader)
     except UnicodeDecodeError as error:
         raise RecipeError(
             f"{file}: not UTF-8 from byte {error.start} on", "name a recipe's YAML file"
@@ -163,7 +165,10 @@ class _Dumper(yaml.SafeDumper):
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses aliases: a few lines with aliases can expand to millions."""
+    """Reads strangers' recipes: in Python alone, and without aliases.
+
+    A few lines with aliases can expand to millions.
+    """
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -379,7 +384,8 @@ def _fragment(name: str, *, anywhere: bool) -> Iterator[_Node]:
 def _fragment_root(name: str) -> _Node:
     # Many recipes use the same few.
     file = fragments_folder() / f"{name}.yaml"
-    return _Node(_composed(resources.text(file).encode(), str(file)), str(file))
+    data = resources.text(file).encode()
+    return _Node(_composed(data, str(file), documents.LOADER), str(file))
 
 
 def _selecting(recipe: Recipe, keys: Mapping[str, _Node]) -> Recipe:

@@ -401,17 +401,26 @@ def schema() -> Record:
     )
 
 
+def may_be_snapshot(file: BinaryIO) -> bool:
+    """Whether ``is_snapshot`` can hold, as far as the first bytes of a file say."""
+    return _is_packed(file) or begins_as("snapshot", file)
+
+
 def is_snapshot(file: BinaryIO, path: str) -> bool:
     """Whether a file is a snapshot, or a bundle of one alone; it can be read from its beginning.
 
     path: name in errors. Raises: TraceError if it is a damaged bundle.
     """
-    if os.pread(file.fileno(), len(GZIP), 0) != GZIP:
+    if not _is_packed(file):
         return begins_as("snapshot", file)
     try:
         return is_bundle(file, path) and _is_of_snapshot(file, path)
     finally:
         file.seek(0)
+
+
+def _is_packed(file: BinaryIO) -> bool:
+    return os.pread(file.fileno(), len(GZIP), 0) == GZIP
 
 
 def _is_of_snapshot(file: BinaryIO, path: str) -> bool:
