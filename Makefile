@@ -35,14 +35,14 @@ test-kernels: ## the kernel engine, and logs of crashes, in virtual machines wit
 	@echo "test-kernels: pytest, the tests on other kernels"
 	@$(PYTEST) -m kernels
 
-scenarios: ## make each scenario of the explainers on all releases with both engines, and docs/scenarios.md of that
+scenarios: ## make each scenario of the explainers on all releases with both engines, and docs/scenarios.md of that; ONLY='-k agents': these alone
 	@tools/setup.sh matrix
 	@echo "scenarios: pytest, the tests that keep what they were answered"
 	@mkdir -p out
 	@rm -f out/scenarios.jsonl
 	@VIRTRACE_SCENARIOS=$(CURDIR)/out/scenarios.jsonl $(PYTEST) -m "not kernels" \
-		$(shell grep -l assert_answers tests/lab/test_*.py)
-	@$(BIN)/python tools/scenarios.py out/scenarios.jsonl
+		$(ONLY) $(shell grep -l assert_answers tests/lab/test_*.py)
+	@$(BIN)/python tools/scenarios.py $(if $(ONLY),--beside) out/scenarios.jsonl
 
 test-guests: ## guests with Linux that write, on QEMU 5.2 to 11.1, and how traces of them end; cached
 	@tools/setup.sh matrix

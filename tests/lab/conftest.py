@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,12 @@ from tests.support.containers import contained
 from tests.support.hanging import relaunch
 from tests.support.intact import assert_untraced_and_intact
 from tests.support.namespaces import open_loopback, within
-from tests.support.own_files import copied
+from tests.support.own_files import copied, copy_here, of_libvirt
 from tests.support.stages import second_guest
 from virtrace.errors import LabError
 from virtrace.lab import debug_build
 from virtrace.lab.daemon import Lab
+from virtrace.lab.roots import ensure_root
 from virtrace.lab.stage import Stage
 
 
@@ -43,20 +45,24 @@ def bring_up(
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """For root, libvirt's files are copies, as tests run in several processes at once.
+    """For root, libvirt's files are copies, also in roots: tests run in several processes at once.
 
-    When the kernel removes a uprobe, it writes to each process that maps the file and has had one.
+    When the kernel removes a uprobe, it writes to each process that maps the file and has had one:
+    GDB's breakpoint would go.
     """
     if os.geteuid() != 0:
         yield
         return
-    libraries = Path("/usr/lib/x86_64-linux-gnu")
-    files = [
-        *Path("/usr/sbin").glob("libvirtd"),
-        *libraries.glob("libvirt.so.0.*"),
-        *libraries.glob("libvirt/connection-driver/*.so"),
-    ]
-    with copied(files, tmp_path_factory.mktemp("files")):
+    folder = tmp_path_factory.mktemp("files")
+
+    @cache
+    def own_root(release: str, progress: Callable[[str], None]) -> Path:
+        root = ensure_root(release, progress)
+        copy_here(of_libvirt(root), folder / release)
+        return root
+
+    with copied(of_libvirt(Path("/")), folder), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("virtrace.lab.daemon.ensure_root", own_root)
         yield
 
 

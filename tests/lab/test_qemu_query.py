@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as protos
 
+from tests.lab.test_explainers import cases_of
 from tests.lab.test_qemu import RELEASES, lab_of
+from tests.lab.tracing import as_measured
 from tests.support.command import virtrace
 from tests.support.hanging import qemu_of
 from tests.support.intact import assert_untraced_and_intact
 from tests.support.otlp import attributes, spans_of
+from tests.support.scenarios import assert_answers
 from virtrace.analysis.explain.disks import DiskCase
 from virtrace.analysis.explain.trace import explain_trace
 from virtrace.analysis.lineage import Origin
@@ -142,6 +145,21 @@ def test_numbers_are_explained_by_what_qemu_read(trace: Trace) -> None:
             name = str(step.path).removeprefix(".")
             unit = BLOCK if name == "blocks" else 1
             assert event.values[name] * unit == step.value
+
+
+def test_what_the_numbers_are(lab: Lab, file: Path) -> None:
+    written, last = as_measured(
+        {
+            (7, 0, 0): ("high-water-mark", "high-water-mark"),
+            (11, 3, 0): ("no-high-water-mark", "no-high-water-mark"),
+        },
+        lab.libvirt_version,
+    )
+    scenarios = {
+        "sparse raw, with 64 KiB written at 1 MiB": ("vm1 vdb", written),
+        "vdd of vm1: sparse raw, written at its last sector": ("vm1 vdd", last),
+    }
+    assert_answers(file, cases_of(file), scenarios)
 
 
 def test_it_is_one_tree_everywhere(file: Path, trace: Trace, tmp_path: Path) -> None:

@@ -1,15 +1,27 @@
-"""Scenarios that tests made, and how they were explained: the source of docs/scenarios.md."""
+"""Scenarios that tests make, and how they are explained: the source of docs/scenarios.md."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-# Names the file that `make scenarios` makes the page of.
-KEPT_IN = "VIRTRACE_SCENARIOS"
+from tests.support.paths import DATA
+
+# Names the file that `make scenarios` adds to what is kept.
+MADE_IN = "VIRTRACE_SCENARIOS"
+# By recipe and scenario, then by release and by engine.
+Kept = dict[tuple[str, str], dict[str, dict[str, str]]]
+
+
+@cache
+def kept() -> Kept:
+    """The answers that docs/scenarios.md shows."""
+    lines = (DATA / "scenarios.jsonl").read_text("utf-8").splitlines()
+    return {(one["recipe"], one["scenario"]): one["answers"] for one in map(json.loads, lines)}
 
 
 def assert_answers(
@@ -18,15 +30,13 @@ def assert_answers(
     expected: Mapping[str, tuple[str, str]],
     release: str | None = None,
 ) -> None:
-    """Each case in turn is that of a scenario.
+    """Each case in turn is that of a scenario, and docs/scenarios.md has the same answer.
 
     expected: subject and first cause, by scenario
     release: of libvirt, if the traced program is another one
     """
     found = [(" ".join(case["subject"]), case["causes"][0]["name"]) for case in cases]
     assert found == [*expected.values()], [case["answer"] for case in cases]
-    if KEPT_IN not in os.environ:
-        return
     with trace.open(encoding="utf-8") as lines:
         header = json.loads(next(lines))
     about = {
@@ -34,8 +44,26 @@ def assert_answers(
         "release": release or header["target"]["program"]["version"],
         "engine": header["tool"]["engine"]["name"],
     }
+    if MADE_IN in os.environ:
+        _add(about, expected)
+    else:
+        _assert_kept(about, expected)
+
+
+def _add(about: Mapping[str, str], expected: Mapping[str, tuple[str, str]]) -> None:
     # Several processes add to it; one write of a line is whole.
-    with open(os.environ[KEPT_IN], "a", encoding="utf-8") as kept:
+    with open(os.environ[MADE_IN], "a", encoding="utf-8") as made:
         for scenario, (_, cause) in expected.items():
-            kept.write(json.dumps({**about, "scenario": scenario, "cause": cause}) + "\n")
-            kept.flush()
+            made.write(json.dumps({**about, "scenario": scenario, "cause": cause}) + "\n")
+            made.flush()
+
+
+def _assert_kept(about: Mapping[str, str], expected: Mapping[str, tuple[str, str]]) -> None:
+    releases = {release for answers in kept().values() for release in answers}
+    for scenario, (_, cause) in expected.items():
+        answers = kept().get((about["recipe"], scenario))
+        assert answers is not None, f"run make scenarios: {about['recipe']} has no row {scenario!r}"
+        # A newer release than those of the page may answer otherwise.
+        if about["release"] in releases:
+            causes = {*answers.get(about["release"], {}).values()}
+            assert causes == {cause}, f"run make scenarios: {about}, {scenario!r}"

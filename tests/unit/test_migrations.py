@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from errno import ENOENT
 from typing import Any
 
 import pytest
@@ -93,6 +94,8 @@ def test_phases_of_one_guest_are_one_case() -> None:
          "qemu-ended"),
         ("internal error: qemu unexpectedly closed the monitor: load of migration failed: "
          "Input/output error", "given-up-there"),
+        ("internal error: qemu unexpectedly closed the monitor: Not a migration stream",
+         "given-up-there"),
     ],
 )  # fmt: skip
 def test_whether_qemu_ended_for_lack_of_data(words: str, cause: str) -> None:
@@ -100,8 +103,39 @@ def test_whether_qemu_ended_for_lack_of_data(words: str, cause: str) -> None:
     host.call(PREPARE, {**XML, "flags": 1}, 0)
     host.error(words)
     host.call(FINISH, {**XML, "cancelled": 1}, "0x0")
+    [found] = host.explained()
+    [finding] = found.findings
+    assert finding.cause.name == cause
+    assert words in [each.text for each in finding.evidence]
+
+
+def test_data_of_another_program() -> None:
+    """As long as nobody gave it up, the data were none of a migration."""
+    host = Host()
+    host.call(PREPARE, {**XML, "flags": 1}, 0)
+    host.error("internal error: qemu unexpectedly closed the monitor: Not a migration stream")
     [(name, _)] = answers(host.explained())
-    assert name == cause
+    assert name == "qemu-ended"
+
+
+@pytest.mark.parametrize(
+    ("file", "cause"),
+    [("../src/rpc/virnetsocket.c", "unreachable"), ("../src/util/virfile.c", "missing-file")],
+)
+def test_a_socket_without_a_message(file: str, cause: str) -> None:
+    """Of an error of the system, libvirt 7.0.0 shows its number and its place."""
+    host = Host()
+    call = host.new_span()
+    place: dict[str, Any] = {"call": call, "span": call}
+    host.add("enter", PERFORM, values={**VM1, "destination": NULL}, **place)
+    place = {"call": call, "parent": call}
+    host.add("point", "error.system", values={"errno": ENOENT, "file": file}, **place)
+    values = {"code": 38, "message": {"unavailable": "a template"}}
+    host.add("point", "error", values=values, **place)
+    host.add("exit", PERFORM, values={"result": -1}, call=call, span=call)
+    found = explained(host, **{"error": roles.ERROR, "error.system": roles.ERROR_PLACE})
+    [(name, sentence)] = answers(found)
+    assert (name, sentence.endswith(": system error: No such file or directory.")) == (cause, True)
 
 
 def test_what_has_not_ended() -> None:

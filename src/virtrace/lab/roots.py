@@ -134,7 +134,7 @@ def inside(root: Path, binds: Mapping[str, Path], command: Sequence[str]) -> lis
     """
     top = str(root)
     steps = [
-        ("mount", "--bind", top, top),
+        ("mount", "--rbind", top, top),
         ("mount", "-o", "remount,bind,ro", top),
         *(("mount", "--rbind", f"/{name}", f"{top}/{name}") for name in ("dev", "sys")),
         ("mount", "-t", "proc", "proc", f"{top}/proc"),

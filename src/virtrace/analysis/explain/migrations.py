@@ -22,8 +22,10 @@ from virtrace.analysis.explain.commands import (
 from virtrace.analysis.explain.messages import (
     UNSEEN,
     brief,
+    errors_of,
     no_return,
     path_in,
+    quoted,
     said,
     text_of,
 )
@@ -69,6 +71,8 @@ _BECAME = "guest.became"
 _STOPPED = 5
 # What QEMU says if the data end too early.
 _CUT = ("Input/output error", "failed: -5")
+# The same where they end before they began; but also if they are of another program.
+_NO_DATA = "Not a migration stream"
 _ENDED = "closed the monitor"
 _MS = 1_000_000
 _MOST_CASES = 1000
@@ -313,14 +317,14 @@ _MESSAGES = {
     "name-taken": ("already exists with uuid", "is already active", "is already running"),
     "cpu": ("incompatible with host CPU", "guest CPU doesn't match", "CPU is incompatible"),
     "no-listener": ("Failed to bind socket", "Address already in use", "Unable to find an unused"),
-    "unreachable": (
-        *("Failed to connect to", "nable to connect to", "onnect to remote libvirt URI"),
-        *("unable to resolve", "Unable to resolve", "ailed to connect socket"),
-        *("Unable to write to socket", "Unable to read from socket"),
-    ),
     "no-permission": ("Permission denied", "Operation not permitted"),
     "missing-file": ("No such file or directory", "missing backing store"),
 }
+_UNREACHABLE = (
+    *("Failed to connect to", "nable to connect to", "onnect to remote libvirt URI"),
+    *("unable to resolve", "Unable to resolve", "ailed to connect socket"),
+    *("Unable to write to socket", "Unable to read from socket"),
+)
 # Of these, the host can say more.
 _OF_FILES = ("no-listener", "no-permission", "missing-file")
 
@@ -358,10 +362,12 @@ def _arrived(case: MigrationCase) -> list[Evidence] | None:
 
 @_CAUSES.condition("qemu-ended")
 def _qemu_ended(case: MigrationCase) -> list[Evidence] | None:
-    words = case.ended if case.is_here else []
-    if not words or any(text in (text_of(each) or "") for each in words for text in _CUT):
+    cut = (*_CUT, _NO_DATA) if _given_up_there(case) else _CUT
+    if not case.is_here or any(
+        text in (text_of(each) or "") for each in case.ended for text in cut
+    ):
         return None
-    return [Evidence(text_of(each) or "", seq=each.seq, path=".message") for each in words]
+    return list(quoted(case.ended, is_apart=False)) or None
 
 
 @_CAUSES.condition("given-up-there")
@@ -369,7 +375,20 @@ def _given_up_there(case: MigrationCase) -> list[Evidence] | None:
     finish = case.phase(_FINISH)
     if finish is None or not _is_cancelled(finish):
         return None
-    return [Evidence("the other host said so: cancelled is 1", None, finish.root.exit_seq)]
+    said_so = Evidence("the other host said so: cancelled is 1", None, finish.root.exit_seq)
+    return [said_so, *quoted(case.ended, is_apart=False)]
+
+
+@_CAUSES.condition("unreachable")
+def _unreachable(case: MigrationCase) -> list[Evidence] | None:
+    """Libvirt 7.0.0 makes the message where no probe sees it; which file it is of tells it, too."""
+    failed = case.failed
+    if failed is None or any(map(text_of, errors_of(failed.call))):
+        return case.failed_with(_UNREACHABLE)
+    places = [event for event in events_in(failed.call) if event.role == roles.ERROR_PLACE]
+    if not places or not str(places[-1].values.get("file")).endswith("/virnetsocket.c"):
+        return None
+    return [Evidence("raised where libvirt connects to a socket", None, places[-1].seq, ".file")]
 
 
 @_CAUSES.condition("connection-lost")
