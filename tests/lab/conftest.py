@@ -6,7 +6,6 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -55,10 +54,10 @@ def _own_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         return
     folder = tmp_path_factory.mktemp("files")
 
-    @cache
     def own_root(release: str, progress: Callable[[str], None]) -> Path:
-        root = ensure_root(release, progress)
-        copy_here(of_libvirt(root), folder / release)
+        root, copies = ensure_root(release, progress), folder / release
+        if not copies.exists():
+            copy_here(of_libvirt(root), copies)
         return root
 
     with copied(of_libvirt(Path("/")), folder), pytest.MonkeyPatch.context() as patch:

@@ -13,15 +13,18 @@ from tests.support.paths import DATA
 
 # Names the file that `make scenarios` adds to what is kept.
 MADE_IN = "VIRTRACE_SCENARIOS"
-# By recipe and scenario, then by release and by engine.
-Kept = dict[tuple[str, str], dict[str, dict[str, str]]]
+# By recipe, scenario and explainer, then by release and by engine.
+Kept = dict[tuple[str, str, str], dict[str, dict[str, str]]]
 
 
 @cache
 def kept() -> Kept:
     """The answers that docs/scenarios.md shows."""
     lines = (DATA / "scenarios.jsonl").read_text("utf-8").splitlines()
-    return {(one["recipe"], one["scenario"]): one["answers"] for one in map(json.loads, lines)}
+    return {
+        (one["recipe"], one["scenario"], one["explainer"]): one["answers"]
+        for one in map(json.loads, lines)
+    }
 
 
 def assert_answers(
@@ -44,26 +47,20 @@ def assert_answers(
         "release": release or header["target"]["program"]["version"],
         "engine": header["tool"]["engine"]["name"],
     }
-    if MADE_IN in os.environ:
-        _add(about, expected)
-    else:
-        _assert_kept(about, expected)
+    for case, (scenario, (_, cause)) in zip(cases, expected.items()):
+        made = {**about, "scenario": scenario, "explainer": case["explainer"], "cause": cause}
+        if MADE_IN in os.environ:
+            # Several processes add to it; one write of a line is whole.
+            with open(os.environ[MADE_IN], "a", encoding="utf-8") as file:
+                file.write(json.dumps(made) + "\n")
+        else:
+            _assert_kept(made)
 
 
-def _add(about: Mapping[str, str], expected: Mapping[str, tuple[str, str]]) -> None:
-    # Several processes add to it; one write of a line is whole.
-    with open(os.environ[MADE_IN], "a", encoding="utf-8") as made:
-        for scenario, (_, cause) in expected.items():
-            made.write(json.dumps({**about, "scenario": scenario, "cause": cause}) + "\n")
-            made.flush()
-
-
-def _assert_kept(about: Mapping[str, str], expected: Mapping[str, tuple[str, str]]) -> None:
-    releases = {release for answers in kept().values() for release in answers}
-    for scenario, (_, cause) in expected.items():
-        answers = kept().get((about["recipe"], scenario))
-        assert answers is not None, f"run make scenarios: {about['recipe']} has no row {scenario!r}"
-        # A newer release than those of the page may answer otherwise.
-        if about["release"] in releases:
-            causes = {*answers.get(about["release"], {}).values()}
-            assert causes == {cause}, f"run make scenarios: {about}, {scenario!r}"
+def _assert_kept(made: Mapping[str, str]) -> None:
+    answers = kept().get((made["recipe"], made["scenario"], made["explainer"]))
+    assert answers is not None, f"run make scenarios: there is no row for {made}"
+    # A newer release than those of the page may answer otherwise.
+    if made["release"] in {release for each in kept().values() for release in each}:
+        causes = {*answers.get(made["release"], {}).values()}
+        assert causes == {made["cause"]}, f"run make scenarios: it has {causes} for {made}"

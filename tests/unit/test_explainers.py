@@ -237,6 +237,22 @@ def test_errors_are_summed_by_kind() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("message", "cause"),
+    [
+        ("End of file while reading data: Input/output error", "client-gone"),
+        ("internal error: End of file from qemu monitor", "monitor-broken"),
+        ("Unable to read from monitor: Connection reset by peer", "monitor-broken"),
+    ],
+)
+def test_whose_connection_ended(message: str, cause: str) -> None:
+    recorder = samples.Recorder()
+    recorder.add("point", "error", values={"code": 38, "message": message})
+    recorder.add("point", "api.failed", values={"api": "virDomainSuspend"})
+    [(name, _)] = answers(explained(recorder, error=roles.ERROR, api_failed=roles.API_FAILED))
+    assert name == cause
+
+
 @pytest.mark.parametrize("is_off", [False, True])
 def test_errors_are_summed_by_domain_and_client(is_off: bool) -> None:
     recorder = samples.Recorder()

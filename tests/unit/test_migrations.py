@@ -96,6 +96,10 @@ def test_phases_of_one_guest_are_one_case() -> None:
          "Input/output error", "given-up-there"),
         ("internal error: qemu unexpectedly closed the monitor: Not a migration stream",
          "given-up-there"),
+        ("internal error: qemu unexpectedly closed the monitor: Unknown combination of migration "
+         "flags: 0x0", "given-up-there"),
+        ("internal error: qemu unexpectedly closed the monitor: Unknown combination of migration "
+         "flags: 0x10", "qemu-ended"),
     ],
 )  # fmt: skip
 def test_whether_qemu_ended_for_lack_of_data(words: str, cause: str) -> None:
@@ -133,7 +137,7 @@ def test_a_socket_without_a_message(file: str, cause: str) -> None:
     values = {"code": 38, "message": {"unavailable": "a template"}}
     host.add("point", "error", values=values, **place)
     host.add("exit", PERFORM, values={"result": -1}, call=call, span=call)
-    found = explained(host, **{"error": roles.ERROR, "error.system": roles.ERROR_PLACE})
+    found = explained(host, error=roles.ERROR, error_system=roles.ERROR_PLACE)
     [(name, sentence)] = answers(found)
     assert (name, sentence.endswith(": system error: No such file or directory.")) == (cause, True)
 

@@ -255,9 +255,12 @@ _KINDS: dict[str, tuple[frozenset[int], tuple[str, ...]]] = {
     "not-running": (frozenset(), ("domain is not running", "is not running")),
     "monitor-broken": (
         frozenset(),
-        ("from monitor", "closed the monitor", "to write to monitor", "End of file"),
+        ("from monitor", "from qemu monitor", "closed the monitor", "to write to monitor"),
     ),
-    "client-gone": (frozenset(), ("client socket is closed", "keepalive")),
+    "client-gone": (
+        frozenset(),
+        ("client socket is closed", "keepalive", "End of file while reading data"),
+    ),
     "unsupported": (frozenset({3, 67, 84}), ()),
     "denied": (frozenset({29, 45, 88}), ("Permission denied", "Operation not permitted")),
     "missing-file": (frozenset(), ("No such file or directory",)),

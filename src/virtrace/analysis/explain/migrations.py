@@ -6,6 +6,7 @@ include/libvirt/libvirt-domain.h.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -70,9 +71,9 @@ _OPENING = (_BEGIN, _PREPARE, _TUNNEL)
 _BECAME = "guest.became"
 _STOPPED = 5
 # What QEMU says if the data end too early.
-_CUT = ("Input/output error", "failed: -5")
-# The same where they end before they began; but also if they are of another program.
-_NO_DATA = "Not a migration stream"
+_CUT = re.compile(r"Input/output error|failed: -5")
+# The same where it read zeros for the data that were missing; but also if it was sent nonsense.
+_CUT_OR_WRONG = re.compile(rf"{_CUT.pattern}|Not a migration stream|migration flags: (0x)?0\b")
 _ENDED = "closed the monitor"
 _MS = 1_000_000
 _MOST_CASES = 1000
@@ -362,10 +363,8 @@ def _arrived(case: MigrationCase) -> list[Evidence] | None:
 
 @_CAUSES.condition("qemu-ended")
 def _qemu_ended(case: MigrationCase) -> list[Evidence] | None:
-    cut = (*_CUT, _NO_DATA) if _given_up_there(case) else _CUT
-    if not case.is_here or any(
-        text in (text_of(each) or "") for each in case.ended for text in cut
-    ):
+    cut = _CUT_OR_WRONG if _given_up_there(case) else _CUT
+    if not case.is_here or any(cut.search(text_of(each) or "") for each in case.ended):
         return None
     return list(quoted(case.ended, is_apart=False)) or None
 
