@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
-from typing import Union
+from typing import NamedTuple, Union
 
 from virtrace.analysis import rpc
 from virtrace.analysis.explain import model
@@ -20,7 +21,7 @@ from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.quoted import Evidence
 from virtrace.analysis.spans import Call, Point, Span
 from virtrace.analysis.values.meaning import lifecycle, one_of
-from virtrace.trace.format import Event, Json
+from virtrace.trace.format import Event, Json, Record
 
 _QUEUED, _TIMER, _MATCHED = "event.queued", "event.timer", "event.matched"
 _MESSAGE, _DEREGISTERED = "event.message", "event.deregistered"
@@ -184,14 +185,30 @@ class _Loop:
     match: Event | None = None
 
 
-_Step = Union[Event, Exchange, Span]
+class _Called(NamedTuple):
+    """A call of a client: its address, and who it is."""
+
+    client: str
+    who: str
+
+
+class _Registered(NamedTuple):
+    """A registration in a call of a client."""
+
+    client: str
+    values: Record
+    number: int
+
+
+# Of a call, which can have many events, no more is kept.
+_Step = Union[Event, Exchange, _Called, _Registered]
 
 
 class _Reader:
     """Keeps all of events and their messages, and goes through it when the trace ends."""
 
     def __init__(self) -> None:
-        self._steps: list[tuple[int, int, Call | None, _Step]] = []
+        self._steps: list[tuple[int, int, _Step]] = []
         # From when on not everything is kept.
         self._cut_ns: int | None = None
         self._made: dict[str, Event] = {}
@@ -203,38 +220,53 @@ class _Reader:
 
     def take(self, node: Node) -> Sequence[EventCase]:
         if isinstance(node, Call):
-            self._keep(node.root.t_enter_ns, 0, node, node.root)
-            for each in node.nodes():
-                if isinstance(each, Point):
-                    self._keep(each.event.t_ns, each.event.seq, node, each.event)
-                elif isinstance(each, Span) and each.name == _REGISTER:
-                    self._keep(each.t_exit_ns or each.t_enter_ns, 0, node, each)
+            self._called(node)
         elif isinstance(node, Exchange):
             if node.send.values.get("type") == _IS_EVENT:
-                self._keep(node.send.t_ns, node.send.seq, None, node)
+                self._keep(node.send.t_ns, node.send.seq, node)
         else:
-            self._keep(node.event.t_ns, node.event.seq, None, node.event)
+            self._happened(node.event, None)
         return ()
 
-    def _keep(self, t_ns: int, seq: int, call: Call | None, step: _Step) -> None:
-        wanted = not isinstance(step, Event) or step.name.startswith(_MADE)
-        if isinstance(step, Event) and step.name == _TIMER:
+    def _called(self, call: Call) -> None:
+        client = str(call.root.arguments.get("client"))
+        if call.client is not None:
+            called = _Called(client, rpc.client_words(call.client))
+            self._keep(call.root.t_enter_ns, 0, called)
+        for each in call.nodes():
+            if isinstance(each, Point):
+                self._happened(each.event, call)
+            elif isinstance(each, Span) and each.name == _REGISTER:
+                number = (each.returned or {}).get("result")
+                if type(number) is int and number >= 0:
+                    made = _Registered(client, each.arguments, number)
+                    self._keep(each.t_exit_ns or each.t_enter_ns, 0, made)
+
+    def _happened(self, event: Event, call: Call | None) -> None:
+        wanted = event.name.startswith(_MADE)
+        if event.name == _TIMER:
             # Another time is that of another timer.
-            wanted = step.values.get("timeout") == -1
-        if isinstance(step, Event) and step.name == _MATCHED:
+            wanted = event.values.get("timeout") == -1
+        if event.name == _MATCHED:
             wanted = call is None
-        if wanted and len(self._steps) < _MOST:
-            self._steps.append((t_ns, seq, call, step))
-        elif wanted and self._cut_ns is None:
+        if wanted:
+            self._keep(event.t_ns, event.seq, event)
+
+    def _keep(self, t_ns: int, seq: int, step: _Step) -> None:
+        if len(self._steps) < _MOST:
+            self._steps.append((t_ns, seq, step))
+        elif self._cut_ns is None:
             self._cut_ns = t_ns
 
     def finish(self, end_ns: int) -> Iterator[EventCase]:
         found: list[EventCase] = []
-        for _, _, call, step in sorted(self._steps, key=lambda each: each[:2]):
+        for _, _, step in sorted(self._steps, key=itemgetter(0, 1)):
             if isinstance(step, Exchange):
                 self._sent(step)
-            elif isinstance(step, Span):
-                self._called(call, step)
+            elif isinstance(step, _Called):
+                self._clients[step.client] = step.who
+            elif isinstance(step, _Registered):
+                self._register(step)
             elif step.name == _QUEUED:
                 found += self._queued(step, end_ns)
             elif step.name == _TIMER:
@@ -253,17 +285,12 @@ class _Reader:
         cut_ns = None if self._cut_ns is None else self._cut_ns - _UNSURE_NS
         yield from (each for each in found if cut_ns is None or each.event.t_ns < cut_ns)
 
-    def _called(self, call: Call | None, span: Span) -> None:
-        """A client's call, or a registration in one."""
-        client = str(call.root.arguments.get("client")) if call else ""
-        if call is not None and call.client is not None:
-            self._clients[client] = rpc.client_words(call.client)
-        values, number = span.arguments, (span.returned or {}).get("result")
-        if span.name == _REGISTER and type(number) is int and number >= 0:
-            registration = _Registration(client, values.get("kind"), values.get("domain"))
-            if isinstance(registration.domain, dict):
-                registration = _Registration(client, registration.kind, None)
-            self._registered[str(values.get("connection")), number] = registration
+    def _register(self, made: _Registered) -> None:
+        kind, domain = made.values.get("kind"), made.values.get("domain")
+        registration = _Registration(
+            made.client, kind, None if isinstance(domain, dict) else domain
+        )
+        self._registered[str(made.values.get("connection")), made.number] = registration
 
     def _queued(self, event: Event, end_ns: int) -> Iterator[EventCase]:
         made = self._made.pop(str(event.values.get("event")), None)
