@@ -18,9 +18,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from virtrace import detached
 from virtrace.errors import TargetError, TraceError, UsageError, VirtraceError
@@ -48,8 +47,7 @@ _CRASHED = 99
 _PIECE = 1 << 16
 
 
-@dataclass(frozen=True)
-class Bounds:
+class Bounds(NamedTuple):
     """Limits for a child.
 
     memory: bytes of address space, beyond what it begins with.
@@ -225,7 +223,7 @@ def started(command: Sequence[str], file: BinaryIO, bounds: Bounds) -> subproces
 
     def confine() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        _give_up_rights(libc, replace(bounds, file_size=0), bounds.memory, for_program=True)
+        _give_up_rights(libc, bounds._replace(file_size=0), bounds.memory, for_program=True)
 
     return subprocess.Popen(
         command,

@@ -14,10 +14,9 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from virtrace.confined import Bounds, Tell, run
 from virtrace.errors import TargetError, TraceError
@@ -130,8 +129,7 @@ def read_trusted(folder: int, name: str, limit: int) -> bytes:
 # Reading what a process has in its root
 
 
-@dataclass(frozen=True)
-class Owner:
+class Owner(NamedTuple):
     """A user, with whose rights files are opened and programs are run."""
 
     uid: int

@@ -6,7 +6,7 @@ V is `virtual-size`. P is `actual-size`, or V if QEMU does not report that. W is
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 # The sources of numbers: fields of qemuBlockStats, or the kernel.
 CAPACITY = "capacity"
@@ -15,8 +15,7 @@ OFFSET = "wr_highest_offset"
 STAT = "stat"
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """The sources that libvirt chose, and their values in bytes.
 
     allocation: OFFSET or USAGE.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from virtrace.analysis import in_qemu
 from virtrace.analysis.blockinfo import API, DRIVER, GATHER, NUMBERS, BlockInfo
@@ -15,8 +15,7 @@ from virtrace.analysis.source_lines import Seen
 from virtrace.analysis.spans import Call
 
 
-@dataclass(frozen=True)
-class Origin:
+class Origin(NamedTuple):
     """One place where the number was, and what it was taken from.
 
     kind: ``api``, ``driver``, ``struct`` (libvirt's copy of QEMU's values), ``qmp``, ``qemu`` (what
@@ -41,8 +40,7 @@ class Origin:
     sources: tuple[Origin, ...] = ()
 
 
-@dataclass(frozen=True)
-class Rule:
+class Rule(NamedTuple):
     """Why libvirt took one source and not another.
 
     seen: what the driver's source lines show of it; empty if the rule follows from the values.
@@ -52,8 +50,7 @@ class Rule:
     seen: tuple[Seen, ...] = ()
 
 
-@dataclass(frozen=True)
-class Lineage:
+class Lineage(NamedTuple):
     """The origin of one number. number: one of NUMBERS. answer: what the API returned."""
 
     number: str

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple, Union
 
 from virtrace.trace.format import Json
@@ -73,8 +72,7 @@ class Quoted(NamedTuple):
             yield found
 
 
-@dataclass(frozen=True)
-class Evidence:
+class Evidence(NamedTuple):
     """A statement that the trace supports.
 
     value: in bytes, if the statement is about a value.

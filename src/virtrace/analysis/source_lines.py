@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from virtrace.analysis.quoted import Quoted
 from virtrace.analysis.spans import Child, Point, Span
 from virtrace.trace.format import Event, Json
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
     """A change of a watched value. old: None if unknown. new: may be unavailable."""
 
     name: str
@@ -19,8 +18,7 @@ class Change:
     new: Json
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """A source line that was reached. following: the next line; None for the last one.
 
     changes: values that changed between this line and the following one. Compilers merge and move
@@ -51,8 +49,7 @@ class Line:
         return [] if self.following is None else list(changes_in(self.following))
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(NamedTuple):
     """Between which lines a watched number changed or, if both values are equal, that it did not.
 
     after, before: lines that were reached and at which the number could be read; before is None if

@@ -7,7 +7,7 @@ awaited there, as far as the trace's probes tell.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from virtrace.analysis.blockinfo import seen_by
 from virtrace.analysis.qmp import Exchange
@@ -34,8 +34,7 @@ WAITING_FOR_A_WORKER = "waiting for a worker"
 Stack = tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """Time of one call in one place, ns."""
 
     stack: Stack

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from virtrace.analysis.blockinfo import NUMBERS
 from virtrace.analysis.qmp import Exchange
@@ -70,8 +71,7 @@ class Bucket:
     count: int
 
 
-@dataclass(frozen=True)
-class Move:
+class Move(NamedTuple):
     """A new value of a number, and the return of the call that first reported it."""
 
     call: Call

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, NamedTuple, Union
 
 from virtrace.analysis import rpc
 from virtrace.analysis.qmp import Exchange
@@ -16,8 +15,7 @@ if TYPE_CHECKING:
     from virtrace.trace.reader import ReadableTrace
 
 
-@dataclass(frozen=True)
-class Waiting:
+class Waiting(NamedTuple):
     """A request without a reply, a function that had not returned, or a message without a worker.
 
     call: the traced call that it is in.

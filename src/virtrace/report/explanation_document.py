@@ -50,7 +50,7 @@ def explanation_record(explanation: Explanation[Any]) -> Record:
         "subject": list(case.subject),
         "calls": explanation.calls,
         "answer": answer(explanation),
-        "facts": [vars(each) for each in case.facts],
+        "facts": [each._asdict() for each in case.facts],
         "causes": [_finding(each, case) for each in explanation.findings],
         **(_disk(explanation, case) if isinstance(case, DiskCase) else {}),
     }
@@ -76,7 +76,7 @@ def _finding(finding: Finding, case: Case) -> Record:
         "possible": finding.possible,
         "says": fill_text(cause.says, case),
         "means": fill_text(cause.means, case),
-        "evidence": [vars(each) for each in finding.evidence],
+        "evidence": [each._asdict() for each in finding.evidence],
         "do": [
             {"command": fill_text(command, case, command=True), "shows": shows}
             for command, shows in cause.do
@@ -116,4 +116,4 @@ def _seen(seen: Seen) -> Record:
 
 
 def _step(step: Origin) -> Record:
-    return {**vars(step), "sources": [_step(source) for source in step.sources]}
+    return {**step._asdict(), "sources": [_step(source) for source in step.sources]}

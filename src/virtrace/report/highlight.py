@@ -9,8 +9,7 @@ import functools
 import os
 import re
 import unicodedata
-from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from virtrace import printing
 from virtrace.printing import own
@@ -39,8 +38,7 @@ _TOKENS = {
 }
 
 
-@dataclass(frozen=True)
-class Style:
+class Style(NamedTuple):
     """What the output can show.
 
     width: in columns, for everything except ``full`` JSON.

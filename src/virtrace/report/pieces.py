@@ -10,9 +10,8 @@ import binascii
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import groupby
-from typing import Union
+from typing import NamedTuple, Union
 
 from virtrace import wording
 from virtrace.analysis import qmp
@@ -52,8 +51,7 @@ _REASONS = {
 }
 
 
-@dataclass(frozen=True)
-class StructNode:
+class StructNode(NamedTuple):
     """A captured struct, as a node of the tree below its function."""
 
     name: str
@@ -61,8 +59,7 @@ class StructNode:
     in_answer: bool
 
 
-@dataclass(frozen=True)
-class Frames:
+class Frames(NamedTuple):
     """A captured backtrace, as a node of the tree below its function; innermost first."""
 
     name: str
@@ -76,8 +73,7 @@ class Frames:
             yield f"#{number}" if known else "", (plain(frame), "" if known else "yellow")
 
 
-@dataclass(frozen=True)
-class LineGroup:
+class LineGroup(NamedTuple):
     """Consecutive source lines of one file, as a node below their function.
 
     file: None if it is the file of the previous lines of the function.

@@ -1,7 +1,5 @@
 """What has changed between two snapshots of a daemon: what moved, what stays, what grew."""
 
-from __future__ import annotations
-
 from datetime import datetime
 from typing import TypedDict
 

@@ -3,8 +3,6 @@
 The reader's checks and schema.json follow from the types here (trace/schema.py).
 """
 
-from __future__ import annotations
-
 import json
 import os
 from datetime import datetime

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from virtrace.errors import TraceError
 from virtrace.trace.format import Record
@@ -25,8 +24,7 @@ def begins_as(kind: str, file: BinaryIO) -> bool:
     return re.match(rb'\s*\{\s*"type"\s*:\s*"%s"' % kind.encode(), beginning) is not None
 
 
-@dataclass(frozen=True)
-class DocumentFormat:
+class DocumentFormat(NamedTuple):
     """One format.
 
     name: such as ``virtrace-snapshot``. noun: what it is, for messages. record: a TypedDict.

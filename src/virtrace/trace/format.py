@@ -4,8 +4,6 @@ One JSON object per line: a header, events, a footer. The readers' checks and sc
 from the types here (trace/schema.py). Python 3.9 evaluates them, hence no `X | None` in them.
 """
 
-from __future__ import annotations
-
 import base64
 import re
 from collections.abc import Mapping
@@ -459,12 +457,12 @@ class Event(NamedTuple):
     t_ns: int
     tid: int
     name: str
-    span: int | None
-    parent: int | None
-    call: int | None
+    span: Optional[int]
+    parent: Optional[int]
+    call: Optional[int]
     values: Record
-    answers: int | None = None
-    role: str | None = None
+    answers: Optional[int] = None
+    role: Optional[str] = None
     has_json: bool = False
 
     def to_record(self) -> Record:
@@ -479,7 +477,7 @@ class Event(NamedTuple):
         return record
 
     @classmethod
-    def from_record(cls, record: Record, roles: Mapping[str, str | None]) -> Event:
+    def from_record(cls, record: Record, roles: Mapping[str, Optional[str]]) -> "Event":
         """Make the event of a record. Unknown keys are ignored.
 
         roles: of the probes, by their names.
@@ -489,7 +487,7 @@ class Event(NamedTuple):
         # As _make() does, in less time: this is called for every event of long traces.
         return _new_tuple(cls, (*parts, record.get("answers"), roles.get(parts[_NAME]), False))
 
-    def with_json(self, values: Record, answers: int | None) -> Event:
+    def with_json(self, values: Record, answers: Optional[int]) -> "Event":
         """Return the event with other values, which hold `json`, and another `answers`."""
         # As _replace() does, in a quarter of the time.
         return _new_tuple(Event, (*self[:_VALUES], values, answers, self.role, True))
@@ -550,7 +548,7 @@ def is_deeper(value: Json, most: int) -> bool:
     return bool(level)
 
 
-def text_value(raw: bytes, length: int | None = None) -> Json:
+def text_value(raw: bytes, length: Optional[int] = None) -> Json:
     """Return the value of a C string: text, or base64 if it is not UTF-8.
 
     raw: its bytes, without the NUL.

@@ -1,10 +1,8 @@
 """Version 1 of the trace format, turned into what version 2 says: nothing else knows version 1."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
-from typing import TypedDict
+from typing import Optional, TypedDict
 
 from virtrace.trace import roles
 from virtrace.trace.format import (
@@ -126,13 +124,13 @@ class UpgradedEvents:
         return event.with_json(event.values, answers) if "json" in event.values else event
 
 
-def _key(values: Record) -> tuple[str, str] | None:
+def _key(values: Record) -> Optional[tuple[str, str]]:
     document = values.get("json")
     mon, id_ = values.get("mon"), document.get("id") if isinstance(document, dict) else None
     return (mon, id_) if isinstance(mon, str) and isinstance(id_, str) else None
 
 
-def _roles(recipe: Record) -> Iterator[tuple[str, str | None]]:
+def _roles(recipe: Record) -> Iterator[tuple[str, Optional[str]]]:
     """Name and implied role of the spans of a recipe, which may be a stranger's."""
     spans = recipe.get("spans")
     for span in spans if isinstance(spans, list) else ():

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar, Union
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, Union
 
 from virtrace import resources
 from virtrace.analysis.blockinfo import seen_by
@@ -30,8 +30,7 @@ class Nanoseconds(int):
     """A duration, for texts."""
 
 
-@dataclass(frozen=True)
-class Cause:
+class Cause(NamedTuple):
     """An entry of an explainer's YAML file; the head of disks.yaml describes the parts."""
 
     name: str
@@ -44,8 +43,7 @@ class Cause:
     links: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """A cause that holds. possible: another finding may be the true one instead."""
 
     cause: Cause
@@ -53,8 +51,7 @@ class Finding:
     possible: bool = False
 
 
-@dataclass(frozen=True)
-class Fact:
+class Fact(NamedTuple):
     """A value of the answer, with what it means. seq, path: as of Evidence."""
 
     name: str

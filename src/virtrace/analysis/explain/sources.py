@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from virtrace.analysis.quoted import Evidence, Quoted
 from virtrace.analysis.spans import Call, Point, Span
@@ -28,8 +28,7 @@ _FILE = re.compile(
 PROCESS, THREAD, SCHEDULED, CGROUP = "process", "thread", "scheduled", "cgroup"
 
 
-@dataclass(frozen=True)
-class FileRead:
+class FileRead(NamedTuple):
     """A file that was read. kind: of what. text: None if the trace does not have all of it."""
 
     path: str
