@@ -1,7 +1,8 @@
 """Records of the trace file, format version 2; docs/trace-format.md describes them.
 
 One JSON object per line: a header, events, a footer. The readers' checks and schema.json follow
-from the types here (trace/schema.py). Python 3.9 evaluates them, hence no `X | None` in them.
+from the types here (trace/schema.py). Python 3.9 evaluates them, hence no `X | None` in them, and
+no `from __future__ import annotations`: the text of each type would be compiled at every start.
 """
 
 import base64
