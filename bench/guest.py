@@ -3,9 +3,9 @@
     python -m bench.guest [--rounds N] [--writes N]
 
 A guest with Linux overwrites 4 KiB of a raw disk, past the page cache, one write after the other;
-nothing raises the mark, and nothing fails. All contestants take their turn in every round, with
-untraced turns before and after each. A figure is a ratio of medians within its round; the table has
-the median of the rounds, and their range.
+nothing raises the mark, nothing fails, and nothing takes long. All contestants take their turn in
+every round, with untraced turns before and after each. A figure is a ratio of medians within its
+round; the table has the median of the rounds, and their range.
 """
 
 from __future__ import annotations
@@ -105,6 +105,7 @@ def contestants(lab: Lab, folder: Path) -> Mapping[str, Callable[[], AbstractCon
         "virtrace": lambda: by_virtrace("high-water"),
         "virtrace --classify-writes": lambda: by_virtrace("high-water", "--classify-writes"),
         "virtrace io-error": lambda: by_virtrace("io-error"),
+        "virtrace qmp-slow": lambda: by_virtrace("qmp-slow"),
     }
     if shutil.which("bpftrace"):
         found["bpftrace"] = lambda: running(

@@ -53,6 +53,7 @@ ASKED: Mapping[str, str] = {
     "numbers": "vcpuinfo vm2; dominfo vm2; nodememstats",
     "pool-refresh": "pool-refresh pool",
     "qmp": _SIZES,
+    "qmp-slow": "suspend vm2; resume vm2",
     "rpc": f"{_SIZES}; domstate none",
     "slow": _SIZES,
     "snapshot-disk": _SNAPSHOT.format("b"),
@@ -74,7 +75,9 @@ def record_each(lab: Lab, recipes: Sequence[str], folder: Path) -> Iterator[tupl
         for name in recipes:
             trace = folder / f"{name}.jsonl"
             asked = lab.virsh_command(ASKED[name].replace("IMAGES", str(stage.images)))
-            of_qemu = ("--domain", GUEST_NAME) if name in ("high-water", "io-error") else ()
+            of_qemu = (
+                ("--domain", GUEST_NAME) if name in ("high-water", "io-error", "qmp-slow") else ()
+            )
             options = ("-p", str(lab.pid), "-o", str(trace), *of_qemu)
             # What virsh is refused is recorded as well.
             done = subprocess.run(

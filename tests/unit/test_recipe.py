@@ -178,6 +178,8 @@ BROKEN = [
      "'10' is no time", "such as: 10ms"),
     ("    at: return\n", "    at: return\n    when: {over: 10000ms}\n", "34:18",
      "'10000ms' is no time", "such as: 10ms"),
+    ("    at: return\n", "    at: return\n    when: {over: 1s, thread: 2}\n", "34:30",
+     "found another thread", "thread: main"),
     ("name: states", "name: a\nname: b", "3:1", "'name' is given twice", "remove one"),
     (": flags}\n    exit", ": flag}\n    exit", "10:42", "'flag' is not an arg", "domain,"),
     ("domain: domain->name", "domain: domain->name()", "10:21", "is not a capture", "such as"),

@@ -156,7 +156,7 @@ class ReturnPointSite(FunctionSite):
     """The return of a function. anywhere: as in PointSite. returns: as in SpanSite.
 
     fails: recorded only where the result is below 0: its size, bytes. over: recorded only where
-    the function took longer, ns. None: always recorded.
+    the function took longer, ns. None: always recorded. on_main: only calls on the first thread.
     """
 
     capture: Captures
@@ -164,6 +164,7 @@ class ReturnPointSite(FunctionSite):
     returns: Sequence[int] | None = None
     fails: int | None = None
     over: int | None = None
+    on_main: bool = False
 
     @property
     def is_conditional(self) -> bool:

@@ -363,14 +363,16 @@ class _Resolver:
         for body in found.bodies if module is not None else ():
             assert module is not None
             fails = _result_size(body) if isinstance(point.when, Fails) else None
-            over = point.when.ns if isinstance(point.when, Over) else None
+            over, on_main = None, False
+            if isinstance(point.when, Over):
+                over, on_main = point.when.ns, point.when.on_main
             # Each entry meets the probe, and hardly a return is recorded.
             address = body.address if point.when is None else _cheap_entry(module, body.entry)
             place = (point.name, point.module, module.path, body.entry, address)
             captures = self._captures(point.capture, {**body.types, **self._caller})
             common = (*place, body.arguments, captures, _is_anywhere(point))
             sites.append(
-                ReturnPointSite(*common, fails=fails, over=over)
+                ReturnPointSite(*common, fails=fails, over=over, on_main=on_main)
                 if point.at_return
                 else PointSite(*common, inside=point.inside)
             )

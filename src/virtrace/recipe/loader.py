@@ -20,6 +20,7 @@ from virtrace.recipe.folder import fragments, fragments_folder, shipped_folder
 from virtrace.recipe.model import (
     OF,
     OF_LIBVIRT,
+    STANDING,
     Answer,
     CalledBy,
     Changes,
@@ -46,8 +47,6 @@ MAX_VALUES = 50
 # The arguments of the function of `contents:`, and of the point at the end of the write.
 WRITE_BEGINS = ("child", "offset", "bytes", "data", "start", "flags")
 WRITE_ENDS = ("bs", "offset", "bytes")
-# What a point with `standing:` can be: each node of the block layer of a QEMU.
-STANDING = "block-nodes"
 # Of one probe; one of them is a breakpoint, but each is looked for.
 MAX_ALTERNATIVES = 10
 
@@ -601,14 +600,17 @@ def _points(node: _Node) -> Iterator[Point]:
 
 
 def _when(node: _Node, known: Collection[str]) -> Rises | Changes | Fails | Over:
-    keys = node.mapping((), {"rises", "changes", "per", "fails", "over"})
+    keys = node.mapping((), {"rises", "changes", "per", "fails", "over", "thread"})
     if "over" in keys:
-        if len(keys) > 1 or path.RETURN not in known:
+        if not keys.keys() <= {"over", "thread"} or path.RETURN not in known:
             node.fail(
                 "how long a function took is known at its return",
                 "write `at: return` and `when: {over: 10ms}`",
             )
-        return Over(keys["over"].parsed(_duration, "such as: 10ms"))
+        on_main = "thread" in keys
+        if on_main and keys["thread"].text() != "main":
+            keys["thread"].fail("found another thread", "write `thread: main`, or remove it")
+        return Over(keys["over"].parsed(_duration, "such as: 10ms"), on_main)
     if "fails" in keys:
         if keys["fails"].text() != path.RETURN or len(keys) > 1 or path.RETURN not in known:
             node.fail(
@@ -696,10 +698,10 @@ def _place(node: _Node, keys: Mapping[str, _Node]) -> tuple[prototype.Prototype,
         return declared, {"at_return": at == "return"}
     if "standing" in keys:
         standing = keys["standing"].text()
-        if standing != STANDING or "capture" in keys:
+        if standing not in STANDING or "capture" in keys:
             keys["standing"].fail(
                 f"found {path.shortened(standing)}, or a capture",
-                f"write {STANDING}, which has the values node and mark",
+                f"write {' or '.join(STANDING)}, which have values of their own",
             )
         return prototype.Prototype(standing, "void", ()), {"standing": standing}
     node.fail("a point is a static probe or a function", "write `usdt:` or `prototype:`")

@@ -30,6 +30,11 @@ class CalledBy:
 OF_LIBVIRT, OF_QEMU = OF = ("libvirt", "qemu")
 
 
+# What is found without a place in the code: the nodes of a QEMU's block layer, in its memory; the
+# files that a process has open.
+BLOCK_NODES, OPEN_FILES = STANDING = ("block-nodes", "open-files")
+
+
 @dataclass(frozen=True)
 class Rises:
     """Recorded where ``value`` is higher than it was before, each ``per`` by itself.
@@ -60,9 +65,13 @@ class Fails:
 
 @dataclass(frozen=True)
 class Over:
-    """Recorded where the function took longer. ns: than this."""
+    """Recorded where the function took longer.
+
+    ns: than this. on_main: only calls on the process's first thread.
+    """
 
     ns: int
+    on_main: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,7 +145,7 @@ class Point:
     of, inside: as of Span. when: what has to hold for it to be recorded.
     contents: the function in which the write began whose end this is; what the write contained is
     compared there, and is the value ``content``.
-    standing: no place in the code: what of this name the target finds in memory when the recording
+    standing: no place in the code: what of this name, one of STANDING, is found when the recording
     begins, and when it ends.
     """
 

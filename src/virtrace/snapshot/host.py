@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from virtrace.image.descriptors import file_of, open_files
 from virtrace.image.process import read_status, texts_of_processes
 from virtrace.snapshot.model import Child, Neighbour, Qemu, QemuThread
 
@@ -114,7 +115,7 @@ def holders_of(pid: int, files: Collection[str]) -> Iterator[Child]:
     """The other processes that have one of the files open. files: such as ``pipe:[4711]``."""
     for other in _pids() if files else ():
         status = None if other == pid else read_status(other)
-        if status is not None and any(file in files for file in _files_of(other)):
+        if status is not None and any(file in files for file in open_files(other).values()):
             yield Child(other, command_of(other) or "", status["State"][0])
 
 
@@ -126,7 +127,7 @@ def neighbours(pid: int) -> Iterator[Neighbour]:
         for name, pids in named.items():
             path = f"{folder}/{name}{_SOCKET_ENDING}"
             file = listening.get(path)
-            found = next((one for one in pids if file and file in _files_of(one)), None)
+            found = next((one for one in pids if file and file in open_files(one).values()), None)
             status = None if found is None else read_status(found)
             if status is not None:
                 yield Neighbour(name, path, found, status["State"][0], has_socket=True)
@@ -140,7 +141,7 @@ def own_folders(pid: int) -> Sequence[str]:
 
 
 def _own_folders(pid: int, listening: Mapping[str, str]) -> Sequence[str]:
-    own = {*_files_of(pid)}
+    own = {*open_files(pid).values()}
     return sorted(
         {
             os.path.dirname(path)
@@ -159,7 +160,7 @@ def unread(pids: Collection[int]) -> Collection[int]:
         if not pipes:
             break
         if other not in written:
-            pipes.difference_update(_files_of(other))
+            pipes.difference_update(open_files(other).values())
     return [pid for pid, file in written.items() if file in pipes]
 
 
@@ -181,27 +182,6 @@ def _name_of(pid: int) -> str:
     with suppress(OSError):
         return Path(f"/proc/{pid}/comm").read_text(errors="surrogateescape").rstrip("\n")
     return ""
-
-
-def _files_of(pid: int) -> Iterator[str]:
-    """What the descriptors of a process lead to."""
-    with suppress(OSError):
-        for name in os.listdir(f"/proc/{pid}/fd"):
-            file = file_of(pid, int(name))
-            if file is not None:
-                yield file
-
-
-def file_of(pid: int, descriptor: int) -> str | None:
-    """Return the file behind a descriptor, by its path as the process sees it."""
-    with suppress(OSError):
-        file = os.readlink(f"/proc/{pid}/fd/{descriptor}")
-        if not file.startswith("/"):
-            return file
-        # The path from here; that of its root is a part of it where it is in a chroot.
-        root = os.readlink(f"/proc/{pid}/root").rstrip("/")
-        return file[len(root) :] if file.startswith(f"{root}/") else file
-    return None
 
 
 def mount_of(pid: int, path: str) -> Mount | None:

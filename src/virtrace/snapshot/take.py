@@ -13,6 +13,7 @@ from virtrace.binary.x86_64 import ABI
 from virtrace.errors import TargetError
 from virtrace.image import sockets
 from virtrace.image.core import CoreImage
+from virtrace.image.descriptors import file_of
 from virtrace.image.live import LiveImage
 from virtrace.image.model import Thread
 from virtrace.image.pids import Pids
@@ -83,7 +84,7 @@ def _refuse(image: LiveImage, threads: Sequence[Thread]) -> str:
         if thread.state in _UNSTOPPABLE:
             return f"thread {thread.tid} is in state {thread.state}"
         if thread.waits_in is not None:
-            _, file = file_of_call(thread.waits_in, peek, partial(host.file_of, pid))
+            _, file = file_of_call(thread.waits_in, peek, partial(file_of, pid))
             mount = None if file is None else host.mount_of(pid, file)
             if mount is not None and not host.is_local(mount.type):
                 return (
@@ -201,7 +202,7 @@ class _Host:
         return self._commands.of(pid)
 
     def file_of(self, descriptor: int) -> str | None:
-        return host.file_of(self.pid, descriptor)
+        return file_of(self.pid, descriptor)
 
     def mount_of(self, path: str) -> Mount | None:
         return host.mount_of(self.pid, path)

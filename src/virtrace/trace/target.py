@@ -8,7 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from virtrace.trace.format import Header, LoadedModule
 
-_OLD_C_LIBRARY = re.compile(r"libc-2\.\d+\.so")
+# The files of the C library before 2.34, by their sonames.
+_OLD_C_LIBRARY = {
+    soname: re.compile(rf"{name}-2\.\d+\.so")
+    for soname, name in (("libc.so.6", "libc"), ("libpthread.so.0", "libpthread"))
+}
 
 
 def is_file_of(file: str, module: str) -> bool:
@@ -16,7 +20,7 @@ def is_file_of(file: str, module: str) -> bool:
 
     ``libvirt.so.0`` is the file libvirt.so.0.9000.0; ``libc.so.6`` was libc-2.31.so before 2.34.
     """
-    if module == "libc.so.6" and _OLD_C_LIBRARY.fullmatch(file):
+    if module in _OLD_C_LIBRARY and _OLD_C_LIBRARY[module].fullmatch(file):
         return True
     return file == module or file.startswith(module + ".")
 

@@ -155,7 +155,8 @@ class _NotHere:
 
 def _reader(traced: Traced) -> Reader[MonitorCase]:
     spans = {probe["name"] for probe in traced.probes if probe["kind"] == "span"}
-    is_about_qemu = spans <= {_DISPATCH} and roles.RPC_CALL not in traced.seen
+    others = {roles.RPC_CALL, roles.LOOP_BUSY}
+    is_about_qemu = spans <= {_DISPATCH} and others.isdisjoint(traced.seen)
     return _Reader() if is_about_qemu else _NotHere()
 
 

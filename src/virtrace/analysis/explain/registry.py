@@ -49,6 +49,7 @@ TRACES: Mapping[str, frozenset[str]] = {
     "jobs": frozenset({roles.LOCK}),
     "events": frozenset({"virConnectDomainEventRegisterAny"}),
     "clients": frozenset({roles.RPC_CALL}),
+    "mainloops": frozenset({*roles.OF_LOOP}),
     "monitors": frozenset({roles.QMP_COMMAND}),
     "statistics": _OF_DOMAINS,
     "counters": frozenset({"virDomainBlockStatsFlags"}),

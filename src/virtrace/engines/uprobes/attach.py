@@ -123,11 +123,11 @@ class Probes:
                 self.detach()
                 raise _refused(f"{site.probe} cannot be probed", error) from error
 
-    def stood(self, standing: Sequence[Standing]) -> None:
+    def stood(self, nodes: Sequence[Standing]) -> None:
         """Note what the values of conditions were; what programs have met is newer, and stays."""
         for number, site in enumerate(self._sites):
             if isinstance(site, PointSite) and isinstance(site.when, Rising):
-                for one in standing:
+                for one in nodes:
                     self._maps.stood(number, one.key, one.value)
 
     def detach(self) -> None:

@@ -102,6 +102,15 @@ class Envelope:
         code.do(R0, ">>=", 32)
         code.store(FP, TID_SLOT, R0)
 
+    def require_main_thread(self) -> None:
+        """Go on in the first thread of the process, whose number is the process's."""
+        code = self._reads.code
+        code.call(_GET_PID_TGID)
+        code.do(R1, "=", R0)
+        code.do(R1, ">>=", 32)
+        code.load(R2, FP, TID_SLOT)
+        code.jump_if(R1, "!=", R2, "out")
+
     def _count(self) -> None:
         """Count the event among those of its thread, so that a gap shows what was lost."""
         code, reads = self._reads.code, self._reads

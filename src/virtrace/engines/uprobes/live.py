@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from typing import NamedTuple
 from virtrace.binary.x86_64 import ABI
 from virtrace.engines.uprobes.hits import DamagedRecordError, Hit, Hits
 from virtrace.engines.uprobes.layout import HIT, HIT_HEADER, TID, WORD
+from virtrace.engines.uprobes.processes import Processes
 from virtrace.engines.uprobes.program import Program
 from virtrace.errors import TargetError, Unavailable
 from virtrace.image.memory import MemoryCopy
@@ -45,16 +46,51 @@ class Taken(NamedTuple):
 
 
 class LiveBacktraces:
-    """Takes the backtraces that a plan's captures ask for."""
+    """Takes the backtraces that a plan's captures ask for, in each process."""
 
-    def __init__(self, process: Process, plan: Plan, programs: Sequence[Program]) -> None:
-        """Raises: TargetError if the process cannot be read."""
+    def __init__(self, processes: Processes, plan: Plan, programs: Sequence[Program]) -> None:
+        """Raises: TargetError if a process cannot be read."""
+        self._opened = ExitStack()
+        # By the number of a program: of its process.
+        self._of: dict[int, _OfProcess] = {}
+        for process in {processes.main, *processes.others.values()}:
+            own = [
+                at
+                for at, program in enumerate(programs)
+                if processes.of(plan.sites[program.site]) is process
+            ]
+            layouts = [programs[at].layout for at in own]
+            if any(layout.backtraces or layout.has_stack for layout in layouts):
+                assert isinstance(process, Process)
+                live = _OfProcess(process, plan, programs, own)
+                self._opened.callback(live.close)
+                self._of.update(dict.fromkeys(own, live))
+
+    def close(self) -> None:
+        self._opened.close()
+
+    def stack_of(self, hit: Hit) -> Json:
+        """Return the frames of the thread that hit the probe, from the copy of its stack."""
+        return self._of[hit.program].stack_of(hit)
+
+    def look(self, records: Sequence[memoryview]) -> Iterator[Taken]:
+        """Take the backtraces that the events of these records ask for."""
+        for live in {*self._of.values()}:
+            yield from live.look(records)
+
+
+class _OfProcess:
+    """Those of one process."""
+
+    def __init__(
+        self, process: Process, plan: Plan, programs: Sequence[Program], own: Collection[int]
+    ) -> None:
+        """own: the numbers of its programs. Raises: TargetError if it cannot be read."""
         self._process = process
         self._programs = programs
-        self._wanting = {at for at, program in enumerate(programs) if program.layout.backtraces}
+        self._own = frozenset(own)
+        self._wanting = {at for at in own if programs[at].layout.backtraces}
         self._opened = ExitStack()
-        if not self._wanting and not any(program.layout.has_stack for program in programs):
-            return
         # Most recipes want none, and need not wait for these.
         from virtrace.image.live import LiveImage
         from virtrace.image.names import FrameNames
@@ -102,8 +138,11 @@ class LiveBacktraces:
         for record in records:
             tid = _TID.unpack_from(record, TID)[0]
             if record[0] == HIT:
+                program = HIT_HEADER.unpack_from(record)[1]
+                if program not in self._own:
+                    continue
                 self._note_return_address(record)
-                if HIT_HEADER.unpack_from(record)[1] not in self._wanting:
+                if program not in self._wanting:
                     continue
             elif tid not in self._unfinished:
                 continue

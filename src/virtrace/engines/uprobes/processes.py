@@ -22,7 +22,10 @@ class Processes:
     others: Mapping[str, Process] = field(default_factory=dict)
 
     def of(self, site: Site) -> Image:
-        return self.others.get(site.probe, self.main)
+        return self.of_probe(site.probe)
+
+    def of_probe(self, name: str) -> Image:
+        return self.others.get(name, self.main)
 
 
 def processes_of(recipe: Recipe, main: Image, qemu: Process | None) -> Processes:

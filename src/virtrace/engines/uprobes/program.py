@@ -231,6 +231,8 @@ class _Maker:
         assert isinstance(site, ReturnPointSite)
         envelope = Envelope(self._reads, of_next=self._of_next)
         envelope.require_process()
+        if site.on_main:
+            envelope.require_main_thread()
         registers = _registers(site)
         kept: list[Value] = [Now()] if site.over is not None else []
         kept += [InContext(registers[name]) for name in _kept(site) if name in registers]

@@ -120,12 +120,12 @@ class Replayer:
         }
         self.recording.begin(header)
 
-    def note_standing(self, standing: Sequence[Standing], t_ns: int) -> None:
-        """Record what stands in memory. t_ns: CLOCK_BOOTTIME."""
+    def note_standing(self, standing: Mapping[str, Sequence[Standing]], t_ns: int) -> None:
+        """Record what stands, by the name of its kind. t_ns: CLOCK_BOOTTIME."""
         # These are events of no hit.
         self._batches.current = None
         for point in self._job.recipe.points:
-            for one in standing if point.standing and self._batches.has_room else ():
+            for one in standing.get(point.standing or "", ()) if self._batches.has_room else ():
                 self.recording.hit(point.name)
                 self._batches.take(
                     [

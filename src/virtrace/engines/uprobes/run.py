@@ -37,13 +37,14 @@ from virtrace.engines.uprobes.replay import Replayer
 from virtrace.engines.uprobes.spool import Spool
 from virtrace.engines.uprobes.trial import abilities, returns_pass_seccomp
 from virtrace.errors import INTERRUPTED, EngineError, TargetError, TraceError, Unavailable
+from virtrace.image.descriptors import open_files
 from virtrace.image.model import Program as Image
 from virtrace.image.process import Process, inspect, read_status
 from virtrace.plan.file import StoredPlan
 from virtrace.plan.model import AnySite, Plan, joined
 from virtrace.plan.resolve import convention_of, must_be_entry, require_traceable
 from virtrace.printing import print_lines
-from virtrace.recipe.model import Recipe
+from virtrace.recipe.model import BLOCK_NODES, OPEN_FILES, Point, Recipe
 from virtrace.record.command import start
 from virtrace.record.ends import GRACE_SECONDS, Outside, ending_signals, has_exited
 from virtrace.record.header import header_record, target_record
@@ -352,22 +353,32 @@ def _require_safe_returns(process: Process) -> None:
 class _Standing:
     """Reads what points with `standing:` ask for."""
 
-    def __init__(self, job: Job, process: Process) -> None:
+    def __init__(self, job: Job, processes: Processes) -> None:
         """Raises: TargetError if it cannot be known, and with it nothing of the recipe."""
         self._job = job
-        self._process = process
+        self._processes = processes
         self.read()
 
-    def read(self) -> Sequence[Standing]:
-        """Raises: TargetError."""
-        if not any(point.standing for point in self._job.recipe.points):
-            return ()
-        knowledge = target_of(self._process).knowledge
+    def read(self) -> Mapping[str, Sequence[Standing]]:
+        """By the name of its kind. Raises: TargetError."""
+        points = [point for point in self._job.recipe.points if point.standing]
+        return {str(point.standing): self._found(point) for point in points}
+
+    def _found(self, point: Point) -> Sequence[Standing]:
+        process = self._processes.of_probe(point.name)
+        assert isinstance(process, Process)
+        if point.standing == OPEN_FILES:
+            guest = {} if self._job.guest is None else {"domain": self._job.guest.name}
+            return [
+                Standing(file, number, {"fd": number, "file": file, **guest})
+                for number, file in open_files(process.pid).items()
+                if file.startswith("/")
+            ]
         try:
-            return knowledge.standing(self._process, self._job.guest)
+            return target_of(process).knowledge.standing(process, self._job.guest)
         except Unavailable as why:
             raise TargetError(
-                f"process {self._process.pid} cannot be traced: {why}",
+                f"process {process.pid} cannot be traced: {why}",
                 "report it, with the output of `virtrace recipe check`",
             ) from why
 
@@ -457,11 +468,11 @@ def record(job: Job, image: Image) -> int:
             process = started
             plan.header["target"]["pid"] = process.pid
             processes = processes_of(job.recipe, process, qemu)
-        standing = _Standing(job, process)
+        standing = _Standing(job, processes)
         if any(program.is_return_probe for program in made):
             _require_safe_returns(process)
         load = Load(probes, plan.plan.sites, processes, job, able)
-        live = LiveBacktraces(process, plan.plan, made)
+        live = LiveBacktraces(processes, plan.plan, made)
         opened.callback(live.close)
         target = os.pidfd_open(process.pid)
         opened.callback(os.close, target)
@@ -486,7 +497,7 @@ def record(job: Job, image: Image) -> int:
                 probes.attach(process.pid)
             # Behind this moment a rise is one that a program has met.
             stood = standing.read()
-            probes.stood(stood)
+            probes.stood(stood.get(BLOCK_NODES, ()))
         except BaseException:
             writer.discard()
             raise
