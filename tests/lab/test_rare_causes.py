@@ -331,3 +331,26 @@ def test_further_volumes(any_lab: Lab, engine: str, tmp_path: Path) -> None:
         "a qcow2 volume that is allocated as a whole": ("pool more.qcow2", "more"),
     }
     assert_answers(output, cases, scenarios)
+
+
+@on_each_release
+def test_errors_of_calls_that_wait(any_lab: Lab, engine: str, tmp_path: Path) -> None:
+    """One for another one, in vain; the client of that is killed. And a file that is gone."""
+    output = tmp_path / "t.jsonl"
+    with staged(any_lab) as stage:
+        qcow2_guest(stage)
+        qemu = qemu_of(any_lab, "vm2")
+        cases, _, _ = recorded(
+            *(any_lab, engine, "errors", output),
+            f"kill -STOP {qemu}; virsh domblkinfo vm2 vda & asks=$!",
+            "until virsh domcontrol vm2 | grep occupied; do :; done",
+            "virsh domblkstat vm2 vda",
+            f"kill -KILL $asks; virsh uri; kill -CONT {qemu}",
+            f"virsh attach-disk vm2 {stage.images / 'gone.raw'} vdb",
+        )
+    scenarios = {
+        "a call waits for another one in vain": ("error 68 (operation timeout)", "lock-timeout"),
+        "a disk is attached whose file does not exist": ("error 38 (system error)", "missing-file"),
+        "a client is killed": ("error 38 (system error)", "client-gone"),
+    }
+    assert_answers(output, cases, scenarios)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from errno import EIO, ENOENT
 from pathlib import Path
 from string import Formatter
 from typing import Any, cast
@@ -251,6 +252,29 @@ def test_whose_connection_ended(message: str, cause: str) -> None:
     recorder.add("point", "api.failed", values={"api": "virDomainSuspend"})
     [(name, _)] = answers(explained(recorder, error=roles.ERROR, api_failed=roles.API_FAILED))
     assert name == cause
+
+
+@pytest.mark.parametrize(
+    ("function", "number", "expected"),
+    [
+        ("virNetSocketReadWire", EIO, ("client-gone", "system error: Input/output error")),
+        ("virStorageFile", ENOENT, ("missing-file", "system error: No such file or directory")),
+    ],
+)
+def test_an_error_of_the_system_without_a_message(
+    function: str, number: int, expected: tuple[str, str]
+) -> None:
+    """Of libvirt 7.0.0: where it was raised is seen, and its number."""
+    recorder = samples.Recorder()
+    place = {"errno": number, "function": function}
+    recorder.add("point", "error.system", values=place)
+    unread = {"code": 38, "message": {"unavailable": "a template"}}
+    recorder.add("point", "error", values=unread)
+    recorder.add("point", "api.failed", values={"api": "virDomainSuspend"})
+    kinds = {"error": roles.ERROR, "error_system": roles.ERROR_PLACE}
+    [(name, sentence)] = answers(explained(recorder, api_failed=roles.API_FAILED, **kinds))
+    assert name == expected[0]
+    assert sentence.endswith(f"{expected[1]}.")
 
 
 @pytest.mark.parametrize("is_off", [False, True])

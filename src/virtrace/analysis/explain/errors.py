@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from virtrace.analysis.explain import model
-from virtrace.analysis.explain.messages import text_of
+from virtrace.analysis.explain.messages import system_error, text_of
 from virtrace.analysis.explain.model import Catalogue, Explainer, Fact, Nanoseconds, Node, Traced
 from virtrace.analysis.quoted import Evidence
 from virtrace.analysis.rpc import client_words
@@ -219,6 +219,9 @@ class _Reader:
         code, message = event.values.get("code"), text_of(event)
         code = code if type(code) is int else None
         kind: object = (code, _alike(message, place))
+        if message is None and place is not None:
+            # Libvirt 7.0.0 makes the message of an error of the system where no probe sees it.
+            message = system_error(place)
         if kind not in self._kinds and len(self._kinds) >= _MOST_KINDS:
             kind, code, message = None, None, "errors of further kinds"
         if kind not in self._kinds:
@@ -265,21 +268,22 @@ _KINDS: dict[str, tuple[frozenset[int], tuple[str, ...]]] = {
     "denied": (frozenset({29, 45, 88}), ("Permission denied", "Operation not permitted")),
     "missing-file": (frozenset(), ("No such file or directory",)),
 }
+# Where libvirt raises it; enough, too.
+_RAISED_IN = {"client-gone": "virNetSocketReadWire"}
 
 
 def _of_kind(
-    codes: frozenset[int], texts: tuple[str, ...]
+    codes: frozenset[int], texts: tuple[str, ...], function: str | None
 ) -> Callable[[ErrorCase], list[Evidence] | None]:
     def condition(case: ErrorCase) -> list[Evidence] | None:
-        if case.code in codes or any(text in (case.message or "") for text in texts):
-            return _evidence(case)
-        return None
+        said = any(text in (case.message or "") for text in texts)
+        return _evidence(case) if said or case.code in codes or function in case.places else None
 
     return condition
 
 
 for _name, _kind in _KINDS.items():
-    _CAUSES.condition(_name)(_of_kind(*_kind))
+    _CAUSES.condition(_name)(_of_kind(*_kind, _RAISED_IN.get(_name)))
 
 
 @_CAUSES.condition("unknown")

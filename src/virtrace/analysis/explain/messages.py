@@ -66,10 +66,18 @@ def told(call: Call, errors: Iterable[Event]) -> str | None:
     errors = list(errors)
     if not any(text_of(each) for each in errors):
         for node in reversed(list(call.nodes())):
-            number = node.event.values.get("errno") if isinstance(node, Point) else None
-            if type(number) is int and number in errno.errorcode:
-                return f"system error: {os.strerror(number)}"
+            system = system_error(node.event) if isinstance(node, Point) else None
+            if system is not None:
+                return system
     return said(errors)
+
+
+def system_error(place: Event) -> str | None:
+    """Return the system's words for the error that was raised at a place; None if it was none."""
+    number = place.values.get("errno")
+    if type(number) is not int or number not in errno.errorcode:
+        return None
+    return f"system error: {os.strerror(number)}"
 
 
 def path_in(message: str | None) -> str | None:
