@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from signal import SIGINT, SIGTERM
+from signal import SIGINT
 from statistics import mean, median
 
 from bench.results import save
@@ -60,8 +60,8 @@ gdb.execute("continue")
 
 
 @contextmanager
-def running(*command: str, ready: str, by: int) -> Iterator[None]:
-    """Run a tracer meanwhile. ready: in the line that says that it traces. by: how it is ended."""
+def running(*command: str, ready: str) -> Iterator[None]:
+    """Run a tracer meanwhile. ready: in the line that says that it traces."""
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as tracer:
@@ -76,7 +76,8 @@ def running(*command: str, ready: str, by: int) -> Iterator[None]:
         try:
             yield
         finally:
-            tracer.send_signal(by)
+            # GDB leaves its breakpoint, which ends the guest, where SIGTERM meets it in a stop.
+            tracer.send_signal(SIGINT)
             tracer.communicate(timeout=READY_SECONDS)
 
 
@@ -94,7 +95,7 @@ def contestants(lab: Lab, folder: Path) -> Mapping[str, Callable[[], AbstractCon
     def by_virtrace(recipe: str, *more: str) -> AbstractContextManager[None]:
         output = folder / f"{next(traces)}.jsonl"
         line = [*VIRTRACE, "record", recipe, *more, *options, "-o", str(output)]
-        return running(*line, "--", "sh", "-c", "read line", ready="running", by=SIGINT)
+        return running(*line, "--", "sh", "-c", "read line", ready="running")
 
     script = folder / "mark.bt"
     script.write_text(BPFTRACE.format(file=module.file, function=function, pid=pid, mark=mark))
@@ -108,12 +109,10 @@ def contestants(lab: Lab, folder: Path) -> Mapping[str, Callable[[], AbstractCon
         "virtrace qmp-slow": lambda: by_virtrace("qmp-slow"),
     }
     if shutil.which("bpftrace"):
-        found["bpftrace"] = lambda: running(
-            "bpftrace", "-p", str(pid), str(script), ready="ready", by=SIGINT
-        )
+        found["bpftrace"] = lambda: running("bpftrace", "-p", str(pid), str(script), ready="ready")
     if shutil.which("gdb"):
         found["GDB"] = lambda: running(
-            *("gdb", *quick, "-p", str(pid), "-x", str(gdb)), ready="ready", by=SIGTERM
+            *("gdb", *quick, "-p", str(pid), "-x", str(gdb)), ready="ready"
         )
     return found
 
@@ -139,14 +138,14 @@ def main() -> int:
                 disk = file_source(stage.image("vda.raw", GIB))
                 with linux(stage, disk_xml("file", disk, "vda")) as guest:
                     guest.run(f"io write /dev/vda {2 * MIB} 4096 1")
-                    for _ in range(args.rounds):
-                        for name, start in contestants(lab, Path(temporary)).items():
-                            before = turn(guest, args.writes)
-                            with start():
-                                traced = turn(guest, args.writes)
-                            around = [before, turn(guest, args.writes)]
-                            untraced += around
-                            ratios.setdefault(name, []).append(traced / mean(around))
+                    tracers = contestants(lab, Path(temporary))
+                    for name, start in [*tracers.items()] * args.rounds:
+                        before = turn(guest, args.writes)
+                        with start():
+                            traced = turn(guest, args.writes)
+                        around = [before, turn(guest, args.writes)]
+                        untraced += around
+                        ratios.setdefault(name, []).append(traced / mean(around))
         finally:
             lab.down()
     figures = {

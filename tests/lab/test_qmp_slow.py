@@ -201,4 +201,4 @@ def test_nothing_is_slow(lab: Lab, frozen: Frozen, tmp_path: Path) -> None:
         assert_told(lab, output, "well", "no command is slow")
     listed = {event.values["file"] for event in named(trace, "file.open")}
     assert str(frozen.folder / "vda.raw") in listed
-    assert json.dumps(trace.header["qemu"]["probes"]).count("call.") == 13
+    assert json.dumps(trace.header["qemu"]["probes"]).count("call.") == 12

@@ -42,10 +42,10 @@ WRITE_FAILED, READ_FAILED = "write.failed", "read.failed"
 FLUSH_FAILED, DISCARD_FAILED = "flush.failed", "discard.failed"
 DEVICE_ERROR, JOB_ERROR, GUEST_PAUSED = "device.error", "job.error", "guest.paused"
 EVENT_SENT = "device.error.sent"
-# A file that the process has open; what its main loop did that took long: handlers, a wait for
-# requests, a wait for the lock; a system call that took long, and a QMP command that was handled.
+# A file that the process has open; what its main loop did that took long: handlers, or a wait for
+# requests; a system call that took long, and a QMP command that was handled.
 FILE_OPEN = "file.open"
-LOOP_BUSY, LOOP_WAIT, LOOP_LOCK = "loop.busy", "loop.wait", "loop.lock"
+LOOP_BUSY, LOOP_WAIT = "loop.busy", "loop.wait"
 LONG_CALL, QMP_HANDLED = "call.long", "qmp.handled"
 # A function that takes a lock, with its owner at the entry.
 LOCK = "lock"
@@ -55,13 +55,13 @@ DISK_SIZES = "disk.sizes"
 REQUESTS = frozenset({QMP_COMMAND, REQUEST})
 REPLIES = frozenset({QMP_REPLY, REPLY})
 FAILED_REQUESTS = (DISCARD_FAILED, FLUSH_FAILED, READ_FAILED, WRITE_FAILED)
-OF_LOOP = frozenset({LOOP_BUSY, LOOP_LOCK, LOOP_WAIT})
+OF_LOOP = frozenset({LOOP_BUSY, LOOP_WAIT})
 
 OF_SPANS = (DISK_SIZES, LOCK, RPC_CALL)
 OF_POINTS = (
     *(AGENT_COMMAND, API_FAILED, LONG_CALL, DEVICE_ERROR, EVENT_SENT, DISCARD_FAILED),
     *(ERROR, ERROR_AGAIN, ERROR_PLACE, FILE_OPEN, FLUSH_FAILED, GUEST_LIFECYCLE, GUEST_PAUSED),
-    *(JOB_ERROR, LOOP_BUSY, LOOP_LOCK, LOOP_WAIT, MARK_RAISED, MARK_STANDING),
+    *(JOB_ERROR, LOOP_BUSY, LOOP_WAIT, MARK_RAISED, MARK_STANDING),
     *(QMP_COMMAND, QMP_EVENT, QMP_HANDLED, QMP_REPLY, READ_FAILED, REPLY, REQUEST),
     *(RPC_CLIENT, RPC_DOMAIN, RPC_PROCEDURE, RPC_RECEIVED, RPC_REPLY, WRITE_FAILED),
 )
@@ -80,9 +80,8 @@ _IMPLIED = {
         role: role for role in (*FAILED_REQUESTS, DEVICE_ERROR, EVENT_SENT, GUEST_PAUSED, JOB_ERROR)
     },
     "file.open": FILE_OPEN,
-    **dict.fromkeys(("loop.dispatch", "loop.timers"), LOOP_BUSY),
+    "loop.dispatch": LOOP_BUSY,
     "loop.wait": LOOP_WAIT,
-    "loop.lock": LOOP_LOCK,
     "qmp.handled": QMP_HANDLED,
     "mark.raised": MARK_RAISED,
     "mark.standing": MARK_STANDING,

@@ -27,7 +27,6 @@ SLOW_NS = 100_000_000
 _CALLS = {
     "call.open": "opening",
     "call.close": "closing",
-    "call.write": "a write to",
     "call.pwrite": "a write to",
     "call.pwritev": "a write to",
     "call.pread": "a read from",
@@ -258,7 +257,6 @@ class _Reader:
         for role, cause in (
             (roles.LONG_CALL, "file"),
             (roles.LOOP_WAIT, "requests"),
-            (roles.LOOP_LOCK, "lock"),
         ):
             of_role = [event for event in events if event.role == role]
             if 2 * sum(last - first for first, last, _ in _merged(of_role)) >= ended - began:
@@ -337,7 +335,7 @@ def _register(name: str) -> None:
         return _evidence(case) if case.kind == name else None
 
 
-for _name in ("file", "requests", "lock", "own", "command", "silent", "elsewhere", "well"):
+for _name in ("file", "requests", "own", "command", "silent", "elsewhere", "well"):
     _register(_name)
 
 
