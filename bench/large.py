@@ -60,6 +60,7 @@ def commands(trace: Path, packed: Path, folder: Path) -> Iterator[tuple[str, lis
     yield "diff", ["diff", str(trace), str(packed)]
     yield "export csv", ["export", "--to", "csv", "-o", str(folder / "out"), str(trace)]
     yield "export perfetto", ["export", "--to", "perfetto", "-o", str(folder / "out"), str(trace)]
+    yield "export otlp", ["export", "--to", "otlp", "-o", str(folder / "out"), str(trace)]
     yield "bundle", ["bundle", str(trace), "-o", str(folder / "out.tar.gz")]
 
 
