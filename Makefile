@@ -57,6 +57,7 @@ bench: ## measure, side by side in one run; a table, and JSON in out/bench/
 	@$(BIN)/python -m bench.page
 	@$(BIN)/python -m bench.bundle
 	@$(BIN)/python -m bench.fleet
+	@$(BIN)/python -m bench.hosts
 	@$(BIN)/python -m bench.snapshot
 	@$(BIN)/python -m bench.cost
 	@$(BIN)/python -m bench.guest

@@ -19,12 +19,23 @@ import pytest
 import yaml
 
 from tests.lab.conftest import bring_up
-from tests.support.ansible import RELEASES, Ansible, Recap, install, recaps
+from tests.support.ansible import (
+    DEAD,
+    NO_PYTHON,
+    RELEASES,
+    Ansible,
+    Recap,
+    failures,
+    install_collection,
+    inventory,
+    recaps,
+    stripped,
+)
 from tests.support.command import virtrace
 from tests.support.hanging import client_of, wait_for
 from tests.support.intact import assert_untraced_and_intact
 from tests.support.paths import REPOSITORY
-from tools import collection, pyz
+from tools import pyz
 from virtrace import __version__
 from virtrace.lab.daemon import Lab
 
@@ -40,8 +51,6 @@ WITH_OLDEST = pytest.mark.parametrize("ansible", RELEASES[:1], indirect=True)
 WITH_NEWEST = pytest.mark.parametrize("ansible", RELEASES[-1:], indirect=True)
 # What a host gives that gives all.
 ALL = {"blockinfo.tar.gz", "doctor.json", "snapshot.json"}
-# Root as in a container: may not trace, and not load programs into the kernel.
-STRIPPED = '#!/bin/sh\nexec setpriv --bounding-set=-all --inh-caps=-all /usr/bin/python3 "$@"\n'
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +64,7 @@ def one_file() -> Iterator[Path]:
 def ansible(request: pytest.FixtureRequest, one_file: Path) -> Iterator[Ansible]:
     """Each release of Ansible, with the collection as it is built."""
     with tempfile.TemporaryDirectory(prefix="virtrace-test-", dir="/var/tmp") as made:
-        ansible = install(request.param, Path(made))
-        collection.build(one_file, Path(made), ansible.program("ansible-galaxy"))
-        archive = Path(made, f"virtrace-virtrace-{__version__}.tar.gz")
-        ansible.run_checked(
-            "ansible-galaxy", "collection", "install", archive, "-p", ansible.collections
-        )
-        yield ansible
+        yield install_collection(request.param, Path(made), one_file)
 
 
 def test_the_collection_has_the_version_of_virtrace() -> None:
@@ -117,13 +120,6 @@ def hanging(lab: Lab) -> Iterator[None]:
             client.wait()
 
 
-def inventory(folder: Path, hosts: dict[str, dict[str, Any]]) -> Path:
-    usual = {"ansible_connection": "local", "ansible_python_interpreter": "/usr/bin/python3"}
-    file = folder / "hosts.yml"
-    file.write_text(json.dumps({"all": {"vars": usual, "hosts": hosts}}))
-    return file
-
-
 def given(reports: Path) -> dict[str, set[str]]:
     """The names of the files of each host. Only their owner may read them."""
     for path in [reports, *reports.rglob("*")]:
@@ -132,9 +128,9 @@ def given(reports: Path) -> dict[str, set[str]]:
     return {folder.name: {file.name for file in folder.iterdir()} for folder in folders}
 
 
-def failures(reports: Path) -> dict[str, str]:
-    told = json.loads((reports / ".failures.json").read_text())
-    return {each["host"]: "; ".join(each["why"]) for each in told}
+def assert_nothing_is_left(ansible: Ansible) -> None:
+    """Of what was carried to the hosts, all of which are this one."""
+    assert list(ansible.temporary.iterdir()) == []
 
 
 @pytest.fixture(scope="module")
@@ -167,15 +163,12 @@ def labs() -> Iterator[dict[str, Lab]]:
 @WITH_NEWEST
 def test_each_gives_what_it_can(ansible: Ansible, labs: dict[str, Lab], tmp_path: Path) -> None:
     """Twelve hosts in one run: two hang, one may not trace, one is dead, and one has no Python."""
-    python = tmp_path / "python3"
-    python.write_text(STRIPPED)
-    python.chmod(0o755)
     hosts: dict[str, dict[str, Any]] = {
         name: {"virtrace_pid": lab.pid} for name, lab in labs.items()
     }
-    hosts["bookworm-8"]["ansible_python_interpreter"] = str(python)
-    hosts["no-python"] = {"ansible_python_interpreter": "/nonexistent"}
-    hosts["dead"] = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
+    hosts["bookworm-8"]["ansible_python_interpreter"] = str(stripped(tmp_path))
+    hosts["no-python"] = NO_PYTHON
+    hosts["dead"] = DEAD
     reports = tmp_path / "reports"
     ask = (
         *("ansible-playbook", "-i", inventory(tmp_path, hosts), "virtrace.virtrace.ask"),
@@ -196,7 +189,7 @@ def test_each_gives_what_it_can(ansible: Ansible, labs: dict[str, Lab], tmp_path
         **dict.fromkeys(whole, ALL),
         "bookworm-8": {"doctor.json"},
     }, done.stdout
-    assert not any(ansible.temporary.glob("virtrace-*"))
+    assert_nothing_is_left(ansible)
     told = failures(reports)
     assert set(told) == {"bookworm-8", "no-python", "dead"}
     assert "root may not trace it" in told["bookworm-8"]
@@ -270,7 +263,7 @@ def test_an_installed_virtrace_is_asked(ansible: Ansible, stock_lab: Lab, tmp_pa
     snapshot = json.loads((reports / "one" / "snapshot.json").read_text())
     assert [domain["name"] for domain in snapshot["domains"]] == ["vm1"]
     assert "vm1" not in told
-    assert not any(ansible.temporary.glob("virtrace-*"))
+    assert_nothing_is_left(ansible)
 
 
 @WITH_OLDEST

@@ -87,6 +87,16 @@ def read_document(module, words, kind, version):
     return status, parse(output, errors, kind, version)
 
 
+def bundle(module, file, dest):
+    """Make a bundle of a trace or a snapshot: private names are replaced.
+
+    Raises: CommandError
+    """
+    _status, _output, errors = run(module, ["bundle", file, "-o", dest])
+    if not os.path.exists(dest):
+        raise refusal(errors)
+
+
 def parse(output, errors, kind, version):
     """Return the document in a command's output.
 

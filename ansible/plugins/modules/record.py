@@ -212,10 +212,10 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.virtrace.virtrace.plugins.module_utils.command import (
     OPTIONS,
     CommandError,
+    bundle,
     daemon_words,
     fail,
     parse,
-    refusal,
     run,
 )
 
@@ -308,9 +308,7 @@ def recorded(module, folder):
     kept = trace
     if given["redact"]:
         kept = os.path.join(folder, "trace.tar.gz")
-        _status, _output, errors = run(module, ["bundle", trace, "-o", kept])
-        if not os.path.exists(kept):
-            raise refusal(errors)
+        bundle(module, trace, kept)
     answer = {
         "recorded": {name: found[name] for name in _RESULT},
         "causes": causes(module, trace),

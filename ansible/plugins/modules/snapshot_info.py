@@ -112,6 +112,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.virtrace.virtrace.plugins.module_utils.command import (
     OPTIONS,
     CommandError,
+    bundle,
     daemon_words,
     fail,
     parse,
@@ -165,14 +166,12 @@ def redacted(module):
     """
     folder = tempfile.mkdtemp(prefix="virtrace-", dir=module.tmpdir)
     try:
-        taken, bundle = (os.path.join(folder, name) for name in ("taken.json", "bundle.tar.gz"))
+        taken, packed = (os.path.join(folder, name) for name in ("taken.json", "bundle.tar.gz"))
         status, _output, errors = run(module, [*words(module), "-o", taken])
         if not os.path.exists(taken):
             raise refusal(errors)
-        _status, _output, errors = run(module, ["bundle", taken, "-o", bundle])
-        if not os.path.exists(bundle):
-            raise refusal(errors)
-        with tarfile.open(bundle) as archive, archive.extractfile(_MEMBER) as member:
+        bundle(module, taken, packed)
+        with tarfile.open(packed) as archive, archive.extractfile(_MEMBER) as member:
             return status, parse(member.read(), "", *_FORMAT)
     finally:
         shutil.rmtree(folder)
