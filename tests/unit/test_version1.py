@@ -41,6 +41,7 @@ ADDED = {
         *("virDomainMigratePrepare3Params", "virDomainMigratePrepareTunnel3Params"),
         *("virDomainMigrateFinish3Params", "qemuMigrationDstPrepareDirect"),
         *("qemuMigrationDstFinish", "qemuProcessPrepareHost", "qemuProcessLaunch", "guest.became"),
+        *("error.raised", "error.system"),
     },
     "errors": {"rpc.client", "rpc.procedure", "rpc.domain"},
 }
