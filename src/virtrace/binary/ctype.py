@@ -69,10 +69,14 @@ class Text:
 
 @dataclass(frozen=True)
 class Opaque:
-    """A type known by name only, or of a kind that a trace does not decode."""
+    """A type known by name only, or of a kind that a trace does not decode.
+
+    why: what hinders a capture that starts from a value of it.
+    """
 
     name: str
     size: int = 0
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,15 @@ class Struct:
         return next((field for field in self.fields if field.name == name), None)
 
 
-CType = Union[Integer, Boolean, Pointer, Code, Array, Text, Opaque, Struct]
+@dataclass(frozen=True)
+class Variable:
+    """What is at an address that is known: a variable of the program. type: its own."""
+
+    type: CType
+    size: int = 8
+
+
+CType = Union[Integer, Boolean, Pointer, Code, Array, Text, Opaque, Struct, Variable]
 
 
 def integer(raw: bytes, signed: bool = False) -> int:
@@ -169,6 +181,7 @@ def decoder(ctype: CType, offset: int = 0) -> Decode:
             (field.name, decoder(field.type, offset + field.offset)) for field in ctype.fields
         ]
         return lambda raw: {name: field(raw) for name, field in fields}
+    assert not isinstance(ctype, Variable)
     why = {"unavailable": f"values of {ctype.name} are not decoded"}
     return lambda raw: dict(why)
 

@@ -178,6 +178,37 @@ def _proven(values: Mapping[str, int | None], name: str) -> int:
 
 
 @dataclass(frozen=True)
+class InFile:
+    """A variable of the program. address: as the file counts."""
+
+    address: int
+
+    @property
+    def name(self) -> str:
+        """What its address in the process is called, beside the registers of a record."""
+        return f"variable at {self.address:#x}"
+
+
+@dataclass(frozen=True)
+class WithVariables:
+    """Another source's arguments, and variables of the program: their addresses."""
+
+    source: ArgumentSource
+    variables: Mapping[str, InFile]
+
+    def reader(
+        self, thread: Thread, caller: TracedCaller | None, entered: Entered | None
+    ) -> Arguments:
+        read = self.source.reader(thread, caller, entered)
+
+        def value(name: str) -> int:
+            variable = self.variables.get(name)
+            return read(name) if variable is None else thread.register(variable.name)
+
+        return value
+
+
+@dataclass(frozen=True)
 class Renamed:
     """Another source's arguments under other names. names: the old name by the new one."""
 

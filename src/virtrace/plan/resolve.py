@@ -14,7 +14,17 @@ from itertools import groupby
 
 from virtrace.binary import abi, x86_64
 from virtrace.binary.abi import Abi
-from virtrace.binary.ctype import Array, Code, CType, Integer, Opaque, Pointer, Struct, Text
+from virtrace.binary.ctype import (
+    Array,
+    Code,
+    CType,
+    Integer,
+    Opaque,
+    Pointer,
+    Struct,
+    Text,
+    Variable,
+)
 from virtrace.errors import EngineError, TargetError, Unavailable
 from virtrace.image.model import Module, Program
 from virtrace.image.process import Process
@@ -24,7 +34,9 @@ from virtrace.plan.arguments import (
     ByOperands,
     ByPlaces,
     ByProof,
+    InFile,
     Renamed,
+    WithVariables,
 )
 from virtrace.plan.capture import Capture
 from virtrace.plan.infer import Inferred
@@ -285,6 +297,7 @@ class _Resolver:
         self._witnesses = witnesses
         self._caller: Mapping[str, CType] = {CALLER: Code(exported.caller)}
         self._named = partial(target_of(process).type_named, program=process)
+        self._variable = partial(target_of(process).knowledge.variable, process)
 
     def knows(self, span: Span) -> bool:
         """Whether debug info or a pack has a function of that name, be it only inlined."""
@@ -357,6 +370,9 @@ class _Resolver:
                 point, "point", function, _Found("missing" if why else "symbol", why=why), []
             )
         found = self._function(function, point.module, point.prototype)
+        found = replace(
+            found, bodies=tuple(self._with_variables(point, body) for body in found.bodies)
+        )
         if isinstance(point.when, (Rises, Changes)):
             return self._conditional(point, point.when, found)
         sites = []
@@ -377,6 +393,19 @@ class _Resolver:
                 else PointSite(*common, inside=point.inside)
             )
         return _probe(point, "point", function, found, sites)
+
+    def _with_variables(self, point: Point, body: _Body) -> _Body:
+        """The body of a function with the variables that its captures may start from."""
+        if not point.variables:
+            return body
+        types, places = dict(body.types), {}
+        for variable in point.variables:
+            try:
+                places[variable.name] = InFile(self._variable(variable.name))
+                types[variable.name] = Variable(self._named(variable.type))
+            except Unavailable as why:
+                types[variable.name] = Opaque(variable.type, why=str(why))
+        return replace(body, types=types, arguments=WithVariables(body.arguments, places))
 
     def _conditional(self, point: Point, when: Rises | Changes, found: _Found) -> ResolvedProbe:
         """A point with a condition, at the first instruction that costs little."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Union
 
-from virtrace.binary.ctype import Array, CType, Field, Opaque, Pointer, Struct
+from virtrace.binary.ctype import Array, CType, Field, Opaque, Pointer, Struct, Variable
 from virtrace.errors import Unavailable
 from virtrace.recipe.path import COUNTED, Path, follow
 
@@ -67,7 +67,12 @@ class _Ways:
         self._types = types
 
     def start(self, name: str) -> Way:
-        return Way(name, self._types[name])
+        ctype = self._types[name]
+        if isinstance(ctype, Opaque) and ctype.why:
+            raise Unavailable(f"{self._text}: {ctype.why}")
+        if isinstance(ctype, Variable):
+            return Way(name, ctype.type, in_memory=True)
+        return Way(name, ctype)
 
     def target(self, base: Way) -> Way:
         pointer = base.ctype

@@ -593,7 +593,7 @@ def _find(node: _Node) -> DriverMethod | CalledBy:
 def _points(node: _Node) -> Iterator[Point]:
     own = {"module", "prototype", "usdt", "arguments", "at", "capture"}
     shared = {"name", "json", "answers", "anywhere", "optional", "role", "of"}
-    shared |= {"inside", "when", "standing", "contents"}
+    shared |= {"inside", "when", "standing", "contents", "variables"}
     for where, keys in _alternatives(node, own, shared):
         where.require({"name", "module"}, keys)
         yield _point(where, keys)
@@ -717,6 +717,15 @@ def _point(node: _Node, keys: Mapping[str, _Node]) -> Point:
         keys["when"].fail("a value rises or changes at the entry of a function", "remove it")
     if "contents" in keys and not isinstance(when, Rises):
         keys["contents"].fail("what is written is compared where a value rises", "add `when:`")
+    variables: tuple[prototype.Parameter, ...] = ()
+    if "variables" in keys:
+        variables = keys["variables"].parsed(prototype.parse_parameters, _DECLARATION)
+        if place != {"at_return": False} or known & {variable.name for variable in variables}:
+            keys["variables"].fail(
+                "variables are read at the entry of a function, under names of their own",
+                "such as `variables: RAMState *ram_state`",
+            )
+    known |= {variable.name for variable in variables}
     captures = _captures(keys.get("capture"), known)
     answers = _answer(keys["answers"]) if "answers" in keys else None
     json = keys["json"].text() if "json" in keys else None
@@ -738,6 +747,7 @@ def _point(node: _Node, keys: Mapping[str, _Node]) -> Point:
         of=_of(keys),
         inside=_inside(keys["inside"]) if "inside" in keys else None,
         when=when,
+        variables=variables,
         contents=_contents(keys["contents"], declared) if "contents" in keys else None,
         **place,
     )

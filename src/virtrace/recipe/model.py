@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from virtrace.recipe.path import Backtrace, Path, Stack
-from virtrace.recipe.prototype import Prototype
+from virtrace.recipe.prototype import Parameter, Prototype
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,7 @@ class Point:
     role: what its events mean to readers of the trace (trace/roles.py).
     json: the captured text that is JSON; the value ``json`` holds it parsed.
     of, inside: as of Span. when: what has to hold for it to be recorded.
+    variables: of the program, which its captures may start from.
     contents: the function in which the write began whose end this is; what the write contained is
     compared there, and is the value ``content``.
     standing: no place in the code: what of this name, one of STANDING, is found when the recording
@@ -163,6 +164,7 @@ class Point:
     of: str = OF_LIBVIRT
     inside: Inside | None = None
     when: Rises | Changes | Fails | Over | None = None
+    variables: tuple[Parameter, ...] = ()
     contents: Prototype | None = None
     standing: str | None = None
 
@@ -249,7 +251,7 @@ class Recipe:
     def is_for_kernel(self) -> bool:
         """Whether it asks for what only probes of the kernel give."""
         paths = (path for probe in self.probes for path in probe.captures.values())
-        special = any(point.when or point.standing for point in self.points)
+        special = any(point.when or point.standing or point.variables for point in self.points)
         joined = any(probe.inside for probe in self.probes) or len(self.of) > 1
         return special or joined or any(isinstance(path.form, Stack) for path in paths)
 

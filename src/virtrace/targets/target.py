@@ -47,6 +47,9 @@ class Knowledge(Protocol):
     def struct(self, program: Program, name: str) -> CType:
         """A struct whose layout the program's own code shows; Opaque for any other."""
 
+    def variable(self, program: Program, name: str) -> int:
+        """The address of a variable of its main module, in the file. Raises: Unavailable."""
+
     def functions(self, program: Program) -> Mapping[int, str]:
         """Names of static functions of its main module, by their addresses in the file."""
 
@@ -59,6 +62,9 @@ class _NoKnowledge:
         from virtrace.binary.ctype import Opaque
 
         return Opaque(name)
+
+    def variable(self, program: Program, name: str) -> int:
+        raise Unavailable(f"where its variable {name} is is not known")
 
     def functions(self, program: Program) -> Mapping[int, str]:
         return {}

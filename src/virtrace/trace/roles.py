@@ -47,6 +47,10 @@ EVENT_SENT = "device.error.sent"
 FILE_OPEN = "file.open"
 LOOP_BUSY, LOOP_WAIT = "loop.busy", "loop.wait"
 LONG_CALL, QMP_HANDLED = "call.long", "qmp.handled"
+# A pass of a migration over the guest's memory begins; the state of the migration changes; and how
+# much the guest is held back for it.
+MIGRATION_PASS, MIGRATION_STATE = "migration.pass", "migration.state"
+MIGRATION_THROTTLE = "migration.throttle"
 # A function that takes a lock, with its owner at the entry.
 LOCK = "lock"
 # A call that returns the three sizes of a disk.
@@ -54,6 +58,7 @@ DISK_SIZES = "disk.sizes"
 
 REQUESTS = frozenset({QMP_COMMAND, REQUEST})
 REPLIES = frozenset({QMP_REPLY, REPLY})
+_OF_MIGRATION = (MIGRATION_PASS, MIGRATION_STATE, MIGRATION_THROTTLE)
 FAILED_REQUESTS = (DISCARD_FAILED, FLUSH_FAILED, READ_FAILED, WRITE_FAILED)
 OF_LOOP = frozenset({LOOP_BUSY, LOOP_WAIT})
 
@@ -62,6 +67,7 @@ OF_POINTS = (
     *(AGENT_COMMAND, API_FAILED, LONG_CALL, DEVICE_ERROR, EVENT_SENT, DISCARD_FAILED),
     *(ERROR, ERROR_AGAIN, ERROR_PLACE, FILE_OPEN, FLUSH_FAILED, GUEST_LIFECYCLE, GUEST_PAUSED),
     *(JOB_ERROR, LOOP_BUSY, LOOP_WAIT, MARK_RAISED, MARK_STANDING),
+    *_OF_MIGRATION,
     *(QMP_COMMAND, QMP_EVENT, QMP_HANDLED, QMP_REPLY, READ_FAILED, REPLY, REQUEST),
     *(RPC_CLIENT, RPC_DOMAIN, RPC_PROCEDURE, RPC_RECEIVED, RPC_REPLY, WRITE_FAILED),
 )
@@ -83,6 +89,7 @@ _IMPLIED = {
     "loop.dispatch": LOOP_BUSY,
     "loop.wait": LOOP_WAIT,
     "qmp.handled": QMP_HANDLED,
+    **{role: role for role in _OF_MIGRATION},
     "mark.raised": MARK_RAISED,
     "mark.standing": MARK_STANDING,
     "rpc.received": RPC_RECEIVED,

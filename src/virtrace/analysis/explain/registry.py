@@ -30,6 +30,7 @@ TRACES: Mapping[str, frozenset[str]] = {
             *("virDomainMigrateFinish3Params", "virDomainMigrateConfirm3Params"),
         }
     ),
+    "passes": frozenset({roles.MIGRATION_PASS}),
     "hotplugs": frozenset(
         {
             *("virDomainAttachDevice", "virDomainAttachDeviceFlags", "virDomainDetachDevice"),

@@ -28,7 +28,7 @@ from virtrace.engines.uprobes.kept import FOR_CALLED, FOR_LINES, FOR_RETURN, Kep
 from virtrace.engines.uprobes.layout import MOST_KEPT, WORD, Layout
 from virtrace.engines.uprobes.proofs import Proofs, asked_of, called_by, is_known, places
 from virtrace.engines.uprobes.reads import InContext, Loaded, Now, Number, Plus, Reads, Value
-from virtrace.plan.arguments import ByOperands
+from virtrace.plan.arguments import ByOperands, WithVariables
 from virtrace.plan.capture import Capture
 from virtrace.plan.model import (
     AnySite,
@@ -209,10 +209,21 @@ class _Maker:
         self._layout.values = [*names]
         return [Loaded(self._layout.room(WORD)) for _ in names]
 
-    def _registers(self, names: Sequence[str]) -> None:
-        for name, value in zip(names, self._values(names)):
-            self._reads.into(R1, InContext(name))
-            self._reads.code.store(R7, value.offset, R1)
+    def _registers(self, names: Sequence[str]) -> Mapping[str, Value]:
+        """Record registers, and the addresses of the variables of a point; return these."""
+        source = self._site.arguments
+        variables = source.variables if isinstance(source, WithVariables) else {}
+        # Each is as far from this instruction as in the file.
+        addresses = {
+            name: Plus(InContext("rip"), variable.address - self._address)
+            for name, variable in variables.items()
+        }
+        recorded = [*names, *(variable.name for variable in variables.values())]
+        values: list[Value] = [*map(InContext, names), *addresses.values()]
+        for value, place in zip(values, self._values(recorded)):
+            self._reads.into(R1, value)
+            self._reads.code.store(R7, place.offset, R1)
+        return addresses
 
     def _content(self, site: ContentSite) -> Program:
         envelope = Envelope(self._reads, of_next=self._of_next)
@@ -250,7 +261,7 @@ class _Maker:
     def _entry(self, site: SpanSite | PointSite | ReturnPointSite) -> None:
         captures = [*possible(_at_entry(site))]
         wants_all = _has_backtrace(captures) or _has_stack(captures)
-        self._registers(ABI.user_registers if wants_all else ABI.argument_registers)
+        variables = self._registers(ABI.user_registers if wants_all else ABI.argument_registers)
         if isinstance(site, PointSite) and isinstance(site.when, Rising):
             Rises(self._reads).note(site.when, _registers(site))
             if site.contents:
@@ -266,6 +277,7 @@ class _Maker:
             self._proofs.given_by_caller(site, proof)
             return
         arguments = self._arguments(places(site), Plus(InContext("rsp"), WORD))
+        arguments |= variables
         for capture in captures:
             self._captures.read(capture, arguments)
         if _has_stack(captures):

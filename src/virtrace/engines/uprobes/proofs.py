@@ -14,7 +14,14 @@ from virtrace.engines.uprobes.captures import CaptureReads
 from virtrace.engines.uprobes.kept import FOR_CALLED, FOR_RETURN, Kept
 from virtrace.engines.uprobes.layout import WORD
 from virtrace.engines.uprobes.reads import PT_REGS, InContext, Loaded, Reads
-from virtrace.plan.arguments import ArgumentSource, ByConvention, ByPlaces, ByProof, Renamed
+from virtrace.plan.arguments import (
+    ArgumentSource,
+    ByConvention,
+    ByPlaces,
+    ByProof,
+    Renamed,
+    WithVariables,
+)
 from virtrace.plan.capture import Capture
 from virtrace.plan.model import AnySite, FunctionSite, LineSite, SpanSite, possible, starts
 from virtrace.recipe.model import CalledBy
@@ -137,6 +144,8 @@ def _places_of(source: ArgumentSource) -> Mapping[str, Place]:
     if isinstance(source, Renamed):
         places = _places_of(source.source)
         return {new: places[old] for new, old in source.names.items() if old in places}
+    if isinstance(source, WithVariables):
+        return _places_of(source.source)
     if isinstance(source, ByProof):
         source = ByConvention([parameter.name for parameter in source.parameters], source.abi)
     assert isinstance(source, (ByConvention, ByPlaces))

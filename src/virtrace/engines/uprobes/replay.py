@@ -130,7 +130,12 @@ class Replayer:
                 self._batches.take(
                     [
                         RawEvent(
-                            *("point", self.since(t_ns), self._job.pid, point.name),
+                            *(
+                                "point",
+                                self.since(t_ns),
+                                self._job.qemu or self._job.pid,
+                                point.name,
+                            ),
                             *(None, None, None),
                             dict(one.values),
                         )

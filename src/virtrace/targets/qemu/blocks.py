@@ -23,7 +23,7 @@ from virtrace.targets.qemu.guests import Guest, disks_of, node_names
 from virtrace.targets.target import Standing
 
 NODE, BACKEND, _CHILD = "BlockDriverState", "BlockBackend", "BdrvChild"
-_MODULE = "qemu-system-x86_64"
+MODULE = "qemu-system-x86_64"
 _WORD = 8
 # char node_name[32].
 _NAME = 32
@@ -48,7 +48,7 @@ _RAISES = re.compile(
 # Offsets of a byte or four: [BASE+OFFSET], BASE rax to r15, with the register rdx.
 _FIELD = rb"(?:[\x50-\x57]\x24?(?P<short>.)|[\x90-\x97]\x24?(?P<long>.{4}))"
 # As QEMU makes the text of a QMP reply: lea FIELD(STATISTICS),%rdx; mov ..; lea NAME(%rip),%rsi
-_VISITS = re.compile(
+VISITS = re.compile(
     rb"[\x48\x49]\x8d" + _FIELD + rb"(?:[\x48-\x4f]\x89.){0,2}\x48\x8d\x35(?P<name>.{4})", re.S
 )
 # As it answers query-blockstats: mov MARK(NODE),%rdx; mov ..(..),%rax; mov ..; mov
@@ -109,7 +109,7 @@ class BlockLayer:
     """What is known of a QEMU's block layer (Knowledge of targets.target)."""
 
     def struct(self, program: Program, name: str) -> CType:
-        module = program.module(_MODULE)
+        module = program.module(MODULE)
         if module is None or name not in (NODE, BACKEND, _CHILD):
             return Opaque(name)
         if name == _CHILD:
@@ -140,7 +140,7 @@ class BlockLayer:
         return Struct(BACKEND, max(field.offset for field in fields) + _WORD, fields)
 
     def functions(self, program: Program) -> Mapping[int, str]:
-        module = program.module(_MODULE)
+        module = program.module(MODULE)
         return {} if module is None else entries(module)
 
     def standing(self, process: Process, guest: Guest | None) -> Sequence[Standing]:
@@ -170,27 +170,27 @@ def backend_layout(module: Module) -> BackendLayout:
     """
     try:
         decides, tells = (
-            _POLICY.match(_function(module, name)[1])
+            _POLICY.match(function(module, name)[1])
             for name in ("blk_get_error_action", "blk_get_on_error")
         )
-        root = _ROOT.match(_function(module, "blk_bs")[1])
+        root = _ROOT.match(function(module, "blk_bs")[1])
     except TargetError as error:
         raise Unavailable(f"QEMU's disks are not understood: {error.what}") from error
     if root is None or decides is None or tells is None or decides.groups() != tells.groups():
         raise Unavailable("the code of this build does not show where a disk keeps its policy")
-    return BackendLayout(root["offset"][0], _number(decides["read"]), _number(decides["write"]))
+    return BackendLayout(root["offset"][0], number(decides["read"]), number(decides["write"]))
 
 
 def _layout(module: Module) -> NodeLayout:
-    at, code = _function(module, "bdrv_next_node")
-    heads = {at + found.end() + _number(found["offset"]) for found in _LOADS_HEAD.finditer(code)}
-    nexts = {_number(found["offset"]) for found in _LOADS_NEXT.finditer(code)}
-    named = _RETURNS_FIELD.match(_function(module, "bdrv_get_node_name")[1])
-    names = set() if named is None else {_number(named["offset"])}
-    at, _ = _function(module, "bdrv_co_pwritev_part")
+    at, code = function(module, "bdrv_next_node")
+    heads = {at + found.end() + number(found["offset"]) for found in _LOADS_HEAD.finditer(code)}
+    nexts = {number(found["offset"]) for found in _LOADS_NEXT.finditer(code)}
+    named = _RETURNS_FIELD.match(function(module, "bdrv_get_node_name")[1])
+    names = set() if named is None else {number(named["offset"])}
+    at, _ = function(module, "bdrv_co_pwritev_part")
     writers = module.elf.called_by(at, "bdrv_set_dirty")
     code = (module.elf.content(writers[0], _WINDOW) or b"") if len(writers) == 1 else b""
-    marks = {_number(found["offset"]) for found in _RAISES.finditer(code)}
+    marks = {number(found["offset"]) for found in _RAISES.finditer(code)}
     layout = NodeLayout(
         _only(heads, "the list of nodes"),
         _only(nexts, "the next node"),
@@ -210,26 +210,25 @@ def _reported_marks(module: Module) -> set[int]:
 
     Raises: Unavailable, TargetError.
     """
-    at, code = _function(module, "visit_type_BlockDeviceStats_members")
+    at, code = function(module, "visit_type_BlockDeviceStats_members")
     fields = {
-        _field(found)
-        for found in _VISITS.finditer(code)
-        if module.elf.content(at + found.end() + _number(found["name"]), len(_REPORTED))
-        == _REPORTED
+        field_of(found)
+        for found in VISITS.finditer(code)
+        if module.elf.content(at + found.end() + number(found["name"]), len(_REPORTED)) == _REPORTED
     }
-    at, _ = _function(module, "qmp_query_blockstats")
+    at, _ = function(module, "qmp_query_blockstats")
     reporters = set(module.elf.called_by(at, "bdrv_get_node_name")).intersection(
         module.elf.called_by(at, "bdrv_get_specific_stats")
     )
     return {
-        _number(found["mark"])
+        number(found["mark"])
         for reporter in reporters
         for found in _REPORTS.finditer(module.elf.content(reporter, _WINDOW) or b"")
-        if len(fields) == 1 and _field(found) in fields
+        if len(fields) == 1 and field_of(found) in fields
     }
 
 
-def _field(found: re.Match[bytes]) -> int:
+def field_of(found: re.Match[bytes]) -> int:
     return int.from_bytes(found["short"] or found["long"], "little")
 
 
@@ -239,9 +238,9 @@ def entries(module: Module) -> Mapping[int, str]:
     found = {}
     for starter, name in _STARTERS.items():
         try:
-            at, code = _function(module, starter)
+            at, code = function(module, starter)
             targets = {
-                at + load.end() + _number(load["at"]) for load in _LOADS_ADDRESS.finditer(code)
+                at + load.end() + number(load["at"]) for load in _LOADS_ADDRESS.finditer(code)
             }
             functions = [one for one in targets if module.elf.function_around(one) == one]
         except (TargetError, Unavailable):
@@ -257,9 +256,9 @@ def read_nodes(process: Process) -> Mapping[str, int]:
     Each node that the command line defines and that can be there must be among them.
     Raises: Unavailable.
     """
-    module = process.module(_MODULE)
+    module = process.module(MODULE)
     if module is None:
-        raise Unavailable(f"process {process.pid} has no {_MODULE} loaded")
+        raise Unavailable(f"process {process.pid} has no {MODULE} loaded")
     layout = node_layout(module)
     try:
         memory = ProcessMemory(process.pid)
@@ -298,7 +297,7 @@ def _word(memory: Memory, address: int) -> int:
     return int.from_bytes(memory.read(address, _WORD), "little")
 
 
-def _function(module: Module, name: str) -> tuple[int, bytes]:
+def function(module: Module, name: str) -> tuple[int, bytes]:
     """The address and the code of an exported function. Raises: Unavailable, TargetError."""
     for start, end, exported in module.elf.exported_functions():
         if exported == name:
@@ -314,5 +313,5 @@ def _only(found: set[int], what: str) -> int:
     return found.pop()
 
 
-def _number(raw: bytes) -> int:
+def number(raw: bytes) -> int:
     return int(_DISPLACEMENT.unpack(raw)[0])
