@@ -20,7 +20,7 @@ from tests.support.command import virtrace
 from tests.support.hanging import PATIENCE, qemu_of, relaunch, thread_of, waiting
 from tests.support.kernel_cores import CAN_SET, cores_of, kept_in
 from tests.support.systemd_cores import storing
-from tests.support.waiting import wait_until
+from tests.support.waiting import wait_for_end, wait_until
 from virtrace.image.core import CoreImage
 from virtrace.lab.daemon import Lab
 from virtrace.lab.roots import ensure_root
@@ -87,8 +87,9 @@ def serving(lab: Lab) -> Iterator[tuple[Crashed, Path]]:
     relaunch(lab, "env", f"LD_PRELOAD={library}", f"WRONG_POINTER={file}")
     wait_until(lambda: lab.virsh(*ASK).returncode == 0, "the daemon serves its guest")
     with lab.stalled(), waiting(lab, ASK, WAIT) as (asking, behind):
-        yield Crashed(lab.pid, asking.pid, behind.pid), file
-        wait_until(lambda: not lab.is_up, "the daemon ends")
+        pid = lab.pid
+        yield Crashed(pid, asking.pid, behind.pid), file
+        wait_for_end(pid)
 
 
 def read_wrongly(lab: Lab, file: Path, pointer: int) -> None:

@@ -25,7 +25,7 @@ from tests.support.mounts import mounted
 from tests.support.paths import REPOSITORY
 from tests.support.releases import RELEASES
 from tests.support.scenarios import assert_answers
-from tests.support.waiting import wait_until
+from tests.support.waiting import wait_for_end, wait_until
 from virtrace.errors import INCOMPLETE, INTERRUPTED
 from virtrace.lab import processes
 from virtrace.lab.daemon import Lab
@@ -238,7 +238,7 @@ def test_why_it_does_not_serve(own_lab: Lab, tmp_path: Path) -> None:
     pid = lab.pid
     with recorded(lab, failing, ends=True):
         os.kill(pid, signal.SIGTERM)
-        wait_until(lambda: not lab.is_up, "the daemon ends")
+        wait_for_end(pid)
         lab.system.attempt(*holding(lab), lab.program(), "-d", as_daemon=True)
     case, _, _ = explained(failing)
     assert_answer(failing, case, "a setting that no driver can read", "failed")

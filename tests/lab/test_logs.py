@@ -16,7 +16,7 @@ from tests.lab.conftest import bring_up
 from tests.support.command import virtrace
 from tests.support.faulting import FAULTS, LIBRARY, PROGRAM, assert_known, build_faulting
 from tests.support.hanging import PATIENCE, calling, qemu_of, wait_for
-from tests.support.waiting import wait_until
+from tests.support.waiting import wait_for_end
 from virtrace.lab.daemon import Lab
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root reads the kernel's log")
@@ -55,7 +55,7 @@ def test_a_crash_in_the_log_of_the_kernel(tmp_path: Path) -> None:
         script.write_text(CRASH.format(tid=tid))
         command = ["gdb", "-nx", "-batch", "-p", str(pid), "-x", str(script)]
         subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE)
-        wait_until(lambda: not lab.is_up, "the daemon ends")
+        wait_for_end(pid)
     finally:
         lab.down()
     log = subprocess.run(["dmesg"], capture_output=True, text=True, errors="replace")

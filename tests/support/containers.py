@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.support.hanging import environment_of, starting
 from tests.support.namespaces import open_loopback
-from tests.support.waiting import wait_until
+from tests.support.waiting import wait_for_end
 from virtrace.lab.daemon import Lab
 
 _NAMESPACES = ("--user", "--mount", "--pid", "--net", "--fork")
@@ -38,7 +38,7 @@ def contained(lab: Lab) -> Iterator[None]:
     with _container(environment_of(pid)) as first:
         with starting(lab, first):
             os.kill(pid, signal.SIGKILL)
-            wait_until(lambda: not lab.is_up, "the daemon ends")
+            wait_for_end(pid)
         lab.virsh_checked("start", "vm1")
         yield
 

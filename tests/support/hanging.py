@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from tests.support.command import virtrace
 from tests.support.namespaces import here, pid_namespace, within
-from tests.support.waiting import wait_until
+from tests.support.waiting import wait_for_end, wait_until
 from virtrace.errors import ANSWER_IS_NO, DONE
 from virtrace.lab.daemon import Lab
 
@@ -204,7 +204,7 @@ def relaunch(lab: Lab, *words: str) -> None:
     pid = lab.pid
     with starting(lab, pid, *words):
         os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not lab.is_up, "the daemon ends")
+        wait_for_end(pid)
 
 
 def relaunch_with(lab: Lab, name: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -23,3 +25,19 @@ def wait_until(ask: Callable[[], Answer], what: str, seconds: float = PATIENCE) 
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
         time.sleep(_INTERVAL)
     return answer
+
+
+def wait_for_end(pid: int) -> None:
+    """Wait until a process has ended with all of its threads.
+
+    Its memory goes first; its locks, such as that of a pid file, are held for a moment longer.
+    """
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        ended, _, _ = select.select([process], [], [], PATIENCE)
+        assert ended, f"process {pid} has not ended within {PATIENCE:g} s"
+    finally:
+        os.close(process)
