@@ -160,7 +160,7 @@ def marks_by_qmp(lab: Lab, guest: str) -> dict[str, int]:
 
 def marks_by_memory(lab: Lab, guest: str) -> dict[str, int]:
     pid, found = guests.qemu_of(lab.pid, guest)
-    standing = QEMU.knowledge.standing(inspect(pid), found)
+    standing = QEMU.knowledge.standing("block-nodes", inspect(pid), found)
     return {one.key: one.value for one in standing}
 
 

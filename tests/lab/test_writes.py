@@ -84,7 +84,7 @@ class World:
         nodes = self.lab.qmp(command, GUEST_NAME)["return"]
         marks = {node["node-name"]: node["stats"]["wr_highest_offset"] for node in nodes}
         pid, guest = guests.qemu_of(self.lab.pid, GUEST_NAME)
-        standing = QEMU.knowledge.standing(inspect(pid), guest)
+        standing = QEMU.knowledge.standing("block-nodes", inspect(pid), guest)
         assert {one.key: one.value for one in standing} == marks
         self.marks.update(marks)
         self.compared += len(marks)

@@ -171,6 +171,7 @@ BROKEN = [
      "what fails is the function", "write `at: return`"),
     ("    at: return\n", "    at: return\n    when: {fails: return, per: code->a}\n", "34:11",
      "what fails is the function", "write `at: return`"),
+    (END, "    every: 1s\n", "33:12", "a point is met when its code runs", "remove it"),
     (END, "    when: {over: 10ms}\n", "33:11", "how long a function took", "at: return"),
     ("    at: return\n", "    at: return\n    when: {over: 1s, fails: return}\n", "34:11",
      "how long a function took", "write `at: return`"),

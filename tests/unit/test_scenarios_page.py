@@ -22,7 +22,7 @@ HOST_FACTS = "--host-facts: "
 BOTH = {"gdb", "uprobes"}
 # Their events are QEMU's, or of a daemon that no GDB could be attached to before.
 BY_UPROBES = {"daemon-start", "high-water", "io-error", "migration-source"}
-BY_UPROBES |= {"qemu-query", "qmp-slow"}
+BY_UPROBES |= {"job-progress", "qemu-query", "qmp-slow"}
 # What the page says of them is the reason.
 NOT_ON_EACH_RELEASE = {
     "raw, written at its end, with QEMU started by -drive (libvirt before 7.9)",

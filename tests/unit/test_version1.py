@@ -27,7 +27,7 @@ WITHOUT_CALLS = ("errors", "qmp")
 # Recipes that came later.
 LATER = {
     *("backup", "daemon-start", "events", "guest-agent", "guest-end", "high-water", "hotplug"),
-    *("io-error", "migration-source", "qemu-query", "qmp-slow"),
+    *("io-error", "job-progress", "migration-source", "qemu-query", "qmp-slow"),
     *("memory", "numbers", "slow", "snapshot-disk"),
 }
 # Points that their recipes have had since.

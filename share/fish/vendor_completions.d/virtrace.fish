@@ -21,7 +21,7 @@ end
 
 
 function _virtrace_recipes
-  string split ' ' 'backup blockinfo blockjob blockstats daemon-start dominfo domstats errors events guest-agent guest-end high-water hotplug io-error job-lock memory migration-source migration monitor-stall numbers pool-refresh qemu-query qmp-slow qmp rpc slow snapshot-disk start-failure'
+  string split ' ' 'backup blockinfo blockjob blockstats daemon-start dominfo domstats errors events guest-agent guest-end high-water hotplug io-error job-lock job-progress memory migration-source migration monitor-stall numbers pool-refresh qemu-query qmp-slow qmp rpc slow snapshot-disk start-failure'
   __fish_complete_suffix .yaml
 end
 
@@ -100,7 +100,7 @@ complete -c virtrace -n '_shtab_virtrace_using record' -l max-bytes -x -d 'end w
 complete -c virtrace -n '_shtab_virtrace_using record' -l rotate -x -d 'begin a new file every N bytes: FILE.000001.jsonl, FILE.000002.jsonl, and so on'
 complete -c virtrace -n '_shtab_virtrace_using record' -l keep -x -d 'keep only the last N of these files'
 complete -c virtrace -n '_shtab_virtrace_using record' -l json -d 'print one JSON document of the outcome; all text goes to standard error'
-complete -c virtrace -n '_shtab_virtrace_using record; and test $_shtab_virtrace_npos -eq 0' -ka "(_virtrace_recipes)" -d 'backup, blockinfo, blockjob, blockstats, daemon-start, dominfo, domstats, errors, events, guest-agent, guest-end, high-water, hotplug, io-error, job-lock, memory, migration-source, migration, monitor-stall, numbers, pool-refresh, qemu-query, qmp-slow, qmp, rpc, slow, snapshot-disk, start-failure, or a recipe'"'"'s file'
+complete -c virtrace -n '_shtab_virtrace_using record; and test $_shtab_virtrace_npos -eq 0' -ka "(_virtrace_recipes)" -d 'backup, blockinfo, blockjob, blockstats, daemon-start, dominfo, domstats, errors, events, guest-agent, guest-end, high-water, hotplug, io-error, job-lock, job-progress, memory, migration-source, migration, monitor-stall, numbers, pool-refresh, qemu-query, qmp-slow, qmp, rpc, slow, snapshot-disk, start-failure, or a recipe'"'"'s file'
 complete -c virtrace -n '_shtab_virtrace_using; and test $_shtab_virtrace_npos -eq 0' -a show -d 'Show every traced call: its answer, then everything that happened in it. Of a snapshot: the answer, and who waits for whom.'
 complete -c virtrace -n '_shtab_virtrace_using show' -s h -l help -d 'show this help message and exit'
 complete -c virtrace -n '_shtab_virtrace_using show' -l json -d 'one JSON document, for scripts'

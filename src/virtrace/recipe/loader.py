@@ -593,7 +593,7 @@ def _find(node: _Node) -> DriverMethod | CalledBy:
 def _points(node: _Node) -> Iterator[Point]:
     own = {"module", "prototype", "usdt", "arguments", "at", "capture"}
     shared = {"name", "json", "answers", "anywhere", "optional", "role", "of"}
-    shared |= {"inside", "when", "standing", "contents", "variables"}
+    shared |= {"inside", "when", "standing", "every", "contents", "variables"}
     for where, keys in _alternatives(node, own, shared):
         where.require({"name", "module"}, keys)
         yield _point(where, keys)
@@ -703,7 +703,8 @@ def _place(node: _Node, keys: Mapping[str, _Node]) -> tuple[prototype.Prototype,
                 f"found {path.shortened(standing)}, or a capture",
                 f"write {' or '.join(STANDING)}, which have values of their own",
             )
-        return prototype.Prototype(standing, "void", ()), {"standing": standing}
+        every = keys["every"].parsed(_duration, "such as: 1s") if "every" in keys else None
+        return prototype.Prototype(standing, "void", ()), {"standing": standing, "every": every}
     node.fail("a point is a static probe or a function", "write `usdt:` or `prototype:`")
 
 
@@ -713,6 +714,8 @@ def _point(node: _Node, keys: Mapping[str, _Node]) -> Point:
     if "usdt" not in place:
         known |= {path.CALLER, path.RETURN} if place.get("at_return") else {path.CALLER}
     when = _when(keys["when"], known) if "when" in keys else None
+    if "every" in keys and "standing" not in place:
+        keys["every"].fail("a point is met when its code runs", "remove it, or use `standing:`")
     if isinstance(when, (Rises, Changes)) and place != {"at_return": False}:
         keys["when"].fail("a value rises or changes at the entry of a function", "remove it")
     if "contents" in keys and not isinstance(when, Rises):

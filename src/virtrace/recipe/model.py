@@ -30,9 +30,9 @@ class CalledBy:
 OF_LIBVIRT, OF_QEMU = OF = ("libvirt", "qemu")
 
 
-# What is found without a place in the code: the nodes of a QEMU's block layer, in its memory; the
-# files that a process has open.
-BLOCK_NODES, OPEN_FILES = STANDING = ("block-nodes", "open-files")
+# What is found without a place in the code: the nodes of a QEMU's block layer and its jobs, in its
+# memory; the files that a process has open.
+BLOCK_NODES, JOBS, OPEN_FILES = STANDING = ("block-nodes", "jobs", "open-files")
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,7 @@ class Point:
     compared there, and is the value ``content``.
     standing: no place in the code: what of this name, one of STANDING, is found when the recording
     begins, and when it ends.
+    every: ns between looks at it meanwhile; None without any.
     """
 
     name: str
@@ -167,6 +168,7 @@ class Point:
     variables: tuple[Parameter, ...] = ()
     contents: Prototype | None = None
     standing: str | None = None
+    every: int | None = None
 
     @property
     def captures(self) -> Mapping[str, Path]:

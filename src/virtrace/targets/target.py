@@ -53,8 +53,8 @@ class Knowledge(Protocol):
     def functions(self, program: Program) -> Mapping[int, str]:
         """Names of static functions of its main module, by their addresses in the file."""
 
-    def standing(self, process: Process, guest: Guest | None) -> Sequence[Standing]:
-        """What a point with `standing:` records. guest: if known. Raises: Unavailable."""
+    def standing(self, kind: str, process: Process, guest: Guest | None) -> Sequence[Standing]:
+        """What a point with `standing: KIND` records. guest: if known. Raises: Unavailable."""
 
 
 class _NoKnowledge:
@@ -69,7 +69,7 @@ class _NoKnowledge:
     def functions(self, program: Program) -> Mapping[int, str]:
         return {}
 
-    def standing(self, process: Process, guest: Guest | None) -> Sequence[Standing]:
+    def standing(self, kind: str, process: Process, guest: Guest | None) -> Sequence[Standing]:
         raise Unavailable("nothing of this program is known without its debug info")
 
 

@@ -42,6 +42,8 @@ WRITE_FAILED, READ_FAILED = "write.failed", "read.failed"
 FLUSH_FAILED, DISCARD_FAILED = "flush.failed", "discard.failed"
 DEVICE_ERROR, JOB_ERROR, GUEST_PAUSED = "device.error", "job.error", "guest.paused"
 EVENT_SENT = "device.error.sent"
+# How far a job of QEMU is.
+JOB_STANDING = "job.standing"
 # A file that the process has open; what its main loop did that took long: handlers, or a wait for
 # requests; a system call that took long, and a QMP command that was handled.
 FILE_OPEN = "file.open"
@@ -66,7 +68,7 @@ OF_SPANS = (DISK_SIZES, LOCK, RPC_CALL)
 OF_POINTS = (
     *(AGENT_COMMAND, API_FAILED, LONG_CALL, DEVICE_ERROR, EVENT_SENT, DISCARD_FAILED),
     *(ERROR, ERROR_AGAIN, ERROR_PLACE, FILE_OPEN, FLUSH_FAILED, GUEST_LIFECYCLE, GUEST_PAUSED),
-    *(JOB_ERROR, LOOP_BUSY, LOOP_WAIT, MARK_RAISED, MARK_STANDING),
+    *(JOB_ERROR, JOB_STANDING, LOOP_BUSY, LOOP_WAIT, MARK_RAISED, MARK_STANDING),
     *_OF_MIGRATION,
     *(QMP_COMMAND, QMP_EVENT, QMP_HANDLED, QMP_REPLY, READ_FAILED, REPLY, REQUEST),
     *(RPC_CLIENT, RPC_DOMAIN, RPC_PROCEDURE, RPC_RECEIVED, RPC_REPLY, WRITE_FAILED),
@@ -86,6 +88,7 @@ _IMPLIED = {
         role: role for role in (*FAILED_REQUESTS, DEVICE_ERROR, EVENT_SENT, GUEST_PAUSED, JOB_ERROR)
     },
     "file.open": FILE_OPEN,
+    "job.standing": JOB_STANDING,
     "loop.dispatch": LOOP_BUSY,
     "loop.wait": LOOP_WAIT,
     "qmp.handled": QMP_HANDLED,

@@ -31,6 +31,7 @@ TRACES: Mapping[str, frozenset[str]] = {
         }
     ),
     "passes": frozenset({roles.MIGRATION_PASS}),
+    "progress": frozenset({roles.JOB_STANDING}),
     "hotplugs": frozenset(
         {
             *("virDomainAttachDevice", "virDomainAttachDeviceFlags", "virDomainDetachDevice"),

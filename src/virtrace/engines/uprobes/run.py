@@ -153,8 +153,16 @@ class _CommandEnded:
     """What follows belongs to calls that were open when the traced command ended."""
 
 
+@dataclass(frozen=True)
+class _LookedAgain:
+    """What stood meanwhile, by its kind. t_ns: CLOCK_BOOTTIME."""
+
+    standing: Mapping[str, Sequence[Standing]]
+    t_ns: int
+
+
 # What stands between the records, in their order.
-_Mark = Union[_SwitchedOff, _CommandEnded, Taken]
+_Mark = Union[_SwitchedOff, _CommandEnded, _LookedAgain, Taken]
 
 
 class _Run:
@@ -168,6 +176,7 @@ class _Run:
         load: Load,
         live: LiveBacktraces,
         stacks: CoroutineStacks | None,
+        standing: _Standing,
     ) -> None:
         self._probes = probes
         self._replayer = replayer
@@ -175,6 +184,7 @@ class _Run:
         self._load = load
         self._live = live
         self._stacks = stacks
+        self._standing = standing
         self._items: Iterator[bytes | _Mark] = iter(())
         self._keeps_up = False
         # Seconds that decoding may take now, and when that was computed.
@@ -203,6 +213,7 @@ class _Run:
         while True:
             self._wait()
             self._drain()
+            self._look_again()
             self._switch_off()
             self._decode_for_a_while()
             if self._replayer.is_over:
@@ -269,6 +280,11 @@ class _Run:
             self._replayer.recording.ending.fail(error)
         self._probes.ring.release()
 
+    def _look_again(self) -> None:
+        found = self._standing.meanwhile()
+        if found:
+            self._spool.mark(_LookedAgain(found, _now_ns()))
+
     def _switch_off(self) -> None:
         for switch, why in self._load.too_much():
             # What came before it is recorded before it.
@@ -313,6 +329,8 @@ class _Run:
             self._replayer.hits.take(item)
         elif isinstance(item, Taken):
             self._replayer.note_backtraces(item)
+        elif isinstance(item, _LookedAgain):
+            self._replayer.note_standing(item.standing, item.t_ns)
         elif isinstance(item, _SwitchedOff):
             t_ns = self._replayer.since(item.t_ns)
             recording.switch_off(item.switch.name, item.switch.kind, item.why, t_ns)
@@ -357,12 +375,31 @@ class _Standing:
         """Raises: TargetError if it cannot be known, and with it nothing of the recipe."""
         self._job = job
         self._processes = processes
+        self._points = [point for point in job.recipe.points if point.standing]
+        # What the last look at each kind found, and when the next one is due.
+        self._last: dict[str, Sequence[Standing]]
+        self._due = {point.name: time.monotonic_ns() for point in self._points}
         self.read()
 
     def read(self) -> Mapping[str, Sequence[Standing]]:
         """By the name of its kind. Raises: TargetError."""
-        points = [point for point in self._job.recipe.points if point.standing]
-        return {str(point.standing): self._found(point) for point in points}
+        self._last = {str(point.standing): self._found(point) for point in self._points}
+        return self._last
+
+    def meanwhile(self) -> Mapping[str, Sequence[Standing]]:
+        """What is not as it was, of what is to be looked at now."""
+        found = {}
+        now = time.monotonic_ns()
+        for point in self._points:
+            if point.every is None or now < self._due[point.name]:
+                continue
+            self._due[point.name] = now + point.every
+            kind = str(point.standing)
+            # It may change while it is read; there is a next time.
+            with suppress(TargetError):
+                before, self._last[kind] = self._last[kind], self._found(point)
+                found[kind] = [one for one in self._last[kind] if one not in before]
+        return {kind: standing for kind, standing in found.items() if standing}
 
     def _found(self, point: Point) -> Sequence[Standing]:
         process = self._processes.of_probe(point.name)
@@ -375,7 +412,9 @@ class _Standing:
                 if file.startswith("/")
             ]
         try:
-            return target_of(process).knowledge.standing(process, self._job.guest)
+            return target_of(process).knowledge.standing(
+                str(point.standing), process, self._job.guest
+            )
         except Unavailable as why:
             raise TargetError(
                 f"process {process.pid} cannot be traced: {why}",
@@ -491,7 +530,7 @@ def record(job: Job, image: Image) -> int:
         )
         spool: Spool[_Mark] = Spool(job.output.absolute().parent)
         opened.callback(spool.close)
-        run = _Run(probes, replayer, spool, load, live, stacks)
+        run = _Run(probes, replayer, spool, load, live, stacks, standing)
         try:
             if process is image:
                 probes.attach(process.pid)

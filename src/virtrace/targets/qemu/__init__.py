@@ -1,4 +1,4 @@
-"""QEMU: data in target.yaml, and what its own code says of its block layer and its migration."""
+"""QEMU: data in target.yaml, and what its own code says of its block layer, jobs and migration."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from virtrace.errors import TargetError, Unavailable
 from virtrace.image.memory import Memory, ProcessMemory
 from virtrace.image.model import Module, Program
 from virtrace.image.process import Process
+from virtrace.recipe.model import BLOCK_NODES
 from virtrace.targets.qemu.guests import Guest, disks_of, node_names
 from virtrace.targets.target import Standing
 
@@ -28,7 +29,7 @@ _WORD = 8
 # char node_name[32].
 _NAME = 32
 _MOST_NODES = 10_000
-_ATTEMPTS = 5
+ATTEMPTS = 5
 # Bytes of the function that raises the mark.
 _WINDOW = 1 << 12
 # endbr64, lea OFFSET(%rdi),%rax, xor %edi,%edi, ret
@@ -143,7 +144,9 @@ class BlockLayer:
         module = program.module(MODULE)
         return {} if module is None else entries(module)
 
-    def standing(self, process: Process, guest: Guest | None) -> Sequence[Standing]:
+    def standing(self, kind: str, process: Process, guest: Guest | None) -> Sequence[Standing]:
+        if kind != BLOCK_NODES:
+            raise Unavailable(f"what {kind} a QEMU has is not known")
         nodes = read_nodes(process)
         disks = {} if guest is None else disks_of(guest)
         return [
@@ -266,7 +269,7 @@ def read_nodes(process: Process) -> Mapping[str, int]:
         raise Unavailable(f"its memory cannot be read: {error.strerror}") from error
     try:
         found: Mapping[str, int] = {}
-        for _ in range(_ATTEMPTS):
+        for _ in range(ATTEMPTS):
             before, found = found, dict(_nodes(memory, module.base + layout.head, layout))
             # A list that changes while it is read can lead to a node that is gone.
             if found and [*before] == [*found]:
@@ -281,19 +284,19 @@ def read_nodes(process: Process) -> Mapping[str, int]:
 
 
 def _nodes(memory: Memory, head: int, layout: NodeLayout) -> Iterator[tuple[str, int]]:
-    node = _word(memory, head)
+    node = word(memory, head)
     for _ in range(_MOST_NODES):
         if node == 0:
             return
         name = memory.read(node + layout.name, _NAME).partition(b"\0")[0]
         if not (name and name.isascii() and name.decode("ascii").isprintable()):
             raise Unavailable(f"what should be a node's name is {name!r}")
-        yield name.decode("ascii"), _word(memory, node + layout.mark)
-        node = _word(memory, node + layout.next)
+        yield name.decode("ascii"), word(memory, node + layout.mark)
+        node = word(memory, node + layout.next)
     raise Unavailable(f"it has more than {_MOST_NODES:,} nodes, or its list of nodes changes")
 
 
-def _word(memory: Memory, address: int) -> int:
+def word(memory: Memory, address: int) -> int:
     return int.from_bytes(memory.read(address, _WORD), "little")
 
 

@@ -15,7 +15,8 @@ from functools import cache
 from virtrace.binary.ctype import CType, Field, Integer, Opaque, Struct
 from virtrace.errors import TargetError, Unavailable
 from virtrace.image.model import Module, Program
-from virtrace.targets.qemu.blocks import MODULE, VISITS, BlockLayer, field_of, function, number
+from virtrace.targets.qemu.blocks import MODULE, VISITS, field_of, function, number
+from virtrace.targets.qemu.jobs import Jobs
 
 STATE, COUNTERS = "RAMState", "MigrationCounters"
 _VARIABLES = ("ram_state", "migration_counters")
@@ -70,8 +71,8 @@ class RamLayout:
         return min(self.counters.values())
 
 
-class Insides(BlockLayer):
-    """What is known of a QEMU's block layer and of its migration (Knowledge of targets.target)."""
+class Insides(Jobs):
+    """What is known of a QEMU (Knowledge of targets.target)."""
 
     def struct(self, program: Program, name: str) -> CType:
         if name not in (STATE, COUNTERS):
