@@ -494,7 +494,9 @@ def test_preview_shows_what_would_leave_and_writes_nothing(tmp_path: Path) -> No
     "arguments", [[], ["-o", "x.tar.gz", "--preview"], ["again"], ["--keep", "all"]]
 )
 def test_usage(arguments: list[str]) -> None:
-    assert virtrace("bundle", pages.SAMPLE, *arguments).returncode == 2
+    done = virtrace("bundle", pages.SAMPLE, *arguments)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("virtrace bundle make: error: ")
 
 
 def test_a_bundle_is_not_bundled_again(packed: Path, tmp_path: Path) -> None:

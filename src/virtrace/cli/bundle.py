@@ -58,7 +58,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "       %(prog)s [make] FILE --preview [--keep KIND]...\n"
         "       %(prog)s verify BUNDLE",
     )
-    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    # Or they would take the usage above for the name of the program.
+    actions = parser.add_subparsers(metavar="ACTION", required=True, prog=parser.prog)
     kinds = "\n".join(f"  {kind:<9} {about}" for kind, about in KINDS.items())
     making = actions.add_parser(
         "make",
