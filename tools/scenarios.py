@@ -19,7 +19,7 @@ from virtrace.analysis.explain.registry import all_explainers
 
 REPOSITORY = Path(__file__).parent.parent
 PAGE = REPOSITORY / "docs" / "scenarios.md"
-KEPT = REPOSITORY / "tests" / "data" / "scenarios.jsonl"
+KEPT = REPOSITORY / "tests" / "data" / "scenarios.ndjson"
 HEAD = """# Scenarios, and how they are explained
 
 Each of these was made on real daemons, stripped, and recorded with the engine `uprobes` and again

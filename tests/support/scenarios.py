@@ -20,7 +20,7 @@ Kept = dict[tuple[str, str, str], dict[str, dict[str, str]]]
 @cache
 def kept() -> Kept:
     """The answers that docs/scenarios.md shows."""
-    lines = (DATA / "scenarios.jsonl").read_text("utf-8").splitlines()
+    lines = (DATA / "scenarios.ndjson").read_text("utf-8").splitlines()
     return {
         (one["recipe"], one["scenario"], one["explainer"]): one["answers"]
         for one in map(json.loads, lines)
