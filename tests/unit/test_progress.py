@@ -150,6 +150,17 @@ def test_the_guest_writes_less() -> None:
     assert said.endswith("take 17.0 s more.")
 
 
+def test_it_does_not_know_yet_how_much_there_is_to_do() -> None:
+    """That is no work of the guest."""
+    made = Job().limited(100)
+    made.look(0, 0)
+    assert told(made.looks(100, 200, 300))[0] == ["limited"]
+    made = Job()
+    for _ in range(5):
+        made.look(0, 0)
+    assert told(made)[0] == ["begins"]
+
+
 def test_it_is_ready() -> None:
     made = Job().looks(0, 900)
     made.tells("BLOCK_JOB_READY")

@@ -114,9 +114,14 @@ class ProgressCase(model.Case):
         return value if type(value) is int else 0
 
     @property
+    def _known(self) -> Sequence[Event]:
+        """The looks since the job knew how much there is to do."""
+        return [look for look in self.looks if _number(look, "total")]
+
+    @property
     def lately(self) -> tuple[Event, Event] | None:
         """The looks between which its rate is; None where they show none."""
-        running = [look for look in self.looks if look.values.get("status") == "running"]
+        running = [look for look in self._known if look.values.get("status") == "running"]
         since = [look for look in running if look.t_ns >= running[-1].t_ns - _LATELY]
         if not since or since[-1].t_ns - since[0].t_ns < _SHORTEST:
             return None
@@ -141,8 +146,8 @@ class ProgressCase(model.Case):
     def _still_ns(self) -> int | None:
         """For how long it has done nothing until the last look."""
         done = _number(self.last, "done")
-        same = [look for look in self.looks if _number(look, "done") == done]
-        return None if done is None else self.last.t_ns - same[0].t_ns
+        same = [look for look in self._known if _number(look, "done") == done]
+        return self.last.t_ns - same[0].t_ns if same and done is not None else None
 
     @property
     def _is_still(self) -> bool:
