@@ -72,11 +72,11 @@ def corpus() -> str:
 
 def _said(file: Path) -> str:
     """Return the strings in a source file, without docstrings: these are never shown."""
-    tree = ast.parse(resources.text(file))
-    statements = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    nodes = [*ast.walk(ast.parse(resources.text(file)))]
+    statements = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
     return "\n".join(
         node.value
-        for node in ast.walk(tree)
+        for node in nodes
         if isinstance(node, ast.Constant)
         and isinstance(node.value, str)
         and id(node) not in statements
