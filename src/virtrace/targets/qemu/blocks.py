@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
@@ -259,15 +260,9 @@ def read_nodes(process: Process) -> Mapping[str, int]:
     Each node that the command line defines and that can be there must be among them.
     Raises: Unavailable.
     """
-    module = process.module(MODULE)
-    if module is None:
-        raise Unavailable(f"process {process.pid} has no {MODULE} loaded")
+    module = main_module(process)
     layout = node_layout(module)
-    try:
-        memory = ProcessMemory(process.pid)
-    except OSError as error:
-        raise Unavailable(f"its memory cannot be read: {error.strerror}") from error
-    try:
+    with memory_of(process) as memory:
         found: Mapping[str, int] = {}
         for _ in range(ATTEMPTS):
             before, found = found, dict(_nodes(memory, module.base + layout.head, layout))
@@ -276,24 +271,52 @@ def read_nodes(process: Process) -> Mapping[str, int]:
                 break
         else:
             raise Unavailable("its list of nodes changes all the time, or is empty")
-    finally:
-        memory.close()
     if node_names(process.pid).isdisjoint(found):
         raise Unavailable("no node that its command line names was found in its memory")
     return found
 
 
 def _nodes(memory: Memory, head: int, layout: NodeLayout) -> Iterator[tuple[str, int]]:
-    node = word(memory, head)
-    for _ in range(_MOST_NODES):
-        if node == 0:
-            return
+    for node in listed(memory, head, layout.next, _MOST_NODES, "nodes"):
         name = memory.read(node + layout.name, _NAME).partition(b"\0")[0]
         if not (name and name.isascii() and name.decode("ascii").isprintable()):
             raise Unavailable(f"what should be a node's name is {name!r}")
         yield name.decode("ascii"), word(memory, node + layout.mark)
-        node = word(memory, node + layout.next)
-    raise Unavailable(f"it has more than {_MOST_NODES:,} nodes, or its list of nodes changes")
+
+
+def main_module(process: Process) -> Module:
+    """Raises: Unavailable."""
+    module = process.module(MODULE)
+    if module is None:
+        raise Unavailable(f"process {process.pid} has no {MODULE} loaded")
+    return module
+
+
+@contextmanager
+def memory_of(process: Process) -> Iterator[ProcessMemory]:
+    """Raises: Unavailable."""
+    try:
+        memory = ProcessMemory(process.pid)
+    except OSError as error:
+        raise Unavailable(f"its memory cannot be read: {error.strerror}") from error
+    try:
+        yield memory
+    finally:
+        memory.close()
+
+
+def listed(memory: Memory, head: int, following: int, most: int, what: str) -> Iterator[int]:
+    """The addresses of what is in a linked list. following: offset of the next one's address.
+
+    Raises: Unavailable if there are more than so many, as in a list that changes.
+    """
+    place = word(memory, head)
+    for _ in range(most):
+        if place == 0:
+            return
+        yield place
+        place = word(memory, place + following)
+    raise Unavailable(f"it has more than {most:,} {what}, or its list of {what} changes")
 
 
 def word(memory: Memory, address: int) -> int:

@@ -8,17 +8,27 @@ is unavailable.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
 from virtrace.errors import TargetError, Unavailable
-from virtrace.image.memory import Memory, PartialMemory, ProcessMemory
+from virtrace.image.memory import PartialMemory
 from virtrace.image.model import Module
 from virtrace.image.process import Process
 from virtrace.recipe.model import JOBS
-from virtrace.targets.qemu.blocks import ATTEMPTS, MODULE, BlockLayer, function, number, word
+from virtrace.targets.qemu.blocks import (
+    ATTEMPTS,
+    BlockLayer,
+    field_of,
+    function,
+    listed,
+    main_module,
+    memory_of,
+    number,
+    word,
+)
 from virtrace.targets.qemu.guests import Guest
 from virtrace.targets.target import Standing
 
@@ -124,11 +134,11 @@ def _layout(module: Module) -> JobLayout:
     done, total = _progress(module)
     return JobLayout(
         head=at + following.end("head") + number(following["head"]),
-        next=_offset(following),
+        next=field_of(following),
         driver=kind["driver"][0],
         type=kind["type"][0],
-        status=_offset(status),
-        paused=_offset(paused),
+        status=field_of(status),
+        paused=field_of(paused),
         done=done,
         total=total,
     )
@@ -166,40 +176,22 @@ def _matched(module: Module, name: str, pattern: re.Pattern[bytes]) -> tuple[int
     return at, found
 
 
-def _offset(found: re.Match[bytes]) -> int:
-    return int.from_bytes(found["short"] or found["long"], "little")
-
-
 def read_jobs(process: Process) -> Sequence[Job]:
     """The jobs of a running QEMU, from its memory. Raises: Unavailable."""
-    module = process.module(MODULE)
-    if module is None:
-        raise Unavailable(f"process {process.pid} has no {MODULE} loaded")
+    module = main_module(process)
     layout = job_layout(module)
-    try:
-        memory = ProcessMemory(process.pid)
-    except OSError as error:
-        raise Unavailable(f"its memory cannot be read: {error.strerror}") from error
-    try:
+    with memory_of(process) as memory:
+
+        def places() -> list[int]:
+            return [*listed(memory, module.base + layout.head, layout.next, _MOST_JOBS, "jobs")]
+
         for _ in range(ATTEMPTS):
-            places = [*_places(memory, module.base + layout.head, layout)]
-            found = [_job(memory, place, layout) for place in places]
+            before = places()
+            found = [_job(memory, place, layout) for place in before]
             # A job that ends while it is read leaves anything behind.
-            if places == [*_places(memory, module.base + layout.head, layout)]:
+            if before == places():
                 return [job for job in found if job is not None]
-    finally:
-        memory.close()
     raise Unavailable("its list of jobs changes all the time")
-
-
-def _places(memory: Memory, head: int, layout: JobLayout) -> Iterator[int]:
-    place = word(memory, head)
-    for _ in range(_MOST_JOBS):
-        if place == 0:
-            return
-        yield place
-        place = word(memory, place + layout.next)
-    raise Unavailable(f"it has more than {_MOST_JOBS:,} jobs, or its list of jobs changes")
 
 
 def _job(memory: PartialMemory, place: int, layout: JobLayout) -> Job | None:
