@@ -8,9 +8,10 @@ from typing import Any
 
 from tests.support import samples
 from virtrace.analysis.explain.disks import EXPLAINER, DiskCase
-from virtrace.analysis.explain.model import Explanation, Traced
+from virtrace.analysis.explain.model import Case, Explainer, Explanation, Traced
 from virtrace.analysis.explain.trace import Explained, explain_calls
 from virtrace.analysis.spans import Call, CallBuilder
+from virtrace.report.explanation import fill_text
 from virtrace.trace.format import HostRecord, ProbeRecord, unavailable
 from virtrace.trace.reader import HostSaid
 
@@ -155,3 +156,12 @@ def host_facts(**facts: Any) -> dict[str, Any]:
         **dict.fromkeys(("xml", "stat", "file_system", "image_info", "lvm"), missing),
         **facts,
     }
+
+
+def causes_and_answer(explainer: Explainer[Any], case: Case) -> tuple[list[str], str]:
+    """The names of the causes that hold, and what the first one says; its other texts are whole."""
+    findings = explainer.causes.find(case)
+    for text, _ in findings[0].cause.do:
+        assert fill_text(text, case, command=True)
+    assert fill_text(findings[0].cause.means, case)
+    return [finding.cause.name for finding in findings], fill_text(findings[0].cause.says, case)

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from tests.support.cases import causes_and_answer
 from virtrace.analysis.explain.model import Traced
 from virtrace.analysis.explain.passes import EXPLAINER, PassesCase
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Point
-from virtrace.report.explanation import fill_text
 from virtrace.trace.format import Event, Json
 
 MS = 1_000_000
@@ -89,11 +89,7 @@ def goes_round(made: Migration, *left: int) -> Migration:
 
 def told(made: Migration) -> tuple[list[str], str]:
     (case,) = made.cases()
-    findings = EXPLAINER.causes.find(case)
-    for text, _ in findings[0].cause.do:
-        assert fill_text(text, case, command=True)
-    assert fill_text(findings[0].cause.means, case)
-    return [finding.cause.name for finding in findings], fill_text(findings[0].cause.says, case)
+    return causes_and_answer(EXPLAINER, case)
 
 
 def test_what_is_left_stays() -> None:

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.cases import causes_and_answer
 from virtrace.analysis.explain.model import Traced
 from virtrace.analysis.explain.progress import EXPLAINER, ProgressCase
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.spans import Point
-from virtrace.report.explanation import fill_text
 from virtrace.trace.format import Event, Json
 
 SECOND = 1_000_000_000
@@ -75,11 +75,7 @@ class Job:
 
 def told(made: Job) -> tuple[list[str], str]:
     (case,) = made.cases()
-    findings = EXPLAINER.causes.find(case)
-    for text, _ in findings[0].cause.do:
-        assert fill_text(text, case, command=True)
-    assert fill_text(findings[0].cause.means, case)
-    return [finding.cause.name for finding in findings], fill_text(findings[0].cause.says, case)
+    return causes_and_answer(EXPLAINER, case)
 
 
 def test_it_goes_on() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from virtrace.analysis import rpc
 from virtrace.analysis.explain import model
+from virtrace.analysis.explain.commands import data_of, event_name
 from virtrace.analysis.explain.model import Catalogue, Explainer, Fact, Nanoseconds, Node, events_in
 from virtrace.analysis.quoted import Evidence
 from virtrace.analysis.spans import Call
@@ -74,7 +75,7 @@ class EndCase(model.Case):
 
     def event(self, name: str) -> Event | None:
         """Return the first of QEMU's events of this name."""
-        return next((each for each in self.qemu if _name(each) == name), None)
+        return next((each for each in self.qemu if event_name(each) == name), None)
 
     @property
     def detail(self) -> Json:
@@ -86,8 +87,8 @@ class EndCase(model.Case):
 
     @property
     def names(self) -> Mapping[str, Json]:
-        data = _data(self.event("BLOCK_IO_ERROR"))
-        reason = _data(self.shutdown).get("reason")
+        data = data_of(self.event("BLOCK_IO_ERROR"))
+        reason = data_of(self.shutdown).get("reason")
         return {
             "domain": self.domain,
             "done": self.done,
@@ -126,21 +127,10 @@ class EndCase(model.Case):
         return [self.call.id] if self.call else ()
 
 
-def _name(event: Event) -> Json:
-    document = event.values.get("json")
-    return document.get("event") if isinstance(document, dict) else None
-
-
-def _data(event: Event | None) -> Mapping[str, Json]:
-    document = event.values.get("json") if event is not None else None
-    data = document.get("data") if isinstance(document, dict) else None
-    return data if isinstance(data, dict) else {}
-
-
 def _step(event: Event) -> str:
     if event.role == roles.QMP_EVENT:
-        reason = _data(event).get("reason")
-        return f"QEMU: {_name(event)}" + (f" ({reason})" if isinstance(reason, str) else "")
+        reason = data_of(event).get("reason")
+        return f"QEMU: {event_name(event)}" + (f" ({reason})" if isinstance(reason, str) else "")
     words = {_SUSPENDED: "paused", _STOPPED: "stopped", _SHUTDOWN: "shut down", _CRASHED: "crashed"}
     return f"libvirt: {words[event.values['type']]}"
 
@@ -284,11 +274,11 @@ def _register(name: str, holds: Callable[[EndCase], bool], event: str | None = N
 
 
 def _guest_asked(case: EndCase) -> bool:
-    return _data(case.shutdown).get("guest") is True
+    return data_of(case.shutdown).get("guest") is True
 
 
 def _of_host(case: EndCase, reason: str) -> bool:
-    return not _guest_asked(case) and _data(case.shutdown).get("reason") == reason
+    return not _guest_asked(case) and data_of(case.shutdown).get("reason") == reason
 
 
 def _paused_for(detail: int) -> Callable[[EndCase], bool]:

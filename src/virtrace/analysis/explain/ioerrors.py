@@ -13,7 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from virtrace.analysis.explain import model
-from virtrace.analysis.explain.model import Catalogue, Explainer, Fact, Nanoseconds, Node
+from virtrace.analysis.explain.model import (
+    Catalogue,
+    Explainer,
+    Fact,
+    Nanoseconds,
+    Node,
+    number_of,
+)
 from virtrace.analysis.in_qemu import (
     BUSES,
     MAIN_THREAD,
@@ -100,11 +107,6 @@ def _error(event: Event) -> int | None:
     """The number of its error, above 0."""
     value = event.values.get("result" if event.role in _WORDS else "error")
     return abs(value) if type(value) is int else None
-
-
-def _number(event: Event | None, name: str) -> int | None:
-    value = None if event is None else event.values.get(name)
-    return value if type(value) is int else None
 
 
 def _text(value: Json) -> str | None:
@@ -214,7 +216,7 @@ class ErrorCase(model.Case):
         if decision is None:
             return None
         name = "on_read_error" if decision.values.get("is_read") else "on_write_error"
-        value = _number(decision, "on_error" if decision.role == roles.JOB_ERROR else name)
+        value = number_of(decision, "on_error" if decision.role == roles.JOB_ERROR else name)
         return None if value is None else one_of("BlockdevOnError", value)
 
     @property
@@ -229,7 +231,7 @@ class ErrorCase(model.Case):
             return "no policy of a disk or a job decided: the error went to where it came from"
         is_job = decision.role == roles.JOB_ERROR
         job = f"the block job {_text(decision.values.get('job')) or 'without a name'}"
-        action = _number(decision, "action")
+        action = number_of(decision, "action")
         done = {
             _IGNORED: f"{job} went on" if is_job else "QEMU told the guest that it did not fail",
             _REPORTED: f"{job} failed" if is_job else "QEMU reported it to the guest",
@@ -246,9 +248,9 @@ class ErrorCase(model.Case):
         for event in first.events:
             node = _text(event.values.get("node")) or "a node that is not known"
             text = f"{described(event)} to {node}, {event.t_ns:,} ns after the recording began"
-            found.append(Fact("failed", _number(event, "result"), text, event.seq, ".result"))
+            found.append(Fact("failed", number_of(event, "result"), text, event.seq, ".result"))
         if first.decision is not None:
-            action = _number(first.decision, "action")
+            action = number_of(first.decision, "action")
             words = None if action is None else one_of("BlockErrorAction", action)
             text = f"{words or 'not known'}, by the policy {self.policy or 'that is not known'}"
             found.append(Fact("action", action, text, first.decision.seq, ".action"))
@@ -268,7 +270,7 @@ class ErrorCase(model.Case):
 def described(event: Event) -> str:
     """A request in words: `a write of 512 bytes at 1,024`."""
     word = _WORDS.get(str(event.role), "request")
-    offset, size = _number(event, "offset"), _number(event, "bytes")
+    offset, size = number_of(event, "offset"), number_of(event, "bytes")
     if offset is None or size is None:
         return f"a {word}"
     return f"a {word} of {count(size, 'byte')} at {offset:,}"
@@ -309,9 +311,9 @@ class _Reader:
             decision = self._last.decision
             if decision is not None and decision.tid == event.tid and self._last.sent is None:
                 self._last.sent = event
-        elif event.role == roles.GUEST_PAUSED and _number(event, "state") == _IO_ERROR:
+        elif event.role == roles.GUEST_PAUSED and number_of(event, "state") == _IO_ERROR:
             for case in self._cases.values():
-                is_stop = _number(case.first.decision, "action") == _STOPPED
+                is_stop = number_of(case.first.decision, "action") == _STOPPED
                 if is_stop and case.first.paused is None:
                     case.first.paused = event
 
@@ -399,7 +401,7 @@ def _evidence(case: ErrorCase) -> list[Evidence]:
 @_CAUSES.condition("contradiction")
 def _contradiction(case: ErrorCase) -> list[Evidence] | None:
     """What was done is not what the policy demands (blk_get_error_action of QEMU)."""
-    action, number = _number(case.first.decision, "action"), case.first.number
+    action, number = number_of(case.first.decision, "action"), case.first.number
     pauses = _STOPPED if number == _FULL else _REPORTED
     demanded = {"report": _REPORTED, "ignore": _IGNORED, "stop": _STOPPED}
     demanded |= {"enospc": pauses, "auto": pauses}

@@ -10,7 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from virtrace.analysis.explain import model
-from virtrace.analysis.explain.model import Bytes, Catalogue, Explainer, Fact, Nanoseconds, Node
+from virtrace.analysis.explain.model import (
+    Bytes,
+    Catalogue,
+    Explainer,
+    Fact,
+    Nanoseconds,
+    Node,
+    number_of,
+)
 from virtrace.analysis.in_qemu import (
     A_JOB,
     A_TASK,
@@ -81,19 +89,19 @@ class MarkCase(model.Case):
         """The mark as it was last seen."""
         for event in (self.after, self.last, self.before):
             if event is not None:
-                return _number(event, "mark")
+                return number_of(event, "mark")
         return None
 
     @property
     def numbers(self) -> Mapping[str, int | None]:
         last = self.last
-        found = {name: _bytes(last, name) for name in ("offset", "bytes", "was")}
+        found = {name: Bytes.of(number_of(last, name)) for name in ("offset", "bytes", "was")}
         return {
             **found,
-            "mark": None if self.mark is None else Bytes(self.mark),
-            "raised": _bytes(last, "mark"),
+            "mark": Bytes.of(self.mark),
+            "raised": Bytes.of(number_of(last, "mark")),
             "when": None if last is None else Nanoseconds(last.t_ns),
-            "rises": None if last is None else _number(last, "rises"),
+            "rises": None if last is None else number_of(last, "rises"),
         }
 
     @property
@@ -104,29 +112,19 @@ class MarkCase(model.Case):
     def facts(self) -> Sequence[Fact]:
         found = []
         if self.before is not None:
-            mark = Bytes(_number(self.before, "mark") or 0)
+            mark = Bytes(number_of(self.before, "mark") or 0)
             found.append(
                 Fact("began at", mark, "when the recording began", self.before.seq, ".mark")
             )
         for event in self.events:
-            offset, size = _bytes(event, "offset"), _bytes(event, "bytes")
+            offset, size = Bytes.of(number_of(event, "offset")), Bytes.of(number_of(event, "bytes"))
             if offset is not None and size is not None:
                 content = _content(event)
                 text = f"by a write of {size:,} bytes at {offset:,}, by {origin(event)}"
                 text += f": {content}" if content else ""
-                mark = Bytes(_number(event, "mark") or 0)
+                mark = Bytes(number_of(event, "mark") or 0)
                 found.append(Fact("raised to", mark, text, event.seq, ".mark"))
         return found
-
-
-def _number(event: Event, name: str) -> int | None:
-    value = event.values.get(name)
-    return value if type(value) is int else None
-
-
-def _bytes(event: Event | None, name: str) -> Bytes | None:
-    value = None if event is None else _number(event, name)
-    return None if value is None else Bytes(value)
 
 
 def _content(event: Event) -> str | None:
@@ -174,7 +172,7 @@ class _Reader:
 
 def _writes(case: MarkCase) -> list[tuple[int | None, ...]]:
     names = ("offset", "bytes", "mark")
-    return [tuple(_number(event, name) for name in names) for event in case.events]
+    return [tuple(number_of(event, name) for name in names) for event in case.events]
 
 
 _CAUSES: Catalogue[MarkCase] = Catalogue(Path(__file__).with_name("marks.yaml"))
@@ -200,8 +198,8 @@ def _contradiction(case: MarkCase) -> list[Evidence] | None:
     """A mark never falls as long as the node is there."""
     seen = [event for event in (case.before, *case.events, case.after) if event is not None]
     for earlier, later in zip(seen, seen[1:]):
-        if (_number(earlier, "mark") or 0) > (_number(later, "mark") or 0):
-            if _number(later, "was") == 0:
+        if (number_of(earlier, "mark") or 0) > (number_of(later, "mark") or 0):
+            if number_of(later, "was") == 0:
                 # Another node that got the name of one that is gone.
                 continue
             return [
@@ -214,7 +212,7 @@ def _contradiction(case: MarkCase) -> list[Evidence] | None:
 @_CAUSES.condition("unseen")
 def _unseen(case: MarkCase) -> list[Evidence] | None:
     seen = case.last or case.before
-    if seen is None or case.after is None or case.mark == _number(seen, "mark"):
+    if seen is None or case.after is None or case.mark == number_of(seen, "mark"):
         return None
     return [
         *_quoted(seen, "mark", "the last that was seen"),
@@ -226,7 +224,7 @@ def _unseen(case: MarkCase) -> list[Evidence] | None:
 def _another_write(case: MarkCase) -> list[Evidence] | None:
     if case.last is None:
         return None
-    numbers = [_number(case.last, name) for name in ("offset", "bytes", "mark")]
+    numbers = [number_of(case.last, name) for name in ("offset", "bytes", "mark")]
     offset, size, mark = (0 if number is None else number for number in numbers)
     return _write(case.last) if None not in numbers and offset + size != mark else None
 

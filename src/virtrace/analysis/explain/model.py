@@ -13,7 +13,7 @@ from virtrace.analysis.blockinfo import seen_by
 from virtrace.analysis.explain.messages import UNSEEN, errors_of, quoted_errors, said
 from virtrace.analysis.lineage import Lineage
 from virtrace.analysis.qmp import Exchange
-from virtrace.analysis.quoted import Evidence
+from virtrace.analysis.quoted import Evidence, Quoted, state
 from virtrace.analysis.spans import Call, Point
 from virtrace.documents import parsed
 from virtrace.trace.format import Event, FailureRecord, Json, ProbeRecord
@@ -24,6 +24,14 @@ Node = Union[Call, Point, Exchange]
 
 class Bytes(int):
     """A number of bytes, for texts."""
+
+    @classmethod
+    def of(cls, number: int | None) -> Bytes | None:
+        return None if number is None else cls(number)
+
+    @property
+    def mib(self) -> str:
+        return f"{self / (1 << 20):,.1f} MiB"
 
 
 class Nanoseconds(int):
@@ -272,6 +280,18 @@ def events_in(node: Node) -> Iterator[Event]:
     for each in node.nodes() if isinstance(node, Call) else (node,):
         if isinstance(each, Point):
             yield each.event
+
+
+def number_of(event: Event | None, name: str) -> int | None:
+    """Return a value of an event; None if it is no number."""
+    value = None if event is None else event.values.get(name)
+    return value if type(value) is int else None
+
+
+def stated(event: Event, name: str, text: str) -> list[Evidence]:
+    """Return a number of an event as evidence; empty if it is none."""
+    found = Quoted(event.values, event.name, event.seq).number(name)
+    return [] if found is None else [state(found, text)]
 
 
 class Reader(Protocol[C_co]):

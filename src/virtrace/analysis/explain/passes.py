@@ -12,7 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from virtrace.analysis.explain import model
-from virtrace.analysis.explain.model import Bytes, Catalogue, Explainer, Fact, Nanoseconds, Node
+from virtrace.analysis.explain.commands import data_of, event_name, monitor_of
+from virtrace.analysis.explain.model import (
+    Bytes,
+    Catalogue,
+    Explainer,
+    Fact,
+    Nanoseconds,
+    Node,
+    number_of,
+    stated,
+)
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.quoted import Evidence, Quoted, state
 from virtrace.analysis.spans import Call, Point
@@ -50,7 +60,7 @@ class _Monitor:
 
     def has_seen(self, event: Event) -> bool:
         """Whether QEMU's event of a pass came."""
-        number = _number(event, "pass")
+        number = number_of(event, "pass")
         return any(at == number and 0 <= t_ns - event.t_ns < _SOON_NS for t_ns, at in self.passes)
 
 
@@ -115,7 +125,7 @@ class PassesCase(model.Case):
 
     @property
     def _held(self) -> str:
-        percent = _number(self.throttles[-1], "percent") if self.throttles else None
+        percent = number_of(self.throttles[-1], "percent") if self.throttles else None
         return f", though the guest is held back {percent} % of the time" if percent else ""
 
     @property
@@ -145,7 +155,7 @@ class PassesCase(model.Case):
     @property
     def shown(self) -> Sequence[_Pass]:
         """The last ones, but for the first of all: that sends all of the memory."""
-        return [one for one in self.passes if _number(one.begin, "pass") != 1][-_SHOWN:]
+        return [one for one in self.passes if number_of(one.begin, "pass") != 1][-_SHOWN:]
 
     @property
     def is_endless(self) -> bool:
@@ -193,8 +203,8 @@ class PassesCase(model.Case):
         last = self.passes[-1] if self.passes else None
         told, stop = self.outcome, self.stop
         return {
-            "passes": _number(self._all[-1], "passes"),
-            "left": _bytes(self._left),
+            "passes": number_of(self._all[-1], "passes"),
+            "left": Bytes.of(self._left),
             "allowed": Nanoseconds(self._allowed_ms * _SECOND // 1000),
             "lasted": Nanoseconds(told[1].t_ns - self.began_ns) if told else None,
             "stood": Nanoseconds(told[1].t_ns - stop.t_ns) if told and stop else None,
@@ -203,7 +213,7 @@ class PassesCase(model.Case):
             "sent": Bytes(last.sent) if last else None,
             "written": Bytes(last.written) if last else None,
             "still": None if self._still_ns is None else Nanoseconds(self._still_ns),
-            "needed": _bytes(self._needed),
+            "needed": Bytes.of(self._needed),
         }
 
     @property
@@ -215,36 +225,23 @@ class PassesCase(model.Case):
         found = []
         for one in self.passes[-10:]:
             text = (
-                f"sent {_mib(one.sent)} in {one.ns / _SECOND:.1f} s; the guest wrote to "
-                f"{_mib(one.written)} meanwhile"
+                f"sent {Bytes(one.sent).mib} in {one.ns / _SECOND:.1f} s; the guest wrote to "
+                f"{Bytes(one.written).mib} meanwhile"
             )
-            number = _number(one.begin, "pass")
+            number = number_of(one.begin, "pass")
             found.append(Fact(f"pass {number}", Bytes(one.left), text, one.begin.seq, ".left"))
         for name in _LIMITS:
             limit = self.limit(name)
             if limit is not None and type(limit.value) is int:
                 found.append(Fact(name, limit.value, limit.where, limit.seq, limit.path))
         for event in self.throttles[-3:]:
-            percent = _number(event, "percent")
+            percent = number_of(event, "percent")
             found.append(Fact("held back", percent, "percent of the time", event.seq, ".percent"))
         return found
 
 
-def _bytes(number: int | None) -> Bytes | None:
-    return None if number is None else Bytes(number)
-
-
-def _mib(number: int) -> str:
-    return f"{number / (1 << 20):,.1f} MiB"
-
-
-def _number(event: Event, name: str) -> int | None:
-    value = event.values.get(name)
-    return value if type(value) is int else None
-
-
 def _pages(event: Event, name: str) -> int | None:
-    number = _number(event, name)
+    number = number_of(event, name)
     return None if number is None else number * _PAGE
 
 
@@ -254,7 +251,7 @@ def _passed(begin: Event, end: Event) -> _Pass | None:
     before, after = ([_pages(event, name) for name in names] for event in (begin, end))
     if None in before or None in after or end.t_ns <= begin.t_ns:
         return None
-    if _number(end, "pass") != (_number(begin, "pass") or 0) + 1:
+    if number_of(end, "pass") != (number_of(begin, "pass") or 0) + 1:
         # Events were lost.
         return None
     (left, sent, zero), (left_after, sent_after, zero_after) = (
@@ -309,20 +306,18 @@ class _Reader:
                 throttles.append(event)
 
     def _monitor(self, event: Event) -> _Monitor | None:
-        mon = str(event.values.get("mon"))
+        mon = monitor_of(event)
         if mon not in self._monitors and len(self._monitors) >= _MOST_MONITORS:
             return None
         return self._monitors.setdefault(mon, _Monitor())
 
     def _told(self, event: Event) -> None:
-        document, monitor = event.values.get("json"), self._monitor(event)
-        if not isinstance(document, dict) or monitor is None:
+        monitor = self._monitor(event)
+        if monitor is None:
             return
-        name, data = document.get("event"), document.get("data")
+        name, data = event_name(event), data_of(event)
         if name == "STOP" and len(monitor.stops) < _MOST_EVENTS:
             monitor.stops.append(event)
-        if not isinstance(data, dict):
-            return
         number, status = data.get("pass"), data.get("status")
         if name == "MIGRATION_PASS" and type(number) is int and len(monitor.passes) < _MOST_EVENTS:
             monitor.passes.append((event.t_ns, number))
@@ -351,7 +346,7 @@ class _Reader:
 
 def _is_new(case: PassesCase, event: Event) -> bool:
     """Whether an event is of the next migration: QEMU counts passes from 0 again."""
-    passes, last = _number(event, "passes"), _number(case._all[-1], "passes")
+    passes, last = number_of(event, "passes"), number_of(case._all[-1], "passes")
     return passes is not None and last is not None and passes < last
 
 
@@ -359,32 +354,27 @@ _CAUSES: Catalogue[PassesCase] = Catalogue(Path(__file__).with_name("passes.yaml
 EXPLAINER = Explainer("passes", _CAUSES, lambda _: _Reader())
 
 
-def _quoted(event: Event, name: str, text: str) -> list[Evidence]:
-    found = Quoted(event.values, event.name, event.seq).number(name)
-    return [] if found is None else [state(found, text)]
-
-
 def _last_pass(case: PassesCase) -> list[Evidence]:
     """What the last passes did."""
     if not case.events:
         return []
     last = case.events[-1]
-    found = [*_quoted(last, "pass", "the last pass"), *_quoted(last, "left", "pages left then")]
+    found = [*stated(last, "pass", "the last pass"), *stated(last, "left", "pages left then")]
     for one in case.shown:
-        found += _quoted(
-            one.begin, "left", f"pages left as pass {_number(one.begin, 'pass')} began"
+        found += stated(
+            one.begin, "left", f"pages left as pass {number_of(one.begin, 'pass')} began"
         )
-    return [*found, *_quoted(last, "dirty_rate", "pages per second that QEMU found written to")]
+    return [*found, *stated(last, "dirty_rate", "pages per second that QEMU found written to")]
 
 
 @_CAUSES.condition("contradiction")
 def _contradiction(case: PassesCase) -> list[Evidence] | None:
     """What was read is not what QEMU tells, or what it answered."""
     for event in case.events:
-        if _number(event, "passes") not in (None, _number(event, "pass")):
+        if number_of(event, "passes") not in (None, number_of(event, "pass")):
             return [
-                *_quoted(event, "pass", "the pass that QEMU tells"),
-                *_quoted(event, "passes", "and what it counts"),
+                *stated(event, "pass", "the pass that QEMU tells"),
+                *stated(event, "passes", "and what it counts"),
             ]
     final = case._all[-1]
     for answer in case.monitor.answers:
@@ -392,9 +382,9 @@ def _contradiction(case: PassesCase) -> list[Evidence] | None:
         is_final = answer.get("status") is not None and answer.text("status") == case.state
         if normal is None or not is_final or not case.is_over or normal.seq < final.seq:
             continue
-        if _number(final, "sent") not in (None, normal.value):
+        if number_of(final, "sent") not in (None, normal.value):
             return [
-                *_quoted(final, "sent", "pages sent, as counted"),
+                *stated(final, "sent", "pages sent, as counted"),
                 state(normal, "and as QEMU answered"),
             ]
     return None

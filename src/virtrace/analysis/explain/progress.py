@@ -12,7 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from virtrace.analysis.explain import model
-from virtrace.analysis.explain.model import Bytes, Catalogue, Explainer, Fact, Nanoseconds, Node
+from virtrace.analysis.explain.commands import data_of, event_name, monitor_of
+from virtrace.analysis.explain.model import (
+    Bytes,
+    Catalogue,
+    Explainer,
+    Fact,
+    Nanoseconds,
+    Node,
+    number_of,
+    stated,
+)
 from virtrace.analysis.qmp import Exchange
 from virtrace.analysis.quoted import Evidence, Quoted, state
 from virtrace.analysis.spans import Call, Point
@@ -91,7 +101,7 @@ class ProgressCase(model.Case):
 
     def told(self, *names: str) -> list[Event]:
         """QEMU's events of these names."""
-        return [event for event in self.said.events if _document(event).get("event") in names]
+        return [event for event in self.said.events if event_name(event) in names]
 
     @property
     def ended(self) -> Event | None:
@@ -101,7 +111,7 @@ class ProgressCase(model.Case):
     @property
     def error(self) -> str | None:
         """What QEMU said as the job ended."""
-        error = _data(self.ended).get("error") if self.ended else None
+        error = data_of(self.ended).get("error")
         return error if isinstance(error, str) else None
 
     @property
@@ -116,7 +126,7 @@ class ProgressCase(model.Case):
     @property
     def _known(self) -> Sequence[Event]:
         """The looks since the job knew how much there is to do."""
-        return [look for look in self.looks if _number(look, "total")]
+        return [look for look in self.looks if number_of(look, "total")]
 
     @property
     def lately(self) -> tuple[Event, Event] | None:
@@ -132,21 +142,21 @@ class ProgressCase(model.Case):
         if self.lately is None:
             return None
         first, last = self.lately
-        before, after = _number(first, of), _number(last, of)
+        before, after = number_of(first, of), number_of(last, of)
         if before is None or after is None:
             return None
         return max(after - before, 0) * _SECOND // (last.t_ns - first.t_ns)
 
     @property
     def left(self) -> int | None:
-        done, total = _number(self.last, "done"), _number(self.last, "total")
+        done, total = number_of(self.last, "done"), number_of(self.last, "total")
         return None if done is None or total is None else max(total - done, 0)
 
     @property
     def _still_ns(self) -> int | None:
         """For how long it has done nothing until the last look."""
-        done = _number(self.last, "done")
-        same = [look for look in self._known if _number(look, "done") == done]
+        done = number_of(self.last, "done")
+        same = [look for look in self._known if number_of(look, "done") == done]
         return self.last.t_ns - same[0].t_ns if same and done is not None else None
 
     @property
@@ -196,7 +206,7 @@ class ProgressCase(model.Case):
             "job": job,
             "error": self.error,
             "status": self.status,
-            "held": f", its limit of {_mib(self._limit)} per second" if self.is_held else "",
+            "held": f", its limit of {Bytes(self._limit).mib} per second" if self.is_held else "",
             "mebibytes": f"{-(-2 * (self.rate('total') or 0) // (1 << 20))}",
         }
 
@@ -204,12 +214,12 @@ class ProgressCase(model.Case):
     def numbers(self) -> Mapping[str, int | None]:
         since = self.looks[0].t_ns
         return {
-            "done": _bytes(_number(self.last, "done")),
-            "total": _bytes(_number(self.last, "total")),
-            "left": _bytes(self.left),
-            "rate": _bytes(self.rate("done")),
-            "written": _bytes(self.rate("total")),
-            "limit": _bytes(self._limit),
+            "done": Bytes.of(number_of(self.last, "done")),
+            "total": Bytes.of(number_of(self.last, "total")),
+            "left": Bytes.of(self.left),
+            "rate": Bytes.of(self.rate("done")),
+            "written": Bytes.of(self.rate("total")),
+            "limit": Bytes.of(self._limit),
             "still": _time(self._still_ns),
             "needs": _time(self._needs_ns),
             "lasted": _time(self.ended.t_ns - since if self.ended else None),
@@ -220,7 +230,7 @@ class ProgressCase(model.Case):
         last = self.last
         found = [Fact("state", self.status, "of QEMU's job", last.seq, ".status")]
         for name, means in (("done", "so far"), ("total", "of so much")):
-            number = _number(last, name)
+            number = number_of(last, name)
             if number is not None:
                 found.append(Fact(name, Bytes(number), means, last.seq, f".{name}"))
         if self.limit is not None:
@@ -230,31 +240,8 @@ class ProgressCase(model.Case):
         return found
 
 
-def _bytes(number: int | None) -> Bytes | None:
-    return None if number is None else Bytes(number)
-
-
 def _time(ns: int | None) -> Nanoseconds | None:
     return None if ns is None else Nanoseconds(ns)
-
-
-def _mib(number: int) -> str:
-    return f"{number / (1 << 20):,.1f} MiB"
-
-
-def _number(event: Event, name: str) -> int | None:
-    value = event.values.get(name)
-    return value if type(value) is int else None
-
-
-def _document(event: Event) -> Mapping[str, Json]:
-    document = event.values.get("json")
-    return document if isinstance(document, dict) else {}
-
-
-def _data(event: Event) -> Mapping[str, Json]:
-    data = _document(event).get("data")
-    return data if isinstance(data, dict) else {}
 
 
 class _Reader:
@@ -270,7 +257,7 @@ class _Reader:
             elif isinstance(each, Point) and each.event.role == roles.JOB_STANDING:
                 self._stands(each.event)
             elif isinstance(each, Point) and each.event.role == roles.QMP_EVENT:
-                said = self._of(each.event, _data(each.event).get("device"))
+                said = self._of(each.event, data_of(each.event).get("device"))
                 if said is not None and len(said.events) < _MOST_EVENTS:
                     said.events.append(each.event)
         return iter(())
@@ -293,7 +280,7 @@ class _Reader:
 
     def _of(self, event: Event, job: Json) -> _Said | None:
         """What is said of a job over the monitor of an event."""
-        mon = str(event.values.get("mon"))
+        mon = monitor_of(event)
         if not isinstance(job, str) or (
             mon not in self._said and len(self._said) >= _MOST_MONITORS
         ):
@@ -321,18 +308,13 @@ _CAUSES: Catalogue[ProgressCase] = Catalogue(Path(__file__).with_name("progress.
 EXPLAINER = Explainer("progress", _CAUSES, lambda _: _Reader())
 
 
-def _quoted(event: Event, name: str, text: str) -> list[Evidence]:
-    found = Quoted(event.values, event.name, event.seq).number(name)
-    return [] if found is None else [state(found, text)]
-
-
 def _read(case: ProgressCase) -> list[Evidence]:
     """What was read of it last, and before."""
     found = []
     if case.lately is not None and case.ended is None:
-        found += _quoted(case.lately[0], "done", "done, at a look before")
-    found += _quoted(case.last, "done", "done, at the last look")
-    return [*found, *_quoted(case.last, "total", "of so much")]
+        found += stated(case.lately[0], "done", "done, at a look before")
+    found += stated(case.last, "done", "done, at the last look")
+    return [*found, *stated(case.last, "total", "of so much")]
 
 
 def _register(
@@ -349,9 +331,7 @@ def _register(
         if (case.ended is not None) != is_over or not holds(case):
             return None
         told = case.told(*events)[-1:]
-        by = [
-            Evidence(f"QEMU told libvirt: {_document(one)['event']}", seq=one.seq) for one in told
-        ]
+        by = [Evidence(f"QEMU told libvirt: {event_name(one)}", seq=one.seq) for one in told]
         if limit and case.limit is not None:
             by.append(state(case.limit, "the limit that QEMU was given"))
         return [*by, *_read(case)]
