@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from virtrace.analysis.explain import model
@@ -123,12 +124,12 @@ class ProgressCase(model.Case):
         value = None if self.limit is None else self.limit.value
         return value if type(value) is int else 0
 
-    @property
+    @cached_property
     def _known(self) -> Sequence[Event]:
         """The looks since the job knew how much there is to do."""
         return [look for look in self.looks if number_of(look, "total")]
 
-    @property
+    @cached_property
     def lately(self) -> tuple[Event, Event] | None:
         """The looks between which its rate is; None where they show none."""
         running = [look for look in self._known if look.values.get("status") == "running"]
