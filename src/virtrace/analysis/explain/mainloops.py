@@ -6,7 +6,9 @@ first: times that overlap are one in which it was busy. What took most of that i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -226,33 +228,32 @@ class _Reader:
         main = {event.tid for event in self._loop}
         of_main = [event for event in self._calls if event.tid in main]
         others = [event for event in self._calls if event.tid not in main]
-        busy = [*_merged([*self._loop, *of_main])]
+        commands = [(each.t_enter_ns, _ended(each, end_ns), each) for each in self._commands]
+        slow = [each for each in commands if each[1] - each[0] >= SLOW_NS]
+        busy = [_Busy(*each) for each in _merged([*self._loop, *of_main])]
+        _share(busy, slow, lambda one: one.commands)
+        _share(busy, map(_timed, self._handled), lambda one: one.handled)
+        _share(busy, map(_timed, others), lambda one: one.beside)
         explained: set[int] = set()
-        for began, ended, events in busy:
-            yield self._busy(began, ended, events, others, end_ns, explained)
-        for command in self._commands:
-            ns = _ended(command, end_ns) - command.t_enter_ns
-            if ns >= SLOW_NS and command.send.seq not in explained:
-                yield self._slow(command, end_ns)
-        if not busy and self._commands and not self._is_slow(end_ns):
+        for one in busy:
+            yield self._busy(one, explained)
+        handled: dict[str | None, list[Event]] = defaultdict(list)
+        for event in self._handled:
+            id_ = event.values.get("id")
+            if id_ is None or isinstance(id_, str):
+                handled[id_].append(event)
+        for began, ended, command in slow:
+            if command.send.seq not in explained:
+                yield self._slow(command, began, ended, handled[command.id])
+        if not busy and commands and not slow:
             worst = max(self._commands, key=lambda each: each.duration_ns or 0)
             yield LoopCase(
                 "well", worst.t_enter_ns, _ended(worst, end_ns), self._files, waiting=[worst]
             )
 
-    def _is_slow(self, end_ns: int) -> bool:
-        return any(_ended(each, end_ns) - each.t_enter_ns >= SLOW_NS for each in self._commands)
-
-    def _busy(
-        self,
-        began: int,
-        ended: int,
-        events: Sequence[Event],
-        others: Sequence[Event],
-        end_ns: int,
-        explained: set[int],
-    ) -> LoopCase:
+    def _busy(self, busy: _Busy, explained: set[int]) -> LoopCase:
         """explained: numbers of commands whose time is explained, to add to."""
+        began, ended, events = busy.began, busy.ended, busy.events
         kind, most = "own", list(events)
         for role, cause in (
             (roles.LONG_CALL, "file"),
@@ -264,20 +265,18 @@ class _Reader:
                 break
         within = [
             event
-            for event in self._handled
-            if min(event.t_ns, ended) - max(_began(event), began) > (ended - began) / 2
+            for first, last, event in busy.handled
+            if min(last, ended) - max(first, began) > (ended - began) / 2
         ]
         own = _own(most, {name for event in within if (name := _command(event))})
         ids = {str(event.values.get("id")) for event in within if _command(event) == own}
         waiting = []
-        for command in self._commands:
-            overlap = min(_ended(command, end_ns), ended) - max(command.t_enter_ns, began)
-            ns = _ended(command, end_ns) - command.t_enter_ns
-            if overlap > 0 and 2 * overlap >= ns and ns >= SLOW_NS:
+        for first, last, command in busy.commands:
+            if 2 * (min(last, ended) - max(first, began)) >= last - first:
                 explained.add(command.send.seq)
                 if command.id not in ids:
                     waiting.append(command)
-        beside = [event for event in others if _began(event) < ended and event.t_ns > began]
+        beside = [event for _, _, event in busy.beside]
         return LoopCase(
             *(kind, began, ended, self._files, most),
             waiting[:_MOST_WAITING],
@@ -285,16 +284,46 @@ class _Reader:
             sorted(beside, key=_took, reverse=True) if kind == "requests" else (),
         )
 
-    def _slow(self, command: Exchange, end_ns: int) -> LoopCase:
-        """A command that took long while the main loop was not seen to be busy."""
-        took = _ended(command, end_ns) - command.t_enter_ns
+    def _slow(
+        self, command: Exchange, began: int, ended: int, handled: Sequence[Event]
+    ) -> LoopCase:
+        """A command that took long while the main loop was not seen to be busy.
+
+        handled: where QEMU handled it
+        """
         kind, events = "silent" if command.reply is None else "elsewhere", []
-        for event in self._handled:
-            if event.values.get("id") == command.id and 2 * _took(event) >= took:
+        for event in handled:
+            if 2 * _took(event) >= ended - began:
                 kind, events = "command", [event]
-        return LoopCase(
-            kind, command.t_enter_ns, _ended(command, end_ns), self._files, events, [command]
-        )
+        return LoopCase(kind, began, ended, self._files, events, [command])
+
+
+@dataclass
+class _Busy:
+    """A time in which the main loop was busy. commands, handled, beside: what was meanwhile."""
+
+    began: int
+    ended: int
+    events: Sequence[Event]
+    commands: list[tuple[int, int, Exchange]] = field(default_factory=list)
+    handled: list[tuple[int, int, Event]] = field(default_factory=list)
+    beside: list[tuple[int, int, Event]] = field(default_factory=list)
+
+
+def _share(
+    busy: Sequence[_Busy],
+    found: Iterable[tuple[int, int, T]],
+    part: Callable[[_Busy], list[tuple[int, int, T]]],
+) -> None:
+    """Give each time its part of what was found. busy: in order; no two overlap."""
+    begins, ends = [one.began for one in busy], [one.ended for one in busy]
+    for each in found:
+        for at in range(bisect_right(ends, each[0]), bisect_left(begins, each[1])):
+            part(busy[at]).append(each)
+
+
+def _timed(event: Event) -> tuple[int, int, Event]:
+    return _began(event), event.t_ns, event
 
 
 def _merged(events: Iterable[Event]) -> Iterator[tuple[int, int, Sequence[Event]]]:
