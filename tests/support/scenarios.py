@@ -9,22 +9,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tests.support.paths import DATA
+from tools.scenarios import KEPT, Answers, kept_in
 
 # Names the file that `make scenarios` adds to what is kept.
 MADE_IN = "VIRTRACE_SCENARIOS"
-# By recipe, scenario and explainer, then by release and by engine.
-Kept = dict[tuple[str, str, str], dict[str, dict[str, str]]]
 
 
 @cache
-def kept() -> Kept:
+def kept() -> Answers:
     """The answers that docs/scenarios.md shows."""
-    lines = (DATA / "scenarios.ndjson").read_text("utf-8").splitlines()
-    return {
-        (one["recipe"], one["scenario"], one["explainer"]): one["answers"]
-        for one in map(json.loads, lines)
-    }
+    return kept_in(KEPT)
 
 
 def assert_answers(

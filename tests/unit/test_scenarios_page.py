@@ -6,16 +6,15 @@ That each answer of a test is on it, tests.support.scenarios.assert_answers chec
 from __future__ import annotations
 
 import ast
-import runpy
 from collections.abc import Iterator
 
 from tests.support.paths import DOCS, REPOSITORY
 from tests.support.scenarios import kept
+from tools import scenarios
 from virtrace.analysis.explain.registry import all_explainers
 from virtrace.lab.scenarios import SCENARIOS
 from virtrace.recipe import catalogue
 
-TOOL = runpy.run_path(str(REPOSITORY / "tools" / "scenarios.py"))
 RELEASES = {"7.0.0", "9.0.0", "11.3.0", "12.8.0"}
 # Before the docstring of what is prepared.
 HOST_FACTS = "--host-facts: "
@@ -42,12 +41,12 @@ def made() -> Iterator[str]:
 
 
 def test_the_page_is_what_was_answered() -> None:
-    assert TOOL["page_of"](kept()) == (DOCS / "scenarios.md").read_text("utf-8"), "make scenarios"
-    assert TOOL["text_of"](kept()) == TOOL["KEPT"].read_text("utf-8")
+    assert scenarios.page_of(kept()) == (DOCS / "scenarios.md").read_text("utf-8"), "make scenarios"
+    assert scenarios.text_of(kept()) == scenarios.KEPT.read_text("utf-8")
 
 
 def test_each_answer_is_a_cause_and_the_same_by_both_engines() -> None:
-    assert TOOL["problems"](kept()) == []
+    assert scenarios.problems(kept()) == []
     known = {(each.name, cause.name) for each in all_explainers() for cause in each.causes.causes}
     assert {
         (explainer, cause)
